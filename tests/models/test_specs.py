@@ -29,18 +29,10 @@ from bedplate.models.specs import (
     VisionSpec,
 )
 from bedplate.models.specs.flat import flat_defaults
+from bedplate.models.specs.parts import LatentAttention, SharedKeys
+from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.transformer import (
-    Classifier,
-    Experts,
-    FullAttention,
-    LatentAttention,
-    MaskedHead,
-    RelativeBias,
-    Rope,
-    Scales,
-    SharedKeys,
-)
+from bedplate.models.specs.transformer import Classifier, Experts, FullAttention, MaskedHead, Rope, Scales
 
 
 def encoder_spec(**changes: Any) -> TransformerSpec:

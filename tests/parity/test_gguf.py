@@ -29,7 +29,8 @@ from bedplate.models.families.gguf_metadata import llama3_factors, scaling_of
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import Llama3Scaling, LongRopeScaling, TransformerSpec
+from bedplate.models.specs.position import Llama3Scaling
+from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec
 
 # Encoder–decoders are run otherwise: see test_gguf_t5.py.
 ARCHITECTURES = {name: family for (format_, name), family in FAMILIES.items() if format_ == "gguf" and name != "t5"}

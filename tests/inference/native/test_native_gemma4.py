@@ -32,7 +32,8 @@ from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import write_gguf
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES, Family
-from bedplate.models.specs.transformer import FullAttention, SharedKeys, TransformerSpec
+from bedplate.models.specs.parts import SharedKeys
+from bedplate.models.specs.transformer import FullAttention, TransformerSpec
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 FAMILY, GGUF = FAMILIES["hf", "gemma4_text"], FAMILIES["gguf", "gemma4"]

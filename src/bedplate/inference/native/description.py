@@ -18,8 +18,8 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
 from bedplate.models.layers.routing import Router
-from bedplate.models.specs.parts import Scoring
-from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
+from bedplate.models.specs.parts import Activation, Scoring
+from bedplate.models.specs.transformer import Experts, Rope, Scales, TransformerSpec
 
 ACTIVATIONS: dict[Activation, int] = {
     "silu": 0,

@@ -12,7 +12,8 @@ from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
 from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap, renamed, renames
-from bedplate.models.specs.transformer import Activation, TransformerSpec
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.transformer import TransformerSpec
 
 T = TypeVar("T")
 

@@ -16,15 +16,8 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import shortest
 from bedplate.models.families.field_map import Field, Values, converted
 from bedplate.models.families.fields import Fields, shown
-from bedplate.models.specs.position import Scaling, yarn_scale
-from bedplate.models.specs.transformer import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    Rope,
-    TransformerSpec,
-    YarnScaling,
-)
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, Scaling, YarnScaling, yarn_scale
+from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 TABLES = (FREQUENCIES, SHORT, LONG)

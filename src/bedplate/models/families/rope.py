@@ -10,8 +10,8 @@ from typing import Any
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.specs.position import Scaling, yarn_scale
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, Scaling, YarnScaling, yarn_scale
+from bedplate.models.specs.transformer import LongRopeScaling, Rope
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The names of layer types, and of their ropes."""

@@ -21,8 +21,8 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
 from bedplate.models.precision import Device
-from bedplate.models.specs.position import yarn_scale
-from bedplate.models.specs.transformer import Scales, TransformerSpec, YarnScaling
+from bedplate.models.specs.position import YarnScaling, yarn_scale
+from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 
 class Attend(Protocol):

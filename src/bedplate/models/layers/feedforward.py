@@ -14,7 +14,8 @@ from bedplate.models.layers.fused.operation import operation
 from bedplate.models.layers.gradients import gated, recompute_in_backward
 from bedplate.models.layers.linear import Linear
 from bedplate.models.precision import Device
-from bedplate.models.specs.transformer import Activation, TransformerSpec
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.transformer import TransformerSpec
 
 
 def relu2(x: Tensor) -> Tensor:

@@ -10,62 +10,20 @@ from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.checks import BEYOND, at_least
 from bedplate.models.specs.flat import flat_fields, grouped_fields, hashed_fields
 from bedplate.models.specs.parts import (
-    Activation,
     AttentionSpec,
     Classifier,
     DeltaRule,
     Experts,
     FeedForwardSpec,
     FullAttention,
-    LatentAttention,
     Mamba2,
     MaskedHead,
-    NormPlacement,
     NormSpec,
-    Problem,
     Scales,
-    Scoring,
-    SharedKeys,
     ShortConvolution,
     StateSpec,
 )
-from bedplate.models.specs.position import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    PositionSpec,
-    RelativeBias,
-    Rope,
-    YarnScaling,
-)
-
-__all__ = [
-    "Activation",
-    "AttentionSpec",
-    "Classifier",
-    "Experts",
-    "FeedForwardKind",
-    "FeedForwardSpec",
-    "FullAttention",
-    "LatentAttention",
-    "LinearScaling",
-    "Llama3Scaling",
-    "LongRopeScaling",
-    "MaskedHead",
-    "Mixer",
-    "NormPlacement",
-    "NormSpec",
-    "PositionSpec",
-    "Problem",
-    "RelativeBias",
-    "Rope",
-    "Scales",
-    "Scoring",
-    "SharedKeys",
-    "StateSpec",
-    "TransformerSpec",
-    "YarnScaling",
-]
+from bedplate.models.specs.position import LongRopeScaling, PositionSpec, Rope
 
 Mixer = Literal["attention", "latent", "convolution", "delta_rule", "mamba2"]
 FeedForwardKind = Literal["dense", "experts"]

@@ -27,7 +27,8 @@ from bedplate.models.families.field_map import Field, Values, constant, ignored,
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, ropes
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Experts, FullAttention, Rope, Scales, SharedKeys, TransformerSpec
+from bedplate.models.specs.parts import SharedKeys
+from bedplate.models.specs.transformer import Experts, FullAttention, Rope, Scales, TransformerSpec
 
 _LAYER, _MIXTURE = "model.layers.{i}", "layers.{i}.beside"
 

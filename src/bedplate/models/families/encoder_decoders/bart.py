@@ -12,7 +12,8 @@ from bedplate.models.families.field_map import Field, Values, constant, ignored,
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap, renamed, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
-from bedplate.models.specs.transformer import Activation, Scales, TransformerSpec
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 _LAYER = (
     *((f"attention.{ours}", f"self_attn.{ours}_proj") for ours in "qkv"),

@@ -20,7 +20,9 @@ from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf_family import gguf_family
 from bedplate.models.families.weights import LAYER, WeightMap, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
-from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.position import RelativeBias
+from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 _PLAIN = (("up", "wi"), ("down", "wo"))
 _GATED = (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))

@@ -16,7 +16,8 @@ from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
-from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, Problem, TransformerSpec
+from bedplate.models.specs.parts import Activation, Problem
+from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
 
 _LAYER = (
     ("attention.q", "attention.self.query"),

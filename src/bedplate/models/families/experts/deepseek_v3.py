@@ -21,7 +21,9 @@ from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope_parameters, take_rope
 from bedplate.models.families.weights import Rule, Tensors, renamed
-from bedplate.models.specs.transformer import Experts, LatentAttention, Rope, Scoring, TransformerSpec, YarnScaling
+from bedplate.models.specs.parts import LatentAttention, Scoring
+from bedplate.models.specs.position import YarnScaling
+from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
 _ATTENTION = (
     ("q", "q_proj", "q"),

@@ -20,7 +20,8 @@ from bedplate.models.families.gguf_family import decoder_weights as gguf_weights
 from bedplate.models.families.gguf_family import experts, gguf_family
 from bedplate.models.families.rope import FULL, SLIDING, rope
 from bedplate.models.families.weights import renamed
-from bedplate.models.specs.transformer import Experts, YarnScaling
+from bedplate.models.specs.position import YarnScaling
+from bedplate.models.specs.transformer import Experts
 
 # What transformers takes where a config has no rope.
 _YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}

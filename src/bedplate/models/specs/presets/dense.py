@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, YarnScaling
 from bedplate.models.specs.presets.preset import BIASED, Preset, Sizes, decoder
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, Scales, TransformerSpec, YarnScaling
+from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 
 def gpt(hidden: int, layers: int, heads: int, context_length: int) -> TransformerSpec:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec
+from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.presets.preset import BIASED, Preset, decoder, stack
-from bedplate.models.specs.transformer import RelativeBias, Rope, Scales, TransformerSpec
+from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 
 def bert(hidden: int, layers: int, heads: int) -> TransformerSpec:

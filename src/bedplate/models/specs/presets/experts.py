@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from bedplate.models.specs.parts import LatentAttention
+from bedplate.models.specs.position import YarnScaling
 from bedplate.models.specs.presets.dense import llama2, qwen3
 from bedplate.models.specs.presets.preset import Preset, Sizes, decoder
-from bedplate.models.specs.transformer import Experts, LatentAttention, Rope, TransformerSpec, YarnScaling
+from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
 
 def gpt_oss(layers: int, experts: int) -> TransformerSpec:
