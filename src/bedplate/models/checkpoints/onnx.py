@@ -25,7 +25,6 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.checkpoints.json_file import is_file_name
 from bedplate.models.families.weights import WeightMap
 
 _FILES = {
@@ -79,9 +78,6 @@ class OnnxReader:
                 if name in self._stored and not torch.equal(self._stored[name].values(), parameter.values()):
                     raise CheckpointError(f"{directory}: {name!r} differs between {', '.join(self.files)}")
                 self._stored[name] = parameter
-        parts = [part for stored in self._stored.values() for part in (stored.placed, stored.scale, stored.zero)]
-        companion_files = {part.file.name for part in parts if part is not None} - set(self.files)
-        self.files = (*self.files, *sorted(companion_files))
         if weights is not None:
             self._name_the_table(weights)
 
@@ -347,7 +343,7 @@ def _node(message: _Span) -> OnnxNode:
 
 
 def _tensor(message: _Span) -> OnnxTensor:
-    path, shape, numbers, external_data = message.path, list[int](), list[float](), dict[str, str]()
+    path, shape, numbers = message.path, list[int](), list[float]()
     name, data_type, raw = "", 0, (0, 0)
     for number, value in message.fields():
         if number == _DATA_TYPE and isinstance(value, int):
@@ -367,32 +363,10 @@ def _tensor(message: _Span) -> OnnxTensor:
         elif number in _WRITTEN_OUT:
             numbers += np.frombuffer(value.data[value.begin : value.end], _WRITTEN_OUT[number]).tolist()
         elif number == _EXTERNAL:
-            key, text = ("".join(texts[-1:]) for texts in value.texts(1, 2).values())
-            external_data[key] = text
+            raise CheckpointError(f"{path}: values that lie in another file are not read; export it with them inside")
     if any(not 0 <= dim < _MAX_DIM for dim in shape):
         raise CheckpointError(f"{path}: {name!r} has the shape {shape}; the file is damaged")
-    if external_data:
-        return OnnxTensor(name, data_type, tuple(shape), *_place(name, external_data, path))
     return OnnxTensor(name, data_type, tuple(shape), path, *raw, tuple(numbers))
-
-
-def _place(name: str, external_data: dict[str, str], path: Path) -> tuple[Path, int, int]:
-    """The file beside this one, with the begin and the size, where a tensor's values lie."""
-    location = external_data.get("location", "")
-    if not is_file_name(location):
-        raise CheckpointError(f"{path}: {name!r} lies in {location!r}; a file of the same directory is wanted")
-    data_file = path.with_name(location)
-    if not data_file.is_file():
-        raise CheckpointError(f"{data_file} is missing, where {path.name} keeps {name!r}")
-    whole = data_file.stat().st_size
-    try:
-        begin = int(external_data.get("offset", "0"))
-        size = int(external_data.get("length", str(whole - begin)))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {name!r} has no place in {location}: {error}") from error
-    if begin < 0 or size < 0 or begin + size > whole:
-        raise CheckpointError(f"{path}: {name!r} should be bytes {begin:,} to {begin + size:,} of {location}")
-    return data_file, begin, size
 
 
 def _signed(value: int) -> int:

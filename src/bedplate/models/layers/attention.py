@@ -199,7 +199,7 @@ class Attention(nn.Module):
         if whole is not None and self._plain:
             y = attend(self.layer, *self._side_by_side(whole, rotation), self.options)
         else:
-            q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)
+            q, k, v = self._products(x_BTD, whole)
             if self.gated:
                 q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
             q = self._normed(q, self.q_norm)
@@ -209,12 +209,11 @@ class Attention(nn.Module):
         y = y.reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 
-    def _products(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        k = None if self.k is None else self.k(x_BTD)
-        return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
-
-    def _parts(self, whole_BTO: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Splits the fused product into q, k and v."""
+    def _products(self, x_BTD: Tensor, whole_BTO: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """q, k and v, from the fused product where there is one."""
+        if whole_BTO is None:
+            k = None if self.k is None else self.k(x_BTD)
+            return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
         sizes = [projection.out_features for projection in (self.q, self.k, self.v) if projection is not None]
         q, k, *v = whole_BTO.split(sizes, dim=-1)
         return q, k, v[0] if v else k

@@ -79,11 +79,8 @@ class FeedForward(nn.Module):
                 return self.down(h_BTI)
         gate_BTI = self.gate(x_BTD)
         h_BTI = gated(gate_BTI, up_BTI, self.activation)
-        with recompute_in_backward(h_BTI, self._activated, gate_BTI, up_BTI):
+        with recompute_in_backward(h_BTI, partial(gated, activation=self.activation), gate_BTI, up_BTI):
             return self.down(h_BTI)
-
-    def _activated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return gated(gate, up, self.activation)
 
 
 class LayerInput(nn.Module):
