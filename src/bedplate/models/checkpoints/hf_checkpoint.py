@@ -164,15 +164,21 @@ class TextPart:
         self._stored_names: dict[str, str] = {}
         sizes: Counter[str] = Counter()
         for name in files.names:
-            text = outer.text_name(name)
-            if text is None:
-                sizes[_part(outer, name, origin)] += files.nbytes(name)
-            elif text in self._stored_names:
-                raise CheckpointError(
-                    f"{origin}: {self._stored_names[text]!r} and {name!r} are both the text model's {text!r}"
-                )
-            else:
+            text, part = outer.text_name(name), outer.part_of(name)
+            if text is not None:
+                if text in self._stored_names:
+                    raise CheckpointError(
+                        f"{origin}: {self._stored_names[text]!r} and {name!r} are both the text model's {text!r}"
+                    )
                 self._stored_names[text] = name
+            elif part is not None:
+                sizes[part] += files.nbytes(name)
+            else:
+                parts = ", ".join(dict.fromkeys(part for _, part in outer.parts))
+                raise CheckpointError(
+                    f"{origin}: the checkpoint holds {name!r}, which is neither of the text model nor of another part "
+                    f"of {outer.name} ({parts})"
+                )
         self.left_out = dict(sorted(sizes.items()))
 
     @property
@@ -192,14 +198,3 @@ class TextPart:
         """What is not loaded, in one line."""
         parts = ", ".join(f"{part} ({size:,} bytes)" for part, size in self.left_out.items()) or "nothing"
         log.warning("%s: of this %s checkpoint the text model alone is loaded; left out: %s", source, outer.name, parts)
-
-
-def _part(outer: Multimodal, name: str, origin: str) -> str:
-    part_name = outer.part_of(name)
-    if part_name is None:
-        part_names = ", ".join(dict.fromkeys(part for _, part in outer.parts))
-        raise CheckpointError(
-            f"{origin}: the checkpoint holds {name!r}, which is neither of the text model nor of another part of "
-            f"{outer.name} ({part_names})"
-        )
-    return part_name

@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.decoders import ATTENTION_BIAS, SILU, rms_norm, sizes, tiny
-from bedplate.models.families.experts.parts import (
-    EXPERT_WEIGHTS,
-    SPARSE,
-    TRAINING,
-    chosen,
-    count,
-    expert_size,
-    renormalised,
-)
+from bedplate.models.families.experts import parts as moe
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, part
 from bedplate.models.families.fields import Fields
@@ -37,7 +29,7 @@ def _window_fields(flat: Values, spec: TransformerSpec) -> Values:
     return {"use_sliding_window": spec.window(0) is not None, "sliding_window": spec.window(0)}
 
 
-_NAMES = ("num_experts", "num_local_experts")
+_COUNT = moe.count("num_experts", "num_local_experts")
 FIELDS = (
     *sizes(context=32_768),
     rms_norm(1e-6),
@@ -46,10 +38,10 @@ FIELDS = (
     ATTENTION_BIAS,
     Field(_read_window, _window_fields),
     SILU,
-    part("experts", Experts, count(*_NAMES), chosen(8), expert_size(768), renormalised(False), SPARSE),
-    ignored(*TRAINING, "max_window_layers"),
+    part("experts", Experts, _COUNT, moe.chosen(8), moe.expert_size(768), moe.renormalised(False), moe.SPARSE),
+    ignored(*moe.TRAINING, "max_window_layers"),
 )
-HF = hf_family("qwen3_moe", "Qwen3MoeForCausalLM", FIELDS, "qwen3moe", weights=EXPERT_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("qwen3_moe", "Qwen3MoeForCausalLM", FIELDS, "qwen3moe", weights=moe.EXPERT_WEIGHTS, examples=EXAMPLES)
 
 GGUF = gguf_family(
     "qwen3moe",

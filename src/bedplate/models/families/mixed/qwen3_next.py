@@ -10,15 +10,7 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, convolution, decoder_rules
-from bedplate.models.families.experts.parts import (
-    SPARSE,
-    TRAINING,
-    chosen,
-    count,
-    expert_rules,
-    expert_size,
-    renormalised,
-)
+from bedplate.models.families.experts import parts as moe
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
 from bedplate.models.families.mixed import qwen3_5_text
@@ -105,7 +97,7 @@ WEIGHTS = WeightMap(
         renamed("layers.{i}.attention.step_bias", f"{_LINEAR}.dt_bias"),
         renamed("layers.{i}.attention.log_decay", f"{_LINEAR}.A_log"),
         renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
-        *expert_rules(_MLP),
+        *moe.expert_rules(_MLP),
     ),
     ignorable=(r"mtp\..*",),
 )
@@ -123,13 +115,13 @@ EXAMPLES = (
 _PART = part(
     "experts",
     Experts,
-    count("num_experts", "num_local_experts"),
-    chosen(10),
-    expert_size(512),
+    moe.count("num_experts", "num_local_experts"),
+    moe.chosen(10),
+    moe.expert_size(512),
     whole("shared_expert_intermediate_size", "shared_size", 512),
     constant(shared_gate=True),
-    renormalised(True),
-    SPARSE,
+    moe.renormalised(True),
+    moe.SPARSE,
 )
 
 
@@ -139,6 +131,6 @@ def _write_experts(flat: Values, spec: TransformerSpec) -> Values:
     return _PART.write(flat, spec)
 
 
-FIELDS = (*QWEN_FIELDS, Field(_PART.read, _write_experts), only("use_sliding_window", False), ignored(*TRAINING))
+FIELDS = (*QWEN_FIELDS, Field(_PART.read, _write_experts), only("use_sliding_window", False), ignored(*moe.TRAINING))
 
 HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, noise=NOISE)
