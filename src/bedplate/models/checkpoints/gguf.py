@@ -162,11 +162,8 @@ class GgufCheckpoint:
 
     @property
     def generation(self) -> dict[str, Any]:
-        return (
-            gguf_generation(self._reader.metadata, self.family.key[1])
-            if isinstance(self.spec, EncoderDecoderSpec)
-            else {}
-        )
+        metadata = self._reader.metadata if isinstance(self.spec, EncoderDecoderSpec) else {}
+        return gguf_generation(metadata, self.family.key[1])
 
     def sentence(self) -> Sentence | None:
         return gguf_sentence(self._reader.metadata, self.family.key[1], str(self.path))

@@ -98,13 +98,8 @@ class HfCheckpoint:
         self._files.__exit__()
 
     def reopener(self) -> Callable[[], AbstractContextManager[Callable[[str], Tensor]]]:
-        path, weights, outer, packing, location = (
-            self.path,
-            self.family.weights,
-            self._outer,
-            self.packing,
-            self.location,
-        )
+        path, weights, outer = self.path, self.family.weights, self._outer
+        packing, location = self.packing, self.location
 
         @contextmanager
         def reopen() -> Generator[Callable[[str], Tensor]]:

@@ -96,12 +96,8 @@ class SafetensorsReader:
         lost = [name for name, shard in shard_by_name.items() if name not in names_by_shard[shard]]
         if lost:
             raise CheckpointError(f"{path} promises {lost[0]!r} in {shard_by_name[lost[0]]}, which does not hold it")
-        unindexed = sorted(
-            (name, shard)
-            for shard, names in names_by_shard.items()
-            for name in names
-            if shard_by_name.get(name) != shard
-        )
+        stored = ((name, shard) for shard, names in names_by_shard.items() for name in names)
+        unindexed = sorted((name, shard) for name, shard in stored if shard_by_name.get(name) != shard)
         if unindexed:
             name, shard = unindexed[0]
             raise CheckpointError(

@@ -139,18 +139,12 @@ def fitting(tokenizer: Tokenizer | None, spec: TextSpec, origin: str) -> Tokeniz
         log.warning("%s: the model has no row for the token %s, which in a text is read as characters", origin, listing)
         tokenizer = tokenizer.without(unneeded)
     for vocabulary, rows in ((tokenizer.reading, spec.source_vocab_size), (tokenizer, spec.vocab_size)):
-        ids = max(
-            (vocabulary.vocab_size, *(token_id + 1 for token_id in vocabulary.encode("", add_special_tokens=True)))
-        )
-        if ids > rows:
+        ids = max(vocabulary.vocab_size, *(number + 1 for number in vocabulary.encode("", add_special_tokens=True)), 0)
+        if ids > rows or rows - ids > max(ids, _SPARE):
+            fit = "only" if ids > rows else "more than twice as many:"
             raise CheckpointError(
-                f"{origin}: the tokenizer has {ids} ids, but the model has only {rows} rows for them; it is another "
+                f"{origin}: the tokenizer has {ids} ids, but the model has {fit} {rows} rows for them; it is another "
                 "model's tokenizer"
-            )
-        if rows - ids > max(ids, _SPARE):
-            raise CheckpointError(
-                f"{origin}: the tokenizer has {ids} ids, and the model {rows} rows for them, more than twice as many; "
-                "it is another model's tokenizer"
             )
     return tokenizer
 

@@ -172,10 +172,8 @@ class Fields:
             self._unread.pop("pruned_heads", None)
         unknown = sorted(name for name, value in self._unread.items() if value is not None)
         if unknown:
-            raise UnsupportedModelError(
-                f"{self.origin}: unsupported field{'s' if len(unknown) > 1 else ''} "
-                f"{', '.join(map(shown, unknown))}; ignoring them could change the model's outputs"
-            )
+            names = f"field{'s' if len(unknown) > 1 else ''} {', '.join(map(shown, unknown))}"
+            raise UnsupportedModelError(f"{self.origin}: unsupported {names}; it could change the model's outputs")
 
     def _whole(self, name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():

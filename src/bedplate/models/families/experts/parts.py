@@ -7,6 +7,7 @@ Without torch, as all rules are.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
@@ -48,11 +49,10 @@ def take_count(fields: Fields, *names: str) -> int:
 def sparse_layers(origin: str, layers: int, step: int, dense: Collection[int]) -> tuple[int, int]:
     """`first_dense` and `every` of a model whose every `step`th layer has experts, but for those in `dense`."""
     sparse = [layer not in dense and (layer + 1) % step == 0 for layer in range(layers)]
-    for first in range(layers):
-        for interval in {1, step}:
-            experts = Experts(1, 1, 1, first_dense=first, every=interval)
-            if [experts.in_layer(layer) for layer in range(layers)] == sparse:
-                return first, interval
+    for first, every in itertools.product(range(layers), {1, step}):
+        experts = Experts(1, 1, 1, first_dense=first, every=every)
+        if [experts.in_layer(layer) for layer in range(layers)] == sparse:
+            return first, every
     raise UnsupportedModelError(
         f"{origin}: mlp_only_layers = {sorted(dense)} with decoder_sparse_step = {step} is not supported "
         "(only layers without experts before those with)"
