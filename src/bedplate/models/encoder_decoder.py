@@ -144,16 +144,9 @@ def _blocks(ours: Placement, theirs: Placement, device: torch.device) -> list[To
     """Blocks that pair each document of the decoder with the encoder's document of the same row and number. Short ones
     that stand beside each other, as their texts do, are one block."""
     read = {(source.row, source.segment): source for source in theirs.documents}
-    missing = next(
-        (
-            candidate
-            for candidate in ours.documents
-            if candidate.segment == 0 or (candidate.row, candidate.segment) not in read
-        ),
-        None,
-    )
-    if missing is not None:
-        raise UsageError(f"row {missing.row}: document {missing.segment} has no text for the encoder of its own")
+    for document in ours.documents:
+        if document.segment == 0 or (document.row, document.segment) not in read:
+            raise UsageError(f"row {document.row}: document {document.segment} has no text for the encoder of its own")
     blocks: list[TokenBlock] = []
     for group in adjacent_groups(ours.documents):
         texts = [read[member.row, member.segment] for member in group]

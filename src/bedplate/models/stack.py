@@ -182,13 +182,9 @@ def run_blocks(
         block, extra_inputs = blocks[i], () if given_BTLE is None else (given_BTLE[:, :, i],)
         if isinstance(block, Block) and not torch.is_grad_enabled():
             x_BTD, late = block.forward_unsummed(x_BTD, late, rotations[i], attend, *extra_inputs)
+        elif recomputes_blocks():  # dropout masks are drawn again from the saved random state
+            inputs = x_BTD, rotations[i], attend, *extra_inputs
+            x_BTD = checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=True)
         else:
-            x_BTD = _run(block, x_BTD, rotations[i], attend, *extra_inputs)
+            x_BTD = block(x_BTD, rotations[i], attend, *extra_inputs)
     return x_BTD, captured
-
-
-def _run(block: nn.Module, x_BTD: Tensor, rotation: Rotation | None, attend: Attend, *extra_inputs: Tensor) -> Tensor:
-    if not recomputes_blocks():
-        return block(x_BTD, rotation, attend, *extra_inputs)
-    # Dropout masks are drawn again from the saved random state.
-    return checkpoint(block, x_BTD, rotation, attend, *extra_inputs, use_reentrant=False, preserve_rng_state=True)

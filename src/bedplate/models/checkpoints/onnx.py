@@ -113,15 +113,13 @@ class OnnxReader:
     def _parameters(self, graph: Graph, side: str) -> Iterator[tuple[str, _StoredParameter]]:
         factors = dict(_factors(graph))
         for name, parameter in _held_by_name(graph):
-            parameter_name = self._named(name, side)
+            parameter_name, placed = self._named(name, side), parameter.placed
             turned = parameter_name is None and name in factors
             if turned:
                 parameter_name = self._named(f"{factors[name]}.weight", side)
             if parameter_name is not None:
                 yield parameter_name, replace(parameter, turned=turned)
-            elif (
-                parameter.placed.dtype.is_floating_point and len(parameter.placed.shape) > 1
-            ) or parameter.scale is not None:
+            elif parameter.scale is not None or (placed.dtype.is_floating_point and len(placed.shape) > 1):
                 # A matrix that no parameter is called like: whoever reads the names says that it has no place.
                 yield name, parameter
 

@@ -9,15 +9,7 @@ from __future__ import annotations
 
 from bedplate.models.families import decoders as hf
 from bedplate.models.families import gguf_metadata as gguf
-from bedplate.models.families.dense.gemma2 import (
-    GEMMA_ACTIVATION,
-    GGUF_WEIGHTS,
-    LOGIT_CAP,
-    SANDWICH,
-    WEIGHTS,
-    gemma_scales,
-    gguf_scales,
-)
+from bedplate.models.families.dense import gemma2
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, only
 from bedplate.models.families.fields import Fields
@@ -59,19 +51,19 @@ def _older_thetas(flat: Values, spec: TransformerSpec) -> Values:
 FIELDS = (
     *hf.sizes(head_dim=256, context=131_072, tied=True),
     hf.rms_norm(1e-6),
-    SANDWICH,
+    gemma2.SANDWICH,
     constant(qk_norm="head"),
     ropes(theta=1_000_000.0, local_theta=10_000.0),
     Field(write=_older_thetas),
     Field(_read_windows, lambda flat, spec: hf.window_fields(spec)),
-    GEMMA_ACTIVATION,
+    gemma2.GEMMA_ACTIVATION,
     hf.ATTENTION_BIAS,
-    gemma_scales(logit_cap=None),
+    gemma2.gemma_scales(logit_cap=None),
     hf.NO_DROPOUT,
     only("use_bidirectional_attention", False, None),
     ignored("cache_implementation"),
 )
-HF = hf_family("gemma3_text", "Gemma3ForCausalLM", FIELDS, "gemma3", weights=WEIGHTS, examples=EXAMPLES)
+HF = hf_family("gemma3_text", "Gemma3ForCausalLM", FIELDS, "gemma3", weights=gemma2.WEIGHTS, examples=EXAMPLES)
 
 
 def _read_local_rope(fields: gguf.Metadata, values: Values) -> Values:
@@ -86,12 +78,12 @@ def _local_rope_fields(flat: Values, spec: TransformerSpec) -> Values:
 
 ROWS = (
     gguf.SIZES,
-    SANDWICH,
+    gemma2.SANDWICH,
     constant(qk_norm="head", activation="gelu_tanh"),
     gguf.rope(),
     gguf.windows(6),
     Field(_read_local_rope, _local_rope_fields),
-    gguf_scales(62, gguf.number(LOGIT_CAP, "logit_cap")),
+    gemma2.gguf_scales(62, gguf.number(gemma2.LOGIT_CAP, "logit_cap")),
 )
 _GGUF_EXAMPLES = (EXAMPLES[0] | {"query_pre_attn_scalar": 8}, EXAMPLES[1])
-GGUF = gguf_family("gemma3", ROWS, "gemma3_text", weights=GGUF_WEIGHTS, examples=_GGUF_EXAMPLES)
+GGUF = gguf_family("gemma3", ROWS, "gemma3_text", weights=gemma2.GGUF_WEIGHTS, examples=_GGUF_EXAMPLES)

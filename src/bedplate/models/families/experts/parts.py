@@ -16,21 +16,10 @@ from typing import Any
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.models.families import decoders as hf
 from bedplate.models.families import field_map as row
+from bedplate.models.families import weights as rules
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import (
-    LAYER,
-    Rule,
-    Tensors,
-    WeightMap,
-    need_alike,
-    renamed,
-    renames,
-    stack,
-    transposed,
-    turned,
-    unstack,
-)
+from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 TRAINING = ("output_router_logits", "router_aux_loss_coef", "router_jitter_noise")
@@ -153,7 +142,7 @@ def expert_rules(mlp: str, parts: tuple[str, str, str] = ("gate_proj", "up_proj"
     gate, up, down = (f"{mlp}.experts.{{e}}.{part}.weight" for part in parts)
     return (
         Rule((f"{GATE_UP}.weight",), (gate, up), gate_and_up, gate_up),
-        Rule((f"{DOWN}.weight",), (down,), unstack, stack),
+        Rule((f"{DOWN}.weight",), (down,), rules.unstack, rules.stack),
         *stacked_rules(),
     )
 
@@ -163,12 +152,12 @@ def stacked_rules(
 ) -> tuple[Rule, ...]:
     """Rules for all experts in one tensor, laid out as ours."""
     pairs = (("gate_up", "gate_up_proj"), ("down", "down_proj"))
-    return tuple(renamed(f"{ours}.{projection}.weight", f"{prefix}.{theirs}") for projection, theirs in pairs)
+    return tuple(rules.renamed(f"{ours}.{projection}.weight", f"{prefix}.{theirs}") for projection, theirs in pairs)
 
 
 def gate_up(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     """Every expert's gate, and then every expert's other product, as one tensor with each expert's gate on top."""
-    need_alike(tensors)
+    rules.need_alike(tensors)
     count = len(tensors) // 2
     rows = len(tensors[0])
     whole = tensors[0].new_empty((count, 2 * rows, *tensors[0].shape[1:]))
@@ -190,10 +179,10 @@ def interleaved_rules(mlp: str) -> tuple[Rule, ...]:
     blocks, outputs before inputs."""
     gate_up_proj, down_proj = f"{mlp}.experts.gate_up_proj", f"{mlp}.experts.down_proj"
     return (
-        turned(Rule((f"{GATE_UP}.weight",), (gate_up_proj,), _to_turns, _from_turns)),
-        transposed(f"{DOWN}.weight", down_proj),
+        rules.turned(Rule((f"{GATE_UP}.weight",), (gate_up_proj,), _to_turns, _from_turns)),
+        rules.transposed(f"{DOWN}.weight", down_proj),
         Rule((f"{GATE_UP}.bias",), (f"{gate_up_proj}_bias",), _to_turns, _from_turns),
-        renamed(f"{DOWN}.bias", f"{down_proj}_bias"),
+        rules.renamed(f"{DOWN}.bias", f"{down_proj}_bias"),
         Rule(
             (f"{GATE_UP}.weight",), (f"{gate_up_proj}_blocks", f"{gate_up_proj}_scales"), _unwritten, _turns_of_blocks
         ),
@@ -254,10 +243,10 @@ def _prediction_rules(layer_rules: Iterable[Rule]) -> tuple[Rule, ...]:
     """The rules of the modules, whose blocks are stored as those of the layers."""
     ours, theirs = "layers.{i}.", "model.layers.{m}."
     return (
-        renamed("predictions.{m}.token_norm.weight", f"{theirs}enorm.weight"),
-        renamed("predictions.{m}.state_norm.weight", f"{theirs}hnorm.weight"),
-        renamed("predictions.{m}.join.weight", f"{theirs}eh_proj.weight"),
-        renamed("predictions.{m}.norm.weight", f"{theirs}shared_head.norm.weight"),
+        rules.renamed("predictions.{m}.token_norm.weight", f"{theirs}enorm.weight"),
+        rules.renamed("predictions.{m}.state_norm.weight", f"{theirs}hnorm.weight"),
+        rules.renamed("predictions.{m}.join.weight", f"{theirs}eh_proj.weight"),
+        rules.renamed("predictions.{m}.norm.weight", f"{theirs}shared_head.norm.weight"),
         *(
             replace(
                 rule,
@@ -278,7 +267,7 @@ def held_modules(spec: TransformerSpec, names: Collection[str]) -> TransformerSp
 
 
 MLP = "model.layers.{i}.mlp"
-ROUTER = renamed("layers.{i}.feedforward.router.weight", f"{MLP}.gate.weight")
+ROUTER = rules.renamed("layers.{i}.feedforward.router.weight", f"{MLP}.gate.weight")
 EXPERT_WEIGHTS = hf.decoder_weights(
     *hf.LLAMA_NORMS, *hf.ATTENTION, *hf.QK_NORMS, *hf.GATED, more=(ROUTER, *expert_rules(MLP))
 )
@@ -290,9 +279,9 @@ def predicting_weights(*attention: tuple[str, str]) -> WeightMap:
     of names of its parts."""
     shared = ((f"feedforward.shared.{name}", f"mlp.shared_experts.{name}_proj") for name in ("gate", "up", "down"))
     layer = (
-        *renames(*hf.LLAMA_NORMS, *attention, *hf.GATED, *shared, ours=LAYER, theirs="model.layers.{i}."),
+        *rules.renames(*hf.LLAMA_NORMS, *attention, *hf.GATED, *shared, ours=LAYER, theirs="model.layers.{i}."),
         ROUTER,
-        renamed("layers.{i}.feedforward.router.selection_bias", f"{MLP}.gate.e_score_correction_bias"),
+        rules.renamed("layers.{i}.feedforward.router.selection_bias", f"{MLP}.gate.e_score_correction_bias"),
         *expert_rules(MLP),
     )
     return WeightMap((*hf.decoder_rules(), *layer, *_prediction_rules(layer)), (*hf.IGNORABLE, *_COPIES))
