@@ -192,44 +192,35 @@ def rope(*, is_extended: bool = False) -> Field:
 
 
 def take_rope(
-    fields: Metadata, head_dim: int, tables: Mapping[str, Sequence[float]] | None, longest: int | None = None
+    fields: Metadata, head_dim: int, stored: Mapping[str, Sequence[float]] | None, longest: int | None = None
 ) -> Rope:
-    """The rope of a model, its tables read back as the scaling that they were made from. longest: the context after
-    LongRoPE has extended it."""
-    base = decimal(fields.real("rope.freq_base", 10_000.0))
+    """The rope of a model. stored: its tables, read back as the scaling that they were made from; longest: the context
+    after LongRoPE has extended it."""
+    base, original = decimal(fields.real("rope.freq_base", 10_000.0)), "rope.scaling.original_context_length"
     turned = fields.whole("rope.dimension_count") or head_dim
-    plain = Rope(base, None, turned / head_dim)
-    return Rope(base, _scaling(fields, tables, plain, turned, longest), plain.fraction)
-
-
-def _scaling(
-    fields: Fields, stored: Mapping[str, Sequence[float]] | None, rope: Rope, turned: int, longest: int | None
-) -> Scaling | None:
-    tables = stored or {}
-    scaling_type = fields.text("rope.scaling.type", "none")
-    factor = fields.real("rope.scaling.factor") or 1.0
-    original = fields.pop("rope.scaling.original_context_length")
+    tables, scaling_type = stored or {}, fields.text("rope.scaling.type", "none")
+    before, factor = fields.whole(original), fields.real("rope.scaling.factor") or 1.0
     fields.ignore(("rope.scaling.finetuned",))  # how it was trained
     if (SHORT in tables) != (LONG in tables):
         raise UnsupportedModelError(f"of the tensors {SHORT} and {LONG} there is only one; they belong together")
-    if SHORT in tables:
-        before = int(original or fields.need("rope.scaling.original_context_length"))
-        return _longrope(tables, before, (longest or before) / before, fields.pop("rope.scaling.attn_factor"))
-    if FREQUENCIES in tables:
-        return scaling_of(tables[FREQUENCIES], rope.theta, turned)
-    readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
-    if stored is None:
-        readers["longrope"] = None  # of which a header alone says nothing
-    if scaling_type == "yarn":
+    if not before and (SHORT in tables or (scaling_type == "yarn" and FREQUENCIES not in tables)):
+        before = fields.size(original)  # which says that it is missing
+    scaling: Scaling | None = None
+    if before and SHORT in tables:
+        attention = fields.pop("rope.scaling.attn_factor")
+        scaling = _longrope(tables, before, (longest or before) / before, attention)
+    elif FREQUENCIES in tables:
+        scaling = scaling_of(tables[FREQUENCIES], base, turned)
+    elif before and scaling_type == "yarn":
         _check_repeated(fields, yarn_scale(factor))
-        return YarnScaling(
-            factor=factor,
-            original_context=int(original or fields.need("rope.scaling.original_context_length")),
-            beta_fast=decimal(fields.pop("rope.scaling.yarn_beta_fast") or 32.0),
-            beta_slow=decimal(fields.pop("rope.scaling.yarn_beta_slow") or 1.0),
-        )
-    Fields({"rope.scaling.type": scaling_type}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
-    return readers[scaling_type]
+        fast, slow = (fields.pop(f"rope.scaling.yarn_beta_{name}") for name in ("fast", "slow"))
+        scaling = YarnScaling(factor, before, decimal(fast or 32.0), decimal(slow or 1.0))
+    else:
+        # Of LongRoPE a header alone says nothing.
+        known = ("none", "linear", "yarn", *(("longrope",) if stored is None else ()))
+        Fields({"rope.scaling.type": scaling_type}, "GGUF metadata").only("rope.scaling.type", *known)
+        scaling = LinearScaling(factor) if scaling_type == "linear" and factor != 1.0 else None
+    return Rope(base, scaling, turned / head_dim)
 
 
 def _check_repeated(fields: Fields, usual: float) -> None:
@@ -258,8 +249,6 @@ def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     if isinstance(scaling, LinearScaling):
         metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
     elif isinstance(scaling, YarnScaling):
-        if scaling.scale is not None or scaling.scale_all is not None or scaling.attention_factor is not None:
-            raise UnsupportedModelError("GGUF cannot say that a YaRN rope has a factor of its own")
         metadata |= {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": scaling.factor,
