@@ -16,10 +16,9 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError
 from bedplate.core.files import file_state
 from bedplate.models.checkpoints.conversion import spec_of_fields
-from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.onnx import OnnxReader
 from bedplate.models.checkpoints.packed_weights import unpacked
-from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader
+from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader, read_object
 from bedplate.models.checkpoints.sentence_transformers import MODULES, read_scored, read_sentence
 from bedplate.models.checkpoints.text_files import read_generation, read_tokenizer
 from bedplate.models.families import Family

@@ -12,8 +12,13 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import atomic_write
-from bedplate.models.checkpoints.json_file import is_file_name, read_json, read_object
-from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
+from bedplate.models.checkpoints.safetensors import (
+    SafetensorsReader,
+    is_file_name,
+    read_json,
+    read_object,
+    write_safetensors,
+)
 from bedplate.models.families.encoders.bert import is_raw
 from bedplate.models.families.fields import Fields, shown
 from bedplate.models.families.gguf_metadata import POOLING

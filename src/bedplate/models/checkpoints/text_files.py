@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.checkpoints.json_file import read_object
+from bedplate.models.checkpoints.safetensors import read_object
 from bedplate.models.families.fields import GENERATION, shown
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.text.directory import FILE, TARGET_FILE

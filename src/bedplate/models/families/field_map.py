@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -161,7 +162,10 @@ def part(ours: str, make: Callable[..., Any], *rows: Field) -> Field:
         return {ours: make(**read_fields(rows, fields, values))}
 
     def write(flat: Values, spec: Any) -> Values:
-        value = make() if flat[ours] is None else flat[ours]
+        try:
+            value = make() if flat[ours] is None else flat[ours]
+        except TypeError as error:
+            raise UnsupportedModelError(f"a model without {ours} is of another family") from error
         return write_fields(rows, {**flat, **vars(value)}, spec)
 
     return Field(read, write)

@@ -71,9 +71,6 @@ class ExpertLinear(nn.Module):
             return y_MO
         return y_MO + self.bias.repeat_interleave(segments.counts_E, dim=0, output_size=len(y_MO))
 
-    def extra_repr(self) -> str:
-        return f"{self.experts} x ({self.in_features} -> {self.out_features}), bias={self.bias is not None}"
-
 
 class Order(NamedTuple):
     """Copies of tokens sorted by expert: order_M is the copy that stands there, inverse_M where a copy stands, tokens_M

@@ -211,10 +211,6 @@ FIELDS = (
 )
 
 
-def _with_defaults(config: Mapping[str, Any]) -> dict[str, Any]:
-    return _DEFAULTS | {name: value for name, value in config.items() if value is not None}
-
-
 def _with_unread(weights: WeightMap, spec: TransformerSpec, names: str) -> WeightMap:
     """The rules; what files hold of the keys and values of layers that take another one's, too, is passed over. names:
     of such tensors, a pattern with the layers' numbers left out."""
@@ -229,7 +225,7 @@ HF = hf_family(
     "gemma4",
     weights=WEIGHTS,
     examples=EXAMPLES,
-    prepare=_with_defaults,
+    prepare=lambda config: _DEFAULTS | {name: value for name, value in config.items() if value is not None},
     weights_of=lambda spec: _with_unread(
         WEIGHTS, spec, r"model\.layers\.{}\.self_attn\.([kv]_proj|[kv]_norm)\.(weight|bias)"
     ),

@@ -4,9 +4,8 @@ feed-forward side by side, a rope of a part of each head, LayerNorm, biases, pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Any
 
 from bedplate.models.families.decoders import LLAMA_NORMS, activation, multi_head_sizes, tiny
 from bedplate.models.families.family import hf_family
@@ -45,10 +44,6 @@ _OTHER = {"num_attention_heads": 3, "attention_bias": False, "hidden_act": "gelu
 EXAMPLES = (_TINY | {"rotary_pct": 0.25}, _TINY | _OTHER | {"rotary_pct": 1.0, "use_parallel_residual": False})
 
 
-def _with_theta(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}
-
-
 def _read_rope(fields: Fields, values: Values) -> Values:
     fraction = fields.real("rotary_pct", 0.25)
     return {"rope": take_rope(fields, context=values["context_length"], fraction=fraction)}
@@ -74,4 +69,11 @@ FIELDS = (
     ignored("rotary_emb_base", "hidden_dropout", "classifier_dropout"),
 )
 
-HF = hf_family("gpt_neox", "GPTNeoXForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, prepare=_with_theta)
+HF = hf_family(
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    FIELDS,
+    weights=WEIGHTS,
+    examples=EXAMPLES,
+    prepare=lambda config: {**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))},
+)

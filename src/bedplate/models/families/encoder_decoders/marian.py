@@ -6,7 +6,6 @@ from bedplate.models.families.encoder_decoders.bart import TINY, by_names, sides
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, only
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 
 # Older files hold the tables of positions, which follow from the formula.
@@ -25,11 +24,6 @@ EXAMPLES = (
     | _STARTS
     | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 104, "tie_word_embeddings": False},
 )
-
-
-def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
-    """By whether both sides read one token table."""
-    return WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES
 
 
 def _read_words(fields: Fields, values: Values) -> Values:
@@ -65,5 +59,5 @@ HF = hf_family(
     make=two_sides,
     by_names=by_names,
     examples=EXAMPLES,
-    weights_of=weights_of,
+    weights_of=lambda spec: WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES,
 )

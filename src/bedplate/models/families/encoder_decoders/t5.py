@@ -55,11 +55,6 @@ def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
 WEIGHTS, _GATED_WEIGHTS, _PLAIN_WEIGHTS = _weights((*_GATED, _PLAIN[0])), _weights(_GATED), _weights(_PLAIN)
 
 
-def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
-    """By whether the feed-forward is gated."""
-    return _GATED_WEIGHTS if spec.decoder.feedforward.gated else _PLAIN_WEIGHTS
-
-
 _TINY: dict[str, Any] = {
     "vocab_size": 96,
     "d_model": 32,
@@ -171,7 +166,7 @@ HF = hf_family(
     make=two_stacks,
     by_names=by_names,
     examples=EXAMPLES,
-    weights_of=weights_of,
+    weights_of=lambda spec: _GATED_WEIGHTS if spec.decoder.feedforward.gated else _PLAIN_WEIGHTS,
     weights_by=weights_by,
 )
 

@@ -9,15 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families import decoders as hf
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
+from bedplate.models.families.field_map import Values, constant, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import WeightMap, renamed
 from bedplate.models.specs.parts import DeltaRule
-from bedplate.models.specs.transformer import TransformerSpec
 
 LINEAR = "linear_attention"
 DELTA = (
@@ -69,12 +67,6 @@ _RULE = part(
 )
 
 
-def _write_rule(flat: Values, spec: TransformerSpec) -> Values:
-    if not isinstance(flat["state"], DeltaRule):
-        raise UnsupportedModelError("a model without a gated delta network cannot be written as a Qwen3.5 model")
-    return _RULE.write(flat, spec)
-
-
 QWEN_FIELDS = (
     *hf.sizes(head_dim=256, context=32_768),
     hf.rms_norm(1e-6),
@@ -82,7 +74,7 @@ QWEN_FIELDS = (
     rope(fraction=0.25, writes_theta=False, writes_fraction=True),
     hf.ATTENTION_BIAS,
     hf.SILU,
-    hf.state_layers(Field(_RULE.read, _write_rule), {LINEAR: True, FULL: False}, _default_types),
+    hf.state_layers(_RULE, {LINEAR: True, FULL: False}, _default_types),
 )
 FIELDS = (
     *QWEN_FIELDS,

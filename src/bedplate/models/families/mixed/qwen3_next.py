@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, convolution, decoder_rules
 from bedplate.models.families.experts import parts as moe
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
+from bedplate.models.families.field_map import constant, ignored, only, part, whole
 from bedplate.models.families.mixed import qwen3_5_text
 from bedplate.models.families.mixed.qwen3_5_text import NOISE, QWEN_FIELDS
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, renamed
@@ -125,12 +124,6 @@ _PART = part(
 )
 
 
-def _write_experts(flat: Values, spec: TransformerSpec) -> Values:
-    if flat["experts"] is None:
-        raise UnsupportedModelError("config.json (qwen3_next): a model without experts is written as qwen3_5_text")
-    return _PART.write(flat, spec)
-
-
-FIELDS = (*QWEN_FIELDS, Field(_PART.read, _write_experts), only("use_sliding_window", False), ignored(*moe.TRAINING))
+FIELDS = (*QWEN_FIELDS, _PART, only("use_sliding_window", False), ignored(*moe.TRAINING))
 
 HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, noise=NOISE)
