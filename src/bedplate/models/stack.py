@@ -122,10 +122,6 @@ def draw_tables(*tables: nn.Embedding | None) -> None:
             nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
 
 
-SUM_SCALE = 2.0**-0.5
-"""What the sum of the two is multiplied by, so that it varies as much as each."""
-
-
 class LayerInputs(nn.Module):
     """What every layer is told of a token beside its input (Gemma 3n's per-layer embeddings,
     https://huggingface.co/docs/transformers/model_doc/gemma3n): (√E · row + norm(projection / √D)) / √2 for each of L
@@ -148,7 +144,8 @@ class LayerInputs(nn.Module):
         rows_BTLE = self.embedding(tokens).unflatten(-1, (-1, self.size))
         made_BTLE = (self.projection(x_BTD) * self.hidden**-0.5).unflatten(-1, (-1, self.size))
         scale = torch.tensor(self.size**0.5, dtype=rows_BTLE.dtype, device=rows_BTLE.device)
-        return (self.norm(made_BTLE) + rows_BTLE * scale) * SUM_SCALE
+        # The sum of the two varies as much as each.
+        return (self.norm(made_BTLE) + rows_BTLE * scale) * 2.0**-0.5
 
 
 def run_blocks(

@@ -34,8 +34,9 @@ def claimed_family(config: Mapping[str, Any], origin: str) -> Family:
     named = config.get("auto_map") or {}
     if not isinstance(named, Mapping):
         raise CheckpointError(f"{origin}: auto_map must be an object, not {shown(named)}")
+    ours = family.to_config(family.to_spec(family.examples[0]))["architectures"][0] if family.examples else None
     for key, class_path in named.items():
-        name, ours = str(class_path).rpartition(".")[2], _class_of(family)
+        name = str(class_path).rpartition(".")[2]
         if key.startswith("AutoModel") and ours is not None and _stem(name) != _stem(ours):
             raise UnsupportedModelError(f"{origin}: its model is {shown(name)}, not {ours!r}; {_OWN_CODE}")
     return family
@@ -45,10 +46,3 @@ def _stem(name: str) -> str | None:
     """What the names of a family's classes begin with; None for a name of another form."""
     match = _CLASS.fullmatch(name)
     return None if match is None else match["stem"].lower()
-
-
-def _class_of(family: Family) -> str | None:
-    """The name of the family's class in transformers."""
-    if not family.examples:
-        return None
-    return family.to_config(family.to_spec(family.examples[0]))["architectures"][0]

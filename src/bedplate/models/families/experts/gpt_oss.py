@@ -12,9 +12,9 @@ from typing import Any
 
 from bedplate.models.families import decoders as hf
 from bedplate.models.families import gguf_metadata as gguf
-from bedplate.models.families.experts.parts import AS_DENSE, MLP, TRAINING, count, interleaved_rules, take_count
+from bedplate.models.families.experts.parts import AS_DENSE, MLP, TRAINING, count, interleaved_rules
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, converted, flag, ignored, only, part
+from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf_family import decoder_weights as gguf_weights
 from bedplate.models.families.gguf_family import experts, gguf_family
@@ -63,9 +63,7 @@ FIELDS = (
         "experts",
         Experts,
         count("num_local_experts", "num_experts"),
-        converted(
-            "num_experts_per_tok", "per_token", lambda fields, name, _: take_count(fields, name, "experts_per_token")
-        ),
+        count("num_experts_per_tok", "experts_per_token", ours="per_token"),
         AS_DENSE,
         constant(router_bias=True, bias=True, scoring="softmax_chosen"),
     ),

@@ -48,9 +48,9 @@ def sparse_layers(origin: str, layers: int, step: int, dense: Collection[int]) -
     )
 
 
-def count(*names: str) -> Field:
-    """The number of experts, which goes by several names."""
-    return row.converted(names[0], "count", lambda fields, *_: take_count(fields, *names))
+def count(*names: str, ours: str = "count") -> Field:
+    """The number of experts, or another one, which goes by several names."""
+    return row.converted(names[0], ours, lambda fields, *_: take_count(fields, *names))
 
 
 def chosen(default: int) -> Field:
