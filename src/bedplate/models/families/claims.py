@@ -34,10 +34,12 @@ def claimed_family(config: Mapping[str, Any], origin: str) -> Family:
     named = config.get("auto_map") or {}
     if not isinstance(named, Mapping):
         raise CheckpointError(f"{origin}: auto_map must be an object, not {shown(named)}")
-    ours = family.to_config(family.to_spec(family.examples[0]))["architectures"][0] if family.examples else None
+    if not named or not family.examples:
+        return family
+    ours = family.to_config(family.to_spec(family.examples[0]))["architectures"][0]
     for key, class_path in named.items():
         name = str(class_path).rpartition(".")[2]
-        if key.startswith("AutoModel") and ours is not None and _stem(name) != _stem(ours):
+        if key.startswith("AutoModel") and _stem(name) != _stem(ours):
             raise UnsupportedModelError(f"{origin}: its model is {shown(name)}, not {ours!r}; {_OWN_CODE}")
     return family
 
