@@ -18,7 +18,7 @@ from bedplate.economics.training.saved_activations import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.layers.gradients import recomputing
 from bedplate.models.specs.parts import DeltaRule, LatentAttention
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train

@@ -19,7 +19,7 @@ from bedplate.models.layers.gradients import recomputing
 from bedplate.models.specs import EncoderDecoderSpec
 from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Scales
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig

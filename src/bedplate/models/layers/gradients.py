@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 
 
 def rms_norm(x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
