@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from importlib import import_module
+from typing import Any, cast
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.family import Family
@@ -71,13 +72,13 @@ class FamilyTable(UserDict[tuple[str, str], Family]):
     """The families by (format, name), imported as they are looked up."""
 
     def __getitem__(self, key: tuple[str, str]) -> Family:
-        family: Family | None = self.data[key]
+        family: Any = self.data[key]
         if family is None:
             family = self.data[key] = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
         return family
 
 
-FAMILIES = FamilyTable(dict.fromkeys(MODULES))
+FAMILIES = FamilyTable(cast("dict[tuple[str, str], Family]", dict.fromkeys(MODULES)))
 
 
 def in_format(family: Family, format_: str) -> Family | None:
