@@ -11,8 +11,7 @@ from sklearn.metrics import f1_score
 from tests.evaluation.test_harness import examples, task
 
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
-from bedplate.evaluation.comparison import compare
-from bedplate.evaluation.evaluated import RareLabel, unseen_macro_f1
+from bedplate.evaluation.evaluated import RareLabel, compare, unseen_macro_f1
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import macro_f1
 from bedplate.evaluation.task import Task

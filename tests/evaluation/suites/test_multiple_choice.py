@@ -15,7 +15,7 @@ from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.data.documents import Document, read_whole_documents
 from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.general_text import GeneralText
-from bedplate.evaluation.suites.multiple_choice import Question, judge, tokens_of
+from bedplate.evaluation.suites.question_sets import Question, judge, tokens_of
 from bedplate.evaluation.suites.suite import grades
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
