@@ -28,9 +28,10 @@ from bedplate.economics.training.device_layout import shape_of
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import TransformerSpec
+from bedplate.models.specs.parts import SharedKeys
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.transformer import Experts, FullAttention, SharedKeys
+from bedplate.models.specs.split import Recompute
+from bedplate.models.specs.transformer import Experts, FullAttention
 from bedplate.training.optimizers import kinds_of
 
 

@@ -48,8 +48,8 @@ from bedplate.models.specs import (
     VisionSpec,
 )
 from bedplate.models.specs.cache import cache_layout
-from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, LatentAttention, NormSpec
+from bedplate.models.specs.parts import AttentionSpec, FeedForwardSpec, LatentAttention, NormSpec
+from bedplate.models.specs.split import Recompute
 
 
 def training_flops_per_token(spec: Spec, sequence_tokens: int) -> float:

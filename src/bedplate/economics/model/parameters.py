@@ -25,7 +25,7 @@ from bedplate.models.specs import (
     TransformerSpec,
     VisionSpec,
 )
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 
 Role = Literal["product", "table", "vector"]
 Per = Literal["token", "row", "source", "input", "sequence"]
