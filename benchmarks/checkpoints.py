@@ -32,7 +32,9 @@ from bedplate.models.specs.transformer import (
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import NextToken
-from bedplate.training.parallel import ParallelConfig, launched, parallelised
+from bedplate.training.parallel.apply import parallelised
+from bedplate.training.parallel.launch import launched
+from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import DocumentSource

@@ -18,8 +18,7 @@ import numpy as np
 
 from bedplate.core import statistics
 from bedplate.core.statistics import InsufficientGroups
-from bedplate.core.statistics.calibration_error import calibration_bounds
-from bedplate.core.statistics.noninferiority import mean_drop
+from bedplate.core.statistics.noninferiority import calibration_bounds, mean_drop
 from comparison import start
 from gate import CONFIDENCE, CORRELATIONS, LEVEL, MOST_FALSE, header, options, table
 from gate_rows import Floats, Ints, correct, equal, zipf

@@ -24,7 +24,7 @@ from scipy import stats
 
 from bedplate.core import statistics
 from bedplate.core.statistics.agreement import agreement_ceiling
-from bedplate.core.statistics.repeated_looks import look_levels
+from bedplate.core.statistics.multiplicity import look_levels
 from bedplate.core.statistics.unequal import InsufficientGroups
 from comparison import start
 from gate import table

@@ -16,9 +16,9 @@ from typing import Any
 from scipy.stats import t as student
 
 from bedplate.core.files import read_jsonl
+from bedplate.core.quantities import shown_count as shown
 from bedplate.pretraining.page.page import curve, means
 from bedplate.pretraining.run.directory import evaluations, read_record
-from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.plots import standalone
 
 DOCS = Path(__file__).parent

@@ -80,7 +80,7 @@ def test_silent_when_not_a_terminal() -> None:
 def test_shows_bars_on_a_terminal_also_nested() -> None:
     code, shown = run_on_terminal(CODE)
     assert code == 0, shown
-    for part in ("outer", "inner", "2/2", "MB", "loss 0.1235", "state done", "unknown length", "1/60 s", "left"):
+    for part in ("outer", "inner", "2/2", "MB", "loss 0.1235", "state done", "unknown length", "1/60 s"):
         assert part in shown
     assert "over soon" not in shown
     assert "no limit" not in shown

@@ -21,7 +21,7 @@ from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.outputs import RunOutputs
 from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.parallel import parallelised
+from bedplate.training.parallel.apply import parallelised
 
 NAME, ALONE = "a_run", "a_run_alone"
 STEPS = 9

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 
-from bedplate.core.control_groups import ControlGroup, lines, own_groups, text
+from bedplate.core.processor import ControlGroup, lines, own_groups, text
 
 HEAPS = 2
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8

@@ -56,6 +56,14 @@ def parse_seconds(name: str, text: str, unit: str | None = None) -> float:
     return value
 
 
+def shown_count(count: float) -> str:
+    """A count with three digits and a suffix: 5.24 M."""
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {suffix}"
+    return f"{count:g}"
+
+
 def adding_up(values: Sequence[float], digits: int) -> list[float]:
     """The values rounded to so many digits behind the point, so that they add up to their rounded sum: each is rounded
     down, and those with the largest remainders are then rounded up."""

@@ -1,8 +1,9 @@
 """Tables for people, in which no number, id or name is ever cut.
 
 A table that is wider than the terminal first wraps its columns of prose between words, then leaves out the columns that
-are marked as extra and says so, and where that is not enough is printed as one block of lines for each row. Without a
-terminal it is as wide as it has to be. (Tables of rich cut cells where these guarantees need more room than there is.)
+are marked as extra and says which, and where that is not enough is printed as one block of lines for each row. Without
+a terminal it is as wide as it has to be. (Tables of rich cut cells where these guarantees need more room than there
+is.)
 """
 
 from __future__ import annotations
@@ -76,9 +77,8 @@ def laid_out(
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
     shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in table_rows)]
-    extra = [] if width is None else [place for place in shown if columns[place].extra]
-    for count in range(len(extra), -1, -1):  # all columns, then one extra one less each time, the last first
-        left_out = extra[count:]
+    extra = [place for place in shown if columns[place].extra]
+    for left_out in ([], extra):
         visible = [place for place in shown if place not in left_out]
         heads = [columns[place] for place in visible]
         cells = [[row[place] for place in visible] for row in table_rows]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
-from bedplate.core.statistics.calibration_error import CalibrationBounds, calibration_bounds
+from bedplate.core.statistics.noninferiority import CalibrationBounds, calibration_bounds
 from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.metrics import METRICS

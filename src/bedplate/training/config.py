@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.models.specs.recompute import Recompute
@@ -164,16 +164,6 @@ class TrainConfig(Grown):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     guard: GuardConfig = GuardConfig()
     compile: bool = False
-
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _no_float8(cls, value: Any) -> Any:
-        if value in ("fp8", "float8", "float8_e4m3fn", "float8_e5m2"):
-            raise ValueError(
-                "training in 8 bits needs linears with scaled products and gradients, which torch itself does not have "
-                "(torchao does); use bfloat16"
-            )
-        return value
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that

@@ -76,6 +76,7 @@ def store_of(out: Path, ranks: Ranks) -> StateStore:
 
 B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
+OnRow = Callable[[Mapping[str, Any]], None]
 
 __all__ = ["OnCheckpoint", "TrainResult", "evaluate_loss", "train"]
 
@@ -120,6 +121,7 @@ def train(
     store: StateStore | None = None,
     ranks: Ranks = ALONE,
     utilisation: Utilisation | None = None,
+    on_row: OnRow | None = None,
 ) -> TrainResult:
     """Trains the `trainable` parameters in place; all others are frozen meanwhile.
 
@@ -128,8 +130,8 @@ def train(
     finished run is only loaded. identity: what else a resumed run must share with the saved one, such as the base's
     weights_id. on_checkpoint(step, models): called after each save that `save_steps` asks for and after the last, with
     the random generators restored afterwards. ranks: the processes that train together, each on its share of one
-    source. utilisation: adds the share of the devices' peak ("mfu") to each line. Afterwards the models are in their
-    own dtype again, frozen weights bitwise unchanged.
+    source. utilisation: adds the share of the devices' peak ("mfu") to each line. on_row: called with each line of
+    metrics. Afterwards the models are in their own dtype again, frozen weights bitwise unchanged.
 
     Raises TrainingError (another run's state in `out`, more skipped steps than `config.guard` allows, a model that
     another run of this process trains), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved
@@ -169,6 +171,7 @@ def train(
                     ranks=ranks,
                     routers=routers,
                     utilisation=utilisation,
+                    on_row=on_row,
                 )
                 if last is not None:
                     run.restore(last)
@@ -196,6 +199,7 @@ class _Run(Generic[B]):
     ranks: Ranks
     routers: Routers | None
     utilisation: Utilisation | None
+    on_row: OnRow | None
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.optimization.parameters.values())).device
@@ -210,9 +214,9 @@ class _Run(Generic[B]):
         self.resumed_at: int | None = None
         self.total = self._total_steps()
 
-    def _fingerprint(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        config = self.config.numbers()
-        return {"objective": self.objective.name, "config": config, "source": dict(source), **self.about}
+    def _fingerprint(self) -> dict[str, Any]:
+        config, source = self.config.numbers(), dict(self.source.identity)
+        return {"objective": self.objective.name, "config": config, "source": source, **self.about}
 
     def _total_steps(self) -> int:
         available, requested = self.source.steps, self.config.steps
@@ -375,7 +379,7 @@ class _Run(Generic[B]):
                 for name, value in sums.items()
                 if name not in named and (len(losses) > 1 or not name.startswith(LOSS))
             }
-            row = {
+            values = {
                 "step": step.number,
                 "loss": sum(losses.values()),
                 **several,
@@ -387,7 +391,10 @@ class _Run(Generic[B]):
                 **self._share_of_peak(counts["tokens"], seconds),
                 **about,
             }
-            log.write({name: _finite(value) for name, value in row.items()})
+            row = {name: _finite(value) for name, value in values.items()}
+            log.write(row)
+            if self.on_row is not None:
+                self.on_row(row)
             bar.advance(1, loss=sum(losses.values()))
             before = self.tally
             self.tally = _Tally(
@@ -405,7 +412,7 @@ class _Run(Generic[B]):
     def _save(self, log: MetricsLog) -> None:
         random_tensors, random_values = random_states()
         values = {
-            "fingerprint": self._fingerprint(self.source.identity),
+            "fingerprint": self._fingerprint(),
             "arithmetic": self.arithmetic.to_json(),
             "source": self.source.state(),
             "metrics_bytes": log.position(),
@@ -420,9 +427,7 @@ class _Run(Generic[B]):
 
     def restore(self, step: int) -> None:
         """Everything as it was when the state after this step was written."""
-        before = self.store.values(step)["fingerprint"]
-        fingerprint = self._fingerprint(self.source.identity_like(before["source"]))
-        check_fingerprint(self.out, self.store, before, fingerprint)
+        check_fingerprint(self.out, self.store, self.store.values(step)["fingerprint"], self._fingerprint())
         saved = self.store.load(step, self._tensors())
         self.optimization.load(saved.tensors)
         if self.routers is not None:

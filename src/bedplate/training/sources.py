@@ -41,10 +41,6 @@ class BatchSource(Protocol[B_co]):
         """What decides every batch (content's hash, sizes, seed), on any rank: a resumed run must have the same."""
         ...
 
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`identity`, with the content named as `saved` names it, where that is another name of the same."""
-        ...
-
     @property
     def steps(self) -> int | None:
         """Steps from the start to the end; None when there is no end."""
@@ -71,9 +67,6 @@ class TransformedSource(ABC):
     @property
     def identity(self) -> Mapping[str, Any]:
         return self._inner.identity
-
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._inner.identity_like(saved)
 
     @property
     def steps(self) -> int | None:
@@ -110,11 +103,6 @@ class EpochSource(ABC, Generic[B]):
     @property
     def identity(self) -> Mapping[str, Any]:
         return {self.made_of: self._content or self._tokens_hash, **self._settings}
-
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Earlier versions named every content by the hash of its tokens, which is computed for their runs alone."""
-        is_unchanged = saved.get(self.made_of) == self.identity[self.made_of]
-        return self.identity if is_unchanged else {**self.identity, self.made_of: self._tokens_hash}
 
     @property
     def steps(self) -> int | None:
@@ -386,10 +374,6 @@ class CorpusSource:
     def identity(self) -> Mapping[str, Any]:
         return {**self.loader.identity, "batch_rows": self._batch_rows, "micro_rows": self._micro_rows}
 
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A corpus has one name."""
-        return self.identity
-
     @property
     def steps(self) -> int:
         return self.loader.total // self._batch_rows
@@ -407,11 +391,6 @@ class CorpusSource:
         read = self.loader.read(indices)
         batch = rows_batch(read.rows, read.documents, read.names, self.loader.row_length)
         return replace(batch, rows=tuple(indices))
-
-    @property
-    def rows_by_source(self) -> Mapping[str, int]:
-        """Rows of each source so far."""
-        return self.loader.drawn(self._drawn)
 
     def state(self) -> dict[str, Any]:
         return {"rows": self._drawn}

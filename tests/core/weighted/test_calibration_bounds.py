@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bedplate.core.statistics import InsufficientGroups
-from bedplate.core.statistics.calibration_error import calibration_bounds
+from bedplate.core.statistics.noninferiority import calibration_bounds
 
 BINS = 10
 

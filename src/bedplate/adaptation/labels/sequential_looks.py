@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from bedplate.adaptation.context.outcome import BoundedEstimate, Resting
+from bedplate.core.statistics.multiplicity import look_levels
 from bedplate.core.statistics.proportions import Side
-from bedplate.core.statistics.repeated_looks import look_levels
 from bedplate.data.rows import SourceRows
 from bedplate.data.splits import Assigned
 from bedplate.evaluation.examples import TaskData, TestHandle, load_examples

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from bedplate.core.quantities import shown_count
 from bedplate.pretraining.page.page import target_of
-from bedplate.pretraining.runfile.counts import shown
 from bedplate.report.formatting import cell, table
 
 _TASKS = {
@@ -39,8 +39,8 @@ def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent
     lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
     start = f"trained further from {cell(parent)}" if parent else "trained from scratch"
     lines += [
-        f"A {record['family']} base of {shown(record['parameters'])} parameters, {start} on "
-        f"{shown(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
+        f"A {record['family']} base of {shown_count(record['parameters'])} parameters, {start} on "
+        f"{shown_count(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
         f"{record['machine']['code_version']} from its run; `base.json` has the hashes.",
         "",
         "## What it read",

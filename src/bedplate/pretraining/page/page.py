@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.files import atomic_write, read_jsonl
-from bedplate.pretraining.runfile.counts import shown
+from bedplate.core.quantities import shown_count
 from bedplate.report.pages import page
 from bedplate.report.plots import FAINT, INK, SERIES, new_figure, svg_of
 
@@ -114,7 +114,7 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
         last=judged[-1] if judged else None,
         held=same_documents(judged),
         baselines=record.get("baselines") or {},
-        shown=shown,
+        shown=shown_count,
         target=_counted(judged)[0],
         measure=_counted(judged)[1],
     )
@@ -198,12 +198,12 @@ def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
 def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is said first: how it stands, and at which speed."""
     steps, tail = record.get("steps", 0), rows[-_TAIL:]
-    summary = {"status": str(record.get("status", "begun")), "parameters": shown(record.get("parameters", 0))}
+    summary = {"status": str(record.get("status", "begun")), "parameters": shown_count(record.get("parameters", 0))}
     if rows:
         seconds = sum(row["tokens"] / row["tokens_per_second"] for row in tail if row["tokens_per_second"])
         speed = sum(row["tokens"] for row in tail) / seconds if seconds else 0.0
         summary["step"] = f"{rows[-1]['step']:,} of {steps:,}"
-        summary["tokens"] = shown(texts_tokens(rows))
+        summary["tokens"] = shown_count(texts_tokens(rows))
         lost = [row["loss"] for row in tail if row["loss"] is not None]
         summary["loss"] = f"{sum(lost) / len(lost):.4f} over the last {len(tail)} steps" if lost else "not finite"
         skipped = sum("skipped" in row for row in rows)

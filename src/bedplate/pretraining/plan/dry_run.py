@@ -19,7 +19,7 @@ from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.json import load_json
 from bedplate.core.processor import processor_name
 from bedplate.core.progress import console
-from bedplate.core.quantities import adding_up
+from bedplate.core.quantities import adding_up, shown_count
 from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.manifest import MANIFEST, read_manifest
@@ -37,7 +37,6 @@ from bedplate.models.specs import TextSpec
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of
 from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.runfile.counts import shown
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.parallel.layout import Axis
@@ -279,9 +278,9 @@ def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"values), feed-forward {plan['feedforward']:,}, vocabulary {plan['vocabulary']:,}, context {plan['context']:,}"
     )
     rows = [
-        ("parameters", f"{shown(plan['parameters'])} ({plan['parameters']:,}), as {plan['family']}"),
+        ("parameters", f"{shown_count(plan['parameters'])} ({plan['parameters']:,}), as {plan['family']}"),
         ("shape", shape),
-        ("tokens", f"{shown(plan['tokens'])} in {plan['steps']:,} steps of {plan['batch_tokens']:,}"),
+        ("tokens", f"{shown_count(plan['tokens'])} in {plan['steps']:,} steps of {plan['batch_tokens']:,}"),
         ("learning rate", f"{plan['learning_rate']:g}"),
         ("layout", plan["layout"]),
         ("operations", f"{plan['flops']:.3e}, MFU {plan['mfu']:.1%}"),

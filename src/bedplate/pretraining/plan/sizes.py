@@ -170,4 +170,5 @@ def _config(run: RunFile, rate: float, steps: int) -> TrainConfig:
         return TrainConfig(**fields, **optimizer.settings)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"optimizer.settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        location = ".".join(map(str, ("optimizer", "settings", *first["loc"])))
+        raise ConfigError(f"{location}: {first['msg']}") from error

@@ -4,8 +4,8 @@ writes."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,8 @@ from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.checkpoint_evaluation import Judge, attempt
 from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
-from bedplate.pretraining.run.follow import Follower, TensorBoard
 from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of
+from bedplate.pretraining.run.tensorboard import TensorBoard
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
 from bedplate.training.loop import TrainResult
@@ -82,14 +82,13 @@ class RunOutputs:
     def followed(self, start_step: int) -> Generator[None]:
         """The run goes on from step `start_step` while it is open."""
         self._record("running")
-        takers: list[Callable[[Mapping[str, Any]], None]] = []
-        with ExitStack() as around:
-            self._tensorboard = TensorBoard.where_installed(self._out / places.TENSORBOARD, start_step)
-            if self._tensorboard is not None:
-                takers.append(self._tensorboard)
-                around.callback(self._tensorboard.close)
-            around.enter_context(Follower(self._out / METRICS_FILE, takers))
+        with TensorBoard(self._out / places.TENSORBOARD, start_step) as self._tensorboard:
             yield
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A line of metrics."""
+        if self._tensorboard is not None:
+            self._tensorboard.row(row)
 
     def stopped(self, error: BaseException) -> None:
         """Nothing that goes wrong here hides the error."""

@@ -203,6 +203,7 @@ class _Run:
             store=store,
             ranks=self.ranks,
             utilisation=None if self.written is None else self.written.utilisation,
+            on_row=None if self.written is None else self.written.row,
         )
 
     def _before(self, start_step: int) -> None:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, field_validator, model_validator
 
 from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.data.mixture import MixtureConfig
 from bedplate.evaluation.suites import need_suite
 from bedplate.models.specs.recompute import Recompute
-from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
 from bedplate.training.config import DtypeChoice, Fraction, RouterConfig, ScheduleName
 from bedplate.training.objectives import objective_of
@@ -26,8 +25,7 @@ from dataclasses import dataclass
 
 from bedplate.core.json import brief, flat
 
-Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
-"""A whole number, or text such as 5M, 300k or 1.5B."""
+Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0)]
 STDLIB = "stdlib"

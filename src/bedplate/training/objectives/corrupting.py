@@ -51,16 +51,11 @@ class CorruptedSource(TransformedSource):
         self._objective, self._seed = objective, seed
         self._corrupt = objective.corruption(words)
 
-    def _named(self, inner: Mapping[str, Any]) -> Mapping[str, Any]:
-        settings = self._objective.model_dump(mode="json")
-        return {**inner, "corruption": {"objective": self._objective.name, "seed": self._seed, **settings}}
-
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self._named(super().identity)
-
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._named(super().identity_like({k: v for k, v in saved.items() if k != "corruption"}))
+        settings = self._objective.model_dump(mode="json")
+        corruption = {"objective": self._objective.name, "seed": self._seed, **settings}
+        return {**super().identity, "corruption": corruption}
 
     def _transformed(self, batch: PackedBatch) -> PackedBatch:
         return corrupted(batch, self._corrupt, self._seed)

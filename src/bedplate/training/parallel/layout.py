@@ -20,15 +20,15 @@ class ParallelConfig(Strict):
 
     data: groups that each hold everything. shard: ranks that each hold a part of every parameter and its moments
     (FSDP2: https://arxiv.org/abs/2304.11277); None: all that are left. tensor: ranks that share each product. expert:
-    ranks with their own data that share the experts; they shard everything else. context: must be 1, since torch shares
-    a row for plain attention only, which packed rows are not.
+    ranks with their own data that share the experts; they shard everything else. context: 1, since torch shares a row
+    for plain attention only, which packed rows are not.
     """
 
     data: Count = 1
     shard: Count | None = None
     tensor: Count = 1
     expert: Count = 1
-    context: Count = 1
+    context: Literal[1] = 1
 
     @property
     def min_processes(self) -> int:
@@ -37,11 +37,6 @@ class ParallelConfig(Strict):
 
     def sizes(self, world: int) -> dict[Axis, int]:
         """By axis, for so many processes. UsageError where they do not fit."""
-        if self.context > 1:
-            raise UsageError(
-                f"context is {self.context}: torch shares a row among ranks for plain attention only, which packed "
-                "documents are not; leave it at 1"
-            )
         unsharded_size = self.data * self.tensor * self.expert
         shard = self.shard if self.shard is not None else max(1, world // unsharded_size)
         axis_sizes: dict[Axis, int] = {"data": self.data, "shard": shard, "expert": self.expert, "tensor": self.tensor}
