@@ -15,8 +15,7 @@ from bedplate.core.errors import ConfigError, RankError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import sizes_of
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.sizes import sizes_of, spec_of
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.outputs import RunOutputs
 from bedplate.pretraining.run.pretrain import pretrain

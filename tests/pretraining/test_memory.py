@@ -11,8 +11,7 @@ import torch
 from tests.pretraining.runs import tiny_run
 
 from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import RowShape, settings_of, sizes_of
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.sizes import RowShape, settings_of, sizes_of, spec_of
 from bedplate.pretraining.run.model import new_model
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe

@@ -16,7 +16,7 @@ from bedplate.core.errors import ConfigError, UnsupportedModelError
 from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import parameter_count
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.sizes import spec_of
 from bedplate.pretraining.runfile import first_look
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, shape_for, shape_of_width
 from bedplate.pretraining.runfile.file import BatchPart, ModelPart, RunFile, changes, load_run

@@ -15,7 +15,7 @@ from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.pretraining.mixing.best import ValueInterval
+    from bedplate.pretraining.mixing.response import ValueInterval
     from bedplate.pretraining.mixing.search import Proxy, Search
 
 

@@ -21,8 +21,7 @@ from bedplate.core.json import load_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.mixture import Mixture, MixtureConfig
-from bedplate.pretraining.mixing.best import CONFIDENCE, Best, Shares, best, capped, design
-from bedplate.pretraining.mixing.response import Response, fit
+from bedplate.pretraining.mixing.response import CONFIDENCE, Array, Best, Response, best, capped, design, fit
 from bedplate.pretraining.run.directory import CORPUS, evaluations, read_record
 from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.pretraining.run.pretrain import pretrain
@@ -38,10 +37,6 @@ class Proxy:
     name: str
     shares: Mapping[str, float]
     losses: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
 
 
 def proxy_file(run: RunFile, corpus: Path, weights: Mapping[str, float]) -> RunFile:
@@ -155,7 +150,7 @@ class Search:
                 "measured": self.goal_of(first) - self.goal_of(checked),
                 "better": self.best.better,
             },
-            "runs": [proxy_run.to_json() for proxy_run in (*self.proxies, checked)],
+            "runs": [asdict(proxy_run) for proxy_run in (*self.proxies, checked)],
         }
 
 
@@ -255,7 +250,7 @@ def _goal(goal: Mapping[str, float] | None, domains: Sequence[str], learned: Seq
     return dict(goal)
 
 
-def _max_shares(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Shares:
+def _max_shares(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Array:
     """The largest share that each source may have."""
     if tokens is None:
         return np.ones(len(names))

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.core.json import load_json
 from bedplate.core.processor import processor_name
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up, shown_count
@@ -35,8 +33,7 @@ from bedplate.models.device_memory import free_on
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import TextSpec
 from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of, spec_of
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.parallel.layout import Axis
@@ -132,12 +129,7 @@ def _single_pass_tokens(run: RunFile) -> int | None:
         sources = read_manifest(run.place(data.corpus)).sources
         return sum(shard.tokens for source in sources for shard in source.splits.get("train", ()))
     if data.sources and all(text_source.tokens is not None for text_source in data.sources):
-        return round(
-            sum(
-                (weighted_source.tokens or 0) * data.weights.get(weighted_source.name, 1.0)
-                for weighted_source in data.sources
-            )
-        )
+        return round(sum((source.tokens or 0) * data.weights.get(source.name, 1.0) for source in data.sources))
     raise ConfigError(
         "a base is trained on its texts once, and a dry run does not read them: say how many tokens they are, for "
         "example tokens=2M"
@@ -170,17 +162,9 @@ def vocabulary_of(run: RunFile) -> int | None:
         if choice.train is not None:
             return choice.train.vocab_size
         return resolve_tokenizer(str(choice.use), recipe.parent).vocab_size
-    file = None if data.corpus is None else run.place(data.corpus) / "corpus.json"
-    if file is not None and file.is_file():
-        return _corpus_vocabulary(file)
+    if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
+        return read_manifest(run.place(data.corpus)).tokenizer.vocab_size
     return None
-
-
-def _corpus_vocabulary(file: Path) -> int:
-    try:
-        return int(load_json(file.read_text("utf-8"))["tokenizer"]["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} cannot be read as a corpus: {error}") from error
 
 
 def _sizes(sizes: RunSizes, spec: TextSpec) -> dict[str, Any]:
@@ -234,11 +218,8 @@ def plan_here(run: RunFile, spec: TextSpec, sizes: RunSizes) -> dict[str, Any]:
         "usd_range": None if price is None else [hours * price / HIGH, hours * price / LOW],
         "notes": [
             f"time: {peak / 1e9:,.0f} GFLOP/s ({source}), at an assumed share of {share:.0%}",
-            *(
-                ["dtype is auto: counted in float32; the run takes what it measures to be faster"]
-                * (run.dtype == "auto")
-            ),
-            *([] if price is not None else ["give hardware.usd_per_hour for a price"]),
+            *["dtype is auto: counted in float32; the run takes what it measures to be faster"] * (run.dtype == "auto"),
+            *["give hardware.usd_per_hour for a price"] * (price is None),
         ],
     }
 

@@ -1,4 +1,5 @@
-"""Sizes and training configuration of a run: from its file, or from scaling laws where the file is silent."""
+"""Architecture, sizes and training configuration of a run: from its file, or from scaling laws where the file is
+silent. The architecture is one that its family can export."""
 
 from __future__ import annotations
 
@@ -9,19 +10,96 @@ from typing import Any
 
 import pydantic
 
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import BedplateError, ConfigError, UnsupportedModelError
+from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
-from bedplate.models.specs import TextSpec
-from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
-from bedplate.pretraining.runfile.file import RunFile
+from bedplate.models.families import Family, find_family
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
+from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens, shape_for
+from bedplate.pretraining.runfile.file import ModelPart, RunFile
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives import OBJECTIVES
+from bedplate.training.objectives.masked import Masked
 from bedplate.training.parallel.layout import Axis
 
 CONTINUED_RATE = 1e-4
 """Learning rate of continued pretraining where the file gives none: the one that the ladder's rung takes."""
 FEWEST_STEPS = 200
 """A batch is made smaller rather than that a run of a few tokens has fewer steps."""
+
+
+DEFAULT_CONTEXT = 1024
+
+
+def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_token") -> tuple[TextSpec, Family]:
+    """The architecture, for a tokenizer of so many ids (None: a preset's own), with the head that the objective of that
+    name needs. ConfigError for sizes that cannot be,
+    UnsupportedModelError for what the family cannot say: such a base could be trained and never exported."""
+    family = find_family("hf", part.family, "model.family")
+    if part.preset is not None:
+        preset_spec = resolve(part.preset)[1]
+        if isinstance(preset_spec, EncoderDecoderSpec):
+            raise ConfigError("model.preset: an encoder–decoder is given by `config`, with `family`")
+        if not isinstance(preset_spec, TransformerSpec):
+            raise UnsupportedModelError(f"model.preset {part.preset!r} is of a kind that cannot be trained on text")
+        changes = {"vocab_size": vocabulary, "context_length": part.context}
+        spec: TextSpec = preset_spec.with_(**{k: value for k, value in changes.items() if value is not None})
+    elif vocabulary is None:
+        raise ConfigError("the size of the vocabulary comes from the corpus, which does not exist yet; build it first")
+    elif part.config is not None:
+        spec = _from_config(family, {"vocab_size": vocabulary, **part.config}, part)
+        if spec.vocab_size != vocabulary:
+            raise ConfigError(
+                f"model.config says vocab_size = {spec.vocab_size:,}, and the tokenizer has {vocabulary:,} ids; "
+                "leave it out"
+            )
+    else:
+        spec = _dialled(family, part, vocabulary)
+    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked.name:
+        if family.with_masked_head is None:
+            raise ConfigError(f"model.family: {family.name} has no head that says which tokens were hidden")
+        spec = family.with_masked_head(spec)
+    family = family.of(spec)
+    back = family.to_spec(family.to_config(spec))
+    if back != spec:
+        field_name = next(name for name, value in spec.flat().items() if value != back.flat()[name])
+        raise UnsupportedModelError(
+            f"model.family: {family.name} cannot say what this model has, so that it could not be exported: "
+            f"{field_name} = {spec.flat()[field_name]!r}; choose another family"
+        )
+    return spec, family
+
+
+def _from_config(family: Family, config: Mapping[str, Any], part: ModelPart) -> TextSpec:
+    settings = dict(config)
+    if part.context is not None:
+        settings.setdefault("max_position_embeddings", part.context)
+    try:
+        return family.to_spec(settings)
+    except KeyError as error:
+        raise ConfigError(f"model.config: {family.name} needs the field {error}") from error
+    except (TypeError, ValueError, BedplateError) as error:
+        raise ConfigError(f"model.config: {error}") from error
+
+
+def _dialled(family: Family, part: ModelPart, vocabulary: int) -> TextSpec:
+    """The dial's sizes in the family's own fields: of a decoder, or of an encoder, whose heads share no keys."""
+    assert part.asked_parameters is not None
+    shape = shape_for(part.asked_parameters, vocabulary, part.tied)
+    context = part.context or DEFAULT_CONTEXT
+    common = {"vocab_size": vocabulary, "max_position_embeddings": context, **shape.config()}
+    decoder = {**common, "tie_word_embeddings": part.tied}
+    encoder = {**common, "intermediate_size": 4 * shape.width}
+    del encoder["num_key_value_heads"], encoder["head_dim"]
+    reasons: list[str] = []
+    for fields_ in (decoder, encoder):
+        try:
+            return family.to_spec({**fields_, **part.fields})
+        except (BedplateError, TypeError, ValueError, KeyError) as error:
+            reasons.append(str(error))
+    raise ConfigError(
+        f"model: the dial makes no {family.name} ({reasons[0]}); give `config`, the fields of its config.json"
+    )
 
 
 @dataclass(frozen=True)
@@ -135,39 +213,28 @@ class RunSettings:
 def settings_of(run: RunFile, spec: TextSpec, available: int) -> RunSettings:
     """available: tokens that there are to learn, once. ConfigError for settings that cannot be."""
     sizes = sizes_of(run, spec, available)
-    return RunSettings(_config(run, sizes.rate, sizes.steps), sizes)
-
-
-def _config(run: RunFile, rate: float, steps: int) -> TrainConfig:
-    """The loop's configuration."""
     optimizer, schedule = run.optimizer, run.schedule
     fields: dict[str, Any] = {
-        "learning_rate": rate,
+        **optimizer.model_dump(exclude={"name", "settings"}),
+        **schedule.model_dump(exclude={"name"}),
+        "learning_rate": sizes.rate,
         "schedule": schedule.name,
-        "warmup": schedule.warmup,
-        "decay": schedule.decay,
-        "final": schedule.final,
-        "beta1": optimizer.beta1,
-        "beta2": optimizer.beta2,
-        "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
-        "clip": optimizer.clip,
-        "steps": steps,
+        "steps": sizes.steps,
         "seed": run.seed,
-        "save_steps": max(1, round(run.checkpoints.every * steps)),
+        "save_steps": max(1, round(run.checkpoints.every * sizes.steps)),
         "save_seconds": run.checkpoints.seconds,
         "log_steps": run.log_steps,
         "dtype": run.dtype,
         "router": run.router,
         "recompute": run.recompute,
     }
-    reserved = [name for name in optimizer.settings if name in fields]
-    if reserved:
-        raise ConfigError(f"optimizer.settings.{reserved[0]}: the run file has a key of its own for it")
+    reserved = next((name for name in optimizer.settings if name in fields), None)
+    if reserved is not None:
+        raise ConfigError(f"optimizer.settings.{reserved}: the run file has a key of its own for it")
     if optimizer.name != "adamw":
         fields["optimizer"] = optimizer.name
     try:
-        return TrainConfig(**fields, **optimizer.settings)
+        return RunSettings(TrainConfig(**fields, **optimizer.settings), sizes)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = ".".join(map(str, ("optimizer", "settings", *first["loc"])))

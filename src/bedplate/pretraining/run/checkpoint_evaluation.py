@@ -7,8 +7,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from bedplate.evaluation.suites.suite_scores import run_suite
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import export_base
+from bedplate.pretraining.run.data import HeldBatches
 from bedplate.pretraining.run.directory import CHECKPOINTS, EVALUATIONS
-from bedplate.pretraining.run.held_out import HeldBatches
 from bedplate.pretraining.run.model import inference_copy, samples
 from bedplate.pretraining.runfile.file import CheckpointsPart, EvaluationPart
 
@@ -33,13 +33,12 @@ MEASURES = ("acc", "score", "nats_per_token")
 
 def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
     """For each suite, the measure that makes its curve, with value, interval and number of items."""
-    return {name: _row(run_suite(model, name, item_count).to_json()["measures"]) for name in names}
-
-
-def _row(measures: Mapping[str, Any]) -> dict[str, Any]:
-    measure = next((name for name in MEASURES if name in measures), next(iter(measures)))
-    estimate = measures[measure]
-    return {"measure": measure, "value": estimate["value"], "interval": estimate["interval"], "n": estimate["n"]}
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        measures = run_suite(model, name, item_count).to_json()["measures"]
+        measure = next((candidate for candidate in MEASURES if candidate in measures), next(iter(measures)))
+        rows[name] = {"measure": measure, **{key: measures[measure][key] for key in ("value", "interval", "n")}}
+    return rows
 
 
 logger = logging.getLogger("bedplate.pretraining")
@@ -80,15 +79,14 @@ class Judge:
             "suites": {},
             "errors": [],
         }
-        parts = (
-            (
-                "held-out texts",
-                lambda: row.update(held_out=self._score_holdouts(self.holdouts if all_of is None else all_of)),
-            ),
-            ("samples and suites", lambda: self._generate(row)),
-            *((("the checkpoint's base", lambda: self._save_base(step, number)),) if number and all_of is None else ()),
-        )
-        for part_name, judge in parts:
+        holdouts = self.holdouts if all_of is None else all_of
+        parts: dict[str, Callable[[], None]] = {
+            "held-out texts": lambda: row.update(held_out=self._score_holdouts(holdouts)),
+            "samples and suites": lambda: self._generate(row),
+        }
+        if number and all_of is None:
+            parts["the checkpoint's base"] = lambda: self._save_base(step, number)
+        for part_name, judge in parts.items():
             try:
                 judge()
             except Exception as error:
@@ -102,7 +100,7 @@ class Judge:
         return row
 
     def _score_holdouts(self, holdouts: Sequence[HeldBatches]) -> dict[str, Any]:
-        scores = {holdout.name: asdict(holdout.score(self.base.model)) for holdout in holdouts}
+        scores = {batches.holdout.name: batches.score(self.base.model) for batches in holdouts}
         lost = [name for name, score in scores.items() if not math.isfinite(score["nats_per_token"])]
         if lost:  # no number that a row could hold
             raise TrainingError(f"the loss on {', '.join(lost)} is not finite")
@@ -128,12 +126,8 @@ class Judge:
         if (last or (interval and number % interval == 0)) and not place.exists():
             base = self._current_base()
             export_base(replace(base, lineage={**base.lineage, "made": {"step": step}}), place)
-        directories = sorted(
-            (self.out / CHECKPOINTS).glob("[0-9]*-step-*"), key=lambda p: int(p.name.partition("-")[0])
-        )
-        retained = {p for p in directories if interval and int(p.name.partition("-")[0]) % interval == 0} | set(
-            directories[-last:] if last else ()
-        )
-        for old in directories:
-            if old not in retained:
-                shutil.rmtree(old)
+        numbered = {int(p.name.partition("-")[0]): p for p in (self.out / CHECKPOINTS).glob("[0-9]*-step-*")}
+        latest = sorted(numbered)[-last:] if last else []
+        for checkpoint, directory in numbered.items():
+            if checkpoint not in latest and not (interval and checkpoint % interval == 0):
+                shutil.rmtree(directory)

@@ -1,9 +1,11 @@
-"""The data of a run, whichever way it is given: tokenizer, batch source, held-out texts, counts by source."""
+"""The data of a run, whichever way it is given: tokenizer, batch source, counts by source; and the loss on held-out
+texts: nats per token, and bits per byte, which do not depend on the tokenizer."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,10 @@ from bedplate.pretraining.page.page import TOKENS_PREFIX
 from bedplate.pretraining.plan.sizes import RowShape
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
+from bedplate.training.objectives.corrupting import Corrupting, corrupted
+from bedplate.training.objectives.language import NextToken
+from bedplate.training.objectives.objective import AnyModel, CorruptionVocabulary, TextObjective, evaluate_loss
+from bedplate.training.raw_text import held_batches
 from bedplate.training.sources import BatchSource, Shard, TransformedSource
 
 
@@ -28,6 +34,65 @@ class HeldOut:
     @property
     def bytes(self) -> int:
         return sum(len(text.encode()) for text in self.texts)
+
+    def first_documents(self, limit: int | None) -> HeldOut:
+        """Those of at most `limit` tokens (at least one; None: all)."""
+        chosen = tokens = 0
+        for ids in self.ids:
+            if chosen and limit is not None and tokens + len(ids) > limit:
+                break
+            chosen, tokens = chosen + 1, tokens + len(ids)
+        return replace(self, ids=self.ids[:chosen], texts=self.texts[:chosen])
+
+
+class HeldBatches:
+    """Some documents of a held-out text, ready to be scored.
+
+    starts: texts begin with a token that the tokenizer sets, which is not predicted and costs nothing. words: what the
+    objective's corruption needs; texts are corrupted as those to be learned are, the same each time.
+    """
+
+    def __init__(
+        self,
+        holdout: HeldOut,
+        rows: RowShape,
+        vocabulary: int,
+        starts: bool,
+        objective: TextObjective,
+        words: CorruptionVocabulary,
+    ) -> None:
+        self.holdout = holdout
+        self._bytes, self._tokens = max(1, holdout.bytes), sum(map(len, holdout.ids))
+        self._first_bits = 0.0 if starts else len(holdout.ids) * math.log2(vocabulary)
+        named = {str(number): ids for number, ids in enumerate(holdout.ids)}
+        self._batches = held_batches(named, rows.length, rows.micro)
+        self._objective = NextToken() if objective.likelihood else objective
+        if isinstance(self._objective, Corrupting):
+            corrupt = self._objective.corruption(words)
+            self._batches = [corrupted(batch, corrupt, seed=0) for batch in self._batches]
+
+    def score(self, model: AnyModel) -> dict[str, Any]:
+        """The row of the text. documents, bytes: of the texts; tokens: that are predicted. bits_per_byte counts a
+        text's first token, before which nothing stands, as one of all: log2 of the vocabulary. Where not all of a text
+        is said in its order, it is the bits of a token that is said over the bytes that a token has on average.
+        target: what is counted in the place of tokens; only of tokens there are bits a byte."""
+        objective = self._objective
+        tokens = sum(batch.target_count for batch in self._batches)
+        nats = evaluate_loss(model, self._batches, objective)[objective.name]
+        if objective.likelihood:
+            bits = (nats * tokens / math.log(2) + self._first_bits) / self._bytes
+        else:
+            bits = nats / math.log(2) / (self._bytes / self._tokens) if objective.target == "token" else None
+        return {
+            "name": self.holdout.name,
+            "general": self.holdout.general,
+            "documents": len(self.holdout.ids),
+            "bytes": self._bytes,
+            "tokens": tokens,
+            "nats_per_token": nats,
+            "bits_per_byte": bits,
+            "target": objective.target,
+        }
 
 
 MakeSource = Callable[[RowShape, int, Shard], BatchSource[PackedBatch]]

@@ -21,7 +21,7 @@ from bedplate.pretraining.run.directory import TOKENIZER
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.raw_text import EncodedText, encode_text, first_tokens
+from bedplate.training.raw_text import encode_text, first_tokens
 from bedplate.training.sources import DocumentSource, Shard
 
 
@@ -83,69 +83,60 @@ LEAST_TOKENS = 1000
 def texts_data(run: RunFile, out: Path, tokenizer: Tokenizer | None) -> RunData:
     """The data of a run file with `sources`. tokenizer: of the base that is gone on from; else the file says which, and
     a trained one is kept in the run's directory, so that a resumed run has the same."""
-    described = progress(run.data.sources, "reading texts", unit="sources")
-    sources = [read_source(description, run.directory) for description in described]
+    sources = [
+        read_source(description, run.directory)
+        for description in progress(run.data.sources, "reading texts", unit="sources")
+    ]
     tokenizer = tokenizer or _tokenizer(run, out, sources)
-    encoded = {
-        text_source.name: encode_text(text_source.documents, tokenizer, run.seed, run.data.held_out)
-        for text_source in sources
-    }
+    learned: dict[str, dict[str, np.ndarray]] = {}
+    holdouts: list[HeldOut] = []
+    bytes_: dict[str, int] = {}
     for source in sources:
-        encoding = encoded[source.name]
-        if not encoding.heldout or not encoding.learned:
+        text = encode_text(source.documents, tokenizer, run.seed, run.data.held_out)
+        if not text.heldout or not text.learned:
             raise DataError(
                 f"data source {source.name!r}: {len(source.documents)} documents leave none to be judged on with "
                 f"held_out = {run.data.held_out:g}; raise it, or cut long texts into documents with `lines`"
             )
-    learned = {text_source.name: _share(run, text_source, encoded[text_source.name]) for text_source in sources}
+        holdouts.append(HeldOut(source.name, list(text.heldout.values()), list(text.texts.values()), source.general))
+        selected = learned[source.name] = _share(run, source, text.learned)
+        whole = sum(map(len, (*text.learned.values(), *text.heldout.values())))
+        bytes_[source.name] = round(sum(map(len, selected.values())) * (source.bytes / max(1, whole)))
     tokens = {name: sum(map(len, documents.values())) for name, documents in learned.items()}
     if sum(tokens.values()) < LEAST_TOKENS:
         raise DataError(
             f"the texts hold {sum(tokens.values()):,} tokens; at least {LEAST_TOKENS:,} are needed to train a model"
         )
-    per_token = {
-        name: text_source.bytes / max(1, _all(encoded[name])) for name, text_source in ((s.name, s) for s in sources)
-    }
-    holdouts = [
-        HeldOut(s.name, list(e.heldout.values()), list(e.texts.values()), s.general)
-        for s, e in _pairs(sources, encoded)
-    ]
+    hashes = {source.name: source.sha256 for source in sources}
     return RunData(
         tokenizer=tokenizer,
-        make_source=_maker(run, learned, {text_source.name: text_source.sha256 for text_source in sources}, tokenizer),
+        make_source=_maker(run, learned, hashes, tokenizer),
         holdouts=holdouts,
         tokens=tokens,
-        bytes={name: round(count * per_token[name]) for name, count in tokens.items()},
+        bytes=bytes_,
         documents={name: len(documents) for name, documents in learned.items()},
-        hashes={text_source.name: text_source.sha256 for text_source in sources},
-        licences={text_source.name: text_source.licence for text_source in sources},
+        hashes=hashes,
+        licences={source.name: source.licence for source in sources},
         stream=lambda: np.concatenate([ids for documents in learned.values() for ids in documents.values()]),
     )
 
 
-def _pairs(sources: Sequence[SourceText], encoded: dict[str, EncodedText]) -> list[tuple[SourceText, EncodedText]]:
-    return [(source, encoded[source.name]) for source in sources]
-
-
-def _all(text: EncodedText) -> int:
-    return sum(map(len, text.learned.values())) + sum(map(len, text.heldout.values()))
-
-
-def _share(run: RunFile, source: SourceText, text: EncodedText) -> dict[str, np.ndarray]:
+def _share(run: RunFile, source: SourceText, documents: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """What of a source is learned in one pass: as much of it as is asked for, by `tokens` and by its weight."""
-    documents = text.learned
     if source.tokens is not None:
         documents = first_tokens(documents, source.tokens)
     weight = run.data.weights.get(source.name, 1.0)
     if not weight:
         return {}
     whole, part = divmod(weight, 1.0)
-    selected: dict[str, np.ndarray] = {}
-    for number in range(int(whole)):
-        selected |= {name if number == 0 else f"{name}@{number + 1}": ids for name, ids in documents.items()}
+    passes = [documents] * int(whole)
     if part:
-        fraction = first_tokens(documents, round(part * sum(map(len, documents.values()))))
-        selected |= {name if not whole else f"{name}@{int(whole) + 1}": ids for name, ids in fraction.items()}
+        passes.append(first_tokens(documents, round(part * sum(map(len, documents.values())))))
+    selected = {
+        name if number == 1 else f"{name}@{number}": ids
+        for number, part_documents in enumerate(passes, start=1)
+        for name, ids in part_documents.items()
+    }
     if not selected:
         raise DataError(f"data.weights.{source.name} is {weight:g}: nothing of the source is left")
     return selected

@@ -3,7 +3,6 @@ writes."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -11,20 +10,18 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.display import Brief
-from bedplate.core.errors import BedplateError, TrainingError, is_interrupt
+from bedplate.core.errors import TrainingError
 from bedplate.core.files import atomic_write, read_jsonl
 from bedplate.core.progress import console
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
-from bedplate.pretraining.page.card import model_card
-from bedplate.pretraining.page.page import measure_of, texts_tokens, tokens_by_source, write_page
+from bedplate.pretraining.page.page import measure_of, model_card, texts_tokens, tokens_by_source, write_page
 from bedplate.pretraining.plan.sizes import RunSettings
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.checkpoint_evaluation import Judge, attempt
-from bedplate.pretraining.run.data import RunData
+from bedplate.pretraining.run.data import HeldBatches, RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
-from bedplate.pretraining.run.held_out import HeldBatches, held_out, part_of
 from bedplate.pretraining.run.tensorboard import TensorBoard
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
@@ -32,8 +29,6 @@ from bedplate.training.loop import TrainResult
 from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
 from bedplate.training.state import METRICS_FILE
 from bedplate.training.utilisation import utilisation_of
-
-logger = logging.getLogger("bedplate.pretraining")
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,9 +129,10 @@ class RunOutputs:
     def _holdout_batches(self, limit: int | None) -> Sequence[HeldBatches]:
         planned = self._planned
         starts, size = bool(planned.data.tokenizer.prompt_start), planned.base.spec.vocab_size
-        rows, objective = planned.settings.sizes, planned.objective
+        rows, objective, words = planned.settings.sizes, planned.objective, planned.words
         return [
-            held_out(holdout, rows, size, starts, limit, objective, planned.words) for holdout in planned.data.holdouts
+            HeldBatches(holdout.first_documents(limit), rows, size, starts, objective, words)
+            for holdout in planned.data.holdouts
         ]
 
     # --- what is known
@@ -144,16 +140,14 @@ class RunOutputs:
     def _record(self, status: str, **extra_fields: Any) -> None:
         planned = self._planned
         data, settings = planned.data, planned.settings
-        sources = {
-            name: {
-                "documents": data.documents[name],
-                "tokens": data.tokens[name],
-                "bytes": data.bytes[name],
-                "sha256": data.hashes[name],
-                "licence": data.licences[name],
-            }
-            for name in data.tokens
+        columns = {
+            "documents": data.documents,
+            "tokens": data.tokens,
+            "bytes": data.bytes,
+            "sha256": data.hashes,
+            "licence": data.licences,
         }
+        sources = {name: {key: column[name] for key, column in columns.items()} for name in data.tokens}
         planned.directory.note(
             schema=1,
             run=planned.run.run,
@@ -198,50 +192,36 @@ class RunOutputs:
         }
         self._record("trained", **totals)
         place = self._export(base, result)
-        baseline_scores = self._baselines()
+        baseline_scores: dict[str, dict[str, float]] = self._planned.directory.record().get("baselines") or {}
+        if not baseline_scores and self._planned.run.evaluation.baselines and self._planned.objective.likelihood:
+            attempt("gzip, xz and n-grams", lambda: baseline_scores.update(self._baselines()))
         self._record("finished", baselines=baseline_scores, **totals)
         if self._planned.catalogued:
-            self._catalogue(place)
+            attempt("the catalogue", lambda: self._catalogue(place))
         atomic_write(place / "README.md", model_card(self._planned.directory.record(), last, self._planned.parent))
         self._page()
         return Pretrained(self._out, place, result, last, baseline_scores)
 
     def _catalogue(self, place: Path) -> None:
-        """Entered where skins find their bases; a catalogue that cannot be written costs a warning."""
+        """Enters the base where skins find theirs."""
         planned = self._planned
-        try:
-            with Catalog.open() as catalog:
-                parents = [planned.parents_id] if planned.parents_id else []
-                written = load_base(place, device="cpu")
-                catalog.record_base(
-                    planned.run.run, written.identity, place, family=written.family.name, parents=parents
-                )
-        except BedplateError as error:
-            logger.warning("the base is not in the catalogue: %s", error)
+        parents = [planned.parents_id] if planned.parents_id else []
+        with Catalog.open() as catalog:
+            written = load_base(place, device="cpu")
+            catalog.record_base(planned.run.run, written.identity, place, family=written.family.name, parents=parents)
 
     def _baselines(self) -> dict[str, dict[str, float]]:
+        """They say how likely a text is, in the order in which it is written."""
         planned = self._planned
-        recorded = planned.directory.record().get("baselines")
-        if recorded is not None:
-            return recorded
-        if not planned.run.evaluation.baselines or not planned.objective.likelihood:
-            return {}  # those say how likely a text is, in the order in which it is written
-        try:
-            holdouts = [part_of(holdout, planned.run.evaluation.end_tokens) for holdout in planned.data.holdouts]
-            return baselines(planned.data.stream, holdouts, planned.data.tokenizer.vocab_size)
-        except Exception as error:  # the base is written: counting words is not to cost it
-            if is_interrupt(error):
-                raise
-            logger.warning("gzip, xz and n-grams are not beside it: %s: %s", type(error).__name__, error)
-            return {}
+        limit = planned.run.evaluation.end_tokens
+        holdouts = [holdout.first_documents(limit) for holdout in planned.data.holdouts]
+        return baselines(planned.data.stream, holdouts, planned.data.tokenizer.vocab_size)
 
     def _export(self, base: Base, result: TrainResult) -> Path:
         """The base, with its run as lineage; one that a finished run wrote stays whole until this one is."""
         place, record = self._out / places.BASE, self._planned.directory.record()
-        provenance = {
-            key: record[key]
-            for key in ("run", "objective", "settings", "machine", "data", "seen", "seconds", "arithmetic")
-        }
+        keys = ("run", "objective", "settings", "machine", "data", "seen", "seconds", "arithmetic")
+        provenance = {key: record[key] for key in keys}
         inherited = {k: v for k, v in base.lineage.items() if k not in ("parent", "source", "same_values")}
         lineage = {**inherited, "name": self._planned.run.run, "made": provenance}
         if not all(p.isfinite().all() for p in base.model.parameters()):

@@ -20,8 +20,7 @@ from bedplate.core.progress import silent
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
-from bedplate.pretraining.plan.sizes import check_shares, settings_of
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.sizes import check_shares, settings_of, spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.data import RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
