@@ -160,8 +160,6 @@ def test_what_is_asked_for_is_computed_in(make_decoder, make_examples, tmp_path)
 def test_memory_that_does_not_suffice(make_decoder, make_examples, tmp_path, monkeypatch, caplog) -> None:
     model, examples = make_decoder(torch.bfloat16), make_examples(4)
     needed = 4 * sum(p.numel() for p in model.parameters())
-    assert precision.extra_bytes({"policy": model}, F32) == needed
-    assert precision.extra_bytes({"policy": model}, BF16) == 0
     monkeypatch.setattr(precision, "free_bytes", lambda: needed)
     fake_measurement(monkeypatch, F32)
     result, _, _ = lora_run(model, examples, tmp_path / "auto")

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -220,14 +220,13 @@ class _Run(Generic[B]):
 
     def _total_steps(self) -> int:
         available, requested = self.source.steps, self.config.steps
-        if available is None and requested is None:
+        total = available if requested is None else requested
+        if total is None:
             raise UsageError("this source has no end: say how many steps to train (steps)")
-        if available is not None and requested is not None and requested > available:
+        if available is not None and total > available:
             raise UsageError(
-                f"{requested} steps are asked for, but the source holds {available}; add epochs or lower steps"
+                f"{total} steps are asked for, but the source holds {available}; add epochs or lower steps"
             )
-        total = requested if requested is not None else available
-        assert total is not None
         return total
 
     def finish(self, description: str) -> TrainResult:
@@ -239,16 +238,13 @@ class _Run(Generic[B]):
         ):
             bar.advance(self.tally.step)
             self._steps(log, bar, interrupts)
-        tally = self.tally
+        counters = dict(vars(self.tally))
         return TrainResult(
-            tally.step,
-            tally.examples,
-            tally.tokens,
-            tally.seconds,
-            tally.losses,
-            self.resumed_at,
-            self.out / METRICS_FILE,
-            self.arithmetic,
+            steps=counters.pop("step"),
+            **counters,
+            resumed_at=self.resumed_at,
+            metrics_path=self.out / METRICS_FILE,
+            arithmetic=self.arithmetic,
         )
 
     def _steps(self, log: MetricsLog, bar: Progress, interrupts: Interrupts) -> None:
@@ -287,14 +283,8 @@ class _Run(Generic[B]):
         counts["examples"] = sum(len(batch.ids) for batch in batches)
         weights, passes = self._weights(number, batches), self.ranks.maximum(len(batches))
         if self.ranks.agreed(not batches and self.spare is None)[0]:  # at the first step of this process
-            self.spare = next(
-                (
-                    candidate
-                    for candidate in self.ranks.gather(batches[-1] if batches else None)
-                    if candidate is not None
-                ),
-                None,
-            )
+            everyones = self.ranks.gather(batches[-1] if batches else None)
+            self.spare = next((batch for batch in everyones if batch is not None), None)
         with recomputing(self.config.recompute):
             parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
             for _ in range(passes - len(batches)):
@@ -330,10 +320,8 @@ class _Run(Generic[B]):
         """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
         local_weights: dict[str, float] = {}
         for batch in batches:
-            batch_weights = self.objective.weights(batch)
-            for name, weight in (
-                batch_weights if self.routers is None else {**batch_weights, **self.routers.weights(batch)}
-            ).items():
+            router_weights = {} if self.routers is None else self.routers.weights(batch)
+            for name, weight in (self.objective.weights(batch) | router_weights).items():
                 local_weights[name] = local_weights.get(name, 0.0) + weight
         weights = self.ranks.sums(local_weights)
         for name, weight in weights.items():
@@ -374,40 +362,32 @@ class _Run(Generic[B]):
             # of all ranks: this one may have had no share of the step
             named = {name for names in self.ranks.gather(list(step.counts)) for name in names}
             counts = {name: int(value) for name, value in sums.items() if name in named}
-            several = {
-                name: value
-                for name, value in sums.items()
-                if name not in named and (len(losses) > 1 or not name.startswith(LOSS))
-            }
+            hidden = named if len(losses) > 1 else named | {f"{LOSS}{name}" for name in losses}
             values = {
                 "step": step.number,
                 "loss": sum(losses.values()),
-                **several,
+                **{name: value for name, value in sums.items() if name not in hidden},
                 "learning_rate": step.learning_rate,
                 "gradient_norm": reading.norm,
                 **counts,
                 "tokens_per_second": counts["tokens"] / seconds,
                 "examples_per_second": counts["examples"] / seconds,
-                **self._share_of_peak(counts["tokens"], seconds),
                 **about,
             }
-            row = {name: _finite(value) for name, value in values.items()}
+            if self.utilisation is not None:
+                values["mfu"] = self.utilisation.share(counts["tokens"], seconds, self.ranks.world)
+            # JSON has no numbers that are not finite.
+            row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
             log.write(row)
             if self.on_row is not None:
                 self.on_row(row)
             bar.advance(1, loss=sum(losses.values()))
-            before = self.tally
-            self.tally = _Tally(
-                step.number,
-                before.examples + counts["examples"],
-                before.tokens + counts["tokens"],
-                before.seconds + seconds,
-                before.losses if reading.skipped else losses,
-            )
+            self.tally.step = step.number
+            self.tally.examples += counts["examples"]
+            self.tally.tokens += counts["tokens"]
+            self.tally.seconds += seconds
+            self.tally.losses = self.tally.losses if reading.skipped else losses
         self.unread, self.unread_seconds = [], 0.0
-
-    def _share_of_peak(self, tokens: int, seconds: float) -> dict[str, float]:
-        return {} if self.utilisation is None else {"mfu": self.utilisation.share(tokens, seconds, self.ranks.world)}
 
     def _save(self, log: MetricsLog) -> None:
         random_tensors, random_values = random_states()
@@ -417,7 +397,7 @@ class _Run(Generic[B]):
             "source": self.source.state(),
             "metrics_bytes": log.position(),
             "random": random_values,
-            "tally": vars(self.tally),
+            "tally": dict(vars(self.tally)),
         }
         self.store.save(self.tally.step, RunState(self._tensors() | random_tensors, values))
 
@@ -439,11 +419,6 @@ class _Run(Generic[B]):
         self.metrics_at, self.resumed_at = int(saved.values["metrics_bytes"]), self.tally.step
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no numbers that are not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 class Interrupts:
     """As a context: `requested` turns true at the first signal; a second one interrupts at once.
 
@@ -460,9 +435,7 @@ class Interrupts:
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

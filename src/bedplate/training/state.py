@@ -97,33 +97,29 @@ class StateFile:
             return int(values["tally"]["step"])
 
     def values(self, step: int) -> dict[str, Any]:
-        with self._opened() as (_, values):
-            self._check_step(values, step)
+        with self._opened(step) as (_, values):
             return values
 
     def settle(self) -> None:
         """What is saved is on the disk at once."""
 
-    def _check_step(self, values: Mapping[str, Any], step: int) -> None:
-        if values["tally"]["step"] != step:
-            raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
-
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
-        with self._opened() as (file, values):
-            self._check_step(values, step)
+        with self._opened(step) as (file, values):
             return RunState({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
     @contextmanager
-    def _opened(self) -> Generator[tuple[Any, dict[str, Any]]]:
-        """The open file, and what its header says. Raises TrainingError when it is not one of ours."""
+    def _opened(self, step: int | None = None) -> Generator[tuple[Any, dict[str, Any]]]:
+        """The open file, and what its header says. TrainingError when it is not one of ours, or of another step."""
         try:
             with safe_open(self.path, "pt") as file:
                 values = json.loads((file.metadata() or {})["bedplate"])
                 if values.pop("version", None) != _VERSION:
                     raise TrainingError(f"{self}: written by another version of Bedplate; delete it to start anew")
+                if step not in (None, values["tally"]["step"]):
+                    raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
                 yield file, values
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise TrainingError(
