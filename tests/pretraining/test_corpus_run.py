@@ -15,7 +15,7 @@ from bedplate.core.files import read_jsonl
 from bedplate.data.corpus.shards import Corpus
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.plan.dry_run import plan_run
-from bedplate.pretraining.run import checkpoint_evaluation, from_corpus
+from bedplate.pretraining.run import from_corpus, outputs
 from bedplate.pretraining.run.data import TOKENS_PREFIX
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import data_of, pretrain
@@ -56,15 +56,15 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_recipe(tmp_path)
     run = tiny_run(tmp_path, **MIXED)
     assert plan_run(run)["vocabulary"] == 300
-    whole = checkpoint_evaluation.Judge.at
+    whole = outputs.RunOutputs._judge
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_evaluation.Judge, "at", stop)
+    monkeypatch.setattr(outputs.RunOutputs, "_judge", stop)
     with pytest.raises(KeyboardInterrupt):
         pretrain(run, tmp_path / "out")
-    monkeypatch.setattr(checkpoint_evaluation.Judge, "at", whole)
+    monkeypatch.setattr(outputs.RunOutputs, "_judge", whole)
     pretrained = pretrain(run, tmp_path / "out")
     assert pretrained.result.resumed_at == 6
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")

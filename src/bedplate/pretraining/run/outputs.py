@@ -3,25 +3,33 @@ writes."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+import logging
+import math
+import shutil
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from bedplate.core.display import Brief
-from bedplate.core.errors import TrainingError
-from bedplate.core.files import atomic_write, read_jsonl
+from bedplate.core.errors import TrainingError, is_interrupt
+from bedplate.core.files import append_jsonl, atomic_write, read_jsonl
 from bedplate.core.progress import console
+from bedplate.evaluation.suites.suite_scores import run_suite
+from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.page.page import measure_of, model_card, texts_tokens, tokens_by_source, write_page
 from bedplate.pretraining.plan.sizes import RunSettings
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
-from bedplate.pretraining.run.checkpoint_evaluation import Judge, attempt
 from bedplate.pretraining.run.data import HeldBatches, RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
+from bedplate.pretraining.run.model import inference_copy, samples
 from bedplate.pretraining.run.tensorboard import TensorBoard
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
@@ -29,6 +37,32 @@ from bedplate.training.loop import TrainResult
 from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
 from bedplate.training.state import METRICS_FILE
 from bedplate.training.utilisation import utilisation_of
+
+MEASURES = ("acc", "score", "nats_per_token")
+"""Which measure of a suite makes its curve: the first that it has."""
+
+
+def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
+    """For each suite, the measure that makes its curve, with value, interval and number of items."""
+    rows: dict[str, dict[str, Any]] = {}
+    for name in names:
+        measures = run_suite(model, name, item_count).to_json()["measures"]
+        measure = next((candidate for candidate in MEASURES if candidate in measures), next(iter(measures)))
+        rows[name] = {"measure": measure, **{key: measures[measure][key] for key in ("value", "interval", "n")}}
+    return rows
+
+
+logger = logging.getLogger("bedplate.pretraining")
+
+
+def attempt(subject: str, call: Callable[[], object]) -> None:
+    """Does what a run can do without: where it fails, that costs a warning. Interrupts get out."""
+    try:
+        call()
+    except Exception as error:
+        if is_interrupt(error):
+            raise
+        logger.warning("%s could not be written: %s: %s; the run continues", subject, type(error).__name__, error)
 
 
 @dataclass(frozen=True, repr=False)
@@ -70,8 +104,7 @@ class RunOutputs:
         self._tensorboard: TensorBoard | None = None
         run, base = planned.run, planned.base
         self.utilisation = utilisation_of(base.spec, planned.settings.sizes.length, base.device, run.dtype)
-        holdouts = self._holdout_batches(run.evaluation.tokens)
-        self._judge = Judge(self._out, base, run.evaluation, run.checkpoints, holdouts, self._judged)
+        self._holdouts = self._holdout_batches(run.evaluation.tokens)
 
     @contextmanager
     def followed(self, start_step: int) -> Generator[None]:
@@ -94,28 +127,71 @@ class RunOutputs:
 
     def before(self, base: Base) -> None:
         """What a base could do before it is trained further: what is forgotten is the difference to that."""
-        self._of(base).at(0, 0, 0)
+        self._judge(base, 0, self._holdouts)
 
     def checkpoint(self, base: Base, step: int) -> None:
         """The base as it is after this step."""
-        self._of(base).at(step, self._tokens(step), self._number(step))
+        number = -(-step // (self._planned.settings.config.save_steps or 1))
+        self._judge(base, step, self._holdouts, lambda: self._save_base(base, step, number))
         attempt("the page", self._page)
 
     def at_the_end(self, base: Base, result: TrainResult) -> dict[str, Any]:
         """On all of the held-out texts, or as many as the file says; the row."""
         self._record("judged at the end")
-        number = self._number(result.steps)
-        holdouts = self._holdout_batches(self._planned.run.evaluation.end_tokens)
-        return self._of(base).at(result.steps, self._tokens(result.steps), number, all_of=holdouts)
+        return self._judge(base, result.steps, self._holdout_batches(self._planned.run.evaluation.end_tokens))
 
-    def _of(self, base: Base) -> Judge:
-        return replace(self._judge, base=base)
+    def _judge(
+        self, base: Base, step: int, holdouts: Sequence[HeldBatches], save: Callable[[], None] | None = None
+    ) -> dict[str, Any]:
+        """Judges, writes and returns a row. Only an interrupt gets out, and a row that cannot be written costs a
+        warning."""
+        started = time.perf_counter()
+        row: dict[str, Any] = {"step": step, "tokens": self._tokens(step), "held_out": {}, "samples": [], "suites": {}}
+        row["errors"] = []
+        parts: dict[str, Callable[[], None]] = {
+            "held-out texts": lambda: row.update(held_out=_scores(base, holdouts)),
+            "samples and suites": lambda: self._generate(base, row),
+        }
+        if save is not None:
+            parts["the checkpoint's base"] = save
+        for part_name, judge in parts.items():
+            try:
+                judge()
+            except Exception as error:
+                if is_interrupt(error):
+                    raise
+                row["errors"].append(f"{part_name}: {type(error).__name__}: {error}")
+                logger.warning("step %d: %s could not be evaluated: %s; the run continues", step, part_name, error)
+        row["seconds"] = time.perf_counter() - started
+        attempt(f"the evaluation of step {step}", lambda: append_jsonl(self._out / places.EVALUATIONS, [row]))
+        attempt(f"the evaluation of step {step} on the terminal and in TensorBoard", lambda: self._judged(row))
+        return row
 
-    def _number(self, step: int) -> int:
-        interval = self._planned.settings.config.save_steps or 1
-        return -(-step // interval)
+    def _generate(self, base: Base, row: dict[str, Any]) -> None:
+        evaluation = self._planned.run.evaluation
+        if (evaluation.prompts or evaluation.suites) and "generate" in base.can:
+            with inference_copy(_current_base(base)) as model:
+                row["samples"] = samples(model, evaluation.prompts, evaluation.sample_tokens)
+                row["suites"] = suite_rows(model, evaluation.suites, evaluation.items)
+
+    @torch.no_grad()
+    def _save_base(self, base: Base, step: int, number: int) -> None:
+        """This checkpoint as a base, and those that the rules no longer keep removed."""
+        rules, directory = self._planned.run.checkpoints, self._out / places.CHECKPOINTS
+        last, interval = rules.bases, rules.bases_every
+        place = directory / f"{number:03d}-step-{step}"
+        if (last or (interval and number % interval == 0)) and not place.exists():
+            current = _current_base(base)
+            export_base(replace(current, lineage={**current.lineage, "made": {"step": step}}), place)
+        numbered = {int(p.name.partition("-")[0]): p for p in directory.glob("[0-9]*-step-*")}
+        latest = sorted(numbered)[-last:] if last else []
+        for checkpoint, path in numbered.items():
+            if checkpoint not in latest and not (interval and checkpoint % interval == 0):
+                shutil.rmtree(path)
 
     def _tokens(self, step: int) -> int:
+        if not step:
+            return 0
         rows = read_jsonl(self._out / METRICS_FILE, allow_torn_tail=True)
         return texts_tokens([row for row in rows if row["step"] <= step])
 
@@ -228,3 +304,16 @@ class RunOutputs:
             raise TrainingError(f"{self._out}: weights are not finite after step {result.steps}; no base is written")
         identity = replace(base.identity, equivalent_of=None)
         return export_base(replace(base, lineage=lineage, identified=identity), place, replace=True)
+
+
+def _scores(base: Base, holdouts: Sequence[HeldBatches]) -> dict[str, Any]:
+    scores = {batches.holdout.name: batches.score(base.model) for batches in holdouts}
+    lost = [name for name, score in scores.items() if not math.isfinite(score["nats_per_token"])]
+    if lost:  # no number that a row could hold
+        raise TrainingError(f"the loss on {', '.join(lost)} is not finite")
+    return scores
+
+
+def _current_base(base: Base) -> Base:
+    """The base in what the run computes in at the moment."""
+    return replace(base, dtype=next(base.model.parameters()).dtype, lineage=dict(base.lineage))

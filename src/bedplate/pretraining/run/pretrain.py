@@ -3,7 +3,7 @@
 1. `pretrain` joins the processes (torchrun, Slurm) and opens the run's directory (directory.py).
 2. `_planned` reads data (from_texts.py, from_corpus.py), builds or loads the model, and derives settings (settings.py).
 3. `_Run` distributes the model over the ranks and trains it with `training.loop`.
-4. At checkpoints and at the end one process evaluates and writes (checkpoint_evaluation.py, outputs.py).
+4. At checkpoints and at the end one process evaluates and writes (outputs.py).
 """
 
 from __future__ import annotations
