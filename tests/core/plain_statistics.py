@@ -9,9 +9,10 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bedplate.core.statistics import MINIMUM_GROUPS, Bootstrap, bootstrap
+from bedplate.core.statistics import bootstrap
+from bedplate.core.statistics.bootstrap import Bootstrap
 from bedplate.core.statistics.clusters import group_codes
-from bedplate.core.statistics.unequal import check_groups
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups
 
 _private = cast("Any", bootstrap)
 

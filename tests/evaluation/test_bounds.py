@@ -10,7 +10,9 @@ from numpy.typing import NDArray
 from sklearn.metrics import f1_score
 from tests.evaluation.test_harness import examples, task
 
-from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
+from bedplate.core.statistics.clusters import effective_n_bound
+from bedplate.core.statistics.proportions import binomial_interval, binomial_lower
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.evaluated import RareLabel, unseen_macro_f1
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions

@@ -16,7 +16,8 @@ from scipy import stats
 from sklearn.metrics import f1_score
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower
+from bedplate.core.statistics.proportions import binomial_interval, binomial_lower
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.comparison import compare
 from bedplate.evaluation.examples import Example, load_examples

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core import statistics
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups, enough_groups
+from bedplate.core.statistics import bootstrap, paired
 from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
+from bedplate.core.statistics.unequal import InsufficientGroups, enough_groups
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task_row import GradedRow
@@ -49,7 +49,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     rows = _paired(a, b)
     groups = [row.group for row in a.rows]
     if a.scoring not in ("counts", "answered"):
-        paired = statistics.paired_difference(
+        test_result = paired.paired_difference(
             [row.score for row in a.rows],
             [row.score for row in rows],
             groups,
@@ -58,10 +58,11 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
             binary=a.scoring == "binary",
             weights=a.weights,
         )
-        difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
+        difference, interval, p_value = test_result.difference, test_result.interval, test_result.p_value
+        test = test_result.test
     else:
         difference, interval, p_value = _compare_statistic(a, replace(b, rows=tuple(rows)), groups, seed, confidence)
-        interval = statistics.agreeing(interval, p_value, confidence)
+        interval = paired.agreeing(interval, p_value, confidence)
         test = "clustered_swap" if a.groups < a.n else "swap"
     return PairedComparison(
         a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
@@ -133,10 +134,10 @@ def _compare_statistic(
         first, second = np.split(sums, 2, axis=-1)
         return a.of_sums(first) - a.of_sums(second)
 
-    p_value = statistics.swap_test(swapped, groups, seed=seed)
+    p_value = paired.swap_test(swapped, groups, seed=seed)
     difference = a.estimate - b.estimate
     try:
-        boot = statistics.bca_of_sums(
+        boot = bootstrap.bca_of_sums(
             np.concatenate([ours, theirs], axis=1),
             difference_of,
             groups,

@@ -12,10 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core import display, statistics
-from bedplate.core.statistics import InsufficientGroups
-from bedplate.core.statistics.bootstrap import influence
+from bedplate.core import display
+from bedplate.core.statistics import clusters
+from bedplate.core.statistics.bootstrap import Bootstrap, bca_of_sums, influence, mean_of_sums
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.metrics import METRICS, Counts, Scoring
 from bedplate.evaluation.task_row import GradedRow
@@ -135,13 +136,13 @@ class Evaluation(display.Brief):
             scores, groups, weights = self.judged
             if not groups:  # nothing was answered: anything may be true
                 return float(side == "upper")
-            return statistics.effective_n_bound(scores, groups, confidence, side, weights=weights).value
+            return clusters.effective_n_bound(scores, groups, confidence, side, weights=weights).value
         if self._label_groups is not None:
             check_labels(self.labels, self._label_groups)
         boot = self.bootstrap(confidence)
         return boot.lower if side == "lower" else boot.upper
 
-    def bootstrap(self, confidence: float, minimum_groups: int = statistics.MINIMUM_GROUPS) -> statistics.Bootstrap:
+    def bootstrap(self, confidence: float, minimum_groups: int = MINIMUM_GROUPS) -> Bootstrap:
         """Bounds of a metric that is no proportion. Raises InsufficientGroups."""
         group_counts = self._label_groups
 
@@ -150,7 +151,7 @@ class Evaluation(display.Brief):
             counts = self.parts.sum(0).reshape(3, len(self.labels))
             return unseen_macro_f1(counts, group_counts, a)
 
-        return statistics.bca_of_sums(
+        return bca_of_sums(
             self.parts,
             self.of_sums,
             self._groups,
@@ -219,7 +220,7 @@ class Evaluation(display.Brief):
             right, total = sums[..., 0], sums[..., 1]
             return np.divide(right, total, out=np.zeros_like(right), where=total > 0)
         if self.scoring != "counts":
-            return statistics.mean_of_sums(sums)
+            return mean_of_sums(sums)
         whole = METRICS[self.metric].statistic
         assert whole is not None
         return whole(sums.reshape(*sums.shape[:-1], 3, len(self.labels)))
@@ -303,9 +304,9 @@ def with_bounds(draft: Evaluation) -> Evaluation:
     whole = replace(draft, estimate=draft.statistic(np.arange(draft.n)), interval=_interval(draft))
     scores, groups, weights = draft.judged
     if groups:
-        icc = statistics.intraclass_correlation(scores, groups)
+        icc = clusters.intraclass_correlation(scores, groups)
         # of `n` rows only the judged ones count: a row that is not answered is worth nothing
-        effect = statistics.design_effect(scores, groups, weights) * draft.n / len(groups)
+        effect = clusters.design_effect(scores, groups, weights) * draft.n / len(groups)
         whole = replace(whole, icc=None if math.isnan(icc) else icc, design_effect=effect)
     try:
         return replace(whole, lower_bound=whole.bound(whole.confidence))
@@ -319,7 +320,7 @@ def _interval(draft: Evaluation) -> tuple[float, float]:
             return draft.bootstrap(draft.confidence, 2).interval
         scores, groups, weights = draft.judged
         if groups:
-            return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2, weights=weights)
+            return clusters.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2, weights=weights)
     except InsufficientGroups:  # one group says nothing about others
         pass
     return 0.0, 1.0

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from bedplate.core.errors import DataError
-from bedplate.core.statistics import worth
+from bedplate.core.statistics.unequal import worth
 from bedplate.data.sources import Row
 from bedplate.evaluation.task import Task
 

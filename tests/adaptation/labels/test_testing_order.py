@@ -10,7 +10,8 @@ from tests.adaptation.test_gate import evaluation, rate
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import binomial_lower, holm_bounds, sequence_bounds
+from bedplate.core.statistics.multiplicity import holm_bounds, sequence_bounds
+from bedplate.core.statistics.proportions import binomial_lower
 
 BAR, ALPHA = 0.8, 0.05
 

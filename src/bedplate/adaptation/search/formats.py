@@ -29,8 +29,8 @@ from bedplate.adaptation.search.rung_files import config_of
 from bedplate.adaptation.task.adapt_parts import Format
 from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
-from bedplate.core.statistics import enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
+from bedplate.core.statistics.unequal import enough_groups
 from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions

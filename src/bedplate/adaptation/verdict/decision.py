@@ -20,7 +20,7 @@ from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.verdict.admission import BudgetChanges
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
-from bedplate.core.statistics import groups_needed
+from bedplate.core.statistics.clusters import groups_needed
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Requirement

@@ -13,9 +13,11 @@ from typing import Protocol
 import numpy as np
 
 from bedplate.adaptation.context.outcome import Resting
-from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
+from bedplate.core.statistics.multiplicity import needed_n
 from bedplate.core.statistics.noninferiority import Drop
+from bedplate.core.statistics.paired import independent_difference
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, worth
 from bedplate.evaluation.comparison import drop_between
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.slices import calibration_error, calibration_of, sure

@@ -20,15 +20,9 @@ from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Estimated
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.admission import Nominable, infeasible
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
-from bedplate.core.statistics import (
-    InsufficientGroups,
-    holm,
-    holm_bounds,
-    needed_n,
-    sequence_bounds,
-    simultaneous,
-    values_needed,
-)
+from bedplate.core.statistics.multiplicity import holm, holm_bounds, needed_n, sequence_bounds, simultaneous
+from bedplate.core.statistics.proportions import values_needed
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation

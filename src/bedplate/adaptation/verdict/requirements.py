@@ -23,8 +23,9 @@ from bedplate.adaptation.verdict.estimates import (
     Priced,
     ReferenceComparison,
 )
-from bedplate.core.statistics import InsufficientGroups, needed_n
+from bedplate.core.statistics.multiplicity import needed_n
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation

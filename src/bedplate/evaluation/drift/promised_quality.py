@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import BettingEvidence, Gains, InsufficientGroups, evidence, gains, needed_n, spent_alpha
+from bedplate.core.statistics.betting import BettingEvidence, Gains, evidence, gains
+from bedplate.core.statistics.multiplicity import needed_n, spent_alpha
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.evaluation.evaluated import Evaluation
 
 

@@ -17,7 +17,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.statistics import BettingEvidence, Gains, evidence, gains_apart, mean_bounds, spent_alpha
+from bedplate.core.statistics.betting import BettingEvidence, Gains, evidence, gains_apart, mean_bounds
+from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.data.splits import SplitRecord, subsample
 
 Aspect = Literal["inputs", "length", "labels"]

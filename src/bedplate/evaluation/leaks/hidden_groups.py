@@ -21,8 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import ConfigError
-from bedplate.core.statistics import holm, worth
 from bedplate.core.statistics.clusters import Likeness, group_codes, likeness
+from bedplate.core.statistics.multiplicity import holm
+from bedplate.core.statistics.unequal import worth
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.profile import is_group_name
 from bedplate.data.rows import SourceRows

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bedplate.core.files import bedplate_home, file_lock
-from bedplate.core.statistics import Gains
+from bedplate.core.statistics.betting import Gains
 from bedplate.evaluation.ledger.chain import Chain, append, read_chain
 from bedplate.evaluation.ledger.ledger import TestLedger
 
