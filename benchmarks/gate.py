@@ -31,7 +31,7 @@ from bedplate.adaptation.search.guards import GuardResult, bounded, drop_of, gua
 from bedplate.adaptation.verdict import gate
 from bedplate.core.statistics import bootstrap, clusters, multiplicity, proportions, unequal
 from bedplate.core.statistics.proportions import Side
-from bedplate.report.schema_plan import GuardRow
+from bedplate.report.schema_parts import GuardRow
 from comparison import start
 from gate_rows import Floats, Ints, correct, equal, layouts, scores
 

@@ -18,8 +18,7 @@ from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting
-from bedplate.training.objectives.objective import CorruptionVocabulary
+from bedplate.training.objectives.objective import CorruptedSource, Corrupting, CorruptionVocabulary
 from bedplate.training.optimizers import Optimization, kinds_of
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource

@@ -20,8 +20,8 @@ from bedplate.models.inputs import Inputs
 from bedplate.pretraining.page.page import TOKENS_PREFIX, same_documents
 from bedplate.pretraining.plan.sizes import RowShape
 from bedplate.pretraining.run import outputs
+from bedplate.pretraining.run.data import texts_data
 from bedplate.pretraining.run.directory import evaluations, opened, read_record
-from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.sources import ALONE
@@ -62,7 +62,7 @@ def test_the_held_out_loss_is_that_of_the_reference(pretrained: Pretrained) -> N
     assert line_scores["nats_per_token"] > 0
     model = transformers.AutoModelForCausalLM.from_pretrained(pretrained.base)
     run = tiny_run(pretrained.directory.parent)
-    from bedplate.pretraining.run.from_texts import texts_data
+    from bedplate.pretraining.run.data import texts_data
 
     part = texts_data(run, pretrained.directory, None).holdouts[0]
     nats = tokens = 0.0

@@ -20,7 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar (threshold)."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
     "completion": ("bedplate.cli.completion", "Print a script that completes verbs and options in your shell."),
-    "convert": ("bedplate.cli.convert", "Convert a checkpoint to another layout, checked by reading it back."),
+    "convert": ("bedplate.cli.export", "Convert a checkpoint to another layout, checked by reading it back."),
     "data": ("bedplate.cli.data", "Build a corpus to pretrain on; what each rule kept, and the fate of a document."),
     "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, execution plans, the choice."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task or on new rows, or a base on suites."),

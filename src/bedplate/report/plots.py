@@ -39,6 +39,9 @@ VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--m
 }
 
 
+_ERROR_BARS: dict[str, Any] = {"fmt": "o", "color": ACCENT, "capsize": 3, "linewidth": 1.3}
+
+
 def quality_against_cost(
     rows: Sequence[Mapping[str, Any]], target: float, metric: str, *, lower_is_better: bool = False
 ) -> str:
@@ -49,38 +52,16 @@ def quality_against_cost(
     """
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
-    axes.annotate(
-        f"target {chosen(target)}",
-        (0.995, target),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color=TARGET,
-    )
+    at_right: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axes.annotate(f"target {chosen(target)}", (0.995, target), color=TARGET, **at_right)
     priced = [row for row in rows if not row["reference"]]
     for row in priced:
-        filled = row["split"] == "test"
-        axes.errorbar(
-            row["usd_per_1k_calls"],
-            row["estimate"],
-            yerr=errors([row]),
-            fmt="o",
-            color=ACCENT,
-            markerfacecolor=ACCENT if filled else "none",
-            markersize=7,
-            capsize=3,
-            linewidth=1.3,
-        )
+        usd, estimate = row["usd_per_1k_calls"], row["estimate"]
+        fill = ACCENT if row["split"] == "test" else "none"
+        axes.errorbar(usd, estimate, errors([row]), markerfacecolor=fill, markersize=7, **_ERROR_BARS)
         if row.get("bound") is not None:
-            place = row["usd_per_1k_calls"], row["bound"]
-            axes.plot(*place, marker="_", color=TARGET, markersize=16, markeredgewidth=2, linestyle="none")
-        axes.annotate(
-            row["rung"],
-            (row["usd_per_1k_calls"], row["estimate"]),
-            xytext=(8, 5),
-            textcoords="offset points",
-            color=INK,
-        )
+            axes.plot(usd, row["bound"], "_", color=TARGET, markersize=16, markeredgewidth=2)
+        axes.annotate(row["rung"], (usd, estimate), (8, 5), textcoords="offset points", color=INK)
     for row in rows:
         if row["reference"]:
             axes.axhline(row["estimate"], color=REFERENCE, linewidth=1, linestyle=":")
@@ -92,14 +73,8 @@ def quality_against_cost(
                 color=REFERENCE,
             )
     front = pareto(priced, lower_is_better=lower_is_better)
-    axes.plot(
-        [row["usd_per_1k_calls"] for row in front],
-        [row["estimate"] for row in front],
-        color=ACCENT,
-        linewidth=1,
-        alpha=0.5,
-        zorder=0,
-    )
+    x, y = [row["usd_per_1k_calls"] for row in front], [row["estimate"] for row in front]
+    axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.5, zorder=0)
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("US dollars per 1,000 calls")
     axes.set_ylabel(metric.replace("_", " "))
@@ -126,16 +101,8 @@ def seed_spread(seeds: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -
     for rung, rows in shown.items():
         for row in rows:
             chosen = row.get("chosen", False)
-            axes.errorbar(
-                row["estimate"],
-                len(names),
-                xerr=errors([row]),
-                fmt="o",
-                color=ACCENT,
-                markerfacecolor=ACCENT if chosen else "none",
-                capsize=3,
-                linewidth=1.3,
-            )
+            fill = ACCENT if chosen else "none"
+            axes.errorbar(row["estimate"], len(names), xerr=errors([row]), markerfacecolor=fill, **_ERROR_BARS)
             names.append(f"{rung}, seed {row['seed']}" + (" (chosen)" if chosen else ""))
     axes.set_yticks(range(len(names)), names)
     axes.margins(y=0.25)
@@ -158,6 +125,8 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 
 def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
     """For each split its shortest to longest input as a line, the middle 80% thick, a dot at the median."""
+    from matplotlib.ticker import LogLocator
+
     figure, axes = new_figure(7.4, 0.9 + 0.34 * len(deciles))
     for place, values in enumerate(deciles.values()):
         shown = [max(1, value) for value in values]
@@ -166,21 +135,11 @@ def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
         axes.plot(shown[5], place, "o", color=ACCENT)
     axes.set_yticks(range(len(deciles)), list(deciles))
     axes.set(xscale="log", ylim=(len(deciles) - 0.5, -0.5), xlabel="characters")
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(_numbers())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # As numbers: powers would be set as formulas, each anew, which takes as long as all else of the picture.
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     return svg_of(figure, "Lengths of inputs")
-
-
-def _numbers() -> Any:
-    """Labels of a logarithmic axis as numbers, such as 1,000. Powers would be set as formulas, each anew for each
-    picture, which takes as long as all else of it."""
-    from matplotlib.ticker import LogFormatter
-
-    class Numbers(LogFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:,.0f}" if super().__call__(x, pos) else ""
-
-    return Numbers()
 
 
 def errors(rows: Sequence[Mapping[str, Any]], name: str = "estimate") -> list[list[float]]:

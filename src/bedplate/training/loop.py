@@ -6,7 +6,7 @@
 3. `_step` sums each term's weight over micro-batches and ranks before the first forward pass (`_weights`).
 4. `_backward` runs a micro-batch through the objective (objectives/) and collects its gradients in float32.
 5. The gradient is added up over ranks (ranks.py) and clipped; the guard decides on the device whether the step is
-   applied (guard.py); optimizer and routers (routers.py) step. Nothing is read back.
+   applied (step_metrics.py); optimizer and routers (routers.py) step. Nothing is read back.
 6. `_read` reads the metrics of `log_steps` steps at once and writes a line for each (step_metrics.py).
 7. `_save` writes the state (state.py); `on_checkpoint` looks at the models. Interrupts are answered between steps.
 """
@@ -33,7 +33,6 @@ from bedplate.models.layers.activation_checkpointing import recomputing
 from bedplate.models.layers.routing import collect_routings
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
-from bedplate.training.guard import Skipped, StepGuard
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Term, evaluate_loss
 from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
 from bedplate.training.precision import (
@@ -60,7 +59,7 @@ from bedplate.training.state import (
     seeded,
     set_random_states,
 )
-from bedplate.training.step_metrics import LOSS, MetricsLog, UnreadStep, read_steps
+from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, read_steps
 from bedplate.training.utilisation import Utilisation
 
 

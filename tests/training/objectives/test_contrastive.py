@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.contrastive import Crops
-from bedplate.training.objectives.corrupting import CorruptedSource, documents_of
-from bedplate.training.objectives.objective import CorruptionVocabulary
+from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, documents_of
 from bedplate.training.sources import DocumentSource
 
 

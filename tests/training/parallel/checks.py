@@ -28,9 +28,8 @@ from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives.contrastive import Crops
-from bedplate.training.objectives.corrupting import CorruptedSource
 from bedplate.training.objectives.language import Sft
-from bedplate.training.objectives.objective import CorruptionVocabulary, Term
+from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, Term
 from bedplate.training.parallel.apply import parallelised, whole_state
 from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.parallel.states import DistributedStates

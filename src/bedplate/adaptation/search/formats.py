@@ -37,7 +37,7 @@ from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.skin_execution import evaluated_now, evaluated_on
-from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat
+from bedplate.report.schema_parts import FormatLeftOut, Formats, NotTried, TriedFormat
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.skin import EvaluatedWith, Skin
 

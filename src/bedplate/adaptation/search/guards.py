@@ -27,7 +27,7 @@ from bedplate.evaluation.suites import SUITES, general_text, question_sets, refu
 from bedplate.evaluation.suites.multiple_choice import Scored
 from bedplate.evaluation.suites.suite import SampleSet, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
-from bedplate.report.schema_plan import Guard, GuardRow
+from bedplate.report.schema_parts import Guard, GuardRow
 
 Answers = list[list[float]]
 G = TypeVar("G")

@@ -23,8 +23,7 @@ from bedplate.core.files import atomic_write, read_text
 from bedplate.core.statistics.clusters import groups_needed
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_parts import Requirement
-from bedplate.report.schema_plan import Guard, Limit
+from bedplate.report.schema_parts import Guard, Limit, Requirement
 
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 Condition = Guard | Limit | Requirement

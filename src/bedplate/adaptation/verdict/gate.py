@@ -27,7 +27,7 @@ from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_plan import Limit
+from bedplate.report.schema_parts import Limit
 
 __all__ = [
     "GateDecision",

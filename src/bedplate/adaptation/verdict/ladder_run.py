@@ -16,7 +16,7 @@ from bedplate.adaptation.verdict.decision import GateVerdict
 from bedplate.adaptation.verdict.rules import Expectation
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.ledger import Opening
-from bedplate.report.schema_plan import Formats
+from bedplate.report.schema_parts import Formats
 
 
 @dataclass

@@ -22,8 +22,8 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.mixture import Mixture, MixtureConfig
 from bedplate.pretraining.mixing.response import CONFIDENCE, Array, Best, Response, best, capped, design, fit
+from bedplate.pretraining.run.data import built_corpus
 from bedplate.pretraining.run.directory import CORPUS, evaluations, read_record
-from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.pretraining.runfile.file import RunFile, changes
 from bedplate.training.parallel.launch import process_of

@@ -1,7 +1,7 @@
 """`bedplate pretrain`: a run from its file to a base. The same call resumes a run that was stopped or killed.
 
 1. `pretrain` joins the processes (torchrun, Slurm) and opens the run's directory (directory.py).
-2. `_planned` reads data (from_texts.py, from_corpus.py), builds or loads the model, and derives settings (settings.py).
+2. `_planned` reads data (data.py), builds or loads the model, and derives settings (sizes.py).
 3. `_Run` distributes the model over the ranks and trains it with `training.loop`.
 4. At checkpoints and at the end one process evaluates and writes (outputs.py).
 """
@@ -22,10 +22,8 @@ from bedplate.models.precision import resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.pretraining.plan.sizes import check_shares, settings_of, spec_of
 from bedplate.pretraining.run import directory as places
-from bedplate.pretraining.run.data import RunData
+from bedplate.pretraining.run.data import RunData, built_corpus, corpus_data, texts_data
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
-from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
-from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.model import as_base, gathered, new_model
 from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
 from bedplate.pretraining.runfile.file import RunFile, load_run

@@ -22,8 +22,17 @@ from torch import Tensor
 from bedplate.core.errors import ConfigError
 from bedplate.models.device_memory import sent
 from bedplate.training.batch import NO_TARGET, PackedBatch, pooled
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, documents_of, relaid
-from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Scope, Term
+from bedplate.training.objectives.objective import (
+    Corrupting,
+    Corruption,
+    CorruptionVocabulary,
+    Ids,
+    Models,
+    Scope,
+    Term,
+    documents_of,
+    relaid,
+)
 from bedplate.training.ranks import ALONE, Ranks
 
 

@@ -14,8 +14,18 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, documents_of, relaid, rows_of
-from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term, TokenCounts
+from bedplate.training.objectives.objective import (
+    Corrupting,
+    Corruption,
+    CorruptionVocabulary,
+    Ids,
+    Models,
+    Term,
+    TokenCounts,
+    documents_of,
+    relaid,
+    rows_of,
+)
 from bedplate.training.objectives.token_term import targets_term
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
