@@ -15,6 +15,7 @@ import pydantic
 import pydantic_core
 import yaml
 
+from bedplate.core.display import shortened
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.quantities import SECONDS, count_of, seconds_of
@@ -129,14 +130,11 @@ def parse_config(text: str, model: type[M], source: str, overrides: Sequence[str
         reported = [
             e
             for e in problems
-            if e["type"] != "too_short" or not any(_is_inside(e["loc"], location) for location in inner)
+            if e["type"] != "too_short"
+            or not any(location != e["loc"] and _covers(e["loc"], location) for location in inner)
         ]
         lines = [_explain(e, data, root, source, overridden) for e in reported]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
-
-
-def _is_inside(place: Sequence[str | int], inner: Sequence[str | int]) -> bool:
-    return len(inner) > len(place) and tuple(inner[: len(place)]) == tuple(place)
 
 
 def dump_config(config: pydantic.BaseModel) -> str:
@@ -340,7 +338,11 @@ def _problem(error: Any, node: yaml.Node | None) -> str:
         was = "yes, no, on, off, true and false are booleans in YAML" if isinstance(value, bool) else "it is a number"
         return f'read as {_type_name(value)} {read_as}, but text is wanted ({was}): quote it, as in "{written}"'
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    shown = "" if error_type in {"value_error", "assertion_error", "unknown_key"} else f" (got {_shorten(value)})"
+    shown = (
+        ""
+        if error_type in {"value_error", "assertion_error", "unknown_key"}
+        else f" (got {shortened(repr(value), 80)})"
+    )
     return f"{message[:1].lower()}{message[1:]}{shown}"
 
 
@@ -371,8 +373,3 @@ def _data_keys(location: Sequence[str | int], data: Any, missing: bool) -> tuple
 def _type_name(value: Any) -> str:
     names = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "mapping"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def _shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -324,7 +324,8 @@ def _text_without_torn_character(path: Path) -> str:
 def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off."""
     path = Path(path)
-    data = "".join(_json_line(row) for row in rows).encode("utf-8")
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    data = "".join(lines).encode("utf-8")
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer, of which closing the file would write the rest after all.
@@ -362,10 +363,6 @@ def _whole_end(file: Any) -> int:
     file.write(b"\n")
     file.flush()
     return size + 1
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def safe_join(root: Path | str, relative: str) -> Path:

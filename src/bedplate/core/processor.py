@@ -90,7 +90,7 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
         sockets=len({_package(root, cpu) for cpu in mask}),
         nodes=max(_nodes(root, mask), 1),
         caches=_caches(root, mask[0]),
-        load=_load(root),
+        load=load_average(),
     )
 
 
@@ -199,42 +199,24 @@ def _bytes(text: str) -> int | None:
 
 def _quota(root: Path) -> float | None:
     """The smallest of the limits of this process's control group and of those above it."""
-    return min(_quotas(root), default=None)
+    quotas = (_group_quota(group) for group in own_groups("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    for group in own_groups("cpu", root):
-        quota = _limit_v2(group.directory) if group.version == 2 else _limit_v1(group.directory)
-        if quota is not None:
-            yield quota
-
-
-def _limit_v2(group: Path) -> float | None:
-    quota, _, period = (text(group / "cpu.max") or "max").partition(" ")
-    return _cores(quota, period or "100000")
-
-
-def _limit_v1(group: Path) -> float | None:
-    return _cores(text(group / "cpu.cfs_quota_us") or "-1", text(group / "cpu.cfs_period_us") or "")
-
-
-def _cores(quota: str, period: str) -> float | None:
+def _group_quota(group: ControlGroup) -> float | None:
     """Microseconds of every period → cores; None for "max", −1 and damaged files."""
+    if group.version == 2:
+        quota, _, period = (text(group.directory / "cpu.max") or "max").partition(" ")
+    else:
+        quota, period = (text(group.directory / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
     try:
-        time, span = int(quota), int(period)
+        time, span = int(quota), int(period or "100000")
     except ValueError:
         return None
     return time / span if time > 0 and span > 0 else None
 
 
 # --- files
-
-
-def _load(root: Path) -> float | None:
-    try:
-        return float((text(root / "proc/loadavg") or "").split()[0])
-    except (ValueError, IndexError):
-        return None
 
 
 def _number(text: str | None) -> int | None:

@@ -7,7 +7,6 @@ Schedules are pure functions of the step: warm-up, then cosine (https://arxiv.or
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,34 +17,18 @@ from bedplate.models.specs.recompute import Recompute
 ScheduleName = Literal["cosine", "wsd", "constant"]
 
 
-def cosine(step: float, total: int, warmup: int, decay: int, final: float) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine from 1 to `final` over all the others."""
+def schedule_factor(name: ScheduleName, step: float, total: int, warmup: int, decay: int, final: float) -> float:
+    """The share of the peak learning rate at a step: linear from 0 over `warmup` steps; then 1 ("constant"), half a
+    cosine to `final` over all other steps, or 1 until a linear fall to `final` over the last `decay` steps ("wsd")."""
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def wsd(step: float, total: int, warmup: int, decay: int, final: float) -> float:
-    """Linear from 0 over `warmup` steps, constant, then linear from 1 to `final` over the last `decay` steps."""
-    if step < warmup:
-        return step / warmup
-    if step < total - decay:
+    if name == "constant":
         return 1.0
+    if name == "cosine":
+        progress = (step - warmup) / max(1, total - warmup)
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     progress = (step - (total - decay)) / max(1, decay)
-    return final + (1.0 - final) * (1.0 - min(1.0, progress))
-
-
-def constant(step: float, total: int, warmup: int, decay: int, final: float) -> float:
-    """Linear from 0 over `warmup` steps, then 1."""
-    return step / warmup if step < warmup else 1.0
-
-
-SCHEDULES: dict[ScheduleName, Callable[[float, int, int, int, float], float]] = {
-    "cosine": cosine,
-    "wsd": wsd,
-    "constant": constant,
-}
+    return 1.0 if progress < 0 else final + (1.0 - final) * (1.0 - min(1.0, progress))
 
 
 DtypeChoice = Literal["auto", "bfloat16", "float32"]
@@ -168,10 +151,8 @@ class TrainConfig(Grown):
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that
         neither the first nor the last step is spent at a rate of zero."""
-        factor = SCHEDULES[self.schedule]
-        return self.learning_rate * factor(
-            step + 0.5, total, round(self.warmup * total), round(self.decay * total), self.final
-        )
+        warmup, decay = round(self.warmup * total), round(self.decay * total)
+        return self.learning_rate * schedule_factor(self.schedule, step + 0.5, total, warmup, decay, self.final)
 
     def numbers(self) -> dict[str, Any]:
         """What decides the outcome: all fields but how often the state is saved and steps are written, and what is

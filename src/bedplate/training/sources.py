@@ -11,7 +11,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -144,18 +144,6 @@ class EpochSource(ABC, Generic[B]):
         self._drawn = epoch * self._per_epoch + step
 
 
-class SourceOptions(TypedDict, total=False):
-    """Options of every source of examples."""
-
-    seed: int
-    epochs: int
-    order: Shuffling
-    micro_tokens: int
-    context_length: int | None
-    content: str | None
-    shard: Shard
-
-
 class _ExampleSource(EpochSource[B], Generic[E, B]):
     """Batches of packed examples.
 
@@ -234,7 +222,7 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
         batch_size: int,
         *,
         share_prefix: bool = True,
-        **options: Unpack[SourceOptions],
+        **options: Any,
     ) -> None:
         self._share_prefix = share_prefix
         super().__init__(examples, batch_size, settings={"share_prefix": share_prefix}, **options)

@@ -51,10 +51,8 @@ def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         try:
-            device_spec = find_device(name)
-            return device_spec.peak(
-                _NUMBERS.get(dtype, dtype)
-            ), f"{device_spec.title}'s peak in {dtype} ({device_spec.source})"
+            spec = find_device(name)
+            return spec.peak(_NUMBERS.get(dtype, dtype)), f"{spec.title}'s peak in {dtype} ({spec.source})"
         except UsageError:
             return _measured(device, dtype, name)
     return _measured(device, dtype, processor_kind())
