@@ -92,14 +92,12 @@ def fit(points: Sequence[ScalingPoint], form: Form | None = None) -> Law:
     if len(np.unique(inputs[:, 0])) < 2:
         raise UsageError("all runs are of one size; a law needs runs of several")
     theta = _least_squares(form, inputs, losses)
-    names, number = _FORMS[form][1], len(theta)
-    residuals = losses - _FORMS[form][0](theta, inputs)
-    degrees = len(points) - number
-    variance = float(residuals @ residuals) / degrees
+    log_loss, constants = _FORMS[form]
+    residuals = losses - log_loss(theta, inputs)
+    variance = float(residuals @ residuals) / (len(points) - len(theta))
     jacobian = _jacobian(form, theta, inputs)
     covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
-    constants = {name: float(value) for name, value in zip(names, _FORMS[form][2](theta), strict=True)}
-    return Law(form, constants, float(np.sqrt(variance)), len(points), theta, covariance)
+    return Law(form, constants(theta), float(np.sqrt(variance)), len(points), theta, covariance)
 
 
 def _inputs(points: Sequence[ScalingPoint]) -> np.ndarray:
@@ -120,26 +118,26 @@ def _chinchilla(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.logaddexp(theta[4], terms)
 
 
-def _power_constants(t: np.ndarray) -> tuple[float, ...]:
-    return float(np.exp(t[0] + t[1] * np.log(1e12))), float(t[1])
+def _power_constants(t: np.ndarray) -> dict[str, float]:
+    return {"a": float(np.exp(t[0] + t[1] * np.log(1e12))), "alpha": float(t[1])}
 
 
-def _floor_constants(t: np.ndarray) -> tuple[float, ...]:
-    return *_power_constants(t), float(np.exp(t[2]))
+def _floor_constants(t: np.ndarray) -> dict[str, float]:
+    return {**_power_constants(t), "floor": float(np.exp(t[2]))}
 
 
-def _chinchilla_constants(t: np.ndarray) -> tuple[float, ...]:
+def _chinchilla_constants(t: np.ndarray) -> dict[str, float]:
     a, b = np.exp(t[0] + t[1] * np.log(1e6)), np.exp(t[2] + t[3] * np.log(1e6))
-    return float(a), float(t[1]), float(b), float(t[3]), float(np.exp(t[4]))
+    return {"a": float(a), "alpha": float(t[1]), "b": float(b), "beta": float(t[3]), "floor": float(np.exp(t[4]))}
 
 
 _Log = Callable[[np.ndarray, np.ndarray], np.ndarray]
-_FORMS: dict[Form, tuple[_Log, tuple[str, ...], Callable[[np.ndarray], tuple[float, ...]]]] = {
-    "power": (_power, ("a", "alpha"), _power_constants),
-    "floor": (_floor, ("a", "alpha", "floor"), _floor_constants),
-    "chinchilla": (_chinchilla, ("a", "alpha", "b", "beta", "floor"), _chinchilla_constants),
+_FORMS: dict[Form, tuple[_Log, Callable[[np.ndarray], dict[str, float]]]] = {
+    "power": (_power, _power_constants),
+    "floor": (_floor, _floor_constants),
+    "chinchilla": (_chinchilla, _chinchilla_constants),
 }
-"""Form: log loss of (constants, inputs), the constants' names, and their values as the law is written."""
+"""Form: log loss of (constants, inputs), and the constants by name, as the law is written."""
 
 
 def _least_squares(form: Form, inputs: np.ndarray, losses: np.ndarray) -> np.ndarray:

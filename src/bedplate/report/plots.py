@@ -20,23 +20,16 @@ SERIES = ("#0102f0", "#f00102", "#02f001", "#8101f0", "#01b0f0", "#f001b0")
 """Lines that are told apart by colour."""
 LAYOUT: Literal["constrained"] | None = "constrained"
 """How room is made for what stands around a plot, which takes as long as drawing it."""
-LIGHT = {
-    "--ink": "#1b1f24",
-    "--faint": "#c9ced6",
-    "--accent": "#2457d6",
-    "--muted": "#5b6573",
-    "--target": "#c2410c",
-    "--c0": "#2457d6",
-    "--c1": "#c2410c",
-    "--c2": "#15803d",
-    "--c3": "#7e22ce",
-    "--c4": "#0e7490",
-    "--c5": "#be185d",
+LIGHT = ("#2457d6", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be185d")
+VARIABLES = {
+    INK: "var(--ink, #1b1f24)",
+    FAINT: "var(--faint, #c9ced6)",
+    ACCENT: "var(--accent, #2457d6)",
+    REFERENCE: "var(--muted, #5b6573)",
+    TARGET: "var(--target, #c2410c)",
+    **{colour: f"var(--c{n}, {light})" for n, (colour, light) in enumerate(zip(SERIES, LIGHT, strict=True))},
 }
-"""The page's light theme, for pictures that stand on their own."""
-VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--muted", TARGET: "--target"} | {
-    colour: f"--c{number}" for number, colour in enumerate(SERIES)
-}
+"""The page's variables; a picture that stands by itself has the colours of the light theme."""
 
 
 _ERROR_BARS: dict[str, Any] = {"fmt": "o", "color": ACCENT, "capsize": 3, "linewidth": 1.3}
@@ -180,17 +173,8 @@ def svg_of(figure: Figure, label: str) -> str:
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{label.replace(' ', '-')}-", text)
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+        text = text.replace(colour, variable)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def standalone(svg: str) -> str:
-    """A picture for a file of its own: in the light theme's colours, on white."""
-    for name, colour in LIGHT.items():
-        svg = svg.replace(f"var({name})", colour)
-    if "xmlns=" not in svg:
-        svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', svg, count=1)
 
 
 _MARKERS = "osD^vP"
