@@ -102,7 +102,7 @@ def atomic_write(path: Path | str, content: str | bytes, *, durable: bool = True
             temporary.unlink(missing_ok=True)
             raise
         if durable:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]
                 _exchange(temporary, path)  # `temporary` now holds the old content
             else:
                 temporary.rename(path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except OSError as error:  # of whoever fills the directory
         if error.errno not in DISK_FULL:
             raise
@@ -188,7 +188,8 @@ def check_writable(path: Path | str) -> None:
         raise UsageError(f"cannot write {path}: {parent} does not allow it; choose a place that can be written")
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Makes names that were written in a directory safe on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -45,20 +45,6 @@ AVERAGE = "average/"
 """What the names of averages begin with in a state."""
 
 
-class Average:
-    """Averages of tensors by name, in their own dtype."""
-
-    def __init__(self, decay: float, tensors: Mapping[str, Tensor]) -> None:
-        self._decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def step(self, tensors: Mapping[str, Tensor], void: Tensor) -> None:
-        """After a step; none where `void`, a scalar that is not read, is 1."""
-        for name, average in self.tensors.items():
-            average.lerp_(tensors[name].detach(), ((1 - self._decay) * (1 - void)).to(average.dtype))
-
-
 @contextmanager
 def averaged(
     tensors: Mapping[str, Tensor], trainable: Iterable[tuple[str, nn.Parameter]], ranks: Ranks
@@ -181,7 +167,9 @@ class Optimization:
             self._muon = Muon(turned, self.parameters, config.muon, config.weight_decay, cautious, ranks)
         if others:
             self._adamw = AdamW(others, _groups(others, self.parameters, by_kind, config), betas, config.eps, cautious)
-        self._average = None if config.ema is None else Average(config.ema, self._masters)
+        self._ema = config.ema
+        averaged_masters = {} if config.ema is None else self._masters
+        self._averages = {name: master.detach().clone() for name, master in averaged_masters.items()}
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
         local = self._ranks.local_part(parameter)
@@ -215,6 +203,7 @@ class Optimization:
             nn.utils.clip_grads_with_norm_(list(self._masters.values()), self._clip, norm)
         return norm
 
+    @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
         """One update, after which the gradients are gone; none where `void`, a scalar that is not read, is 1."""
         if self._adamw is not None:
@@ -223,9 +212,11 @@ class Optimization:
             self._muon.step(learning_rate * self._muon_rate, void)
         for master in self._masters.values():
             master.grad = None
-        if self._average is not None:
-            self._average.step(self._masters, void)
         self._write_back()
+        if self._ema is not None:
+            weight = (1 - self._ema) * (1 - void)
+            for name, average in self._averages.items():
+                average.lerp_(self._masters[name].detach(), weight.to(average.dtype))
 
     @torch.no_grad()
     def _write_back(self) -> None:
@@ -245,8 +236,8 @@ class Optimization:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             state = {"parameter": self._masters[name].detach(), **self._moments(name)}
-            if self._average is not None:
-                state[AVERAGE.removesuffix("/")] = self._average.tensors[name]
+            if name in self._averages:
+                state[AVERAGE.removesuffix("/")] = self._averages[name]
             for key, value in state.items():
                 tensors[f"{key}/{name}"] = self._ranks.placed(parameter, value) if value.dim() else value
         return tensors
@@ -271,8 +262,8 @@ class Optimization:
                 self._muon.momenta[name].copy_(local_part(_MOMENTUM))
             elif self._adamw is not None and f"{_MOMENTS[0]}/{name}" in tensors:  # files of earlier versions lack some
                 self._adamw.load(name, {key: local_part(key) for key in _MOMENTS})
-            if self._average is not None:
-                self._average.tensors[name].copy_(local_part(AVERAGE.removesuffix("/")))
+            if name in self._averages:
+                self._averages[name].copy_(local_part(AVERAGE.removesuffix("/")))
         self._write_back()
 
 
