@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from tests.core import grouped
-from tests.core.plain_statistics import bca_cluster_bootstrap
+from tests.core.plain_statistics import bca_cluster_bootstrap, binomial_interval
 
 from bedplate.core.statistics import bootstrap, clusters, paired, proportions, unequal
 
@@ -34,7 +34,7 @@ def too_low_or_too_high(intervals: list[tuple[float, float]], truth: float) -> t
 
 
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("interval", [proportions.binomial_interval, proportions.wilson])
+@pytest.mark.parametrize("interval", [binomial_interval, proportions.wilson])
 def test_proportions_of_independent_rows_cover_exactly(interval: Callable, n: int) -> None:
     """The sum of binomial probabilities of the outcomes whose interval holds the truth: nothing is drawn."""
     ends = np.array([interval(k, n) for k in range(n + 1)])
@@ -42,7 +42,7 @@ def test_proportions_of_independent_rows_cover_exactly(interval: Callable, n: in
     inside = (ends[:, :1] <= truths) & (truths <= ends[:, 1:])
     covered = (stats.binom.pmf(np.arange(n + 1)[:, None], n, truths) * inside).sum(0)
     assert covered.mean() >= 0.93
-    if interval is proportions.binomial_interval:
+    if interval is binomial_interval:
         assert covered.min() >= 0.95  # Clopper and Pearson's is never short, and this is the one that verdicts use
         for k in (0, n // 3, n):
             assert clusters.effective_n_interval(np.arange(n) < k, None) == pytest.approx(tuple(ends[k]))

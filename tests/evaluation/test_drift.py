@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from scipy import stats
+from tests.core.plain_statistics import binomial_interval
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import betting, multiplicity, proportions
@@ -31,7 +32,7 @@ def evaluation(right: int, n: int, groups: int | None = None) -> Evaluation:
 
 def promise(right: int = 90, n: int = 100, target: float = 0.8, confidence: float = 0.97) -> Promise:
     floor = proportions.binomial_lower(right, n, confidence)
-    interval = proportions.binomial_interval(right, n)
+    interval = binomial_interval(right, n)
     return Promise("accuracy", "test", right / n, interval, n, n, target, floor, confidence, True)
 
 

@@ -39,12 +39,6 @@ def binomial_upper(successes: float, n: float, confidence: float = 0.95) -> floa
     return float(betaincinv(successes + 1, n - successes, confidence))
 
 
-def binomial_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided interval, (1 - confidence) / 2 on each side."""
-    side_confidence = 1 - (1 - confidence) / 2
-    return binomial_lower(successes, n, side_confidence), binomial_upper(successes, n, side_confidence)
-
-
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson score interval, two-sided. One-sided bound at level c: the end of the interval at 2c - 1."""
     from scipy.special import ndtri
