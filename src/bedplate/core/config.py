@@ -167,9 +167,7 @@ class _Loader(yaml.SafeLoader):
             except TypeError:
                 break  # an unhashable key: super() below reports it with its place
             if duplicate:
-                raise ConfigError(
-                    f"line {line}: the key {key!r} appears twice (first on line {line_by_key[key]}); keep one"
-                )
+                raise ConfigError(f"line {line}: the key {key!r} appears twice (first on line {line_by_key[key]})")
             line_by_key[key] = line
         return super().construct_mapping(node, deep)
 
@@ -288,7 +286,7 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             sequence = cast("list[Any]", container)
             if not isinstance(key, int) or key >= len(sequence):
                 raise ConfigError(
-                    f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is not an index of it"
+                    f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is no index of it"
                 )
             container = sequence
         elif isinstance(container, dict):

@@ -272,9 +272,7 @@ def on_closed(prefix: str = "") -> Callable[[OSError], None]:
     """For `os.walk`: a folder that may not be read is a DataError, which begins with `prefix`, and not passed over."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"{prefix}{error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
-        ) from error
+        raise DataError(f"{prefix}{error.filename} cannot be read: {error.strerror}; make it readable") from error
 
     return refuse
 
@@ -305,9 +303,7 @@ def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[
                 break
             raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number}: each line must be a JSON object, this one is {line.strip()[:40]!r}"
-            )
+            raise DataError(f"{path}, line {number}: each line must be a JSON object, not {line.strip()[:40]!r}")
         rows.append(cast("dict[str, Any]", row))
     return rows
 

@@ -73,9 +73,8 @@ class Law:
         slope = _jacobian(self.form, self._theta, inputs)[0]
         spread = float(np.sqrt(max(0.0, slope @ self._covariance @ slope) + self.residual**2))
         reach = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * spread
-        return LossPrediction(
-            float(np.exp(center)), float(np.exp(center - reach)), float(np.exp(center + reach)), confidence
-        )
+        loss, low, high = (float(np.exp(log_loss)) for log_loss in (center, center - reach, center + reach))
+        return LossPrediction(loss, low, high, confidence)
 
 
 def fit(points: Sequence[ScalingPoint], form: Form | None = None) -> Law:
@@ -85,9 +84,7 @@ def fit(points: Sequence[ScalingPoint], form: Form | None = None) -> Law:
     if form not in MIN_RUNS:
         raise UsageError(f"there is no law {form!r}; there are {', '.join(MIN_RUNS)}")
     if len(points) < MIN_RUNS[form]:
-        raise UsageError(
-            f"the law {form!r} needs at least {MIN_RUNS[form]} runs beside the held-out one, not {len(points)}"
-        )
+        raise UsageError(f"the law {form!r} needs {MIN_RUNS[form]} runs beside the held-out one, not {len(points)}")
     inputs, losses = _inputs(points), np.log([point.loss for point in points])
     if len(np.unique(inputs[:, 0])) < 2:
         raise UsageError("all runs are of one size; a law needs runs of several")
@@ -147,9 +144,7 @@ def _least_squares(form: Form, inputs: np.ndarray, losses: np.ndarray) -> np.nda
     log_loss = _FORMS[form][0]
     best, lowest_cost = None, np.inf
     for start in _starts(form, losses):
-        solution = optimize.least_squares(
-            lambda theta: log_loss(theta, inputs) - losses, start, method="trf", x_scale="jac"
-        )
+        solution = optimize.least_squares(lambda theta: log_loss(theta, inputs) - losses, start, x_scale="jac")
         if solution.cost < lowest_cost:
             best, lowest_cost = solution.x, solution.cost
     assert best is not None
@@ -250,9 +245,7 @@ def read_point(path: Path) -> tuple[ScalingPoint, Any]:
     """A finished run as a point, and what runs must have in common to be compared."""
     record, judged = read_record(path), evaluations(path)
     if record.get("status") != "finished" or not judged:
-        raise UsageError(
-            f"{path} holds no finished run ({record.get('status', 'no pretraining.json')}); finish it first"
-        )
+        raise UsageError(f"{path} holds no finished run ({record.get('status', 'no pretraining.json')})")
     learned = {name: score for name, score in judged[-1]["held_out"].items() if not score["general"]}
     if not learned:
         failed = "; ".join(judged[-1].get("errors", ())) or "all of its texts are general"

@@ -189,9 +189,8 @@ def learning_curve(curve: Mapping[str, Any], target: float) -> str:
     figure, axes = new_figure(7.4, 4.4)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {chosen(target)}")
     for number, flat in enumerate(curve["flat"]):
-        axes.axhline(
-            flat["estimate"], color=REFERENCE, linewidth=1.3, linestyle=(":", "-.")[number % 2], label=flat["rung"]
-        )
+        style = (":", "-.")[number % 2]
+        axes.axhline(flat["estimate"], color=REFERENCE, linewidth=1.3, linestyle=style, label=flat["rung"])
     names = list(dict.fromkeys(point["rung"] for point in curve["points"]))
     for number, name in enumerate(names):
         points = [point for point in curve["points"] if point["rung"] == name]

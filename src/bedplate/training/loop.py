@@ -219,9 +219,7 @@ class _Run(Generic[B]):
         if total is None:
             raise UsageError("this source has no end: say how many steps to train (steps)")
         if available is not None and total > available:
-            raise UsageError(
-                f"{total} steps are asked for, but the source holds {available}; add epochs or lower steps"
-            )
+            raise UsageError(f"{total} steps are asked for, but the source holds {available}; lower steps")
         return total
 
     def finish(self, description: str) -> TrainResult:
@@ -302,9 +300,7 @@ class _Run(Generic[B]):
         """A pass that adds nothing: other ranks have more micro-batches in this step, and meet this one in each."""
         spare = batches[-1] if batches else self.spare
         if spare is None:
-            raise TrainingError(
-                f"step {number}: there is nothing in it for some ranks; take larger steps or fewer ranks"
-            )
+            raise TrainingError(f"step {number}: nothing is in it for some ranks; take larger steps or fewer ranks")
         terms = self.objective(self.models, spare.to(self.device))
         loss = torch.stack([term.total * 0.0 for term in terms.values()]).sum()
         if loss.requires_grad:

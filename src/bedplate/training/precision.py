@@ -273,19 +273,15 @@ def run_arithmetic(
     try:
         before = None if saved is None else Arithmetic.of_json(saved["arithmetic"])
     except (KeyError, ValueError, TypeError) as error:
-        raise TrainingError(
-            f"{store}: the saved state names no arithmetic ({error}); delete it to start anew"
-        ) from error
+        raise TrainingError(f"{store}: the saved state names no arithmetic ({error}); delete it") from error
     if ranks.world > 1:
         native = Arithmetic(dtype_name(ranks.computes_in(next(iter(trained.values())))))
         if before is not None and before.dtype != native.dtype:
             raise TrainingError(
-                f"{store}: this run computes in {before.dtype}, and the ranks were given models in {native.dtype}"
+                f"{store}: this run computes in {before.dtype}, and the ranks hold models in {native.dtype}"
             )
         if config.dtype not in ("auto", native.dtype):
-            raise UsageError(
-                f"dtype is {config.dtype}, but the ranks hold models in {native.dtype}; give dtype to `parallelised`"
-            )
+            raise UsageError(f"dtype is {config.dtype}, but the ranks were given models in {native.dtype}")
         return native
     if before is not None:
         return before

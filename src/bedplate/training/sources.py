@@ -370,10 +370,8 @@ class CorpusSource:
         while self._drawn + self._batch_rows <= self.loader.total:
             share = rank_share(self._drawn // self._batch_rows, self._batch_rows, *self._shard)
             self._drawn += self._batch_rows
-            yield tuple(
-                self._packed(share[start : start + self._micro_rows])
-                for start in range(0, len(share), self._micro_rows)
-            )
+            starts = range(0, len(share), self._micro_rows)
+            yield tuple(self._packed(share[start : start + self._micro_rows]) for start in starts)
 
     def _packed(self, indices: range) -> PackedBatch:
         read = self.loader.read(indices)
@@ -387,6 +385,6 @@ class CorpusSource:
         rows = state.get("rows")
         if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0 or rows % self._batch_rows:
             raise TrainingError(
-                f"the saved position {state!r} is not this source's: it needs rows, a multiple of {self._batch_rows}"
+                f"the saved position {state!r} is not this source's: rows, a multiple of {self._batch_rows}"
             )
         self._drawn = rows

@@ -122,9 +122,7 @@ class StateFile:
                     raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
                 yield file, values
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise TrainingError(
-                f"{self}: not a training state that can be read ({error}); delete it to start anew"
-            ) from error
+            raise TrainingError(f"{self}: not a training state that can be read ({error}); delete it") from error
 
 
 def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:

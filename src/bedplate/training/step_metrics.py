@@ -132,10 +132,8 @@ class StepGuard:
 
     def __init__(self, config: GuardConfig, device: torch.device) -> None:
         self._config = config
-        self._rings = {
-            name: torch.full((config.window,), torch.nan, dtype=torch.float32, device=device)
-            for name in ("loss", "norm")
-        }
+        empty = torch.full((config.window,), torch.nan, dtype=torch.float32, device=device)
+        self._rings = {"loss": empty, "norm": empty.clone()}
         self._skipped = torch.zeros(config.window, device=device)
         self._stopped = torch.zeros((), device=device)
 
@@ -162,9 +160,8 @@ class StepGuard:
 
     def tensors(self) -> dict[str, Tensor]:
         """What a run that goes on needs again: nothing, where it stops at the first."""
-        return (
-            {name: ring.clone() for name, ring in self._state_tensors.items()} if self._config != GuardConfig() else {}
-        )
+        has_state = self._config != GuardConfig()
+        return {name: ring.clone() for name, ring in self._state_tensors.items()} if has_state else {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Takes back what `tensors` gave."""

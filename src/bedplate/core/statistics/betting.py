@@ -66,9 +66,7 @@ def gains(
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.ndim != 1 or (groups is not None and len(groups) != x.size):
-        raise UsageError(
-            f"{x.shape} scores and {None if groups is None else len(groups)} groups: give one for each row"
-        )
+        raise UsageError(f"{x.shape} scores and {None if groups is None else len(groups)} groups: one for each row")
     if x.size and not (x.min() >= 0 and x.max() <= 1):  # nan is neither
         raise UsageError("scores must lie between 0 and 1 to bet on")
     if largest < 1:

@@ -118,9 +118,7 @@ class _Shape:
 
 
 def _shape(codes: NDArray[np.int64], icc: float, weights: NDArray[np.float64]) -> _Shape:
-    sizes, squares = (
-        np.bincount(codes, weights=row_weights).astype(np.float64) for row_weights in (weights, weights**2)
-    )
+    sizes, squares = (np.bincount(codes, weights=power).astype(np.float64) for power in (weights, weights**2))
     return _Shape(*stretch(sizes, icc, squares), worth(sizes))
 
 

@@ -55,9 +55,8 @@ class FewFailures:
     def chance(self, mean: float) -> float:
         """The probability of no more failures than there are, if this were the mean of the groups' rates (0 to 1)."""
         spread = 1 / _correlations() - 1
-        fails, passes, any_of = (
-            _log_rising(shape, self._max_size) for shape in ((1 - mean) * spread, mean * spread, spread)
-        )
+        shapes = (1 - mean) * spread, mean * spread, spread
+        fails, passes, any_of = (_log_rising(shape, self._max_size) for shape in shapes)
 
         def log_chance(size: NDArray[np.int64], failures: NDArray[np.int64]) -> NDArray[np.float64]:
             log_combinations = self._factorials[size] - self._factorials[failures] - self._factorials[size - failures]

@@ -274,9 +274,8 @@ def _check_unchanged(out: Path, run: RunFile, corpus: Corpus, tokens: float | No
     if path.is_file():
         try:
             recorded = load_json(read_text(path))
-            changed = [
-                str(change) for change in changes(RunFile.model_validate(recorded["run"]), run) if not change.allowed
-            ]
+            before = RunFile.model_validate(recorded["run"])
+            changed = [str(change) for change in changes(before, run) if not change.allowed]
             changed += [
                 f"{key}: {recorded[key]} before, {settings[key]} now"
                 for key in _IDENTITY_KEYS
@@ -285,9 +284,7 @@ def _check_unchanged(out: Path, run: RunFile, corpus: Corpus, tokens: float | No
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged or of another version ({error}); give another directory") from error
         if changed:
-            raise UsageError(
-                f"{out} holds a search that was begun with other values: {'; '.join(changed)}; give another --out"
-            )
+            raise UsageError(f"{out} holds a search begun with other values: {'; '.join(changed)}; give another --out")
     atomic_write(path, json.dumps(settings, indent=1) + "\n")
 
 

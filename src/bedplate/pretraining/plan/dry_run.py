@@ -86,9 +86,7 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: RunSizes, name: str) -> dic
     suggestions = [suggestion for suggestion in plan.suggestions if not suggestion.startswith("fp8")]
     notes = [f"price: {plan_values['price_source']}", f"MFU: {plan.mfu_source}", *suggestions]
     if run.dtype == "auto" and dtype != "float32":
-        notes.append(
-            "counted in bfloat16: set dtype: bfloat16, since with auto a GPU computes in what weights are held in"
-        )
+        notes.append("counted in bfloat16: set dtype: bfloat16; with auto a GPU computes in what weights are held in")
     return {
         "on": f"{hardware.devices:,} × {plan.device.title}",
         "layout": _layout(run, sizes, axes),

@@ -97,9 +97,7 @@ def _dialled(family: Family, part: ModelPart, vocabulary: int) -> TextSpec:
             return family.to_spec({**fields_, **part.fields})
         except (BedplateError, TypeError, ValueError, KeyError) as error:
             reasons.append(str(error))
-    raise ConfigError(
-        f"model: the dial makes no {family.name} ({reasons[0]}); give `config`, the fields of its config.json"
-    )
+    raise ConfigError(f"model: the dial makes no {family.name} ({reasons[0]}); give its `config`")
 
 
 @dataclass(frozen=True)
@@ -145,9 +143,7 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
     batch_tokens = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
     batch = max(1, round(batch_tokens / length))
     if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and single_pass is None:
-        raise ConfigError(
-            f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it, or raise tokens"
-        )
+        raise ConfigError(f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it")
     steps = max(1, math.ceil(tokens / (batch * length)))
     rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
     micro = min(batch, max(1, run.batch.micro_tokens // length))

@@ -254,9 +254,7 @@ def texts_data(run: RunFile, out: Path, tokenizer: Tokenizer | None) -> RunData:
         bytes_[source.name] = round(sum(map(len, selected.values())) * (source.bytes / max(1, whole)))
     tokens = {name: sum(map(len, documents.values())) for name, documents in learned.items()}
     if sum(tokens.values()) < LEAST_TOKENS:
-        raise DataError(
-            f"the texts hold {sum(tokens.values()):,} tokens; at least {LEAST_TOKENS:,} are needed to train a model"
-        )
+        raise DataError(f"the texts hold {sum(tokens.values()):,} tokens; at least {LEAST_TOKENS:,} are needed")
     hashes = {source.name: source.sha256 for source in sources}
     return RunData(
         tokenizer=tokenizer,
@@ -412,9 +410,8 @@ def _read_holdout(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool
         tokens += len(ids[-1])
         if int(ids[-1].max()) >= corpus.vocab_size:
             documents.refuse(number, int(ids[-1].max()))
-    return HeldOut(
-        name, ids, [tokenizer.decode(document[:-1].tolist(), skip_special_tokens=False) for document in ids], general
-    )
+    texts = [tokenizer.decode(document[:-1].tolist(), skip_special_tokens=False) for document in ids]
+    return HeldOut(name, ids, texts, general)
 
 
 def _corpus_maker(run: RunFile, corpus: Corpus, names: Sequence[str]) -> MakeSource:

@@ -106,9 +106,7 @@ def _changed(run_file: Path, run: RunFile, path: Path) -> list[RunFileChange]:
     except ConfigError as error:
         if all(name.startswith(".") or name in (RUN_FILE, TOKENIZER) for name in os.listdir(path)):
             return []  # it ended before it made anything
-        raise TrainingError(
-            f"{path} holds a run of another version of Bedplate ({error}); give another directory"
-        ) from error
+        raise TrainingError(f"{path} holds a run of another version ({error}); give another directory") from error
 
 
 def machine() -> Mapping[str, Any]:

@@ -105,10 +105,8 @@ class _Spans(Corrupting):
 
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
         sentinels = words.ids_of(self.sentinels, self.name)
-        modes = [
-            () if denoiser.mode is None else tuple(words.ids_of([denoiser.mode], self.name))
-            for denoiser in self.mixture
-        ]
+        named = [() if denoiser.mode is None else (denoiser.mode,) for denoiser in self.mixture]
+        modes = [words.ids_of(names, self.name) for names in named]
         if not words.decoder_start:
             raise ConfigError(f"the objective {self.name} is for encoder–decoders, and this model is none")
         if not sentinels:

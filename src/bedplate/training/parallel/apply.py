@@ -244,9 +244,8 @@ class Team(Ranks):
         shapes = {name: (str(p.dtype), tuple(p.shape)) for name, p in model.named_parameters()}
         rank_shapes: list[Any] = [None] * self.world
         dist.all_gather_object(rank_shapes, shapes)
-        differing_rank = next(
-            (rank for rank, rank_shape in enumerate(rank_shapes) if rank_shape != rank_shapes[0]), None
-        )
+        others = (rank for rank, rank_shape in enumerate(rank_shapes) if rank_shape != rank_shapes[0])
+        differing_rank = next(others, None)
         if differing_rank is not None:
             raise TrainingError(f"rank {differing_rank} was given another model than rank 0; give all the same")
 

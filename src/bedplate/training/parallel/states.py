@@ -169,6 +169,4 @@ def _reading(place: Path) -> Generator[None]:
     try:
         yield
     except (OSError, KeyError, ValueError, RuntimeError, CheckpointException) as error:
-        raise TrainingError(
-            f"{place}: not a training state that can be read ({error}); delete it to start anew"
-        ) from error
+        raise TrainingError(f"{place}: not a training state that can be read ({error}); delete it") from error
