@@ -79,7 +79,9 @@ def test_the_resolved_file_reads_back(tmp_path: Path) -> None:
     run = tiny_run(tmp_path)
     assert parse_config(dump_config(run), RunFile, "again").model_dump() == run.model_dump()
     edited = load_run(tmp_path / "run.yaml", ["tokens=5k", "log_steps=3"])
-    assert [(change.key, change.allowed) for change in changes(run, edited)] == [("log_steps", True), ("tokens", False)]
+    refused, allowed = changes(run, edited)
+    assert [text.partition(":")[0] for text in (*refused, *allowed)] == ["tokens", "log_steps"]
+    assert len(refused) == 1
 
 
 @given(st.floats(2e5, 2e10), st.sampled_from([300, 8192, 50_257]), st.booleans())

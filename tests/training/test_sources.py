@@ -182,6 +182,6 @@ def test_the_content_decides_whether_a_run_is_resumed(make_decoder, make_example
 
     with pytest.raises(InterruptedError):
         run(make_examples(6), "a" * 64, stop)
-    with pytest.raises(TrainingError, match=r"changed: source\.examples: saved"):
+    with pytest.raises(TrainingError, match=r"changed: source\.examples: "):
         run(make_examples(6, seed=1), "b" * 64)
     assert run(make_examples(6), "a" * 64).resumed_at == 1

@@ -79,6 +79,7 @@ class PackedBatch:
     examples (or pieces) by row and segment; lengths: tokens of each, after those of the shared prefix; losses: tokens
     of each that carry loss. placement: where they stand. sources, source_segments: int64 [B, S], encoder inputs under
     the same numbers, at `source_placement`. rows: each row's number in the whole run, where the source has one.
+    further_counts: beside tokens and targets.
     """
 
     tokens: Tensor
@@ -94,6 +95,7 @@ class PackedBatch:
     source_segments: Tensor | None = field(default=None, kw_only=True)
     source_placement: Placement | None = field(default=None, kw_only=True)
     rows: tuple[int, ...] = field(default=(), kw_only=True)
+    further_counts: Mapping[str, int] = field(default_factory=dict[str, int], kw_only=True)
 
     @classmethod
     def of(
@@ -134,7 +136,7 @@ class PackedBatch:
     def counts(self) -> Mapping[str, int]:
         documents = () if self.source_placement is None else self.source_placement.documents
         read = sum(document.token_count for document in documents)
-        return {"tokens": self.token_count + read, "targets": self.target_count}
+        return {"tokens": self.token_count + read, "targets": self.target_count, **self.further_counts}
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device, its subclasses' tensors as well."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, Generic, Literal, Protocol, TypeVar
@@ -55,18 +55,17 @@ class BatchSource(Protocol[B_co]):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class TransformedSource(ABC):
-    """Another source's steps, each micro-batch transformed as it is drawn."""
+class MappedSource:
+    """Another source's steps, each micro-batch transformed as it is drawn. identity: what that adds to the source's."""
 
-    def __init__(self, inner: BatchSource[PackedBatch]) -> None:
-        self._inner = inner
-
-    @abstractmethod
-    def _transformed(self, batch: PackedBatch) -> PackedBatch: ...
+    def __init__(
+        self, inner: BatchSource[PackedBatch], transform: Callable[[PackedBatch], PackedBatch], **identity: Any
+    ) -> None:
+        self._inner, self._transform, self._identity = inner, transform, identity
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self._inner.identity
+        return {**self._inner.identity, **self._identity}
 
     @property
     def steps(self) -> int | None:
@@ -74,7 +73,7 @@ class TransformedSource(ABC):
 
     def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         for step in self._inner:
-            yield tuple(map(self._transformed, step))
+            yield tuple(map(self._transform, step))
 
     def state(self) -> dict[str, Any]:
         return self._inner.state()

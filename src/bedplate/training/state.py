@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.files import file_lock
-from bedplate.core.json import brief, flat
+from bedplate.core.json import differences
 
 STATE_FILE = "state.safetensors"
 SHARDS = "states"
@@ -127,16 +127,11 @@ class StateFile:
 
 def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raises TrainingError naming the fields in which the run saved in `out` and the one asked for differ."""
-    before, current_fields = flat(saved), flat(current)
-    changed = [
-        f"{key}: saved {brief(before.get(key))}, now {brief(current_fields.get(key))}"
-        for key in sorted(before.keys() | current_fields.keys())
-        if before.get(key) != current_fields.get(key)
-    ]
+    changed = differences(saved, current)
     if changed:
         raise TrainingError(
-            f"{out} holds the state of another run and cannot be resumed with this one; changed: {'; '.join(changed)}. "
-            f"Give another directory, or delete {store} to start anew"
+            f"{out} holds the state of another run and cannot be resumed with this one; changed: "
+            f"{'; '.join(changed.values())}. Give another directory, or delete {store} to start anew"
         )
 
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
-from bedplate.core.json import load_json
+from bedplate.core.json import differences, load_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.mixture import Mixture, MixtureConfig
@@ -83,7 +83,6 @@ def _name(weights: Mapping[str, float]) -> str:
 
 
 SEARCH, RESULT = "search.json", "mixture.json"
-_IDENTITY_KEYS = ("corpus", "tokens")
 EPOCHS = 4.0
 """How often a source is seen at most where the run file says nothing: up to here tokens seen again are worth about as
 much as new ones (https://arxiv.org/abs/2305.16264)."""
@@ -274,13 +273,10 @@ def _check_unchanged(out: Path, run: RunFile, corpus: Corpus, tokens: float | No
     if path.is_file():
         try:
             recorded = load_json(read_text(path))
-            before = RunFile.model_validate(recorded["run"])
-            changed = [str(change) for change in changes(before, run) if not change.allowed]
-            changed += [
-                f"{key}: {recorded[key]} before, {settings[key]} now"
-                for key in _IDENTITY_KEYS
-                if recorded[key] != settings[key]
-            ]
+            changed, _ = changes(RunFile.model_validate(recorded["run"]), run)
+            identity = ("corpus", "tokens")
+            before, now = ({key: values[key] for key in identity} for values in (recorded, settings))
+            changed += differences(before, now).values()
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged or of another version ({error}); give another directory") from error
         if changed:

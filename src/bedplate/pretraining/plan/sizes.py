@@ -179,36 +179,8 @@ def check_shares(sizes: RunSizes, axes: Mapping[Axis, int]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What follows from the file."""
-
-    config: TrainConfig
-    sizes: RunSizes
-
-    @property
-    def steps(self) -> int:
-        return self.sizes.steps
-
-    def shown(self) -> dict[str, Any]:
-        """For people."""
-        config = self.config
-        return {
-            "tokens": self.sizes.tokens,
-            "steps": self.steps,
-            "tokens_of_a_step": self.sizes.batch * self.sizes.length,
-            "sequence": self.sizes.length,
-            "learning_rate": config.learning_rate,
-            "schedule": f"{config.schedule}, warm-up {config.warmup:g}, decay {config.decay:g}",
-            "weight_decay": config.weight_decay,
-            "clip": config.clip,
-            "seed": config.seed,
-        }
-
-
-def settings_of(run: RunFile, spec: TextSpec, available: int) -> RunSettings:
-    """available: tokens that there are to learn, once. ConfigError for settings that cannot be."""
-    sizes = sizes_of(run, spec, available)
+def config_of(run: RunFile, sizes: RunSizes) -> TrainConfig:
+    """The configuration of the training loop. ConfigError for settings that cannot be."""
     optimizer, schedule = run.optimizer, run.schedule
     fields: dict[str, Any] = {
         **optimizer.model_dump(exclude={"name", "settings"}),
@@ -230,7 +202,7 @@ def settings_of(run: RunFile, spec: TextSpec, available: int) -> RunSettings:
     if optimizer.name != "adamw":
         fields["optimizer"] = optimizer.name
     try:
-        return RunSettings(TrainConfig(**fields, **optimizer.settings), sizes)
+        return TrainConfig(**fields, **optimizer.settings)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         location = ".".join(map(str, ("optimizer", "settings", *first["loc"])))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ from bedplate.training.objectives.objective import (
     evaluate_loss,
 )
 from bedplate.training.raw_text import encode_text, first_tokens, held_batches
-from bedplate.training.sources import BatchSource, CorpusSource, DocumentSource, Shard, TransformedSource
+from bedplate.training.sources import BatchSource, CorpusSource, DocumentSource, MappedSource, Shard
 
 
 @dataclass(frozen=True)
@@ -149,30 +149,19 @@ class RunData:
         return sum(self.bytes.values()) / max(1, sum(self.tokens.values()))
 
 
-@dataclass(frozen=True)
-class SourcedBatch(PackedBatch):
-    """A packed batch with its tokens by source."""
-
-    by_source: Mapping[str, int] = field(default_factory=dict[str, int], kw_only=True)
-
-    @property
-    def counts(self) -> Mapping[str, int]:
-        return {**super().counts, **{f"{TOKENS_PREFIX}{name}": count for name, count in self.by_source.items()}}
-
-
-class BySource(TransformedSource):
+class BySource(MappedSource):
     """Another source's batches, counted by what their ids begin with (`source:document`)."""
 
     def __init__(self, inner: BatchSource[PackedBatch], names: Sequence[str]) -> None:
-        super().__init__(inner)
-        self._names = names
+        def counted(batch: PackedBatch) -> PackedBatch:
+            # every name in every batch: ranks add up the same ones
+            counts = {f"{TOKENS_PREFIX}{name}": 0 for name in names}
+            lengths = batch.lengths[len(batch.lengths) - len(batch.ids) :]
+            for name, length in zip(batch.ids, lengths, strict=True):
+                counts[f"{TOKENS_PREFIX}{name.partition(':')[0]}"] += length
+            return replace(batch, further_counts=counts)
 
-    def _transformed(self, batch: PackedBatch) -> SourcedBatch:
-        counts = dict.fromkeys(self._names, 0)  # every name in every batch: ranks add up the same ones
-        lengths = batch.lengths[len(batch.lengths) - len(batch.ids) :]
-        for name, length in zip(batch.ids, lengths, strict=True):
-            counts[name.partition(":")[0]] += length
-        return SourcedBatch(**{f.name: getattr(batch, f.name) for f in fields(batch)}, by_source=counts)
+        super().__init__(inner, counted)
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_jsonl
 from bedplate.core.processor import processor_name
 from bedplate.core.version import __version__
-from bedplate.pretraining.runfile.file import RunFile, RunFileChange, changes
+from bedplate.pretraining.runfile.file import RunFile, changes
 from bedplate.training.state import METRICS_FILE, SHARDS, STATE_FILE
 
 RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"
@@ -35,7 +35,7 @@ class RunDirectory:
     """An open run directory. changed: in what the file differs from the one that the run was begun with."""
 
     path: Path
-    changed: tuple[RunFileChange, ...]
+    changed: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -71,23 +71,20 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
     if path.is_dir() and not run_file.exists() and any(not name.startswith(".") for name in os.listdir(path)):
         raise UsageError(f"{path} is not empty and holds no run; name another directory")
     with file_lock(path / ".run.lock", wait=False):
-        changed = _changed(run_file, run, path)
-        refused = [change for change in changed if not change.allowed]
+        refused, allowed = _changed(run_file, run, path)
         if not (path / STATE_FILE).exists() and not (path / SHARDS).exists():  # no weights were decided
             shutil.rmtree(path / TOKENIZER, ignore_errors=True)  # of texts that may be others by now
             if refused:
                 _begin_anew(path)  # of a mistake in the file, say
-                changed = refused = []
+                refused = allowed = []
         if refused:
-            allowed = [str(allowed_change) for allowed_change in changed if allowed_change.allowed]
+            may = f" (these may: {'; '.join(allowed)})" if allowed else ""
             raise TrainingError(
                 f"{path} holds a run that was begun otherwise; what decides its weights may not change: "
-                f"{'; '.join(map(str, refused))}"
-                + (f" (these may: {'; '.join(allowed)})" if allowed else "")
-                + ". Give another directory (--out), or change it back"
+                f"{'; '.join(refused)}{may}. Give another directory (--out), or change it back"
             )
         atomic_write(run_file, dump_config(run))
-        yield RunDirectory(path, tuple(changed))
+        yield RunDirectory(path, tuple(allowed))
 
 
 def _begin_anew(path: Path) -> None:
@@ -98,14 +95,14 @@ def _begin_anew(path: Path) -> None:
         shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _changed(run_file: Path, run: RunFile, path: Path) -> list[RunFileChange]:
+def _changed(run_file: Path, run: RunFile, path: Path) -> tuple[list[str], list[str]]:
     if not run_file.exists():
-        return []
+        return [], []
     try:
         return changes(load_config(run_file, RunFile), run)
     except ConfigError as error:
         if all(name.startswith(".") or name in (RUN_FILE, TOKENIZER) for name in os.listdir(path)):
-            return []  # it ended before it made anything
+            return [], []  # it ended before it made anything
         raise TrainingError(f"{path} holds a run of another version ({error}); give another directory") from error
 
 

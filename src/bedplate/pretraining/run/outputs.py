@@ -23,7 +23,7 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.pretraining.page.page import measure_of, model_card, texts_tokens, tokens_by_source, write_page
-from bedplate.pretraining.plan.sizes import RunSettings
+from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.data import HeldBatches, RunData
@@ -31,6 +31,7 @@ from bedplate.pretraining.run.directory import RunDirectory, evaluations, machin
 from bedplate.pretraining.run.model import inference_copy, samples
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
+from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult
 from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
 from bedplate.training.state import METRICS_FILE
@@ -87,7 +88,8 @@ class PreparedRun:
     base: Base
     parent: str | None
     parents_id: str | None
-    settings: RunSettings
+    sizes: RunSizes
+    config: TrainConfig
     objective: TextObjective
     words: CorruptionVocabulary
     layout: str
@@ -100,7 +102,7 @@ class RunOutputs:
     def __init__(self, planned: PreparedRun) -> None:
         self._planned, self._out = planned, planned.directory.path
         run, base = planned.run, planned.base
-        self.utilisation = utilisation_of(base.spec, planned.settings.sizes.length, base.device, run.dtype)
+        self.utilisation = utilisation_of(base.spec, planned.sizes.length, base.device, run.dtype)
         self._holdouts = self._holdout_batches(run.evaluation.tokens)
 
     def started(self) -> None:
@@ -120,7 +122,7 @@ class RunOutputs:
 
     def checkpoint(self, base: Base, step: int) -> None:
         """The base as it is after this step."""
-        number = -(-step // (self._planned.settings.config.save_steps or 1))
+        number = -(-step // (self._planned.config.save_steps or 1))
         self._judge(base, step, self._holdouts, lambda: self._save_base(base, step, number))
         attempt("the page", self._page)
 
@@ -192,7 +194,7 @@ class RunOutputs:
     def _holdout_batches(self, limit: int | None) -> Sequence[HeldBatches]:
         planned = self._planned
         starts, size = bool(planned.data.tokenizer.prompt_start), planned.base.spec.vocab_size
-        rows, objective, words = planned.settings.sizes, planned.objective, planned.words
+        rows, objective, words = planned.sizes, planned.objective, planned.words
         return [
             HeldBatches(holdout.first_documents(limit), rows, size, starts, objective, words)
             for holdout in planned.data.holdouts
@@ -202,7 +204,18 @@ class RunOutputs:
 
     def _record(self, status: str, **extra_fields: Any) -> None:
         planned = self._planned
-        data, settings = planned.data, planned.settings
+        data, sizes, config = planned.data, planned.sizes, planned.config
+        settings = {
+            "tokens": sizes.tokens,
+            "steps": sizes.steps,
+            "tokens_of_a_step": sizes.batch * sizes.length,
+            "sequence": sizes.length,
+            "learning_rate": config.learning_rate,
+            "schedule": f"{config.schedule}, warm-up {config.warmup:g}, decay {config.decay:g}",
+            "weight_decay": config.weight_decay,
+            "clip": config.clip,
+            "seed": config.seed,
+        }
         columns = {
             "documents": data.documents,
             "tokens": data.tokens,
@@ -219,10 +232,10 @@ class RunOutputs:
             family=planned.base.family.name,
             kind=planned.base.spec.kind,
             base=planned.parent,
-            parameters=settings.sizes.parameters,
-            body=settings.sizes.body,
-            steps=settings.steps,
-            settings={**settings.shown(), **({"processes": planned.layout} if planned.layout else {})},
+            parameters=sizes.parameters,
+            body=sizes.body,
+            steps=sizes.steps,
+            settings={**settings, **({"processes": planned.layout} if planned.layout else {})},
             machine=dict(machine()),
             peak={
                 "flops_per_token": self.utilisation.flops_per_token,

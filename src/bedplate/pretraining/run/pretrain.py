@@ -20,7 +20,7 @@ from bedplate.core.progress import silent
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.precision import resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
-from bedplate.pretraining.plan.sizes import check_shares, settings_of, spec_of
+from bedplate.pretraining.plan.sizes import check_shares, config_of, sizes_of, spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.data import RunData, built_corpus, corpus_data, texts_data
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
@@ -75,8 +75,8 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
     parent = None if run.base is None else load_base(run.base_source)
     data = data_of(run, directory.path, parent)
     base = parent or _new_base(run, data, directory.path)
-    settings = settings_of(run, base.spec, sum(data.tokens.values()))
-    check_shares(settings.sizes, axes)
+    sizes = sizes_of(run, base.spec, sum(data.tokens.values()))
+    check_shares(sizes, axes)
     return PreparedRun(
         run,
         directory,
@@ -84,7 +84,8 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
         base,
         None if parent is None else parent.name,
         None if parent is None else parent.identity.weights_id,
-        settings,
+        sizes,
+        config_of(run, sizes),
         run.made_objective(base.spec.prediction_modules),
         CorruptionVocabulary(data.tokenizer, base.spec.vocab_size, base.decoder_start, base.spec.pooling),
         ", ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1),
@@ -182,13 +183,13 @@ class _Run:
 
     def _train(self, store: StateStore) -> TrainResult:
         planned = self.planned
-        base, settings, objective = planned.base, planned.settings, planned.objective
-        source = planned.data.make_source(settings.sizes, settings.steps, self.ranks.shard)
+        base, objective = planned.base, planned.objective
+        source = planned.data.make_source(planned.sizes, planned.sizes.steps, self.ranks.shard)
         return train(
             base.model,
             objective.source(source, planned.words, planned.run.seed),
             objective.for_ranks(self.ranks),
-            settings.config,
+            planned.config,
             self.out,
             list(base.model.named_parameters()),
             self._checkpoint,
@@ -210,7 +211,7 @@ class _Run:
             self._on_writer(lambda written: written.before(base))
 
     def _checkpoint(self, step: int, models: Models) -> None:
-        if step == self.planned.settings.steps:
+        if step == self.planned.sizes.steps:
             return  # judged on all of the held-out texts, when the models are in their own dtype again
         model = self.planned.base.model
         base = gathered(self.planned.base, self.ranks, self.ranks.computes_in(next(model.parameters())))

@@ -21,9 +21,8 @@ from bedplate.training.parallel.layout import ParallelConfig
 
 if TYPE_CHECKING:
     from bedplate.training.objectives.objective import TextObjective
-from dataclasses import dataclass
 
-from bedplate.core.json import brief, flat
+from bedplate.core.json import differences
 
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -297,24 +296,8 @@ MAY = ("run", "checkpoints", "evaluation", "hardware", "parallel", "log_steps", 
 """What decides no weight: names, how often is saved and looked, what is counted with, who does which part."""
 
 
-@dataclass(frozen=True)
-class RunFileChange:
-    """One value of the file. allowed: whether a run that has begun may go on with it."""
-
-    key: str
-    before: Any
-    after: Any
-    allowed: bool
-
-    def __str__(self) -> str:
-        return f"{self.key}: {brief(self.before)} before, {brief(self.after)} now"
-
-
-def changes(before: RunFile, after: RunFile) -> list[RunFileChange]:
-    """Every value in which two files differ, in the order of their keys."""
-    old, new = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
-    return [
-        RunFileChange(key, old.get(key), new.get(key), key.partition(".")[0] in MAY)
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+def changes(before: RunFile, after: RunFile) -> tuple[list[str], list[str]]:
+    """The values in which two files differ, each with both: those that decide weights, and those that may change."""
+    changed = differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
+    allowed = [text for key, text in changed.items() if key.partition(".")[0] in MAY]
+    return [text for text in changed.values() if text not in allowed], allowed

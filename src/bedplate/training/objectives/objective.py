@@ -27,7 +27,7 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import MicroBatch, PackedBatch
 from bedplate.training.packing import rows_batch
 from bedplate.training.ranks import Ranks
-from bedplate.training.sources import BatchSource, TransformedSource
+from bedplate.training.sources import BatchSource, MappedSource
 
 Scope = Literal["row", "group", "global_batch"]
 B_contra = TypeVar("B_contra", bound=MicroBatch, contravariant=True)
@@ -205,24 +205,15 @@ class Corrupting(Strict, TextObjective):
         return CorruptedSource(inner, self, words, seed)
 
 
-class CorruptedSource(TransformedSource):
+class CorruptedSource(MappedSource):
     """Another source's batches, corrupted on the CPU as they are drawn."""
 
     def __init__(
         self, inner: BatchSource[PackedBatch], objective: Corrupting, words: CorruptionVocabulary, seed: int
     ) -> None:
-        super().__init__(inner)
-        self._objective, self._seed = objective, seed
-        self._corrupt = objective.corruption(words)
-
-    @property
-    def identity(self) -> Mapping[str, Any]:
-        settings = self._objective.model_dump(mode="json")
-        corruption = {"objective": self._objective.name, "seed": self._seed, **settings}
-        return {**super().identity, "corruption": corruption}
-
-    def _transformed(self, batch: PackedBatch) -> PackedBatch:
-        return corrupted(batch, self._corrupt, self._seed)
+        corrupt, settings = objective.corruption(words), objective.model_dump(mode="json")
+        corruption = {"objective": objective.name, "seed": seed, **settings}
+        super().__init__(inner, lambda batch: corrupted(batch, corrupt, seed), corruption=corruption)
 
 
 def corrupted(batch: PackedBatch, corrupt: Corruption, seed: int) -> PackedBatch:
@@ -243,7 +234,7 @@ def relaid(batch: BatchT, documents: Sequence[Sequence[int] | Ids], of_each: int
     """The batch with other tokens in each document's place, every one of which is predicted from those before it. Rows
     are as long as the longest then. of_each: so many documents, one behind the other, stand where one was."""
     relaid_rows = rows_of(batch, documents, of_each)
-    unchanged = ("ids", "rows")
+    unchanged = ("ids", "rows", "further_counts")
     return replace(
         batch, **{f.name: getattr(relaid_rows, f.name) for f in fields(PackedBatch) if f.name not in unchanged}
     )
