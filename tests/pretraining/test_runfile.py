@@ -17,9 +17,8 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import parameter_count
 from bedplate.pretraining.plan.sizes import spec_of
-from bedplate.pretraining.runfile import first_look
 from bedplate.pretraining.runfile.dial import default_batch, default_rate, shape_for, shape_of_width
-from bedplate.pretraining.runfile.file import BatchPart, ModelPart, RunFile, changes, load_run
+from bedplate.pretraining.runfile.file import BatchPart, ModelPart, RunFile, changes, load_run, look
 from bedplate.training.objectives import OBJECTIVES
 
 
@@ -69,10 +68,10 @@ def test_the_first_look_knows_every_objective(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setitem(OBJECTIVES, "toy", OBJECTIVES["masked"])
     tiny_run(tmp_path)
     for name in OBJECTIVES:
-        run = first_look.look(tmp_path / "run.yaml", [f"objective={name}"], reads_data=False)
+        run = look(tmp_path / "run.yaml", [f"objective={name}"], reads_data=False)
         assert run.objective == name
     with pytest.raises(ConfigError, match="use next_token"):
-        first_look.look(tmp_path / "run.yaml", ["objective=sft"], reads_data=False)
+        look(tmp_path / "run.yaml", ["objective=sft"], reads_data=False)
 
 
 def test_the_resolved_file_reads_back(tmp_path: Path) -> None:

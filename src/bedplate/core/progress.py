@@ -102,8 +102,7 @@ class Progress:
         if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
-                fields: dict[str, Any] = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
-                self._task = display.add_task(self._description, total=self._total, **fields)
+                self._task = display.add_task(self._description, total=self._total, unit=self._unit, metrics="")
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -120,13 +119,6 @@ class Progress:
             _display.live.update(self._task, advance=n, metrics=shown)
         else:
             _display.live.advance(self._task, n)
-
-
-class Countdown(Progress):
-    """A bar of time: how much of a limit has passed, and how much is left. It moves by itself (`Bars`)."""
-
-    def __init__(self, description: str, seconds: float | None) -> None:
-        super().__init__(description, seconds, "s", quiet=seconds is None)
 
 
 class _Display:
@@ -173,9 +165,6 @@ class _Display:
 
         class Bars(bars.Progress):
             def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
-                for task in tasks:
-                    if task.fields["of_time"]:
-                        task.completed = min(task.elapsed or 0.0, task.total or 0.0)
                 return super().make_tasks_table([task for task in tasks if (task.elapsed or 0.0) >= _AFTER])
 
         live = Bars(

@@ -60,7 +60,7 @@ def search_mixture(
     \b
       bedplate data search-mixture run.yaml model.params=1M tokens=2M --tokens 2B
     """
-    from bedplate.pretraining.runfile.first_look import look  # loads no torch, so that a typo is answered at once
+    from bedplate.pretraining.runfile.file import look  # loads no torch, so that a typo is answered at once
 
     goal_weights, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
     look(run, overrides or ())
