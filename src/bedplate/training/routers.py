@@ -31,23 +31,14 @@ _STATE = "selection_bias/"
 class Routers:
     """The routers of the model that is trained."""
 
-    def __init__(
-        self,
-        routers: Sequence[Router],
-        config: RouterConfig,
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, routers: Sequence[Router], config: RouterConfig, ranks: Ranks) -> None:
         self._routers, self._config, self._ranks = routers, config, ranks
         self._load: dict[Router, Tensor] = {}
         self._weights: dict[tuple[str, ...], float] = {}
 
     @classmethod
     def of(
-        cls,
-        model: AnyModel,
-        config: RouterConfig,
-        trained: Iterable[nn.Parameter],
-        ranks: Ranks = ALONE,
+        cls, model: AnyModel, config: RouterConfig, trained: Iterable[nn.Parameter], ranks: Ranks = ALONE
     ) -> Routers | None:
         """None for a model without experts. UsageError for what such a model, or a base that stays as it is, cannot be
         taught."""

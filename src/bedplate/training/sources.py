@@ -216,12 +216,7 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
     made_of = "examples"
 
     def __init__(
-        self,
-        examples: Sequence[TrainingExample],
-        batch_size: int,
-        *,
-        share_prefix: bool = True,
-        **options: Any,
+        self, examples: Sequence[TrainingExample], batch_size: int, *, share_prefix: bool = True, **options: Any
     ) -> None:
         self._share_prefix = share_prefix
         super().__init__(examples, batch_size, settings={"share_prefix": share_prefix}, **options)

@@ -52,11 +52,7 @@ class BettingEvidence:
 
 
 def gains(
-    scores: ArrayLike,
-    groups: Sequence[Hashable] | None,
-    floor: float,
-    largest: int = 1,
-    times: ArrayLike | None = None,
+    scores: ArrayLike, groups: Sequence[Hashable] | None, floor: float, largest: int = 1, times: ArrayLike | None = None
 ) -> Gains:
     """What bets that scores [n] in [0, 1] are below `floor` on average gain on these rows [stakes].
 

@@ -85,10 +85,7 @@ def enough_groups(groups: Sequence[Hashable]) -> bool:
 
 
 def robust(
-    residuals: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    icc: float,
-    squares: NDArray[np.float64] | None = None,
+    residuals: NDArray[np.float64], weights: NDArray[np.float64], icc: float, squares: NDArray[np.float64] | None = None
 ) -> Robust:
     """Variance of Σ(sums) / Σ(weights) over groups, from `residuals` [G] = sums - mean × weights.
 

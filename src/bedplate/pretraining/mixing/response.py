@@ -239,12 +239,7 @@ class Best:
 
 
 def best(
-    tried_NK: Array,
-    first_K: Array,
-    most_K: Array,
-    responses: Sequence[Response],
-    weights: Sequence[float],
-    seed: int,
+    tried_NK: Array, first_K: Array, most_K: Array, responses: Sequence[Response], weights: Sequence[float], seed: int
 ) -> Best:
     """weights: of each domain in the goal, which is the mean of their losses by these."""
     total = sum(weights)

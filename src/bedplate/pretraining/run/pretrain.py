@@ -43,11 +43,7 @@ __all__ = ["Pretrained", "data_of", "pretrain"]
 
 @checked
 def pretrain(
-    run: RunFile | Path | str,
-    out: Path | str | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    catalogued: bool = True,
+    run: RunFile | Path | str, out: Path | str | None = None, overrides: Sequence[str] = (), *, catalogued: bool = True
 ) -> Pretrained:
     """Trains what a run file describes in the directory `out` (None: runs/NAME), or resumes there.
 
