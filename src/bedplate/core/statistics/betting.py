@@ -23,14 +23,14 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import effective_n_interval, group_codes, robust_mean
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import InsufficientGroups
+from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints
 
-Gains = NDArray[np.float64]
+Gains = Floats
 """Logarithm of what each stake made of one unit of capital at one look [..., stakes]."""
 STAKES = 0.95 * 2.0 ** -np.arange(8)
 """Shares of the largest stake that a unit of rows can never lose more than all of."""
@@ -78,7 +78,7 @@ def gains(
     return won.sum(1) if times is None else won @ np.asarray(times, dtype=np.float64)
 
 
-def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, max_rows: int) -> Gains:
+def _first_of_each(values: Gains, codes: Ints, count: int, max_rows: int) -> Gains:
     """Sums over the first `max_rows` rows of each group [count]."""
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes, minlength=count)
@@ -132,10 +132,7 @@ def mean_bounds(scores: ArrayLike, groups: Sequence[Hashable] | None, alpha: flo
 
 
 def gains_apart(
-    scores: NDArray[np.float64],
-    groups: Sequence[Hashable] | None,
-    bounds: Sequence[tuple[float, float]],
-    largest: int = 1,
+    scores: Floats, groups: Sequence[Hashable] | None, bounds: Sequence[tuple[float, float]], largest: int = 1
 ) -> Gains:
     """What bets gain that the means of the columns of scores [n, d] lie outside of `bounds` [d], each below and above
     [2d, stakes]. Where the bounds hold what an unchanging sample's means are with probability 1 - a, evidence of these
@@ -179,7 +176,7 @@ def upper_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
     return 1 - lower_bound({1 - value: count for value, count in counts.items()}, confidence)
 
 
-def _arrays(counts: Mapping[float, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _arrays(counts: Mapping[float, int]) -> tuple[Floats, Floats]:
     values = np.array(list(counts), dtype=np.float64)
     times = np.array(list(counts.values()), dtype=np.float64)
     if ((values < 0) | (values > 1)).any() or (times < 0).any():

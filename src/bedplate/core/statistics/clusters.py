@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_upper, check_confidence
-from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, robust, skewness, worth
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, Floats, Ints, check_groups, robust, skewness, worth
 
 SKEWNESS_SHARE = 0.75
 """The share of the correction for skewness that is made. Whole, it costs 3.4 points of power where 60 equal groups have
@@ -59,7 +59,7 @@ class Bound:
     effective_n: float
 
 
-def group_codes(groups: Groups) -> tuple[NDArray[np.int64], int]:
+def group_codes(groups: Groups) -> tuple[Ints, int]:
     """Groups → integer codes [n] in order of first appearance, and how many there are."""
     if isinstance(groups, np.ndarray):
         _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
@@ -73,12 +73,12 @@ def group_codes(groups: Groups) -> tuple[NDArray[np.int64], int]:
     return codes, len(code_by_group)
 
 
-def group_sums(values: NDArray[np.float64], codes: NDArray[np.int64], count: int) -> NDArray[np.float64]:
+def group_sums(values: Floats, codes: Ints, count: int) -> Floats:
     """Sums of `values` [n] over the rows of each group [G]."""
     return np.asarray(np.bincount(codes, weights=values, minlength=count), dtype=np.float64)
 
 
-def robust_mean(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] | None = None) -> RobustMean:
+def robust_mean(values: ArrayLike, groups: Groups, weights: Floats | None = None) -> RobustMean:
     """Mean of `values` [n] for t intervals, whatever the sizes of the groups (`unequal`). Nothing is known of the
     spread where there is one group: se is nan. weights: of the rows [n], where they differ."""
     x, codes, count = _checked(values, groups)
@@ -91,7 +91,7 @@ def robust_mean(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] 
     return RobustMean(mean, math.sqrt(robust_fit.variance), robust_fit.freedom, x.size, count, worth(sizes))
 
 
-def checked_weights(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
+def checked_weights(weights: ArrayLike | None, n: int) -> Floats:
     """The weights of n rows, 1 on average; all 1 where there are none. UsageError for what are no weights of them."""
     if weights is None:
         return np.ones(n)
@@ -101,7 +101,7 @@ def checked_weights(weights: ArrayLike | None, n: int) -> NDArray[np.float64]:
     return w / w.mean()
 
 
-def design_effect(values: ArrayLike, groups: Groups, weights: NDArray[np.float64] | None = None) -> float:
+def design_effect(values: ArrayLike, groups: Groups, weights: Floats | None = None) -> float:
     """Variance of the mean of rows in groups over the variance that independent rows of one weight would have; may be
     below 1.
 
@@ -120,7 +120,7 @@ def intraclass_correlation(values: ArrayLike, groups: Groups) -> float:
     return _correlation(*_checked(values, groups))
 
 
-def _correlation(x: NDArray[np.float64], codes: NDArray[np.int64], count: int) -> float:
+def _correlation(x: Floats, codes: Ints, count: int) -> float:
     sizes = np.bincount(codes, minlength=count).astype(float)
     n = x.size
     if count < 2 or n == count:
@@ -140,7 +140,7 @@ def effective_n_bound(
     side: Side = "lower",
     *,
     minimum_groups: int = MINIMUM_GROUPS,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
 ) -> Bound:
     """One-sided bound of a proportion from 0/1 rows [n] in groups.
 
@@ -208,7 +208,7 @@ def effective_n_interval(
     confidence: float = 0.95,
     *,
     minimum_groups: int = MINIMUM_GROUPS,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
 ) -> tuple[float, float]:
     """Two-sided interval from the two one-sided bounds, (1 - confidence) / 2 on each side."""
     side_confidence = 1 - (1 - confidence) / 2
@@ -219,7 +219,7 @@ def effective_n_interval(
     return low.value, high.value
 
 
-def _checked(values: ArrayLike, groups: Groups) -> tuple[NDArray[np.float64], NDArray[np.int64], int]:
+def _checked(values: ArrayLike, groups: Groups) -> tuple[Floats, Ints, int]:
     x = np.asarray(values, dtype=np.float64)
     if x.ndim != 1 or x.size == 0:
         raise UsageError("values must be a non-empty list of numbers")
@@ -246,9 +246,7 @@ class Likeness:
     groups: int
 
 
-def likeness(
-    vectors: NDArray[np.floating], codes: NDArray[np.int64], *, permutations: int = 999, seed: int = 0
-) -> Likeness:
+def likeness(vectors: NDArray[np.floating], codes: Ints, *, permutations: int = 999, seed: int = 0) -> Likeness:
     """Likeness of rows [n, d], with the numbers of their groups [n]. Raises UsageError where these do not fit."""
     if vectors.ndim != 2 or codes.shape != vectors.shape[:1] or not codes.size:
         raise UsageError(f"one group for each row of vectors: shapes {vectors.shape} and {codes.shape}")
@@ -260,7 +258,7 @@ def likeness(
     if groups in (1, n) or total <= 1e-12 * n:
         return Likeness(float("nan"), 1.0, n, groups)
 
-    def between_sum(rows: NDArray[np.float64]) -> float:
+    def between_sum(rows: Floats) -> float:
         sums = np.add.reduceat(rows, starts, axis=0)
         return float(((sums**2).sum(axis=1) / sizes).sum())
 

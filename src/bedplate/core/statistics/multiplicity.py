@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.proportions import check_confidence
+from bedplate.core.statistics.unequal import Floats
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,6 @@ def needed_n(
 SPENDING = 2.0
 """The power rho. By simulation (benchmarks/labels.py) small powers stop earliest where the truth is far from the bar,
 large ones lose least where it is near; this one costs at most 3 points of power."""
-Floats = NDArray[np.float64]
 _REACH = 8.5
 _LEAST_NODES, _MOST_NODES = 300, 3000
 

@@ -18,13 +18,13 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import InsufficientGroups, check_groups, robust, worth
+from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints, check_groups, robust, worth
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def mean_drop(
     confidence: float = 0.95,
     *,
     units: float | None = None,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
     scattered: bool = False,
 ) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
@@ -96,11 +96,7 @@ def mean_drop(
 
 
 def _not_nearer(
-    upper: float,
-    of: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
-    sizes: NDArray[np.float64],
-    rows: float,
-    confidence: float,
+    upper: float, of: tuple[Floats, Floats, Floats], sizes: Floats, rows: float, confidence: float
 ) -> float:
     """An upper bound of the mean of losses less gains. of: weights of the rows of each group that lost something, what
     they lost, and what others gained [G]."""
@@ -114,11 +110,7 @@ def _not_nearer(
 
 
 def bounded_change(
-    change: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    confidence: float,
-    unseen: float,
-    weights: NDArray[np.float64] | None = None,
+    change: Floats, groups: Ints, confidence: float, unseen: float, weights: Floats | None = None
 ) -> Drop:
     """The mean of `change` [n] as `mean_drop` bounds that of a drop; the bounds are never nearer than `unseen`."""
     codes, count = group_codes(groups)
@@ -155,7 +147,7 @@ def rate_rise(
 
 def _pair(
     before: ArrayLike, after: ArrayLike, groups: Sequence[Hashable], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
+) -> tuple[Floats, Floats, Ints, int]:
     check_confidence(confidence)
     x, y = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or x.size == 0 or len(groups) != x.size:
@@ -166,14 +158,14 @@ def _pair(
 
 
 def _drop(
-    change: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    codes: NDArray[np.int64],
+    change: Floats,
+    weights: Floats,
+    codes: Ints,
     count: int,
     confidence: float,
     unseen: float,
     icc: float,
-    squares: NDArray[np.float64] | None = None,
+    squares: Floats | None = None,
 ) -> Drop:
     from scipy.special import stdtrit
 
@@ -209,12 +201,7 @@ class CalibrationBounds:
 
 
 def calibration_bounds(
-    gaps: NDArray[np.float64],
-    bins: NDArray[np.int64],
-    groups: Sequence[Hashable],
-    confidence: float = 0.95,
-    *,
-    weights: NDArray[np.float64] | None = None,
+    gaps: Floats, bins: Ints, groups: Sequence[Hashable], confidence: float = 0.95, *, weights: Floats | None = None
 ) -> CalibrationBounds:
     """Bounds from rows [n] with `gaps` confidence - right, in these bins (at most ten have rows, or it takes long).
 

@@ -17,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, robust_mean
 from bedplate.core.statistics.proportions import check_confidence
+from bedplate.core.statistics.unequal import Floats
 
 _ENUMERATE_UP_TO = 20_000
 _TOLERANCE = 1e-9
@@ -117,7 +118,7 @@ def paired_difference(
     *,
     seed: int = 0,
     binary: bool | None = None,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
 ) -> PairedDifference:
     """Mean of a - b over the same rows: clustered t interval (`robust_mean`), and the test that fits.
 
