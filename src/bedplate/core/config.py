@@ -285,9 +285,7 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
         if isinstance(container, list):
             sequence = cast("list[Any]", container)
             if not isinstance(key, int) or key >= len(sequence):
-                raise ConfigError(
-                    f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is no index of it"
-                )
+                raise ConfigError(f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is no index")
             container = sequence
         elif isinstance(container, dict):
             mapping = cast("dict[Any, Any]", container)
@@ -336,11 +334,8 @@ def _problem(error: Any, node: yaml.Node | None) -> str:
         was = "yes, no, on, off, true and false are booleans in YAML" if isinstance(value, bool) else "it is a number"
         return f'read as {_type_name(value)} {read_as}, but text is wanted ({was}): quote it, as in "{written}"'
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    shown = (
-        ""
-        if error_type in {"value_error", "assertion_error", "unknown_key"}
-        else f" (got {shortened(repr(value), 80)})"
-    )
+    says_all = error_type in {"value_error", "assertion_error", "unknown_key"}
+    shown = "" if says_all else f" (got {shortened(repr(value), 80)})"
     return f"{message[:1].lower()}{message[1:]}{shown}"
 
 

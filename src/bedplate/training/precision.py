@@ -277,9 +277,7 @@ def run_arithmetic(
     if ranks.world > 1:
         native = Arithmetic(dtype_name(ranks.computes_in(next(iter(trained.values())))))
         if before is not None and before.dtype != native.dtype:
-            raise TrainingError(
-                f"{store}: this run computes in {before.dtype}, and the ranks hold models in {native.dtype}"
-            )
+            raise TrainingError(f"{store}: this run computes in {before.dtype}, and the ranks in {native.dtype}")
         if config.dtype not in ("auto", native.dtype):
             raise UsageError(f"dtype is {config.dtype}, but the ranks were given models in {native.dtype}")
         return native

@@ -141,9 +141,8 @@ class RoutedDocuments:
         """Sums over each document's tokens, [L, S, E]; zeros for what is no document."""
         L, _, E = values_LNE.shape
         own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
-        prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(
-            1, self._row_S, own_LSE * self._is_prefix_S[:, None]
-        )
+        of_prefixes_LSE = own_LSE * self._is_prefix_S[:, None]
+        prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(1, self._row_S, of_prefixes_LSE)
         return (own_LSE + prefix_LBE[:, self._row_S]) * self._is_document_S[:, None]
 
 

@@ -378,7 +378,5 @@ class CorpusSource:
     def load_state(self, state: dict[str, Any]) -> None:
         rows = state.get("rows")
         if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0 or rows % self._batch_rows:
-            raise TrainingError(
-                f"the saved position {state!r} is not this source's: rows, a multiple of {self._batch_rows}"
-            )
+            raise TrainingError(f"the saved position {state!r} is not this source's, in steps of {self._batch_rows}")
         self._drawn = rows

@@ -67,9 +67,8 @@ def group_codes(groups: Groups) -> tuple[Ints, int]:
         place[np.argsort(first)] = np.arange(first.size)
         return place[codes], int(first.size)
     code_by_group: dict[Hashable, int] = {}
-    codes = np.fromiter(
-        (code_by_group.setdefault(g, len(code_by_group)) for g in groups), dtype=np.int64, count=len(groups)
-    )
+    numbered = (code_by_group.setdefault(group, len(code_by_group)) for group in groups)
+    codes = np.fromiter(numbered, dtype=np.int64, count=len(groups))
     return codes, len(code_by_group)
 
 

@@ -147,7 +147,7 @@ def needed_n(
     check_confidence(confidence)
     if not (0 <= estimate <= 1 and 0 <= target <= 1 and 0 < power < 1 and deff > 0):
         raise UsageError(
-            f"needs 0 ≤ estimate, target ≤ 1, 0 < power < 1, deff > 0: {estimate=}, {target=}, {power=}, {deff=}"
+            f"estimate, target and power lie in 0 to 1, deff above 0: {estimate=} {target=} {power=} {deff=}"
         )
     if variance is not None and not variance >= 0:
         raise UsageError(f"a variance is at least 0: {variance=}")

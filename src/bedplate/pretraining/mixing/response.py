@@ -205,9 +205,8 @@ def capped(shares_K: Array, most_K: Array) -> Array:
         if not (mixture > most_K + 1e-12).any():
             break
         remainder, uncapped = 1 - most_K[over].sum(), mixture[~over].sum()
-        mixture = np.where(
-            over, most_K, mixture * remainder / uncapped if uncapped > 0 else remainder / max(1, (~over).sum())
-        )
+        grown = mixture * remainder / uncapped if uncapped > 0 else remainder / max(1, (~over).sum())
+        mixture = np.where(over, most_K, grown)
     return mixture
 
 

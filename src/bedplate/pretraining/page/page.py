@@ -138,12 +138,9 @@ def _comparable(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     first: dict[str, int] = {}
     comparable: list[Mapping[str, Any]] = []
     for row in judged:
-        for name, score in row["held_out"].items():
-            first.setdefault(name, score["documents"])
-        held_out = {
-            name: text_score for name, text_score in row["held_out"].items() if text_score["documents"] == first[name]
-        }
-        comparable.append({**row, "held_out": held_out})
+        scores = row["held_out"].items()
+        same = {name: s for name, s in scores if s["documents"] == first.setdefault(name, s["documents"])}
+        comparable.append({**row, "held_out": same})
     return comparable
 
 

@@ -81,9 +81,8 @@ def device_bytes(
         **passing,
     }
     # Activations are gone by then.
-    update = counts.all * (
-        MASTER * (2 if cut == 1 and axes["data"] > 1 else 1)
-    )  # whole gradients are added up in a copy
+    copies = 2 if cut == 1 and axes["data"] > 1 else 1  # whole gradients are added up in a copy
+    update = counts.all * MASTER * copies
     update = max(update, counts.all * MASTER + _update(run, counts, value, cut))
     bytes_by_use["update"] = max(0.0, update - gradients - sum(passing.values()))
     if several and on_cpu:  # a copy is written while training goes on

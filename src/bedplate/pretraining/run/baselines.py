@@ -134,7 +134,5 @@ def baselines(
     """Bits a byte by held-out text, then by name. stream: makes the training tokens, of which the first `MOST_COUNTED`
     are counted."""
     model = NgramModel(stream()[:MOST_COUNTED], vocabulary, ORDER)
-    return {
-        holdout.name: {**compressors(holdout.texts), f"{ORDER}-gram": ngram_bits(model, holdout)}
-        for holdout in holdouts
-    }
+    bits = {holdout.name: ngram_bits(model, holdout) for holdout in holdouts}
+    return {holdout.name: {**compressors(holdout.texts), f"{ORDER}-gram": bits[holdout.name]} for holdout in holdouts}

@@ -222,10 +222,8 @@ LEAST_TOKENS = 1000
 def texts_data(run: RunFile, out: Path, tokenizer: Tokenizer | None) -> RunData:
     """The data of a run file with `sources`. tokenizer: of the base that is gone on from; else the file says which, and
     a trained one is kept in the run's directory, so that a resumed run has the same."""
-    sources = [
-        read_source(description, run.directory)
-        for description in progress(run.data.sources, "reading texts", unit="sources")
-    ]
+    described = progress(run.data.sources, "reading texts", unit="sources")
+    sources = [read_source(description, run.directory) for description in described]
     tokenizer = tokenizer or _tokenizer(run, out, sources)
     learned: dict[str, dict[str, np.ndarray]] = {}
     holdouts: list[HeldOut] = []

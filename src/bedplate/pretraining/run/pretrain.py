@@ -114,9 +114,7 @@ def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
         return {}
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
     if start is None:
-        raise ConfigError(
-            "an encoder–decoder needs a tokenizer with a token to start with: one that pads or ends texts"
-        )
+        raise ConfigError("an encoder–decoder needs a tokenizer with a token that pads or ends texts, to start with")
     end = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
     return {"decoder_start_token_id": start, "pad_token_id": start, **end}
 

@@ -234,10 +234,8 @@ def relaid(batch: BatchT, documents: Sequence[Sequence[int] | Ids], of_each: int
     """The batch with other tokens in each document's place, every one of which is predicted from those before it. Rows
     are as long as the longest then. of_each: so many documents, one behind the other, stand where one was."""
     relaid_rows = rows_of(batch, documents, of_each)
-    unchanged = ("ids", "rows", "further_counts")
-    return replace(
-        batch, **{f.name: getattr(relaid_rows, f.name) for f in fields(PackedBatch) if f.name not in unchanged}
-    )
+    changed = {field.name for field in fields(PackedBatch)} - {"ids", "rows", "further_counts"}
+    return replace(batch, **{name: getattr(relaid_rows, name) for name in changed})
 
 
 def rows_of(batch: PackedBatch, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> PackedBatch:

@@ -30,6 +30,7 @@ from bedplate.models.precision import DTYPES
 from bedplate.models.specs.split import Cut, cuts_of
 from bedplate.training.config import DtypeChoice
 from bedplate.training.parallel.layout import AXES, Axis, ParallelConfig
+from bedplate.training.parallel.states import placed_like
 from bedplate.training.ranks import ALONE, Ranks
 
 
@@ -355,10 +356,7 @@ class Team(Ranks):
     def placed(self, parameter: Tensor, local: Tensor) -> Tensor:
         if not isinstance(parameter, DTensor):
             return local
-        mesh, placements = parameter.device_mesh, parameter.placements
-        return DTensor.from_local(
-            local, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
-        )
+        return placed_like(local, parameter)
 
     def local_slice(self, parameter: Tensor, stored: Tensor) -> Tensor:
         if isinstance(stored, DTensor):

@@ -43,7 +43,6 @@ class ParallelConfig(Strict):
         if math.prod(axis_sizes.values()) != world:
             layout = " x ".join(f"{axis} {size}" for axis, size in axis_sizes.items())
             start = "; start them with torchrun or srun" if world == 1 else ""
-            raise UsageError(
-                f"{layout} is for {math.prod(axis_sizes.values())} processes, and there are {world}{start}"
-            )
+            count = math.prod(axis_sizes.values())
+            raise UsageError(f"{layout} is for {count} processes, and there are {world}{start}")
         return axis_sizes

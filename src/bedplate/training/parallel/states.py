@@ -155,13 +155,16 @@ def _of_rank(name: str, rank: int) -> str:
     return name.replace(_RANDOM, f"{_RANDOM}{rank}/", 1) if name.startswith(_RANDOM) else name
 
 
+def placed_like(local: Tensor, whole: DTensor) -> DTensor:
+    """This rank's part of a tensor that is shared as `whole` is."""
+    mesh, placements = whole.device_mesh, whole.placements
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+
+
 def _copied(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach().to("cpu", copy=True)
-    local = tensor.to_local().to("cpu", copy=True)
-    return DTensor.from_local(
-        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
+    return placed_like(tensor.to_local().to("cpu", copy=True), tensor)
 
 
 @contextmanager
