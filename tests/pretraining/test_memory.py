@@ -12,7 +12,7 @@ from tests.pretraining.runs import tiny_run
 
 from bedplate.pretraining.plan.memory import device_bytes
 from bedplate.pretraining.plan.sizes import config_of, sizes_of, spec_of
-from bedplate.pretraining.run.model import new_model
+from bedplate.pretraining.run.pretrain import new_model
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer

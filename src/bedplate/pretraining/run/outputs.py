@@ -7,7 +7,8 @@ import logging
 import math
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +21,17 @@ from bedplate.core.files import append_jsonl, atomic_write, read_jsonl
 from bedplate.core.progress import console
 from bedplate.evaluation.suites.suite_scores import run_suite
 from bedplate.inference.predict.local import LocalModel
+from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.precision import dtype_name
 from bedplate.pretraining.page.page import measure_of, model_card, texts_tokens, tokens_by_source, write_page
 from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.data import HeldBatches, RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
-from bedplate.pretraining.run.model import inference_copy, samples
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
 from bedplate.training.config import TrainConfig
@@ -161,8 +164,8 @@ class RunOutputs:
     def _generate(self, base: Base, row: dict[str, Any]) -> None:
         evaluation = self._planned.run.evaluation
         if (evaluation.prompts or evaluation.suites) and "generate" in base.can:
-            with inference_copy(_current_base(base)) as model:
-                row["samples"] = samples(model, evaluation.prompts, evaluation.sample_tokens)
+            with _inference_copy(_current_base(base)) as model:
+                row["samples"] = _samples(model, evaluation.prompts, evaluation.sample_tokens)
                 row["suites"] = suite_rows(model, evaluation.suites, evaluation.items)
 
     @torch.no_grad()
@@ -314,6 +317,32 @@ def _scores(base: Base, holdouts: Sequence[HeldBatches]) -> dict[str, Any]:
     return scores
 
 
+def _samples(model: LocalModel, prompts: Sequence[str], tokens: int) -> list[dict[str, str]]:
+    """How each prompt goes on, the likeliest token each time."""
+    room = model.base.spec.main.context_length
+    texts: list[dict[str, str]] = []
+    for prompt in prompts:
+        length = len(model.tokenizer.encode_prompt(prompt))
+        generation = model.generate(prompt, max_tokens=max(1, min(tokens, room - length)))
+        texts.append({"prompt": prompt, "text": generation.text})
+    return texts
+
+
 def _current_base(base: Base) -> Base:
     """The base in what the run computes in at the moment."""
     return replace(base, dtype=next(base.model.parameters()).dtype, lineage=dict(base.lineage))
+
+
+@contextmanager
+def _inference_copy(base: Base) -> Generator[LocalModel]:
+    """A copy of its weights, ready to generate and score; gone afterwards."""
+    copy = build(base.spec, base.dtype, "meta")
+    state = {name: tensor.detach().clone() for name, tensor in base.model.state_dict().items()}
+    copy.load_state_dict(state, assign=True)
+    copy.requires_grad_(False).eval()
+    dtype = dtype_name(base.dtype)
+    identity = Identity("", base.need_tokenizer().identity)
+    snapshot = replace(base, raw_model=copy, identified=identity, stored_dtype=dtype, gguf=None)
+    weights = dtype if dtype in ("float32", "bfloat16") else "auto"
+    with torch.inference_mode(False), LocalModel(snapshot, weights=weights, kernel="torch") as model:
+        yield model

@@ -11,20 +11,26 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
 
 from bedplate.core.arguments import checked
 from bedplate.core.errors import ConfigError
 from bedplate.core.progress import silent
+from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.models.precision import resolve_device
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.model import Model
+from bedplate.models.precision import dtype_name, resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.pretraining.plan.sizes import check_shares, config_of, sizes_of, spec_of
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.data import RunData, built_corpus, corpus_data, texts_data
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
-from bedplate.pretraining.run.model import as_base, gathered, new_model
 from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer
@@ -104,7 +110,20 @@ def _new_base(run: RunFile, data: RunData, out: Path) -> Base:
     assert run.model is not None
     spec, family = spec_of(run.model, data.tokenizer.vocab_size, run.objective)
     model = new_model(spec, run.seed).to(resolve_device("auto"))
-    return as_base(model, spec, family, data.tokenizer, run.run, out, generation_defaults=_starts(spec, data.tokenizer))
+    first = next(model.parameters())
+    return Base(
+        spec=spec,
+        raw_model=model,
+        tokenizer=data.tokenizer,
+        family=family,
+        identified=Identity("", data.tokenizer.identity),  # it has none before it is written
+        source=run.run,
+        path=out,
+        dtype=first.dtype,
+        device=first.device,
+        stored_dtype=dtype_name(first.dtype),
+        generation_defaults=_starts(spec, data.tokenizer),
+    )
 
 
 def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
@@ -117,6 +136,46 @@ def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
         raise ConfigError("an encoder–decoder needs a tokenizer with a token that pads or ends texts, to start with")
     end = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
     return {"decoder_start_token_id": start, "pad_token_id": start, **end}
+
+
+_OUTPUTS = ("attention.o.weight", "feedforward.down.weight")
+"""The products whose results are added to the residual."""
+
+
+def new_model(spec: TextSpec, seed: int) -> Model:
+    """First weights, drawn from `seed`: normal, of a standard deviation of 1/√inputs, and 1/√(2·layers) of that where a
+    block's parts end in the residual, which so does not grow with depth (GPT-2, section 2.3)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(spec)
+    layers = spec.main.layers
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(_OUTPUTS):
+                parameter.mul_((2 * layers) ** -0.5)
+    return model
+
+
+def gathered(base: Base, ranks: Ranks, dtype: torch.dtype | None = None) -> Base:
+    """On the main rank the base with a model of its own that has all of the weights as they are now, which is freed
+    with it; on the others, who must ask as well, and in a single process, the base itself. dtype: of the copy's
+    parameters; None: as they are held."""
+    if ranks.world == 1:
+        return base
+    from bedplate.training.parallel.apply import whole_state
+
+    state: dict[str, Tensor] = {}
+    parameters = {name for name, _ in base.model.named_parameters()}
+    for name, tensor in whole_state(base.model):
+        if ranks.main:
+            target_dtype = dtype if name in parameters and dtype is not None else tensor.dtype
+            state[name] = tensor.to(base.device, target_dtype, copy=True)
+    if not ranks.main:
+        return base
+    model = build(base.spec, dtype or base.dtype, "meta")
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    return replace(base, raw_model=model, dtype=dtype or base.dtype, lineage=dict(base.lineage))
 
 
 class _Run:
