@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.pretraining.runs import tiny_run
 
-from bedplate.pretraining.plan.memory import device_bytes
+from bedplate.pretraining.plan.dry_run import device_bytes
 from bedplate.pretraining.plan.sizes import config_of, sizes_of, spec_of
 from bedplate.pretraining.run.pretrain import new_model
 from bedplate.pretraining.runfile.file import RunFile

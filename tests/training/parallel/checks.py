@@ -25,13 +25,12 @@ from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
-from bedplate.training.config import GuardConfig, RouterConfig, TrainConfig
+from bedplate.training.config import GuardConfig, ParallelConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives.contrastive import Crops
 from bedplate.training.objectives.language import Sft
 from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, Term
 from bedplate.training.parallel.apply import parallelised, whole_state
-from bedplate.training.parallel.layout import ParallelConfig
 from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource, ExampleSource

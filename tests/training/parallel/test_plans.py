@@ -15,8 +15,8 @@ from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.split import expert_plan, tensor_plan
 from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts
+from bedplate.training.config import ParallelConfig
 from bedplate.training.parallel.launch import Process, first_host, process_of
-from bedplate.training.parallel.layout import ParallelConfig
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "1234"}
 SLURM = {

@@ -4,6 +4,7 @@ And the model card of its base: what it is, what it was trained on, what it can 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -168,12 +169,10 @@ def same_documents(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
 
 def tokens_by_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Tokens by source over the steps so far."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for row in rows:
-        for name, count in row.items():
-            if name.startswith(TOKENS_PREFIX):
-                counts[name.removeprefix(TOKENS_PREFIX)] = counts.get(name.removeprefix(TOKENS_PREFIX), 0) + count
-    return counts
+        counts.update({k.removeprefix(TOKENS_PREFIX): n for k, n in row.items() if k.startswith(TOKENS_PREFIX)})
+    return dict(counts)
 
 
 def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:

@@ -28,8 +28,7 @@ from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs.split import Cut, cuts_of
-from bedplate.training.config import DtypeChoice
-from bedplate.training.parallel.layout import AXES, Axis, ParallelConfig
+from bedplate.training.config import AXES, Axis, DtypeChoice, ParallelConfig
 from bedplate.training.parallel.states import placed_like
 from bedplate.training.ranks import ALONE, Ranks
 
