@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt):
             need_failure(error)
-        if _wants_traceback():
+        if os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}:
             traceback.print_exc()
         if is_interrupt(error):
             code = _fail("interrupted", "interrupted", _INTERRUPTED, arguments)
@@ -171,10 +171,6 @@ def _fail(message: str, code: str, exit_code: int, arguments: Sequence[str]) -> 
     if "--json" in arguments:
         print(json.dumps({"error": {"message": message, "code": code}}), flush=True)
     return exit_code
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}
 
 
 if __name__ == "__main__":

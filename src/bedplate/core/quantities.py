@@ -38,21 +38,19 @@ def seconds_of(text: str, unit: str | None = None) -> float | None:
 
 def parse_count(name: str, text: str) -> float:
     """As `count_of`; UsageError, which names what it was for, for anything else, and for what is not above 0."""
-    value = count_of(text)
-    if value is None:
-        raise UsageError(f"{name} {text!r} is not a number; write for example 1e12, 15.6T, 300B or 50k")
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name} is {text.strip()}: it must be a number above 0")
-    return value
+    return _above_zero(name, text, count_of(text), "a number; write for example 1e12, 15.6T, 300B or 50k")
 
 
 def parse_seconds(name: str, text: str, unit: str | None = None) -> float:
     """As `seconds_of`; UsageError, which names what it was for, for anything else, and for what is not above 0."""
-    value = seconds_of(text, unit)
+    return _above_zero(name, text, seconds_of(text, unit), "a length of time; write for example 90s, 10m or 1.5h")
+
+
+def _above_zero(name: str, text: str, value: float | None, what: str) -> float:
     if value is None:
-        raise UsageError(f"{name} {text!r} is not a length of time; write for example 90s, 10m or 1.5h")
+        raise UsageError(f"{name} {text!r} is not {what}")
     if not 0 < value < math.inf:
-        raise UsageError(f"{name} is {text.strip()}: it must be above 0")
+        raise UsageError(f"{name} is {text.strip()}: it must be a number above 0")
     return value
 
 

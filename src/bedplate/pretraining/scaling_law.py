@@ -191,15 +191,11 @@ class Ladder:
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
+        law = {"form": self.law.form, "constants": self.law.constants, "residual": self.law.residual}
         return {
             "runs": [asdict(point) for point in self.points],
             "held_out": asdict(self.held_out),
-            "law": {
-                "form": self.law.form,
-                "constants": self.law.constants,
-                "residual": self.law.residual,
-                "degrees_of_freedom": self.law.degrees,
-            },
+            "law": {**law, "degrees_of_freedom": self.law.degrees},
             "prediction": asdict(self.prediction),
             "error": self.held_out.loss - self.prediction.loss,
             "inside": self.inside,

@@ -105,8 +105,8 @@ _CONTAINER = 8  # what an empty list weighs: about its share of memory, and a bo
 
 
 def weigh(value: Any) -> int:
-    """Characters and elements of a nested value, as if it were written out (a list that holds one string twice weighs it
-    twice). Stops soon after the most that a value may have."""
+    """Characters and elements of a nested value, as if it were written out (a list that holds one string twice weighs
+    it twice). Stops soon after the most that a value may have."""
     total = 0
     stack: list[Any] = [value]
     while stack:

@@ -67,7 +67,7 @@ def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:
         "cores": processor().threads,
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
     }
-    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, _rate)
+    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, float)
     return peak, f"products in {dtype}, measured here"
 
 
@@ -82,9 +82,3 @@ def measure_peak(device: torch.device, dtype: str) -> float:
             (a @ b)[0, 0].item()  # waits for the device
             best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
-
-
-def _rate(rate: object) -> float:
-    if not isinstance(rate, int | float) or not rate > 0:
-        raise ValueError("not a rate")
-    return float(rate)

@@ -283,7 +283,8 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
     names = list(dict.fromkeys(name for scores in baselines.values() for name in scores))
     rows = [
         (
-            *(name, score["documents"], _bits(score), f"{score['nats_per_token']:.3f}"),
+            *(name, score["documents"]),
+            *("–" if score[key] is None else f"{score[key]:.3f}" for key in ("bits_per_byte", "nats_per_token")),
             *(f"{baselines[name][baseline]:.3f}" if name in baselines else "–" for baseline in names),
         )
         for name, score in last["held_out"].items()
@@ -300,7 +301,3 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
         )
         lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
     return lines
-
-
-def _bits(score: Mapping[str, Any]) -> str:
-    return "–" if score["bits_per_byte"] is None else f"{score['bits_per_byte']:.3f}"

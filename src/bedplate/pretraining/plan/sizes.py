@@ -145,13 +145,9 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
     _check_kind(run, spec, objective.architectures)
     growth = objective.max_growth
     length = run.batch.sequence or context - growth
-    if length > context:
-        raise ConfigError(f"batch.sequence is {length:,}: the model's context holds {context:,}")
     if length + growth > context:
-        raise ConfigError(
-            f"batch.sequence is {length:,}, and the objective {run.objective} may lengthen a text by {growth}: the "
-            f"model's context holds {context:,}"
-        )
+        longer = f", and the objective {run.objective} may lengthen a text by {growth}" if growth else ""
+        raise ConfigError(f"batch.sequence is {length:,}{longer}: the model's context holds {context:,}")
     batch_tokens = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
     batch = max(1, round(batch_tokens / length))
     if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and single_pass is None:

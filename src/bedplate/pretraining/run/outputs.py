@@ -108,13 +108,9 @@ class RunOutputs:
         self.utilisation = utilisation_of(base.spec, planned.sizes.length, base.device, run.dtype)
         self._holdouts = self._holdout_batches(run.evaluation.tokens)
 
-    def started(self) -> None:
-        """Says that the run goes on."""
-        self._record("running")
-
     def stopped(self, error: BaseException) -> None:
         """Nothing that goes wrong here hides the error."""
-        attempt("how the run stands", lambda: self._record(f"stopped: {type(error).__name__}"))
+        attempt("how the run stands", lambda: self.record(f"stopped: {type(error).__name__}"))
         attempt("the page", self._page)
 
     # --- judgements
@@ -131,7 +127,7 @@ class RunOutputs:
 
     def at_the_end(self, base: Base, result: TrainResult) -> dict[str, Any]:
         """On all of the held-out texts, or as many as the file says; the row."""
-        self._record("judged at the end")
+        self.record("judged at the end")
         return self._judge(base, result.steps, self._holdout_batches(self._planned.run.evaluation.end_tokens))
 
     def _judge(
@@ -205,7 +201,8 @@ class RunOutputs:
 
     # --- what is known
 
-    def _record(self, status: str, **extra_fields: Any) -> None:
+    def record(self, status: str, **extra_fields: Any) -> None:
+        """Writes down what is known of the run, and how it stands."""
         planned = self._planned
         data, sizes, config = planned.data, planned.sizes, planned.config
         settings = {
@@ -269,12 +266,12 @@ class RunOutputs:
             "seconds": result.seconds,
             "arithmetic": result.arithmetic.to_json(),
         }
-        self._record("trained", **totals)
+        self.record("trained", **totals)
         place = self._export(base, result)
         baseline_scores: dict[str, dict[str, float]] = self._planned.directory.record().get("baselines") or {}
         if not baseline_scores and self._planned.run.evaluation.baselines and self._planned.objective.likelihood:
             attempt("gzip, xz and n-grams", lambda: baseline_scores.update(self._baselines()))
-        self._record("finished", baselines=baseline_scores, **totals)
+        self.record("finished", baselines=baseline_scores, **totals)
         if self._planned.catalogued:
             attempt("the catalogue", lambda: self._catalogue(place))
         atomic_write(place / "README.md", model_card(self._planned.directory.record(), last, self._planned.parent))

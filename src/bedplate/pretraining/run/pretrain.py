@@ -197,7 +197,7 @@ class _Run:
             store = store_of(self.out, self.ranks)
             start_step = store.latest() or 0
             if self.written is not None:
-                self.written.started()
+                self.written.record("running")
             self._before(start_step)
             result = self._train(store)
             base = gathered(self.planned.base, self.ranks)

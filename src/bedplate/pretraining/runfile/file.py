@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
+from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.json import differences
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.documents import TEXT_FILES
@@ -209,16 +209,6 @@ class EvaluationPart(Strict):
     items: Annotated[int, Field(ge=1)] = 60
     baselines: bool = True
 
-    @field_validator("suites")
-    @classmethod
-    def _there_are(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            for name in names:
-                need_suite(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-        return names
-
 
 class HardwarePart(Strict):
     """What a dry run counts with: a device of the table and how many; None: this machine."""
@@ -297,6 +287,8 @@ def read_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file without looking at what its objective needs, which loads torch. ConfigError as `load_run`."""
     run = load_config(path, RunFile, overrides)
     run.lies_in(Path(path).parent)
+    for name in run.evaluation.suites:
+        need_suite(name)
     return run
 
 

@@ -274,14 +274,10 @@ class Team(Ranks):
         return reduced
 
     def agreed(self, *flags: bool) -> tuple[bool, ...]:
-        reduced = torch.tensor(flags, dtype=torch.int32)
-        dist.all_reduce(reduced, dist.ReduceOp.MAX)
-        return tuple(map(bool, reduced.tolist()))
+        return tuple(map(bool, self.worst(torch.tensor(flags, dtype=torch.int32)).tolist()))
 
     def maximum(self, local: int) -> int:
-        reduced = torch.tensor([local])
-        dist.all_reduce(reduced, dist.ReduceOp.MAX)
-        return int(reduced[0])
+        return int(self.worst(torch.tensor([local]))[0])
 
     def joined(self, own_ND: Tensor) -> tuple[Tensor, int]:
         counts: list[int] = list(self.gather(len(own_ND)))
