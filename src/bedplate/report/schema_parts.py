@@ -107,8 +107,7 @@ class SecondLabels(Part):
     agreement_interval: Interval | None = None
     """Two-sided, 95%, groups respected."""
     ceiling: Share | None = None
-    """What a perfect model would read against one of the labels, were every row equally hard; null for metrics that are
-    no share of right answers."""
+    """The score of a perfect model against one of the labels, were every row equally hard; null for other metrics."""
     ceiling_interval: Interval | None = None
     """Two-sided, 95%: from the agreement itself, were no model more often right than a second label, to the ceiling at
     the upper end of the agreement."""

@@ -53,10 +53,8 @@ class StateStore(Protocol):
         ...
 
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
-        """The state that was saved at this step. TrainingError where it cannot be read.
-
-        templates: tensors placed as this run's ranks hold them; they may be filled in place. Other tensors are whole.
-        """
+        """The state that was saved at this step. TrainingError where it cannot be read. templates: tensors placed as
+        this run's ranks hold them; they may be filled in place. Other tensors are whole."""
         ...
 
     def settle(self) -> None:

@@ -1,8 +1,7 @@
 """Metrics of training steps: left on the device by each step, read back together, written as one JSON line per step.
 And the step guard: skips steps whose loss or gradient is not finite, and spikes, and stops a run that has too many.
 
-The guard decides on the device without reading anything back. OLMo's rule (https://github.com/allenai/OLMo-core,
-`SkipStepOptimizer`): a loss or gradient norm far above the mean of the last steps that were applied.
+The guard decides on the device without reading anything back, by the rule that `GuardConfig` describes.
 """
 
 from __future__ import annotations

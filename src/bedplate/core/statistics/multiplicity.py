@@ -146,9 +146,7 @@ def needed_n(
 
     check_confidence(confidence)
     if not (0 <= estimate <= 1 and 0 <= target <= 1 and 0 < power < 1 and deff > 0):
-        raise UsageError(
-            f"estimate, target and power lie in 0 to 1, deff above 0: {estimate=} {target=} {power=} {deff=}"
-        )
+        raise UsageError(f"shares lie in 0 to 1, and deff above 0: {estimate=} {target=} {power=} {deff=}")
     if variance is not None and not variance >= 0:
         raise UsageError(f"a variance is at least 0: {variance=}")
     if estimate <= target:

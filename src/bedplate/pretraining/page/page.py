@@ -296,8 +296,7 @@ def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[s
         "",
     ]
     if last["suites"]:
-        suites = (
-            (name, suite["measure"], f"{suite['value']:.3f}", suite["n"]) for name, suite in last["suites"].items()
-        )
+        skills = last["suites"].items()
+        suites = ((name, suite["measure"], f"{suite['value']:.3f}", suite["n"]) for name, suite in skills)
         lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
     return lines

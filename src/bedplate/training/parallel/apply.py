@@ -382,9 +382,8 @@ class _Joined(torch.autograd.Function):
 
 def _stands_alone(parameter: DTensor) -> bool:
     """Whether what is held here is whole matrices: of experts, some."""
-    return parameter.dim() > 2 and all(
-        placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements
-    )
+    whole = (placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements)
+    return parameter.dim() > 2 and all(whole)
 
 
 def _slice(parameter: DTensor, whole: Tensor) -> Tensor:
