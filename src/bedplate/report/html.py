@@ -108,15 +108,12 @@ def confusions(report: Mapping[str, Any]) -> list[tuple[str, str | None, int, fl
 def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each rung in turn: what became of it, why, what it was expected to take and took, what it tried and left out."""
     forecasts = {forecast["rung"]: forecast for forecast in report["forecasts"]}
+    parts = [omission for omission in report["not_tried"] if omission["what"] == "part"]
     return [
         {
             **{key: row[key] for key in ("rung", "status", "reason")},
             "forecast": forecasts.get(row["rung"]),
-            "left_out": [
-                omission["reason"]
-                for omission in report["not_tried"]
-                if omission["rung"] == row["rung"] and omission["what"] == "part"
-            ],
+            "left_out": [part["reason"] for part in parts if part["rung"] == row["rung"]],
             "export": report["export"].get(row["rung"]),
             "tried": [{"failure": None, "estimate": None, **tried} for tried in report["search"].get(row["rung"], [])],
         }

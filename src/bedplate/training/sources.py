@@ -93,8 +93,6 @@ class EpochSource(ABC, Generic[B]):
     ) -> None:
         if epochs < 1:
             raise DataError(f"epochs is {epochs}: it must be at least 1")
-        if not 0 <= shard[0] < shard[1]:
-            raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
         self._per_epoch, self._epochs, self._drawn = -(-count // step_size), epochs, 0
         self._step_size, self._shard, self._content, self._settings = step_size, shard, content, settings
         self._order: tuple[int, list[list[int]]] | None = None
@@ -300,8 +298,6 @@ class DocumentSource(EpochSource[PackedBatch]):
             raise DataError("batch_rows and micro_rows must be at least 1")
         self._documents, self._seed, self._micro_rows = documents, seed, micro_rows or batch_rows
         self._ids = [str(i) for i in range(len(documents))] if ids is None else ids
-        if len(self._ids) != len(documents):
-            raise DataError(f"{len(documents)} documents, but {len(self._ids)} ids")
         lengths = [len(d) for d in documents] if lengths is None else lengths
         self.packed: PackedRows = pack_documents(lengths, row_length, method)
         settings = {
@@ -341,8 +337,6 @@ class CorpusSource:
     ) -> None:
         if batch_rows < 1 or (micro_rows is not None and micro_rows < 1):
             raise DataError("batch_rows and micro_rows must be at least 1")
-        if not 0 <= shard[0] < shard[1]:
-            raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
         if loader.total < batch_rows:
             raise DataError(
                 f"{loader.corpus.directory}: {loader.total} rows of {loader.row_length} tokens are too few for one "

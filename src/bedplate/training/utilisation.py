@@ -48,14 +48,14 @@ def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str
 
 def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
     """Operations a second of dense products, and where that is from."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_kind()
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
         try:
             spec = find_device(name)
             return spec.peak(_NUMBERS.get(dtype, dtype)), f"{spec.title}'s peak in {dtype} ({spec.source})"
         except UsageError:
-            return _measured(device, dtype, name)
-    return _measured(device, dtype, processor_kind())
+            pass  # a device that is not listed
+    return _measured(device, dtype, name)
 
 
 def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:

@@ -384,9 +384,8 @@ def _weight_counts(spec: TextSpec, all_weights: list[Weight], axes: Mapping[Axis
 
 def _activation_bytes(run: RunFile, spec: TextSpec, tokens: TokenCounts, value: int, tensor: int) -> KeptBytes:
     if isinstance(spec, EncoderDecoderSpec):
-        return kept_bytes(
-            spec, tokens.written, bytes_per_value=value, recompute=run.recompute, source_tokens=tokens.read
-        )
+        read, recompute = tokens.read, run.recompute
+        return kept_bytes(spec, tokens.written, bytes_per_value=value, recompute=recompute, source_tokens=read)
     if tensor > 1:  # each rank has some heads and features; experts are whole
         part = spec.experts
         spec = spec.with_(

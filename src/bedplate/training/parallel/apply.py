@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
-from bedplate.core.errors import TrainingError, UsageError
+from bedplate.core.errors import UsageError
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import ExpertLinear, RoutedExperts, sort_by_expert
 from bedplate.models.layers.grouped import Segments, grouped_product
@@ -146,9 +146,7 @@ def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "aut
     if mesh.cuts_parameters:
         _shard(model, mesh, computes)
     summed = [model.get_submodule(path) for path, cut in cuts.items() if cut == "summed"]
-    team = Team(mesh, frozenset(id(p) for module in summed for p in module.parameters()), computes)
-    team.check_same(model)
-    return team
+    return Team(mesh, frozenset(id(p) for module in summed for p in module.parameters()), computes)
 
 
 def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
@@ -238,16 +236,6 @@ class Team(Ranks):
         self.main = self.rank == 0
         self._batch = mesh.batch.get_group()
         self.shard = mesh.batch.get_local_rank(), mesh.batch.size()
-
-    def check_same(self, model: nn.Module) -> None:
-        """TrainingError where ranks were given other models."""
-        shapes = {name: (str(p.dtype), tuple(p.shape)) for name, p in model.named_parameters()}
-        rank_shapes: list[Any] = [None] * self.world
-        dist.all_gather_object(rank_shapes, shapes)
-        others = (rank for rank, rank_shape in enumerate(rank_shapes) if rank_shape != rank_shapes[0])
-        differing_rank = next(others, None)
-        if differing_rank is not None:
-            raise TrainingError(f"rank {differing_rank} was given another model than rank 0; give all the same")
 
     # --- sums
 
