@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bedplate.pretraining.run.data import HeldOut
+from bedplate.pretraining.run.data import MOST_COUNTED, HeldOut
 
 
 @dataclass(frozen=True)
@@ -110,8 +110,6 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 ORDER = 5
-MOST_COUNTED = 20_000_000
-"""Tokens that are counted at most: each takes some 80 bytes while it is."""
 
 
 def compressors(texts: Sequence[str]) -> dict[str, float]:

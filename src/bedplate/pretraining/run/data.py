@@ -30,7 +30,6 @@ from bedplate.inference.predict.judges import judges_of
 from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.pretraining.page.page import TOKENS_PREFIX
 from bedplate.pretraining.plan.sizes import RowShape
-from bedplate.pretraining.run.baselines import MOST_COUNTED
 from bedplate.pretraining.run.directory import CORPUS, TOKENIZER
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart
 from bedplate.text.bpe import train_bpe
@@ -324,6 +323,8 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
 
 
 logger = logging.getLogger("bedplate.pretraining")
+MOST_COUNTED = 20_000_000
+"""Tokens that are counted at most: each takes some 80 bytes while it is."""
 MOST_HASHED = 16e9
 """Bytes of shards that are held against their hashes before a run: 10 to 20 seconds of reading at most."""
 MOST_HELD = 4_000_000
