@@ -9,6 +9,7 @@ import threading
 from collections.abc import Generator, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -53,16 +54,11 @@ def _lines(text: rich.text.Text, width: int) -> Iterator[rich.text.Text]:
         words = [(match.start(), match.end()) for match in re.finditer(r"\S+", line.plain)]
         margin = len(_MARGIN.match(line.plain)[0])  # pyright: ignore[reportOptionalSubscript]
         start, before = 0, ""
-        for at, end in words[1:]:
+        for (_, last), (at, end) in pairwise(words):
             if len(before) + end - start > width:
-                yield rich.text.Text(before).append_text(_without_end(line[start:at]))
+                yield rich.text.Text(before).append_text(line[start:last])
                 start, before = at, " " * margin
         yield rich.text.Text(before).append_text(line[start:])
-
-
-def _without_end(line: rich.text.Text) -> rich.text.Text:
-    line.rstrip()
-    return line
 
 
 def progress(iterable: Iterable[T], description: str, total: float | None = None, unit: str = "it") -> Iterator[T]:

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from bedplate.training.config import MuonConfig, Orthogonalisation
 from bedplate.training.ranks import Ranks
 
-Coefficients = tuple[float, float, float]
-
-COEFFICIENTS: dict[Orthogonalisation, Sequence[Coefficients]] = {
+COEFFICIENTS: dict[Orthogonalisation, Sequence[tuple[float, float, float]]] = {
     # Keller Jordan's, chosen for the steepest slope at zero: singular values end between about 0.7 and 1.2.
     "newton_schulz": ((3.4445, -4.7750, 2.0315),),
     # https://arxiv.org/abs/2505.16932, for 5 steps with its safety factor of 2%, as computed for and used by nanochat
