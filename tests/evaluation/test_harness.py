@@ -20,7 +20,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics.proportions import binomial_lower
 from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
 from bedplate.evaluation.ledger import TestLedger

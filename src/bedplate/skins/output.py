@@ -13,8 +13,7 @@ from pydantic import Field, model_validator
 from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import RequestError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.text.json_form import labels_rules, schema_form
-from bedplate.text.json_schema import check_schema
+from bedplate.text.json_schema import check_schema, labels_rules, schema_form
 
 AnsweredBy = Literal["generate", "score", "embed"]
 ORDERED_LABELS = 90

@@ -23,12 +23,12 @@ from bedplate.core.files import sha256_json
 from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.economics.numbers.money import figures
-from bedplate.evaluation.comparison import PairedComparison, compare
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.examples import SPLITS, Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.ledger import Opening, keys_of, ledger_for
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.loaded import load

@@ -28,8 +28,8 @@ from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger.skin_looks import EarlierLook, earlier_looks, looks, remember
-from bedplate.evaluation.new_rows import FreshRows, every_row, fresh_rows
+from bedplate.evaluation.in_memory import FreshRows, every_row, fresh_rows
+from bedplate.evaluation.ledger.ledger import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor

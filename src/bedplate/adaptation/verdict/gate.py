@@ -23,8 +23,8 @@ from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomi
 from bedplate.core.statistics.multiplicity import holm, holm_bounds, needed_n, sequence_bounds, simultaneous
 from bedplate.core.statistics.proportions import values_needed
 from bedplate.core.statistics.unequal import InsufficientGroups
-from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import PLAIN, Scale
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Limit

@@ -19,7 +19,7 @@ from bedplate.core.display import Brief
 from bedplate.core.errors import TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl, atomic_write, read_jsonl
 from bedplate.core.progress import console
-from bedplate.evaluation.suites.suite_scores import run_suite
+from bedplate.evaluation.suites.suite import run_suite
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, load_base
