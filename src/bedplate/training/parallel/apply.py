@@ -13,7 +13,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed._functional_collectives import all_to_all_single_autograd
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
@@ -117,13 +116,38 @@ class _Exchange:
         dist.all_to_all_single(from_RE, counts_RE, group=self._group)
         # How much travels must be known to the host: the one wait of the layer.
         sent, received = torch.stack((counts_RE.sum(1), from_RE.sum(1))).tolist()
-        there_MD = all_to_all_single_autograd(x_ND.index_select(0, order.tokens_M), received, sent, self._group)
+        there_MD = _travelled(x_ND.index_select(0, order.tokens_M), received, sent, self._group)
         numbers_E = torch.arange(self._local_count, device=x_ND.device).repeat(ranks)
         expert_M = numbers_E.repeat_interleave(from_RE.reshape(-1), output_size=len(there_MD))
         made_MD = self._forward(there_MD, expert_M[:, None], there_MD.new_ones(len(there_MD), 1))
-        back_MD = all_to_all_single_autograd(made_MD, sent, received, self._group)
+        back_MD = _travelled(made_MD, sent, received, self._group)
         each_NkD = back_MD.index_select(0, order.inverse_M).unflatten(0, weights_Nk.shape)
         return torch.bmm(weights_Nk[:, None], each_NkD).squeeze(1)
+
+
+def _travelled(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Rows to the other ranks, so many to each, and so many of each from them."""
+    received_rows: Any = _Travel.apply(x_MD, received, sent, group)
+    return received_rows
+
+
+class _Travel(torch.autograd.Function):
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup
+    ) -> Tensor:
+        ctx.received, ctx.sent, ctx.group = received, sent, group
+        return _exchanged(x_MD, received, sent, group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
+        return _exchanged(grad, ctx.sent, ctx.received, ctx.group), None, None, None
+
+
+def _exchanged(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
+    received_rows = x_MD.new_empty(sum(received), x_MD.shape[1])
+    dist.all_to_all_single(received_rows, x_MD.contiguous(), received, sent, group=group)
+    return received_rows
 
 
 def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "auto") -> Ranks:
