@@ -34,9 +34,9 @@ def recorded(task: Task, row: Row, location: str) -> str | None:
     value: Any = None if spec is None else row.get(spec.column)
     if spec is None or value is None or (isinstance(value, str) and not value.strip()):
         return None
-    if task.output.kind == "labels" and isinstance(value, str) and task.output.separator is not None:
+    if task.output.form.several_labels and isinstance(value, str) and task.output.separator is not None:
         return json.dumps([name for part in value.split(task.output.separator) if (name := part.strip())])
-    if task.output.kind in ("json", "labels"):
+    if task.output.form.json_targets:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     if not isinstance(value, str):
         raise DataError(f"{location}: the recorded answer ({spec.column}) is {value!r}, not text")
@@ -381,7 +381,7 @@ def weighted(task: Task, split: str, examples: Sequence[Example], notes: list[st
 
 def _strata(task: Task, targets: Sequence[str]) -> list[str]:
     """What the splits should hold in proportion: the label, or of several labels the one that is rarest in the file."""
-    if task.output.kind != "labels" or not any(targets):
+    if not task.output.form.several_labels or not any(targets):
         return list(targets) if task.labels else [""] * len(targets)
     chosen: list[list[str]] = [json.loads(target) for target in targets]
     counts = Counter(label for labels in chosen for label in labels)
@@ -390,7 +390,7 @@ def _strata(task: Task, targets: Sequence[str]) -> list[str]:
 
 def target_of(task: Task, row: Row, location: str, documents: Mapping[str, str] | None, column: str) -> str:
     value: Any = row.get(column)
-    if task.output.kind in ("json", "labels", "embedding"):
+    if documents is not None or task.output.form.json_targets:
         if column not in row:
             raise DataError(f"{location}: the target ({column}) is missing")
         try:
@@ -420,7 +420,7 @@ def _as_json(output: OutputSpec, value: Any) -> str:
     """A target as JSON text: it may be the value itself, JSON text, or labels with the separator between them."""
     if isinstance(value, str) and output.separator is not None:
         value = [name for part in value.split(output.separator) if (name := part.strip())]
-    if output.kind == "labels" and isinstance(value, str) and not value.lstrip().startswith("["):
+    if output.form.several_labels and isinstance(value, str) and not value.lstrip().startswith("["):
         raise RequestError(f"{value[:80]!r} is one text; say under output.separator what stands between its labels")
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
@@ -451,7 +451,7 @@ def check_splits(task: Task, parts: Mapping[str, Sequence[SplitRecord]]) -> list
             raise DataError(f"no row of the train split has the label {absent[0]!r}; {advice}")
         if absent:
             notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
-    if task.output.kind == "labels":
+    if task.output.form.several_labels:
         notes += _check_several(task.output, parts)
     return notes
 

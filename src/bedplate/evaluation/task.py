@@ -186,15 +186,12 @@ class DataSpec(Grown):
         return tuple(self.by_prefix.values())
 
 
-_KINDS_WITH: Mapping[str, tuple[str, ...]] = {
-    "labels": ("label", "labels"),
-    "abstain": ("label",),
-    "separator": ("labels", "embedding"),
-    "max_tokens": ("text", "json", "labels"),
-    "stop": ("text",),
-    "json_schema": ("json",),
+_NEEDED = {
+    "labels": "at least 2 of them",
+    "json_schema": "the schema of its values",
+    "documents": "what is searched",
 }
-"""A field of an output → the kinds that have it."""
+"""What a field is, where an output that needs it lacks it."""
 
 
 class InputSpec(Strict):
@@ -261,21 +258,20 @@ class OutputSpec(Grown):
 
     @model_validator(mode="after")
     def _fields_of_the_kind(self) -> OutputSpec:
-        if self.kind in _KINDS_WITH["labels"] and len(self.labels or ()) < 2:
-            raise ValueError(f"an output of kind {self.kind} needs `labels`, at least 2 of them")
-        if (self.documents is None) == (self.kind == "embedding"):
-            raise ValueError("`documents`, what is searched, belong to outputs of kind embedding, and to no other")
-        for name, output_types in _KINDS_WITH.items():
-            if getattr(self, name) is not None and self.kind not in output_types:
-                listed = " or ".join(filter(None, (", ".join(output_types[:-1]), output_types[-1])))
+        output_class = OUTPUT_KINDS[self.kind]
+        for name in sorted(output_class.needs):
+            if getattr(self, name) is None or (name == "labels" and len(self.labels or ()) < 2):
+                raise ValueError(f"an output of kind {self.kind} needs `{name}`, {_NEEDED[name]}")
+        for name in sorted(self.model_fields_set - {"kind"} - output_class.task_fields):
+            if getattr(self, name) is not None:
+                kinds = [kind for kind, form in OUTPUT_KINDS.items() if name in form.task_fields]
+                listed = " or ".join(filter(None, (", ".join(kinds[:-1]), kinds[-1])))
                 raise ValueError(f"`{name}` belongs to outputs of kind {listed}, not {self.kind}")
         if self.abstain is not None and self.abstain.answer in (self.labels or ()):
             raise ValueError(f"{self.abstain.answer!r} is a label; give `abstain` another `answer`")
         torn = next((label for label in self.labels or () if self.separator and self.separator in label), None)
         if torn is not None:
             raise ValueError(f"the separator {self.separator!r} stands in the label {torn!r}; choose another")
-        if self.kind == "json" and self.json_schema is None:
-            raise ValueError("an output of kind json needs `json_schema`, the schema of its values")
         _ = self.form  # refuses a schema's keywords that cannot be enforced
         return self
 
@@ -283,15 +279,15 @@ class OutputSpec(Grown):
     def form(self) -> Output:
         """What a skin of the task answers with, as far as the task says it."""
         output_class = OUTPUT_KINDS[self.kind]
-        names = _KINDS_WITH.keys() & output_class.model_fields.keys() - {"abstain"}
-        settings = {name: getattr(self, name) for name in names}
+        shared = (output_class.task_fields & output_class.model_fields.keys()) - {"abstain"}
+        settings = {name: getattr(self, name) for name in shared}
         return output_class(**{name: value for name, value in settings.items() if value is not None})
 
     def canonical(self, text: str) -> str:
         """The text as predictions and targets are compared: JSON with sorted keys and without white space, labels as a
         JSON list in their order, ranked documents as one of their ids, anything else as it is. RequestError for what
         fits neither."""
-        return ranked(text) if self.kind == "embedding" else self.form.comparable(text)
+        return ranked(text) if self.documents is not None else self.form.comparable(text)
 
 
 def _metric_form(value: Any) -> str:
@@ -346,9 +342,9 @@ class Task(Strict):
 
     @model_validator(mode="after")
     def _one_query(self) -> Task:
-        if self.output.kind == "embedding" and len(self.inputs) > 1:
+        if self.output.documents is not None and len(self.inputs) > 1:
             raise ValueError("a task with outputs of kind embedding has one input, the query")
-        if self.output.kind == "embedding" and self.data.second_label is not None:
+        if self.output.documents is not None and self.data.second_label is not None:
             raise ValueError("`data.second_label` does not go with outputs of kind embedding")
         return self
 
@@ -371,7 +367,7 @@ class Task(Strict):
     @property
     def labels(self) -> tuple[str, ...]:
         """The labels that a prediction is one of; empty for every other kind (`output.labels` for several)."""
-        return self.output.labels or () if self.output.kind == "label" else ()
+        return self.output.form.all_labels if self.output.form.is_one_label else ()
 
     @property
     def scorer(self) -> Scorer:
@@ -385,7 +381,7 @@ class Task(Strict):
             return judge_metric(self.metric.judge, list(self.inputs))
         if self.metric.costs is not None:
             return costs.matrix_metric(self.metric.costs)
-        values = self.output.kind in ("json", "labels")
+        values = self.output.form.json_targets
         metric = costs.python_metric(self.metric.python or self.metric.cost or "", self.directory, values=values)
         return metric if self.metric.worst_usd is None else costs.function_metric(metric, self.metric.worst_usd)
 
