@@ -95,11 +95,11 @@ class Engine(Closing):
         on_step: OnStep | None = None,
     ) -> None:
         check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        _check_unconverted(base.outline)
+        _check_unconverted(base.raw_model)
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
+        self.bank = Bank(run.raw_model, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         sizes = engine_sizes(
@@ -148,7 +148,7 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
-        self._weights = run.outline
+        self._weights = run.raw_model
         self._is_reader = False
         self._count_as_reader(True)
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)

@@ -11,7 +11,7 @@ from typing import Protocol
 from torch import Tensor
 
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.cross import CrossAttend
+from bedplate.models.layers.attention_options import CrossAttend
 from bedplate.models.layers.fused.operation import operation
 
 

@@ -22,10 +22,8 @@ from bedplate.inference.forward.paged_op import paged_attention, places, tile_to
 from bedplate.inference.forward.recurrent_states import RecurrentStates
 from bedplate.inference.forward.spans import Padded, Span, grouped
 from bedplate.models.layers.attention import whole_attention
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.cross import KeysOf
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, KeysOf, Recurrence
 from bedplate.models.layers.fused.operation import has_triton
-from bedplate.models.layers.recurrence_inputs import Recurrence
 
 
 class Pages(Protocol):

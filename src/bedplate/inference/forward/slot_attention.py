@@ -19,9 +19,7 @@ from bedplate.inference.forward.kv_write import write_kv
 from bedplate.inference.forward.recurrent_states import RecurrentStates
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
 from bedplate.models.layers.attention import whole_attention
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.cross import KeysOf
-from bedplate.models.layers.recurrence_inputs import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, KeysOf, Recurrence
 
 
 class Slots(Protocol):
