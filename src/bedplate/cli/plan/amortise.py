@@ -107,4 +107,4 @@ def _table(title: str, rows: Sequence[StatementRow]) -> None:
     money = (usd(machine), usd(base), "", usd(revenue), usd(revenue - machine - base))
     names = (*numbers("calls"), *numbers("tokens", "compute s", extra=True), *numbers("machine", "base"))
     footer = ("all", *(f"{count:,.0f}" for count in counts), *money)
-    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), lines, footer=footer)
+    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), [*lines, footer])

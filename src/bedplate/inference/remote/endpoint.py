@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bedplate.core.address import api_address
 from bedplate.core.closing import Closing
+from bedplate.core.endpoint_spec import api_address
 from bedplate.core.errors import (
     BedplateError,
     BusyError,
