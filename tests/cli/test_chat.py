@@ -144,8 +144,8 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(fake: Fake) -> None:
         assert "Traceback" not in shown
         assert fake.disconnected.wait(60)
         chat.until("> ")
-        chat.type("/set seed=3\r")  # it is still there
-        chat.until("set: seed=3")
+        chat.type("/system be kind\r")  # it is still there
+        chat.until("system message: be kind")
         chat.until("> ")
         chat.type("typed but not sent")
         chat.until("typed but not sent")
@@ -233,11 +233,11 @@ def test_lines_that_are_typed_are_remembered(fake: Fake, isolated_home: Path) ->
 
 
 def test_piped_lines_are_turns(fake: Fake) -> None:
-    completed = piped(fake, "hi\n\n//slash\n/set temperature=0.5\nlast", "ok")
+    completed = piped(fake, "hi\n\n//slash\n/system be kind\nlast", "ok", "--temperature", "0.5")
     assert (completed.returncode, completed.stdout) == (0, "Hello\n" * 3)
-    assert "set: temperature=0.5" in completed.stderr
+    assert "system message: be kind" in completed.stderr
     contents = [message["content"] for message in fake.requests[-1]["messages"]]
-    assert contents == ["hi", "Hello", "/slash", "Hello", "last"]
+    assert contents == ["be kind", "hi", "Hello", "/slash", "Hello", "last"]
     assert fake.requests[-1]["temperature"] == 0.5
     assert piped(fake, "hi\n", "odd").stdout == f"{ODD}\n"  # as it is
     assert "\x1b" not in completed.stderr

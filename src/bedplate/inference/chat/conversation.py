@@ -1,36 +1,242 @@
-"""One conversation with a model: its messages and settings, and the commands that change them."""
+"""One conversation with a base or a skin on this machine, or with a model of a running server; and its commands."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.inference.chat.partners import Partner, Reply
-from bedplate.inference.remote.endpoint import ChatAnswer
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
+from bedplate.text.calls.reading import CUT_REASONS, PlainReader, ReplyPiece, ReplyReader
+from bedplate.text.calls.reply_form import reply_form
 
-SETTINGS: Mapping[str, type] = {
-    **dict.fromkeys(("temperature", "top_p", "min_p"), float),
-    **dict.fromkeys(("repetition_penalty", "presence_penalty", "frequency_penalty"), float),
-    **dict.fromkeys(("max_tokens", "top_k", "seed"), int),
-    "stop": str,
-}
+if TYPE_CHECKING:
+    from bedplate.inference.engine.requests import Sampling, Stream
+    from bedplate.inference.predict.composed import SkinPredictor
+    from bedplate.inference.predict.local import LocalModel
+
+Messages = Sequence[Mapping[str, str]]
+Settings = Mapping[str, Any]
+
+BASE_TEMPERATURE = 0.7
+BASE_MAX_TOKENS = 1024
+
+
+class Reply(Protocol):
+    """An answer on its way: iterate `pieces` once, or `close` it early; then `answer` is what came."""
+
+    def pieces(self) -> Iterator[ReplyPiece]: ...
+    def close(self) -> None: ...
+    def answer(self) -> ChatAnswer: ...
+
+
+class LocalReply:
+    """A generation of the engine on this machine, its reasoning told apart by `reader`."""
+
+    def __init__(self, stream: Stream, reader: ReplyReader) -> None:
+        self._stream, self._reader = stream, reader
+        self._texts = {"content": "", "reasoning": ""}
+
+    def pieces(self) -> Iterator[ReplyPiece]:
+        for step in self._stream:
+            yield from self._count(self._reader.push(step.text))
+        yield from self._count(self._reader.finish(cut=self.answer().finish_reason in CUT_REASONS))
+
+    def _count(self, pieces: Sequence[ReplyPiece]) -> Iterator[ReplyPiece]:
+        for piece in pieces:
+            self._texts[piece.section] += piece.text
+            yield piece
+
+    def close(self) -> None:
+        self._stream.cancel()
+
+    def answer(self) -> ChatAnswer:
+        from bedplate.inference.engine.requests import Generation
+
+        result = self._stream.result()
+        assert isinstance(result, Generation)
+        usage, timing = result.usage, result.timing
+        tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
+        answer = ChatAnswer(self._texts["content"], result.finish_reason, *tokens, reasoning=self._texts["reasoning"])
+        return replace(answer, first_seconds=timing.first, seconds=timing.total)
+
+
+@dataclass(frozen=True)
+class WholeReply:
+    """An answer that comes in one piece."""
+
+    whole: ChatAnswer
+
+    def pieces(self) -> Iterator[ReplyPiece]:
+        yield ReplyPiece("content", self.whole.text)
+
+    def close(self) -> None:
+        """Nothing is under way."""
+
+    def answer(self) -> ChatAnswer:
+        return self.whole
+
+
+class Partner(ABC):
+    """A model to talk with. inputs: those of a skin, which reads one message alone; empty for a model that reads the
+    whole conversation."""
+
+    name: str
+    inputs: tuple[str, ...] = ()
+    context_length: int | None = None
+    warnings: Sequence[str] = ()
+
+    @abstractmethod
+    def check(self, settings: Settings) -> None:
+        """Raises RequestError for settings that the model can never take."""
+
+    @abstractmethod
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
+        """Raises RequestError, ContextLengthExceeded, and what a server may fail with."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+class LocalBase(Partner):
+    """A base on this machine. By default it answers at temperature 0.7 with at most 1,024 tokens."""
+
+    def __init__(self, model: LocalModel) -> None:
+        self._model = model
+        self.name, self.context_length = model.base.name, model.base.spec.context_length
+        if model.tokenizer.chat is None:
+            model.close()
+            raise UsageError(f"{self.name} has no chat template; use `bedplate generate`")
+
+    def check(self, settings: Settings) -> None:
+        from bedplate.inference.engine.requests import Sampling
+
+        Sampling(**settings)
+
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
+        from bedplate.inference.engine.requests import Generate, Sampling
+
+        tokens = self._model.tokenizer.encode_chat(messages)
+        remaining = self._model.base.spec.context_length - len(tokens)
+        max_tokens = BASE_MAX_TOKENS if remaining >= BASE_MAX_TOKENS else None
+        sampling = Sampling(**{"temperature": BASE_TEMPERATURE, "max_tokens": max_tokens, **settings})
+        form = reply_form(self._model.tokenizer, tokens, ())
+        request = Generate(tokens=tuple(tokens), sampling=sampling, marks=frozenset(form.marks.values()))
+        return LocalReply(self._model.engine.submit(request), form.reader())
+
+    def close(self) -> None:
+        self._model.close()
+
+
+class LocalSkin(Partner):
+    """A skin on this machine. One that writes text on one base streams it; any other answers in one piece."""
+
+    def __init__(self, predictor: SkinPredictor) -> None:
+        from bedplate.inference.predict.loaded import LoadedSkin
+
+        skin, output = predictor.skin, predictor.skin.output
+        self._predictor = predictor
+        self.name, self.inputs, self.warnings = skin.name, tuple(skin.inputs), predictor.warnings
+        self._writer = predictor if isinstance(predictor, LoadedSkin) and output.answered_by == "generate" else None
+        if output.as_embedding is not None:
+            predictor.close()
+            raise UsageError(f"{self.name} gives vectors; there is nothing to chat about")
+
+    def check(self, settings: Settings) -> None:
+        self._sampling(settings)
+
+    def _sampling(self, settings: Settings) -> Sampling | None:
+        if not settings:
+            return None
+        if self._writer is None:
+            raise RequestError(f"skin {self.name!r} has no sampling settings")
+        return self._writer.sampling(**settings)
+
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
+        content = messages[-1]["content"]
+        row = content if len(self.inputs) == 1 else self._fields(content)
+        if self._writer is not None:
+            request = self._writer.request(row, self._sampling(settings))
+            return LocalReply(self._writer.engine.submit(request), PlainReader())
+        [prediction] = self._predictor.predict([row])
+        answer = ChatAnswer(
+            prediction.output,
+            prediction.finish_reason or "stop",
+            prediction.prompt_tokens,
+            prediction.cached_tokens,
+            prediction.completion_tokens,
+            prediction.usd,
+            prediction.seconds,
+            prediction.seconds,
+            {"scores": dict(prediction.scores)} if prediction.scores else {},
+        )
+        return WholeReply(answer)
+
+    def _fields(self, content: str) -> dict[str, Any]:
+        try:
+            fields = json.loads(content)
+        except ValueError:
+            fields = None
+        if not isinstance(fields, dict):
+            raise RequestError(f"this skin takes the inputs {', '.join(self.inputs)}: give them as one JSON object")
+        return fields
+
+    def close(self) -> None:
+        self._predictor.close()
+
+
+class ChatEndpoint(Partner):
+    """A model of a running server, which checks settings itself. name: None takes the server's first."""
+
+    def __init__(self, endpoint: Endpoint, name: str | None) -> None:
+        self._endpoint = endpoint
+        models = {entry["id"]: entry for entry in endpoint.models()}
+        if not models:
+            raise UsageError(f"{endpoint.url} serves no models")
+        self.name = next(iter(models)) if name is None else name
+        if self.name not in models:
+            raise UnknownModelError(f"{endpoint.url} has no model {name!r}; its models are: {', '.join(models)}")
+        facts: Any = models[self.name].get("bedplate")
+        facts = facts if isinstance(facts, dict) else {}
+        self.inputs = tuple(map(str, facts.get("inputs") or ()))
+        self.context_length = facts.get("context_length")
+
+    def check(self, settings: Settings) -> None:
+        """The server says what it takes, with its answer."""
+
+    def respond(self, messages: Messages, settings: Settings) -> Reply:
+        return self._endpoint.chat(self.name, messages, **settings)
+
+    def close(self) -> None:
+        self._endpoint.close()
+
+
+def open_local(source: str | None, **settings: Any) -> Partner:
+    """Opens a base or a skin's directory with the settings of `bedplate.load`."""
+    if source is None:
+        raise UsageError("name a skin or a base, or give --url of a running server")
+    from bedplate.inference.predict.loaded import load
+    from bedplate.inference.predict.local import LocalModel
+
+    loaded = load(source, **settings)
+    return LocalBase(loaded) if isinstance(loaded, LocalModel) else LocalSkin(loaded)
 
 
 class Conversation:
-    """A turn is `begin`, then `finish` when its reply has ended; one that failed leaves no trace."""
+    """Messages with a partner. A turn is `begin`, then `finish` when its reply has ended; one that failed leaves no
+    trace. settings: sampling settings by name; None leaves one to the model. RequestError for impossible ones."""
 
-    def __init__(
-        self, partner: Partner, *, system: str | None = None, settings: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, partner: Partner, *, system: str | None = None, settings: Settings | None = None) -> None:
         self.partner = partner
-        self.system: str | None = None
-        self.settings: dict[str, Any] = {}
+        self.settings = {name: value for name, value in (settings or {}).items() if value is not None}
         self.messages: list[dict[str, str]] = []
         self._question = ""
         self.set_system(system or "")
-        self.set(settings or {})
+        partner.check(self.settings)
 
     def begin(self, content: str) -> Reply:
         """Asks. Raises BedplateError where that is impossible; the conversation is then what it was."""
@@ -55,84 +261,36 @@ class Conversation:
             raise UsageError(f"{self.partner.name} is a skin: it has a prompt of its own and takes no system message")
         self.system = text or None
 
-    def set(self, changes: Mapping[str, Any]) -> None:
-        """Changes settings, all or none; None takes one away. Raises RequestError for a value that is impossible."""
-        merged = {name: value for name, value in (self.settings | dict(changes)).items() if value is not None}
-        self.partner.check(merged)
-        self.settings = merged
 
-
-def read_settings(text: str) -> dict[str, Any]:
-    """Reads `temperature=0.7 seed=` as changes; an empty value takes a setting away. Raises UsageError."""
-    changes: dict[str, Any] = {}
-    for pair in text.split():
-        name, equals, value = pair.partition("=")
-        if not equals or name not in SETTINGS:
-            raise UsageError(f"{pair!r} is not a setting; write name=value with one of {', '.join(SETTINGS)}")
-        try:
-            changes[name] = SETTINGS[name](value) if value else None
-        except ValueError:
-            raise UsageError(f"{name} cannot be {value!r}") from None
-    if changes.get("stop"):
-        changes["stop"] = [changes["stop"].replace("\\n", "\n")]
-    return changes
-
-
-class Command(NamedTuple):
-    """A line that begins with /. run: gets the conversation and what follows the name, and returns what to show."""
-
-    usage: str
-    help: str
-    run: Callable[[Conversation, str], str]
-
-
-def _help(conversation: Conversation, argument: str) -> str:
-    width = max(len(command.usage) for command in COMMANDS.values())
-    lines = [f"{command.usage:<{width}}  {command.help}" for command in COMMANDS.values()]
-    lines += [
-        "",
+COMMANDS = {
+    "help": "this list",
+    "system": "TEXT sets the system message; alone shows it; - takes it away",
+    "reset": "start a new conversation; the system message stays",
+    "quit": "leave",
+}
+HELP = "\n".join(
+    [
+        *(f"/{name:<7} {help}" for name, help in COMMANDS.items()),
         '""" alone begins and ends a text of several lines; a message that begins with / is written with //.',
         "Ctrl-C stops an answer; again, or Ctrl-D, leaves.",
     ]
-    return "\n".join(lines)
-
-
-def _system(conversation: Conversation, argument: str) -> str:
-    if argument:
-        conversation.set_system("" if argument == "-" else argument)
-    return "there is no system message" if conversation.system is None else f"system message: {conversation.system}"
-
-
-def _set(conversation: Conversation, argument: str) -> str:
-    conversation.set(read_settings(argument))
-    settings = [f"{name}={value}" for name, value in conversation.settings.items()]
-    defaults = ", ".join(name for name in SETTINGS if name not in conversation.settings)
-    return f"set: {' '.join(settings) or 'nothing'}\nleft to the model: {defaults}"
-
-
-def _reset(conversation: Conversation, argument: str) -> str:
-    conversation.messages = []
-    return "a new conversation"
-
-
-def _quit(conversation: Conversation, argument: str) -> str:
-    raise EOFError
-
-
-COMMANDS: dict[str, Command] = {
-    "help": Command("/help", "this list", _help),
-    "system": Command("/system [TEXT]", "show or set the system message; - for none", _system),
-    "set": Command("/set [NAME=VALUE …]", "show or change settings; NAME= leaves one to the model", _set),
-    "reset": Command("/reset", "start a new conversation; system message and settings stay", _reset),
-    "quit": Command("/quit", "leave", _quit),
-}
+)
 
 
 def run_command(conversation: Conversation, line: str) -> str:
     """Runs a line that begins with one /, and returns what to show. Raises UsageError for a command that does not
     exist, and EOFError to leave."""
     name, _, argument = line[1:].partition(" ")
-    if name not in COMMANDS:
+    if name == "quit":
+        raise EOFError
+    if name == "help":
+        return HELP
+    if name == "reset":
+        conversation.messages = []
+        return "a new conversation"
+    if name != "system":
         hint = did_you_mean(nearest(name, COMMANDS), show="/{}".format) or "/help lists them"
         raise UsageError(f"there is no command /{name}; {hint} (a message that begins with / is written with //)")
-    return COMMANDS[name].run(conversation, argument.strip())
+    if argument.strip():
+        conversation.set_system("" if argument.strip() == "-" else argument.strip())
+    return "there is no system message" if conversation.system is None else f"system message: {conversation.system}"

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Generator, Iterable, Mapping
 from typing import Any, TextIO
 
-from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
+from bedplate.core.errors import BedplateError, ContextLengthExceeded
 from bedplate.core.files import bedplate_home
 from bedplate.inference.chat.conversation import Conversation, run_command
 from bedplate.inference.remote.endpoint import ChatAnswer
@@ -45,30 +45,22 @@ class Screen:
     def remark(self, text: str, style: str = _DIM) -> None:
         self._write(sys.stdout if self.is_terminal else sys.stderr, text, style, end="\n")
 
-    def error(self, text: str) -> None:
-        self.remark(f"error: {text}", _RED)
-
     def _write(self, file: TextIO, text: str, style: str = "", end: str = "") -> None:
         shown = text.translate(_SAFE) if self.is_terminal else text
         file.write((f"\x1b[{style}m{shown}\x1b[0m" if style and self._colours else shown) + end)
         file.flush()
-
-    def prompt(self, text: str) -> str:
-        """A prompt for `input`; what is not printed is marked for the line editor."""
-        return f"\x01\x1b[1m\x02{text}\x01\x1b[0m\x02" if self._colours else text
 
 
 def talk(conversation: Conversation) -> None:
     """Chats on a terminal until Ctrl-D, /quit, or Ctrl-C twice."""
     screen = Screen()
     screen.remark(f"{conversation.partner.name}. /help lists the commands, Ctrl-D leaves.")
-    for warning in conversation.partner.warnings:
-        screen.remark(f"warning: {warning}")
+    _warn(conversation, screen)
     interrupted = False
     with line_editing():
         while True:
             try:
-                content = _read_message(conversation, screen)
+                content = _read_message(conversation.partner.inputs)
                 interrupted = False
                 interrupted = _take(conversation, content, screen) == "cancelled"
             except EOFError:
@@ -81,28 +73,31 @@ def talk(conversation: Conversation) -> None:
                 interrupted = True
                 screen.remark(_LEAVES)
             except BedplateError as error:
-                screen.error(_advice(error))
+                screen.remark(f"error: {_advice(error)}", _RED)
 
 
 def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> int:
     """Takes each line as a turn or a command; writes answers to stdout, or one JSON object for each. Returns the exit
     code: 1 where a line failed."""
-    screen = Screen()
-    for warning in conversation.partner.warnings:
-        screen.remark(f"warning: {warning}")
-    failed = False
+    screen, code = Screen(), 0
+    _warn(conversation, screen)
     for line in lines:
         try:
             _take(conversation, line.rstrip("\r\n"), screen, as_json=as_json)
         except EOFError:
             break
         except BedplateError as error:
-            failed = True
+            code = 1
             if as_json:
                 _print_json({"error": {"message": _advice(error), "code": error.code}})
             else:
-                screen.error(_advice(error))
-    return 1 if failed else 0
+                screen.remark(f"error: {_advice(error)}", _RED)
+    return code
+
+
+def _warn(conversation: Conversation, screen: Screen) -> None:
+    for warning in conversation.partner.warnings:
+        screen.remark(f"warning: {warning}")
 
 
 def _take(conversation: Conversation, content: str, screen: Screen, *, as_json: bool = False) -> str:
@@ -114,14 +109,14 @@ def _take(conversation: Conversation, content: str, screen: Screen, *, as_json: 
         if not as_json:
             screen.remark(shown)
         return ""
-    content = content.removeprefix("/") if content.startswith("//") else content
-    if as_json:
-        reply = conversation.begin(content)
-        for _ in reply.pieces():
-            pass
-        _print_json(_answer_fields(content, conversation.finish(reply)))
-        return ""
-    return _show_answer(conversation, content, screen)
+    content = content[1:] if content.startswith("//") else content
+    if not as_json:
+        return _show_answer(conversation, content, screen)
+    reply = conversation.begin(content)
+    for _ in reply.pieces():
+        pass
+    _print_json(_answer_fields(content, conversation.finish(reply)))
+    return ""
 
 
 def _show_answer(conversation: Conversation, content: str, screen: Screen) -> str:
@@ -153,11 +148,11 @@ def _show_answer(conversation: Conversation, content: str, screen: Screen) -> st
     width = max(map(len, scores), default=0)
     for label, score in sorted(scores.items(), key=lambda pair: -pair[1]):
         screen.remark(f"  {label:<{width}}  {math.exp(score):6.1%}  {'█' * round(20 * math.exp(score))}")
-    ending = _ending(answer, conversation.partner.context_length)
-    if screen.is_terminal:
-        screen.remark(f"[{', '.join(filter(None, (*_costs(answer), ending)))}]")
-    elif ending:
-        screen.remark(ending)
+    ending = {"cancelled": f"stopped {_LEAVES}", "length": "cut off at max_tokens, or the context is full (/reset)"}
+    notes = [*(_costs(answer) if screen.is_terminal else ()), ending.get(answer.finish_reason)]
+    remark = ", ".join(filter(None, notes))
+    if remark:
+        screen.remark(f"[{remark}]" if screen.is_terminal else remark)
     return answer.finish_reason
 
 
@@ -187,42 +182,24 @@ def _scores(answer: ChatAnswer) -> Mapping[str, float]:
     return scores if isinstance(scores, dict) else {}
 
 
-def _costs(answer: ChatAnswer) -> list[str | None]:
-    """Tokens, speed after the first token, seconds and dollars of an answer, where they are known."""
-    tokens, first = answer.completion_tokens or 0, answer.first_seconds
-    span = 0.0 if first is None else answer.seconds - first
-    return [
-        None
-        if answer.prompt_tokens is None
-        else f"{answer.prompt_tokens} tokens in, {answer.cached_tokens or 0} cached",
-        f"{tokens} out" if tokens else None,
-        f"{(tokens - 1) / span:.1f} tokens/s" if tokens > 1 and span > 0 else None,
-        None if first is None else f"first after {first:.2f} s",
-        f"{answer.seconds:.2f} s",
-        None if answer.cost_usd is None else f"${answer.cost_usd:.2g}",
-    ]
-
-
-def _ending(answer: ChatAnswer, context_length: int | None) -> str:
-    if answer.finish_reason == "cancelled":
-        return f"stopped {_LEAVES}"
-    if answer.finish_reason != "length":
-        return ""
-    tokens = (answer.prompt_tokens or 0) + (answer.completion_tokens or 0)
-    if context_length is not None and tokens >= context_length:
-        return "cut off: the context is full; /reset begins anew"
-    return "cut off at max_tokens; /set max_tokens=… changes it"
+def _costs(answer: ChatAnswer) -> list[str]:
+    """Tokens, speed, seconds and dollars of an answer, where they are known."""
+    tokens, costs = answer.completion_tokens or 0, list[str]()
+    if answer.prompt_tokens is not None:
+        costs.append(f"{answer.prompt_tokens} tokens in, {answer.cached_tokens or 0} cached")
+    if tokens:
+        costs.append(f"{tokens} out")
+    if answer.first_seconds is not None:
+        decoding = answer.seconds - answer.first_seconds
+        costs += [f"{(tokens - 1) / decoding:.1f} tokens/s"] if tokens > 1 and decoding > 0 else []
+        costs.append(f"first after {answer.first_seconds:.2f} s")
+    costs.append(f"{answer.seconds:.2f} s")
+    return costs if answer.cost_usd is None else [*costs, f"${answer.cost_usd:.2g}"]
 
 
 def _advice(error: BedplateError) -> str:
-    if isinstance(error, ContextLengthExceeded):
-        return f"the context is full: {error.message}; /reset begins anew"
-    if isinstance(error, RequestError) and error.param == "max_tokens":
-        return f"{error.message}; /set max_tokens=… changes it"
-    return error.message
-
-
-# --- reading lines
+    full = isinstance(error, ContextLengthExceeded)
+    return f"the context is full: {error.message}; /reset begins anew" if full else error.message
 
 
 @contextlib.contextmanager
@@ -248,25 +225,22 @@ def line_editing() -> Generator[None]:
         readline.append_history_file(readline.get_current_history_length() - before, path)
 
 
-def _read_message(conversation: Conversation, screen: Screen) -> str:
+def _read_message(inputs: tuple[str, ...]) -> str:
     """Reads one message; for a skin of several inputs each by its name."""
-    inputs = conversation.partner.inputs
     if len(inputs) < 2:
-        return _read_text(screen, "> ")
-    first = _read_text(screen, f"{inputs[0]}> ")
+        return _read_text("> ")
+    first = _read_text(f"{inputs[0]}> ")
     if first.startswith("/") and not first.startswith("//"):
         return first
-    values = [first, *(_read_text(screen, f"{name}> ") for name in inputs[1:])]
+    values = [first, *(_read_text(f"{name}> ") for name in inputs[1:])]
     plain = [value[1:] if value.startswith("//") else value for value in values]
     return json.dumps(dict(zip(inputs, plain, strict=True)), ensure_ascii=False)
 
 
-def _read_text(screen: Screen, mark: str) -> str:
-    line = input(screen.prompt(mark))
+def _read_text(mark: str) -> str:
+    line = input(mark)
     if line.strip() != _BLOCK:
         return line
-    more, lines = screen.prompt("." * (len(mark) - 1) + " "), list[str]()
-    while (line := input(more)).strip() != _BLOCK:
-        lines.append(line)
+    lines = list(iter(lambda: input("." * (len(mark) - 1) + " "), _BLOCK))
     text = "\n".join(lines)
     return f"/{text}" if text.startswith("/") else text  # a text, never a command

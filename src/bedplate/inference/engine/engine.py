@@ -30,7 +30,7 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.answers import Facts
-from bedplate.inference.engine.grammar import Grammars, TrialCompiler
+from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import Request, Result, Stream
 from bedplate.inference.engine.requests.job import EngineResources, RequestJob
 from bedplate.inference.engine.requests.table import JOB_TYPES
@@ -54,6 +54,7 @@ from bedplate.models.model import Model
 
 if TYPE_CHECKING:
     from bedplate.adapters.lora import LoraConfig
+    from bedplate.inference.engine.grammar_trial import GrammarTrial
 
 log = logging.getLogger("bedplate.inference")
 Compute = contextlib.AbstractContextManager[object]
@@ -191,7 +192,7 @@ class Engine(Closing):
         many others are compiled. RequestError for one that cannot be used. For any thread. tenant: who asks."""
         return self._grammars.ready(grammar, tenant)
 
-    def try_grammars_in(self, trial: TrialCompiler) -> None:
+    def try_grammars_in(self, trial: GrammarTrial) -> None:
         """Compiles new grammars in `trial` first, and here only when that went well."""
         self._grammars.trial = trial
 

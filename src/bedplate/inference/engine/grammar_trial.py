@@ -19,7 +19,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +28,7 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar_rules import TokenVocabulary, compiled, refused
 from bedplate.inference.engine.sampling import Grammar
+from bedplate.inference.forward.compute_lock import ComputeLock
 
 log = logging.getLogger("bedplate.inference")
 
@@ -48,34 +48,13 @@ class _Ended(Exception):
     """The process has ended, or does not answer."""
 
 
-class _InOrder:
-    """A lock that is given in the order in which it is asked for; who lets go of `threading.Lock` may have it again
-    before those that wait."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.waiters: deque[object] = deque()
-        """The holder of the lock and those waiting for it."""
-
-    def __enter__(self) -> None:
-        mine = object()
-        with self._changed:
-            self.waiters.append(mine)
-            self._changed.wait_for(lambda: self.waiters[0] is mine)
-
-    def __exit__(self, *error: object) -> None:
-        with self._changed:
-            self.waiters.popleft()
-            self._changed.notify_all()
-
-
 class GrammarTrial(Closing):
     """Safe to share between threads and engines. Grammars wait for each other, and a tenant's for its own first: no
     more than one of each other tenant is before anybody's. command: what is run."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
-        self._lock, self._naming = _InOrder(), threading.Lock()
+        self._lock, self._naming = ComputeLock(), threading.Lock()
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         """Locks of the tenants that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,9 +111,7 @@ class GrammarTrial(Closing):
 
     def _query(self, message: tuple[Any, ...]) -> dict[str, Any]:
         process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process is not None and process.stdin is not None and process.stdout is not None  # noqa: PT018
         pickle.dump(message, process.stdin)
         process.stdin.flush()
         waiting = select.poll()

@@ -45,7 +45,8 @@ class ClassicalPredictor(ReadySkin):
             )
         scores = tuple(self._model.logits_of(words).tolist())
         seconds = time.perf_counter() - start
-        return Classification(scores, Usage(len(words)), RequestTiming(0.0, seconds, seconds, seconds))
+        timing = RequestTiming(0.0, seconds, seconds, seconds)
+        return Classification(scores, usage=Usage(len(words)), timing=timing)
 
     def read(self, result: Classification, seconds: float = 0.0) -> Prediction:
         """A result, parsed."""

@@ -126,7 +126,7 @@ class RemoteModel(Closing):
             tokens = tuple(answer.text.encode("utf-8", "replace"))
             finish_reason = ends.get(answer.finish_reason, "stop")
             stream.push(Step(None, "", finish_reason=finish_reason))
-            stream.finish(Generation(answer.text, tokens, (), finish_reason, usage, timing=timing))
+            stream.finish(Generation(answer.text, tokens, (), finish_reason, usage=usage, timing=timing))
         except BaseException as error:
             need_failure(error)
             stream.fail(error)

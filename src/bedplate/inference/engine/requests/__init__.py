@@ -16,10 +16,9 @@ from bedplate.inference.engine.requests.base import (
     Stream,
     Usage,
 )
-from bedplate.inference.engine.requests.classify import Classification, Classify
+from bedplate.inference.engine.requests.classify import Classification, Classify, Label
 from bedplate.inference.engine.requests.embed import Embed, Embedding
 from bedplate.inference.engine.requests.generate import Generate, Generation
-from bedplate.inference.engine.requests.label import Label
 from bedplate.inference.engine.requests.score import Score, Scores
 from bedplate.inference.engine.sampling import MAX_ALTERNATIVES, MAX_SEED, Grammar, GrammarKind, Sampling
 from bedplate.models.specs.sentence import Pooling

@@ -121,12 +121,13 @@ class RequestTiming:
 NO_TIMING = RequestTiming()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """The fields that every result has; each type adds its own."""
 
     usage: Usage
-    timing: RequestTiming
-    looked_up: LookedUp | None
+    timing: RequestTiming = NO_TIMING
+    looked_up: LookedUp | None = None
 
 
 class Stream:

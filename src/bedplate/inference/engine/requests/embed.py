@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import EngineResources
 from bedplate.inference.engine.requests.pooled import PooledJob
 from bedplate.inference.forward.adapters import LoadedAdapter
@@ -34,9 +34,6 @@ class Embed(Request):
 @dataclass(frozen=True)
 class Embedding(Result):
     vector: tuple[float, ...]
-    usage: Usage
-    timing: RequestTiming = NO_TIMING
-    looked_up: LookedUp | None = None
 
 
 class EmbedJob(PooledJob[Embed]):
@@ -62,4 +59,4 @@ class EmbedJob(PooledJob[Embed]):
         normalize = self.request.normalise
         if self._sentence is None if normalize is None else normalize:
             found_E = F.normalize(found_E, dim=0)
-        return Embedding(tuple(found_E.tolist()), *self.account())
+        return Embedding(tuple(found_E.tolist()), **self.account())

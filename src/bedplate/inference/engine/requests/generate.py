@@ -15,16 +15,7 @@ from bedplate.core import display
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.grammar import Matcher
-from bedplate.inference.engine.requests.base import (
-    NO_TIMING,
-    FinishReason,
-    LookedUp,
-    Request,
-    RequestTiming,
-    Result,
-    Step,
-    Usage,
-)
+from bedplate.inference.engine.requests.base import FinishReason, Request, Result, Step
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.sampling import Grammar, Sampling
@@ -54,12 +45,9 @@ class Generation(Result):
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    usage: Usage
     top_logprobs: tuple[Alternatives, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[Alternatives, ...] = ()
-    timing: RequestTiming = NO_TIMING
-    looked_up: LookedUp | None = None
 
     def __repr__(self) -> str:
         text = repr(display.shortened(self.text, 80))
@@ -236,18 +224,15 @@ class GenerateJob(RequestJob[Generate]):
         assert self.ended is not None
         settings, output = self.request.sampling, self.state.output
         include_prompt = settings.prompt_logprobs is not None
-        usage, timing, looked_up = self.account(len(output))
         return Generation(
             text=self.text.text,
             token_ids=tuple(output),
             logprobs=tuple(self._logprobs),
             finish_reason=self.ended,
-            usage=usage,
             top_logprobs=tuple(self._top_logprobs) if settings.logprobs is not None else (),
             prompt_logprobs=tuple(self._prompt_logprobs) if include_prompt else None,
             prompt_top_logprobs=tuple(self._prompt_top_logprobs) if include_prompt else (),
-            timing=timing,
-            looked_up=looked_up,
+            **self.account(len(output)),
         )
 
 

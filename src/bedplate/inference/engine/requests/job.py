@@ -8,7 +8,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from bedplate.inference.engine.checks import check_prompt, check_prompt_vectors,
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import (
     FinishReason,
-    LookedUp,
     Request,
     RequestTiming,
     RequestUsage,
@@ -277,13 +276,14 @@ class RequestJob(ABC, Generic[R]):
         read = self._prompt_read
         return RequestUsage(Usage(read, self.generated_tokens, min(self.cached or 0, read)), self.compute)
 
-    def account(self, completion_tokens: int = 0) -> tuple[Usage, RequestTiming, LookedUp | None]:
-        """The usage, timing and lookup of its result. completion_tokens: tokens of the answer."""
+    def account(self, completion_tokens: int = 0) -> dict[str, Any]:
+        """The fields that every result has. completion_tokens: tokens of the answer."""
         finished = time.monotonic()
         started = finished if self.started is None else self.started
         first = finished if self.first is None else self.first
         timing = RequestTiming(started - self.queued, first - self.queued, finished - self.queued, self.compute)
-        return Usage(len(self.request.tokens), completion_tokens, self.cached or 0), timing, self.request.looked_up
+        usage = Usage(len(self.request.tokens), completion_tokens, self.cached or 0)
+        return {"usage": usage, "timing": timing, "looked_up": self.request.looked_up}
 
     @property
     def over(self) -> bool:
