@@ -149,7 +149,7 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
-        self._weights = run.outline
+        self._weights = base.outline  # copies in other formats share what is not quantised
         self._is_reader = False
         self._count_as_reader(True)
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)

@@ -26,7 +26,7 @@ from bedplate.core.measurements import measured_once
 from bedplate.core.processor import processor_kind
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.execution.threads import engine_threads
-from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, Step, made_up, shortened, timed_as
+from bedplate.inference.execution.trial import ROWS, Pass, PlanTrial, Step, made_up, shortened, timed_as
 from bedplate.inference.native.library import load
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
@@ -71,11 +71,6 @@ class PlanTimings:
             return times["prefill"] + times["decode_1"] + SHORT * (times["prefill"] - times["decode_1"])
         return 2 * times["prefill"] + ANSWER * (times["decode_1"] + times["decode_16"] / ROWS["decode_16"])
 
-    def rate(self, plan: ExecutionPlan, name: Pass) -> float | None:
-        """Tokens a second of a pass, over all its rows; None where the base has no such pass."""
-        times = self.seconds[plan]
-        return ROWS.get(name, PROMPT) / times[name] if name in times else None
-
     def fastest(self, plans: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
         """The plan whose mix takes least time, the first of equal ones. Torch's plans are candidates like the others,
         so that what is chosen is never slower than the best of them in this measurement."""
@@ -88,17 +83,22 @@ def plan_timings(
     """The timings of these plans for a base of this architecture on this machine's CPU: read, or made now.
 
     Every plan must be possible here. brief: only the fastest plan for this use is asked for; somebody waits for it. Who
-    asks for the times themselves later has them measured anew. remeasure: whatever was kept.
+    asks for another use, or for the times themselves, has them measured thoroughly, which serves every use. remeasure:
+    whatever was kept.
     """
-    spec = timed_as(spec)
-    return measured_once(
-        "ways",
-        _key(spec, plans),
-        lambda: measure(spec, plans, brief),
-        _to_json,
-        lambda record: _from_json(record, plans, brief),
-        remeasure=remeasure,
-    )
+    spec, brief_uses = timed_as(spec), list[Use]()
+
+    def read(record: Mapping[str, Any]) -> PlanTimings:
+        timings = _from_json(record, plans)
+        if timings.brief not in (None, brief):
+            brief_uses.append(timings.brief)
+            raise ValueError("a brief measurement for another use")
+        return timings
+
+    def make() -> PlanTimings:
+        return measure(spec, plans, None if brief_uses else brief)
+
+    return measured_once("ways", _key(spec, plans), make, _to_json, read, remeasure=remeasure)
 
 
 def _key(spec: TransformerSpec, plans: Sequence[ExecutionPlan]) -> dict[str, Any]:
@@ -120,11 +120,8 @@ def _to_json(timings: PlanTimings) -> dict[str, Any]:
     return {"seconds": seconds, "dropped": [list(plan) for plan in timings.dropped], "brief": timings.brief}
 
 
-def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
-    """The inverse of `_to_json`. Raises ValueError and the like for what are no timings of these plans, or too brief
-    ones."""
-    if record["brief"] not in (None, brief):
-        raise ValueError("a measurement for another use")
+def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan]) -> PlanTimings:
+    """The inverse of `_to_json`. Raises ValueError and the like for what are no timings of these plans."""
     seconds = {ExecutionPlan(*plan): _times(times) for plan, times in record["seconds"]}
     dropped = tuple(ExecutionPlan(*plan) for plan in record["dropped"])
     if set(seconds) != set(plans) or len({frozenset(times) for times in seconds.values()}) != 1:
