@@ -22,7 +22,6 @@ from typing import IO, Any, BinaryIO
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json
 from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
-from bedplate.inference.engine.requests import LookupContext, Request
 from bedplate.inference.predict.callable_skin import Prediction, columns_for
 from bedplate.inference.predict.composed import SkinPredictor
 from bedplate.inference.predict.predictor import Predictor
@@ -31,8 +30,6 @@ from bedplate.skins.files import skin_id
 
 _OF_A_ROW = (RequestError, TemplateError, SkinError)
 """Errors that one row can be at fault for, whatever answers; others end the run, which can be resumed."""
-
-
 SHOWN = 5
 """Rows with errors that are named when a run is over."""
 
@@ -182,45 +179,19 @@ def write_stream(
 
 
 def _answers(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
-    if isinstance(predictor, Predictor):
-        return _on_engine(predictor, group, tenant)
-    return _predict_rows(predictor, group, tenant)
-
-
-def _predict_rows(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
-    """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
+    """Answers rows together; where one cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
+    row_errors = BedplateError if isinstance(predictor, Predictor) else _OF_A_ROW
     try:
         return [_success(prediction) for prediction in predictor.predict(rows, tenant=tenant)]
-    except _OF_A_ROW:
+    except row_errors:
         answers: list[dict[str, Any]] = []
         for row in rows:
             try:
                 answers.append(_success(predictor.predict([row], tenant=tenant)[0]))
-            except _OF_A_ROW as error:
+            except row_errors as error:
                 answers.append(_failure(error))
         return answers
-
-
-def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
-    answers: dict[int, dict[str, Any]] = {}
-    requests: dict[int, Request] = {}
-    for i, row in enumerate(group):
-        try:
-            requests[i] = predictor.request(_inputs(predictor, row.value), terms=LookupContext(tenant))
-        except BedplateError as error:
-            answers[i] = _failure(error)
-    try:
-        predictions = predictor.run_requests(list(requests.values()), tenant=tenant) if requests else []
-        answers |= {i: _success(prediction) for i, prediction in zip(requests, predictions, strict=True)}
-    except BedplateError:
-        # One row's error must not take its neighbours along: each is tried alone.
-        for i, request in requests.items():
-            try:
-                answers[i] = _success(predictor.run_requests([request], tenant=tenant)[0])
-            except BedplateError as error:
-                answers[i] = _failure(error)
-    return [answers[i] for i in range(len(group))]
 
 
 def _inputs(predictor: SkinPredictor, value: dict[str, Any]) -> dict[str, Any]:

@@ -62,8 +62,9 @@ RowsLike: TypeAlias = Iterable[TaskInput] | Any
 (pandas, polars, `datasets`, pyarrow) with the inputs as its columns."""
 
 
-class ReadySkin(Closing, display.Displayable):
-    """Call it with one text or mapping of inputs for one answer, or with several rows for a list of answers."""
+class SkinPredictor(Closing, display.Displayable):
+    """Predicts rows for a skin, whatever is behind it: an engine, an endpoint, other skins. Call it with one text or
+    mapping of inputs for one answer, or with several rows for a list of answers."""
 
     skin: Skin
     warnings: list[str]

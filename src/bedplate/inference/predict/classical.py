@@ -9,12 +9,12 @@ from typing import cast
 from bedplate.core.errors import ContextLengthExceeded, SkinError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.requests import Classification, RequestTiming, Usage
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.skins.classical import words_of
 from bedplate.skins.skin import Skin
 
 
-class ClassicalPredictor(ReadySkin):
+class ClassicalPredictor(SkinPredictor):
     """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread.
 
     The tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises

@@ -8,33 +8,23 @@ from __future__ import annotations
 import dataclasses
 import math
 from contextlib import ExitStack
-from typing import Protocol, runtime_checkable
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.skins.skin import Skin
 
 
-@runtime_checkable
-class SkinPredictor(Protocol):
-    """Predicts rows for a skin, whatever is behind it: an engine, an endpoint, other skins."""
+class CascadePredictor(SkinPredictor):
+    """A cascade on the predictors of its two skins. Closing it closes what was `opened` for it; without, these stay
+    open."""
 
-    @property
-    def skin(self) -> Skin: ...
-    @property
-    def warnings(self) -> list[str]: ...
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
-    def close(self) -> None: ...
-
-
-class CascadePredictor(ReadySkin):
-    """A cascade on the predictors of its two skins. Closing it leaves these open."""
-
-    def __init__(self, skin: Skin, first: SkinPredictor, second: SkinPredictor) -> None:
+    def __init__(
+        self, skin: Skin, first: SkinPredictor, second: SkinPredictor, opened: ExitStack | None = None
+    ) -> None:
         if skin.cascade is None:
             raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a cascade")
         self.skin, self.parts = skin, skin.cascade
-        self.first, self.second = first, second
+        self.first, self.second, self._opened = first, second, opened
         self.warnings = [*first.warnings, *second.warnings]
 
     def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
@@ -49,19 +39,8 @@ class CascadePredictor(ReadySkin):
         return predictions
 
     def close(self) -> None:
-        """Does nothing; the predictors belong to the caller."""
-
-
-class LoadedCascade(CascadePredictor):
-    """A cascade with its bases: what `bedplate.load` returns for one."""
-
-    def __init__(self, skin: Skin, first: SkinPredictor, second: SkinPredictor, opened: ExitStack) -> None:
-        super().__init__(skin, first, second)
-        self._opened = opened
-
-    def close(self) -> None:
-        """Stops the engines and closes the connections."""
-        self._opened.close()
+        if self._opened is not None:
+            self._opened.close()
 
 
 def confidence(prediction: Prediction) -> float:

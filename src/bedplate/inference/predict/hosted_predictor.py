@@ -23,7 +23,7 @@ from bedplate.core.errors import (
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, is_key
 from bedplate.inference.remote.remote_labels import label_scores, read_label
@@ -56,7 +56,7 @@ def api_key(reference: EndpointSpec) -> str | None:
     return key
 
 
-class HostedPredictor(ReadySkin):
+class HostedPredictor(SkinPredictor):
     """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
 
     account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking

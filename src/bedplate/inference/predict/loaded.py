@@ -13,12 +13,19 @@ from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import LoadedCascade, SkinPredictor
+from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Opened, OpenOptions, open_as, open_base
+from bedplate.inference.predict.opening import (
+    Opened,
+    OpenOptions,
+    SkinExecution,
+    check_here,
+    held_as,
+    open_as,
+    open_base,
+)
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.predict.skin_execution import SkinExecution, check_here, held_as
 from bedplate.skins.files import SKIN_FILE, read_skin
 from bedplate.skins.skin import BaseReference, Skin
 
@@ -44,7 +51,7 @@ class LoadedSkin(Predictor):
         self._opened.close()
 
 
-Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | LoadedCascade | ClassicalPredictor
+Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | CascadePredictor | ClassicalPredictor
 
 
 class _Bases(ExitStack):
@@ -125,7 +132,7 @@ def load(
         bases = unfinished.enter_context(_Bases(device, allow_other_weights))
         if skin.cascade is not None:
             first, second = bases.answers(skin.cascade.first), bases.answers(skin.cascade.second)
-            loaded_skin = LoadedCascade(skin, first, second, bases)
+            loaded_skin = CascadePredictor(skin, first, second, bases)
         else:
             load_format = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
             model, embedder_model = (

@@ -32,7 +32,7 @@ from bedplate.inference.engine.requests import (
     Scores,
     Stream,
 )
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
@@ -41,7 +41,7 @@ from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
 
 
-class Predictor(ReadySkin):
+class Predictor(SkinPredictor):
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 

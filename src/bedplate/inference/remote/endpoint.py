@@ -113,7 +113,7 @@ class Endpoint(Closing):
         body = {"model": model, "messages": [dict(message) for message in messages], **settings}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         start = time.perf_counter()
-        return ChatStream(self._send("POST", "/chat/completions", body), self.url, start)
+        return ChatStream(self._send("POST", "/chat/completions", body, streamed=True), self.url, start)
 
     def complete(
         self,
@@ -123,14 +123,11 @@ class Endpoint(Closing):
         before_retry: Callable[[BedplateError], None] = lambda _: None,
         **settings: Any,
     ) -> ChatAnswer:
-        """Asks for an answer and waits for the whole of it; `seconds` has the waits between attempts in it. Raises what
-        `chat` raises.
-
-        before_retry: is told how each attempt failed that is made again; what it raises ends the attempts.
-        """
+        """Asks for an answer and waits for the whole of it; its `seconds` include waits between attempts. Raises what
+        `chat` raises. before_retry: is told how each attempt failed that is made again; what it raises ends them."""
         start = time.perf_counter()
         body = {"model": model, "messages": [dict(message) for message in messages], **settings}
-        response = self._send("POST", "/chat/completions", body, whole=True, before_retry=before_retry)
+        response = self._send("POST", "/chat/completions", body, before_retry=before_retry)
         return _whole_answer(response, self.url, time.perf_counter() - start)
 
     def _send(
@@ -139,23 +136,21 @@ class Endpoint(Closing):
         path: str,
         body: Any = None,
         *,
-        whole: bool = False,
+        streamed: bool = False,
         before_retry: Callable[[BedplateError], None] = lambda _: None,
     ) -> httpx.Response:
-        """The good response; of a POST only the head has been read, unless the `whole` is wanted."""
+        """The good response, of which only the head has been read where it is `streamed`."""
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
                 with _failures(self.url):
                     request = self._client.build_request(method, self.url + path, json=body)
                     response = self._client.send(request, stream=True)
+                    if not (streamed and response.is_success):
+                        with contextlib.closing(response):
+                            response.read()
                     if response.is_success:
-                        if whole or body is None:
-                            with contextlib.closing(response):
-                                response.read()
                         return response
-                    with contextlib.closing(response):
-                        response.read()
             except (EndpointError, DeadlineError) as error:
                 if last or not self._patient:
                     raise
