@@ -37,11 +37,9 @@ class Slot:
 
 
 class Bank:
-    """Adapters of one model, in numbered slots.
-
-    `hf_name` maps a module path to its Hugging Face name (`layers.0.attention.q` → `…self_attn.q_proj`), so that
-    targets may be given in those names. Not thread-safe: use it from the thread that runs the model.
-    """
+    """Adapters of one model, in numbered slots. `hf_name` maps a module path to its Hugging Face name
+    (`layers.0.attention.q` → `…self_attn.q_proj`), so that targets may be given in those names. Not thread-safe: use it
+    from the thread that runs the model."""
 
     def __init__(self, model: nn.Module, slots: int = 1, *, hf_name: Callable[[str], str] | None = None) -> None:
         if slots < 1:
@@ -128,12 +126,9 @@ class Bank:
         del self._slots[slot]
 
     def select(self, rows: int | Sequence[int] | Tensor | None) -> None:
-        """Choose the adapter of every row of the next forwards.
-
-        None or -1: the base. An int: that slot for every row. A sequence, or an int64 tensor [N], which is read back
-        from where it is: a slot (or -1) per row of the batch, or, for a flat batch [1, N, D], per token. Raises
-        UsageError for a slot that holds nothing.
-        """
+        """Choose the adapter of every row of the next forwards. None or -1: the base. An int: that slot for every row.
+        A sequence, or an int64 tensor [N], which is read back from where it is: a slot (or -1) per row of the batch,
+        or, for a flat batch [1, N, D], per token. Raises UsageError for a slot that holds nothing."""
         index = self._index_of(rows)
         distinct = tuple(sorted(set(index) - {BASE_ROW}))
         for slot in distinct:
@@ -194,11 +189,9 @@ class Bank:
 
     @torch.no_grad()
     def merge(self, slot: int) -> None:
-        """Bring the slot's update into the linears' weights (computed in float32, stored in the weight's dtype).
-
-        The selection is cleared; only the merged model runs until `unmerge`. The original weights of the adapted
-        linears are kept, so `unmerge` restores them bit by bit.
-        """
+        """Bring the slot's update into the linears' weights (computed in float32, stored in the weight's dtype). The
+        selection is cleared; only the merged model runs until `unmerge`. The original weights of the adapted linears
+        are kept, so `unmerge` restores them bit by bit."""
         adapter_slot = self._slot(slot)
         if any(s.originals is not None for s in self._slots.values()):
             raise UsageError("an adapter is merged into the weights already; unmerge it first")

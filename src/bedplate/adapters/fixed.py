@@ -46,8 +46,7 @@ class _PlaceBuffers:
 
 class FixedPlaces:
     """The buffers of one bank. sites: its adapted linears, by path. together: paths of linears that read the same
-    input.
-    version: changes when buffers are allocated anew; graphs recorded before read freed memory."""
+    input. version: changes when buffers are allocated anew; graphs recorded before read freed memory."""
 
     def __init__(self, sites: Mapping[str, Site | ExpertSite], together: Sequence[Sequence[str]]) -> None:
         self._all_sites, self._together = sites, together

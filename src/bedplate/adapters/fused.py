@@ -29,10 +29,8 @@ Adapter = tuple[LoraConfig, dict[str, Tensor]]
 
 
 def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap, spec: TextSpec | None) -> Adapter:
-    """The adapter with each such group under the name of their module, in place of the parts' paths.
-
-    SkinError for DoRA on a part of a group, whose other rows' lengths it does not know.
-    """
+    """The adapter with each such group under the name of their module, in place of the parts' paths. SkinError for DoRA
+    on a part of a group, whose other rows' lengths it does not know."""
     paths = {name.rsplit(".", 1)[0] for name in tensors}
     whole = [path for path in paths if is_part(weights, path)]
     if not whole:

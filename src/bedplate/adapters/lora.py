@@ -122,12 +122,9 @@ def attached_experts(
 def match_targets(
     targets: str | Iterable[str], paths: Iterable[str], hf_name: Callable[[str], str] | None = None
 ) -> list[str]:
-    """The module paths that `targets` name, in the order of `paths`.
-
-    `hf_name` gives a path's Hugging Face module name, when the family is known. Experts are named as such
-    ("experts.down"): "all-linear" does not mean them, and the end alone does neither.
-    Raises SkinError for a target that names nothing, with the names there are.
-    """
+    """The module paths that `targets` name, in the order of `paths`. `hf_name` gives a path's Hugging Face module name,
+    when the family is known. Experts are named as such ("experts.down"): "all-linear" does not mean them, and the end
+    alone does neither. Raises SkinError for a target that names nothing, with the names there are."""
     all_paths = list(paths)
     if targets == ALL_LINEAR:
         return [path for path in all_paths if not are_experts(path)]

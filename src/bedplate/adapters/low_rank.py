@@ -25,10 +25,8 @@ MAGNITUDE = "lora_magnitude_vector"
 
 @torch.no_grad()
 def row_norms(weight_OI: Tensor, a_rI: Tensor, b_Or: Tensor, scaling: float) -> Tensor:
-    """‖W + c B A‖ of every output feature, float32 or wider [O], without making B A.
-
-    ‖W‖² + 2c Σ (W Aᵀ) ⊙ B + c² Σ (B (A Aᵀ)) ⊙ B: r columns are summed instead of I. UsageError for integer weights.
-    """
+    """‖W + c B A‖ of every output feature, float32 or wider [O], without making B A. ‖W‖² + 2c Σ (W Aᵀ) ⊙ B + c² Σ (B
+    (A Aᵀ)) ⊙ B: r columns are summed instead of I. UsageError for integer weights."""
     if not weight_OI.is_floating_point():
         raise UsageError(f"DoRA needs the base's weights in floating point to know their length, not {weight_OI.dtype}")
     dtype = torch.promote_types(weight_OI.dtype, torch.float32)

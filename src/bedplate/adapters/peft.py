@@ -266,10 +266,8 @@ def _check_ranks(config: LoraConfig, hf: Mapping[str, str], tensors: Mapping[str
 
 
 def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -> list[str]:
-    """Names for peft: the shortest endings that match the adapted modules and no others of the family.
-
-    Full names when some target picks single layers, or when an ending would match too much.
-    """
+    """Names for peft: the shortest endings that match the adapted modules and no others of the family. Full names when
+    some target picks single layers, or when an ending would match too much."""
     names = in_order(hf)
     single_layers = config.targets != ALL_LINEAR and any(re.search(r"(^|\.)\d+(\.|$)", t) for t in config.targets)
     if single_layers:

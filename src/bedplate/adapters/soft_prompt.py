@@ -1,8 +1,5 @@
 """Soft prompts: vectors that stand before a prompt's embeddings, how they are trained, and their files, also in PEFT's
-layout.
-
-Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of the context.
-"""
+layout. Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of the context."""
 
 from __future__ import annotations
 
@@ -62,11 +59,9 @@ def stand_ins(count: int) -> tuple[int, ...]:
 
 
 def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
-    """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit.
-
-    That is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
-    (https://arxiv.org/abs/2104.08691, section 3.2). UsageError without ids.
-    """
+    """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit. That
+    is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
+    (https://arxiv.org/abs/2104.08691, section 3.2). UsageError without ids."""
     if not ids:
         raise UsageError("a soft prompt starts from the embeddings of some tokens; none were given")
     chosen = (list(ids) * -(-count // len(ids)))[:count]
@@ -79,11 +74,9 @@ def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
 
 @contextmanager
 def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
-    """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype.
-
-    Gradients reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared
-    prefix, or in each document.
-    """
+    """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype. Gradients
+    reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared prefix, or in
+    each document."""
     count = len(vectors)
 
     def insert_vectors(_: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:

@@ -1,8 +1,5 @@
-"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint.
-
-Suites, predictors and the server's routes hold an `Answers`; only the code that loads models knows the engine behind
-it.
-"""
+"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint. Suites, predictors
+and the server's routes hold an `Answers`; only the code that loads models knows the engine behind it."""
 
 from __future__ import annotations
 
@@ -17,12 +14,9 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """The description of an answerer.
-
-    name: of the base, the skin or the endpoint's model. can: the answers it gives ("generate", "score", "embed",
-    "classify", …), as `Model.can`. context_length: tokens of a prompt with its answer. tokenizer: None where texts are
-    sent as they are, so that tokens are the bytes of the text.
-    """
+    """The description of an answerer. name: of the base, the skin or the endpoint's model. can: the answers it gives
+    ("generate", "score", "embed", "classify", …), as `Model.can`. context_length: tokens of a prompt with its answer.
+    tokenizer: None where texts are sent as they are, so that tokens are the bytes of the text."""
 
     name: str
     can: frozenset[str]

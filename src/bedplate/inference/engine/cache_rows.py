@@ -1,7 +1,5 @@
-"""Assigns cache rows to jobs, and remembers what free rows still hold.
-
-Belongs to the thread that computes. A cache may renumber its rows when it grows; jobs learn their new numbers here.
-"""
+"""Assigns cache rows to jobs, and remembers what free rows still hold. Belongs to the thread that computes. A cache may
+renumber its rows when it grows; jobs learn their new numbers here."""
 
 from __future__ import annotations
 

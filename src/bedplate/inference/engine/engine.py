@@ -202,9 +202,8 @@ class Engine(Closing):
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order. The first error is raised after all have ended.
-
-        Requests are queued by length, so that a batch holds alike ones; beginnings that they share are computed once.
-        """
+        Requests are queued by length, so that a batch holds alike ones; beginnings that they share are computed
+        once."""
         self._check_open()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
         # The caller's thread computes, and the engine's is not woken. Each thread has an OpenMP pool of its own, and
@@ -345,11 +344,9 @@ class Engine(Closing):
             return self._loader.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
-        """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
-
-        Its slot and its cached prefixes are freed when the last of them has ended; `wait` returns only then.
-        UsageError where no such adapter is loaded. A closed engine has none, and nothing happens.
-        """
+        """Takes the key away: new requests are refused at once, those that hold the adapter end with it. Its slot and
+        its cached prefixes are freed when the last of them has ended; `wait` returns only then. UsageError where no
+        such adapter is loaded. A closed engine has none, and nothing happens."""
         if self._closed:
             return
         self._check_open()
@@ -362,11 +359,9 @@ class Engine(Closing):
             self._adapters.sweep()
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
-        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes.
-
-        public: it is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose
-        `shared_tokens` hold all of it: the time and the cached tokens of others do not tell whether they guessed it.
-        """
+        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes. public: it
+        is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose `shared_tokens`
+        hold all of it: the time and the cached tokens of others do not tell whether they guessed it."""
         if not tokens or not self.base.causal or "encode" in self.base.can:
             return
         self._check_open()

@@ -43,10 +43,8 @@ class Occurrences:
 
 @dataclass
 class RowState:
-    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to.
-
-    end_ids: the base's own end tokens. never: tokens that its publisher says are no part of any text.
-    """
+    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to. end_ids:
+    the base's own end tokens. never: tokens that its publisher says are no part of any text."""
 
     sampling: Sampling
     prompt: Sequence[int]

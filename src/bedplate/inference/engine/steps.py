@@ -1,7 +1,5 @@
-"""The steps of the engine: arrivals, deadlines and cancellations, the schedule, the computation, departures.
-
-Called by one thread at a time; only `add` and cancelling a stream are safe from any thread.
-"""
+"""The steps of the engine: arrivals, deadlines and cancellations, the schedule, the computation, departures. Called by
+one thread at a time; only `add` and cancelling a stream are safe from any thread."""
 
 from __future__ import annotations
 

@@ -118,8 +118,7 @@ def _drawn(
     logits_BV: Tensor, states: Sequence[RowState], sums: Sequence[float] | None, sample: Sample
 ) -> list[tuple[int, float, float, Alternatives]]:
     """Each row's next token with its log-probability, the logarithm of what makes its logits into probabilities, and
-    its likeliest alternatives, in one read from the device.
-    sums: those logarithms, where they are known."""
+    its likeliest alternatives, in one read from the device. sums: those logarithms, where they are known."""
     chosen = sample(logits_BV, states)
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
     sums_B1 = sums_B[:, None].double()

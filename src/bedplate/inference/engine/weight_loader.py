@@ -1,7 +1,5 @@
-"""Weights that come and go between the base and its requests: adapters, soft prompts, pinned prefixes, updates.
-
-Called by whoever holds the engine's compute lock, that is between two steps.
-"""
+"""Weights that come and go between the base and its requests: adapters, soft prompts, pinned prefixes, updates. Called
+by whoever holds the engine's compute lock, that is between two steps."""
 
 from __future__ import annotations
 
@@ -28,10 +26,8 @@ if TYPE_CHECKING:
 
 class WeightLoader:
     """Loads into `bank` and `tree`. adapters: what is loaded, by key. capacity: how many adapters may be loaded; the
-    bank has as many slots again, for older versions that running requests still use.
-
-    forward: what computes; plain: the same in torch, whose weights adapters are checked against.
-    """
+    bank has as many slots again, for older versions that running requests still use. forward: what computes; plain: the
+    same in torch, whose weights adapters are checked against."""
 
     def __init__(
         self,

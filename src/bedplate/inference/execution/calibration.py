@@ -80,12 +80,10 @@ class PlanTimings:
 def plan_timings(
     spec: TextSpec, plans: Sequence[ExecutionPlan], *, brief: Use | None = None, remeasure: bool = False
 ) -> PlanTimings:
-    """The timings of these plans for a base of this architecture on this machine's CPU: read, or made now.
-
-    Every plan must be possible here. brief: only the fastest plan for this use is asked for; somebody waits for it. Who
-    asks for another use, or for the times themselves, has them measured thoroughly, which serves every use. remeasure:
-    whatever was kept.
-    """
+    """The timings of these plans for a base of this architecture on this machine's CPU: read, or made now. Every plan
+    must be possible here. brief: only the fastest plan for this use is asked for; somebody waits for it. Who asks for
+    another use, or for the times themselves, has them measured thoroughly, which serves every use. remeasure: whatever
+    was kept."""
     spec, brief_uses = timed_as(spec), list[Use]()
 
     def read(record: Mapping[str, Any]) -> PlanTimings:

@@ -159,10 +159,7 @@ def choose_forward(
     kernel: Kernel,
 ) -> Forward:
     """The forward pass of a loaded base: on its own weights where nothing else is asked for, natively where that
-    measured faster.
-
-    Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
-    """
+    measured faster. Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give."""
     base_dtype = dtype_name(base.dtype)
     if torch_forward.weights in QUANTISED and torch_forward.weights == weights and kernel != "native":
         return torch_forward

@@ -98,11 +98,9 @@ def matching_plans(
     kernel: Kernel | None = None,
     quantised: bool = True,
 ) -> tuple[ExecutionPlan, ...]:
-    """The plans among which a measurement may choose under these options (None and "auto" leave everything open).
-
-    A dtype alone means weights in it; quantised weights are made from bfloat16 where no dtype is named, for the native
-    kernel or else for torch. Raises UsageError for options that do not go together.
-    """
+    """The plans among which a measurement may choose under these options (None and "auto" leave everything open). A
+    dtype alone means weights in it; quantised weights are made from bfloat16 where no dtype is named, for the native
+    kernel or else for torch. Raises UsageError for options that do not go together."""
     dtype = None if dtype == "auto" else dtype
     weights = None if weights == "auto" else weights
     kernel = None if kernel == "auto" else kernel

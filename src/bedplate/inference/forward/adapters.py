@@ -18,12 +18,10 @@ from bedplate.core.errors import RequestError, UsageError
 
 @dataclass(eq=False)
 class LoadedAdapter:
-    """One version of an adapter, or the base (key None). The object is the namespace of its cached prefixes.
-
-    slot: its slot in the bank. virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users:
-    requests and soft prompts that hold it. config: its shape, for an update. version: 1 as loaded. fingerprint: SHA-256
-    of its weights, once computed.
-    """
+    """One version of an adapter, or the base (key None). The object is the namespace of its cached prefixes. slot: its
+    slot in the bank. virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users: requests and
+    soft prompts that hold it. config: its shape, for an update. version: 1 as loaded. fingerprint: SHA-256 of its
+    weights, once computed."""
 
     key: str | None
     slot: int = BASE_ROW

@@ -1,7 +1,5 @@
-"""One forward pass as one compiled call, where the machine and the base allow it.
-
-Same signature as the torch way, and the same cache: a pass may take either.
-"""
+"""One forward pass as one compiled call, where the machine and the base allow it. Same signature as the torch way, and
+the same cache: a pass may take either."""
 
 from __future__ import annotations
 

@@ -34,10 +34,8 @@ def _salt(tenant: str) -> int:
 
 
 def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
-    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone.
-
-    The tenant enters into one element, from which on paths of different tenants are apart.
-    """
+    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone. The tenant
+    enters into one element, from which on paths of different tenants are apart."""
     if shared >= len(tokens):
         return tuple(tokens)
     return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
@@ -101,10 +99,8 @@ class Match:
 
 class RadixTree:
     """Segments by key. `block`: matches and edges are multiples of so many elements (paged caches share whole blocks).
-    snapshots: a sequence can go on only from the end of a segment that `resumes`.
-
-    Not thread-safe: it belongs to the thread that computes.
-    """
+    snapshots: a sequence can go on only from the end of a segment that `resumes`. Not thread-safe: it belongs to the
+    thread that computes."""
 
     def __init__(self, capacity: int, block: int = 1, *, snapshots: bool = False) -> None:
         self.capacity, self.block, self.snapshots = capacity, block, snapshots
@@ -164,10 +160,8 @@ class RadixTree:
         renew: bool = False,
     ) -> int:
         """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each, or
-        None where they are gone; an edge ends at each of `cuts`. Returns how many elements were added: 0 too where
-        they cannot be made to fit. renew: where all of it is there, its last segment is saved anew if it has no
-        snapshot.
-        """
+        None where they are gone; an edge ends at each of `cuts`. Returns how many elements were added: 0 too where they
+        cannot be made to fit. renew: where all of it is there, its last segment is saved anew if it has no snapshot."""
         return self._insert(namespace, key, save, size, cuts, pin=False, renew=renew)[1]
 
     def pin(

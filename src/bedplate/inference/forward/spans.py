@@ -21,11 +21,9 @@ from bedplate.models.layers.attention_options import AttentionOptions
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache.
-
-    source: how many tokens stand before the sequence in its row, which an encoder has read: only attention across sees
-    them, and positions are counted after them.
-    """
+    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache. source:
+    how many tokens stand before the sequence in its row, which an encoder has read: only attention across sees them,
+    and positions are counted after them."""
 
     row: int
     start: int
@@ -38,10 +36,8 @@ class Span:
 
 
 class Padded:
-    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens.
-
-    What the device is to know of them goes with a transfer, if nothing of it was asked for before that was sent.
-    """
+    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens. What
+    the device is to know of them goes with a transfer, if nothing of it was asked for before that was sent."""
 
     def __init__(
         self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice

@@ -33,10 +33,8 @@ _CPU = torch.device("cpu")
 
 def examine(base: str | None = None) -> dict[str, Any]:
     """Measures this machine and the plans of a base (default: a standard shape) anew, and keeps the new measurement for
-    whoever opens such a base: one object for JSON, with rates in tokens a second and sizes in bytes.
-
-    Raises HubError, CheckpointError, UnsupportedModelError.
-    """
+    whoever opens such a base: one object for JSON, with rates in tokens a second and sizes in bytes. Raises HubError,
+    CheckpointError, UnsupportedModelError."""
     if base is None:
         spec, types = PRESETS[STANDARD].spec, frozenset(("bfloat16",))
         assert isinstance(spec, TransformerSpec)

@@ -314,10 +314,8 @@ def _logits(pair: Pair, inputs: Inputs) -> Tensor:
 
 def _gradients_apart(pair: Pair) -> float:
     """The largest of all parameters' differences, each relative to the parameter's own largest gradient (or to a
-    hundredth of the largest of all, where it should vanish, as that of a bias of keys).
-
-    Theirs come to our names as weights do: saved in the weights' place, and read through the family's rules.
-    """
+    hundredth of the largest of all, where it should vanish, as that of a bias of keys). Theirs come to our names as
+    weights do: saved in the weights' place, and read through the family's rules."""
     copy = deepcopy(pair.reference)
     for parameter, original in zip(copy.parameters(), pair.reference.parameters(), strict=True):
         parameter.data = torch.zeros_like(original) if original.grad is None else original.grad

@@ -66,11 +66,8 @@ async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
 
 
 def fit_server(speed: EngineSpeed, call_times: Mapping[CallShape, float]) -> ServerSpeed:
-    """From the seconds that calls of each kind took.
-
-    r calls of n tokens at once take pace · engine + call + r · start + n · (step + r · row). Nothing adds less than
-    nothing.
-    """
+    """From the seconds that calls of each kind took. r calls of n tokens at once take pace · engine + call + r · start
+    + n · (step + r · row). Nothing adds less than nothing."""
     engine = {call_shape: _simulated(speed, *call_shape) for call_shape in CALL_SHAPES}
     short, long_prompt = CALL_SHAPES[:2]
     engine_difference = engine[long_prompt] - engine[short]

@@ -1,7 +1,5 @@
 """Measures LoRA training steps of a base on this machine, for `economics`: a few steps of several sizes, fitted.
-
-seconds = fixed + token_seconds · tokens + pair_seconds · query-key pairs + target_seconds · tokens to learn
-"""
+seconds = fixed + token_seconds · tokens + pair_seconds · query-key pairs + target_seconds · tokens to learn"""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements.
-
-A list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch.
-"""
+"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements. A
+list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch."""
 
 from __future__ import annotations
 

@@ -97,10 +97,8 @@ def build(level: Level | None) -> BuiltKernel | str:
 
 
 def opened(level: Level | None, load: Callable[[BuiltKernel], T]) -> T | str:
-    """What `load` makes of the kernel for a level, or the reason why it cannot be had.
-
-    load may raise OSError or AttributeError. A shipped file that this system does not load is built here instead.
-    """
+    """What `load` makes of the kernel for a level, or the reason why it cannot be had. load may raise OSError or
+    AttributeError. A shipped file that this system does not load is built here instead."""
     built = build(level)
     if isinstance(built, str):
         return built

@@ -1,7 +1,5 @@
-"""Detects the levels of the kernel that this processor runs.
-
-It is asked at run time (`cpuid`, or the system's auxiliary vector), so that no instruction is loaded that it lacks.
-"""
+"""Detects the levels of the kernel that this processor runs. It is asked at run time (`cpuid`, or the system's
+auxiliary vector), so that no instruction is loaded that it lacks."""
 
 from __future__ import annotations
 
@@ -36,10 +34,8 @@ def supported() -> tuple[str, ...] | str:
 
 
 def levels_to_try() -> tuple[str, ...] | str:
-    """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked.
-
-    Raises UsageError for a level that is not known or that this processor does not run.
-    """
+    """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked. Raises
+    UsageError for a level that is not known or that this processor does not run."""
     override, supported_levels = os.environ.get(OVERRIDE, "").strip(), supported()
     if override and override not in LEVELS:
         raise UsageError(f"{OVERRIDE} is {override!r}, which is not a level; use {', '.join(LEVELS)}")

@@ -1,7 +1,5 @@
-"""The instruction sets that the kernel is built for, and what a processor must offer to run them.
-
-One source, compiled once for each level that is wanted; `detection` chooses among them at run time.
-"""
+"""The instruction sets that the kernel is built for, and what a processor must offer to run them. One source, compiled
+once for each level that is wanted; `detection` chooses among them at run time."""
 
 from __future__ import annotations
 
@@ -21,10 +19,8 @@ BASELINE: Mapping[str, tuple[str, ...]] = {"x86_64": ("-march=x86-64",), "aarch6
 @dataclass(frozen=True)
 class Level:
     """needs: features (see FEATURES) of `machine`; None: any. flags: for the compiler, no more than what `needs` allows
-    (so Armv8.0, not the later version that brought them). defines: see simd.h.
-
-    chosen: whether it is taken without being asked for. What nobody could run yet is not.
-    """
+    (so Armv8.0, not the later version that brought them). defines: see simd.h. chosen: whether it is taken without
+    being asked for. What nobody could run yet is not."""
 
     name: str
     machine: str | None = None

@@ -90,11 +90,9 @@ class Library:
 
 
 def load(level: str | None = None) -> Library | str:
-    """The kernel of a level, built if need be, or the reason why there is none.
-
-    level: default the best that this processor runs and that can be had. One that it does not run is refused: nothing
-    is loaded that could hold an instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
-    """
+    """The kernel of a level, built if need be, or the reason why there is none. level: default the best that this
+    processor runs and that can be had. One that it does not run is refused: nothing is loaded that could hold an
+    instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL."""
     if level is not None:
         supported_levels = supported()
         if isinstance(supported_levels, str) or level not in supported_levels:
@@ -124,10 +122,8 @@ def _warn(better: str, reason: str, level: str) -> None:
 
 
 def native_absent() -> str | None:
-    """One line that says that there is no native kernel here, why, and what is lost; None where there is one.
-
-    Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
-    """
+    """One line that says that there is no native kernel here, why, and what is lost; None where there is one. Raises
+    UsageError for a bad BEDPLATE_KERNEL_LEVEL."""
     library = load()
     if isinstance(library, Library):
         return None

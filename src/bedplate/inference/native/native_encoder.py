@@ -30,12 +30,9 @@ class NativeEncoder(PackedWeights):
         depth: int | None = None,
     ) -> Tensor:
         """The states float32 [N, D] of whole texts: after the final norm where there is one, or, with `depth`, after so
-        many blocks and before it.
-
-        lengths: tokens of each text, in their order. types: of each token, which part of its text it is of; () where
-        all are 0. adapters: each text's, or None. Raises UsageError for numbers that the model has no vectors of,
-        ContextLengthExceeded for a text that is longer than it takes.
-        """
+        many blocks and before it. lengths: tokens of each text, in their order. types: of each token, which part of its
+        text it is of; () where all are 0. adapters: each text's, or None. Raises UsageError for numbers that the model
+        has no vectors of, ContextLengthExceeded for a text that is longer than it takes."""
         N = len(tokens)
         self._check(tokens, lengths, types, depth)
         hidden_ND = torch.empty(N, self.spec.hidden_size)

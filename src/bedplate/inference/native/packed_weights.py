@@ -50,11 +50,9 @@ _PLACES = len(PLACES)
 @dataclass(frozen=True, eq=False)
 class NativeAdapter:
     """A LoRA or DoRA adapter as the kernel reads it: pointers into tensors that this holds on to, whoever else does.
-
     pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), in the base's dtype, A contiguous
     and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
-    [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias.
-    """
+    [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias."""
 
     pairs: Mapping[str, tuple[Tensor, Tensor, float]]
     scales: Mapping[str, tuple[Tensor, Tensor | None]]

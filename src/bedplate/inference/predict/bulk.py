@@ -131,11 +131,9 @@ def predict_file(
     advance: Callable[[int], None] = lambda n: None,
 ) -> Counts:
     """Predicts every row of `source`, whose file has this sha256 (`survey`), into `out`; call it again after a kill and
-    it goes on.
-
-    overwrite: `out` is replaced where it exists, once the new one is whole, and what another run left unfinished is
-    begun again. Otherwise both raise UsageError. `advance` is told the number of rows as they are written.
-    """
+    it goes on. overwrite: `out` is replaced where it exists, once the new one is whole, and what another run left
+    unfinished is begun again. Otherwise both raise UsageError. `advance` is told the number of rows as they are
+    written."""
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists already; choose another name, or replace it (--overwrite)")
     run: dict[str, Any] = {"input_sha256": sha256, "skin": skin_id(predictor.skin), "batch": batch}

@@ -15,11 +15,9 @@ from bedplate.skins.skin import Skin
 
 
 class ClassicalPredictor(SkinPredictor):
-    """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread.
-
-    The tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises
-    RequestError for missing or unknown inputs, and ContextLengthExceeded where the skin allows fewer words.
-    """
+    """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread. The
+    tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises RequestError for
+    missing or unknown inputs, and ContextLengthExceeded where the skin allows fewer words."""
 
     def __init__(self, skin: Skin) -> None:
         if skin.classical is None:

@@ -1,7 +1,5 @@
-"""Cascades: two skins, of which the second is asked where the first is not sure.
-
-Chen et al., FrugalGPT (arXiv 2305.05176), with the first skin's own probability as the score.
-"""
+"""Cascades: two skins, of which the second is asked where the first is not sure. Chen et al., FrugalGPT (arXiv
+2305.05176), with the first skin's own probability as the score."""
 
 from __future__ import annotations
 

@@ -57,12 +57,10 @@ def api_key(reference: EndpointSpec) -> str | None:
 
 
 class HostedPredictor(SkinPredictor):
-    """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
-
-    account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking
-    raises EndpointError (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been
-    answered by then is in the account.
-    """
+    """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs. account: the answers
+    that are known already, and the cap on spending. Raises UsageError without the key. Asking raises EndpointError
+    (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been answered by then is in
+    the account."""
 
     def __init__(
         self, skin: Skin, *, account: Account | None = None, sleep: Callable[[float], None] = time.sleep

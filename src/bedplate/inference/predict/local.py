@@ -73,11 +73,9 @@ class LocalModel(Closing, display.Displayable):
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> Generation:
-        """Continues a text, answers a conversation (a list of messages), or continues token ids.
-
-        See Sampling for the settings. Raises RequestError, or ContextLengthExceeded where prompt and max_tokens do not
-        fit together (nothing is cut off).
-        """
+        """Continues a text, answers a conversation (a list of messages), or continues token ids. See Sampling for the
+        settings. Raises RequestError, or ContextLengthExceeded where prompt and max_tokens do not fit together (nothing
+        is cut off)."""
         sampling = Sampling(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -96,11 +94,9 @@ class LocalModel(Closing, display.Displayable):
 
     @checked
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
-        """The total log-probability (natural log) of each continuation after the prompt.
-
-        Prompt and continuation are tokenised together; where a continuation's first characters merge with the prompt's
-        last into one token, that token is scored too.
-        """
+        """The total log-probability (natural log) of each continuation after the prompt. Prompt and continuation are
+        tokenised together; where a continuation's first characters merge with the prompt's last into one token, that
+        token is scored too."""
         scores: list[float] = []
         requests: list[Score] = []
         if self.tokenizer.answers_apart:

@@ -146,12 +146,9 @@ def embedded(
     terms: LookupContext = NO_TERMS,
 ) -> Iterator[Embedding]:
     """The texts' vectors, of unit length. ContextLengthExceeded for a text that the base cannot take whole,
-    RequestError for one without tokens.
-
-    queued: the engine's own thread computes, in turn with what it serves, and BusyError where its queue is full;
-    otherwise the caller's does. terms: beginnings are shared within their tenant only; DeadlineError after their
-    deadline.
-    """
+    RequestError for one without tokens. queued: the engine's own thread computes, in turn with what it serves, and
+    BusyError where its queue is full; otherwise the caller's does. terms: beginnings are shared within their tenant
+    only; DeadlineError after their deadline."""
     base = engine.base
     tokenizer, limit = base.need_tokenizer(), base.spec.context_length
     for start in range(0, len(texts), _AT_ONCE):

@@ -75,11 +75,8 @@ class Opened:
 
 
 def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Choice:
-    """The execution plan under which `open_base` would open a base, without reading its weights.
-
-    Raises HubError, CheckpointError, UnsupportedModelError; UsageError where this machine or base cannot do what was
-    asked.
-    """
+    """The execution plan under which `open_base` would open a base, without reading its weights. Raises HubError,
+    CheckpointError, UnsupportedModelError; UsageError where this machine or base cannot do what was asked."""
     target = resolve_device(device)
     return _chosen(read_stored(source), source, options, target)
 
@@ -92,11 +89,8 @@ def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, devi
 
 
 def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Opened:
-    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the
-    options name, or the chosen one.
-
-    Raises what `chosen` and `load_base` raise.
-    """
+    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the options
+    name, or the chosen one. Raises what `chosen` and `load_base` raise."""
     target = resolve_device(device)
     stored = read_stored(source)
     plan = _chosen(stored, source, options, target).plan

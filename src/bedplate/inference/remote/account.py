@@ -38,13 +38,10 @@ class TokenPrices:
 
 
 class Account:
-    """Answers by the hash of what was asked, and the money spent on them.
-
-    path: where they are kept (None: in memory only). price: None where it is not known; an answer then costs what its
-    server says, if that says it. max_usd: no request is sent that could take the whole past it; UsageError without a
-    price. Requests that failed after they were sent may have been charged, and count with the most they can have cost.
-    Safe to share between threads.
-    """
+    """Answers by the hash of what was asked, and the money spent on them. path: where they are kept (None: in memory
+    only). price: None where it is not known; an answer then costs what its server says, if that says it. max_usd: no
+    request is sent that could take the whole past it; UsageError without a price. Requests that failed after they were
+    sent may have been charged, and count with the most they can have cost. Safe to share between threads."""
 
     def __init__(
         self, path: Path | None = None, *, price: TokenPrices | None = None, max_usd: float | None = None

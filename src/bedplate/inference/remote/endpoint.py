@@ -1,7 +1,5 @@
-"""Client of remote models: an OpenAI-compatible server asked over HTTP, its answers read as they come.
-
-Reference: the API's published schema, "create chat completion"; server-sent events as the HTML standard has them.
-"""
+"""Client of remote models: an OpenAI-compatible server asked over HTTP, its answers read as they come. Reference: the
+API's published schema, "create chat completion"; server-sent events as the HTML standard has them."""
 
 from __future__ import annotations
 
@@ -44,11 +42,9 @@ _EVENT_BYTES = 16 * 1024 * 1024
 @dataclass(frozen=True)
 class ChatAnswer:
     """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
-
     extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
-    reasoning: what the model reasoned before it answered, where the server keeps it apart.
-    alternatives: the answer's first token as it could have been, each with its log-probability, where that was asked.
-    """
+    reasoning: what the model reasoned before it answered, where the server keeps it apart. alternatives: the answer's
+    first token as it could have been, each with its log-probability, where that was asked."""
 
     text: str
     finish_reason: str
@@ -105,11 +101,9 @@ class Endpoint(Closing):
             raise EndpointError(f"{self.url}/models does not answer with a list of models") from None
 
     def chat(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> ChatStream:
-        """Asks for an answer. `settings`: fields of the API (temperature, max_tokens, seed, stop, …).
-
-        Raises RequestError (ContextLengthExceeded, UnknownModelError) for what the server refuses, BusyError where it
-        stays busy, DeadlineError, EndpointError.
-        """
+        """Asks for an answer. `settings`: fields of the API (temperature, max_tokens, seed, stop, …). Raises
+        RequestError (ContextLengthExceeded, UnknownModelError) for what the server refuses, BusyError where it stays
+        busy, DeadlineError, EndpointError."""
         body = {"model": model, "messages": [dict(message) for message in messages], **settings}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         start = time.perf_counter()

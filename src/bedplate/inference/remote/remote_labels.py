@@ -15,11 +15,9 @@ _AROUND = " \t\n\r.,;:!?\"'`*_()[]{}<>«»“”‘’-–—"
 
 
 def read_label(labels: Sequence[str], text: str) -> str | None:
-    """The label that an answer gives, or None where it gives none, or more than one.
-
-    The answer is the label (whatever the case, and the quotes and punctuation around it), or names exactly one of them
-    as whole words; a label within a longer one that is named does not count.
-    """
+    """The label that an answer gives, or None where it gives none, or more than one. The answer is the label (whatever
+    the case, and the quotes and punctuation around it), or names exactly one of them as whole words; a label within a
+    longer one that is named does not count."""
     reply = text.strip()
     if reply in labels:
         return reply
@@ -43,12 +41,9 @@ def read_label(labels: Sequence[str], text: str) -> str | None:
 
 def label_scores(output: Output, label: str, answer: ChatAnswer) -> dict[str, float]:
     """Each label's log-probability among the labels, for an answer that was read as `label`; {} where it tells too
-    little.
-
-    They are Bedplate's own scores, or those of the first token's likeliest alternatives, each counted for the label
-    that it alone begins; a label that none of them begins is as likely as the least of them at most. What an answer
-    begins with says nothing of a label that comes later in it.
-    """
+    little. They are Bedplate's own scores, or those of the first token's likeliest alternatives, each counted for the
+    label that it alone begins; a label that none of them begins is as likely as the least of them at most. What an
+    answer begins with says nothing of a label that comes later in it."""
     labels = output.scored_labels
     reported_scores = answer.extension.get("scores")
     if isinstance(reported_scores, Mapping) and set(reported_scores) == set(labels):

@@ -1,7 +1,5 @@
 """What an engine can be asked and what it answers: one file for each type of request, with its result and its job.
-
-`base` has what all types share, `job` runs a request in the engine, `table` says which job class runs which type.
-"""
+`base` has what all types share, `job` runs a request in the engine, `table` says which job class runs which type."""
 
 from bedplate.inference.engine.requests.base import (
     NO_TERMS,

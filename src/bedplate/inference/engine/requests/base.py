@@ -45,10 +45,8 @@ NO_TERMS = LookupContext()
 @dataclass(frozen=True)
 class PromptVectors:
     """Features [P, D] in the place of the embeddings of P prompt tokens from position `start` on, whose ids are only
-    placeholders: what an encoder made of an image or a sound.
-
-    sha256: hash of the media file and of how it was encoded; it stands for these tokens in prefix-cache keys.
-    """
+    placeholders: what an encoder made of an image or a sound. sha256: hash of the media file and of how it was encoded;
+    it stands for these tokens in prefix-cache keys."""
 
     start: int
     vectors_PD: Tensor = field(compare=False)
@@ -107,10 +105,8 @@ class RequestUsage:
 
 @dataclass(frozen=True)
 class RequestTiming:
-    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end.
-
-    compute: its share of the seconds of the steps it was in, by its cost in each: what it costs.
-    """
+    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end. compute:
+    its share of the seconds of the steps it was in, by its cost in each: what it costs."""
 
     queued: float = 0.0
     first: float = 0.0

@@ -17,13 +17,10 @@ from bedplate.models.specs.sentence import Pooling
 
 @dataclass(frozen=True)
 class Embed(Request):
-    """One vector for `tokens`: the base's own, or hidden states pooled in one way.
-
-    pooling: None is the base's own way, with the steps that its library takes after it where it is a sentence encoder
-    and `depth` is None. depth: None pools the model's output (after the last norm), a number the state after that many
-    blocks. normalise: to unit length; None where the base's own way leaves it so, and always where it has none. skip:
-    so many first tokens are not pooled.
-    """
+    """One vector for `tokens`: the base's own, or hidden states pooled in one way. pooling: None is the base's own way,
+    with the steps that its library takes after it where it is a sentence encoder and `depth` is None. depth: None pools
+    the model's output (after the last norm), a number the state after that many blocks. normalise: to unit length; None
+    where the base's own way leaves it so, and always where it has none. skip: so many first tokens are not pooled."""
 
     pooling: Pooling | None = None
     depth: int | None = None

@@ -66,12 +66,10 @@ class PassRequest:
 
 @dataclass(slots=True)
 class PassResult:
-    """What a forward pass returned for a job's tokens from position `begin` to before `end`.
-
-    positions: those whose logits the job asked for. draft: the tokens that were guessed to follow. out: the output of
-    the whole batch. logits_index: index of the job's first logits in it, those of the draft coming last. token_index:
-    index of the job's first token in the batch. latents_index: index of its denoising call; None where it made none.
-    """
+    """What a forward pass returned for a job's tokens from position `begin` to before `end`. positions: those whose
+    logits the job asked for. draft: the tokens that were guessed to follow. out: the output of the whole batch.
+    logits_index: index of the job's first logits in it, those of the draft coming last. token_index: index of the job's
+    first token in the batch. latents_index: index of its denoising call; None where it made none."""
 
     begin: int
     end: int

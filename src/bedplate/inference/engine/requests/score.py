@@ -33,9 +33,7 @@ class Scores(Result):
 
 class ScoreJob(RequestJob[Score]):
     """One continuation after the other stands behind the prompt; the first token of each is scored with the prompt.
-
-    branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far.
-    """
+    branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far."""
 
     writes: ClassVar[bool] = True
 
