@@ -94,8 +94,6 @@ def test_our_adapter_in_peft_and_back(config: LoraConfig, family: str, tmp_path:
         assert_near(ours, theirs(TOKENS).logits, 4e-6)
     bank.merge(slot)
     assert_near(logits(base), ours, 1e-5)
-    bank.unmerge(slot)
-    assert torch.equal(logits(base), plain)
     read_config, read = read_peft(tmp_path / "a", base.family.weights, adaptable(base.model))
     paths = read_config.paths(adaptable(base.model), None)
     assert read_config.r == config.r

@@ -31,8 +31,8 @@ from bedplate.inference.execution.plan import (
     read_stored,
 )
 from bedplate.inference.execution.trial import ROWS, Pass, PlanTrial, Step, block_weights, shortened
-from bedplate.inference.native.block_types import SOURCES, accepts_blocks
 from bedplate.inference.native.library import load
+from bedplate.inference.native.quantize import SOURCES, accepts_blocks
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, chosen, open_base
 from bedplate.models.checkpoints.base import load_base

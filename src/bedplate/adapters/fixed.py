@@ -72,7 +72,7 @@ class FixedPlaces:
         for slot in slots:
             if slot not in self._places:
                 self._assign_place(slot, slots, min(MAX_PLACES, loaded))
-        return _power(max(self._places[slot] for slot in slots))
+        return power_of_two(max(self._places[slot] for slot in slots))
 
     def place_of(self, slot: int) -> int:
         """Where a slot's adapter is, counted from 1; NOWHERE for one that has no place."""
@@ -124,11 +124,11 @@ class FixedPlaces:
         free = next((place for place in range(1, self._count + 1) if place not in occupied), None)
         count = self._count
         if free is None and (count < worth or len(step_slots) > count):
-            free, count = count + 1, _power(count + 1)
+            free, count = count + 1, power_of_two(count + 1)
         elif free is None:
             free = self._places.pop(next(idle_slot for idle_slot in self._places if idle_slot not in step_slots))
         self._places[slot] = free
-        rank = max([self._rank, LEAST_RANK, *(_power(len(adapter.a)) for adapter in adapters.values())])
+        rank = max([self._rank, LEAST_RANK, *(power_of_two(len(adapter.a)) for adapter in adapters.values())])
         magnitudes = {path for path, adapter in adapters.items() if adapter.magnitude is not None}
         fits = adapters.keys() <= self._laid.keys() and all(self._laid[p].less_one is not None for p in magnitudes)
         if (count, rank) == (self._count, self._rank) and fits:
@@ -234,6 +234,6 @@ def _is_frozen(adapter: LowRank) -> bool:
     return not any(parameter.requires_grad for parameter in adapter.parameters().values())
 
 
-def _power(count: int) -> int:
+def power_of_two(count: int) -> int:
     """The next power of two."""
     return 1 << (count - 1).bit_length()

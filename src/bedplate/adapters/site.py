@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from bedplate.adapters.linear_adapter import LinearAdapter
 from bedplate.adapters.low_rank import LowRank, dora_update, without_bias
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
+from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
 from bedplate.models.layers.linear import Linear, LowRankHook
 
@@ -92,37 +93,39 @@ def slots_of(columns: Sequence[tuple[int, int]], device: torch.device) -> Tensor
     return integers([slot for slot, rank in columns for _ in range(rank)], device)
 
 
-class Site:
-    """One linear of the model and the adapters that the bank's slots hold for it."""
+M = TypeVar("M", Linear, ExpertLinear)
 
-    def __init__(self, path: str, module: Linear) -> None:
-        self.path = path
-        self.module = module
-        self.adapters: dict[int, LinearAdapter] = {}
-        self._hook: LowRankHook | None = None
-        self._merged: dict[int, tuple[object, Tensor]] = {}
-        self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
-        self._joint: tuple[object, Joint] | None = None
 
-    def set_hook(self, hook: LowRankHook | None) -> None:
+class HookedModule(Generic[M]):
+    """A module of the model whose `low_rank` hook one bank sets."""
+
+    def __init__(self, path: str, module: M) -> None:
+        self.path, self.module = path, module
+        self._hook: Any = None
+
+    def set_hook(self, hook: Any) -> None:
         if self.module.low_rank is not self._hook:
             raise UsageError(
                 f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
             )
         self.module.low_rank = self._hook = hook
 
+
+class Site(HookedModule[Linear]):
+    """One linear of the model and the adapters that the bank's slots hold for it."""
+
+    def __init__(self, path: str, module: Linear) -> None:
+        super().__init__(path, module)
+        self.adapters: dict[int, LinearAdapter] = {}
+        self._merged: dict[int, tuple[object, Tensor]] = {}
+        self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
+        self._joint: tuple[object, Joint] | None = None
+
     def select_one(self, slot: int) -> None:
-        adapter = self.adapters.get(slot)
-        if adapter is None:
-            self.set_hook(None)
-            return
-        self.set_hook(_SingleHook(self, slot))
+        self.set_hook(_SingleHook(self, slot) if slot in self.adapters else None)
 
     def select_rows(self, rows: AdapterRows) -> None:
-        if any(slot in self.adapters for slot in rows.slots):
-            self.set_hook(_Rows(self, rows))
-        else:
-            self.set_hook(None)
+        self.set_hook(_Rows(self, rows) if any(slot in self.adapters for slot in rows.slots) else None)
 
     @torch.no_grad()
     def whole(self, slot: int) -> Tensor:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
-from bedplate.adapters.tensor_files import read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
@@ -93,7 +93,10 @@ def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
 
 def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:
     """Read `soft_prompt.safetensors`. SkinError when it is corrupt, a link, or holds anything else."""
-    return SoftPrompt(_only(read_tensors(path, content), _NATIVE, path))
+    tensors = read_tensors(path, content)
+    if tensors.keys() != {_NATIVE}:
+        raise SkinError(f"{path} must hold exactly {_NATIVE!r}, not {sorted(tensors)}")
+    return SoftPrompt(tensors[_NATIVE])
 
 
 def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> dict[str, bytes]:
@@ -116,29 +119,3 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
     }
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes({_PEFT: prompt.vectors.float()})}
-
-
-def read_peft_prompt(directory: Path) -> SoftPrompt:
-    """Read PEFT's PromptTuning. SkinError for other kinds of adapters, and where configuration and vectors differ."""
-    config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
-    fields = read_json_object(config_path)
-    if fields.get("peft_type") != "PROMPT_TUNING":
-        raise SkinError(f"{config_path}: peft_type {fields.get('peft_type')!r} is not a soft prompt ('PROMPT_TUNING')")
-    if fields.get("num_transformer_submodules") not in {None, 1}:
-        raise SkinError(
-            f"{config_path}: a soft prompt for {fields['num_transformer_submodules']} stacks; one is served"
-        )
-    prompt = SoftPrompt(_only(read_tensors(tensors_path), _PEFT, tensors_path))
-    declared = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
-    if declared[0] != len(prompt) or declared[1] not in {None, prompt.size}:
-        raise SkinError(
-            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are "
-            f"{prompt.vectors.shape}"
-        )
-    return prompt
-
-
-def _only(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
-    if tensors.keys() != {name}:
-        raise SkinError(f"{path} must hold exactly {name!r}, not {sorted(tensors)}")
-    return tensors[name]

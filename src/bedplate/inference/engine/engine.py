@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -38,7 +39,7 @@ from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
 from bedplate.inference.engine.sizes import check_sizes, engine_sizes, open_caches
-from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
+from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.weight_loader import WeightLoader
 from bedplate.inference.execution.choice import choose_forward, torch_base
@@ -294,8 +295,16 @@ class Engine(Closing):
 
     def stats(self) -> Stats:
         """Counts and gauges of this moment; cheap, and callable from any thread."""
-        return stats_of(
-            self._counters, self._tree, running=self.running, waiting=self.waiting, adapters=len(self._adapters)
+        tree = self._tree
+        return Stats(
+            **asdict(self._counters),
+            running=self.running,
+            waiting=self.waiting,
+            adapters=len(self._adapters),
+            cache_bytes=tree.used,
+            cache_pinned_bytes=tree.pinned,
+            cache_capacity_bytes=tree.capacity,
+            evictions=tree.evictions,
         )
 
     # Adapters and prefixes

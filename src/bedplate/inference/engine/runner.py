@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import NotFiniteError, UsageError, need_failure
-from bedplate.inference.engine.cache_rows import CacheRows
-from bedplate.inference.engine.prefix_store import PrefixStore, namespace, shares_prefix
+from bedplate.inference.engine.prefix_store import CacheRows, PrefixStore, namespace, shares_prefix
 from bedplate.inference.engine.requests.job import PassRequest, PassResult, RequestJob, give_error
 from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, build_batch, compatible_shares

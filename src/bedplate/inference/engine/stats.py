@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-
-from bedplate.inference.forward.radix import RadixTree
+from dataclasses import dataclass
 
 
 @dataclass(kw_only=True)
@@ -40,20 +38,6 @@ class Stats(Counters):
     cache_pinned_bytes: int
     cache_capacity_bytes: int
     evictions: int
-
-
-def stats_of(counters: Counters, tree: RadixTree, *, running: int, waiting: int, adapters: int) -> Stats:
-    """The stats of this moment."""
-    return Stats(
-        **asdict(counters),
-        running=running,
-        waiting=waiting,
-        adapters=adapters,
-        cache_bytes=tree.used,
-        cache_pinned_bytes=tree.pinned,
-        cache_capacity_bytes=tree.capacity,
-        evictions=tree.evictions,
-    )
 
 
 @dataclass(frozen=True)

@@ -140,7 +140,11 @@ class Steps:
         while self._cancelled:
             job = self._cancelled.popleft()
             if not job.over:
-                _cancel(job)
+                try:
+                    job.cancel()
+                except BaseException as error:
+                    need_failure(error)
+                    job.failed = error
                 ending.append(job)
         current_time = time.monotonic()
         while self._deadlines and (self._deadlines[0][0] <= current_time or self._deadlines[0][1] not in self._timed):
@@ -188,14 +192,6 @@ class Steps:
         self._arrive()
         self._fail([*self._scheduler.pending(), *self._runner.active], error)
         self._adapters.sweep()
-
-
-def _cancel(job: RequestJob) -> None:
-    try:
-        job.cancel()
-    except BaseException as error:
-        need_failure(error)
-        job.failed = error
 
 
 def _record(

@@ -28,10 +28,10 @@ from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
-from bedplate.inference.native.block_types import accepts_blocks
 from bedplate.inference.native.description import Stack, matrices
 from bedplate.inference.native.library import load, native_absent
 from bedplate.inference.native.packed_weights import WeightFormat, unsupported
+from bedplate.inference.native.quantize import accepts_blocks
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, Leave
 from bedplate.models.checkpoints.gguf import StoredBlocks

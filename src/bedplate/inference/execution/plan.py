@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.inference.execution.names import Kernel, Weights
-from bedplate.inference.native.block_types import accepts_blocks
+from bedplate.inference.native.quantize import accepts_blocks
 from bedplate.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.adapters.fixed import power_of_two
 from bedplate.inference.forward.batch import FlatBatch, PassOutput
 from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.paged import PagedCache
@@ -108,7 +109,7 @@ class RecordedDecode:
         if places is None:
             return None
         block = self._cache.block
-        rows, blocks = _power(N), _power(max(-(-span.end // block) for span in batch.spans))
+        rows, blocks = power_of_two(N), power_of_two(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
         transfer, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
         tokens = transfer.add([[*batch.tokens, *made_up]])
@@ -186,8 +187,3 @@ def unrecordable(model: Model, cache: PagedCache) -> str | None:
     if experts and not by_torch(next(model.parameters())):
         return "its experts' tokens are counted by the host"
     return None
-
-
-def _power(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()

@@ -21,8 +21,7 @@ from bedplate.inference.execution.threads import engine_threads, threads_are_set
 from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
 from bedplate.inference.measure.speeds import measure_machine
 from bedplate.inference.native.compiler import find_compiler
-from bedplate.inference.native.detection import supported
-from bedplate.inference.native.library import load
+from bedplate.inference.native.library import load, supported
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import TransformerSpec
 

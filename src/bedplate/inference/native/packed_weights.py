@@ -18,7 +18,6 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.allowed import refused_field
-from bedplate.inference.native.block_types import accepts_blocks
 from bedplate.inference.native.description import (
     OUTER,
     Matrix,
@@ -31,7 +30,7 @@ from bedplate.inference.native.description import (
     vectors,
 )
 from bedplate.inference.native.library import PLACES, Library, NativeLowRank, load
-from bedplate.inference.native.quantize import quantise_int4, quantise_int8
+from bedplate.inference.native.quantize import accepts_blocks, quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
