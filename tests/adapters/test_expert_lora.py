@@ -10,11 +10,12 @@ import pytest
 import torch
 from tests.counting import Counted
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import adaptable, hf_module_name
-from bedplate.adapters.peft import read_peft, write_peft
+from bedplate.adapters.peft import read_peft
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling

@@ -173,7 +173,7 @@ class Bank:
             return {path: a.scale().float() for path, a in self.low_rank(slot).items() if a.magnitude is not None}
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """A copy of the slot's tensors on the CPU, float32: what `add` and `write_peft` take."""
+        """A copy of the slot's tensors on the CPU, float32: what `add` and `peft_files` take."""
         return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in self.parameters(slot)}
 
     @torch.no_grad()

@@ -119,25 +119,6 @@ def task_type_of(weights: WeightMap) -> TaskType:
     return "FEATURE_EXTRACTION" if weights.to_external("lm_head.weight") is None else "CAUSAL_LM"
 
 
-def write_peft(
-    directory: Path,
-    config: LoraConfig,
-    tensors: Mapping[str, Tensor],
-    weights: WeightMap,
-    *,
-    base_name: str,
-    task_type: TaskType = "CAUSAL_LM",
-    spec: TextSpec | None = None,
-) -> None:
-    """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
-    from bedplate.core.files import atomic_directory
-
-    with atomic_directory(directory) as temporary:
-        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type, spec=spec)
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
-
-
 def read_peft(
     directory: Path,
     weights: WeightMap,

@@ -115,11 +115,8 @@ class WeightLoader:
         return base.version
 
     def fingerprint(self, key: str | None) -> str:
-        """SHA-256 of the weights that requests with this key run on now, beside the base's; of the base itself for
-        None."""
-        return self._fingerprint_of(self.adapters.get(key))
-
-    def _fingerprint_of(self, loaded: LoadedAdapter) -> str:
+        """SHA-256 of the weights that requests with this key run on now; None: of the base itself."""
+        loaded = self.adapters.get(key)
         if loaded.fingerprint is None:
             if loaded is self.adapters.base:
                 loaded.fingerprint = self._base.identity.weights_id
@@ -146,7 +143,7 @@ class WeightLoader:
         parent = self.adapters.acquire(adapter)
         loaded = LoadedAdapter(key, parent.slot, len(vectors), parent)
         try:
-            parent_fingerprint = "" if adapter is None else self._fingerprint_of(parent)
+            parent_fingerprint = "" if adapter is None else self.fingerprint(adapter)
             loaded.fingerprint = _digest([("on", parent_fingerprint), ("soft", vectors)])
             self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
             self.adapters.add(loaded)

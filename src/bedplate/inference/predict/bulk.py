@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
-from bedplate.core.files import atomic_write, sha256_json
+from bedplate.core.files import atomic_write, sha256_json, writable
 from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.predict.callable_skin import Prediction, columns_for
 from bedplate.inference.predict.composed import SkinPredictor
@@ -152,13 +152,12 @@ def predict_file(
         with _opened(source.path) as stream:
             rows = islice(source.rows(stream), counts.resumed, None)
             for answers in predict_rows(predictor, rows, batch):
-                with _writing(out):
+                with writable(out):
                     file.write(b"".join(_line(answer) for answer in answers))
                     file.flush()
                     os.fsync(file.fileno())
                 _count(counts, answers)
                 advance(len(answers))
-        _finish(out)
     return counts
 
 
@@ -253,51 +252,33 @@ def _opened(path: Path) -> Generator[BufferedReader]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-
-
-@contextlib.contextmanager
 def whole_file(out: Path) -> Generator[BinaryIO]:
     """A file to write, which gets its name at the end, or vanishes on any failure."""
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with _writing(out):
+    with writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         file = draft.open("wb")
     try:
         with file:
             yield file
-        with _writing(out):
+        with writable(out):
             draft.rename(out)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _rows_path(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-def _run_path(out: Path) -> Path:
-    return out.with_name(out.name + ".partial.json")
-
-
 @contextlib.contextmanager
 def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[BinaryIO]:
-    """The growing file, locked, and known to belong to this very run."""
-    rows, header = _rows_path(out), _run_path(out)
-    with _writing(rows):
+    """The growing file, locked, and known to belong to this very run; it gets its name at the end."""
+    rows, header = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
+    with writable(rows):
         out.parent.mkdir(parents=True, exist_ok=True)
         file = rows.open("a+b")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(
-                f"another process is predicting into {out}; wait for it, or choose another name"
-            ) from error
+            raise UsageError(f"another process is predicting into {out}; wait, or choose another name") from error
         if overwrite and not _belongs(header, run):
             file.truncate(0)
         if file.seek(0, os.SEEK_END) == 0:
@@ -308,6 +289,9 @@ def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[Binar
                 "weights, the kernel or the batch differ); finish that run, or begin anew (--overwrite)"
             )
         yield file
+        with writable(out):
+            rows.rename(out)
+            header.unlink(missing_ok=True)
 
 
 def _belongs(header: Path, run: dict[str, Any]) -> bool:
@@ -333,9 +317,3 @@ def _resume(file: BinaryIO, batch: int) -> Counts:
     file.truncate(end)
     file.seek(end)
     return counts
-
-
-def _finish(out: Path) -> None:
-    with _writing(out):
-        _rows_path(out).rename(out)
-        _run_path(out).unlink(missing_ok=True)

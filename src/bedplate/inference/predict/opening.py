@@ -77,8 +77,7 @@ class Opened:
 def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Choice:
     """The execution plan under which `open_base` would open a base, without reading its weights. Raises HubError,
     CheckpointError, UnsupportedModelError; UsageError where this machine or base cannot do what was asked."""
-    target = resolve_device(device)
-    return _chosen(read_stored(source), source, options, target)
+    return _chosen(read_stored(source), source, options, resolve_device(device))
 
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
@@ -91,12 +90,10 @@ def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, devi
 def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Opened:
     """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the options
     name, or the chosen one. Raises what `chosen` and `load_base` raise."""
-    target = resolve_device(device)
     stored = read_stored(source)
-    plan = _chosen(stored, source, options, target).plan
-    load_format = execution_of(plan)
-    leave, checkpoint = left_in_file(plan), stored.checkpoint
-    return Opened(load_base(source, load_format.dtype, device, leave, checkpoint), load_format)
+    plan = _chosen(stored, source, options, resolve_device(device)).plan
+    base = load_base(source, plan.dtype, device, left_in_file(plan), stored.checkpoint)
+    return Opened(base, execution_of(plan))
 
 
 def open_as(
