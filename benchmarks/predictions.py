@@ -173,7 +173,7 @@ def tuning(base: Base) -> Iterator[Row]:
     speed = measure_tuning(base, BASE)
     for workload, seconds in zip(TUNED, fastest_steps(base, BASE, TUNED), strict=True):
         name = f"LoRA step, {workload.examples} examples of {workload.tokens} tokens, {workload.targets} learned"
-        predicted = speed.seconds(workload.step_tokens, workload.step_pairs, workload.step_targets)
+        predicted = speed.seconds(*workload.loads)
         yield Row(name, (seconds,), (predicted,), 0.15)
 
 

@@ -138,7 +138,7 @@ def test_training_steps_are_measured_and_leave_the_base_as_it_was(base: Base, mo
 
 
 def _sizes() -> list[tuple[float, float, float]]:
-    return [(k.step_tokens, k.step_pairs, k.step_targets) for k in measure_tuning.STEP_SHAPES]
+    return [k.loads for k in measure_tuning.STEP_SHAPES]
 
 
 def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

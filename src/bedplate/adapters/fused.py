@@ -61,13 +61,10 @@ def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap
                 raise SkinError(
                     f"DoRA on {', '.join(adapted_parts)} alone cannot leave: {place} is one matrix with others"
                 )
-            joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(
-                step, [part[MAGNITUDE][:, None] for part in part_tensors], spec
-            )[:, 0]
-        root = (
-            math.sqrt(total / config.rank(adapted_parts[0])) if config.rslora else total / config.rank(adapted_parts[0])
-        )
-        alphas[place], ranks[place] = config.alphas.get(adapted_parts[0], config.alpha) * root, total
+            lengths = [part[MAGNITUDE][:, None] for part in part_tensors]
+            joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(step, lengths, spec)[:, 0]
+        alpha = config.alphas.get(adapted_parts[0], config.alpha)
+        alphas[place], ranks[place] = alpha * _alpha_ratio(config, total, config.rank(adapted_parts[0])), total
         for path in adapted_parts:
             ranks.pop(path, None)
             alphas.pop(path, None)
@@ -99,9 +96,9 @@ def split_fused(
         fused_tensors = {side: split_tensors.pop(f"{place}.{side}") for side in _sides(config)}
         rank, alpha = ranks.pop(place, config.r), alphas.pop(place, config.alpha)
         blocks = _inverse(step, fused_tensors["lora_B"], spec, location)
-        lengths = (
-            _inverse(step, fused_tensors[MAGNITUDE][:, None], spec, location) if config.dora else [None] * len(blocks)
-        )
+        lengths: list[Any] = [None] * len(blocks)
+        if config.dora:
+            lengths = _inverse(step, fused_tensors[MAGNITUDE][:, None], spec, location)
         used = [(block != 0).any(0) for block in blocks]
         if not any(bool(mask.any()) for mask in used):  # an adapter at its start
             used = [torch.ones_like(mask) for mask in used]
@@ -114,7 +111,7 @@ def split_fused(
             split_tensors[f"{path}.lora_B"] = block[:, used_columns].contiguous()
             if length is not None:
                 split_tensors[f"{path}.{MAGNITUDE}"] = length[:, 0].contiguous()
-            own_alpha = alpha * (math.sqrt(own_rank / rank) if config.rslora else own_rank / rank)
+            own_alpha = alpha * _alpha_ratio(config, own_rank, rank)
             targets.append(path)
             if own_rank != config.r:
                 ranks[path] = own_rank
@@ -123,6 +120,11 @@ def split_fused(
     if places:
         raise SkinError(f"{location}: {min(places)} is not a linear inside this family's blocks")
     return config.model_copy(update={"ranks": ranks, "alphas": alphas, "targets": tuple(targets)}), split_tensors
+
+
+def _alpha_ratio(config: LoraConfig, rank: int, before: int) -> float:
+    """What alpha is multiplied by with the rank, so that the scaling stays."""
+    return math.sqrt(rank / before) if config.rslora else rank / before
 
 
 def _sides(config: LoraConfig) -> tuple[str, ...]:
@@ -146,9 +148,7 @@ def row_counts(spec: TextSpec) -> Mapping[str, int]:
     if layers > DEEPEST:
         raise SkinError(f"an adapter for a model of {layers} layers; at most {DEEPEST} are read")
     try:
-        return {
-            name: len(parameter) for name, parameter in build(spec, device="meta").named_parameters() if parameter.dim()
-        }
+        return {name: len(p) for name, p in build(spec, device="meta").named_parameters() if p.dim()}
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         raise SkinError(f"an adapter for a model that cannot be built ({str(error).splitlines()[0]})") from error
 

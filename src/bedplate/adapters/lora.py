@@ -86,17 +86,13 @@ class LoraConfig(Grown):
 
     def initial(self, path: str, module: Adaptable, generator: torch.Generator) -> dict[str, Tensor]:
         """A Kaiming-uniform with a=√5, so U(±1/√in); B zeros; the magnitudes those of the weights."""
-        bound = 1.0 / math.sqrt(module.in_features)
-        if isinstance(module, ExpertLinear):
-            shapes = self.shapes(path, module)
-            a = torch.empty(shapes["lora_A"]).uniform_(-bound, bound, generator=generator)
-            return {"lora_A": a, "lora_B": torch.zeros(shapes["lora_B"])}
-        a = torch.empty(self.rank(path), module.in_features).uniform_(-bound, bound, generator=generator)
-        b = torch.zeros(module.out_features, self.rank(path))
-        if not self.dora:
-            return {"lora_A": a, "lora_B": b}
-        norms = row_norms(module.weight.detach().cpu(), a, b, self.scaling(path))
-        return {"lora_A": a, "lora_B": b, MAGNITUDE: norms.float()}
+        bound, shapes = 1.0 / math.sqrt(module.in_features), self.shapes(path, module)
+        a = torch.empty(shapes["lora_A"]).uniform_(-bound, bound, generator=generator)
+        tensors = {"lora_A": a, "lora_B": torch.zeros(shapes["lora_B"])}
+        if self.dora:
+            norms = row_norms(module.weight.detach().cpu(), a, tensors["lora_B"], self.scaling(path))
+            tensors[MAGNITUDE] = norms.float()
+        return tensors
 
     def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LowRank:
         """Frozen, B is held by columns, which is how the native decoder reads it; magnitudes are always float32."""

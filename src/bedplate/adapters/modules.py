@@ -30,11 +30,7 @@ def are_experts(path: str) -> bool:
 
 def block_linears(model: nn.Module) -> dict[str, Linear]:
     """Every `Linear` inside a model's blocks (below a `layers` list), by module path, in the model's order."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, Linear) and "layers" in path.split(".")[:-1]
-    }
+    return {path: module for path, module in adaptable(model).items() if isinstance(module, Linear)}
 
 
 def hf_module_name(weights: WeightMap, path: str) -> str:

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,22 +32,17 @@ log = logging.getLogger("bedplate.inference")
 
 Run = Callable[[], tuple[Tensor, Tensor]]
 """Starts a step: logits [M, V] and hidden states [M, D]."""
+Recorder = Callable[[Run], Run]
+"""Returns a replay of all that a run starts, over the same memory; the run may be called for it."""
 MAX_RECORDINGS = 48
 """Recordings that are held; the one that was not used for longest goes."""
 MOST_ROWS = 64
 
 
-class Recorder(Protocol):
-    def __call__(self, run: Run) -> Run:
-        """Returns a replay of all that `run` starts, over the same memory; `run` may be called for it."""
-        ...
-
-
 class CudaRecorder:
     """Records CUDA graphs, which share the memory of what stands between."""
 
-    def __init__(self) -> None:
-        self._pool: Any = None
+    _pool: Any = None
 
     def __call__(self, run: Run) -> Run:
         side = torch.cuda.Stream()

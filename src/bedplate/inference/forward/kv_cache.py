@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from weakref import ref
 
@@ -48,6 +48,20 @@ def stores_of(layer_cache: LayerCache) -> tuple[Store, ...]:
     return Store(layer_cache.heads, layer_cache.key_size, layer_cache.window), Store(
         layer_cache.heads, layer_cache.value_size, layer_cache.window
     )
+
+
+def layer_views(
+    stores: Mapping[Store, Tensor], layout: Sequence[LayerCache], layers: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each layer's keys and values in the tensors of its stores; nothing for layers that keep none."""
+    of_store = {store: iter(data.unbind(0)) for store, data in stores.items()}
+    keys, values = ([torch.empty(0)] * layers for _ in range(2))
+    for layer_cache in layout:
+        tensors = [next(of_store[store]) for store in stores_of(layer_cache)]
+        keys[layer_cache.layer] = tensors[0]
+        # A latent is one key, whose last features are the value.
+        values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
+    return keys, values
 
 
 class SlotSegment:
@@ -256,13 +270,7 @@ class SlotCache:
         self.states.reserve(rows, live_rows)
         self._data = new_data
         self.rows, self.capacity = rows, capacity
-        layer_tensors = {store: iter(data.unbind(0)) for store, data in self._data.items()}
-        nothing = torch.empty(0, dtype=self.dtype, device=self.device)
-        self.keys, self.values = [nothing] * self._spec.main.layers, [nothing] * self._spec.main.layers
-        for layer_cache in self._layout:
-            tensors = [next(layer_tensors[store]) for store in stores_of(layer_cache)]
-            self.keys[layer_cache.layer] = tensors[0]
-            self.values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
+        self.keys, self.values = layer_views(self._data, self._layout, self._spec.main.layers)
 
     def rewinds(self, row: int, to: int) -> bool:
         if to and not self.states.is_at(row, to):

@@ -23,7 +23,7 @@ from torch import Tensor
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.inference.forward.cache_ops import paged_attention, places, tile_tokens, write_kv
 from bedplate.inference.forward.host_to_device import DeviceTensors, HostToDevice, Numbers
-from bedplate.inference.forward.kv_cache import STEP, CachedAttend, stores_of
+from bedplate.inference.forward.kv_cache import STEP, CachedAttend, layer_views, stores_of
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.recurrent_states import RecurrentStates, Snapshot
 from bedplate.inference.forward.spans import Padded, Span, grouped
@@ -132,14 +132,7 @@ class PagedCache:
             )
             for store, count in Counter(store for layer_cache in of_tokens for store in stores_of(layer_cache)).items()
         }
-        layers = {store: iter(data.unbind(0)) for store, data in self._data.items()}
-        nothing = torch.empty(0, dtype=dtype, device=device)
-        self.keys, self.values = [nothing] * spec.main.layers, [nothing] * spec.main.layers
-        for layer_cache in of_tokens:
-            tensors = [next(layers[store]) for store in stores_of(layer_cache)]
-            self.keys[layer_cache.layer] = tensors[0]
-            # A latent is one key, whose last features are the value.
-            self.values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
+        self.keys, self.values = layer_views(self._data, of_tokens, spec.main.layers)
         if self.scratch:
             for window, pool in self.pools.items():
                 self._clear(window, [pool.blocks])
@@ -167,11 +160,6 @@ class PagedCache:
         """Blocks that a row has of the layers with this window, however long it is: its window, a step, and as much
         again that is not saved yet."""
         return self._count(window + 2 * self.step) + 1
-
-    @property
-    def free_blocks(self) -> int:
-        """Free blocks of the largest pool."""
-        return max(self.pools.values(), key=lambda pool: pool.blocks).free
 
     def saved_bytes(self, depth: int | None) -> int:
         """Bytes of one saved token: blocks hold all layers, whatever is in them."""

@@ -49,15 +49,13 @@ def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
 
 
 class Segment(Protocol):
-    """Keys and values of a run of tokens."""
+    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end, in a tree of such with
+    snapshots."""
 
     @property
     def nbytes(self) -> int: ...
-
     @property
-    def resumes(self) -> bool:
-        """Whether a sequence can go on from its end, in a tree of segments with snapshots."""
-        ...
+    def resumes(self) -> bool: ...
 
     def split(self, at: int) -> tuple[Segment, Segment]:
         """The first `at` tokens and the rest; this segment is not used afterwards."""

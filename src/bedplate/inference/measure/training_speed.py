@@ -42,17 +42,10 @@ class StepKind:
     targets: int
 
     @property
-    def step_tokens(self) -> int:
-        return self.examples * self.tokens
-
-    @property
-    def step_pairs(self) -> float:
-        """Query-key pairs of all examples, each causal."""
-        return self.examples * self.tokens * (self.tokens + 1) / 2
-
-    @property
-    def step_targets(self) -> int:
-        return self.examples * self.targets
+    def loads(self) -> tuple[int, float, int]:
+        """Tokens, query-key pairs (each example is causal) and tokens to learn, of all examples."""
+        tokens = self.examples * self.tokens
+        return tokens, tokens * (self.tokens + 1) / 2, self.examples * self.targets
 
 
 STEP_SHAPES = (
@@ -74,9 +67,7 @@ def measure_tuning(
     from scipy.optimize import nnls
 
     seconds = fastest_steps(base, name, step_shapes, rank)
-    matrix = np.array(
-        [[1.0, step_shape.step_tokens, step_shape.step_pairs, step_shape.step_targets] for step_shape in step_shapes]
-    )
+    matrix = np.array([[1.0, *step_shape.loads] for step_shape in step_shapes])
     costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(step_shapes)))
     fixed, token, pair, target = costs.tolist()
     return TuningSpeed(

@@ -30,8 +30,6 @@ from bedplate.skins.verify import verify_embedder
 from bedplate.text.tokenizer import Tokenizer
 
 _AT_ONCE = 1024
-_PULSE_SECONDS = 2.0
-"""Seconds between checks that the engine's thread still lives, while waiting for it."""
 # Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
 _PROBES = ("a", "7", "中")
 
@@ -173,17 +171,8 @@ def _queued(engine: Engine, requests: Sequence[Embed]) -> list[Result]:
     try:
         for request in requests:
             streams.append(engine.submit(request))
-        return [_wait(engine, stream) for stream in streams]
+        return [stream.result() for stream in streams]
     finally:
         for stream in streams:
             if not stream.finished:
                 stream.cancel()
-
-
-def _wait(engine: Engine, stream: Stream) -> Result:
-    while True:
-        try:
-            return stream.result(_PULSE_SECONDS)
-        except TimeoutError:
-            if not engine.alive:
-                raise RuntimeError("the engine's thread has ended") from None
