@@ -58,9 +58,7 @@ def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap
         joined_tensors[f"{place}.lora_B"] = _forward(step, blocks, spec)
         if config.dora:
             if len(adapted_parts) < len(parts):
-                raise SkinError(
-                    f"DoRA on {', '.join(adapted_parts)} alone cannot leave: {place} is one matrix with others"
-                )
+                raise SkinError(f"DoRA on {', '.join(adapted_parts)} alone cannot leave {place}, which has others")
             lengths = [part[MAGNITUDE][:, None] for part in part_tensors]
             joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(step, lengths, spec)[:, 0]
         alpha = config.alphas.get(adapted_parts[0], config.alpha)

@@ -80,9 +80,7 @@ class LoraConfig(Grown):
     def _check_experts(self, path: str) -> None:
         if self.dora or self.dropout:
             feature = "magnitudes (dora)" if self.dora else f"dropout ({self.dropout})"
-            raise UsageError(
-                f"LoRA with {feature} is not supported on experts, as {path} is; leave it out, or the experts"
-            )
+            raise UsageError(f"LoRA with {feature} is not supported on experts, as {path} is; leave it out")
 
     def initial(self, path: str, module: Adaptable, generator: torch.Generator) -> dict[str, Tensor]:
         """A Kaiming-uniform with a=√5, so U(±1/√in); B zeros; the magnitudes those of the weights."""

@@ -168,9 +168,7 @@ def read_peft(
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
         if unknown:
-            raise SkinError(
-                f"{tensors_path} adapts {hf[unknown[0]]}, which is neither a linear layer nor experts of this base"
-            )
+            raise SkinError(f"{tensors_path} adapts {hf[unknown[0]]}, which is neither a linear nor experts here")
         config = config.model_copy(update={"targets": short_targets(hf, modules)})
         check_tensors(config, {path: modules[path] for path in modules if path in hf}, tensors)
     return config, tensors

@@ -106,9 +106,7 @@ def parameter_names(stored: Iterable[str], targets: Any, location: Path) -> dict
         }
         unknown = sorted(parameters - set(_ORDER))
         if unknown:
-            raise SkinError(
-                f"{location}: target_parameters names {unknown[0]!r} of {module}; only {_ORDER} are supported"
-            )
+            raise SkinError(f"{location}: target_parameters names {unknown[0]!r} of {module}, not one of {_ORDER}")
         names = {f"{module}.{parameter}": f"{module}.{parameter}" for parameter in parameters}
         names_by_place |= {place: name for name, place in expert_keys(names).items()}
     lost = sorted(names_by_place.keys() - stored)

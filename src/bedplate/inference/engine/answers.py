@@ -26,9 +26,7 @@ class Facts:
     def need_tokenizer(self) -> Tokenizer:
         """UsageError for one that is not asked by token ids."""
         if self.tokenizer is None:
-            raise UsageError(
-                f"{self.name} has no tokenizer here, so it cannot be asked by token ids; give a base with one"
-            )
+            raise UsageError(f"{self.name} has no tokenizer here, so it cannot be asked by token ids")
         return self.tokenizer
 
 

@@ -121,20 +121,14 @@ def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int
                 param="vectors",
             )
         if not re.fullmatch("[0-9a-f]{64}", part.sha256):
-            raise RequestError(
-                "the sha256 of vectors must be 64 lower-case hexadecimal digits; it names them in the prefix cache",
-                param="vectors",
-            )
+            raise RequestError("the sha256 of vectors must be 64 lower-case hexadecimal digits", param="vectors")
 
 
 def check_vectors(base: Base, vectors: Tensor) -> Tensor:
     """A soft prompt's vectors on the base's device, in its dtype. Raises UsageError where they do not fit."""
     size = base.spec.hidden_size
     if vectors.dim() != 2 or vectors.shape[1] != size or not 0 < len(vectors) < base.spec.context_length:
-        raise UsageError(
-            f"a soft prompt for {base.name} is a matrix [P, {size}] of fewer than {base.spec.context_length} rows, not "
-            f"{list(vectors.shape)}"
-        )
+        raise UsageError(f"a soft prompt for {base.name} is a shorter matrix [P, {size}], not {list(vectors.shape)}")
     vectors = vectors.detach().to(base.device, base.dtype)
     if not bool(torch.isfinite(vectors).all()):
         raise UsageError("the soft prompt holds numbers that are not finite in the base's dtype; train it again")

@@ -121,10 +121,7 @@ class Engine(Closing):
         self._forward = choose_forward(run, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
-            raise UnsupportedModelError(
-                f"{base.name} keeps states, which cannot take back tokens that were guessed wrongly; leave `speculate` "
-                "out"
-            )
+            raise UnsupportedModelError(f"{base.name} keeps states, which take back no guess; leave `speculate` out")
         self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
         self._resources = EngineResources(base, self._grammars, base.text_ends, speculates, base.never_written, longest)

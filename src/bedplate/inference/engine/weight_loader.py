@@ -48,10 +48,7 @@ class WeightLoader:
         self.adapters.check_new(key)
         self.adapters.sweep()
         if len(self._bank.slots) >= self._capacity:
-            raise UsageError(
-                f"all {self._capacity} adapter slots are in use; unload an adapter, or open the engine with more "
-                "(adapters)"
-            )
+            raise UsageError(f"all {self._capacity} adapter slots are in use; unload one, or open more (adapters)")
         self.adapters.add(LoadedAdapter(key, self._add(config, tensors), config=config))
 
     def _add(self, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> int:

@@ -116,6 +116,4 @@ async def _send_completion(client: httpx.AsyncClient, body: dict[str, Any]) -> N
             async for _ in reply.aiter_raw():
                 pass
     except httpx.HTTPError as error:
-        raise EndpointError(
-            f"{client.base_url} was not reached or broke off: {error or type(error).__name__}"
-        ) from error
+        raise EndpointError(f"{client.base_url} was not reached or broke off: {error!r}") from error

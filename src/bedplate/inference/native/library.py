@@ -125,9 +125,7 @@ def levels_to_try() -> tuple[str, ...] | str:
     if not override:
         return tuple(name for name in supported_levels if LEVELS[name].chosen)
     if override not in supported_levels:
-        raise UsageError(
-            f"{OVERRIDE} is {override!r}, which this processor does not run; it runs {', '.join(supported_levels)}"
-        )
+        raise UsageError(f"this processor does not run {OVERRIDE} {override!r}; it runs {', '.join(supported_levels)}")
     return (override,)
 
 

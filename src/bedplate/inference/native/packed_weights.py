@@ -129,9 +129,7 @@ class PackedWeights:
         self._dtype = model.dtype
         base_format = _DTYPES[self._dtype]
         if weights not in (base_format, "int8", "int4"):
-            raise UsageError(
-                f"a {base_format} base runs natively with weights {base_format}, int8 or int4, not {weights}"
-            )
+            raise UsageError(f"a {base_format} base runs natively as {base_format}, int8 or int4, not {weights}")
         self.weights: WeightFormat = weights
         self.spec = spec
         self.threads = threads or torch.get_num_threads()

@@ -93,9 +93,7 @@ class SkinPredictor(Closing, display.Displayable):
         little. UsageError for a skin that scores no labels."""
         labels = self.labels
         if not labels:
-            raise UsageError(
-                f"skin {self.skin.name!r} gives {self.skin.output.kind}, no labels; it has no probabilities"
-            )
+            raise UsageError(f"skin {self.skin.name!r} gives {self.skin.output.kind}, no labels with probabilities")
         if not self.skin.output.scored_labels:
             raise UsageError(f"skin {self.skin.name!r} writes its labels and scores none of them")
         predictions = self.predict(rows)
@@ -123,10 +121,7 @@ def rows_for(skin: Skin, rows: RowsLike) -> list[TaskInput]:
     inputs = _listed(rows)
     wrong = next((i for i, row in enumerate(inputs) if not isinstance(row, Value | Mapping)), None)
     if wrong is not None:
-        raise UsageError(
-            f"rows[{wrong}] is {type(inputs[wrong]).__name__}; give a text, or a mapping of the inputs "
-            f"{', '.join(skin.inputs)}"
-        )
+        raise UsageError(f"rows[{wrong}] is {type(inputs[wrong]).__name__}; give texts or mappings of the inputs")
     return inputs
 
 
@@ -166,9 +161,7 @@ def inputs_of(skin: Skin, row: TaskInput) -> Values:
     names = list(skin.inputs)
     if isinstance(row, Value):
         if len(names) != 1:
-            raise RequestError(
-                f"skin {skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
-            )
+            raise RequestError(f"skin {skin.name!r} takes a mapping of the inputs {', '.join(names)}")
         row = {names[0]: row}
     missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
     if missing or unknown:

@@ -21,9 +21,7 @@ class ClassicalPredictor(SkinPredictor):
 
     def __init__(self, skin: Skin) -> None:
         if skin.classical is None:
-            raise SkinError(
-                f"skin {skin.name!r} of kind {skin.kind!r} is not a bag-of-words model: load it with its base"
-            )
+            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a bag-of-words model")
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 

@@ -44,14 +44,10 @@ def api_key(reference: EndpointSpec) -> str | None:
         return None
     key = os.environ.get(name)
     if not key:
-        raise UsageError(
-            f"{reference.url} wants the key in the environment variable {name}, which is not set; export it (a key is "
-            "written into no file)"
-        )
+        raise UsageError(f"{reference.url} wants a key in the environment variable {name}, which is not set")
     if not is_key(key):
         raise UsageError(
-            f"the environment variable {name}, for {reference.url}, holds no key: something in it is not printable "
-            "ASCII, or white space (a line break at its end?); export the key alone"
+            f"the environment variable {name}, for {reference.url}, holds no key but white space or no ASCII"
         )
     return key
 

@@ -150,7 +150,4 @@ def _only_as_written(skin: Skin, *options: object) -> None:
     if any(option is not None for option in options):
         how = "is loaded as it was judged, from where its bases were"
         how = how if skin.classical is None else "answers without a base"
-        raise UsageError(
-            f"skin {skin.name!r} of kind {skin.kind!r} {how}; dtype, weights, kernel, base and embedder do not "
-            "go with it"
-        )
+        raise UsageError(f"skin {skin.name!r} of kind {skin.kind!r} {how}: leave base, dtype and the like out")

@@ -57,9 +57,7 @@ class Lookup:
             return
         if embedder is None:
             material = "demonstrations" if skin.passages is None else "passages"
-            raise SkinError(
-                f"skin {skin.name!r} chooses its {material} with the base {skin.embedder.name}; load that too"
-            )
+            raise SkinError(f"skin {skin.name!r} chooses its {material} with {skin.embedder.name}; load that too")
         self.warnings = verify_embedder(
             skin,
             embedder.base,

@@ -75,9 +75,7 @@ class Account:
                 # What was asked before a price was known is priced now.
                 self._record(str(row["key"]), answer, usd or self._usd(answer))
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{path}, line {number}: no answer of a remote model; remove the file to ask everything again"
-                ) from error
+                raise DataError(f"{path}, line {number}: no answer of a remote model; remove the file") from error
 
     def cached_answer(self, key: str) -> ChatAnswer | None:
         """The answer that was paid for already."""

@@ -70,11 +70,7 @@ class RemoteModel(Closing):
         if request.adapter is not None:
             raise RequestError(f"{endpoint} takes no adapter of this process; leave it out", param="model")
         if any(not 0 <= token < 256 for token in request.tokens):
-            raise RequestError(
-                f"the prompts of {endpoint} are the bytes of a text, as its `tokenize` gives them; a token id is "
-                "outside 0 … 255",
-                param="prompt",
-            )
+            raise RequestError(f"{endpoint} takes the bytes of a text: ids from 0 to 255", param="prompt")
         settings, default = dict[str, Any](), Sampling()
         for name in (setting.name for setting in fields(Sampling)):
             value = getattr(request.sampling, name)

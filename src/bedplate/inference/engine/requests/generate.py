@@ -88,10 +88,7 @@ class GenerateJob(RequestJob[Generate]):
         self.limit = max(room, 1) if max_tokens is None else max_tokens
         check_prompt(base, request.tokens, virtual, self.limit)
         if request.sampling.prompt_logprobs is not None and self.source:
-            raise RequestError(
-                f"the encoder of {base.name} predicts no tokens, so a prompt has no log-probabilities",
-                param="prompt_logprobs",
-            )
+            raise RequestError(f"{base.name} encodes prompts, which have no log-probabilities", param="prompt_logprobs")
         if request.grammar is not None:
             self._matcher = self.resources.grammars.compile(request.grammar)
 
