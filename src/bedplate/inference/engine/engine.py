@@ -62,20 +62,18 @@ Compute = contextlib.AbstractContextManager[object]
 
 
 class Engine(Closing):
-    """Runs requests on one base.
+    """Runs requests on one base. Close it, or use it as a context manager. It belongs to the process that made it. What
+    goes wrong with a request, infinities and NaN of its numbers too, fails that request alone.
 
     max_step_tokens: tokens of one step: running generations take one each, prompts the rest in chunks. max_rows:
     generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
     slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
-    What is not said of these sizes follows from the memory that is free (`engine_sizes`).
-    weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
-    base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
-    does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
-    by default on GPUs. compute: a lock to share with other engines of this machine. on_step: told of every step, in the
-    thread that ran it. Close it, or use it as a context manager.
-    It belongs to the process that made it, not to one that is forked off. What goes wrong with a request, infinities
-    and NaN of its numbers too, fails that request alone.
+    Sizes that are not given follow from the memory that is free (`engine_sizes`). weights: what products read: "auto"
+    the base's own dtype. kernel: "auto" is native where the machine has it for this base. speculate: guess tokens by
+    prompt look-up, which changes no answer; by default where the native kernel makes it cheap. paged: keep keys and
+    values in shared blocks, and weights that read the same input together; by default on GPUs. compute: a lock to share
+    with other engines of this machine. on_step: told of every step, in the thread that ran it.
     """
 
     def __init__(
@@ -199,9 +197,8 @@ class Engine(Closing):
         return self._grammars.accepts(grammar, text)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
-        """Runs requests together and returns their results in order. The first error is raised after all have ended.
-        Requests are queued by length, so that a batch holds alike ones; beginnings that they share are computed
-        once."""
+        """Runs requests together and returns their results in order; the first error is raised after all have ended.
+        They are queued by length, so that a batch holds alike ones; shared beginnings are computed once."""
         self._check_open()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
         # The caller's thread computes, and the engine's is not woken. Each thread has an OpenMP pool of its own, and
@@ -314,9 +311,8 @@ class Engine(Closing):
             self._loader.load_adapter(key, config, tensors)
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
-        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
-        before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
-        of the context."""
+        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] before every
+        prompt, on the base or on a loaded adapter. They take P positions of the context."""
         self._loader.check_soft_prompts()
         self._check_open()
         with self._compute:

@@ -129,9 +129,8 @@ class Matcher:
             allowed_W.fill(-1)
 
     def without_mask(self, token: int) -> int | None:
-        """The token that a mask would leave, where that is known without one at a hundredth of the cost: the first
-        forced token (others that spell the same are left out), or `token`, the likeliest and no end of a text, where it
-        is allowed. None: a mask must tell."""
+        """The token that a mask would leave, where that is known at a hundredth of the mask's cost: the first forced
+        token, or `token`, the likeliest and no end of a text, where it is allowed. None: a mask must tell."""
         if self.failure is not None:
             return None
         begin = time.thread_time()

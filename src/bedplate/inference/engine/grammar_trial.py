@@ -1,9 +1,8 @@
-"""A process in which grammars of strangers are compiled first, within limits: one that takes too much of them ends the
-process, and not the server.
+"""A process in which grammars of strangers are compiled first: one that takes too much ends the process, not the
+server.
 
-The bounds of `grammar_rules` are what keeps grammars cheap; this is for what nobody foresaw. The process is started
-when the first grammar comes, knows no model and no secret, and ends with its parent. What it has compiled is compiled
-again where it is used, since automata do not travel; by then it is known how little that takes.
+The bounds of `grammar_rules` keep grammars cheap; this is for what nobody foresaw. The process knows no model and no
+secret, and ends with its parent. What it has compiled is compiled again where it is used, since automata do not travel.
 """
 
 from __future__ import annotations

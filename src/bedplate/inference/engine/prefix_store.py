@@ -1,8 +1,7 @@
-"""Assigns cache rows to jobs, and moves prefixes between rows and the prefix cache: finds what is cached of a request,
-saves what it computed.
+"""Assigns cache rows to jobs, and moves prefixes between rows and the prefix cache.
 
-A prefix is saved for later requests: where it cannot be saved, the request itself goes on. A cache may renumber its
-rows when it grows; jobs learn their new numbers here. Belongs to the thread that computes.
+A prefix that cannot be saved does no harm to its request. A cache may renumber its rows when it grows; jobs learn their
+new numbers here. Belongs to the thread that computes.
 """
 
 from __future__ import annotations

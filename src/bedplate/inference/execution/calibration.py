@@ -61,9 +61,8 @@ class PlanTimings:
 
     def cost(self, plan: ExecutionPlan, use: Use = "generate") -> float:
         """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
-        sequences that are decoded together. For "score" such a prompt and a short one of a quarter of its tokens, in
-        which what a pass costs by itself counts: its time lies between one token's and the long one's. For encoders,
-        of which prompts alone are timed, the long one."""
+        sequences. For "score" such a prompt and one of a quarter of its tokens, whose time lies between one token's and
+        the long one's. For encoders, of which prompts alone are timed, the long one."""
         times = self.seconds[plan]
         if "decode_1" not in times:
             return times["prefill"]
@@ -80,10 +79,9 @@ class PlanTimings:
 def plan_timings(
     spec: TextSpec, plans: Sequence[ExecutionPlan], *, brief: Use | None = None, remeasure: bool = False
 ) -> PlanTimings:
-    """The timings of these plans for a base of this architecture on this machine's CPU: read, or made now. Every plan
-    must be possible here. brief: only the fastest plan for this use is asked for; somebody waits for it. Who asks for
-    another use, or for the times themselves, has them measured thoroughly, which serves every use. remeasure: whatever
-    was kept."""
+    """The timings of these plans, which must be possible here, for a base of this architecture: read, or made now.
+    brief: only the fastest plan for this use is asked for; somebody waits for it. Another use, or a caller who asks for
+    the times, has them measured thoroughly, which serves every use. remeasure: whatever was kept."""
     spec, brief_uses = timed_as(spec), list[Use]()
 
     def read(record: Mapping[str, Any]) -> PlanTimings:

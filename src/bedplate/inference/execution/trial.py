@@ -1,9 +1,8 @@
 """Times a base's passes under one execution plan, on a few blocks of its sizes with made-up weights.
 
-What a weight is does not change what it costs, so that plans can be timed before a checkpoint is read. Fixed costs,
-blocks and head are timed apart and scaled up to the whole base. Between two passes as much memory is read as the blocks
-that are left out would have taken, up to the size of the last cache: a whole base does not stay in it from one token to
-the next.
+Plans can so be timed before a checkpoint is read. Fixed costs, blocks and head are timed apart and scaled up to the
+whole base. Between two passes as much memory is read as the blocks that are left out would have taken, up to the size
+of the last cache: a whole base does not stay in it from one token to the next.
 """
 
 from __future__ import annotations

@@ -80,11 +80,10 @@ class PagedSegment:
 
 
 class PagedCache:
-    """Pools of blocks, one for each window that layers have. A row's layers with a window take blocks as it is computed
-    and let go of those that neither its next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache
-    to let go of so many bytes, and says whether it did. pinned: bytes that it never will. scratch: each pool has
-    one block more, its last one, which is nobody's: rows that only make up a number keep there what they compute. By
-    default where steps are recorded, on CUDA devices."""
+    """Pools of blocks, one for each window that layers have. Layers with a window let go of blocks that neither the
+    row's next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache to let go of so many bytes, and
+    says whether it did. pinned: bytes that it never will. scratch: each pool has one block more, which is nobody's, for
+    rows that only fill up a number; by default on CUDA devices, where steps are recorded."""
 
     copies = False
 

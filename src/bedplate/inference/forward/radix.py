@@ -1,10 +1,8 @@
-"""The prefix cache: segments of keys and values by their tokens (SGLang's RadixAttention,
-https://arxiv.org/abs/2312.07104).
+"""The prefix cache: keys and values by their tokens (SGLang's RadixAttention, https://arxiv.org/abs/2312.07104).
 
-One tree per namespace. An edge holds a run of key elements and the segment of keys and values that belongs to them.
-Leaves that nobody pinned are evicted, least recently used first, to stay under `capacity` bytes. The tree knows nothing
-of tensors: a segment is whatever the cache underneath saves (a copy, or counted references to blocks). Key elements are
-token ids, with a tenant's salt in the first one that is not shared, or hashes of media.
+One tree per namespace. An edge holds a run of key elements and their segment: whatever the cache underneath saves (a
+copy, or counted references to blocks). Leaves that nobody pinned are evicted, least recently used first, to stay under
+`capacity` bytes. Key elements are token ids, with a tenant's salt in the first that is not shared, or hashes of media.
 """
 
 from __future__ import annotations
@@ -96,9 +94,8 @@ class Match:
 
 
 class RadixTree:
-    """Segments by key. `block`: matches and edges are multiples of so many elements (paged caches share whole blocks).
-    snapshots: a sequence can go on only from the end of a segment that `resumes`. Not thread-safe: it belongs to the
-    thread that computes."""
+    """Segments by key. block: matches and edges are multiples of so many elements. snapshots: a sequence can go on only
+    from the end of a segment that `resumes`. It belongs to the thread that computes."""
 
     def __init__(self, capacity: int, block: int = 1, *, snapshots: bool = False) -> None:
         self.capacity, self.block, self.snapshots = capacity, block, snapshots

@@ -22,8 +22,7 @@ from bedplate.models.layers.attention_options import AttentionOptions
 @dataclass(frozen=True)
 class Span:
     """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache. source:
-    how many tokens stand before the sequence in its row, which an encoder has read: only attention across sees them,
-    and positions are counted after them."""
+    tokens before the sequence in its row, which an encoder has read: only attention across sees them."""
 
     row: int
     start: int

@@ -60,10 +60,9 @@ class Resident(Protocol):
 
 
 class TorchForward(Forward):
-    """The base's own module. joined: linears that read the same input are one product, for which their weights are
-    moved together: by default on devices, whatever the cache, and over blocks. On a CPU that gains nothing (a decode
-    step of 135 million parameters takes as long, bound by memory), and weights that are the file's own pages would no
-    longer be. record: decode steps over blocks are recorded and replayed."""
+    """The base's own module. joined: linears that read the same input are one product, their weights moved together: by
+    default on devices and over blocks. (On a CPU that gains nothing, and mapped pages of the file would be copied.)
+    record: decode steps over blocks are recorded and replayed."""
 
     name = "torch"
 

@@ -45,8 +45,7 @@ NO_TERMS = LookupContext()
 @dataclass(frozen=True)
 class PromptVectors:
     """Features [P, D] in the place of the embeddings of P prompt tokens from position `start` on, whose ids are only
-    placeholders: what an encoder made of an image or a sound. sha256: hash of the media file and of how it was encoded;
-    it stands for these tokens in prefix-cache keys."""
+    placeholders. sha256: hash of the media file and its encoding, which names these tokens in prefix-cache keys."""
 
     start: int
     vectors_PD: Tensor = field(compare=False)

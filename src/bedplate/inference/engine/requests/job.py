@@ -35,9 +35,8 @@ R = TypeVar("R", bound=Request)
 
 @dataclass(frozen=True)
 class EngineResources:
-    """What all requests of an engine are computed with. ends: the tokens that end a text. speculates: whether next
-    tokens are drafted. never: tokens that may never be generated. longest: the longest sequence that fits the cache;
-    None: any length."""
+    """What all requests of an engine are computed with. ends: tokens that end a text. speculates: whether next tokens
+    are drafted. never: tokens that are never generated. longest: sequence that fits the cache; None: any."""
 
     base: Base
     grammars: Grammars
