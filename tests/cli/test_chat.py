@@ -163,26 +163,13 @@ def test_ctrl_d_leaves(fake: Fake) -> None:
         chat.leave()
 
 
-def test_texts_of_several_lines(fake: Fake) -> None:
-    with terminal("echo", "--url", fake.url) as chat:
-        chat.until("> ")
-        chat.type('"""\r')
-        chat.until(". ")
-        chat.type("/three\r")
-        chat.until(". ")
-        chat.type('four\\\r"""\r')
-        chat.until('"/three\\nfour\\\\"')
-        chat.leave()
-
-
-def test_inputs_are_asked_for_by_name(fake: Fake) -> None:
+def test_several_inputs_are_one_object(fake: Fake) -> None:
     with terminal("pair", "--url", fake.url) as chat:
-        chat.until("question> ")
-        chat.type('is "it"?\r')
-        chat.until("answer> ")
-        chat.type("yes\r")
-        chat.until('{"question": "is \\"it\\"?", "answer": "yes"}')
+        chat.until("> ")
+        chat.type('{"question": "is it?", "answer": "yes"}\r')
+        chat.until("cached")
         chat.leave()
+    assert json.loads(fake.requests[-1]["messages"][-1]["content"]) == {"question": "is it?", "answer": "yes"}
 
 
 def test_no_color_and_a_model_that_steers_terminals(fake: Fake) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
@@ -26,88 +27,57 @@ BASE_TEMPERATURE = 0.7
 BASE_MAX_TOKENS = 1024
 
 
-class Reply(Protocol):
-    """An answer on its way: iterate `pieces` once, or `close` it early; then `answer` is what came."""
+class Reply(NamedTuple):
+    """An answer on its way: iterate `pieces()` once, or `close()` it early; then `answer()` is what came."""
 
-    def pieces(self) -> Iterator[ReplyPiece]: ...
-    def close(self) -> None: ...
-    def answer(self) -> ChatAnswer: ...
+    pieces: Callable[[], Iterator[ReplyPiece]]
+    close: Callable[[], object]
+    answer: Callable[[], ChatAnswer]
 
 
-class LocalReply:
+def local_reply(stream: Stream, reader: ReplyReader) -> Reply:
     """A generation of the engine on this machine, its reasoning told apart by `reader`."""
+    texts = {"content": "", "reasoning": ""}
 
-    def __init__(self, stream: Stream, reader: ReplyReader) -> None:
-        self._stream, self._reader = stream, reader
-        self._texts = {"content": "", "reasoning": ""}
+    def pieces() -> Iterator[ReplyPiece]:
+        for step in stream:
+            yield from count(reader.push(step.text))
+        yield from count(reader.finish(cut=answer().finish_reason in CUT_REASONS))
 
-    def pieces(self) -> Iterator[ReplyPiece]:
-        for step in self._stream:
-            yield from self._count(self._reader.push(step.text))
-        yield from self._count(self._reader.finish(cut=self.answer().finish_reason in CUT_REASONS))
-
-    def _count(self, pieces: Sequence[ReplyPiece]) -> Iterator[ReplyPiece]:
+    def count(pieces: Sequence[ReplyPiece]) -> Sequence[ReplyPiece]:
         for piece in pieces:
-            self._texts[piece.section] += piece.text
-            yield piece
+            texts[piece.section] += piece.text
+        return pieces
 
-    def close(self) -> None:
-        self._stream.cancel()
-
-    def answer(self) -> ChatAnswer:
-        from bedplate.inference.engine.requests import Generation
-
-        result = self._stream.result()
-        assert isinstance(result, Generation)
+    def answer() -> ChatAnswer:
+        result: Any = stream.result()
         usage, timing = result.usage, result.timing
         tokens = (usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens)
-        answer = ChatAnswer(self._texts["content"], result.finish_reason, *tokens, reasoning=self._texts["reasoning"])
+        answer = ChatAnswer(texts["content"], result.finish_reason, *tokens, reasoning=texts["reasoning"])
         return replace(answer, first_seconds=timing.first, seconds=timing.total)
 
-
-@dataclass(frozen=True)
-class WholeReply:
-    """An answer that comes in one piece."""
-
-    whole: ChatAnswer
-
-    def pieces(self) -> Iterator[ReplyPiece]:
-        yield ReplyPiece("content", self.whole.text)
-
-    def close(self) -> None:
-        """Nothing is under way."""
-
-    def answer(self) -> ChatAnswer:
-        return self.whole
+    return Reply(pieces, stream.cancel, answer)
 
 
-class Partner(ABC):
+class Partner(Closing):
     """A model to talk with. inputs: those of a skin, which reads one message alone; empty for a model that reads the
-    whole conversation."""
+    whole conversation. RequestError for settings that it can never take, and what a server may fail with."""
 
     name: str
     inputs: tuple[str, ...] = ()
-    context_length: int | None = None
     warnings: Sequence[str] = ()
 
     @abstractmethod
-    def check(self, settings: Settings) -> None:
-        """Raises RequestError for settings that the model can never take."""
-
+    def check(self, settings: Settings) -> None: ...
     @abstractmethod
-    def respond(self, messages: Messages, settings: Settings) -> Reply:
-        """Raises RequestError, ContextLengthExceeded, and what a server may fail with."""
-
-    @abstractmethod
-    def close(self) -> None: ...
+    def respond(self, messages: Messages, settings: Settings) -> Reply: ...
 
 
 class LocalBase(Partner):
     """A base on this machine. By default it answers at temperature 0.7 with at most 1,024 tokens."""
 
     def __init__(self, model: LocalModel) -> None:
-        self._model = model
-        self.name, self.context_length = model.base.name, model.base.spec.context_length
+        self._model, self.name = model, model.base.name
         if model.tokenizer.chat is None:
             model.close()
             raise UsageError(f"{self.name} has no chat template; use `bedplate generate`")
@@ -126,7 +96,7 @@ class LocalBase(Partner):
         sampling = Sampling(**{"temperature": BASE_TEMPERATURE, "max_tokens": max_tokens, **settings})
         form = reply_form(self._model.tokenizer, tokens, ())
         request = Generate(tokens=tuple(tokens), sampling=sampling, marks=frozenset(form.marks.values()))
-        return LocalReply(self._model.engine.submit(request), form.reader())
+        return local_reply(self._model.engine.submit(request), form.reader())
 
     def close(self) -> None:
         self._model.close()
@@ -139,8 +109,8 @@ class LocalSkin(Partner):
         from bedplate.inference.predict.loaded import LoadedSkin
 
         skin, output = predictor.skin, predictor.skin.output
-        self._predictor = predictor
-        self.name, self.inputs, self.warnings = skin.name, tuple(skin.inputs), predictor.warnings
+        self._predictor, self.warnings = predictor, predictor.warnings
+        self.name, self.inputs = skin.name, tuple(skin.inputs)
         self._writer = predictor if isinstance(predictor, LoadedSkin) and output.answered_by == "generate" else None
         if output.as_embedding is not None:
             predictor.close()
@@ -161,20 +131,14 @@ class LocalSkin(Partner):
         row = content if len(self.inputs) == 1 else self._fields(content)
         if self._writer is not None:
             request = self._writer.request(row, self._sampling(settings))
-            return LocalReply(self._writer.engine.submit(request), PlainReader())
+            return local_reply(self._writer.engine.submit(request), PlainReader())
         [prediction] = self._predictor.predict([row])
-        answer = ChatAnswer(
-            prediction.output,
-            prediction.finish_reason or "stop",
-            prediction.prompt_tokens,
-            prediction.cached_tokens,
-            prediction.completion_tokens,
-            prediction.usd,
-            prediction.seconds,
-            prediction.seconds,
-            {"scores": dict(prediction.scores)} if prediction.scores else {},
-        )
-        return WholeReply(answer)
+        tokens = (prediction.prompt_tokens, prediction.cached_tokens, prediction.completion_tokens)
+        costs = (prediction.usd, prediction.seconds, prediction.seconds)
+        extension = {"scores": dict(prediction.scores)} if prediction.scores else {}
+        answer = ChatAnswer(prediction.output, prediction.finish_reason or "stop", *tokens, *costs, extension)
+        piece = ReplyPiece("content", answer.text)
+        return Reply(lambda: iter([piece]), lambda: None, lambda: answer)
 
     def _fields(self, content: str) -> dict[str, Any]:
         try:
@@ -201,15 +165,14 @@ class ChatEndpoint(Partner):
         if self.name not in models:
             raise UnknownModelError(f"{endpoint.url} has no model {name!r}; its models are: {', '.join(models)}")
         facts: Any = models[self.name].get("bedplate")
-        facts = facts if isinstance(facts, dict) else {}
-        self.inputs = tuple(map(str, facts.get("inputs") or ()))
-        self.context_length = facts.get("context_length")
+        self.inputs = tuple(map(str, facts.get("inputs") or ())) if isinstance(facts, dict) else ()
 
     def check(self, settings: Settings) -> None:
         """The server says what it takes, with its answer."""
 
     def respond(self, messages: Messages, settings: Settings) -> Reply:
-        return self._endpoint.chat(self.name, messages, **settings)
+        stream = self._endpoint.chat(self.name, messages, **settings)
+        return Reply(stream.pieces, stream.close, stream.answer)
 
     def close(self) -> None:
         self._endpoint.close()
@@ -271,7 +234,7 @@ COMMANDS = {
 HELP = "\n".join(
     [
         *(f"/{name:<7} {help}" for name, help in COMMANDS.items()),
-        '""" alone begins and ends a text of several lines; a message that begins with / is written with //.',
+        "A message that begins with / is written with //; a skin of several inputs takes a JSON object of them.",
         "Ctrl-C stops an answer; again, or Ctrl-D, leaves.",
     ]
 )

@@ -16,7 +16,6 @@ from bedplate.inference.chat.conversation import Conversation, run_command
 from bedplate.inference.remote.endpoint import ChatAnswer
 
 HISTORY_LINES = 1000
-_BLOCK = '"""'
 # What a model writes must not steer the terminal: control characters but tab and line feed are shown as pictures.
 _SAFE = {
     **{code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"},
@@ -60,7 +59,7 @@ def talk(conversation: Conversation) -> None:
     with line_editing():
         while True:
             try:
-                content = _read_message(conversation.partner.inputs)
+                content = input("> ")
                 interrupted = False
                 interrupted = _take(conversation, content, screen) == "cancelled"
             except EOFError:
@@ -89,7 +88,7 @@ def pipe(conversation: Conversation, lines: Iterable[str], *, as_json: bool) -> 
         except BedplateError as error:
             code = 1
             if as_json:
-                _print_json({"error": {"message": _advice(error), "code": error.code}})
+                print(json.dumps({"error": {"message": _advice(error), "code": error.code}}), flush=True)
             else:
                 screen.remark(f"error: {_advice(error)}", _RED)
     return code
@@ -115,7 +114,8 @@ def _take(conversation: Conversation, content: str, screen: Screen, *, as_json: 
     reply = conversation.begin(content)
     for _ in reply.pieces():
         pass
-    _print_json(_answer_fields(content, conversation.finish(reply)))
+    fields = _answer_fields(content, conversation.finish(reply))
+    print(json.dumps(fields, ensure_ascii=False), flush=True)
     return ""
 
 
@@ -173,25 +173,17 @@ def _answer_fields(content: str, answer: ChatAnswer) -> dict[str, Any]:
     return fields if answer.cost_usd is None else fields | {"cost_usd": answer.cost_usd}
 
 
-def _print_json(content: Mapping[str, Any]) -> None:
-    print(json.dumps(content, ensure_ascii=False), flush=True)
-
-
 def _scores(answer: ChatAnswer) -> Mapping[str, float]:
     scores = answer.extension.get("scores")
     return scores if isinstance(scores, dict) else {}
 
 
 def _costs(answer: ChatAnswer) -> list[str]:
-    """Tokens, speed, seconds and dollars of an answer, where they are known."""
-    tokens, costs = answer.completion_tokens or 0, list[str]()
+    """Tokens, seconds and dollars of an answer, where they are known."""
+    costs = [f"{answer.completion_tokens or 0} out"]
     if answer.prompt_tokens is not None:
-        costs.append(f"{answer.prompt_tokens} tokens in, {answer.cached_tokens or 0} cached")
-    if tokens:
-        costs.append(f"{tokens} out")
+        costs.insert(0, f"{answer.prompt_tokens} tokens in, {answer.cached_tokens or 0} cached")
     if answer.first_seconds is not None:
-        decoding = answer.seconds - answer.first_seconds
-        costs += [f"{(tokens - 1) / decoding:.1f} tokens/s"] if tokens > 1 and decoding > 0 else []
         costs.append(f"first after {answer.first_seconds:.2f} s")
     costs.append(f"{answer.seconds:.2f} s")
     return costs if answer.cost_usd is None else [*costs, f"${answer.cost_usd:.2g}"]
@@ -223,24 +215,3 @@ def line_editing() -> Generator[None]:
         path.touch(mode=0o600)
         path.chmod(0o600)
         readline.append_history_file(readline.get_current_history_length() - before, path)
-
-
-def _read_message(inputs: tuple[str, ...]) -> str:
-    """Reads one message; for a skin of several inputs each by its name."""
-    if len(inputs) < 2:
-        return _read_text("> ")
-    first = _read_text(f"{inputs[0]}> ")
-    if first.startswith("/") and not first.startswith("//"):
-        return first
-    values = [first, *(_read_text(f"{name}> ") for name in inputs[1:])]
-    plain = [value[1:] if value.startswith("//") else value for value in values]
-    return json.dumps(dict(zip(inputs, plain, strict=True)), ensure_ascii=False)
-
-
-def _read_text(mark: str) -> str:
-    line = input(mark)
-    if line.strip() != _BLOCK:
-        return line
-    lines = list(iter(lambda: input("." * (len(mark) - 1) + " "), _BLOCK))
-    text = "\n".join(lines)
-    return f"/{text}" if text.startswith("/") else text  # a text, never a command
