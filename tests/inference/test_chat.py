@@ -126,9 +126,8 @@ def test_a_base_here_answers_as_the_engine_does(files: dict[str, str]) -> None:
 
 
 def test_the_context_s_end_is_said(files: dict[str, str]) -> None:
-    with local(files, "tiny", temperature=0, repetition_penalty=1.3) as conversation:
-        with pytest.raises(ContextLengthExceeded):
-            conversation.begin("works well " * 600)
+    with local(files, "tiny", temperature=0) as conversation, pytest.raises(ContextLengthExceeded):
+        conversation.begin("works well " * 600)
 
 
 @pytest.mark.parametrize("name", ["prompted", "probed"])

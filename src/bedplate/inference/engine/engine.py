@@ -38,7 +38,7 @@ from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
-from bedplate.inference.engine.sizes import check_sizes, engine_sizes, open_caches
+from bedplate.inference.engine.sizes import engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.weight_loader import WeightLoader
@@ -94,7 +94,10 @@ class Engine(Closing):
         compute: Compute | None = None,
         on_step: OnStep | None = None,
     ) -> None:
-        check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
+        given = {"max_step_tokens": max_step_tokens, "max_rows": max_rows, "step_adapters": step_adapters}
+        for name, size in given.items():
+            if size is not None and size < 1:
+                raise UsageError(f"{name} is {size}, with which no request would ever run; give 1 or more")
         _check_unconverted(base.outline)
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")

@@ -360,11 +360,7 @@ class Runner:
                     self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
                 # Each piece is kept as soon as it is there; the next one holds it.
                 self.tree.pin(
-                    adapter,
-                    key[:end],
-                    lambda begin, end: cache.save(row, begin, end),
-                    cache.token_bytes,
-                    public=public,
+                    adapter, key[:end], lambda begin, end: cache.save(row, begin, end), cache.token_bytes, public=public
                 )
                 if at > match.length:
                     self.tree.unpin(adapter, key[:at], public=public)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from bedplate.core.errors import UsageError
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
@@ -33,13 +32,6 @@ class EngineSizes:
     max_rows: int
     cache_bytes: int
     slot_bytes: int
-
-
-def check_sizes(**sizes: int | None) -> None:
-    """UsageError for one that lets nothing run."""
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}, with which no request would ever run; give 1 or more")
 
 
 def engine_sizes(

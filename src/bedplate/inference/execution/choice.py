@@ -55,12 +55,7 @@ class Choice:
 
 
 def choose(
-    spec: TextSpec,
-    plans: Sequence[ExecutionPlan],
-    device: torch.device,
-    use: Use = "generate",
-    *,
-    loaded: bool = False,
+    spec: TextSpec, plans: Sequence[ExecutionPlan], device: torch.device, use: Use = "generate", *, loaded: bool = False
 ) -> Choice:
     """The fastest of these plans on this machine. loaded: the module is in memory already, so that only what lies
     beside it needs room. Raises UsageError where none is possible, with the reason."""
@@ -151,12 +146,7 @@ def torch_base(base: Base, weights: Weights, kernel: Kernel) -> Base:
 
 
 def choose_forward(
-    base: Base,
-    bank: Bank | None,
-    cache: KVCache | None,
-    torch_forward: TorchForward,
-    weights: Weights,
-    kernel: Kernel,
+    base: Base, bank: Bank | None, cache: KVCache | None, torch_forward: TorchForward, weights: Weights, kernel: Kernel
 ) -> Forward:
     """The forward pass of a loaded base: on its own weights where nothing else is asked for, natively where that
     measured faster. Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give."""

@@ -19,7 +19,7 @@ from bedplate.core.processor import processor
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.native import NativeForward, native_forward
+from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.packed_weights import WeightFormat
@@ -131,8 +131,7 @@ class PlanTrial:
 
     def close(self) -> None:
         """Frees what the kernel holds."""
-        if isinstance(self._forward, NativeForward):
-            self._forward.close()
+        self._forward.close()
 
 
 def sweep_bytes() -> int:

@@ -182,12 +182,7 @@ class SlotCache:
     longest = None
 
     def __init__(
-        self,
-        spec: TextSpec,
-        dtype: torch.dtype,
-        device: torch.device,
-        limit_bytes: int = 1 << 40,
-        step: int = STEP,
+        self, spec: TextSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40, step: int = STEP
     ) -> None:
         self._spec, self.dtype, self.device, self.step = spec, dtype, device, step
         layout = row_layout(spec)

@@ -15,6 +15,8 @@ from functools import lru_cache
 from typing import Protocol
 
 Key = tuple[int, ...]
+Save = Callable[[int, int], "Segment | None"]
+"""Makes the segment of the key elements from one to before another; None where they are gone."""
 _SALT_SHIFT = 64
 
 
@@ -146,28 +148,14 @@ class RadixTree:
         return longest
 
     def insert(
-        self,
-        namespace: Hashable,
-        key: Key,
-        save: Callable[[int, int], Segment | None],
-        size: int,
-        cuts: Sequence[int] = (),
-        renew: bool = False,
+        self, namespace: Hashable, key: Key, save: Save, size: int, cuts: Sequence[int] = (), renew: bool = False
     ) -> int:
-        """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each, or
-        None where they are gone; an edge ends at each of `cuts`. Returns how many elements were added: 0 too where they
-        cannot be made to fit. renew: where all of it is there, its last segment is saved anew if it has no snapshot."""
+        """Adds what is not there yet, with elements of `size` bytes each; an edge ends at each of `cuts`. Returns how
+        many elements were added. renew: where all of it is there, its last segment is saved anew if it has no snapshot.
+        """
         return self._insert(namespace, key, save, size, cuts, pin=False, renew=renew)[1]
 
-    def pin(
-        self,
-        namespace: Hashable,
-        key: Key,
-        save: Callable[[int, int], Segment | None],
-        size: int,
-        *,
-        public: bool = True,
-    ) -> None:
+    def pin(self, namespace: Hashable, key: Key, save: Save, size: int, *, public: bool = True) -> None:
         """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice. public: it is everybody's."""
         node, _ = self._insert(namespace, key, save, size, (), pin=True, renew=True)
         node.ends += 1
@@ -260,14 +248,7 @@ class RadixTree:
         self._evict(self.capacity, None)
 
     def _insert(
-        self,
-        namespace: Hashable,
-        key: Key,
-        save: Callable[[int, int], Segment | None],
-        size: int,
-        cuts: Sequence[int],
-        pin: bool,
-        renew: bool,
+        self, namespace: Hashable, key: Key, save: Save, size: int, cuts: Sequence[int], *, pin: bool, renew: bool
     ) -> tuple[RadixNode, int]:
         self._clock += 1
         node = self._roots.setdefault(namespace, RadixNode((), None, None))
@@ -301,7 +282,7 @@ class RadixTree:
             self._evict(0, None)  # snapshots were not counted before they were made
         return node, added
 
-    def _renew(self, node: RadixNode, save: Callable[[int, int], Segment | None]) -> None:
+    def _renew(self, node: RadixNode, save: Save) -> None:
         """Gives a node's segment the snapshot that it has not."""
         if node.segment is None or node.segment.resumes:
             return

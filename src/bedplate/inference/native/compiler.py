@@ -24,16 +24,7 @@ from bedplate.core.files import atomic_write, bedplate_home, file_lock
 from bedplate.inference.native.levels import BASELINE, Level, machine
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = (
-    "-O3",
-    "-std=c++20",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-Wno-psabi",
-)
+FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-psabi")
 """No contraction of a·b + c by the compiler's own choice: it could differ between a vector loop and its remainder. No
 remarks on how vectors are passed to functions: no function that others call takes one."""
 KERNEL = Path(__file__).parent / "kernel"
@@ -99,20 +90,16 @@ def build(level: Level | None) -> BuiltKernel | str:
 def opened(level: Level | None, load: Callable[[BuiltKernel], T]) -> T | str:
     """What `load` makes of the kernel for a level, or the reason why it cannot be had. load may raise OSError or
     AttributeError. A shipped file that this system does not load is built here instead."""
-    built = build(level)
-    if isinstance(built, str):
-        return built
-    try:
-        return load(built)
-    except (OSError, AttributeError) as error:
-        reason = _unloadable(built, error)
-    if built.shipped:
-        rebuilt = _compiled(unit_of(level, machine()))
-        if isinstance(rebuilt, BuiltKernel):
+    unit, reason = unit_of(level, machine()), ""
+    for find in (lambda: _shipped(unit.name), lambda: _compiled(unit)):
+        built = find()
+        if isinstance(built, str):
+            return reason or built
+        if built is not None:
             try:
-                return load(rebuilt)
+                return load(built)
             except (OSError, AttributeError) as error:
-                return _unloadable(rebuilt, error)
+                reason = _unloadable(built, error)
     return reason
 
 

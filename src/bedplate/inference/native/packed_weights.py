@@ -43,7 +43,6 @@ WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _BLOCK_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 512, 64, 4096
-_PLACES = len(PLACES)
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,32 +188,20 @@ class PackedWeights:
     ) -> NativeAdapter:
         """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared, and for
         linears that the kernel adds nothing to (those of experts)."""
-        table = (NativeLowRank * (self.spec.layers * _PLACES))()
-        places = {f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES}
-        unsupported_path = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
+        paths = [f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES]
+        numbers, table = {path: number for number, path in enumerate(paths)}, (NativeLowRank * len(paths))()
+        unsupported_path = next((path for path in (*pairs, *(scales or {})) if path not in numbers), None)
         if unsupported_path is not None:
             raise UsageError(f"the native path has no adapters at {unsupported_path}; run this one with kernel torch")
-        for layer in range(self.spec.layers):
-            for place, name in enumerate(PLACES):
-                pair = pairs.get(f"layers.{layer}.{name}")
-                if pair is None:
-                    continue
-                a, b, scaling = pair
-                if a.dtype != self._dtype or b.dtype != self._dtype:
-                    raise UsageError(f"layers.{layer}.{name}: the adapter is {a.dtype}, and the base is {self._dtype}")
-                if not a.is_contiguous() or not b.t().is_contiguous():
-                    raise UsageError(f"layers.{layer}.{name}: A must be contiguous, and B's transpose")
-                if a.shape[0] > _MAX_RANK:
-                    raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
-                scale, shift = (scales or {}).get(f"layers.{layer}.{name}", (None, None))
-                table[layer * _PLACES + place] = NativeLowRank(
-                    a.data_ptr(),
-                    b.data_ptr(),
-                    a.shape[0],
-                    scaling,
-                    None if scale is None else scale.data_ptr(),
-                    None if shift is None else shift.data_ptr(),
-                )
+        for path, (a, b, scaling) in pairs.items():
+            if a.dtype != self._dtype or b.dtype != self._dtype:
+                raise UsageError(f"{path}: the adapter is {a.dtype}, and the base is {self._dtype}")
+            if not a.is_contiguous() or not b.t().is_contiguous():
+                raise UsageError(f"{path}: A must be contiguous, and B's transpose")
+            if a.shape[0] > _MAX_RANK:
+                raise UsageError(f"{path}: rank {a.shape[0]} is over {_MAX_RANK}")
+            at = (None if tensor is None else tensor.data_ptr() for tensor in (scales or {}).get(path, (None, None)))
+            table[numbers[path]] = NativeLowRank(a.data_ptr(), b.data_ptr(), a.shape[0], scaling, *at)
         return NativeAdapter(dict(pairs), dict(scales or {}), table)
 
     def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:

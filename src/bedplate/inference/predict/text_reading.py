@@ -117,11 +117,8 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
 
 def _written(raw_input: Read) -> TextOrPair | None:
     """The text or pair; None for token ids."""
-    return (
-        cast(TextOrPair, raw_input)
-        if isinstance(raw_input, str) or (raw_input and isinstance(raw_input[0], str))
-        else None
-    )
+    written = isinstance(raw_input, str) or (raw_input and isinstance(raw_input[0], str))
+    return cast(TextOrPair, raw_input) if written else None
 
 
 def _prompt_tokens(base: Base, prompt: str) -> int:

@@ -10,7 +10,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
@@ -185,29 +185,28 @@ class Endpoint(Closing):
         self._client.close()
 
 
+def _answer(
+    text: str, reason: str, usage: Mapping[str, Any], extension: Mapping[str, Any], seconds: float
+) -> ChatAnswer:
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    extra = {name: value for name, value in extension.items() if name != "cost_usd"}
+    tokens = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
+    return ChatAnswer(text, reason, *tokens, extension.get("cost_usd"), seconds=seconds, extension=extra)
+
+
 def _whole_answer(response: httpx.Response, url: str, seconds: float) -> ChatAnswer:
     """The answer in a reply that was not streamed. EndpointError where it is none of the API."""
     try:
         content: dict[str, Any] = response.json()
         choice: dict[str, Any] = content["choices"][0]
         text = choice["message"]["content"]
-        usage: dict[str, Any] = content.get("usage") or {}
-        details: dict[str, Any] = usage.get("prompt_tokens_details") or {}
         extension = {**(content.get("bedplate") or {}), **(choice.get("bedplate") or {})}
         tokens: list[dict[str, Any]] = (choice.get("logprobs") or {}).get("content") or []
         first = tokens[0].get("top_logprobs") or [] if tokens else []
-        return ChatAnswer(
-            "" if text is None else str(text),
-            str(choice.get("finish_reason") or "stop"),
-            usage.get("prompt_tokens"),
-            details.get("cached_tokens"),
-            usage.get("completion_tokens"),
-            extension.pop("cost_usd", None),
-            None,
-            seconds,
-            extension,
-            tuple((str(alternative["token"]), float(alternative["logprob"])) for alternative in first),
-        )
+        reason, usage = str(choice.get("finish_reason") or "stop"), content.get("usage") or {}
+        answer = _answer("" if text is None else str(text), reason, usage, extension, seconds)
+        alternatives = ((str(alternative["token"]), float(alternative["logprob"])) for alternative in first)
+        return replace(answer, alternatives=tuple(alternatives))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError(f"{url} sent an answer that is none of the API: {response.text[:80]!r}") from error
 
@@ -268,20 +267,8 @@ class ChatStream:
 
     def answer(self) -> ChatAnswer:
         """What came; of a stream that was closed early what had come by then, reason "cancelled"."""
-        extension = dict(self._extension)
-        details = self._usage.get("prompt_tokens_details") or {}
-        return ChatAnswer(
-            self.text,
-            self._finish or "cancelled",
-            self._usage.get("prompt_tokens"),
-            details.get("cached_tokens"),
-            self._usage.get("completion_tokens"),
-            extension.pop("cost_usd", None),
-            self._first,
-            self._seconds,
-            extension,
-            reasoning=self.reasoning,
-        )
+        answer = _answer(self.text, self._finish or "cancelled", self._usage, self._extension, self._seconds)
+        return replace(answer, first_seconds=self._first, reasoning=self.reasoning)
 
     def close(self) -> None:
         """Ends the answer; a second time does nothing."""
