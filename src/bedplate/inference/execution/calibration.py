@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -128,10 +128,9 @@ def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan]) -> Pla
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
     """Times of all passes, or, for a base that only reads, of prompts alone."""
     passes: tuple[Pass, ...] = (*ROWS, "prefill") if len(times) > 1 else ("prefill",)
-    read: dict[Pass, float] = {name: float(times[name]) for name in passes}
-    if not all(math.isfinite(value) and value > 0 for value in read.values()):
+    if not all(0 < float(times[name]) < math.inf for name in passes):
         raise ValueError("a time that cannot be")
-    return read
+    return {name: float(times[name]) for name in passes}
 
 
 def measure(spec: TransformerSpec, plans: Sequence[ExecutionPlan], brief: Use | None = None) -> PlanTimings:
@@ -191,8 +190,7 @@ def _hopeful(timings: PlanTimings, plans: Sequence[ExecutionPlan]) -> list[Execu
     against it."""
     hopeful: list[ExecutionPlan] = []
     torch_plans = [plan for plan in plans if plan.kernel == "torch"]
-    uses: tuple[Use, ...] = ("generate", "score")
-    for use in uses:
+    for use in get_args(Use):
         limit = HOPELESS_RATIO * timings.cost(timings.fastest(plans, use), use)
         hopeful += [plan for plan in plans if timings.cost(plan, use) <= limit]
         hopeful += [timings.fastest(torch_plans, use)] if torch_plans else []

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
@@ -46,8 +46,7 @@ TIE_RATIO = 1.03
 """Plans whose times differ by less are not told apart."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A plan, and why it is this one."""
 
     plan: ExecutionPlan
@@ -150,20 +149,17 @@ def choose_forward(
 ) -> Forward:
     """The forward pass of a loaded base: on its own weights where nothing else is asked for, natively where that
     measured faster. Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give."""
-    base_dtype = dtype_name(base.dtype)
-    if torch_forward.weights in QUANTISED and torch_forward.weights == weights and kernel != "native":
+    base_dtype, asked_quantised = dtype_name(base.dtype), weights in QUANTISED
+    if asked_quantised and torch_forward.weights == weights and kernel != "native":
         return torch_forward
-    asked_quantised = weights in QUANTISED
-    if weights != "auto" and not asked_quantised and weights != base_dtype:
+    if not asked_quantised and weights not in ("auto", base_dtype):
         raise UsageError(f"{base.name} was loaded as {base_dtype}; load it as {weights} to run with {weights} weights")
-    if kernel != "torch" and cache is not None and not isinstance(cache, SlotCache):
-        if kernel == "native" or asked_quantised:
-            raise UsageError(
-                f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
-                "and values in slots, and this engine in blocks"
-            )
+    in_blocks = cache is not None and not isinstance(cache, SlotCache)
+    if in_blocks and kernel == "auto" and not asked_quantised:
         return torch_forward
     try:
+        if in_blocks and kernel != "torch":
+            raise UsageError("the native path keeps keys and values in slots, and this engine in blocks")
         plans = matching_plans((base_dtype,), dtype=base_dtype, weights=weights, kernel=kernel)
         plan = choose(base.spec, plans, base.device, loaded=True).plan
     except UsageError as error:

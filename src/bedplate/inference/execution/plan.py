@@ -121,11 +121,10 @@ def matching_plans(
 
 
 def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> tuple[ExecutionPlan, ...]:
-    native = (ExecutionPlan(dtype, "native", weights),) if dtype in NATIVE else ()
-    plans = (*native, ExecutionPlan(dtype, "torch", weights))
-    available = tuple(plan for plan in plans if kernel in (None, plan.kernel))
-    if not available:
-        raise UsageError(
-            f"the native kernel makes {weights} weights from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for"
-        )
-    return available
+    native, plain = ExecutionPlan(dtype, "native", weights), ExecutionPlan(dtype, "torch", weights)
+    if dtype in NATIVE:
+        return {None: (native, plain), "native": (native,)}.get(kernel, (plain,))
+    if kernel == "native":
+        sources = " or ".join(NATIVE)
+        raise UsageError(f"the native kernel makes {weights} weights from {sources}, and dtype {dtype!r} was asked for")
+    return (plain,)
