@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from tests.near import assert_near
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import block_linears
 from bedplate.adapters.site import MASK_TOKENS, AdapterRows
 from bedplate.core.errors import SkinError, UsageError

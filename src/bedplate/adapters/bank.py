@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
 from bedplate.adapters.fixed import FixedPlaces
-from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
-from bedplate.adapters.low_rank import LowRank
+from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter, LowRank
 from bedplate.adapters.modules import adaptable, check_tensors, initial_tensors
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import SkinError, UsageError

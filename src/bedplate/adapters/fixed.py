@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.adapters.expert_site import ExpertSite
-from bedplate.adapters.low_rank import LowRank, without_bias
+from bedplate.adapters.linear_adapter import LowRank, without_bias
 from bedplate.adapters.site import Site
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import LowRankHook

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.core.errors import CheckpointError, SkinError, UnsupportedModelError
 from bedplate.models.build import build
 from bedplate.models.families.weights import BoundRule, WeightMap

@@ -1,7 +1,7 @@
 """Low-rank adaptation as data: which linears, at which rank and scale, and how A and B start.
 
 LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised scaling (α/√r): https://arxiv.org/abs/2312.03732; with lengths
-of their own (DoRA): see `adapters.low_rank`.
+of their own (DoRA): see `adapters.linear_adapter`.
 Conventions (initialisation, scaling, where dropout sits) are peft's, so that adapters move both ways unchanged.
 """
 
@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bedplate.adapters.expert_site import ExpertLowRank
-from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, stored
-from bedplate.adapters.low_rank import MAGNITUDE, LowRank, Magnitude, row_norms
+from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable, AdapterConfig, LowRank, Magnitude, row_norms, stored
 from bedplate.adapters.modules import are_experts
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError

@@ -18,9 +18,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.fused import is_part, joined, row_counts, split_fused
-from bedplate.adapters.linear_adapter import Adaptable
+from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
 from bedplate.adapters.peft_experts import (
     expert_keys,

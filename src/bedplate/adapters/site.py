@@ -22,8 +22,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.adapters.linear_adapter import LinearAdapter
-from bedplate.adapters.low_rank import LowRank, dora_update, without_bias
+from bedplate.adapters.linear_adapter import LinearAdapter, LowRank, dora_update, without_bias
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
 from bedplate.models.layers.experts import ExpertLinear

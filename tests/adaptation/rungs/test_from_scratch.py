@@ -25,8 +25,8 @@ from bedplate.core.errors import ConfigError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import evaluate
 from bedplate.evaluation.task import load_task
+from bedplate.inference.predict.callable_skin import CascadePredictor
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import CascadePredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin, write_skin

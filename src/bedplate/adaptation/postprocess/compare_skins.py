@@ -30,7 +30,7 @@ from bedplate.evaluation.ledger import Opening, keys_of, ledger_for
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.task import Task, load_task
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction

@@ -19,7 +19,7 @@ from bedplate.core.processor import load_average
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task_row import PredictionLike
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.predictor import Predictor
 
 

@@ -34,7 +34,7 @@ from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
 from bedplate.evaluation.comparison import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.opening import evaluated_now, evaluated_on
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat

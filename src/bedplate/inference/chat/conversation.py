@@ -17,7 +17,7 @@ from bedplate.text.calls.reply_form import reply_form
 
 if TYPE_CHECKING:
     from bedplate.inference.engine.requests import Sampling, Stream
-    from bedplate.inference.predict.composed import SkinPredictor
+    from bedplate.inference.predict.callable_skin import SkinPredictor
     from bedplate.inference.predict.local import LocalModel
 
 Messages = Sequence[Mapping[str, str]]

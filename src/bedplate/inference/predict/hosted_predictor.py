@@ -4,7 +4,9 @@ skin's output. The key comes from the environment, and is written nowhere."""
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +25,15 @@ from bedplate.core.errors import (
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values
+from bedplate.data.splits import normalise
 from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, is_key
-from bedplate.inference.remote.remote_labels import label_scores, read_label
+from bedplate.skins.output import Output
 from bedplate.skins.skin import EndpointReference, Skin
 
 ALTERNATIVES = 20
+_AROUND = " \t\n\r.,;:!?\"'`*_()[]{}<>«»“”‘’-–—"
 _OPTIONAL = frozenset(("temperature", "logprobs", "top_logprobs", "seed"))
 """Fields that a server may refuse, and that are then left out of every further request."""
 _FILTERED = frozenset(("content_filter", "content_policy_violation"))
@@ -213,3 +217,59 @@ def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
     if output.scored_labels and reference.logprobs:
         settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
     return settings
+
+
+def read_label(labels: Sequence[str], text: str) -> str | None:
+    """The label that an answer gives, or None where it gives none, or more than one. The answer is the label (whatever
+    the case, and the quotes and punctuation around it), or names exactly one of them as whole words; a label within a
+    longer one that is named does not count."""
+    reply = text.strip()
+    if reply in labels:
+        return reply
+    folded = {normalise(label): label for label in labels}
+    if len(folded) < len(labels):  # labels that differ in their case only are read exactly
+        folded = {label: label for label in labels}
+    else:
+        reply = normalise(reply)
+    whole = reply.strip(_AROUND)
+    if whole in folded:
+        return folded[whole]
+    matches: set[str] = set()
+    remaining = reply
+    for name in sorted(folded, key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
+        if re.search(pattern, remaining):
+            matches.add(folded[name])
+            remaining = re.sub(pattern, "\0", remaining)
+    return matches.pop() if len(matches) == 1 else None
+
+
+def label_scores(output: Output, label: str, answer: ChatAnswer) -> dict[str, float]:
+    """Each label's log-probability among the labels, for an answer that was read as `label`; {} where it tells too
+    little. They are Bedplate's own scores, or those of the first token's likeliest alternatives, each counted for the
+    label that it alone begins; a label that none of them begins is as likely as the least of them at most. What an
+    answer begins with says nothing of a label that comes later in it."""
+    labels = output.scored_labels
+    reported_scores = answer.extension.get("scores")
+    if isinstance(reported_scores, Mapping) and set(reported_scores) == set(labels):
+        return _normalised(output, [float(reported_scores[candidate]) for candidate in labels])
+    if not answer.text.strip().casefold().startswith(label.casefold()):
+        return {}
+    alternatives = answer.alternatives
+    mass = dict.fromkeys(labels, 0.0)
+    for token, logprob in alternatives:
+        begun = token.strip().casefold()
+        owners = [candidate for candidate in labels if begun and candidate.casefold().startswith(begun)]
+        if len(owners) == 1:
+            mass[owners[0]] += math.exp(logprob)
+    if not any(mass.values()):
+        return {}
+    floor = math.exp(min(logprob for _, logprob in alternatives))
+    return _normalised(output, [math.log(max(mass[candidate], floor, 1e-30)) for candidate in labels])
+
+
+def _normalised(output: Output, totals: Sequence[float]) -> dict[str, float]:
+    try:
+        return output.read_scores(totals)[1]
+    except RequestError:  # NaN, or nothing but minus infinity
+        return {}

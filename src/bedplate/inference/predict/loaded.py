@@ -12,8 +12,8 @@ from bedplate.core.progress import Progress
 from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import (

@@ -9,7 +9,7 @@ from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import LookupContext, Result
-from bedplate.inference.predict.composed import is_unsure
+from bedplate.inference.predict.callable_skin import is_unsure
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import PLAIN, Answer, TextReading
 from bedplate.serving.models.served_skin import ServedSkin
