@@ -281,22 +281,13 @@ _READ = (
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
     *("target_modules", "target_parameters", "rank_pattern", "alpha_pattern", "init_lora_weights"),
 )
-# Fields that change what the adapter computes, with the values under which they change nothing.
-_INERT: dict[str, tuple[Any, ...]] = {
-    "bias": (None, "none"),
-    "lora_bias": (None, False),
-    "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_qalora": (None, False),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None, []),
-    "arrow_config": (None,),
-    "velora_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-}
+_UNSUPPORTED = (
+    *("bias", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication", "trainable_token_indices"),
+    *("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "velora_config", "kasa_config"),
+    "monteclora_config",
+)
+"""Fields that change what the adapter computes, unless they say nothing."""
+_NOTHING = (None, False, [], {}, "none")
 _FREE = (
     # where it is from, and how it is held and run
     *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
@@ -322,14 +313,14 @@ def check_fields(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> N
     if fields.get("peft_type") != "LORA":
         raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
     turned = any(rule.turned for rule in weights.rules)
-    for name, inert in _INERT.items():
+    for name in _UNSUPPORTED:
         # Matrices that are multiplied by from the other side: peft says so of them, and stores A and B as ever.
-        if fields.get(name) not in inert and not (name == "fan_in_fan_out" and turned):
+        if fields.get(name) not in _NOTHING and not (name == "fan_in_fan_out" and turned):
             supported = "LoRA and DoRA on linears, and LoRA on experts,"
             raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {supported} are")
-    field_names = (*_READ, *_INERT, *_FREE)
+    field_names = (*_READ, *_UNSUPPORTED, *_FREE)
     for name, value in fields.items():
-        if name not in field_names and value not in (None, False, [], {}):
+        if name not in field_names and value not in _NOTHING:
             hint = did_you_mean(
                 nearest(name, field_names), "set it to null if it does not change what the adapter computes"
             )

@@ -117,7 +117,6 @@ class Site(HookedModule[Linear]):
         super().__init__(path, module)
         self.adapters: dict[int, LinearAdapter] = {}
         self._merged: dict[int, tuple[object, Tensor]] = {}
-        self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
         self._joint: tuple[object, Joint] | None = None
 
     def select_one(self, slot: int) -> None:
@@ -175,14 +174,13 @@ class Site(HookedModule[Linear]):
     def stacked(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns, whatever another
         adapter makes of it: 0 times an infinity would be NaN."""
-        active = self.low_rank(rows)
-        a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
-        foreign = rows.foreign_columns(tuple((slot, a.a.shape[0]) for slot, a in active))
+        joint = self.joint([self], rows, x.dtype)
+        foreign = rows.foreign_columns(joint.columns, joint.slot_R)
         foreign = foreign.view(foreign.shape[0], *(1,) * (x.dim() - 2), foreign.shape[1])
-        update = F.linear(F.linear(x, a_RI).masked_fill_(foreign, 0), b_OR)
-        if less_one is None:
+        update = F.linear(F.linear(x, joint.a_RI).masked_fill_(foreign, 0), joint.each_OR[0])
+        if joint.less_one is None:
             return update
-        less_one_NO = less_one.index_select(0, rows.places(tuple(slot for slot, _ in active)))
+        less_one_NO = joint.less_one.index_select(0, rows.places(tuple(slot for slot, _ in joint.columns)))
         less_one_NO = less_one_NO.view(len(less_one_NO), *(1,) * (x.dim() - 2), -1)
         return dora_update(without_bias(y, self.module), update, less_one_NO)
 
@@ -233,52 +231,45 @@ class Site(HookedModule[Linear]):
         )
         return a_SrI, b_SOr
 
-    def _stacked_weights(
-        self, active: list[tuple[int, LowRank]], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A [R, I] and scaled B [O, R] of the active adapters, and what their magnitudes multiply by less one [1 +
-        adapters, O] (zeros for those without, and first for rows of the base), None when none has any. Kept for the
-        next step when none of them is being trained."""
-        frozen = not any(a.a.requires_grad or a.b.requires_grad for _, a in active)
-        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for slot, a in active))
-        if frozen and self._stack is not None and self._stack[0] == key:
-            return self._stack[1:]
-        a_RI = torch.cat([a.a.to(dtype) for _, a in active])
-        b_OR = torch.cat([(a.b * a.scaling).to(dtype) for _, a in active], dim=1)
-        less_one: Tensor | None = None
-        if any(a.magnitude is not None for _, a in active):
-            none = torch.zeros(self.module.out_features, device=a_RI.device)
-            scales = [none if a.magnitude is None else a.scale() - 1.0 for _, a in active]
-            less_one = torch.stack([none, *scales]).to(dtype)
-        self._stack = (key, a_RI, b_OR, less_one) if frozen else None
-        return a_RI, b_OR, less_one
+    def _less_one(self, active: list[tuple[int, LowRank]], dtype: torch.dtype) -> Tensor | None:
+        """What the adapters' magnitudes multiply by less one [1 + adapters, O] (zeros for those without, and first for
+        rows of the base); None when none has any."""
+        if all(a.magnitude is None for _, a in active):
+            return None
+        none = torch.zeros(self.module.out_features, device=self.module.weight.device)
+        scales = [none if a.magnitude is None else a.scale() - 1.0 for _, a in active]
+        return torch.stack([none, *scales]).to(dtype)
 
     def drop_stack(self) -> None:
-        self._stack = self._joint = None
+        self._joint = None
         self._merged = {slot: merged for slot, merged in self._merged.items() if slot in self.adapters}
 
     def joint(self, sites: Sequence[Site], rows: AdapterRows, dtype: torch.dtype) -> Joint:
-        """A of all adapters of the batch at all these sites below each other. Kept for the next step."""
+        """A of all adapters of the batch at all these sites below each other. Kept for the next step when none of them
+        is being trained."""
         active = [site.low_rank(rows) for site in sites]
-        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for adapters in active for slot, a in adapters))
-        if self._joint is None or self._joint[0] != key:
-            each_OR = [
-                torch.cat([(a.b * a.scaling).to(dtype) for _, a in site_adapters], dim=1) for site_adapters in active
-            ]
-            columns = tuple((slot, a.a.shape[0]) for site_adapters in active for slot, a in site_adapters)
-            a_RI = torch.cat([a.a.to(dtype) for site_adapters in active for _, a in site_adapters])
-            self._joint = key, Joint(a_RI, each_OR, columns, slots_of(columns, a_RI.device))
-        return self._joint[1]
+        adapters = [(slot, a) for site_adapters in active for slot, a in site_adapters]
+        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for slot, a in adapters))
+        if self._joint is not None and self._joint[0] == key:
+            return self._joint[1]
+        a_RI = torch.cat([a.a.to(dtype) for _, a in adapters])
+        each_OR = [torch.cat([(a.b * a.scaling).to(dtype) for _, a in at_site], dim=1) for at_site in active]
+        columns = tuple((slot, a.a.shape[0]) for slot, a in adapters)
+        joint = Joint(a_RI, each_OR, columns, slots_of(columns, a_RI.device), self._less_one(active[0], dtype))
+        frozen = not any(a.a.requires_grad or a.b.requires_grad for _, a in adapters)
+        self._joint = (key, joint) if frozen else None
+        return joint
 
 
 class Joint(NamedTuple):
     """A [R, I] of several adapters at several linears, and of each linear their scaled B [O, its ranks]. columns:
-    (slot, rank) in order; slot_R: of each column its slot."""
+    (slot, rank) in order; slot_R: of each column its slot. less_one: see `Site._less_one`, of the first linear."""
 
     a_RI: Tensor
     each_OR: list[Tensor]
     columns: tuple[tuple[int, int], ...]
     slot_R: Tensor
+    less_one: Tensor | None
 
 
 class _Hook(ABC):

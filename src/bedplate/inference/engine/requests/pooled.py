@@ -51,7 +51,7 @@ class PooledJob(RequestJob[R]):
         if len(states_TD):
             for number, pooling in enumerate(self.poolings):
                 before = self._pooled[number]
-                self._pooled[number] = _ACCUMULATE[pooling](before, states_TD.float(), first + skipped)
+                self._pooled[number] = _accumulate(pooling, before, states_TD.float(), first + skipped)
         if pass_result.end == len(self.tokens):
             self.ended = "stop"
 
@@ -75,41 +75,21 @@ class PooledJob(RequestJob[R]):
         """The result that the pooled states of the whole prompt give, float32 [E]."""
 
 
-Accumulate = Callable[[Tensor | None, Tensor, int], Tensor]
-
-
-def _sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+def _accumulate(pooling: Pooling, before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    """A pooled vector with the states of the next tokens in it; first: the position of the first of them."""
+    if pooling == "last":
+        return states_TD[-1]
+    if pooling == "first":
+        return states_TD[0] if before_D is None else before_D
+    if pooling == "max":
+        largest = states_TD.amax(0)
+        return largest if before_D is None else torch.maximum(before_D, largest)
+    if pooling == "weighted_mean":
+        weights_T = torch.arange(first + 1, first + 1 + len(states_TD), device=states_TD.device)
+        states_TD = states_TD * weights_T[:, None]
     total = states_TD.sum(0)
     return total if before_D is None else before_D + total
 
-
-def _weighted_sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    weights_T = torch.arange(first + 1, first + 1 + len(states_TD), device=states_TD.device)
-    return _sum(before_D, states_TD * weights_T[:, None], first)
-
-
-def _largest(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    largest = states_TD.amax(0)
-    return largest if before_D is None else torch.maximum(before_D, largest)
-
-
-def _first(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    return states_TD[0] if before_D is None else before_D
-
-
-def _last(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    return states_TD[-1]
-
-
-_ACCUMULATE: Mapping[Pooling, Accumulate] = {
-    "mean": _sum,
-    "root_mean": _sum,
-    "weighted_mean": _weighted_sum,
-    "max": _largest,
-    "first": _first,
-    "last": _last,
-}
-"""Updates a pooled vector with the states of the next tokens, given the position of the first of them."""
 
 _DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
     "mean": lambda skipped, count: count - skipped,
