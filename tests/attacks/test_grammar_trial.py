@@ -154,7 +154,7 @@ def test_a_tenant_with_many_grammars_is_before_another_with_one_of_them_at_most(
 
 
 def test_a_live_server_tries_grammars_there(target):
-    trials = {engine._grammars.trial for engine in target.state.registry.engines}
+    trials = {engine.grammars.trial for engine in target.state.registry.engines}
     [trial] = trials
     body = {"model": "tiny", "messages": HI, "max_tokens": 4, "guided_regex": "[0-9]{1,3}"}
     reply = target.post(CHAT, json=body, headers=head("us"))

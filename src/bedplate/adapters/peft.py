@@ -71,9 +71,7 @@ def peft_files(
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
-        "auto_mapping": None,
         "base_model_name_or_path": base_name,
-        "revision": None,
         "inference_mode": True,
         "r": config.r,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
@@ -84,10 +82,8 @@ def peft_files(
         "fan_in_fan_out": any(weights.is_turned(f"{name}.weight") for name in hf.values()),
         "init_lora_weights": True,
         "target_modules": _target_modules(config, [hf[path] for path in paths if path not in parameters], weights),
-        "exclude_modules": None,
-        "modules_to_save": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        **dict.fromkeys(("auto_mapping", "revision", "exclude_modules", "modules_to_save")),
+        **dict.fromkeys(("layers_to_transform", "layers_pattern")),
         # peft reads these keys as regular expressions
         "rank_pattern": {re.escape((hf | parameters)[p]): r for p, r in sorted(config.ranks.items())},
         "alpha_pattern": {re.escape((hf | parameters)[p]): a for p, a in sorted(config.alphas.items())},

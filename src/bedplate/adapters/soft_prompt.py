@@ -104,9 +104,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
     fields: dict[str, Any] = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
-        "auto_mapping": None,
         "base_model_name_or_path": base_name,
-        "revision": None,
         "inference_mode": True,
         "num_virtual_tokens": len(prompt),
         "token_dim": prompt.size,
@@ -114,8 +112,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
         "num_attention_heads": spec.main.attention.heads,
         "num_layers": spec.layers,
         "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None,
+        **dict.fromkeys(("auto_mapping", "revision", "prompt_tuning_init_text", "tokenizer_name_or_path")),
     }
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes({_PEFT: prompt.vectors.float()})}

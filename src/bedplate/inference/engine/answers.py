@@ -31,25 +31,17 @@ class Facts:
 
 
 class Answers(Protocol):
-    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`."""
+    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`.
+
+    alive: whether submitted requests still get answers. submit: queues a request; RequestError for one that cannot run,
+    BusyError where the queue is full. run: answers requests together and returns their results in order. tokenize:
+    token ids of a text as a prompt, with the special tokens that the tokenizer adds. describe: what is known without
+    asking.
+    """
 
     @property
-    def alive(self) -> bool:
-        """Whether submitted requests still get answers."""
-        ...
-
-    def submit(self, request: Request, /) -> Stream:
-        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        ...
-
-    def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Answers requests together and returns their results in order."""
-        ...
-
-    def tokenize(self, text: str, /) -> list[int]:
-        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
-        ...
-
-    def describe(self) -> Facts:
-        """Facts that are known without asking anything."""
-        ...
+    def alive(self) -> bool: ...
+    def submit(self, request: Request, /) -> Stream: ...
+    def run(self, requests: Sequence[Request], /) -> list[Result]: ...
+    def tokenize(self, text: str, /) -> list[int]: ...
+    def describe(self) -> Facts: ...

@@ -55,7 +55,6 @@ from bedplate.models.model import Model
 
 if TYPE_CHECKING:
     from bedplate.adapters.lora import LoraConfig
-    from bedplate.inference.engine.grammar_trial import GrammarTrial
 
 log = logging.getLogger("bedplate.inference")
 Compute = contextlib.AbstractContextManager[object]
@@ -123,9 +122,9 @@ class Engine(Closing):
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
             raise UnsupportedModelError(f"{base.name} keeps states, which take back no guess; leave `speculate` out")
-        self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
+        self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
-        self._resources = EngineResources(base, self._grammars, base.text_ends, speculates, base.never_written, longest)
+        self._resources = EngineResources(base, self.grammars, base.text_ends, speculates, base.never_written, longest)
         self._runner = Runner(
             cache,
             self._forward,
@@ -189,15 +188,7 @@ class Engine(Closing):
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
         many others are compiled. RequestError for one that cannot be used. For any thread. tenant: who asks."""
-        return self._grammars.ready(grammar, tenant)
-
-    def try_grammars_in(self, trial: GrammarTrial) -> None:
-        """Compiles new grammars in `trial` first, and here only when that went well."""
-        self._grammars.trial = trial
-
-    def accepts(self, grammar: Grammar, text: str) -> bool:
-        """Whether the whole text is one that the grammar lets a model write. RequestError as `compile`."""
-        return self._grammars.accepts(grammar, text)
+        return self.grammars.ready(grammar, tenant)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order; the first error is raised after all have ended.

@@ -94,16 +94,24 @@ STEP = 512
 
 
 class CachedAttend(Attend, CrossAttend, Protocol):
-    """Attention of a flat batch over a cache."""
+    """Attention of a flat batch over a cache. write: keeps keys and values of what an encoder has read (a decoder's own
+    are kept when it attends)."""
 
-    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
-        """Keeps keys and values of the batch's tokens: of what an encoder has read (a decoder's own are kept when it
-        attends)."""
-        ...
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None: ...
 
 
 class KVCache(Protocol):
-    """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …"""
+    """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …
+
+    reserve: makes room for so many tokens in each of these rows; returns {} or, where these rows had to be renumbered
+    and what others held is lost, the new number of each. rewinds: whether the row can go on from its position `to`, as
+    if it had no more tokens. save: tokens begin … end of a row for the prefix cache, of the first `depth` layers or
+    all; None where the row does not have them all any more; snapshot: with the row's states, where they are those after
+    the last. load: the first `count` tokens of a segment as the row's tokens from `begin` on. attend: attention of a
+    flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself; what the device is to
+    know of them goes with the transfer. commit: the pass over the spans last attended is over, and what it computed
+    stands.
+    """
 
     block: int
     """Saved segments are multiples of so many tokens."""
@@ -131,40 +139,16 @@ class KVCache(Protocol):
         """Whether rows of these lengths fit together."""
         ...
 
-    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
-        """Makes room for so many tokens in each of these rows. Returns {} or, where these rows had to be renumbered
-        and what others held is lost, the new number of each."""
-        ...
-
-    def rewinds(self, row: int, to: int) -> bool:
-        """Whether the row can go on from its position `to`, as if it had no more tokens."""
-        ...
-
-    def save(self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True) -> Segment | None:
-        """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all. None where the row
-        does not have them all any more. snapshot: with the row's states, where they are those after the last one."""
-        ...
-
-    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
-        """The first `count` tokens of a segment as the row's tokens from `begin` on."""
-        ...
-
-    def free(self, row: int) -> None:
-        """The row is no longer used."""
-        ...
-
-    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
-        """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself.
-        transfer: what the device is to know of them goes with it."""
-        ...
-
-    def commit(self) -> None:
-        """The pass over the spans last attended is over, and what it computed stands."""
-        ...
-
-    def close(self) -> None:
-        """Gives its memory back; it cannot be used after it."""
-        ...
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]: ...
+    def rewinds(self, row: int, to: int) -> bool: ...
+    def save(
+        self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True
+    ) -> Segment | None: ...
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None: ...
+    def free(self, row: int) -> None: ...
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class SlotCache:
