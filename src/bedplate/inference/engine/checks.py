@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check_decoder(base: Base, verb: str) -> None:
     """RequestError where the base reads texts and writes none."""
-    if "generate" not in base.can:
+    if not base.writes:
         description = "a decoder without its head" if base.causal else "an encoder"
         raise RequestError(f"{base.name} is {description}: it embeds texts, and cannot {verb}")
 
@@ -30,7 +30,7 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, new_tokens: in
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
     check_ids(base, tokens, vocabulary=base.spec.source_vocab_size)
-    if "encode" in base.can:
+    if base.has_encoder:
         _check_sides(base, len(tokens), new_tokens)
     elif len(tokens) + virtual + new_tokens > base.spec.context_length:
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
@@ -47,13 +47,6 @@ def _longer(base: Base) -> str:
     return "" if longest is None else f"; what `bedplate convert --long-context` writes of this base has {longest}"
 
 
-def answer_room(base: Base, prompt: int) -> int:
-    """The number of tokens that can follow a prompt of this length."""
-    if "encode" in base.can:
-        return base.spec.main.context_length - len(base.decoder_start)
-    return base.spec.context_length - prompt
-
-
 def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
     """ContextLengthExceeded where a prompt is too long for the encoder, or an answer for the decoder."""
     if prompt > base.spec.context_length:
@@ -62,9 +55,9 @@ def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
             "shorten it",
             param="prompt",
         )
-    if new_tokens > answer_room(base, prompt):
+    if new_tokens > base.answer_room(prompt):
         raise ContextLengthExceeded(
-            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; "
+            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {base.answer_room(prompt)}; "
             "ask for fewer",
             param="max_tokens",
         )
@@ -110,7 +103,7 @@ def check_depth(base: Base, depth: int | None) -> None:
 
 def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int) -> None:
     """RequestError for vectors that do not fit the base or the prompt of so many tokens."""
-    if "encode" in base.can or not base.causal:
+    if not base.continues:
         raise RequestError(f"the encoder of {base.name} reads token ids; it takes no vectors", param="vectors")
     for part in parts:
         shape, size = list(part.vectors_PD.shape), base.spec.hidden_size

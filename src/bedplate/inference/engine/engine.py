@@ -358,7 +358,7 @@ class Engine(Closing):
         """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes. public: it
         is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose `shared_tokens`
         hold all of it: the time and the cached tokens of others do not tell whether they guessed it."""
-        if not tokens or not self.base.causal or "encode" in self.base.can:
+        if not tokens or not self.base.continues:
             return
         self._check_open()
         with self._compute:

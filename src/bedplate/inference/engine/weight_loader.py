@@ -123,9 +123,9 @@ class WeightLoader:
 
     def check_soft_prompts(self) -> None:
         """UsageError where the base takes none."""
-        if "generate" not in self._base.can:
+        if not self._base.writes:
             raise UsageError(f"{self._base.name} writes no text; soft prompts are for decoders that do")
-        if "encode" in self._base.can:
+        if self._base.has_encoder:
             raise UsageError(f"{self._base.name} is an encoder–decoder; soft prompts are for decoders alone")
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None) -> None:

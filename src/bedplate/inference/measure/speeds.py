@@ -110,7 +110,7 @@ def measure_engine(
 ) -> EngineSpeed:
     """Runs steps of planned sizes on an engine of its own, on the base and under LoRA adapters of all linears, and fits
     their costs. `name`: what the base is to be found under. UsageError for an encoder."""
-    if "generate" not in base.can:
+    if not base.writes:
         raise UsageError(f"{base.name} is an encoder; the steps of decoders can be measured")
     context = base.spec.context_length - _DECODES - 1
     contexts = sorted({min(length, context) for length in CONTEXTS})

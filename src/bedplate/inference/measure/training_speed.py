@@ -89,7 +89,7 @@ def fastest_steps(
 ) -> list[float]:
     """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
     turn is left out. UsageError for an encoder."""
-    if "generate" not in base.can:
+    if not base.writes:
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
     seconds_by_shape: list[list[float]] = [[] for _ in step_shapes]
     with Progress(f"{name}: tuning", turns * len(step_shapes), "steps") as bar:

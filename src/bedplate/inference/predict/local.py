@@ -155,7 +155,7 @@ class LocalModel(Closing, display.Displayable):
     @checked
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Next-token logits after each of the tokens, float32 [T, V]."""
-        if "generate" not in self.base.can:
+        if not self.base.writes:
             raise RequestError(f"{self.base.name} writes no text; it has no next-token logits")
         if not tokens or not all(0 <= token < self.base.spec.vocab_size for token in tokens):
             raise RequestError(f"logits needs one or more token ids between 0 and {self.base.spec.vocab_size - 1}")

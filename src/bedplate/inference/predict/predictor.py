@@ -218,7 +218,7 @@ class Predictor(SkinPredictor):
     @property
     def _reads_only(self) -> bool:
         """Whether the base is an encoder."""
-        return "generate" not in self.engine.base.can
+        return not self.engine.base.writes
 
     @property
     def _common(self) -> dict[str, Any]:

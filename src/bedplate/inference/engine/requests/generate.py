@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bedplate.core import display
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
+from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.grammar import Matcher
 from bedplate.inference.engine.requests.base import FinishReason, Request, Result, Step
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
@@ -82,7 +82,7 @@ class GenerateJob(RequestJob[Generate]):
         check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
         max_tokens = request.sampling.max_tokens
-        room = answer_room(base, virtual + len(request.tokens))
+        room = base.answer_room(virtual + len(request.tokens))
         if self.resources.longest is not None:
             room = min(room, self.resources.longest - self.prompt_end)
         self.limit = max(room, 1) if max_tokens is None else max_tokens

@@ -128,7 +128,7 @@ class RequestJob(ABC, Generic[R]):
         """Raises RequestError for what cannot run."""
         self.request, self.adapter, self.resources = request, adapter, resources
         self.stream = Stream(request)
-        self.source = len(request.tokens) if "encode" in resources.base.can else 0
+        self.source = len(request.tokens) if resources.base.has_encoder else 0
         self.starts = resources.base.decoder_start if self.source and self.writes else ()
         self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
         self.number = 0
