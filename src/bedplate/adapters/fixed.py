@@ -154,11 +154,9 @@ class FixedPlaces:
             for group in (*groups, *((path,) for path in sorted(alone))):
                 modules, template = [self._sites[path].module for path in group], templates[group[0]]
                 stacked = self._groups[group] = template.new_zeros(len(group), C, modules[0].in_features)
-                for number, (path, module) in enumerate(zip(group, modules, strict=True)):
+                for i, (path, module) in enumerate(zip(group, modules, strict=True)):
                     less_one = template.new_zeros(1 + self._count, module.out_features) if path in scaled else None
-                    self._laid[path] = _PlaceBuffers(
-                        stacked[number], template.new_zeros(C, module.out_features), less_one
-                    )
+                    self._laid[path] = _PlaceBuffers(stacked[i], template.new_zeros(C, module.out_features), less_one)
         for slot in self._places:
             self._copy(slot)
 

@@ -40,30 +40,28 @@ def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap
     joined_tensors, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
     for step in _groups(weights, spec):
         parts = [name.removesuffix(".weight") for name in step.ours]
-        adapted_parts = [path for path in parts if path in paths]
-        if not adapted_parts:
+        adapted = [path for path in parts if path in paths]
+        if not adapted:
             continue
         place = step.theirs[0].removesuffix(".weight")
-        part_tensors = [
-            {side: joined_tensors.pop(f"{path}.{side}") for side in _sides(config)} for path in adapted_parts
-        ]
-        scale, total = config.scaling(adapted_parts[0]), sum(len(part["lora_A"]) for part in part_tensors)
+        part_tensors = [{side: joined_tensors.pop(f"{path}.{side}") for side in _sides(config)} for path in adapted]
+        scale, total = config.scaling(adapted[0]), sum(len(part["lora_A"]) for part in part_tensors)
         blocks = [torch.zeros(row_counts(spec)[name], total) for name in step.ours]
         begin = 0
-        for path, part in zip(adapted_parts, part_tensors, strict=True):
+        for path, part in zip(adapted, part_tensors, strict=True):
             block = part["lora_B"] if config.scaling(path) == scale else part["lora_B"] * (config.scaling(path) / scale)
             blocks[parts.index(path)][:, begin : begin + block.shape[1]] = block
             begin += block.shape[1]
         joined_tensors[f"{place}.lora_A"] = torch.cat([part["lora_A"] for part in part_tensors])
         joined_tensors[f"{place}.lora_B"] = _forward(step, blocks, spec)
         if config.dora:
-            if len(adapted_parts) < len(parts):
-                raise SkinError(f"DoRA on {', '.join(adapted_parts)} alone cannot leave {place}, which has others")
+            if len(adapted) < len(parts):
+                raise SkinError(f"DoRA on {', '.join(adapted)} alone cannot leave {place}, which has others")
             lengths = [part[MAGNITUDE][:, None] for part in part_tensors]
             joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(step, lengths, spec)[:, 0]
-        alpha = config.alphas.get(adapted_parts[0], config.alpha)
-        alphas[place], ranks[place] = alpha * _alpha_ratio(config, total, config.rank(adapted_parts[0])), total
-        for path in adapted_parts:
+        alpha = config.alphas.get(adapted[0], config.alpha)
+        alphas[place], ranks[place] = alpha * _alpha_ratio(config, total, config.rank(adapted[0])), total
+        for path in adapted:
             ranks.pop(path, None)
             alphas.pop(path, None)
     return config.model_copy(update={"ranks": ranks, "alphas": alphas}), joined_tensors

@@ -144,10 +144,8 @@ def read_peft(
     parameters = linear_parameters(places, fields.get("target_parameters"), config_path)
     parameters |= parameter_names(places, fields.get("target_parameters"), config_path)
     of = read_spec(directory, contents) if spec is None else spec
-    model_parameters = None if of is None else set(row_counts(of))
-    tensors, hf = _named_tensors(
-        stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, model_parameters
-    )
+    model_names = None if of is None else set(row_counts(of))
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, model_names)
     linears = {path: name for path, name in hf.items() if not are_experts(path)}
     by_module = {path: name for path, name in linears.items() if name not in parameters.values()}
     check_targets(fields.get("target_modules"), by_module, config_path)
@@ -196,7 +194,7 @@ def _named_tensors(
     path: Path,
     dora: bool,
     parameters: Mapping[str, str],
-    model_parameters: Collection[str] | None,
+    model_names: Collection[str] | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
@@ -207,7 +205,7 @@ def _named_tensors(
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
         parameter = parameters.get(match["module"])
         name = parameter or match["module"] + ".weight"
-        ours = name if weights.is_group(name) else weights.from_external(name, model_parameters)
+        ours = name if weights.is_group(name) else weights.from_external(name, model_names)
         inside = ours is not None and ("layers" in ours.split(".") or ours == name)
         if ours is None or not inside or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {match['module']} is not a linear inside this family's blocks")

@@ -30,9 +30,7 @@ def expert_keys(hf: Mapping[str, str]) -> dict[str, str]:
 
 def _place(name: str, names: Iterable[str]) -> str:
     module, parameter = name.rsplit(".", 1)
-    siblings = sorted(
-        (full_name.rsplit(".", 1)[1] for full_name in names if full_name.rsplit(".", 1)[0] == module), key=_ORDER.index
-    )
+    siblings = sorted((full.rsplit(".", 1)[1] for full in names if full.rsplit(".", 1)[0] == module), key=_ORDER.index)
     return module + _INNER * (len(siblings) - 1 - siblings.index(parameter))
 
 
@@ -101,9 +99,7 @@ def parameter_names(stored: Iterable[str], targets: Any, location: Path) -> dict
     names_by_place: dict[str, str] = {}
     modules = {re.sub(rf"({re.escape(_INNER)})+$", "", place) for place in stored}
     for module in sorted(modules):
-        parameters = {
-            parameter for end, parameter in named if (_is_end(end, module) if end else _is_end("experts", module))
-        }
+        parameters = {name for end, name in named if _is_end(end or "experts", module)}
         unknown = sorted(parameters - set(_ORDER))
         if unknown:
             raise SkinError(f"{location}: target_parameters names {unknown[0]!r} of {module}, not one of {_ORDER}")

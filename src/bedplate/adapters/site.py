@@ -104,9 +104,7 @@ class HookedModule(Generic[M]):
 
     def set_hook(self, hook: Any) -> None:
         if self.module.low_rank is not self._hook:
-            raise UsageError(
-                f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
-            )
+            raise UsageError(f"another adapter bank is active on {self.path}; close it, or select(None) on it, first")
         self.module.low_rank = self._hook = hook
 
 
@@ -218,17 +216,10 @@ class Site(HookedModule[Linear]):
 
     def _grouped_weights(self, active: Mapping[int, LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [S, r, I] and scaled B [S, O, r], ranks padded with zeros to the alignment of grouped products."""
-        max_rank = max(adapter.a.shape[0] for adapter in active.values())
+        max_rank = max(a.a.shape[0] for a in active.values())
         max_rank += -max_rank % _ALIGNED
-        a_SrI = torch.stack(
-            [F.pad(adapter.a.to(dtype), (0, 0, 0, max_rank - len(adapter.a))) for adapter in active.values()]
-        )
-        b_SOr = torch.stack(
-            [
-                F.pad((adapter.b * adapter.scaling).to(dtype), (0, max_rank - adapter.b.shape[1]))
-                for adapter in active.values()
-            ]
-        )
+        a_SrI = torch.stack([F.pad(a.a.to(dtype), (0, 0, 0, max_rank - len(a.a))) for a in active.values()])
+        b_SOr = torch.stack([F.pad((a.b * a.scaling).to(dtype), (0, max_rank - a.b.shape[1])) for a in active.values()])
         return a_SrI, b_SOr
 
     def _less_one(self, active: list[tuple[int, LowRank]], dtype: torch.dtype) -> Tensor | None:

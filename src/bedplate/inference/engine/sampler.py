@@ -127,17 +127,11 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     logits_BV, device = logits_BV.clone(), logits_BV.device
     numbers = partial(torch.tensor, dtype=torch.float32, device=device)
     if biased:
-        at = _places(
-            [np.array([token for token, _ in sampling.logit_bias], dtype=np.int64) for sampling in settings], device
-        )
-        logits_BV.index_put_(
-            at, numbers([bias for sampling in settings for _, bias in sampling.logit_bias]), accumulate=True
-        )
+        at = _places([np.array([token for token, _ in s.logit_bias], dtype=np.int64) for s in settings], device)
+        logits_BV.index_put_(at, numbers([bias for s in settings for _, bias in s.logit_bias]), accumulate=True)
     if any(penalised):
         none = Occurrences(())
-        occurrences = [
-            row.occurrences() if is_penalized else none for row, is_penalized in zip(rows, penalised, strict=True)
-        ]
+        occurrences = [row.occurrences() if changed else none for row, changed in zip(rows, penalised, strict=True)]
         at = _places([row_occurrences.ids for row_occurrences in occurrences], device)
         times = torch.from_numpy(np.concatenate([row_occurrences.times for row_occurrences in occurrences])).to(device)
         penalties = [
@@ -220,9 +214,7 @@ def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tens
     return torch.where(probabilities_BV >= least_B1, probabilities_BV, 0)
 
 
-def _from_head(
-    probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor
-) -> tuple[Tensor, Sequence[bool]]:
+def _from_head(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> tuple[Tensor, list[bool]]:
     """The tokens drawn, and for which rows the likeliest few tell them: where the limit is among them for certain."""
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
     # By numpy, which makes no copy of all probabilities in this type.
@@ -232,9 +224,7 @@ def _from_head(
     at_B = placed(apply_limits(values_BK.gather(1, order_BK), row_limits), uniform_B)
     # Beyond the head there may be more that are as likely as its last; of what would top-p be a share is not known.
     told_B = row_limits.least_B > values_BK[:, -1]
-    resolved = [
-        is_certain and sampling.top_k <= HEAD for is_certain, sampling in zip(told_B.tolist(), settings, strict=True)
-    ]
+    resolved = [certain and sampling.top_k <= HEAD for certain, sampling in zip(told_B.tolist(), settings, strict=True)]
     return ids_BK.gather(1, at_B[:, None])[:, 0], resolved
 
 

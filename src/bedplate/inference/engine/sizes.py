@@ -92,9 +92,7 @@ def open_caches(
     if not paged:
         slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
         return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
-    tree = RadixTree(
-        cache_bytes, BLOCK, snapshots=any(layer_cache.of_sequence for layer_cache in cache_layout(base.spec))
-    )
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(layer.of_sequence for layer in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
         base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned

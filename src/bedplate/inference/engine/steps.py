@@ -150,9 +150,7 @@ class Steps:
         while self._deadlines and (self._deadlines[0][0] <= current_time or self._deadlines[0][1] not in self._timed):
             job = self._timed.get(heapq.heappop(self._deadlines)[1])
             if job is not None and not job.over:
-                job.failed = DeadlineError(
-                    "the request did not end before its deadline; allow more time or ask for less"
-                )
+                job.failed = DeadlineError("the request missed its deadline; allow more time or ask for less")
                 ending.append(job)
         if ending:
             self._end(ending)

@@ -181,9 +181,7 @@ class SlotCache:
         # How far each row was ever written, and which of them hold behind their own tokens what others left there.
         self._reach: dict[int, int] = {}
         self._stale: set[int] = set()
-        self.latents = frozenset(
-            layer_cache.layer for layer_cache in self._layout if layer_cache.cache_type == "latent"
-        )
+        self.latents = frozenset(entry.layer for entry in self._layout if entry.cache_type == "latent")
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._allocate(1, min(256, spec.sequence_length), ())
@@ -389,9 +387,7 @@ class SlotAttention:
         return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, options))
 
     def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
-        return self._mix_groups(
-            layer, q_BTHD, lambda group, q, keys, values: group.cross_attend(q, keys, values, options)
-        )
+        return self._mix_groups(layer, q_BTHD, lambda group, q, k, v: group.cross_attend(q, k, v, options))
 
     def _mix_groups(
         self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]

@@ -112,9 +112,7 @@ class PagedCache:
         self.forgets = any(window is not None for window in self.windows.values())
         divisors = {window: 1 if window is None else WINDOWED for window in self.windows.values()}
         divisors = divisors if None in divisors else dict.fromkeys(divisors, 1)
-        bytes_per_token = (
-            sum(layer_cache.values / divisors[layer_cache.window] for layer_cache in of_tokens) * dtype.itemsize
-        )
+        bytes_per_token = sum(layer.values / divisors[layer.window] for layer in of_tokens) * dtype.itemsize
         self.blocks = max(int(limit_bytes // (block * bytes_per_token)), 1)
         self.pools = {
             window: BlockPool(max(self.blocks // part, 1), partial(self._clear, window))

@@ -134,9 +134,7 @@ class RecurrentStates:
         if not self or not self.is_at(row, position):
             return None
         layers = zip(self._layout, self._data, strict=True)
-        return Snapshot(
-            tuple(data[row].clone() for layer_cache, data in layers if depth is None or layer_cache.layer < depth)
-        )
+        return Snapshot(tuple(data[row].clone() for entry, data in layers if depth is None or entry.layer < depth))
 
     def forget(self, row: int) -> None:
         """Lets a row continue from its beginning only."""

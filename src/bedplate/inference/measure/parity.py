@@ -115,9 +115,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UsageError(
-            "families are checked against transformers, which is not installed; install bedplate[test]"
-        ) from error
+        raise UsageError("families are checked against transformers; install bedplate[test]") from error
     transformers.utils.logging.disable_progress_bar()
     return transformers
 

@@ -59,16 +59,14 @@ STEP_SHAPES = (
 )
 
 
-def measure_tuning(
-    base: Base, name: str, *, rank: int = 16, step_shapes: Sequence[StepKind] = STEP_SHAPES
-) -> TuningSpeed:
+def measure_tuning(base: Base, name: str, *, rank: int = 16, shapes: Sequence[StepKind] = STEP_SHAPES) -> TuningSpeed:
     """Trains an adapter of all linears for a few steps of each kind, and fits what they took. The base is left as it
     was. UsageError for an encoder."""
     from scipy.optimize import nnls
 
-    seconds = fastest_steps(base, name, step_shapes, rank)
-    matrix = np.array([[1.0, *step_shape.loads] for step_shape in step_shapes])
-    costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(step_shapes)))
+    seconds = fastest_steps(base, name, shapes, rank)
+    matrix = np.array([[1.0, *step_shape.loads] for step_shape in shapes])
+    costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(shapes)))
     fixed, token, pair, target = costs.tolist()
     return TuningSpeed(
         base=name,
@@ -85,16 +83,16 @@ def measure_tuning(
 
 
 def fastest_steps(
-    base: Base, name: str, step_shapes: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
+    base: Base, name: str, shapes: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
 ) -> list[float]:
     """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
     turn is left out. UsageError for an encoder."""
     if not base.writes:
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
-    seconds_by_shape: list[list[float]] = [[] for _ in step_shapes]
-    with Progress(f"{name}: tuning", turns * len(step_shapes), "steps") as bar:
+    seconds_by_shape: list[list[float]] = [[] for _ in shapes]
+    with Progress(f"{name}: tuning", turns * len(shapes), "steps") as bar:
         for _ in range(turns):
-            for step_shape, seconds in zip(step_shapes, seconds_by_shape, strict=True):
+            for step_shape, seconds in zip(shapes, seconds_by_shape, strict=True):
                 seconds.extend(_step_seconds(base, base.model, step_shape, rank, steps))
                 bar.advance(1)
     return [min(seconds) for seconds in seconds_by_shape]

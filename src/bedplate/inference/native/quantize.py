@@ -15,9 +15,7 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks, block_bits
 
-SOURCES = frozenset(
-    (*("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4"), *("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"))
-)
+SOURCES = frozenset(["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
 """Types of GGUF blocks that the kernel reads as they are stored, by the gguf package's names (`Source` in pack.h)."""
 _RANGES = (1.0, 0.9, 0.8)
 """Shares of a block's range that the 4-bit search tries."""

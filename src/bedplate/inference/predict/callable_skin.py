@@ -52,9 +52,8 @@ class Prediction:
     def __repr__(self) -> str:
         sure = self.probabilities.get(self.output)
         confidence = None if sure is None else f"probability {sure:.3f}"
-        return display.line(
-            "prediction", repr(display.shortened(self.output, 80)), confidence, f"{1000 * self.seconds:.1f} ms"
-        )
+        output = repr(display.shortened(self.output, 80))
+        return display.line("prediction", output, confidence, f"{1000 * self.seconds:.1f} ms")
 
     @property
     def probabilities(self) -> dict[str, float]:

@@ -135,13 +135,9 @@ def load(
             loaded_skin = CascadePredictor(skin, first, second, bases)
         else:
             load_format = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
-            model, embedder_model = (
-                bases.model(skin, skin.base, load_format, base, kernel),
-                bases.embedder(skin, embedder),
-            )
-            loaded_skin = LoadedSkin(
-                model, skin, bases, embedder=embedder_model, allow_other_weights=allow_other_weights
-            )
+            model = bases.model(skin, skin.base, load_format, base, kernel)
+            second = bases.embedder(skin, embedder)
+            loaded_skin = LoadedSkin(model, skin, bases, embedder=second, allow_other_weights=allow_other_weights)
         unfinished.pop_all()
         return loaded_skin
 

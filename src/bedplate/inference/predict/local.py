@@ -33,14 +33,45 @@ from bedplate.inference.predict.text_reading import embed_requests, label_reques
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.text.encoder_inputs import TextOrPair
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer import Tokenizer, common_length
 
 if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.inference.predict.predictor import Predictor
     from bedplate.skins.skin import Skin
 
 
-class LocalModel(Closing, display.Displayable):
+class EngineAnswers:
+    """Answers requests (`engine.answers.Answers`) on an engine, each as `on_weights` has it."""
+
+    engine: Engine
+
+    def on_weights(self, request: Request) -> Request:
+        """The request, on the weights that are asked."""
+        return request
+
+    @property
+    def alive(self) -> bool:
+        """Whether submitted requests still get answers."""
+        return self.engine.alive
+
+    def submit(self, request: Request, /) -> Stream:
+        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
+        return self.engine.submit(self.on_weights(request))
+
+    def run(self, requests: Sequence[Request], /) -> list[Result]:
+        """Answers requests together and returns their results in order."""
+        return self.engine.run([self.on_weights(request) for request in requests])
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
+        return self.engine.tokenize(text)
+
+    def describe(self) -> Facts:
+        """The base's name, abilities, context length and tokenizer."""
+        return self.engine.describe()
+
+
+class LocalModel(EngineAnswers, Closing, display.Displayable):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -105,7 +136,7 @@ class LocalModel(Closing, display.Displayable):
         alone = self._ids(prompt)
         for continuation in continuations:
             whole = self._ids(prompt + continuation)
-            shared_length = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+            shared_length = common_length(alone, whole)
             if len(whole) <= shared_length or shared_length == 0:
                 raise RequestError(f"{continuation!r} adds no token to the prompt, so there is nothing to score")
             requests.append(Score(whole[:shared_length], (whole[shared_length:],)))
@@ -184,29 +215,6 @@ class LocalModel(Closing, display.Displayable):
         if prompt and isinstance(prompt[0], Mapping):
             return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
         return tuple(cast(Sequence[int], prompt))
-
-    # Answers: what suites ask a model by
-
-    @property
-    def alive(self) -> bool:
-        """Whether submitted requests still get answers."""
-        return self.engine.alive
-
-    def submit(self, request: Request) -> Stream:
-        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        return self.engine.submit(request)
-
-    def run(self, requests: Sequence[Request]) -> list[Result]:
-        """Answers requests together and returns their results in order."""
-        return self.engine.run(requests)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
-        return self.engine.tokenize(text)
-
-    def describe(self) -> Facts:
-        """The base's name, abilities, context length and tokenizer."""
-        return self.engine.describe()
 
     @property
     def facts(self) -> dict[str, str]:

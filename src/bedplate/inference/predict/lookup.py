@@ -27,7 +27,7 @@ from bedplate.skins.lookup_index import Neighbours, PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration, Passage
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_embedder
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer import Tokenizer, common_length
 
 _AT_ONCE = 1024
 # Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
@@ -89,16 +89,16 @@ class Lookup:
     def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens with which the prompts of all calls begin, whatever is looked up."""
         prompt, names = self._skin.prompt, self._names
-        shared: list[int] | None = None
+        beginnings: list[list[int]] = []
         for probe in _PROBES:
             shown, passages = self._skin.demonstrations, tuple[Passage, ...]()
             if isinstance(self._index, Neighbours):
                 shown = (Demonstration(dict.fromkeys(names, probe), probe),) * self._index.k
             else:
                 passages = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
-            prefix_ids = prompt.constant_prefix(tokenizer, shown, names, passages)
-            shared = prefix_ids if shared is None else _common(shared, prefix_ids)
-        return tuple((shared or [])[:-1])
+            beginnings.append(prompt.constant_prefix(tokenizer, shown, names, passages))
+        first, last = min(beginnings), max(beginnings)
+        return tuple(first[: max(common_length(first, last) - 1, 0)])
 
 
 def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], ...]:
@@ -115,11 +115,6 @@ def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], .
             citation["cited"] = f"[{passage.number}]" in result.text
         cited_passages.append(citation)
     return tuple(cited_passages)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    common_length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return list(a[:common_length])
 
 
 def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:

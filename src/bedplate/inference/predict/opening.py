@@ -111,14 +111,12 @@ def execution_of(plan: ExecutionPlan) -> SkinExecution:
 
 
 def _plans(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
-    weights, kernel = options.weights, options.kernel
-    plans = matching_plans(
-        stored.types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised
-    )
+    types, weights, kernel = stored.types, options.weights, options.kernel
+    plans = matching_plans(types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised)
     if options.loaded is None:
         return plans
     fitting = tuple(plan for plan in plans if plan.dtype == options.loaded)
-    return fitting or matching_plans(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)
+    return fitting or matching_plans(types, dtype=options.loaded, weights=weights, kernel=kernel)
 
 
 def dtype_of(weights: str, beneath: str | None = None) -> str:
@@ -153,12 +151,8 @@ def held_as(
     if dtype is None and weights is None and judged is not None:
         dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
     elif dtype is None:
-        weights_match = judged is not None and judged.weights == weights
-        dtype = (
-            "auto"
-            if weights is None
-            else dtype_of(weights, judged.dtype if judged is not None and weights_match else None)
-        )
+        beneath = judged.dtype if judged is not None and judged.weights == weights else None
+        dtype = "auto" if weights is None else dtype_of(weights, beneath)
     # For quantised weights that it was not judged with, the engine finds the kernel.
     if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
         kernel = KERNELS.get(judged.kernel)

@@ -30,9 +30,9 @@ from bedplate.inference.engine.requests import (
     Sampling,
     Score,
     Scores,
-    Stream,
 )
 from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
+from bedplate.inference.predict.local import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
@@ -41,7 +41,7 @@ from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
 
 
-class Predictor(SkinPredictor):
+class Predictor(EngineAnswers, SkinPredictor):
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
@@ -171,9 +171,7 @@ class Predictor(SkinPredictor):
         if self._lookup is None:
             return [self._request(row_inputs, None, sampling) for row_inputs in inputs]
         lookups = self._lookup.retrieve(inputs, queued=queued, terms=terms)
-        return [
-            self._request(row_inputs, with_it, sampling) for row_inputs, with_it in zip(inputs, lookups, strict=True)
-        ]
+        return [self._request(values, lookup, sampling) for values, lookup in zip(inputs, lookups, strict=True)]
 
     def _request(self, inputs: Values, lookup_result: LookupResult | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
@@ -267,24 +265,9 @@ class Predictor(SkinPredictor):
             raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
         return embedding.parse(cast(Embedding, result).vector)
 
-    # What `Answers` asks for: requests in the skin's name, on its weights
-
-    @property
-    def alive(self) -> bool:
-        """Whether the engine still answers."""
-        return self.engine.alive
-
-    def submit(self, request: Request, /) -> Stream:
-        """Queues a request of any type on the skin's weights, under its name."""
-        return self.engine.submit(replace(request, adapter=self.adapter, skin=self.skin.name))
-
-    def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Answers requests on the skin's weights together, and returns their results in order."""
-        return self.engine.run([replace(request, adapter=self.adapter, skin=self.skin.name) for request in requests])
-
-    def tokenize(self, text: str, /) -> list[int]:
-        """Token ids of a text as a prompt, without the skin's own prompt."""
-        return self.engine.tokenize(text)
+    def on_weights(self, request: Request) -> Request:
+        """The request on the skin's weights, under its name."""
+        return replace(request, adapter=self.adapter, skin=self.skin.name)
 
     def describe(self) -> Facts:
         """Describes the base, under the skin's name."""

@@ -181,9 +181,8 @@ class RequestJob(ABC, Generic[R]):
     def cost(self) -> int:
         """The work still to be computed, in the unit of the engine's budget: one token. It stops at the next mark, so
         that no pass goes beyond it."""
-        return (
-            next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens)) - self.computed_tokens
-        )
+        end = next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens))
+        return end - self.computed_tokens
 
     def prefix_tokens(self, length: int) -> list[int]:
         """What names the first `length` tokens in prefix-cache keys: their ids, or the hash of the media there."""
