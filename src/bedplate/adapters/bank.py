@@ -49,7 +49,6 @@ class Bank:
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """The slots in use."""
         return tuple(self._slots)
 
     @property

@@ -36,8 +36,7 @@ LEAST_RANK = 8
 
 @dataclass(eq=False)
 class _PlaceBuffers:
-    """One linear's buffers: A of all places, B transposed and scaled, and DoRA's scale − 1 [1 + P, O], zeros for
-    LoRA."""
+    """A linear's buffers: A of all places, B transposed and scaled, DoRA's scale − 1 [1 + P, O], zeros for LoRA."""
 
     a_CI: Tensor
     b_CO: Tensor
@@ -84,7 +83,6 @@ class FixedPlaces:
         self._paths.pop(slot, None)
 
     def forget(self) -> None:
-        """Frees all buffers."""
         self._places, self._paths, self._laid, self._groups = {}, {}, {}, {}
         self._count = self._rank = 0
         self.version += 1
@@ -189,8 +187,6 @@ class _Step:
 
 
 class _FixedHook:
-    """The hook of a batch whose rows have their adapters in places."""
-
     def __init__(self, site: Site, step: _Step) -> None:
         self.site, self._step = site, step
 
@@ -233,5 +229,4 @@ def _is_frozen(adapter: LowRank) -> bool:
 
 
 def power_of_two(count: int) -> int:
-    """The next power of two."""
     return 1 << (count - 1).bit_length()

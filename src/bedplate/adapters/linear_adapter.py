@@ -28,8 +28,6 @@ Adaptable = Linear | ExpertLinear
 
 
 class LinearAdapter(ABC):
-    """One adapter at one linear."""
-
     dropout: float = 0.0
     """Dropout of its input, while training."""
 
@@ -73,8 +71,7 @@ class AdapterConfig(Protocol):
         ...
 
     def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LinearAdapter:
-        """The adapter at one linear, with copies of the tensors: float32 parameters, or frozen and in the linear's
-        dtype."""
+        """The adapter at one linear, with copies of the tensors: float32 parameters, or frozen in its dtype."""
         ...
 
 

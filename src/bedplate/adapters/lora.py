@@ -51,7 +51,6 @@ class LoraConfig(Grown):
     dora: bool = False
 
     def rank(self, path: str) -> int:
-        """Rank of the adapter of one module path."""
         return self.ranks.get(path, self.r)
 
     def scaling(self, path: str) -> float:

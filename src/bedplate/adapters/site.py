@@ -88,7 +88,6 @@ class AdapterRows:
 
 
 def slots_of(columns: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """The slot of each column, int64 [R]."""
     return integers([slot for slot, rank in columns for _ in range(rank)], device)
 
 
@@ -301,8 +300,6 @@ def _add_rows(parts: Sequence[tuple[Site, Tensor]], x: Tensor, rows: AdapterRows
 
 
 class _SingleHook(_Hook):
-    """The hook of one adapter for all rows."""
-
     def __init__(self, site: Site, slot: int) -> None:
         super().__init__(site, None)
         self._slot = slot
@@ -335,8 +332,6 @@ class _SingleHook(_Hook):
 
 
 class _Rows(_Hook):
-    """The hook of a batch that mixes adapters."""
-
     def __init__(self, site: Site, rows: AdapterRows) -> None:
         super().__init__(site, rows)
         self._rows = rows

@@ -86,7 +86,6 @@ def check_room(longest: int | None, prompt: int, new_tokens: int, pinned: int = 
 
 
 def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
-    """The error of a request whose numbers are not finite."""
     dtype = str(base.dtype).removeprefix("torch.")
     owner = base.name if adapter is None else f"adapter {adapter!r} on {base.name}"
     return NotFiniteError(
@@ -96,7 +95,6 @@ def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
 
 
 def check_depth(base: Base, depth: int | None) -> None:
-    """RequestError for a number of blocks that the base has not."""
     if depth is not None and not 0 <= depth <= base.spec.layers:
         raise RequestError(f"depth {depth} is not between 0 and {base.spec.layers}", param="depth")
 

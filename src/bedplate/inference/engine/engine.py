@@ -155,13 +155,11 @@ class Engine(Closing):
 
     @property
     def kernel(self) -> str:
-        """The backend of forward passes: "torch" or "native"."""
         return self._forward.name
 
     @property
     def weights(self) -> str:
-        """The format in which products read the weights: the dtype of the base, or the integers they were quantised
-        to."""
+        """The format in which products read the weights: the base's dtype, or integers."""
         return self._forward.weights
 
     @property
@@ -181,7 +179,6 @@ class Engine(Closing):
         return self.base.need_tokenizer().encode_prompt(text)
 
     def describe(self) -> Facts:
-        """Describes the base."""
         base = self.base
         return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
@@ -252,7 +249,6 @@ class Engine(Closing):
             self._lock.notify_all()
 
     def _check_open(self) -> None:
-        """UsageError where nothing would ever be answered."""
         if os.getpid() != self._process:
             raise UsageError(
                 "this engine's thread is in the process that this one was forked from; load the base again here, or "
@@ -273,12 +269,10 @@ class Engine(Closing):
 
     @property
     def running(self) -> int:
-        """The number of requests being computed."""
         return len(self._runner.active)
 
     @property
     def waiting(self) -> int:
-        """The number of requests in the queue."""
         return self._steps.waiting
 
     def stats(self) -> Stats:

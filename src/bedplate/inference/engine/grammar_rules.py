@@ -106,8 +106,7 @@ def _behind_a_space(source: str) -> str:
 def compiled(
     vocabulary: TokenVocabulary, opened: llguidance.LLTokenizer, grammar: Grammar, *, timed: bool = True
 ) -> llguidance.LLMatcher:
-    """A matcher at its start. Raises as `Grammars.compile` does. timed: False where it is known how little time it
-    takes."""
+    """A matcher at its start. Raises as `Grammars.compile` does. timed: False where it is known to be quick."""
     try:
         source = _source(grammar)
     except ValueError as error:  # what the library's own JSON reader does not take

@@ -186,7 +186,6 @@ def _limit_memory(extra_bytes: int | None) -> None:
 
 
 def main() -> None:
-    """Runs in the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer(sys.stdin.buffer, sys.stdout.buffer)
 

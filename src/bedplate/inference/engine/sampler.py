@@ -65,8 +65,7 @@ def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: S
 
 
 def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | None) -> int:
-    """The first of the largest logits among those allowed. A grammar mostly allows few, which are then all that is
-    looked at."""
+    """The first of the largest logits among those allowed; of a grammar's few, only those are looked at."""
     if allowed_W is None:
         return int(logits_V.argmax())
     if np.count_nonzero(allowed_W) > MANY_WORDS:
@@ -155,8 +154,7 @@ def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[
 def _draw(
     logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
 ) -> Tensor:
-    """A token of each row that draws, int64 [B] of them, by one number from the row's own generator: what it draws is
-    its own."""
+    """A token of each row that draws, int64 [B] of them, by one number from the row's own generator."""
     device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
     uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
     temperature_B = torch.tensor([max(sampling.temperature, COLDEST) for sampling in settings], device=device)

@@ -26,8 +26,6 @@ POOLED = 0.9
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """The sizes that an engine uses."""
-
     max_step_tokens: int
     max_rows: int
     cache_bytes: int
@@ -85,8 +83,7 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
 def open_caches(
     base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
 ) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache and the cache of running sequences (None for an encoder). step: most tokens of one row in one
-    pass."""
+    """The prefix cache and the one of running sequences (None for an encoder). step: most tokens of a row in a pass."""
     if not base.causal:
         return RadixTree(cache_bytes), None
     if not paged:

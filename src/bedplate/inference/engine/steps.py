@@ -59,7 +59,6 @@ class Steps:
 
     @property
     def waiting(self) -> int:
-        """The number of queued requests."""
         return len(self._arrivals) + self._scheduler.waiting
 
     def open(self) -> Counter[str]:

@@ -122,7 +122,6 @@ class WeightLoader:
         return loaded.fingerprint
 
     def check_soft_prompts(self) -> None:
-        """UsageError where the base takes none."""
         if not self._base.writes:
             raise UsageError(f"{self._base.name} writes no text; soft prompts are for decoders that do")
         if self._base.has_encoder:

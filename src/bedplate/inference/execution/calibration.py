@@ -186,8 +186,7 @@ def _is_clear(timings: PlanTimings, use: Use) -> bool:
 
 
 def _hopeful(timings: PlanTimings, plans: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
-    """The plans that are not far behind the best in both uses. The best of torch's stays: the chosen one is reported
-    against it."""
+    """The plans not far behind the best in both uses, and torch's best, against which the chosen one is reported."""
     hopeful: list[ExecutionPlan] = []
     torch_plans = [plan for plan in plans if plan.kernel == "torch"]
     for use in get_args(Use):

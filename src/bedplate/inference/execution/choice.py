@@ -104,8 +104,7 @@ def fitting(spec: TextSpec, plans: Sequence[ExecutionPlan], *, loaded: bool = Fa
 
 
 def pick(spec: TextSpec, timings: PlanTimings, plans: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
-    """The fastest plan; of those that are as fast, as far as a short measurement can tell, the one that takes least
-    memory."""
+    """The fastest plan; of those as fast, as far as a short measurement can tell, the smallest."""
     best = timings.cost(timings.fastest(plans, use), use)
     tied = [plan for plan in plans if timings.cost(plan, use) <= TIE_RATIO * best]
     return min(tied, key=lambda plan: (needs(spec, plan), timings.cost(plan, use)))

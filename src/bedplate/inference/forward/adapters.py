@@ -113,8 +113,7 @@ class Adapters:
 
     @property
     def leaving(self) -> bool:
-        """Whether `sweep` would free any. Those that are still used, by requests or by a soft prompt, may stay so for
-        long."""
+        """Whether `sweep` would free any. Those still used, by requests or a soft prompt, may stay so for long."""
         return any(adapter.users == 0 for adapter in tuple(self._leaving))
 
     @property

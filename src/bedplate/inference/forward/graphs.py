@@ -162,13 +162,11 @@ class RecordedDecode:
             return None
 
     def forget(self) -> None:
-        """Frees what is held."""
         self._recordings.clear()
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:
-    """The reason a model's decode steps cannot be recorded, if any: what the host reads on the way is not in a
-    recording."""
+    """Why a model's decode steps cannot be recorded, if so: what the host reads on the way is in no recording."""
     spec = model.spec
     if not isinstance(spec, TransformerSpec) or spec.kind != "decoder":
         return "it is not a decoder alone"

@@ -202,7 +202,6 @@ class SlotCache:
         return capacity if window is None else min(capacity, window + 2 * self.step)
 
     def _bytes(self, rows: int, capacity: int) -> int:
-        """Bytes of so many slots of so many tokens."""
         stores = self._stores(None).items()
         values_per_row = sum(n * store.heads * store.size * self._ring(store.window, capacity) for store, n in stores)
         return rows * (values_per_row * self.dtype.itemsize + self.states.nbytes)
@@ -363,8 +362,7 @@ class SlotAttention:
             write_kv(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
 
     def _place(self, capacity: int | None) -> None:
-        """Computes which tokens are written (None: all; never two to one place) and where, for a capacity (None: room
-        for all)."""
+        """Which tokens are written (None: all; never two to one place) and where, for a capacity (None: for all)."""
         rows, positions, written = self._rows, self._positions, None
         if capacity is not None and self._longest > capacity:
             ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])

@@ -371,11 +371,9 @@ class PagedAttention:
         return kernel or all(span.length == 1 for span in self._spans)
 
     def _table(self, window: int | None) -> Numbers:
-        """Each row's blocks."""
         return tables_of(self._cache, self._spans, window, -(-self._max_keys // self._cache.block))
 
     def _token_blocks(self, window: int | None) -> Numbers:
-        """The block of each token."""
         return self._table(window)[self._at.row_N, self._at.position_N // self._cache.block]
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:

@@ -83,8 +83,7 @@ class QuantisedLinear(Linear):
 
 
 def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weights as torch's product reads them: integers in tiles, and [N, O, 2] of scales and of the value that 8
-    stands for."""
+    """The weights as torch's product reads them: integers in tiles, and [N, O, 2] of scales and what 8 stands for."""
     quants_OI = quants_ONG.flatten(1)
     middle_ON = minimum_ON.float() + 8 * scale_ON.float()
     scale_and_zero = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)

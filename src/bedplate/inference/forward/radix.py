@@ -49,8 +49,7 @@ def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
 
 
 class Segment(Protocol):
-    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end, in a tree of such with
-    snapshots."""
+    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end (trees with snapshots)."""
 
     @property
     def nbytes(self) -> int: ...
@@ -206,8 +205,7 @@ class RadixTree:
             self._cut(node)
 
     def forget(self, namespace: Hashable, key: Key) -> None:
-        """Forgets all that is on the way to `key` or goes on from there, but for what is pinned: none of it is to be
-        trusted."""
+        """Forgets what is on the way to `key` or goes on from there, but for what is pinned: it cannot be trusted."""
         node, at = self._roots.get(namespace), 0
         while node is not None and at < len(key):
             child = node.children.get(key[at : at + self.block])
@@ -232,7 +230,6 @@ class RadixTree:
             node.children, node.parent = {}, None
 
     def close(self) -> None:
-        """Forgets everything."""
         for namespace in list(self._roots):
             self.drop(namespace)
         self._leaves.clear()

@@ -141,7 +141,6 @@ class RecurrentStates:
         self._at.pop(row, None)
 
     def close(self) -> None:
-        """Gives the memory back."""
         self._data, self._pending, self._at = [], [], {}
 
     def load(self, row: int, position: int, snapshot: Snapshot | None) -> None:

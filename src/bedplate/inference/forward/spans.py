@@ -78,8 +78,7 @@ class Padded:
         return None if self._lengths_S is None else self._lengths_S.tensor
 
     def _mask(self, repeats: int) -> Tensor | None:
-        """The mask added to the scores [S, 1, repeats · T, K], made where the keys are; None where every query sees all
-        keys."""
+        """The mask added to the scores [S, 1, repeats · T, K], on the keys' device; None where all see all keys."""
         if self._folded is None and self._masked:
             seen_STK = self.keys_in_window(None).seen_STK
             mask_STK = torch.zeros(seen_STK.shape, dtype=self._dtype, device=seen_STK.device)

@@ -44,14 +44,8 @@ _SCALINGS: Mapping[type, tuple[str, ...]] = {
     LinearScaling: ("factor",),
     Llama3Scaling: ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
     YarnScaling: (
-        "factor",
-        "original_context",
-        "beta_fast",
-        "beta_slow",
-        "scale",
-        "scale_all",
-        "attention_factor",
-        "truncate",
+        *("factor", "original_context", "beta_fast", "beta_slow"),
+        *("scale", "scale_all", "attention_factor", "truncate"),
     ),
     LongRopeScaling: ("short", "long", "original_context", "factor", "attention_factor"),
 }

@@ -47,7 +47,6 @@ def compiler_for(arch: str) -> list[str] | None:
 
 
 def levels_of(arch: str) -> tuple[Level, ...]:
-    """The levels that an architecture has, best first."""
     return tuple(level for level in LEVELS.values() if level.machine in (None, arch))
 
 

@@ -178,8 +178,7 @@ def inputs_of(skin: Skin, row: TaskInput) -> Values:
 
 
 class CascadePredictor(SkinPredictor):
-    """A cascade on the predictors of its two skins. Closing it closes what was `opened` for it; without, these stay
-    open."""
+    """A cascade on its two skins' predictors. Closing it closes what was `opened` for it, else nothing."""
 
     def __init__(
         self, skin: Skin, first: SkinPredictor, second: SkinPredictor, opened: ExitStack | None = None

@@ -186,7 +186,6 @@ class HostedPredictor(SkinPredictor):
         )
 
     def close(self) -> None:
-        """Closes the connections."""
         self._endpoint.close()
 
 

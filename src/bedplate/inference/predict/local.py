@@ -229,7 +229,6 @@ class LocalModel(EngineAnswers, Closing, display.Displayable):
         }
 
     def close(self) -> None:
-        """Stops the engine's thread."""
         self.engine.close()
 
 

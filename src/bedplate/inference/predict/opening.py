@@ -70,7 +70,6 @@ class Opened:
     load_format: SkinExecution
 
     def model(self, compute: ComputeLock | None = None) -> LocalModel:
-        """The base on its engine."""
         return LocalModel(self.base, weights=self.load_format.weights, kernel=self.load_format.kernel, compute=compute)
 
 
@@ -106,7 +105,6 @@ def open_as(
 
 
 def execution_of(plan: ExecutionPlan) -> SkinExecution:
-    """How a base is loaded and its engine opened under a plan."""
     return SkinExecution(plan.dtype, QUANTISED.get(plan.weights, "auto"), plan.kernel)
 
 

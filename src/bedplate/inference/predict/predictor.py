@@ -215,7 +215,6 @@ class Predictor(EngineAnswers, SkinPredictor):
 
     @property
     def _reads_only(self) -> bool:
-        """Whether the base is an encoder."""
         return not self.engine.base.writes
 
     @property
@@ -270,7 +269,6 @@ class Predictor(EngineAnswers, SkinPredictor):
         return replace(request, adapter=self.adapter, skin=self.skin.name)
 
     def describe(self) -> Facts:
-        """Describes the base, under the skin's name."""
         return replace(self.engine.describe(), name=self.skin.name)
 
     def close(self) -> None:

@@ -24,8 +24,7 @@ Read = TextOrPair | tuple[int, ...]
 
 
 def prompt_of(base: Base, name: str | None = None) -> str:
-    """The publisher's prompt before a text, by name; None: the default one. RequestError for a name that the base does
-    not have."""
+    """The publisher's prompt before a text, by name (None: the default one). RequestError for an unknown name."""
     spec = None if base.sentence is None else base.sentence.spec
     prompts = {} if spec is None else dict(spec.prompts)
     name = name if name is not None or spec is None else spec.default_prompt

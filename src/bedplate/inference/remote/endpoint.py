@@ -93,7 +93,6 @@ class Endpoint(Closing):
         )
 
     def models(self) -> list[dict[str, Any]]:
-        """The entries of /v1/models."""
         content = self._send("GET", "/models").json()
         try:
             return [{**model, "id": str(model["id"])} for model in content["data"]]

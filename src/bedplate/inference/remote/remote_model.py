@@ -82,7 +82,6 @@ class RemoteModel(Closing):
         return {name: value for name, value in settings.items() if value is not None}
 
     def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Sends all requests and returns their results in order."""
         streams = [self.submit(request) for request in requests]
         return [stream.result() for stream in streams]
 
@@ -91,7 +90,6 @@ class RemoteModel(Closing):
         return list(text.encode("utf-8", "replace"))
 
     def describe(self) -> Facts:
-        """Describes the model as far as it is known without asking it."""
         return Facts(self.model, frozenset({"generate"}), self._context_length)
 
     def _answer(self, stream: Stream, settings: dict[str, Any]) -> None:

@@ -24,8 +24,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class LookedUp:
-    """Retrieval results of a request. passages: those in its prompt, by number. compute: engine seconds that the lookup
-    took."""
+    """Retrieval results of a request. passages: in its prompt, by number. compute: engine seconds of the lookup."""
 
     passages: tuple[Passage, ...] = ()
     compute: float = 0.0
@@ -198,7 +197,6 @@ class Stream:
 
     @property
     def failure(self) -> BaseException | None:
-        """The error that the request failed with."""
         return self._error
 
     def push(self, step: Step) -> None:

@@ -216,8 +216,7 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def reusable(self) -> int | None:
-        """The number of first tokens that may come from the prefix cache; None where each token's own output is
-        needed."""
+        """First tokens that may come from the prefix cache; None where each token's own output is needed."""
         return len(self.tokens) - 1
 
     @property
@@ -240,8 +239,7 @@ class RequestJob(ABC, Generic[R]):
         return ()
 
     def cacheable_length(self, begin: int, end: int) -> int:
-        """The number of first tokens to save in the prefix cache, now that all are computed, the last of them from
-        `begin`."""
+        """First tokens to save in the prefix cache, now that all are computed, the last of them from `begin`."""
         return self.prompt_end
 
     def cancel(self) -> None:
@@ -259,7 +257,6 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def generated_tokens(self) -> int:
-        """The number of generated tokens so far."""
         return 0
 
     @property
