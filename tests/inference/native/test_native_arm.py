@@ -26,8 +26,7 @@ from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
 from bedplate.inference.native.library import load
 from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.native_encoder import NativeEncoder
-from bedplate.inference.native.packed_weights import NativeAdapter, WeightFormat
+from bedplate.inference.native.packed_weights import NativeAdapter, NativeEncoder, WeightFormat
 from bedplate.inference.native.prebuild import levels_of, prebuild
 from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.build import build

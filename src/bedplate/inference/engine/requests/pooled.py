@@ -1,20 +1,68 @@
-"""Jobs that pool the hidden states of a whole prompt into one vector. Shapes: T tokens, D features, E of all poolings
-side by side."""
+"""Requests that pool the hidden states of a whole prompt into one vector: the vector itself, and class scores of a
+trained head or of a checkpoint's own labels (classifiers, cross-encoders that judge pairs).
+
+Shapes: T tokens, D features, E of all poolings side by side."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bedplate.adapters.head import Head
+from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_depth, not_finite
-from bedplate.inference.engine.requests.base import Result
+from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, R, RequestJob
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.models.specs.sentence import Pooling
+
+
+@dataclass(frozen=True)
+class Embed(Request):
+    """One vector for `tokens`: the base's own, or hidden states pooled in one way. pooling: None is the base's own way,
+    with the steps that its library takes after it where it is a sentence encoder and `depth` is None. depth: None pools
+    the model's output (after the last norm), a number the state after that many blocks. normalise: to unit length; None
+    where the base's own way leaves it so, and always where it has none. skip: so many first tokens are not pooled."""
+
+    pooling: Pooling | None = None
+    depth: int | None = None
+    normalise: bool | None = None
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding(Result):
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Classify(Request):
+    """Class scores W h + b of a linear head on the pooled state after `depth` blocks. Later blocks are not run."""
+
+    head: Head
+    depth: int
+    pooling: Pooling = "last"
+
+
+@dataclass(frozen=True)
+class Label(Request):
+    """The logits of the base's own labels, in their order. types: of each token, which of a pair's texts it is of; ()
+    where that is not told apart."""
+
+    types: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classification(Result):
+    """`scores` are the head's outputs before any softmax, in the head's label order."""
+
+    scores: tuple[float, ...]
 
 
 class PooledJob(RequestJob[R]):
@@ -97,3 +145,54 @@ _DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
     "weighted_mean": lambda skipped, count: (count * (count + 1) - skipped * (skipped + 1)) / 2,
 }
 """The divisor of a sum, from the number of skipped tokens and of all tokens."""
+
+
+class EmbedJob(PooledJob[Embed]):
+    """The pooled state itself, or what a sentence encoder makes of it."""
+
+    def __init__(self, request: Embed, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        base = resources.base
+        self._sentence = base.sentence if request.pooling is None and request.depth is None else None
+        if self._sentence is not None:
+            poolings = self._sentence.spec.poolings
+        else:
+            poolings = (request.pooling or base.spec.pooling,)
+        if not 0 <= request.skip < max(len(request.tokens), 1):
+            raise RequestError(
+                f"{request.skip} of the text's {len(request.tokens)} tokens are not to be pooled, which leaves none; "
+                "give a longer text",
+                param="input",
+            )
+        super().__init__(request, adapter, resources, poolings, request.depth, skip=request.skip)
+
+    def read(self, pooled_E: Tensor) -> Embedding:
+        found_E = pooled_E if self._sentence is None else self._sentence(pooled_E[None])[0]
+        normalize = self.request.normalise
+        if self._sentence is None if normalize is None else normalize:
+            found_E = F.normalize(found_E, dim=0)
+        return Embedding(tuple(found_E.tolist()), **self.account())
+
+
+class ClassifyJob(PooledJob[Classify]):
+    def __init__(self, request: Classify, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        super().__init__(request, adapter, resources, (request.pooling,), request.depth)
+
+    def read(self, pooled_E: Tensor) -> Classification:
+        return Classification(tuple(self.request.head(pooled_E[None])[0].tolist()), **self.account())
+
+
+class LabelJob(PooledJob[Label]):
+    def __init__(self, request: Label, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        base, types = resources.base, request.types
+        if base.spec.classifier is None:
+            raise RequestError(f"{base.name} has no labels of its own", param="model")
+        if types and len(types) != len(request.tokens):
+            raise RequestError(f"there are {len(types)} types for {len(request.tokens)} tokens", param="types")
+        if types and not 0 <= min(types) <= max(types) < max(base.spec.main.token_types, 1):
+            raise RequestError(f"{base.name} knows the types 0 to {base.spec.main.token_types - 1} only", param="types")
+        super().__init__(request, adapter, resources, (base.spec.classifier.pooling,), None, types=types)
+
+    def read(self, pooled_E: Tensor) -> Classification:
+        base = self.resources.base
+        logits_L = base.model.label_logits(pooled_E[None].to(base.dtype))[0].float()
+        return Classification(tuple(logits_L.tolist()), **self.account())
