@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -14,8 +13,7 @@ from tests.serving.conftest import make_skins
 from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError, UnknownModelError, UsageError
-from bedplate.core.files import bedplate_home
-from bedplate.inference.chat.conversation import (
+from bedplate.inference.chat import (
     COMMANDS,
     ChatEndpoint,
     Conversation,
@@ -23,7 +21,6 @@ from bedplate.inference.chat.conversation import (
     open_local,
     run_command,
 )
-from bedplate.inference.chat.terminal import line_editing
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
@@ -200,16 +197,3 @@ def test_commands(remote: Callable[[str], Conversation]) -> None:
     for wrong, part in {"/rest": "did you mean /reset", "/xyzzy": "/help lists", "/": "no command"}.items():
         with pytest.raises(UsageError, match=part):
             run_command(conversation, wrong)
-
-
-def test_the_history_is_the_owner_s_alone() -> None:
-    readline = pytest.importorskip("readline")
-    path = bedplate_home() / "chat_history"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("before\n")
-    path.chmod(0o644)
-    with line_editing():
-        assert readline.get_history_item(1) == "before"
-        readline.add_history("typed ü")
-    assert path.read_text("utf-8") == "before\ntyped ü\n"
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600

@@ -13,7 +13,7 @@ from tests.serving.conftest import Server, running
 from tests.tiny import CHATML, tokenizer_json, write_tiny_base
 from tokenizers import AddedToken, Tokenizer
 
-from bedplate.inference.chat.conversation import ChatEndpoint, Conversation, open_local
+from bedplate.inference.chat import ChatEndpoint, Conversation, open_local
 from bedplate.inference.remote.endpoint import Endpoint
 from bedplate.serving.server.startup import loaded_server
 

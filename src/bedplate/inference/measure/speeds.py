@@ -116,7 +116,7 @@ def measure_engine(
     contexts = sorted({min(length, context) for length in CONTEXTS})
     prompts = [prompt for prompt in PROMPTS if prompt <= context]
     records, batch = list[StepRecord](), max(BATCHES)
-    slots = {"max_rows": batch, "adapters": batch, "step_adapters": batch}
+    slots: dict[str, Any] = {"max_rows": batch, "adapters": batch, "step_adapters": batch}
     with Engine(base, **slots, weights=weights, kernel=kernel, speculate=False, on_step=records.append) as engine:
         measured_steps = _run_steps(engine, records, contexts, prompts, BATCHES, [None])
         keys = _load_adapters(engine, batch, adapter_rank)
