@@ -302,7 +302,7 @@ def test_levels_differ_by_rounding_only() -> None:
         errors = {name: relative(output, reference) for name, output in outputs.items()}
         plain = errors["plain"]
         for name, error in errors.items():
-            widest = 3.0 if LEVELS[name].defines.count("BEDPLATE_BF16") and weights == "bfloat16" else 1.25
+            widest = 3.0 if LEVELS[name].defines.count("BF16") and weights == "bfloat16" else 1.25
             assert plain / widest <= error <= plain * widest, (weights, name)
             assert relative(outputs[name], outputs["plain"]) <= 1.5 * max(error, plain)
 

@@ -60,7 +60,7 @@ def unit_of(level: Level | None, arch: str) -> Unit:
     baseline = BASELINE.get(arch, ())
     if level is None:
         return Unit("detect", "detect.cpp", (*FLAGS, *baseline))
-    defines = (*(f"-D{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"')
+    defines = (*(f"-DBEDPLATE_{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"')
     return Unit(level.name, "decoder.cpp", (*FLAGS, *baseline, *level.flags, *defines))
 
 
@@ -141,12 +141,8 @@ def _compiled(unit: Unit) -> BuiltKernel | str:
     """Results lie in $BEDPLATE_HOME/native; processes that want the same one wait for the first."""
     command = find_compiler()
     if command is None:
-        named_compiler = os.environ.get("CXX", "").strip()
-        return (
-            f"$CXX names {named_compiler!r}, which is not there"
-            if named_compiler
-            else f"no C++ compiler ({', '.join(COMPILERS)})"
-        )
+        named = os.environ.get("CXX", "").strip()
+        return f"$CXX names {named!r}, which is not there" if named else f"no C++ compiler ({', '.join(COMPILERS)})"
     try:
         version = _version(tuple(command))
     except (OSError, ValueError, subprocess.SubprocessError) as error:

@@ -37,31 +37,12 @@ _AVX512_FLAGS = (*_AVX2_FLAGS, *(f"-m{name}" for name in _AVX512[3:]))
 LEVELS: Mapping[str, Level] = {
     level.name: level
     for level in (
-        Level(
-            "avx512_bf16",
-            "x86_64",
-            (*_AVX512, "avx512bf16"),
-            (*_AVX512_FLAGS, "-mavx512bf16"),
-            ("BEDPLATE_AVX512", "BEDPLATE_BF16"),
-        ),
-        Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("BEDPLATE_AVX512",)),
-        Level(
-            "avx2_vnni",
-            "x86_64",
-            (*_AVX2, "avxvnni"),
-            (*_AVX2_FLAGS, "-mavxvnni"),
-            ("BEDPLATE_AVX2", "BEDPLATE_VNNI"),
-            chosen=False,
-        ),
-        Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS, ("BEDPLATE_AVX2",)),
-        Level(
-            "neon_i8mm",
-            "aarch64",
-            ("asimddp", "i8mm"),
-            ("-march=armv8-a+dotprod+i8mm",),
-            ("BEDPLATE_NEON", "BEDPLATE_I8MM"),
-        ),
-        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8-a+dotprod",), ("BEDPLATE_NEON",)),
+        Level("avx512_bf16", "x86_64", (*_AVX512, "avx512bf16"), (*_AVX512_FLAGS, "-mavx512bf16"), ("AVX512", "BF16")),
+        Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("AVX512",)),
+        Level("avx2_vnni", "x86_64", (*_AVX2, "avxvnni"), (*_AVX2_FLAGS, "-mavxvnni"), ("AVX2", "VNNI"), chosen=False),
+        Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS, ("AVX2",)),
+        Level("neon_i8mm", "aarch64", ("asimddp", "i8mm"), ("-march=armv8-a+dotprod+i8mm",), ("NEON", "I8MM")),
+        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8-a+dotprod",), ("NEON",)),
         Level("plain"),
     )
 }

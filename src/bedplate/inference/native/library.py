@@ -134,14 +134,10 @@ def load(level: str | None = None) -> Library | str:
     processor runs and that can be had. One that it does not run is refused: nothing is loaded that could hold an
     instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL."""
     if level is not None:
-        supported_levels = supported()
-        if isinstance(supported_levels, str) or level not in supported_levels:
-            return (
-                supported_levels
-                if isinstance(supported_levels, str)
-                else f"this processor does not run the level {level}"
-            )
-        return _open(LEVELS[level])
+        names = supported()
+        if isinstance(names, str):
+            return names
+        return _open(LEVELS[level]) if level in names else f"this processor does not run the level {level}"
     names, reasons = levels_to_try(), list[str]()
     if isinstance(names, str):
         return names

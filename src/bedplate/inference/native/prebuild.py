@@ -28,11 +28,8 @@ from bedplate.inference.native.compiler import (
 from bedplate.inference.native.levels import LEVELS, Level, machine
 
 _LINKED_IN = (
-    "-static-libstdc++",
-    "-static-libgcc",
-    "-ffunction-sections",
+    *("-static-libstdc++", "-static-libgcc", "-ffunction-sections", "-s"),
     "-Wl,--exclude-libs,ALL,--gc-sections,--as-needed",
-    "-s",
 )
 _OLDEST = (2, 17)
 """The oldest C library that is asked for, that of manylinux2014 (https://peps.python.org/pep-0599/)."""
