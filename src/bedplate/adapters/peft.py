@@ -331,11 +331,9 @@ def _check_start(start: Any, path: Path) -> None:
     if name in _BASE_KEPT:
         return
     if isinstance(name, str) and name.startswith(_BASE_CHANGED):
-        how = (
-            "train on plain weights, or on the quantised ones exported as a base"
-            if name.startswith("loftq")
-            else "save it as a plain one: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
+        how = "save it as a plain one: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        if name.startswith("loftq"):
+            how = "train on plain weights, or on the quantised ones exported as a base"
         raise SkinError(
             f"{path}: init_lora_weights={start!r} changed the base's weights, and the adapter belongs to those; on the "
             f"base itself its answers would be wrong. With peft, {how}"

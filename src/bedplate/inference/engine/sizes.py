@@ -62,12 +62,9 @@ def engine_sizes(
 def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
     """Bytes of activations in a pass over so many tokens: the states, queries, keys, values and feed-forward features
     of one block, then float32 logits, their log-probabilities and one more copy."""
-    main = spec.main
-    block = (
-        6 * main.hidden_size
-        + 2 * (main.attention.heads + 2 * main.attention.kv_heads) * main.attention.head_dim
-        + 3 * main.feedforward.size
-    )
+    attention, feedforward = spec.main.attention, spec.main.feedforward
+    heads = 2 * (attention.heads + 2 * attention.kv_heads) * attention.head_dim
+    block = 6 * spec.main.hidden_size + heads + 3 * feedforward.size
     return tokens * (block * dtype.itemsize + 3 * 4 * spec.vocab_size)
 
 

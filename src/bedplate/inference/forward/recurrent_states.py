@@ -153,8 +153,6 @@ class RecurrentStates:
 
 
 def _shape(layer_cache: LayerCache) -> tuple[int, ...]:
-    return (
-        (layer_cache.value_size, layer_cache.key_size)
-        if layer_cache.cache_type == "convolution"
-        else (layer_cache.heads, layer_cache.key_size, layer_cache.value_size)
-    )
+    if layer_cache.cache_type == "convolution":
+        return layer_cache.value_size, layer_cache.key_size
+    return layer_cache.heads, layer_cache.key_size, layer_cache.value_size

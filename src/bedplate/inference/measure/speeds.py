@@ -249,10 +249,8 @@ def _features(load: Load, tokens: Sequence[int], rows: Sequence[int]) -> list[fl
 def _knots(measurements: Sequence[MeasuredStep]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Counts at which the blocks' and the head's curves have a value of their own, not beyond what steps had. Steps of
     few tokens choose as many, so the head's curve has two points only: what it costs at all, and by row."""
-    tokens, rows = (
-        max(measurement.load.tokens for measurement in measurements),
-        max(measurement.load.rows for measurement in measurements),
-    )
+    loads = [measurement.load for measurement in measurements]
+    tokens, rows = max(load.tokens for load in loads), max(load.rows for load in loads)
     return tuple(sorted({n for n in (*BATCHES, *PROMPTS) if n <= tokens})), tuple(sorted({1, rows}))
 
 

@@ -185,12 +185,11 @@ class Predictor(EngineAnswers, SkinPredictor):
         passages = () if looked_up is None else looked_up.passages
         common: dict[str, Any] = {**self._common, "looked_up": looked_up}
         if skin.probe is not None:
-            tokens = (
-                self._text_tokens(inputs, limit)
-                if self._reads_only
-                else skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
-            )
             depth = int(skin.probe.layer.removeprefix("layers."))
+            if self._reads_only:
+                tokens = self._text_tokens(inputs, limit)
+            else:
+                tokens = skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
             return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **common)
         if skin.output.answered_by == "score":
             ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, passages, limit=limit)
