@@ -105,11 +105,7 @@ class FixedPlaces:
     def _adapters(self, slot: int) -> dict[str, LowRank] | None:
         if slot not in self._paths:
             adapters = {path: site.adapters[slot] for path, site in self._all_sites.items() if slot in site.adapters}
-            plain = {
-                path: adapter
-                for path, adapter in adapters.items()
-                if isinstance(adapter, LowRank) and _is_frozen(adapter)
-            }
+            plain = {path: a for path, a in adapters.items() if isinstance(a, LowRank) and _is_frozen(a)}
             self._paths[slot] = plain if len(plain) == len(adapters) else None
         return self._paths[slot]
 

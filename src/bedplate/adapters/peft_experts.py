@@ -46,8 +46,7 @@ def from_peft(weights: WeightMap, path: str, a: Tensor, b: Tensor, rank: int, lo
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] % rank or a.shape[0] != b.shape[1]:
         raise SkinError(
             f"{location}: {path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but the configuration says "
-            "rank "
-            f"{rank} for each expert ([experts · {rank}, in] and [out, {rank} · experts])"
+            f"rank {rank} for each expert ([experts · {rank}, in] and [out, {rank} · experts])"
         )
     a_ErI, b_EOr = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
     rule = _rule(weights, path)

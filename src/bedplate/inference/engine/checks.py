@@ -50,17 +50,12 @@ def _longer(base: Base) -> str:
 def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
     """ContextLengthExceeded where a prompt is too long for the encoder, or an answer for the decoder."""
     if prompt > base.spec.context_length:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens, but the encoder of {base.name} reads {base.spec.context_length}; "
-            "shorten it",
-            param="prompt",
-        )
-    if new_tokens > base.answer_room(prompt):
-        raise ContextLengthExceeded(
-            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {base.answer_room(prompt)}; "
-            "ask for fewer",
-            param="max_tokens",
-        )
+        message = f"the prompt has {prompt} tokens, but the encoder of {base.name} reads {base.spec.context_length}"
+        raise ContextLengthExceeded(f"{message}; shorten it", param="prompt")
+    room = base.answer_room(prompt)
+    if new_tokens > room:
+        message = f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {room}; ask for fewer"
+        raise ContextLengthExceeded(message, param="max_tokens")
 
 
 def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabulary: int | None = None) -> None:

@@ -56,11 +56,7 @@ class RecurrentStates:
     def bytes_of(self, depth: int | None) -> int:
         """Bytes of a snapshot of the first layers, or of all."""
         layers = zip(self._layout, self._dtypes, strict=True)
-        return sum(
-            layer_cache.values * dtype.itemsize
-            for layer_cache, dtype in layers
-            if depth is None or layer_cache.layer < depth
-        )
+        return sum(entry.values * dtype.itemsize for entry, dtype in layers if depth is None or entry.layer < depth)
 
     def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
         """Room for so many rows, of which the first ones are those that were `live_rows`, or all."""

@@ -156,12 +156,8 @@ class TorchForward(Forward):
         positions = transfer.add([[place for length in inside for place in range(length)]])
         token_types = transfer.add([[types[token] for token in at]]) if types else None
         back = None if order == list(range(len(order))) else transfer.add(np.argsort(at))
-        inputs = Inputs(
-            read.tensor,
-            positions.tensor,
-            types=None if token_types is None else token_types.tensor,
-            last=max(lengths, default=0) - 1,
-        )
+        types = None if token_types is None else token_types.tensor
+        inputs = Inputs(read.tensor, positions.tensor, types=types, last=max(lengths, default=0) - 1)
         self._select([adapters[number].slot for number in order], inside)
         try:
             found_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]

@@ -48,15 +48,8 @@ class StepKind:
         return tokens, tokens * (self.tokens + 1) / 2, self.examples * self.targets
 
 
-STEP_SHAPES = (
-    StepKind(2, 16, 1),
-    StepKind(8, 32, 1),
-    StepKind(16, 64, 1),
-    StepKind(4, 256, 1),
-    StepKind(2, 512, 1),
-    StepKind(8, 64, 48),
-    StepKind(4, 256, 192),
-)
+_SIZES = ((2, 16, 1), (8, 32, 1), (16, 64, 1), (4, 256, 1), (2, 512, 1), (8, 64, 48), (4, 256, 192))
+STEP_SHAPES = tuple(StepKind(*sizes) for sizes in _SIZES)
 
 
 def measure_tuning(base: Base, name: str, *, rank: int = 16, shapes: Sequence[StepKind] = STEP_SHAPES) -> TuningSpeed:

@@ -202,15 +202,9 @@ def _compile_into(command: Sequence[str], unit: Unit, target: Path) -> str | Non
 
 def run_compiler(command: Sequence[str], unit: Unit, target: Path, extra_flags: Sequence[str] = ()) -> str | None:
     """Compiles to `target`, with `extra_flags` flags; returns the reason where that fails."""
-    source = KERNEL / unit.source
     try:
-        process = subprocess.run(
-            [*command, *unit.flags, *extra_flags, str(source), "-o", str(target)],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
+        arguments = [*command, *unit.flags, *extra_flags, str(KERNEL / unit.source), "-o", str(target)]
+        process = subprocess.run(arguments, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return f"{shlex.join(command)} failed on the kernel: {error}"
     if process.returncode:

@@ -60,10 +60,10 @@ def features_of(bits: int, arch: str) -> frozenset[str]:
     return frozenset(name for i, name in enumerate(FEATURES.get(arch, ())) if bits >> i & 1)
 
 
+def levels_of(arch: str) -> tuple[Level, ...]:
+    return tuple(level for level in LEVELS.values() if level.machine in (None, arch))
+
+
 def runs(cpu_features: frozenset[str], arch: str) -> tuple[str, ...]:
     """The levels that a processor with these features runs, best first."""
-    return tuple(
-        level.name
-        for level in LEVELS.values()
-        if level.machine in (None, arch) and cpu_features.issuperset(level.needs)
-    )
+    return tuple(level.name for level in levels_of(arch) if cpu_features.issuperset(level.needs))

@@ -25,7 +25,7 @@ from bedplate.inference.native.compiler import (
     source_digest,
     unit_of,
 )
-from bedplate.inference.native.levels import LEVELS, Level, machine
+from bedplate.inference.native.levels import levels_of, machine
 
 _LINKED_IN = (
     *("-static-libstdc++", "-static-libgcc", "-ffunction-sections", "-s"),
@@ -41,10 +41,6 @@ def compiler_for(arch: str) -> list[str] | None:
         return find_compiler()
     name = f"{arch}-linux-gnu-g++"
     return [name] if shutil.which(name) else None
-
-
-def levels_of(arch: str) -> tuple[Level, ...]:
-    return tuple(level for level in LEVELS.values() if level.machine in (None, arch))
 
 
 def prebuild(folder: Path, arch: str, command: Sequence[str]) -> Mapping[str, str]:

@@ -139,12 +139,9 @@ def predict_file(
     if source.keep_going:
         run["keep_going"] = True
     if isinstance(predictor, Predictor):
-        run |= {
-            "base": predictor.engine.base.identity.weights_id,
-            "dtype": dtype_name(predictor.engine.base.dtype),
-            "weights": predictor.engine.weights,
-            "kernel": predictor.engine.kernel,
-        }
+        engine = predictor.engine
+        run |= {"base": engine.base.identity.weights_id, "dtype": dtype_name(engine.base.dtype)}
+        run |= {"weights": engine.weights, "kernel": engine.kernel}
     with _partial(out, run, overwrite) as file:
         counts = _resume(file, batch)
         advance(counts.resumed)

@@ -173,17 +173,9 @@ class HostedPredictor(SkinPredictor):
                 parsed = output.answer(label, scores)
         else:
             parsed = output.read_text(text)
-        return Prediction(
-            parsed,
-            text,
-            scores,
-            answer.prompt_tokens or 0,
-            answer.completion_tokens or 0,
-            answer.cached_tokens or 0,
-            answer.seconds,
-            usd=usd,
-            finish_reason=answer.finish_reason,
-        )
+        tokens = (answer.prompt_tokens or 0, answer.completion_tokens or 0, answer.cached_tokens or 0)
+        ending = answer.finish_reason
+        return Prediction(parsed, text, scores, *tokens, answer.seconds, usd=usd, finish_reason=ending)
 
     def close(self) -> None:
         self._endpoint.close()

@@ -221,12 +221,8 @@ class LocalModel(EngineAnswers, Closing, display.Displayable):
         """The model's key facts, a few words each."""
         able = ", ".join(sorted(self.base.can))
         runtime = f"{self.engine.weights} weights, kernel {self.engine.kernel}, on {self.base.device}"
-        return {
-            "name": self.base.name,
-            "context": f"{self.base.spec.context_length:,} tokens of context",
-            "can": able,
-            "held": runtime,
-        }
+        context = f"{self.base.spec.context_length:,} tokens of context"
+        return {"name": self.base.name, "context": context, "can": able, "held": runtime}
 
     def close(self) -> None:
         self.engine.close()

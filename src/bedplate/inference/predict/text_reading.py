@@ -106,11 +106,9 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
         if not encoder_input.ids:
             raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
         if len(encoder_input.ids) > base.spec.context_length:
-            raise ContextLengthExceeded(
-                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} "
-                "at most: shorten it, or ask for it to be cut",
-                param="input",
-            )
+            message = f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads"
+            advice = "at most: shorten it, or ask for it to be cut"
+            raise ContextLengthExceeded(f"{message} {base.spec.context_length:,} {advice}", param="input")
     return encoded_inputs
 
 

@@ -158,11 +158,8 @@ class EmbedJob(PooledJob[Embed]):
         else:
             poolings = (request.pooling or base.spec.pooling,)
         if not 0 <= request.skip < max(len(request.tokens), 1):
-            raise RequestError(
-                f"{request.skip} of the text's {len(request.tokens)} tokens are not to be pooled, which leaves none; "
-                "give a longer text",
-                param="input",
-            )
+            message = f"{request.skip} of the text's {len(request.tokens)} tokens are not to be pooled"
+            raise RequestError(f"{message}, which leaves none; give a longer text", param="input")
         super().__init__(request, adapter, resources, poolings, request.depth, skip=request.skip)
 
     def read(self, pooled_E: Tensor) -> Embedding:
