@@ -143,7 +143,7 @@ class LowRank(LinearAdapter):
 
     def update(self, x: Tensor, y: Tensor | None, module: Linear) -> Tensor:
         """Computed in x's dtype; gradients arrive in the parameters' own."""
-        dropping = self._drops(module)
+        dropping = module.training and self.dropout > 0.0
         if dropping:
             x = F.dropout(x, self.dropout, training=True)
         h = F.linear(x, self.a.to(x.dtype))
@@ -163,9 +163,6 @@ class LowRank(LinearAdapter):
         """What a linear with magnitudes multiplies its outputs by: [O]."""
         assert self.magnitude is not None
         return self.magnitude.scale(self.a, self.b, self.scaling)
-
-    def _drops(self, module: Linear) -> bool:
-        return module.training and self.dropout > 0.0
 
 
 def without_bias(y: Tensor, module: Linear) -> Tensor:

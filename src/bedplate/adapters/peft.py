@@ -244,7 +244,7 @@ def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -
     single_layers = config.targets != ALL_LINEAR and any(re.search(r"(^|\.)\d+(\.|$)", t) for t in config.targets)
     if single_layers:
         return names
-    chosen = {_pattern(name) for name in names}
+    chosen = {re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name, count=1) for name in names}
     all_names = {n.removesuffix(".weight") for r in weights.rules for n in r.theirs if n.endswith(".weight")}
     endings: set[str] = set()
     for name in chosen:
@@ -261,10 +261,6 @@ def _target_parameters(config: LoraConfig, names: Iterable[str]) -> list[str]:
     """The parameters' names from their layers on, or whole ones where some target picks single layers."""
     single_layers = any(re.search(r"(^|\.)\d+(\.|$)", target) for target in config.targets)
     return in_order({name if single_layers else re.sub(r"^.*\.\d+\.", "", name) for name in names})
-
-
-def _pattern(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name, count=1)
 
 
 # --- adapter_config.json, read strictly: what would change the result unknown to us is refused by name

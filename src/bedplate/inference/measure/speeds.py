@@ -44,7 +44,8 @@ _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
 def measure_machine() -> MeasuredMachine:
     """Memory bandwidth and products of this machine, as torch on its threads reaches them."""
     with Progress("measuring this machine", unit=""):
-        bandwidth = _bandwidth()
+        values = torch.ones(_BYTES // 4)
+        bandwidth = _BYTES / _best(values.sum)  # of a vector that no cache holds
         flops = {str(dtype).removeprefix("torch."): _products(dtype) for dtype in (torch.float32, torch.bfloat16)}
         eight = _int8_products()
     flops |= {} if eight is None else {"int8": eight}
@@ -57,12 +58,6 @@ def measure_machine() -> MeasuredMachine:
         bandwidth_bytes_per_second=bandwidth,
         flops_per_second=flops,
     )
-
-
-def _bandwidth() -> float:
-    """Bytes read a second: the sum of a vector that no cache holds."""
-    values = torch.ones(_BYTES // 4)
-    return _BYTES / _best(values.sum)
 
 
 def _products(dtype: torch.dtype) -> float:

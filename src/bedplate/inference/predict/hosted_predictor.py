@@ -99,7 +99,8 @@ class HostedPredictor(SkinPredictor):
         return prediction
 
     def _predict_row(self, inputs: Values) -> Prediction:
-        messages = self._messages(inputs)
+        content = self.skin.prompt.text(inputs, self.skin.demonstrations)
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         request = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
         key = sha256_json(request)
         answer = self.account.cached_answer(key)
@@ -158,10 +159,6 @@ class HostedPredictor(SkinPredictor):
                 if refused not in {*_OPTIONAL, "max_tokens"} or refused not in settings:
                     raise
                 self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
-
-    def _messages(self, inputs: Values) -> list[dict[str, str]]:
-        content = self.skin.prompt.text(inputs, self.skin.demonstrations)
-        return [{"role": "user", "content": content}] if isinstance(content, str) else content
 
     def _read(self, answer: ChatAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text

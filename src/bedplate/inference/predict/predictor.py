@@ -36,7 +36,6 @@ from bedplate.inference.predict.local import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
-from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
 
@@ -179,7 +178,8 @@ class Predictor(EngineAnswers, SkinPredictor):
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
         embedding = skin.output.as_embedding
         if embedding is not None:
-            return self._embedding_request(embedding, inputs, limit)
+            tokens = self._text_tokens(inputs, limit)
+            return Embed(tuple(tokens), embedding.pooling, embedding.depth, normalise=False, **self._common)
         shown = skin.demonstrations if lookup_result is None else lookup_result.demonstrations
         looked_up = None if lookup_result is None else lookup_result.looked_up
         passages = () if looked_up is None else looked_up.passages
@@ -196,10 +196,6 @@ class Predictor(EngineAnswers, SkinPredictor):
             return Score(tuple(ids), continuations, **common)
         tokens = skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
-
-    def _embedding_request(self, output: EmbeddingOutput, inputs: Values, limit: int) -> Embed:
-        tokens = self._text_tokens(inputs, limit)
-        return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
 
     def _text_tokens(self, inputs: Values, limit: int) -> Sequence[int]:
         """The prompt as a text that is embedded: the special tokens that the tokenizer sets take part."""

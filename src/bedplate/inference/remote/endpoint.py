@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import email.utils
-import ipaddress
 import json
 import random
 import time
@@ -16,7 +15,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bedplate.core.address import api_address
+from bedplate.core.address import api_address, is_loopback
 from bedplate.core.closing import Closing
 from bedplate.core.errors import (
     BedplateError,
@@ -89,7 +88,7 @@ class Endpoint(Closing):
             # Who asks decides how many requests there are at once: none waits here, its time running, for another.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             # A proxy of the environment is not asked about this machine.
-            trust_env=not _is_local(self.url),
+            trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
         )
 
     def models(self) -> list[dict[str, Any]]:
@@ -244,7 +243,9 @@ class ChatStream:
         try:
             chunk = json.loads(data)
             if "error" in chunk:
-                raise _stream_error(chunk["error"], self._url)
+                error = chunk["error"]
+                message = error.get("message") if isinstance(error, dict) else error
+                raise EndpointError(f"{self._url} failed on the answer: {message}", status=500)
             self._usage = chunk.get("usage") or self._usage
             self._extension |= chunk.get("bedplate") or {}
             text = thought = ""
@@ -313,14 +314,6 @@ def is_key(text: str) -> bool:
     return bool(text) and all("!" <= character <= "~" for character in text)
 
 
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _retry_after(value: str | None) -> float | None:
     """Seconds, from a number of them or a date (RFC 9110, 10.2.3)."""
     if value is None:
@@ -342,8 +335,3 @@ def _error_fields(response: httpx.Response) -> tuple[str, str | None, str | None
         return f"{response.reason_phrase or 'an error'}, without saying more", None, None
     code = error.get("code") or error.get("type") or "invalid_request"
     return message, cast("str | None", error.get("param")), str(code)
-
-
-def _stream_error(error: Any, url: str) -> EndpointError:
-    message = error.get("message") if isinstance(error, dict) else error
-    return EndpointError(f"{url} failed on the answer: {message}", status=500)

@@ -102,10 +102,6 @@ class GenerateJob(RequestJob[Generate]):
         return None if self._asks_prompt else super().reusable
 
     @property
-    def _grammar_name(self) -> str:
-        return "grammar" if self.request.grammar is None else self.request.grammar.named
-
-    @property
     def generated_tokens(self) -> int:
         return len(self.state.output)
 
@@ -180,7 +176,9 @@ class GenerateJob(RequestJob[Generate]):
         # The token that was computed in this pass is in the cache now, whatever comes next.
         self.computed_tokens = len(self.tokens)
         if state.failure is not None:
-            self.failed = RequestError(state.failure, param=self._grammar_name, code=INVALID)
+            grammar = self.request.grammar
+            name = "grammar" if grammar is None else grammar.named
+            self.failed = RequestError(state.failure, param=name, code=INVALID)
             return False
         if state.ends(token):
             self._end("stop")
