@@ -140,7 +140,7 @@ def _ours(texts: list[str]) -> int:
     import numpy as np
 
     from bedplate.data.corpus.recipe import MinHashSettings
-    from bedplate.data.corpus.repeated.minhash import MinHash, clusters
+    from bedplate.data.corpus.repeated import MinHash, clusters
 
     signer = MinHash(MinHashSettings())
     bands = np.zeros((len(texts), signer.settings.bands), np.uint64)

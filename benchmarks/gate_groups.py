@@ -26,8 +26,7 @@ from scipy.special import betaincinv, ndtr, ndtri
 
 from bedplate.core import statistics
 from bedplate.data.rows import SourceRows
-from bedplate.evaluation.leaks.hidden_groups import hidden_groups
-from bedplate.evaluation.leaks.row_table import table_of
+from bedplate.evaluation.leaks.hidden_groups import hidden_groups, table_of
 from bedplate.evaluation.task import Task
 from comparison import start
 from gate import BAR, LEVEL, NOMINEES, table

@@ -21,8 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.core.files import atomic_write
-from bedplate.data.corpus.manifest import CorpusManifest, SourceEntry, TokenizerEntry
-from bedplate.data.corpus.shards import Corpus, ShardWriter
+from bedplate.data.corpus.shards import Corpus, CorpusManifest, ShardWriter, SourceEntry, TokenizerEntry
 from bedplate.data.loader import CorpusLoader
 from bedplate.text.bpe import train_bpe
 from comparison import Row, interleaved, need, report, start

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.progress import Progress
-from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate, load_predictor
 from bedplate.evaluation.task import load_task

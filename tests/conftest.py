@@ -188,6 +188,13 @@ def pytest_unconfigure() -> None:
 def pytest_configure(config: pytest.Config) -> None:
     import sys
 
+    import hypothesis
+
+    # as many examples as a test says; of those that say nothing, more where the slow tests run as well
+    hypothesis.settings.register_profile("quick", max_examples=40)
+    if config.getoption("-m") == "not slow":
+        hypothesis.settings.load_profile("quick")
+
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
 

@@ -20,7 +20,7 @@ from tests.inference.fake_server import fake_server
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.search.abstention import threshold
 from bedplate.core.errors import ConfigError
-from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec, Task, load_task

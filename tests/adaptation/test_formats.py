@@ -34,7 +34,7 @@ from bedplate.adaptation.task.adapt_parts import FormatsSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import design_effect
 from bedplate.core.statistics.noninferiority import mean_drop
-from bedplate.evaluation.comparison import drop_between, independent_rows
+from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task

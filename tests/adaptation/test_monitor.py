@@ -18,9 +18,9 @@ from bedplate.core.config import dump_config
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
+from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.ledger import TestLedger
-from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.callable_skin import RowsLike
 from bedplate.inference.predict.predictor import Prediction

@@ -6,8 +6,7 @@ import pytest
 
 from bedplate.serving.schemas.tool_fields import Spoken
 from bedplate.text.calls.call_formats import HERMES
-from bedplate.text.calls.channels import ChannelReader
-from bedplate.text.calls.reading import CallReader
+from bedplate.text.calls.reading import CallReader, ChannelReader
 from bedplate.text.calls.reply_form import THINKING, ReplyForm
 from bedplate.text.calls.tools import CALL, CALL_END
 

@@ -16,7 +16,7 @@ from tests.made_skin import label_skin
 
 from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError
-from bedplate.data.table_files import FileRow
+from bedplate.data.tables import FileRow
 from bedplate.inference.predict import bulk
 from bedplate.inference.predict.callable_skin import Prediction
 from bedplate.inference.predict.loaded import LoadedSkin, load

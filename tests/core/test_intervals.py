@@ -81,8 +81,9 @@ def check_grouped(groups: int, icc: float, runs: int) -> None:
     assert max(coverage[1] for coverage in coverages) < 0.3  # and says something
 
 
-@pytest.mark.parametrize("icc", [0.0, 0.02, 0.1, 0.3])
-@pytest.mark.parametrize("groups", [bs.MINIMUM_GROUPS, 60, 200])
+@pytest.mark.parametrize(
+    ("groups", "icc"), [(bs.MINIMUM_GROUPS, 0.0), (bs.MINIMUM_GROUPS, 0.3), (60, 0.02), (200, 0.1)]
+)
 def test_proportions_of_grouped_rows_cover(groups: int, icc: float) -> None:
     check_grouped(groups, icc, 400)
 
@@ -136,7 +137,9 @@ def _score_coverage(n: int, times: int, resamples: int) -> tuple[list[float], li
     return covered, low
 
 
-@pytest.mark.parametrize(("n", "times", "resamples"), [(50, 150, 600), (200, 60, 600), (1000, 8, 400)])
+@pytest.mark.parametrize(
+    ("n", "times", "resamples"), [(50, 150, 600), pytest.param(200, 60, 600, marks=pytest.mark.slow), (1000, 8, 400)]
+)
 def test_means_of_scores_cover(n: int, times: int, resamples: int) -> None:
     covered, low = _score_coverage(n, times, resamples)
     assert np.mean(covered) >= 0.93

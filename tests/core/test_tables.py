@@ -142,9 +142,10 @@ def test_no_other_module_lays_out_tables() -> None:
     root = Path(bedplate.__file__).parent
     live = {"progress.py", "live.py"}  # what moves while it runs, and is gone then
     for path in root.rglob("*.py"):
-        if path.name in live:
+        text = path.read_text("utf-8")
+        if path.name in live or "table" not in text or "rich" not in text:
             continue
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        for node in ast.walk(ast.parse(text)):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
             if isinstance(node, ast.ImportFrom) and node.module == "rich.table":
                 raise AssertionError(f"{path}: tables are shown by bedplate.core.tables, which cuts nothing")

@@ -9,8 +9,7 @@ import pytest
 import yaml
 
 from bedplate.core.values import Media, Value
-from bedplate.data.input_kinds import INPUTS
-from bedplate.data.rows import Row, text_of
+from bedplate.data.rows import INPUTS, Row, text_of
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.skins.prompt import Prompt

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError, UnreachableError
 from bedplate.data.sources import DATASETS, read_rows
-from bedplate.data.table_files import FORMATS, BadRow, FileRow
+from bedplate.data.tables import FORMATS, BadRow, FileRow
 
 VADER = (
     "1_1\t-0.9\tno picture .\r\n1_2\t0.5\ta repost\r\n1_3\t0.51\tit plays\r\n2_1\t-0.5\thm\r\n\r\n2_2\t3.05\tperfect"

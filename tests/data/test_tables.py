@@ -19,8 +19,7 @@ import pytest
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.sources import read_rows
-from bedplate.data.table_files import plain
-from bedplate.data.tables import is_table, json_lines, records, split_tables, table_rows
+from bedplate.data.tables import is_table, json_lines, plain, records, split_tables, table_rows
 
 ROWS: list[dict[str, Any]] = [
     {"text": "é", "n": 1, "share": 0.5, "flag": True},

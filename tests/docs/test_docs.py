@@ -31,8 +31,8 @@ from bedplate.economics.costs.amortisation_file import load_account
 from bedplate.economics.costs.decisions import decide, load_case
 from bedplate.economics.hardware.hardware_file import HardwareFile, find_device_in
 from bedplate.economics.numbers.prices import load_prices
+from bedplate.evaluation.costs import MetricSpec
 from bedplate.evaluation.metrics_judge import judge_metric
-from bedplate.evaluation.metrics_spec import MetricSpec
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base

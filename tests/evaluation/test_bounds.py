@@ -11,8 +11,7 @@ from sklearn.metrics import f1_score
 from tests.evaluation.test_harness import examples, task
 
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
-from bedplate.evaluation.comparison import compare
-from bedplate.evaluation.evaluated import RareLabel, unseen_macro_f1
+from bedplate.evaluation.evaluated import RareLabel, compare, unseen_macro_f1
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import macro_f1
 from bedplate.evaluation.task import Task
@@ -70,7 +69,7 @@ def test_answers_of_little_weight_are_a_mean_of_their_own() -> None:
     assert evaluation.estimate == pytest.approx(0.6) == evaluation.answered
 
 
-@pytest.mark.parametrize(("n", "truth"), [(300, 0.95), (600, 0.8)])
+@pytest.mark.parametrize(("n", "truth"), [(300, 0.95), pytest.param(600, 0.8, marks=pytest.mark.slow)])
 def test_lower_bounds_hold_where_a_tenth_is_answered(n: int, truth: float) -> None:
     rng = np.random.default_rng([n, int(100 * truth)])
     exceeded = 0
@@ -101,7 +100,13 @@ def expected(rare: float, recall: float, common_recall: float) -> float:
 
 
 @pytest.mark.parametrize(
-    ("rare", "recall", "common_recall"), [(0.01, 0.6, 1.0), (0.03, 0.6, 1.0), (0.05, 0.95, 0.98), (0.1, 0.95, 0.98)]
+    ("rare", "recall", "common_recall"),
+    [
+        (0.01, 0.6, 1.0),
+        pytest.param(0.03, 0.6, 1.0, marks=pytest.mark.slow),
+        (0.05, 0.95, 0.98),
+        pytest.param(0.1, 0.95, 0.98, marks=pytest.mark.slow),
+    ],
 )
 def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: float, common_recall: float) -> None:
     """Without a least number of groups a third of the bounds are above the truth in the first case, and without ends
@@ -119,10 +124,10 @@ def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: fl
 def test_what_a_row_adds_to_a_metric_varies_as_the_metric_does() -> None:
     rng = np.random.default_rng(5)
     n, rare, recall, common_recall = 300, 0.2, 0.6, 0.9
-    runs = [three_labels(rng, n, rare, recall, common_recall) for _ in range(8)]
+    runs = [three_labels(rng, n, rare, recall, common_recall) for _ in range(4)]
     mean_variance = np.mean([run.row_variance for run in runs])
     drawn: list[float] = []
-    for _ in range(800):
+    for _ in range(400):
         targets = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
         right = rng.random(n) < np.where(targets == 2, recall, common_recall)
         predictions = np.where(right, targets, np.where(targets == 2, rng.integers(0, 2, n), 1 - targets))

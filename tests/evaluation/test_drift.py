@@ -12,8 +12,8 @@ from bedplate.core import statistics as bs
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import BettingEvidence
 from bedplate.evaluation.drift import Levels, Promise, Quality, Sample, Shift, decide, quality, shifts
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
-from bedplate.evaluation.task_row import GradedRow
 
 
 def evaluation(right: int, n: int, groups: int | None = None) -> Evaluation:

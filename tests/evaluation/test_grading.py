@@ -250,7 +250,7 @@ class Echo:
 def test_a_task_is_evaluated_in_windows_as_it_is_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(harness, "AT_ONCE", 16)
     task, rows = task_of(), examples(["a", "b", "c", "a"] * 10)
-    data = TaskData((), tuple(rows), TestHandle(0, 0, (), "", ()), {}, {"valid": "v"}, ())
+    data = TaskData((), tuple(rows), TestHandle("", ()), {}, {"valid": "v"}, ())
     model = Echo()
     evaluation = evaluate(model, task, data=data)
     assert model.batches == [16, 16, 8]

@@ -18,7 +18,7 @@ from sklearn.metrics import f1_score
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
 from bedplate.evaluation.ledger import TestLedger

@@ -10,7 +10,7 @@ from tests.core.plain_statistics import bca_cluster_bootstrap
 
 from bedplate.core.statistics import effective_n_bound
 from bedplate.data.splits import row_hash
-from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import METRICS
@@ -121,10 +121,3 @@ def test_the_declared_kind_decides_the_bound_not_the_values() -> None:
         for name in ("json_match", "json_fields")
     }
     assert tests == {"json_match": "mcnemar_exact", "json_fields": "sign_flip"}
-
-
-def test_evaluations_from_before_there_were_real_scores_still_read() -> None:
-    rows = examples("label")
-    result = evaluate_predictions(task("macro_f1", "label"), rows, [e.target for e in rows[1:]] + ["1"])
-    old = {key: value for key, value in result.to_json().items() if key not in ("output", "scoring")}
-    assert Evaluation.from_json(json.loads(json.dumps(old))) == result

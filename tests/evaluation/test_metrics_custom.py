@@ -18,7 +18,7 @@ from bedplate.core.errors import ConfigError, DataError, EndpointError, UsageErr
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.data.splits import row_hash
 from bedplate.evaluation import metrics_judge
-from bedplate.evaluation.comparison import compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import sys
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -15,9 +16,8 @@ from bedplate.evaluation.metrics import (
     METRICS,
     chrf,
     json_fields,
-    rouge_1,
-    rouge_2,
     rouge_l,
+    rouge_n,
     rouge_words,
     squad_words,
     token_f1,
@@ -32,7 +32,7 @@ texts = st.lists(words, max_size=14).map(" ".join)
 def test_rouge_matches_rouge_score(target: str, prediction: str) -> None:
     peer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
     theirs = peer.score(target, prediction)
-    ours = {"rouge1": rouge_1, "rouge2": rouge_2, "rougeL": rouge_l}
+    ours = {"rouge1": partial(rouge_n, n=1), "rouge2": partial(rouge_n, n=2), "rougeL": rouge_l}
     for name, metric in ours.items():
         assert metric(target, prediction) == pytest.approx(theirs[name].fmeasure)
 
@@ -80,7 +80,7 @@ def test_published_examples_by_hand() -> None:
 
 def test_words_of_other_scripts_stay_whole() -> None:
     assert rouge_words("Naïve Straße, x_y") == ["naïve", "straße", "x", "y"]
-    assert rouge_1("привет мир", "привет всем") == pytest.approx(0.5)
+    assert rouge_n("привет мир", "привет всем", 1) == pytest.approx(0.5)
 
 
 def test_a_long_common_subsequence_is_quick_and_right() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import tarfile
 import threading
 import time
@@ -16,6 +17,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import pytest
+
+from bedplate.hub import index as hub_index
 
 COMMIT = "c0ffee" * 6 + "abcd"
 
@@ -166,8 +169,13 @@ def index(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeIndex]:
     server = FakeIndex()
     for name in ("PIP_FIND_LINKS", "PIP_EXTRA_INDEX_URL", "PIP_NO_INDEX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PIP_INDEX_URL", server.simple)
+    read = hub_index._pip_files
+    # pip takes a second to say that no file holds anything
+    monkeypatch.setattr(
+        hub_index, "_pip_files", lambda: {} if os.environ.get("PIP_CONFIG_FILE") == os.devnull else read()
+    )
     yield server
     server.close()
 

@@ -12,7 +12,7 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.core.errors import HashMismatchError, LicenceError
-from bedplate.hub import cache, licences
+from bedplate.hub import cache
 from bedplate.hub.catalog import CATALOG, Artifact, DownloadPart, LicenseTerms
 from bedplate.hub.pull import pull, resolve
 from bedplate.models.checkpoints.base import load_base
@@ -23,7 +23,7 @@ PIECES = (bytes(range(256)) * 600, b"second" * 30_000, b"end")
 @pytest.fixture
 def row(index: Any, archives: Any, monkeypatch: pytest.MonkeyPatch) -> Artifact:
     """A catalogue row `toy` of three wheels, with terms."""
-    monkeypatch.delenv(licences.VARIABLE, raising=False)
+    monkeypatch.delenv(cache.VARIABLE, raising=False)
     parts: list[DownloadPart] = []
     for number, piece in enumerate(PIECES):
         name = f"toy_part{number}-1.0-py3-none-any.whl"
@@ -52,10 +52,10 @@ def test_nothing_is_fetched_before_the_licence_is_accepted(row: Artifact, index:
     for action in (lambda: pull("toy"), lambda: resolve("toy"), lambda: load_base("toy")):
         with pytest.raises(LicenceError) as raised:
             action()
-        for message in ("Toy terms", "https://example.org/terms", "pull toy --accept-licence", licences.VARIABLE):
+        for message in ("Toy terms", "https://example.org/terms", "pull toy --accept-licence", cache.VARIABLE):
             assert message in str(raised.value)
     assert not index.requests
-    assert not licences.acceptances_file().exists()
+    assert not cache.acceptances_file().exists()
 
 
 @pytest.mark.parametrize("verb", [["pull", "toy"], ["generate", "toy", "text"], ["serve", "toy"], ["doctor", "toy"]])
@@ -77,7 +77,7 @@ def test_the_licence_is_accepted_once_and_the_parts_are_joined_in_order(
     assert pulled.path.name == "toy.gguf"
     assert pulled.path.read_bytes() == b"".join(PIECES)
     assert (pulled.licence, pulled.sha256, index.downloads()) == ("Toy terms", row.sha256, 3)
-    acceptances = json.loads(licences.acceptances_file().read_text())
+    acceptances = json.loads(cache.acceptances_file().read_text())
     assert acceptances["toy"]["terms"] == "https://example.org/terms"
     assert resolve("toy") == pull("toy", quiet=True).path == pulled.path
     assert capsys.readouterr().err == ""
@@ -91,12 +91,12 @@ def test_the_licence_is_accepted_once_and_the_parts_are_joined_in_order(
 
 
 def test_the_environment_accepts_by_name(row: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(licences.VARIABLE, "other")
+    monkeypatch.setenv(cache.VARIABLE, "other")
     with pytest.raises(LicenceError):
         resolve("toy")
-    monkeypatch.setenv(licences.VARIABLE, "other, toy")
+    monkeypatch.setenv(cache.VARIABLE, "other, toy")
     assert resolve("toy").read_bytes() == b"".join(PIECES)
-    monkeypatch.delenv(licences.VARIABLE)
+    monkeypatch.delenv(cache.VARIABLE)
     assert resolve("toy").exists()
 
 
@@ -106,14 +106,14 @@ def test_other_terms_must_be_accepted_again(row: Artifact, monkeypatch: pytest.M
     monkeypatch.setitem(CATALOG, "toy", moved)
     with pytest.raises(LicenceError, match="terms-2"):
         resolve("toy")
-    licences.acceptances_file().write_text("{")  # a damaged file accepts nothing
+    cache.acceptances_file().write_text("{")  # a damaged file accepts nothing
     monkeypatch.setitem(CATALOG, "toy", row)
     with pytest.raises(LicenceError):
         resolve("toy")
 
 
 def test_a_wrong_part_or_order_leaves_nothing(row: Artifact, index: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    licences.accept(row)
+    cache.accept(row)
     turned = dataclasses.replace(row, parts=row.parts[::-1])
     monkeypatch.setitem(CATALOG, "toy", turned)
     with pytest.raises(HashMismatchError, match="the 3 parts, each as it is pinned"):

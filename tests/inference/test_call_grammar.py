@@ -14,8 +14,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.schemas.tool_fields import calls_grammar
-from bedplate.text.calls.call_formats import BY_NAME
-from bedplate.text.calls.call_writing import written_calls
+from bedplate.text.calls.call_formats import BY_NAME, written_calls
 from bedplate.text.calls.reading import CallReader
 from bedplate.text.calls.reply_form import reply_form, thinking_of
 from bedplate.text.calls.tools import Tool

@@ -49,7 +49,10 @@ def pair(directory: Path, name: str, shared: bool = True, **generation: Any) -> 
     return reference, load_base(directory, "float32", "cpu")
 
 
-@pytest.fixture(scope="module", params=["t5", "bart", "marian", "marian of two vocabularies"])
+FAMILY_NAMES = ("t5", "bart", "marian", "marian of two vocabularies")
+
+
+@pytest.fixture(scope="module", params=["t5", "bart", pytest.param("marian", marks=pytest.mark.slow), FAMILY_NAMES[3]])
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Base]:
     name, _, separate = request.param.partition(" of ")
     return pair(tmp_path_factory.mktemp("base"), name, shared=not separate)
@@ -75,26 +78,47 @@ def theirs(reference: Any, prompt: Sequence[int], **how: Any) -> list[int]:
         return reference.generate(torch.tensor([prompt]), generation_config=config)[0, 1:].tolist()
 
 
+@pytest.fixture(scope="module")
+def reference_texts(loaded: tuple[Any, Base]) -> list[list[int]]:
+    """What transformers writes to each of the prompts."""
+    reference, base = loaded
+    return [theirs(reference, prompt) for prompt in prompts(base)]
+
+
 def texts(results: Sequence[object]) -> list[list[int]]:
     return [list(cast(Generation, result).token_ids) for result in results]
 
 
+ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
+    "batched": {},
+    "chunks": {"max_step_tokens": 7, "max_rows": 2},
+    "speculated": {"speculate": True},
+    "paged": {"paged": True, "max_step_tokens": 7, "slot_tokens": 400, "cache_bytes": 0},
+    "preempted": {"slot_tokens": 150, "cache_bytes": 0},
+}
+QUICK_OPTIONS = {
+    "t5": ("chunks", "speculated"),
+    "bart": ("batched", "preempted"),
+    "marian of two vocabularies": ("paged",),
+}
+"""The slow tests run every family with all of them."""
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("loaded", "name"),
     [
-        {},
-        {"max_step_tokens": 7, "max_rows": 2},
-        {"speculate": True},
-        {"paged": True, "max_step_tokens": 7, "slot_tokens": 400, "cache_bytes": 0},
-        {"slot_tokens": 150, "cache_bytes": 0},
+        pytest.param(family, name, marks=() if name in QUICK_OPTIONS.get(family, ()) else pytest.mark.slow)
+        for family in FAMILY_NAMES
+        for name in ENGINE_OPTIONS
     ],
-    ids=str,
+    indirect=["loaded"],
 )
-def test_greedy_texts_are_transformers_own(loaded: tuple[Any, Base], how: dict[str, Any]) -> None:
+def test_greedy_texts_are_transformers_own(
+    loaded: tuple[Any, Base], reference_texts: list[list[int]], name: str
+) -> None:
     """Batched, in chunks, in few rows, in blocks, preempted and computed again, guessed ahead."""
-    reference, base = loaded
+    base, how, expected = loaded[1], ENGINE_OPTIONS[name], reference_texts
     sources = prompts(base)
-    expected = [theirs(reference, prompt) for prompt in sources]
     assert len({tuple(text) for text in expected}) == len(sources)
     if "slot_tokens" in how:
         main = base.spec.main
@@ -194,7 +218,15 @@ def test_what_it_cannot_do_is_refused(loaded: tuple[Any, Base]) -> None:
             engine.load_soft_prompt("p", torch.zeros(4, base.spec.hidden_size))
 
 
-@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize(
+    ("loaded", "paged"),
+    [
+        pytest.param(family, paged, marks=() if family == quick else pytest.mark.slow)
+        for paged, quick in ((False, "t5"), (True, "bart"))
+        for family in FAMILY_NAMES
+    ],
+    indirect=["loaded"],
+)
 def test_infinities_of_one_reach_no_other(loaded: tuple[Any, Base], paged: bool) -> None:
     """In the encoder and the decoder, beside each other and in the rows that they leave."""
     base, sources = loaded[1], prompts(loaded[1])

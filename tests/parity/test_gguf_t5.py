@@ -22,8 +22,8 @@ from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
+from bedplate.text.directory import TokenizerParts
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
-from bedplate.text.tokenizer_parts import TokenizerParts
 
 TEXTS = ["the cat sat on the mat", "a dog ran to the old barn", "birds sing in the trees at dawn"] * 4
 STRINGS = (

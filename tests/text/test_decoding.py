@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers
 
 from bedplate.text.control_tokens import secret_name
+from bedplate.text.directory import TokenizerParts
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tokenizer_parts import TokenizerParts
 
 SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LOOKALIKES = [

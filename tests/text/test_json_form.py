@@ -14,7 +14,7 @@ from tests.tiny import tiny_spec, write_tiny_base
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests import Grammar
 from bedplate.skins.output import ORDERED_LABELS, JsonOutput, LabelsOutput
-from bedplate.text.json_form import schema_fields, schema_form, type_words
+from bedplate.text.json_schema import schema_fields, schema_form, type_words
 from bedplate.text.tokenizer import Tokenizer
 
 REFERRED: dict[str, Any] = {

@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.text.test_reply_form import read
 
-from bedplate.text.calls.call_formats import BY_NAME, FORMATS, FRAME_CHARACTERS, CallFormat
-from bedplate.text.calls.call_writing import written_calls
+from bedplate.text.calls.call_formats import BY_NAME, FORMATS, FRAME_CHARACTERS, CallFormat, written_calls
 from bedplate.text.calls.literals import LiteralReader
 from bedplate.text.calls.reading import CallReader
 from bedplate.text.calls.tools import Tool

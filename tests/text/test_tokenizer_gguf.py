@@ -11,7 +11,7 @@ import pytest
 
 from bedplate.core.errors import TokenizerError
 from bedplate.models.gguf_header import read_header
-from bedplate.text.gguf_pre_tokenizers import PRE_TOKENIZERS
+from bedplate.text.gguf_fields import PRE_TOKENIZERS
 from bedplate.text.tokenizer import Tokenizer
 
 from .conftest import load, small_fields

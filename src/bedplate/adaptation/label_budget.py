@@ -20,7 +20,8 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
-from bedplate.evaluation.leaks.hidden_groups import grouping_of, sources_of
+from bedplate.evaluation.examples import sources_of
+from bedplate.evaluation.leaks.hidden_groups import grouping_of
 from bedplate.evaluation.pool import LabelPool, load_pool
 from bedplate.report.run_report import Report
 from bedplate.report.schema_parts import LabelBudget

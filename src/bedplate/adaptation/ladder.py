@@ -94,7 +94,7 @@ def adapt(
     clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
     watch = Stopwatch()
     check_output(out)
-    if task.output.kind == "embedding":
+    if task.output.form.as_embedding is not None:
         raise UsageError(
             f"{task.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
             f"`bedplate evaluate BASE {task.path}`"

@@ -10,17 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bedplate.cli import paths
-from bedplate.cli.options import (
-    AllColumns,
-    AllowOtherWeights,
-    JudgedDtype,
-    JudgedKernel,
-    JudgedWeights,
-    Overrides,
-    Overwrite,
-    whole,
-)
+from bedplate.cli import options, paths
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.tables import Column, numbers, show
@@ -41,7 +31,7 @@ def evaluate(
             metavar="TASK.yaml|NEW.jsonl", help="The task file, or new rows (.jsonl, .csv, .tsv, .parquet)."
         ),
     ] = None,
-    overrides: Overrides = None,
+    overrides: options.Overrides = None,
     split: Annotated[str | None, typer.Option(help="Of a task: train, valid or test. Default: valid.")] = None,
     task: Annotated[
         Path | None,
@@ -52,19 +42,19 @@ def evaluate(
     out: Annotated[
         Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
     ] = None,
-    overwrite: Overwrite = False,
+    overwrite: options.Overwrite = False,
     suite: Annotated[
         list[str] | None, typer.Option(help="Of a base, instead of rows: a suite, or core for four. Repeatable.")
     ] = None,
-    limit: Annotated[int | None, whole(help="Of a suite: so many items at most. Default: all.")] = None,
-    dtype: JudgedDtype = None,
-    weights: JudgedWeights = None,
-    kernel: JudgedKernel = None,
-    allow_other_weights: AllowOtherWeights = False,
+    limit: Annotated[int | None, options.whole(help="Of a suite: so many items at most. Default: all.")] = None,
+    dtype: options.JudgedDtype = None,
+    weights: options.JudgedWeights = None,
+    kernel: options.JudgedKernel = None,
+    allow_other_weights: options.AllowOtherWeights = False,
     include_seen: Annotated[
         bool, typer.Option("--include-seen", help="Of a task: also rows that the skin was trained on or chosen by.")
     ] = False,
-    all_columns: AllColumns = False,
+    all_columns: options.AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
 ) -> None:
     """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.
@@ -150,7 +140,7 @@ def _on_suites(base: str, names: Sequence[str], limit: int | None, engine_option
     from bedplate.evaluation.suites import suites_of
 
     suite_names = suites_of(names)  # before anything heavy is imported
-    from bedplate.evaluation.suites.suite_scores import run_suite
+    from bedplate.evaluation.suites.suite import run_suite
     from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.predict.opening import OpenOptions, open_base
 
@@ -183,9 +173,9 @@ def _show_drift(result: Drift) -> None:
     print(f"all looks together are wrong with {result.alpha:.0%}")
     rows: list[tuple[str, ...]] = []
     for shift in result.shifts:
-        cells = ("yes" if shift.differs else "no", f"{shift.evidence.value:.3g}", f"{shift.enough:.3g}")
-        rows.append((shift.aspect, *cells, shift.explanation))
-    if result.shifts:
+        evidence = f"{shift.evidence.value:.3g}", f"{shift.enough:.3g}"
+        rows.append((shift.aspect, "yes" if shift.differs else "no", *evidence, shift.explanation))
+    if rows:
         show(("compared", "differs", *numbers("evidence", "enough"), Column("what", prose=True)), rows)
     for shift in result.shifts:
         if shift.differs and any(shift.words):
@@ -236,9 +226,8 @@ def _overlap_note(result: Evaluation) -> str:
 
     total, counts = result.n + result.left_out, describe_counts(result.seen or {})
     left_out = f"{result.left_out:,} that it was trained on or chosen by are left out" if result.left_out else ""
-    return (
-        f"of {total:,} rows of {result.split}, the run that made the skin had {counts}; {left_out or 'all are counted'}"
-    )
+    had = f"of {total:,} rows of {result.split}, the run that made the skin had {counts}"
+    return f"{had}; {left_out or 'all are counted'}"
 
 
 def _show(result: Evaluation, data: TaskData) -> None:

@@ -77,7 +77,14 @@ def init(
     chosen = bases or ["smollm2-135m"]
     for base in chosen:
         paths.base(base)
-    from bedplate.adaptation.task.draft import draft, guess_group, guess_inputs, guess_target, task_text
+    from bedplate.adaptation.task.draft import (
+        default_instructions,
+        draft,
+        guess_group,
+        guess_inputs,
+        guess_target,
+        task_text,
+    )
     from bedplate.core.files import atomic_write
     from bedplate.data.profile import profiles
     from bedplate.data.sources import read_rows
@@ -101,13 +108,11 @@ def init(
             grouped = group is not None
     task_draft = draft(rows, inputs=inputs, target=target, group=group, grouped=grouped)
     if interactive and instructions is None:
-        from bedplate.adaptation.task.draft import default_instructions
-
         instructions = typer.prompt("What is to be done, in a sentence?", default=default_instructions(task_draft))
     content = task_text(
         task_draft,
         name=name or re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "task",
-        source=_from(data, out),
+        source=os.path.relpath(data.absolute(), out.absolute().parent),
         instructions=instructions,
         bases=chosen,
         bar=bar,
@@ -137,18 +142,12 @@ def _prompt_column(
         print(f"There is no column {reply!r}; the columns are {', '.join(columns)}")
 
 
-def _from(data: Path, out: Path) -> str:
-    """The data file as from beside the task file."""
-    return os.path.relpath(data.absolute(), out.absolute().parent)
-
-
 def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     """The rows as the task file will have them read, so that what cannot work is said now, and what looks like groups
     beside those it names. ConfigError, DataError."""
     from bedplate.core.config import parse_config
-    from bedplate.evaluation.examples import load_examples
-    from bedplate.evaluation.leaks.hidden_groups import hidden_groups, sources_of
-    from bedplate.evaluation.leaks.row_table import table_of
+    from bedplate.evaluation.examples import load_examples, sources_of
+    from bedplate.evaluation.leaks.hidden_groups import hidden_groups, table_of
     from bedplate.evaluation.task import Task
 
     # beside the task file there may be no directory yet
@@ -160,41 +159,23 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
 
 
 def _values(task_draft: TaskDraft, split: TaskData, out: Path) -> dict[str, Any]:
-    return {
-        "task_file": str(out),
-        "inputs": list(task_draft.inputs),
-        "target": task_draft.target,
-        "group": task_draft.group,
-        "kind": task_draft.kind,
-        "labels": list(task_draft.labels),
-        "metric": task_draft.metric,
-        "bar": task_draft.bar,
-        "rows": task_draft.rows,
-        "usable": task_draft.usable,
-        "splits": {"train": len(split.train), "valid": len(split.valid), "test": split.test.n},
-        "notes": list(task_draft.notes),
-    }
+    names = ("inputs", "target", "group", "kind", "labels", "metric", "bar", "rows", "usable", "notes")
+    splits = {"train": len(split.train), "valid": len(split.valid), "test": split.test.n}
+    return {"task_file": str(out), **{name: getattr(task_draft, name) for name in names}, "splits": splits}
 
 
 def _show_columns(rows: SourceRows, columns: Mapping[str, Profile], data: Path) -> None:
     cells: list[tuple[str, ...]] = []
     for profile in columns.values():
         median, p95, longest = profile.characters
-        values = ", ".join(
-            f"{_shortened(value)} ({count:,})" if count > 1 else _shortened(value)
-            for value, count in profile.commonest[:4]
-        )
-        lengths = f"{median:,} / {p95:,} / {longest:,}"
-        cells.append(
-            (profile.name, profile.column_type, f"{profile.distinct:,}", f"{profile.empty:,}", lengths, values)
-        )
-    counts = numbers("different", "empty")
+        commonest = ((_shortened(value), count) for value, count in profile.commonest[:4])
+        values = ", ".join(f"{value} ({count:,})" if count > 1 else value for value, count in commonest)
+        counts = f"{profile.distinct:,}", f"{profile.empty:,}", f"{median:,} / {p95:,} / {longest:,}"
+        cells.append((profile.name, profile.column_type, *counts, values))
     lengths = Column("characters, median / 95% / most", right=True, extra=True)
-    show(
-        ("column", "values", *counts, lengths, Column("most frequent", prose=True, extra=True)),
-        cells,
-        title=f"{data}: {len(rows.rows):,} rows",
-    )
+    frequent = Column("most frequent", prose=True, extra=True)
+    columns_shown = ("column", "values", *numbers("different", "empty"), lengths, frequent)
+    show(columns_shown, cells, title=f"{data}: {len(rows.rows):,} rows")
 
 
 def _shortened(value: str) -> str:
@@ -206,17 +187,12 @@ def _shortened(value: str) -> str:
 def _show(task_draft: TaskDraft, split: TaskData, out: Path) -> None:
     screen = console()
     answers = f"one of {len(task_draft.labels)} labels" if task_draft.kind == "label" else task_draft.kind
-    screen.print(
-        f"\nasked with {', '.join(task_draft.inputs)}; the answer is {task_draft.target} ({answers})", markup=False
-    )
+    asked = f"asked with {', '.join(task_draft.inputs)}"
+    screen.print(f"\n{asked}; the answer is {task_draft.target} ({answers})", markup=False)
     counts = f"{len(split.train):,} train, {len(split.valid):,} valid, {split.test.n:,} test"
     screen.print(f"{task_draft.usable:,} of {task_draft.rows:,} rows can be used: {counts}", markup=False)
     for note in task_draft.notes:
         screen.print(f"- {note}", markup=False)
     read = f"read it through, above all the instructions and the bar ({task_draft.metric} {task_draft.bar:g})"
     screen.print(f"\nwritten to {out}; {read}", markup=False)
-    print(f"next: {program()} adapt {out} --out runs/{_name(out)}")
-
-
-def _name(out: Path) -> str:
-    return out.stem if out.stem != "task" else "first"
+    print(f"next: {program()} adapt {out} --out runs/{out.stem if out.stem != 'task' else 'first'}")

@@ -86,6 +86,7 @@ def predict(
 
 def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bool) -> None:
     """What can be known to fail is refused before a model is loaded."""
+    suffixes = [f".{extension}" for extension in get_args(Format)]
     if out == "-" and as_json:
         raise UsageError("--out - and --json both write to stdout; give --out a file")
     if rows == "-":
@@ -93,9 +94,7 @@ def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bo
             raise UsageError("Parquet cannot be read from stdin, as its end is read first; give a file")
     elif not Path(rows).is_file():
         raise UsageError(f"{rows}: no such file")
-    elif format is None and Path(rows).suffix.lower() not in (
-        suffixes := [f".{extension}" for extension in get_args(Format)]
-    ):
+    elif format is None and Path(rows).suffix.lower() not in suffixes:
         raise UsageError(f"{rows}: rows are read from files that end in {', '.join(suffixes)}; or say their --format")
     paths.new_file(Path(out))
     paths.free(Path(out), overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -31,15 +32,8 @@ def pull(
     from bedplate.hub.pull import pull as pull_item
 
     pulled = pull_item(source, quiet=as_json, accept_licence=accept_licence)
-    rows: dict[str, Any] = {
-        "name": pulled.name,
-        "path": str(pulled.path),
-        "licence": pulled.licence,
-        "size_bytes": pulled.size_bytes,
-        "sha256": pulled.sha256,
-        "source": pulled.source,
-        "part_licences": dict(CATALOG[source].part_licences) if source in CATALOG else {},
-    }
+    part_licences = dict(CATALOG[source].part_licences) if source in CATALOG else {}
+    rows: dict[str, Any] = {**asdict(pulled), "path": str(pulled.path), "part_licences": part_licences}
     if as_json:
         print(json.dumps(rows))
         return
@@ -51,9 +45,8 @@ def pull(
 
 
 def _show_list(as_json: bool) -> None:
-    from bedplate.hub.cache import content_path, is_cached
+    from bedplate.hub.cache import content_path, is_accepted, is_cached
     from bedplate.hub.catalog import CATALOG
-    from bedplate.hub.licences import is_accepted
 
     rows: list[dict[str, Any]] = [
         {

@@ -21,8 +21,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_directory, atomic_write, bedplate_home, file_lock, sha256_json
 from bedplate.core.progress import Progress
-from bedplate.data.corpus.manifest import Split
-from bedplate.data.corpus.shards import Corpus, ShardDocuments
+from bedplate.data.corpus.shards import Corpus, ShardDocuments, Split
 from bedplate.data.mixture import Mixture, MixtureConfig
 from bedplate.data.packing import DocumentPiece, best_fit, check_row_length
 
@@ -47,16 +46,12 @@ class Permutation:
         indices = np.asarray(numbers)
         if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < self.n:
             raise IndexError(f"{int(indices.max())} is not below {self.n}")
-        permuted = self._walk(indices.astype(np.uint64).reshape(-1))
-        return permuted.astype(np.int64).reshape(indices.shape)
-
-    def _walk(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        permuted = self._feistel(numbers)
+        permuted = self._feistel(indices.astype(np.uint64).reshape(-1))
         out = np.flatnonzero(permuted >= self.n)
         while out.size:
             permuted[out] = self._feistel(permuted[out])
             out = out[permuted[out] >= self.n]
-        return permuted
+        return permuted.astype(np.int64).reshape(indices.shape)
 
     def _feistel(self, numbers: NDArray[np.uint64]) -> NDArray[np.uint64]:
         left, right = numbers >> self._half, numbers & self._mask
@@ -124,9 +119,9 @@ def row_table(
     decides = {"shards": shards, "row_length": row_length, "seed": seed, "long": long, "window": WINDOW, "version": 1}
     name = f"{source}-{split}-{sha256_json(decides)[:16]}"
     places = [corpus.directory / "rows" / name, bedplate_home() / "rows" / name]
-    for place in places:
-        if (place / "layout.json").is_file():
-            return RowTable(place)
+    laid_out = next((place for place in places if (place / "layout.json").is_file()), None)
+    if laid_out is not None:
+        return RowTable(laid_out)
     for place in places:
         try:
             with file_lock(place.parent / f".{name}.lock"):
@@ -227,10 +222,8 @@ class ReadRows:
 
 class CorpusLoader:
     """Rows of `row_length` tokens of a corpus, whole documents packed by best fit, `total` of them (by default each
-    source once).
-
-    Raises DataError for a corpus that has no documents in the split, ConfigError for a mixture of other sources.
-    """
+    source once). Raises DataError for a corpus that has no documents in the split, ConfigError for a mixture of other
+    sources."""
 
     def __init__(
         self,
@@ -256,14 +249,12 @@ class CorpusLoader:
         if not sum(rows.values()):
             raise DataError(f"{corpus.directory} has no documents to read in its {split} split")
         self.total = sum(rows.values()) if total is None else total
-        self.mixture = Mixture(self.config, rows, self.total, seed, self._given_weights())
+        # the recipe's weights, where it gives any
+        sources = [corpus.sources[name] for name in self._tables]
+        weights = {source.name: source.weight for source in sources if source.weight is not None}
+        self.mixture = Mixture(self.config, rows, self.total, seed, weights)
         self._documents: dict[str, ShardDocuments] = {name: corpus.documents(name, split) for name in self._tables}
         self._orders: dict[tuple[str, int], Permutation] = {}
-
-    def _given_weights(self) -> Mapping[str, float]:
-        """The recipe's, where it gives any."""
-        sources = [self.corpus.sources[name] for name in self._tables]
-        return {source.name: source.weight for source in sources if source.weight is not None}
 
     @property
     def identity(self) -> Mapping[str, Any]:

@@ -32,13 +32,10 @@ class MixtureStage(Strict):
 
 
 class MixtureConfig(Strict):
-    """How sources are mixed.
-
-    weights: of every source, in any unit; by default the corpus's, or else its rows, so that an epoch of all is one of
-    each. temperature: weights w become w^(1/temperature), as in mT5 (https://arxiv.org/abs/2010.11934). epochs: maximum
-    passes over a source, for all or by name; its share then goes to the others. stages: later weights; `blend`: in
-    steps or linearly.
-    """
+    """How sources are mixed. weights: of every source, in any unit; by default the corpus's, or else its rows, so that
+    an epoch of all is one of each. temperature: weights w become w^(1/temperature), as in mT5
+    (https://arxiv.org/abs/2010.11934). epochs: maximum passes over a source, for all or by name; its share then goes to
+    the others. stages: later weights; `blend`: in steps or linearly."""
 
     weights: dict[str, Weight] | None = None
     temperature: float = pydantic.Field(default=1.0, gt=0)
@@ -62,12 +59,9 @@ class MixtureDraw(NamedTuple):
 
 
 class Mixture:
-    """Which source and ordinal each row has: a pure function of its arguments.
-
-    rows: rows of each source, by name; total: rows of training. given: weights where the config gives none, by default
-    the rows. ConfigError for unknown or missing names, DataError where a weighted source has no rows or all allowed
-    epochs are too few.
-    """
+    """Which source and ordinal each row has: a pure function of its arguments. rows: rows of each source, by name;
+    total: rows of training. given: weights where the config gives none, by default the rows. ConfigError for unknown or
+    missing names, DataError where a weighted source has no rows or all allowed epochs are too few."""
 
     def __init__(
         self,
@@ -79,10 +73,8 @@ class Mixture:
     ) -> None:
         self.names, self.total, self._seed = tuple(rows), total, seed
         self._linear = config.blend == "linear"
-        first = self._checked(
-            dict(default_weights or rows) if config.weights is None else config.weights, "weights", config
-        )
-        self._stages = [(0.0, first)]
+        first = dict(default_weights or rows) if config.weights is None else config.weights
+        self._stages = [(0.0, self._checked(first, "weights", config))]
         for stage in config.stages:
             weights = self._checked(stage.weights, f"the stage at {stage.at:g}", config)
             self._stages = [earlier for earlier in self._stages if earlier[0] < stage.at] + [(stage.at, weights)]
@@ -192,8 +184,7 @@ class Mixture:
                 counts[np.argmin(np.where(counts > 0, deficit, np.inf))] -= 1
                 continue
             able = (counts < remaining) & (weights > 0)
-            if not able.any():
-                able = counts < remaining
+            able = able if able.any() else counts < remaining
             number = int(np.argmax(np.where(able, deficit, -np.inf)))
             counts[number] += min(missing, int(remaining[number] - counts[number]), max(1, int(deficit[number])))
         return counts

@@ -6,6 +6,7 @@ Best fit (https://arxiv.org/abs/2404.10830) or in sequence. Shapes: R rows, T to
 from __future__ import annotations
 
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -50,11 +51,9 @@ class PackedRows:
 def pack_documents(
     lengths: Sequence[int], row_length: int, method: Literal["best_fit", "sequential"] = "best_fit"
 ) -> PackedRows:
-    """Lays documents of these lengths into rows; every token gets exactly one place.
-
-    best_fit splits only documents longer than a row, and puts each piece, longest first, where it leaves the least
-    room. sequential concatenates and cuts at row ends. DataError for an empty document or rows under 2 tokens.
-    """
+    """Lays documents of these lengths into rows; every token gets exactly one place. best_fit splits only documents
+    longer than a row, and puts each piece, longest first, where it leaves the least room. sequential concatenates and
+    cuts at row ends. DataError for an empty document or rows under 2 tokens."""
     check_row_length(row_length)
     for number, length in enumerate(lengths):
         if length < 1:
@@ -68,18 +67,9 @@ def pack_documents(
         rows = [[pieces[i] for i in row] for row in best_fit([len(piece) for piece in pieces], row_length)]
     else:
         rows = _sequential(lengths, row_length)
-    count: dict[int, int] = {}
-    for row in rows:
-        for piece in row:
-            count[piece.document] = count.get(piece.document, 0) + 1
-    return PackedRows(
-        tuple(tuple(row) for row in rows),
-        row_length,
-        len(lengths),
-        sum(piece_count > 1 for piece_count in count.values()),
-        sum(lengths),
-        sum(lengths) - len(lengths),
-    )
+    counts = Counter(piece.document for row in rows for piece in row)
+    split, tokens = sum(count > 1 for count in counts.values()), sum(lengths)
+    return PackedRows(tuple(map(tuple, rows)), row_length, len(lengths), split, tokens, tokens - len(lengths))
 
 
 def check_row_length(row_length: int) -> None:

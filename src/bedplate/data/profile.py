@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bedplate.data.rows import SourceRows
+from bedplate.data.rows import SourceRows, blank
 
 _GROUPS = ("group", "user", "customer", "author", "document", "doc", "thread", "conversation", "session", "source")
 ColumnType = Literal["text", "number", "list", "object", "boolean", "mixed", "empty"]
@@ -19,10 +19,8 @@ ColumnType = Literal["text", "number", "list", "object", "boolean", "mixed", "em
 @dataclass(frozen=True)
 class Profile:
     """One column. column_type: of the values that are not empty; a number may stand as text, as it does in .csv files.
-
     rows: that have the column and a value in it; empty: that have none. distinct: different values. commonest: the most
-    frequent values with their counts. characters: the median, 95th percentile and maximum of the values' lengths.
-    """
+    frequent values with their counts. characters: the median, 95th percentile and maximum of the values' lengths."""
 
     name: str
     column_type: ColumnType
@@ -51,7 +49,7 @@ def is_group_name(name: str) -> bool:
 
 
 def _profile(name: str, values: Sequence[Any], commonest: int) -> Profile:
-    present = [value for value in values if not _empty(value)]
+    present = [value for value in values if not blank(value)]
     shown = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in present]
     value_types: set[ColumnType] = {_value_type(value) for value in present}
     column_type: ColumnType = "mixed" if value_types else "empty"
@@ -61,20 +59,10 @@ def _profile(name: str, values: Sequence[Any], commonest: int) -> Profile:
         column_type = "number"
     counts = Counter(shown)
     lengths = sorted(map(len, shown)) or [0]
-    return Profile(
-        name,
-        column_type,
-        all(isinstance(value, str) for value in present),
-        len(present),
-        len(values) - len(present),
-        len(counts),
-        tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:commonest]),
-        (round(statistics.median(lengths)), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1]),
-    )
-
-
-def _empty(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and not value.strip())
+    as_text, empty = all(isinstance(value, str) for value in present), len(values) - len(present)
+    frequent = tuple(sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:commonest])
+    sizes = round(statistics.median(lengths)), lengths[int(0.95 * (len(lengths) - 1))], lengths[-1]
+    return Profile(name, column_type, as_text, len(present), empty, len(counts), frequent, sizes)
 
 
 def _value_type(value: Any) -> ColumnType:

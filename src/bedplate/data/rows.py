@@ -1,13 +1,16 @@
-"""The rows that a data source gives, with their places, what was dropped, and the hash of what was read."""
+"""The rows that a data source gives, with their places, what was dropped, and the hash of what was read; and
+INPUTS, the kinds of input that a task may have: a new kind is one class and one row there."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from types import MappingProxyType
+from typing import Any, Literal, Protocol
 
 from bedplate.core.errors import DataError
+from bedplate.core.values import Media, Value, as_text
 
 Row = Mapping[str, Any]
 
@@ -15,10 +18,8 @@ Row = Mapping[str, Any]
 @dataclass(frozen=True)
 class SourceRows:
     """What one source holds: `rows`, the file's `lines` (from 1) beside them, `counts` of what was read and dropped.
-
     Every row has the same `columns` in .csv, .tsv and .parquet files and data sets; in .jsonl files `columns` is their
-    union. counted: what `lines` count; tables without lines have rows.
-    """
+    union. counted: what `lines` count; tables without lines have rows."""
 
     rows: tuple[Row, ...]
     lines: tuple[int, ...]
@@ -30,6 +31,23 @@ class SourceRows:
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
     counted: Literal["line", "row"] = "line"
+
+    @classmethod
+    def of(
+        cls,
+        rows: Sequence[Row],
+        lines: Sequence[int],
+        sha256: str,
+        source: str,
+        path: Path,
+        *,
+        dropped: Mapping[str, int] = MappingProxyType({}),
+        **about: Any,
+    ) -> SourceRows:
+        """What was read: rows with their lines, and how many were dropped, by reason."""
+        columns = tuple(dict.fromkeys(name for row in rows for name in row))
+        counts = {"read": len(rows) + sum(dropped.values()), **dropped}
+        return cls(tuple(map(MappingProxyType, rows)), tuple(lines), columns, counts, sha256, source, path, **about)
 
     def name(self, line: int) -> str:
         """What a row is called that has no name of its own."""
@@ -57,3 +75,42 @@ def text_of(row: Row, column: str, location: str) -> str:
     except UnicodeEncodeError:
         raise DataError(f"{location}: column {column!r} holds half of a surrogate pair, which is not text") from None
     return value
+
+
+class InputKind(Protocol):
+    """One kind of input."""
+
+    def read(self, row: Row, column: str, location: str) -> Value:
+        """The value in a row's cell. DataError naming the location."""
+        ...
+
+    def text_in_prompt(self, value: Value) -> str:
+        """What stands for the value in a prompt template. RequestError."""
+        ...
+
+
+class TextInput:
+    """Text, which stands in a prompt as it is."""
+
+    def read(self, row: Row, column: str, location: str) -> str:
+        return text_of(row, column, location)
+
+    def text_in_prompt(self, value: Value) -> str:
+        return as_text(value)
+
+
+INPUTS: dict[str, InputKind] = {"text": TextInput()}
+
+
+def text_in_prompt(value: Value) -> str:
+    """What stands for a value of any kind in a prompt template. RequestError for a kind that is not in the table."""
+    kind = INPUTS.get(value.kind) if isinstance(value, Media) else INPUTS["text"]
+    return as_text(value) if kind is None else kind.text_in_prompt(value)
+
+
+def check_input_kind(kind: str) -> str:
+    """The name of a kind of input. ValueError for one that is not in the table."""
+    if kind in INPUTS:
+        return kind
+    problem = f"input kind {kind!r} is not supported yet" if kind in ("image", "audio") else f"no input kind {kind!r}"
+    raise ValueError(f"{problem}; supported: {', '.join(INPUTS)}")

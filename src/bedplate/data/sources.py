@@ -4,44 +4,41 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.rows import Row, SourceRows
 from bedplate.data.stdlib import STDLIB_SETS, read_stdlib
-from bedplate.data.table_files import FORMATS, good
+from bedplate.data.tables import FORMATS, good, not_utf8
+from bedplate.hub.catalog import CATALOG
 
 __all__ = ["DATASETS", "FORMATS", "Row", "SourceRows", "read_rows"]
 
 
 def read_rows(source: str, relative_to: Path | str = ".") -> SourceRows:
     """Rows of a data set by name (of the catalogue, pulled where it is not cached, or of this Python's own library) or
-    of a file, its path taken from `relative_to`.
-
-    Raises DataError naming the file and the line (or the byte) that cannot be read.
-    """
-    if source in DATASETS:
-        from bedplate.hub.pull import pull
-
-        pulled = pull(source, quiet=True)
-        return _read(Path(pulled.path), source, DATASETS[source], pulled.licence)
-    if source in SUITE_SETS:
-        return _suite_rows(source)
+    of a file, its path taken from `relative_to`. Raises DataError naming the file and the line (or the byte) that
+    cannot be read."""
     if source in STDLIB_SETS:
         return read_stdlib(source)
+    if source in DATASETS or source in SUITE_SETS:
+        from bedplate.hub.pull import pull
+
+        suite, folder, name = SUITE_SETS.get(source, (source, "", ""))
+        pulled = pull(suite, quiet=True)
+        licence = CATALOG[suite].part_licences.get(folder, pulled.licence)
+        return _read(Path(pulled.path) / folder / name, source, licence)
     _known_suffix(source)
-    return _read_table(Path(relative_to) / source, source, None)
+    return _read(Path(relative_to) / source, source, None)
 
 
 def check_source(source: str, relative_to: Path | str = ".") -> None:
     """DataError for a source that `read_rows` cannot read because it is neither a known data set nor a file."""
-    if source in DATASETS or source in SUITE_SETS or source in STDLIB_SETS:
+    if source in (*DATASETS, *SUITE_SETS, *STDLIB_SETS):
         return
     _known_suffix(source)
     path = Path(relative_to) / source
@@ -51,77 +48,39 @@ def check_source(source: str, relative_to: Path | str = ".") -> None:
 
 def is_file(source: str) -> bool:
     """Whether a source is a file of the user's, and no data set that has its place elsewhere."""
-    named = source in DATASETS or source in SUITE_SETS or source in STDLIB_SETS
-    return not named and Path(source).suffix.lower() in FORMATS
+    return source not in (*DATASETS, *SUITE_SETS, *STDLIB_SETS) and Path(source).suffix.lower() in FORMATS
 
 
 def _known_suffix(source: str) -> None:
     if Path(source).suffix.lower() not in FORMATS:
         data_sets = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
-        hint = did_you_mean(
-            nearest(source, data_sets), f"data sets: {', '.join(data_sets)}; files end in {', '.join(FORMATS)}"
-        )
+        known = f"data sets: {', '.join(data_sets)}; files end in {', '.join(FORMATS)}"
+        hint = did_you_mean(nearest(source, data_sets), known)
         raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
-
-
-def _suite_rows(source: str) -> SourceRows:
-    """One set of a suite of the catalogue, under its own licence."""
-    from bedplate.hub.catalog import CATALOG
-    from bedplate.hub.pull import pull
-
-    suite, folder, name = SUITE_SETS[source]
-    pulled = pull(suite, quiet=True)
-    licence = CATALOG[suite].part_licences.get(folder, pulled.licence)
-    return _read_table(Path(pulled.path) / folder / name, source, licence)
 
 
 Reader = Callable[[str, str], tuple[list[dict[str, Any]], list[int], dict[str, int]]]
 
 
-def _read(path: Path, source: str, reader: Reader, licence: str | None) -> SourceRows:
-    content = _content(path)
-    rows, lines, counts = reader(_decode(content, path), str(path))
-    return _rows(rows, lines, counts, content, source, path, licence)
-
-
-def _read_table(path: Path, source: str, licence: str | None) -> SourceRows:
-    content, file_format = _content(path), FORMATS[path.suffix.lower()]
-    file_rows = list(good(file_format.read(io.BytesIO(content), str(path))))
-    rows = _rows([row.value for row in file_rows], [row.line for row in file_rows], {}, content, source, path, licence)
-    return replace(rows, counted=file_format.counted)
-
-
-def _content(path: Path) -> bytes:
+def _read(path: Path, source: str, licence: str | None) -> SourceRows:
     try:
-        return path.read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
         raise DataError(f"{path}: the data file does not exist") from None
     except OSError as error:
         raise DataError(f"{path}: the data file cannot be read: {error.strerror}") from error
-
-
-def _rows(
-    rows: Sequence[dict[str, Any]],
-    lines: Sequence[int],
-    counts: Mapping[str, int],
-    content: bytes,
-    source: str,
-    path: Path,
-    licence: str | None,
-) -> SourceRows:
+    dropped: Mapping[str, int] = {}
+    counted: Literal["line", "row"] = "line"
+    if source in DATASETS:
+        rows, lines, dropped = DATASETS[source](_decode(content, path), str(path))
+    else:
+        file_format = FORMATS[path.suffix.lower()]
+        file_rows = list(good(file_format.read(io.BytesIO(content), str(path))))
+        rows, lines, counted = [row.value for row in file_rows], [row.line for row in file_rows], file_format.counted
     if not rows:
         raise DataError(f"{path}: no rows in the file")
-    columns = tuple(dict.fromkeys(name for row in rows for name in row))
-    return SourceRows(
-        tuple(MappingProxyType(row) for row in rows),
-        tuple(lines),
-        columns,
-        {"read": len(rows) + sum(counts.values()), **counts},
-        sha256_bytes(content),
-        source,
-        path,
-        licence,
-    )
+    digest = sha256_bytes(content)
+    return SourceRows.of(rows, lines, digest, source, path, dropped=dropped, licence=licence, counted=counted)
 
 
 def _decode(content: bytes, path: Path) -> str:
@@ -129,10 +88,7 @@ def _decode(content: bytes, path: Path) -> str:
         text = content.decode("utf-8")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{path}, line {line}: byte {error.start} (0x{content[error.start]:02x}) is not UTF-8; "
-            "save the file as UTF-8"
-        ) from error
+        raise DataError(not_utf8(error, 0, str(path), line)) from error
     return text.removeprefix("\ufeff")  # spreadsheets write a byte-order mark
 
 
@@ -140,12 +96,10 @@ NEUTRAL = 0.5
 
 
 def _vader(group_column: str | None) -> Reader:
-    """Hutto & Gilbert (2014): id, mean of human ratings (-4 to 4) and text, separated by tabs, no quoting.
-
-    Ratings within ±0.5 are neutral: neither label would be right, so those rows are dropped and counted. Where ids read
+    """Hutto & Gilbert (2014): id, mean of human ratings (-4 to 4) and text, separated by tabs, no quoting. Ratings
+    within ±0.5 are neutral: neither label would be right, so those rows are dropped and counted. Where ids read
     `document_sentence`, the document is the group that must not be split (column `group_column`); otherwise each row is
-    a document of its own.
-    """
+    a document of its own."""
 
     def read(text: str, location: str) -> tuple[list[dict[str, Any]], list[int], dict[str, int]]:
         rows: list[dict[str, Any]] = []

@@ -93,12 +93,9 @@ def split(
     records: Sequence[SplitRecord], fractions: Mapping[str, float], seed: int, assigned: Assigned | None = None
 ) -> dict[str, tuple[SplitRecord, ...]]:
     """Assigns whole groups to splits, near their `fractions` of every stratum (they sum to 1). Records come sorted by
-    row hash.
-
-    assigned: groups with a row in a split go there first. A large group exceeds a split's share by half of itself at
-    most. A split can be empty where there are fewer groups than splits. DataError for a group whose rows are in two
-    splits.
-    """
+    row hash. assigned: groups with a row in a split go there first. A large group exceeds a split's share by half of
+    itself at most. A split can be empty where there are fewer groups than splits. DataError for a group whose rows are
+    in two splits."""
     if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")
     groups: dict[str, list[SplitRecord]] = defaultdict(list)
@@ -180,14 +177,7 @@ def _added_distance(counts: Counter[str], filled: Counter[str], totals: Counter[
 
 def subsample(records: Sequence[SplitRecord], limit: int, seed: int) -> tuple[SplitRecord, ...]:
     """At most `limit` records, whole groups in an order drawn by `seed`; groups that no longer fit are passed over."""
-    groups: dict[str, list[SplitRecord]] = defaultdict(list)
-    for record in records:
-        groups[record.group].append(record)
-    selected: list[SplitRecord] = []
-    for group in sorted(groups, key=lambda g: _shuffle_key(seed, g)):
-        if len(selected) + len(groups[group]) <= limit:
-            selected += groups[group]
-    return tuple(sorted(selected, key=lambda r: (r.row_hash, r.id)))
+    return nested(records, [limit], seed)[0]
 
 
 def nested(records: Sequence[SplitRecord], sizes: Sequence[int], seed: int) -> list[tuple[SplitRecord, ...]]:
@@ -225,8 +215,7 @@ def check_leaks(splits: Mapping[str, Sequence[SplitRecord]], *, groups: bool = T
     owners: dict[tuple[str, str], tuple[str, SplitRecord]] = {}
     for name, records in splits.items():
         for record in records:
-            keys = [("text", record.row_hash), ("group", record.group)] if groups else [("text", record.row_hash)]
-            for key_type, value in keys:
+            for key_type, value in (("text", record.row_hash), ("group", record.group))[: 2 if groups else 1]:
                 owner, first = owners.setdefault((key_type, value), (name, record))
                 if owner != name:
                     overlap = "the same text" if key_type == "text" else f"the group {value!r}"
@@ -241,9 +230,7 @@ def check_unseen(parts: Mapping[str, Sequence[SplitRecord]], assigned: Assigned)
     first to what is judged by. DataError."""
     for place, name in enumerate(parts):
         for record in parts[name]:
-            before = next(
-                (split_name for split_name in list(parts)[:place] if split_name in assigned.splits_of(record)), None
-            )
+            before = next((split for split in list(parts)[:place] if split in assigned.splits_of(record)), None)
             if before is not None:
                 raise DataError(
                     f"row {record.id} of {name}, or its group, was in {before} when the parent was made: it would be "
@@ -283,7 +270,5 @@ def links_of(row: Row, columns: Sequence[str], location: str) -> tuple[str, ...]
         else:
             raise DataError(f"{location}: the group ({column}) is {value!r}; it must be a text or a whole number")
     if columns and not links:
-        raise DataError(
-            f"{location}: none of the groups ({', '.join(columns)}) has a value; every row needs one of them"
-        )
+        raise DataError(f"{location}: none of the groups ({', '.join(columns)}) has a value; every row needs one")
     return tuple(links)

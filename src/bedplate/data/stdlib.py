@@ -17,7 +17,6 @@ import tokenize
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from bedplate.core.errors import DataError
@@ -34,22 +33,21 @@ FUNCTIONS_PER_MODULE = 3
 """At most so many rows of one module: functions of a module are alike, and what is judged by groups needs many."""
 RETRIES = 3
 
-_LEFT_OUT = frozenset(
-    ("site-packages", "dist-packages", "test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings")
-)
-"""What is not the library itself, or is written by programs."""
+INSTALLED = frozenset(("site-packages", "dist-packages"))
+NOT_LIBRARY = INSTALLED | {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
+"""Folders of what is not the library itself, or is written by programs."""
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def read_stdlib(source: str) -> SourceRows:
     """The rows of STDLIB_SETS by name, in the order of module and line. DataError where the library has no source."""
-    root = _root()
+    root = library_root()
     rows: list[Row] = []
     lines: list[int] = []
     digest = hashlib.sha256()
     unread = files = 0
-    paths = _paths(root)
+    paths = library_files()
     with Progress(source, len(paths), "files") as bar:
         for path in paths:
             bar.advance(1)
@@ -64,22 +62,19 @@ def read_stdlib(source: str) -> SourceRows:
             digest.update(f"{relative.as_posix()}\0{sha256_bytes(content)}\n".encode())
             module = ".".join(relative.with_suffix("").parts).removesuffix(".__init__")
             for row, line in _rows_of(module, text, tree, STDLIB_SETS[source]):
-                rows.append(MappingProxyType(row))
+                rows.append(row)
                 lines.append(line)
     if not rows:
         raise DataError(f"{source}: there is no source code in {root}; this Python comes without its library's source")
     note = f"{source}: {files} modules of the standard library of Python {platform.python_version()}"
-    counts = {"read": len(rows)}
     notes = (note + (f"; {unread} files could not be parsed" if unread else ""),)
-    return SourceRows(
-        tuple(rows), tuple(lines), tuple(rows[0]), counts, digest.hexdigest(), source, root, LICENCE, notes
-    )
+    return SourceRows.of(rows, lines, digest.hexdigest(), source, root, licence=LICENCE, notes=notes)
 
 
 def read_modules() -> Iterator[tuple[str, str]]:
     """Each module's file, relative to the library, and its text; what Python cannot parse is passed over."""
-    root = _root()
-    for path in _paths(root):
+    root = library_root()
+    for path in library_files():
         try:
             text, _ = _parsed(path.read_bytes())
         except (OSError, SyntaxError, ValueError):
@@ -87,12 +82,14 @@ def read_modules() -> Iterator[tuple[str, str]]:
         yield path.relative_to(root).as_posix(), text
 
 
-def _root() -> Path:
+def library_root() -> Path:
     return Path(sysconfig.get_paths()["stdlib"])
 
 
-def _paths(root: Path) -> list[Path]:
-    return [p for p in sorted(root.rglob("*.py")) if not _LEFT_OUT & set(p.relative_to(root).parts[:-1])]
+def library_files(without: frozenset[str] = NOT_LIBRARY) -> list[Path]:
+    """Files of the library's source, sorted, without those in folders of these names."""
+    root = library_root()
+    return sorted(p for p in root.rglob("*.py") if not without & set(p.relative_to(root).parts[:-1]))
 
 
 def _parsed(content: bytes) -> tuple[str, ast.Module]:
@@ -146,14 +143,12 @@ def _next_line(lines: list[str], node: Function, digest: str) -> tuple[dict[str,
         return None
     chosen = fitting[int(digest[:8], 16) % len(fitting)]
     start = chosen - 1
-    while start > 0 and chosen - start <= CONTEXT_LINES and _size(lines[start - 1 : chosen - 1]) <= CONTEXT_CHARACTERS:
+    while start > 0 and chosen - start <= CONTEXT_LINES:
+        if sum(len(line) + 1 for line in lines[start - 1 : chosen - 1]) > CONTEXT_CHARACTERS:
+            break
         start -= 1
     code = "\n".join(lines[start : chosen - 1]).lstrip("\n")
     return ({"code": f"{code}\n", "line": lines[chosen - 1]}, chosen) if code.strip() else None
-
-
-def _size(lines: list[str]) -> int:
-    return sum(len(line) + 1 for line in lines)
 
 
 def _is_code(line: str) -> bool:
@@ -222,9 +217,8 @@ def _outcome(node: Function) -> tuple[list[str], bool]:
         if isinstance(current, ast.Yield | ast.YieldFrom):
             returns_value = True
         if isinstance(current, ast.Return) and current.value is not None:
-            returns_value = returns_value or not (
-                isinstance(current.value, ast.Constant) and current.value.value is None
-            )
+            is_none = isinstance(current.value, ast.Constant) and current.value.value is None
+            returns_value = returns_value or not is_none
         waiting.extend(reversed(list(ast.iter_child_nodes(current))))
     return list(raised), returns_value
 

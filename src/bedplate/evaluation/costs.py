@@ -1,5 +1,7 @@
-"""Metrics in US dollars: a matrix of what each wrong answer costs, or a Python function, and how they are displayed.
+"""Metrics that a task file describes instead of naming one of the table: a Python function, a judge (its spec), or US
+dollars by a matrix of what each wrong answer costs or by a function; and how they are displayed.
 
+metric: {python: closeness.py:score}                         # score(target, prediction) → 0 to 1
 metric: {costs: {spam: {ham: 0.40}, ham: {spam: 5.00}}}      # right answer → given answer → dollars
 metric: {cost: dear.py:usd, worst_usd: 20}                   # usd(target, prediction) → dollars, from 0 to 20
 
@@ -9,18 +11,173 @@ is what is shown (`Scale`).
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import math
-from collections.abc import Mapping, Sequence
+import numbers
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Any
 
+from pydantic import Field, field_validator, model_validator
+
+from bedplate.core.config import Grown, Strict
 from bedplate.core.display import chosen
-from bedplate.core.errors import DataError
-from bedplate.core.files import sha256_json
+from bedplate.core.endpoint_spec import Concurrency, KeyVariable, ModelName, Retries, Silence
+from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.files import sha256_file, sha256_json
 from bedplate.evaluation.metrics import AnsweredRow, Scoring
 
-if TYPE_CHECKING:
-    from bedplate.evaluation.metrics_python import PythonMetric
+
+class JudgePrice(Strict):
+    """US dollars for a million tokens: read, read from the server's cache (as the others, if not said), and written."""
+
+    input: Annotated[float, Field(ge=0)]
+    cached_input: Annotated[float, Field(ge=0)] | None = None
+    output: Annotated[float, Field(ge=0)]
+
+
+class JudgeSpec(Strict):
+    """Who judges, and by what. `rubric`: a jinja template over the task's inputs, `target` and `prediction`; what form
+    the answer takes is added to it. `scale`: the worst and the best number, which become 0 and 1. `max_usd`: what all
+    answers of this judge together may cost, at `price`. The key is in the environment variable `api_key_env`."""
+
+    endpoint: Annotated[str, Field(min_length=1)]
+    model: ModelName
+    rubric: Annotated[str, Field(min_length=1)]
+    scale: tuple[float, float] = (0.0, 1.0)
+    max_tokens: Annotated[int, Field(ge=1)] = 256
+    api_key_env: KeyVariable | None = None
+    concurrency: Concurrency = 8
+    retries: Retries = 4
+    timeout_s: Silence = 60.0
+    price: JudgePrice | None = None
+    max_usd: Annotated[float, Field(gt=0)] | None = None
+
+    @field_validator("scale")
+    @classmethod
+    def _scale(cls, scale: tuple[float, float]) -> tuple[float, float]:
+        if scale[0] == scale[1]:
+            raise ValueError("the worst and the best number of the scale are the same")
+        return scale
+
+    @model_validator(mode="after")
+    def _priced(self) -> JudgeSpec:
+        if self.max_usd is not None and self.price is None:
+            raise ValueError("`max_usd` needs a `price`: {input: …, output: …} in US dollars for a million tokens")
+        return self
+
+    @property
+    def identity(self) -> str:
+        """sha256 (hex) of what the scores depend on."""
+        return sha256_json([self.endpoint, self.model, self.rubric, list(self.scale), self.max_tokens])
+
+
+Dollars = Annotated[float, Field(ge=0)]
+
+
+class MetricSpec(Grown):
+    """`python`: path/to/file.py:function, relative to the task file; a `judge`; or US dollars of a call: `costs`, right
+    answer → given answer → dollars, or `cost`, a Python function that gives them, `worst_usd` at most."""
+
+    LATE = ("costs", "cost", "worst_usd")
+
+    python: str | None = None
+    judge: JudgeSpec | None = None
+    costs: dict[str, dict[str, Dollars]] | None = None
+    cost: str | None = None
+    worst_usd: Annotated[float, Field(gt=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check_exclusive(self) -> MetricSpec:
+        if sum(option is not None for option in (self.python, self.judge, self.costs, self.cost)) != 1:
+            raise ValueError(
+                "give one of `python: path/to/file.py:function`, `judge: {…}`, `costs: {right: {given: dollars}}` and "
+                "`cost: path/to/file.py:function`"
+            )
+        if (self.cost is None) != (self.worst_usd is None):
+            raise ValueError("`cost` and `worst_usd`, what an answer costs at most, go together")
+        return self
+
+
+@dataclass(frozen=True)
+class PythonMetric:
+    """`function(target, prediction)` scores a row in 0 to 1: two texts, or for JSON and several labels two values. What
+    could not be parsed scores 0 unasked. `sha256`: of the function's file."""
+
+    name: str
+    function: Callable[[Any, Any], object]
+    sha256: str
+    values: bool
+    scoring: Scoring = "real"
+
+    def ready(self) -> None:
+        """It was ready when it was read."""
+
+    def score(self, rows: Sequence[AnsweredRow]) -> list[float]:
+        """DataError naming the row for which the function fails, or gives no number in 0 to 1."""
+        return [self._score(row) for row in rows]
+
+    def _score(self, row: AnsweredRow) -> float:
+        if row.prediction is None:
+            return 0.0
+        number = self.value(row)
+        if not 0 <= number <= 1:  # not so for NaN either
+            raise DataError(f"the metric {self.name} gives {number!r} for row {row.id}; a score must lie in 0 to 1")
+        return number
+
+    def value(self, row: AnsweredRow) -> float:
+        """What the function gives for a row that has a prediction. DataError where it fails, or gives no number."""
+        assert row.prediction is not None
+        read: Callable[[str], Any] = json.loads if self.values else str
+        try:
+            score = self.function(read(row.target), read(row.prediction))
+        except Exception as error:
+            raise DataError(
+                f"the metric {self.name} fails on row {row.id} ({type(error).__name__}: {error}); "
+                f"its prediction is {row.prediction[:200]!r}"
+            ) from error
+        if not isinstance(score, numbers.Real):
+            raise DataError(f"the metric {self.name} gives {score!r} for row {row.id}; a score must be a number")
+        return float(score)
+
+
+def python_metric(reference: str, directory: Path, *, values: bool) -> PythonMetric:
+    """The metric that `path/to/file.py:function` names, the path relative to `directory`. ConfigError where there is no
+    such file or function, or where the file cannot be run. values: whether the function gets JSON values."""
+    file, _, name = reference.rpartition(":")
+    path = directory / file
+    if not file or not name.isidentifier():
+        raise ConfigError(f"metric: python is {reference!r}; write it as path/to/file.py:function")
+    if not path.is_file():
+        raise ConfigError(f"metric: the Python file {path} does not exist; the path is relative to the task file")
+    digest = sha256_file(path)
+    function: object = getattr(_module(path, digest), name, None)
+    if function is None:
+        raise ConfigError(f"metric: {path} has no function {name!r}")
+    if not callable(function):
+        raise ConfigError(f"metric: {name!r} in {path} is not a function but {type(function).__name__}")
+    return PythonMetric(f"{name} ({path.name}, {digest[:8]})", function, digest, values)
+
+
+@lru_cache(maxsize=32)
+def _module(path: Path, digest: str) -> object:
+    spec = importlib.util.spec_from_file_location(f"bedplate_metric_{digest[:16]}", path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"metric: {path} is not a Python file; its name must end in .py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where a dataclass looks up what its annotations mean
+    try:
+        spec.loader.exec_module(module)
+    except BaseException as error:
+        del sys.modules[spec.name]
+        if not isinstance(error, Exception):
+            raise
+        raise ConfigError(f"metric: {path} cannot be run ({type(error).__name__}: {error})") from error
+    return module
 
 
 @dataclass(frozen=True)
@@ -108,9 +265,8 @@ class CostMetric:
         assert self.function is not None
         usd = self.function.value(row)
         if not (math.isfinite(usd) and 0 <= usd <= self.worst_usd):
-            raise DataError(
-                f"the cost {self.name} is {usd!r} for row {row.id}; it must lie in 0 to worst_usd, ${self.worst_usd:g}"
-            )
+            bound = f"it must lie in 0 to worst_usd, ${self.worst_usd:g}"
+            raise DataError(f"the cost {self.name} is {usd!r} for row {row.id}; {bound}")
         return usd
 
 

@@ -1,4 +1,4 @@
-"""The one path from samples to grades, for suites, guards and the rows of a task.
+"""The one path from samples to grades, for suites, guards and the rows of a task (`TaskRow`, graded as a `GradedRow`).
 
 1. Samples are drawn one by one until a window holds enough requests; only one window is in memory.
 2. The requests of the whole window are answered together, and each sample receives its own answers.
@@ -9,8 +9,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
+
+from bedplate.core.errors import RequestError
+from bedplate.core.values import Values
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.task import Task
 
 M = TypeVar("M")
 Q = TypeVar("Q")
@@ -62,11 +68,9 @@ def graded(
     answer_requests: Callable[[list[Q]], Iterable[tuple[int, A]]],
     at_once: int,
 ) -> Iterator[G]:
-    """Grades of the samples, in their order.
-
-    answer_requests: answers a list of requests in any order, each answer with its request's place in the list.
-    at_once: how many requests (or samples without any) are answered together; those of one sample are never split.
-    """
+    """Grades of the samples, in their order. answer_requests: answers a list of requests in any order, each answer with
+    its request's place in the list. at_once: how many requests (or samples without any) are answered together; those of
+    one sample are never split."""
     window: list[_OpenSample[Q, A, G]] = []
     pending = 0
     for sample in samples:
@@ -108,3 +112,78 @@ def _grades(
             start = places.stop
             sample.advance([answers[place] for place in places])
     yield from (sample.grade for sample in window)
+
+
+class PredictionLike(Protocol):
+    """What a model answers for one row: the parsed output (None: could not be parsed), label log-scores, seconds."""
+
+    @property
+    def output(self) -> Any: ...
+    @property
+    def scores(self) -> Mapping[str, float] | None: ...
+    @property
+    def seconds(self) -> float: ...
+
+
+@dataclass(frozen=True)
+class GradedRow:
+    """One row of an evaluation. `score` is the metric's score of the row, in 0 to 1; `scores` are label log-scores.
+    Several labels, and JSON, stand in `target` and `prediction` as canonical JSON. `weight`: how much of the traffic it
+    stands for, 1 on average. `slices`: column → value, of the columns that the task looks at."""
+
+    id: str
+    row_hash: str
+    group: str
+    target: str
+    prediction: str | None
+    score: float
+    length: int
+    scores: dict[str, float] | None = None
+    seconds: float | None = None
+    weight: float = 1.0
+    slices: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class TaskRow(SingleTurn[object, Values, PredictionLike | str | None, GradedRow]):
+    """An example of a task, to be asked."""
+
+    task: Task
+    example: Example
+
+    def requests(self, _: object, /) -> list[Values]:
+        """Its inputs."""
+        return [self.example.inputs]
+
+    def grade(self, answers: Sequence[PredictionLike | str | None], /) -> GradedRow:
+        """The answer in canonical form, None where it is none; its score is set when all rows are there."""
+        (answer,), task, example = answers, self.task, self.example
+        scores = seconds = None
+        if answer is None or isinstance(answer, str):
+            output: Any = answer
+        else:
+            output, seconds = answer.output, answer.seconds
+            scores = None if answer.scores is None else dict(answer.scores)
+        prediction = None if output is None else str(output)
+        abstained = task.output.abstain is not None and prediction == task.output.abstain.answer
+        if task.labels and prediction not in task.labels and not abstained:
+            prediction = None
+        if prediction is not None:
+            try:
+                prediction = task.output.canonical(prediction)
+            except RequestError:  # cut off, or not of the schema
+                prediction = None
+        length = sum(len(text) for text in example.texts.values())
+        return GradedRow(
+            example.id,
+            example.row_hash,
+            example.group,
+            example.target,
+            prediction,
+            0.0,
+            length,
+            scores,
+            seconds,
+            example.weight,
+            dict(example.slices) or None,
+        )

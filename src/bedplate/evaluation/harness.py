@@ -18,13 +18,12 @@ from bedplate.core.values import Values
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.examples import Example, TaskData, load_examples, weighted
-from bedplate.evaluation.grading import graded
+from bedplate.evaluation.grading import GradedRow, PredictionLike, TaskRow, graded
 from bedplate.evaluation.in_memory import by_hash, given_rows, task_of
 from bedplate.evaluation.ledger import ledger_for
 from bedplate.evaluation.metrics import AnsweredRow
 from bedplate.evaluation.ranking import Embeds, Ranker
 from bedplate.evaluation.task import Task, load_task
-from bedplate.evaluation.task_row import GradedRow, PredictionLike, TaskRow
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.loaded import Loaded

@@ -1,21 +1,24 @@
-"""Rows in memory in place of a task's own source: one table that is split as the task says, or one for each split."""
+"""Rows that are not a task's own: tables in memory in place of its source (one that is split as the task says, or one
+for each split), and rows that were collected later, checked in the same way and not split."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pydantic
 
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import atomic_write
 from bedplate.data.rows import SourceRows
+from bedplate.data.sources import read_rows
+from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.data.tables import json_lines, split_tables, table_rows
-from bedplate.evaluation.data_spec import DataSpec
-from bedplate.evaluation.task import Task, load_task
+from bedplate.evaluation.examples import Example, RowParser, sources_of
+from bedplate.evaluation.task import DataSpec, Task, TrafficSpec, load_task
 
 
 def given_rows(data: Any, call: Callable[[str, str], str], name: str = "data") -> dict[str, SourceRows]:
@@ -61,3 +64,55 @@ def write_sources(rows_by_prefix: Mapping[str, SourceRows], relative_to: Path) -
     """Writes each source as the .jsonl file that it is called by, so that whoever reads the task again finds it."""
     for rows in rows_by_prefix.values():
         atomic_write(relative_to / rows.source, json_lines(rows.rows))
+
+
+@dataclass(frozen=True)
+class FreshRows:
+    """`examples`: one row of each text. all_examples: all rows, copies among them. labelled: whether they have targets;
+    without, every target is "". grouped: whether they have the task's groups, or it has none."""
+
+    examples: tuple[Example, ...]
+    all_examples: tuple[Example, ...]
+    labelled: bool
+    grouped: bool
+    counts: Mapping[str, int]
+    notes: tuple[str, ...]
+    source: str
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of texts, targets and groups; their order and their file do not affect it."""
+        return split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in self.all_examples])
+
+
+def fresh_rows(task: Task, source: Path | str) -> FreshRows:
+    """New rows from a .jsonl, .csv, .tsv or .parquet file, with targets where it has such a column. DataError."""
+    rows = read_rows(str(source))
+    labelled = task.data.target in rows.columns
+    missing = next((name for name in task.data.group_columns if name not in rows.columns), None)
+    grouped = missing is None
+    notes: list[str] = []
+    if not labelled:
+        notes.append(f"{source} has no column {task.data.target!r}, so nothing is known of the quality on it")
+    if not grouped:
+        notes.append(
+            f"{source} has no column {missing!r}, so each row is taken for a group of its own: where rows "
+            "belong together, a difference is seen too easily"
+        )
+        task = task.model_copy(update={"data": task.data.model_copy(update={"group_by": None})})
+    # what new rows weigh, what ran beside them, and second labels are not asked of them
+    unasked = {"current": None, "slices": (), "traffic": TrafficSpec(), "second_label": None}
+    task = task.model_copy(update={"data": task.data.model_copy(update=unasked)})
+    parser = RowParser(task, labelled=labelled)
+    parsed = parser.parse(rows)
+    records = parser.distinct({"": parsed}, {"": rows})
+    if not records:
+        raise DataError(f"{source}: no usable row is left")
+    examples = tuple(parser.examples[record.id] for record in records)
+    notes += parser.notes
+    return FreshRows(examples, tuple(parsed), labelled, grouped, dict(parser.counts), tuple(notes), str(source))
+
+
+def every_row(task: Task) -> list[Example]:
+    """All rows of a task's own files, before copies are dropped and rows are split. DataError."""
+    return [example for part in RowParser(task).parse_all(sources_of(task)).values() for example in part]

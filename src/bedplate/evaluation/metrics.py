@@ -12,6 +12,7 @@ import string
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -55,12 +56,10 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Metric:
-    """`row(target, prediction)` scores one row in 0 to 1 (prediction None: nothing could be parsed, always 0).
-
-    `real`: rows may score between 0 and 1. `selective`: rows without an answer, where the skin abstained, do not count.
+    """`row(target, prediction)` scores one row in 0 to 1 (prediction None: nothing could be parsed, always 0). `real`:
+    rows may score between 0 and 1. `selective`: rows without an answer, where the skin abstained, do not count.
     `statistic`, where there is one, replaces the mean of rows: it takes counts [..., 3, L] summed over rows, and gives
-    [...]. `per_label`: it is a mean over labels. `outputs` are the kinds of output the metric fits.
-    """
+    [...]. `per_label`: it is a mean over labels. `outputs` are the kinds of output the metric fits."""
 
     name: str
     outputs: tuple[str, ...]
@@ -113,36 +112,23 @@ def example_f1(target: str, prediction: str | None) -> float:
     """F1 of one row's set of labels: 1 where none is wanted and none is given."""
     if prediction is None:
         return 0.0
-    target_labels, predicted_labels = set(json.loads(target)), set(json.loads(prediction))
-    return (
-        2 * len(target_labels & predicted_labels) / (len(target_labels) + len(predicted_labels))
-        if target_labels or predicted_labels
-        else 1.0
-    )
+    targets, predicted = set(json.loads(target)), set(json.loads(prediction))
+    return 2 * len(targets & predicted) / (len(targets) + len(predicted)) if targets or predicted else 1.0
 
 
 # --- JSON, field by field
 
 
 def json_fields(target: str, prediction: str | None) -> float:
-    """Mean over the leaf fields that either value has: 1 where they agree, 0 where one lacks the field.
-
-    A leaf is a number, text, boolean, null or empty list or object; its field is the names on the way to it. Numbers
-    are compared by value (4 = 4.0), texts as exact_match compares them. The items of a list share one field, whatever
-    their order: it scores those found in both over the longer list. Nothing parsed (None) scores 0.
-    """
+    """Mean over the leaf fields that either value has: 1 where they agree, 0 where one lacks the field. A leaf is a
+    number, text, boolean, null or empty list or object; its field is the names on the way to it. Numbers are compared
+    by value (4 = 4.0), texts as exact_match compares them. The items of a list share one field, whatever their order:
+    it scores those found in both over the longer list. Nothing parsed (None) scores 0."""
     if prediction is None:
         return 0.0
-    target_fields, predicted_fields = _fields(json.loads(target)), _fields(json.loads(prediction))
-    scores = [
-        _agreement(target_fields[name], predicted_fields[name])
-        for name in target_fields.keys() | predicted_fields.keys()
-    ]
-    return sum(scores) / len(scores)
-
-
-def _agreement(target_values: Counter[Hashable], predicted_values: Counter[Hashable]) -> float:
-    return (target_values & predicted_values).total() / max(target_values.total(), predicted_values.total())
+    a, b = _fields(json.loads(target)), _fields(json.loads(prediction))
+    names = a.keys() | b.keys()
+    return sum((a[name] & b[name]).total() / max(a[name].total(), b[name].total()) for name in names) / len(names)
 
 
 def _fields(value: Any) -> defaultdict[tuple[str, ...], Counter[Hashable]]:
@@ -241,14 +227,10 @@ def token_f1(target: str, prediction: str | None) -> float:
     return _f1(_shared(target_words, predicted_words), len(target_words), len(predicted_words))
 
 
-def rouge_1(target: str, prediction: str | None) -> float:
-    """F1 of single words."""
-    return _rouge_n(target, prediction, 1)
-
-
-def rouge_2(target: str, prediction: str | None) -> float:
-    """F1 of pairs of neighbouring words: 0 where the target has but one word, as in the published scorers."""
-    return _rouge_n(target, prediction, 2)
+def rouge_n(target: str, prediction: str | None, n: int) -> float:
+    """F1 of n neighbouring words: 0 where the target has fewer words, as in the published scorers."""
+    target_grams, predicted_grams = _grams(rouge_words(target), n), _grams(rouge_words(prediction or ""), n)
+    return _f1(_shared(target_grams, predicted_grams), len(target_grams), len(predicted_grams))
 
 
 def rouge_l(target: str, prediction: str | None) -> float:
@@ -275,11 +257,6 @@ def chrf(target: str, prediction: str | None) -> float:
         return 0.0
     weight = CHRF_BETA**2
     return (1 + weight) * precision * recall / (weight * precision + recall)
-
-
-def _rouge_n(target: str, prediction: str | None, n: int) -> float:
-    target_grams, predicted_grams = _grams(rouge_words(target), n), _grams(rouge_words(prediction or ""), n)
-    return _f1(_shared(target_grams, predicted_grams), len(target_grams), len(predicted_grams))
 
 
 def _f1(hits: int, target_count: int, predicted_count: int) -> float:
@@ -310,8 +287,6 @@ def _longest_common(a: Sequence[str], b: Sequence[str]) -> int:
     return len(a) - row.bit_count()
 
 
-# --- the table
-
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", ("label",), _exact_match),
     "macro_f1": Metric("macro_f1", ("label", "labels"), _exact_match, statistic=macro_f1, per_label=True),
@@ -324,8 +299,8 @@ METRICS: dict[str, Metric] = {
     "exact_match": Metric("exact_match", ("text", "label"), _same_normalised),
     "squad_exact": Metric("squad_exact", ("text",), squad_exact),
     "token_f1": Metric("token_f1", ("text",), token_f1, real=True),
-    "rouge_1": Metric("rouge_1", ("text",), rouge_1, real=True),
-    "rouge_2": Metric("rouge_2", ("text",), rouge_2, real=True),
+    "rouge_1": Metric("rouge_1", ("text",), partial(rouge_n, n=1), real=True),
+    "rouge_2": Metric("rouge_2", ("text",), partial(rouge_n, n=2), real=True),
     "rouge_l": Metric("rouge_l", ("text",), rouge_l, real=True),
     "chrf": Metric("chrf", ("text",), chrf, real=True),
     "ndcg@10": Metric("ndcg@10", ("embedding",), ndcg_at(10), real=True),

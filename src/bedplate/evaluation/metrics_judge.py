@@ -17,8 +17,8 @@ from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import BedplateError, ConfigError, EndpointError
 from bedplate.core.files import bedplate_home
 from bedplate.core.values import Value, Values
+from bedplate.evaluation.costs import JudgeSpec
 from bedplate.evaluation.metrics import AnsweredRow, Scoring
-from bedplate.evaluation.metrics_spec import JudgeSpec
 from bedplate.inference.predict.hosted_predictor import HostedPredictor, api_key
 from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.skins.output import TextOutput
@@ -68,9 +68,8 @@ class JudgeMetric:
         answers = dict(zip(shown, self._query_judge(_SCORE_PROMPT, list(shown.values()), self.fields), strict=True))
         unclear = [key for key, answer in answers.items() if self._number(answer) is None]
         reminded = [{**shown[key], "answer": answers[key]} for key in unclear]
-        answers |= zip(
-            unclear, self._query_judge(_SCORE_PROMPT + _RETRY_PROMPT, reminded, (*self.fields, "answer")), strict=True
-        )
+        second = self._query_judge(_SCORE_PROMPT + _RETRY_PROMPT, reminded, (*self.fields, "answer"))
+        answers |= zip(unclear, second, strict=True)
         return [0.0 if row.prediction is None else self._score(row, answers[_key(row)]) for row in rows]
 
     def _score(self, row: AnsweredRow, answer: str) -> float:
@@ -126,9 +125,8 @@ def judge_metric(spec: JudgeSpec, fields: Sequence[str]) -> JudgeMetric:
     there or cannot see the prediction."""
     reserved = next((name for name in fields if name in (*RUBRIC_FIELDS, "answer")), None)
     if reserved is not None:
-        raise ConfigError(
-            f"metric: the judge's rubric calls the row's {reserved} so; give the input {reserved!r} another name"
-        )
+        advice = f"give the input {reserved!r} another name"
+        raise ConfigError(f"metric: the judge's rubric calls the row's {reserved} so; {advice}")
     metric = JudgeMetric(spec, tuple(fields))
     try:
         metric.skin(_SCORE_PROMPT, fields)

@@ -7,15 +7,14 @@ estimate of the mean over all. Rows that came with a label are taken when their 
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_bytes, sha256_json
-from bedplate.data.sources import read_rows
-from bedplate.data.splits import SplitRecord, deduplicate, split, subsample
-from bedplate.evaluation.examples import Example, TaskData, TestHandle, counted, parsed_rows, task_data
+from bedplate.data.splits import SplitRecord, split
+from bedplate.evaluation.examples import Example, RowParser, TaskData, TestHandle, sources_of, task_data
 from bedplate.evaluation.task import Task
 
 
@@ -43,22 +42,16 @@ class LabelPool:
     @property
     def test(self) -> TestHandle:
         """All test rows, by a hash in which their labels have no part."""
-        rows = self.parts["test"]
-        groups = len({example.group for example in rows})
-        pool_hash = sha256_json(["drawn in turn", self.hash])
-        return TestHandle(len(rows), groups, tuple(example.row_hash for example in rows), pool_hash, rows)
+        return TestHandle(sha256_json(["drawn in turn", self.hash]), self.parts["test"])
 
     def labelled(self, labels: Mapping[str, str], skipped: Collection[str] = ()) -> LabelPool:
         """The same with these targets (by row hash), and without rows that nobody can label."""
-        parts = {
-            name: tuple(
-                replace(example, target=labels.get(example.row_hash, example.target))
-                for example in part
-                if example.row_hash not in skipped
-            )
-            for name, part in self.parts.items()
+        parts = {name: [e for e in part if e.row_hash not in skipped] for name, part in self.parts.items()}
+        known = {
+            name: tuple(replace(e, target=labels.get(e.row_hash, e.target)) for e in part)
+            for name, part in parts.items()
         }
-        return replace(self, parts=parts)
+        return replace(self, parts=known)
 
     def drawn(self, name: str) -> tuple[Example, ...]:
         """The rows of a split up to the first without a label."""
@@ -68,18 +61,11 @@ class LabelPool:
     def data(self) -> TaskData:
         """Train and valid as far as they have labels, test as far as it was drawn. DataError for a split that is too
         small."""
-        rows = {
-            name: [example for example in part if example.target] for name, part in self.parts.items() if name != "test"
-        }
+        rows = {name: [e for e in self.parts[name] if e.target] for name in ("train", "valid")}
         rows["test"] = list(self.drawn("test"))
-        records = {
-            name: [SplitRecord(e.id, e.row_hash, e.target, e.group) for e in part] for name, part in rows.items()
-        }
+        records = {n: [SplitRecord(e.id, e.row_hash, e.target, e.group) for e in part] for n, part in rows.items()}
         examples = {example.id: example for part in rows.values() for example in part}
-        counts = {
-            **self.counts,
-            "unlabelled": sum(not example.target for part in self.parts.values() for example in part),
-        }
+        counts = {**self.counts, "unlabelled": sum(not e.target for part in self.parts.values() for e in part)}
         return task_data(self.task, records, examples, counts, self.files, self.notes, self.licences, None)
 
 
@@ -93,38 +79,23 @@ def load_pool(task: Task) -> LabelPool:
             f"{task.path}: labels are bought for one source that `data.split` cuts by fractions (train, valid and test "
             f"get their shares of the budget); {reason}"
         )
-    counts: Counter[str] = Counter()
-    notes: list[str] = []
-    sources = {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
-    parsed = [
-        example for part in parsed_rows(task, sources, None, counts, notes, gaps=True).values() for example in part
-    ]
+    parser = RowParser(task, gaps=True)
+    sources = sources_of(task)
+    parsed = [example for part in parser.parse_all(sources).values() for example in part]
     files = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
-    notes += [note for rows in sources.values() for note in rows.notes]
+    notes = (*parser.notes, *(note for rows in sources.values() for note in rows.notes))
     licences = [rows.licence for rows in sources.values() if rows.licence]
     targets_by_hash: dict[str, set[str]] = defaultdict(set)
     for example in parsed:
         targets_by_hash[example.row_hash].update([example.target] if example.target else [])
-    filled = {
-        example.id: replace(example, target=_shared(targets_by_hash[example.row_hash], example.target))
-        for example in counted(task, parsed)
-    }
+    filled = [replace(example, target=_shared(targets_by_hash[example.row_hash], example.target)) for example in parsed]
     # no stratum: where labels decided on the splits, these would change with every label that comes in
-    result = deduplicate([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in filled.values()])
-    counts.update({"duplicates": result.duplicates, "contradictory": result.contradictory})
-    records = result.records
-    if task.data.limit is not None:
-        limited = subsample(records, task.data.limit, task.data.seed)
-        counts["over_limit"] += len(records) - len(limited)
-        records = limited
-    parts = split(records, fractions, task.data.seed)
+    records = parser.limited(parser.unique(filled, [""] * len(filled)).records)
     drawn = {
-        name: tuple(
-            sorted((filled[record.id] for record in part), key=lambda example: _turn(task.data.seed, example.row_hash))
-        )
-        for name, part in parts.items()
+        name: tuple(sorted((parser.examples[record.id] for record in part), key=lambda e: _turn(task.data.seed, e)))
+        for name, part in split(records, fractions, task.data.seed).items()
     }
-    return LabelPool(task, drawn, dict(counts), files, tuple(notes), tuple(dict.fromkeys(licences)))
+    return LabelPool(task, drawn, dict(parser.counts), files, notes, tuple(dict.fromkeys(licences)))
 
 
 def _shared(targets: set[str], target: str) -> str:
@@ -132,5 +103,5 @@ def _shared(targets: set[str], target: str) -> str:
     return next(iter(targets)) if len(targets) == 1 else target
 
 
-def _turn(seed: int, row_hash: str) -> str:
-    return sha256_bytes(f"{seed}/labels/{row_hash}".encode())
+def _turn(seed: int, example: Example) -> str:
+    return sha256_bytes(f"{seed}/labels/{example.row_hash}".encode())

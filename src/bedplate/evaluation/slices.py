@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
 from bedplate.core.statistics.calibration_error import CalibrationBounds, calibration_bounds
-from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.task_row import GradedRow
+from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_parts import Calibration, CalibrationBin, Confusion, Slice
 
 
@@ -34,14 +34,14 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
     """Confidence against accuracy over rows that carry label scores; None where none does."""
     if bins < 1:
         raise UsageError(f"bins must be at least 1, not {bins}")
-    rows = [r for r in evaluation.rows if r.scores and r.prediction in r.scores]
+    rows = sure(evaluation.rows)
     if not rows:
         return None
     confidence = np.array([confidence_of(r.scores or {}, r.prediction or "") for r in rows])
     right = np.array([r.target == r.prediction for r in rows], dtype=float)
     place = bins_of(confidence, bins)
     weights = np.array([row.weight for row in rows])
-    filled_bins: list[CalibrationBin] = []
+    filled: list[CalibrationBin] = []
     error = 0.0
     for index in np.unique(place):
         in_bin = place == index
@@ -49,12 +49,9 @@ def calibration(evaluation: Evaluation, bins: int = 10) -> Calibration | None:
         error += abs(mean - accuracy) * float(weights[in_bin].sum() / weights.sum())
         interval = _interval([rows[i] for i in np.flatnonzero(in_bin)], right[in_bin], evaluation, real=False)
         low, high = float(index / bins), float((index + 1) / bins)
-        filled_bins.append(
-            CalibrationBin(
-                low=low, high=high, n=int(in_bin.sum()), confidence=mean, accuracy=accuracy, interval=interval
-            )
-        )
-    return Calibration(bins=tuple(filled_bins), of=bins, error=error, n=len(rows))
+        size = int(in_bin.sum())
+        filled.append(CalibrationBin(low=low, high=high, n=size, confidence=mean, accuracy=accuracy, interval=interval))
+    return Calibration(bins=tuple(filled), of=bins, error=error, n=len(rows))
 
 
 def bins_of(confidence: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
@@ -117,21 +114,16 @@ def _interval(
     weights = None if evaluation.weights is None else np.array([row.weight for row in rows])
     if real and count > 1:
         w = np.ones(len(scores)) if weights is None else weights
-        parts = np.stack([w * scores, w], axis=1)
+        parts, confidence = np.stack([w * scores, w], axis=1), evaluation.confidence
         return bca_of_sums(
-            parts,
-            mean_of_sums,
-            groups,
-            evaluation.confidence,
-            seed=evaluation.seed,
-            minimum_groups=2,
-            weights=weights,
+            parts, mean_of_sums, groups, confidence, seed=evaluation.seed, minimum_groups=2, weights=weights
         ).interval
     if not real and (count > 1 or len(rows) == 1):
         return effective_n_interval(scores, groups, evaluation.confidence, minimum_groups=2, weights=weights)
     return 0.0, 1.0
 
 
+Floats = NDArray[np.float64]
 BINS = 10
 ROW_SCORE = "row score"
 """The mean of row scores, for slices of what is no mean of rows: few hold each label as often as macro-F1 needs."""
@@ -195,9 +187,7 @@ def calibration_error(rows: Sequence[GradedRow]) -> float:
     return float(np.abs(sums).sum() / weights.sum())
 
 
-def _calibration_gaps(
-    rows: Sequence[GradedRow],
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+def _calibration_gaps(rows: Sequence[GradedRow]) -> tuple[Floats, Floats, Floats]:
     """The probabilities of the answers, how much they are too high, and the rows' weights, [n] each."""
     confidences = np.array([confidence_of(row.scores or {}, row.prediction or "") for row in rows])
     right = np.array([float(row.target == row.prediction) for row in rows])

@@ -19,21 +19,17 @@ compression.)"""
 
 
 def extract(archive: Path, members: Sequence[str], destination: Path) -> list[Path]:
-    """Unpack `members` (files, or folders with a trailing slash) into `destination`.
-
-    A file lands under its own name, a folder's files under their paths inside it; with several folders each keeps its
-    last name. Raises HubError when a member is missing, is a link, leads out, or the archive is damaged.
-    """
+    """Unpack `members` (files, or folders with a trailing slash) into `destination`. A file lands under its own name, a
+    folder's files under their paths inside it; with several folders each keeps its last name. Raises HubError when a
+    member is missing, is a link, leads out, or the archive is damaged."""
     folders = [m for m in members if m.endswith("/")]
     written: list[Path] = []
     matched_members: set[str] = set()
     try:
         for name, stream in files(archive, lambda name: _is_member(name, members)):
             if stream is None:
-                raise HubError(
-                    f"{archive.name}: {name} is a symbolic link or a device, not a plain file; only plain files are "
-                    "unpacked"
-                )
+                problem = f"{name} is a symbolic link or a device, not a plain file"
+                raise HubError(f"{archive.name}: {problem}; only plain files are unpacked")
             member = next(m for m in members if name == m or (m.endswith("/") and name.startswith(m)))
             relative = name[len(member) :] if member.endswith("/") else name.rpartition("/")[2]
             if member.endswith("/") and len(folders) > 1:

@@ -15,7 +15,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.repocard import metadata_load
 
-from bedplate.core.errors import BedplateError, HubError, UnknownItemError, UnreachableError, UsageError
+from bedplate.core.errors import HubError, UnknownItemError, UnreachableError, UsageError
 from bedplate.core.files import sha256_file, sha256_json
 from bedplate.core.progress import console
 from bedplate.hub.cache import cache_directory
@@ -45,26 +45,20 @@ def parse(source: str) -> Reference:
 
 
 def snapshot(source: str, *, quiet: bool = False) -> Path:
-    """Download the snapshot (or find it in the cache, which is all that happens under HF_HUB_OFFLINE).
-
-    Returns the snapshot's directory, or the file where the repository is a GGUF one. Raises UnknownItemError (no such
-    repository or revision), UnreachableError (no network; offline and not cached), HubError (gated; nothing to load).
-    """
+    """Download the snapshot (or find it in the cache, which is all that happens under HF_HUB_OFFLINE). Returns the
+    snapshot's directory, or the file where the repository is a GGUF one. Raises UnknownItemError (no such repository or
+    revision), UnreachableError (no network; offline and not cached), HubError (gated; nothing to load)."""
     reference = parse(source)
     with answering(source, "repository", reference.revision):
         patterns = _PATTERNS if reference.file is None else [reference.file, "LICENSE*", "README.md"]
         if not constants.HF_HUB_OFFLINE:
             patterns = [*patterns, *_gguf_files(reference)]
-        directory = Path(
-            huggingface_hub.snapshot_download(
-                reference.repo,
-                revision=reference.revision,
-                cache_dir=cache_directory() / "huggingface",
-                allow_patterns=patterns,
-                tqdm_class=_quiet_bar() if quiet or not console(stderr=True).is_terminal else None,
-            )
+        bar = _quiet_bar() if quiet or not console(stderr=True).is_terminal else None
+        cache, revision = cache_directory() / "huggingface", reference.revision
+        directory = huggingface_hub.snapshot_download(
+            reference.repo, revision=revision, cache_dir=cache, allow_patterns=patterns, tqdm_class=bar
         )
-    return _content(source, directory, reference)
+    return _content(source, Path(directory), reference)
 
 
 @contextlib.contextmanager
@@ -80,38 +74,25 @@ def answering(source: str, repo_type: str, revision: str | None) -> Generator[No
     except errors.RepositoryNotFoundError as error:
         raise UnknownItemError(f"{source}: no such {repo_type} (or it is private and no token is set)") from error
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
-        why = (
-            "HF_HUB_OFFLINE is set and it is not in the cache" if constants.HF_HUB_OFFLINE else "it is not in the cache"
-        )
+        why = f"{'HF_HUB_OFFLINE is set and ' if constants.HF_HUB_OFFLINE else ''}it is not in the cache"
         raise UnreachableError(f"{source}: the Hub cannot be reached, and {why}; check the network") from error
-    except errors.HfHubHTTPError as error:
-        raise _refused(source, error) from error
     except (_TRANSPORT_ERROR, OSError) as error:
-        raise UnreachableError(f"{source}: the download failed: {_first(error)}; run it again") from error
-
-
-def _refused(source: str, error: errors.HfHubHTTPError) -> BedplateError:
-    """An answer that is none of the Hub's own kinds of error."""
-    status = getattr(getattr(error, "response", None), "status_code", 0)
-    if status in {401, 403}:
-        return HubError(f"{source}: the Hub refuses access ({status}): {_first(error)}; check the token (HF_TOKEN)")
-    return UnreachableError(f"{source}: the download failed: {_first(error)}; run it again")
-
-
-def _first(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+        why = (str(error).strip() or type(error).__name__).splitlines()[0]
+        status = getattr(getattr(error, "response", None), "status_code", 0)
+        if isinstance(error, errors.HfHubHTTPError) and status in {401, 403}:
+            problem = f"{source}: the Hub refuses access ({status}): {why}; check the token (HF_TOKEN)"
+            raise HubError(problem) from error
+        raise UnreachableError(f"{source}: the download failed: {why}; run it again") from error
 
 
 def licence(directory: Path) -> str:
     """The licence that the repository's README.md states in its metadata."""
     readme = directory / "README.md"
-    if not readme.is_file():
-        return "not stated"
     try:
-        stated = (metadata_load(readme) or {}).get("license")
+        stated = (metadata_load(readme) or {}).get("license") if readme.is_file() else None
     except ValueError:
-        return "not stated"
-    return str(stated) if stated else "not stated"
+        stated = None
+    return str(stated or "not stated")
 
 
 def content_sha256(path: Path) -> str:

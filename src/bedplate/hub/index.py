@@ -43,12 +43,10 @@ class IndexSettings:
 
 def pip_settings() -> IndexSettings:
     """pip's settings: the environment (PIP_INDEX_URL, PIP_FIND_LINKS, PIP_CERT, …) over its configuration files."""
-    settings: dict[str, str] = {}
-    for section in ("global", "download"):
-        settings.update(_pip_files().get(section, {}))
+    files = _pip_files()
+    settings = {**files.get("global", {}), **files.get("download", {})}
     for name in ("index-url", "extra-index-url", "find-links", "no-index", "cert"):
-        value = os.environ.get("PIP_" + name.upper().replace("-", "_"))
-        if value:
+        if value := os.environ.get("PIP_" + name.upper().replace("-", "_")):
             settings[name] = value
     indexes: list[str] = []
     if settings.get("no-index", "").lower() not in {"1", "true", "yes", "on"}:
@@ -61,9 +59,8 @@ def pip_settings() -> IndexSettings:
 def _pip_files() -> Mapping[str, Mapping[str, str]]:
     """`pip config list` by section; empty where there is no pip."""
     command = [sys.executable, "-m", "pip", "config", "list"]
-    process = subprocess.run(command, capture_output=True, text=True, check=False)
     sections: dict[str, dict[str, str]] = {}
-    for line in process.stdout.splitlines():
+    for line in subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines():
         name, equals, value = line.partition("=")
         section, dot, key = name.partition(".")
         if equals and dot and not name.startswith(":env:"):
@@ -85,10 +82,8 @@ def _folder(link: str) -> Path | None:
 def fetch(
     requirement: str, filename: str, destination: Path, *, sha256: str, size_bytes: int, quiet: bool = False
 ) -> None:
-    """Download `filename` of `requirement` ("name==version") to `destination`.
-
-    Raises UnreachableError (no index answers), HubError (not offered there), HashMismatchError (the file is removed).
-    """
+    """Download `filename` of `requirement` ("name==version") to `destination`. Raises UnreachableError (no index
+    answers), HubError (not offered there), HashMismatchError (the file is removed)."""
     settings = pip_settings()
     for folder in settings.folders:
         candidate = folder / filename
@@ -97,9 +92,19 @@ def fetch(
                 chunks = iter(lambda: file.read(_CHUNK), b"")
                 write_checked(chunks, destination, sha256, size_bytes, str(candidate), quiet)
             return
+    project, _, version = requirement.partition("==")
+    offered: list[str] = []
     with session(settings) as client:
-        url = _file_url(client, settings, requirement, filename)
-        download(client, url, destination, filename, sha256=sha256, size_bytes=size_bytes, quiet=quiet)
+        for page in pages(client, settings, project, version):
+            for package in page:
+                if package.filename == filename:
+                    download(client, package.url, destination, filename, sha256, size_bytes, quiet)
+                    return
+            offered += sorted({p.version for p in page if p.version})
+    if not settings.indexes:
+        raise UnreachableError(f"pip is set to no-index, and no find-links folder has {filename}; put the file there")
+    availability = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
+    raise HubError(f"the configured package index has no {filename} ({project} {version}): {availability}")
 
 
 def download(
@@ -107,7 +112,6 @@ def download(
     url: str,
     destination: Path,
     filename: str,
-    *,
     sha256: str,
     size_bytes: int | None,
     quiet: bool,
@@ -118,14 +122,12 @@ def download(
         with client.get(url, stream=True, timeout=TIMEOUT) as response:
             response.raise_for_status()
             size = int(response.headers.get("Content-Length") or 0) if size_bytes is None else size_bytes
-            write_checked(
-                response.iter_content(_CHUNK), destination, sha256, size, f"{filename} from {_shown(url)}", quiet
-            )
+            source = f"{filename} from {_shown(url)}"
+            write_checked(response.iter_content(_CHUNK), destination, sha256, size, source, quiet)
     except requests.RequestException as error:
         destination.unlink(missing_ok=True)
-        raise UnreachableError(
-            f"{filename}: the download from {_shown(url)} broke off ({_cause(error)}); run the command again"
-        ) from error
+        problem = f"the download from {_shown(url)} broke off ({_cause(error)})"
+        raise UnreachableError(f"{filename}: {problem}; run the command again") from error
 
 
 def session(settings: IndexSettings) -> requests.Session:
@@ -138,21 +140,6 @@ def session(settings: IndexSettings) -> requests.Session:
     if settings.certificates:
         client.verify = settings.certificates
     return client
-
-
-def _file_url(client: requests.Session, settings: IndexSettings, requirement: str, filename: str) -> str:
-    """The address of the file in the first index that offers it."""
-    project, _, version = requirement.partition("==")
-    offered: list[str] = []
-    for page in pages(client, settings, project, version):
-        for package in page:
-            if package.filename == filename:
-                return package.url
-        offered += sorted({p.version for p in page if p.version})
-    if not settings.indexes:
-        raise UnreachableError(f"pip is set to no-index, and no find-links folder has {filename}; put the file there")
-    availability = f"it offers {', '.join(offered)}" if offered else "it does not know the project"
-    raise HubError(f"the configured package index has no {filename} ({project} {version}): {availability}")
 
 
 def pages(
@@ -224,11 +211,8 @@ def _cause(error: BaseException) -> str:
     reason: BaseException = error
     while True:
         inner = getattr(reason, "reason", None) or reason.__cause__ or reason.__context__
-        inner = (
-            inner
-            if isinstance(inner, BaseException)
-            else next((a for a in reason.args if isinstance(a, Exception)), None)
-        )
+        if not isinstance(inner, BaseException):
+            inner = next((a for a in reason.args if isinstance(a, Exception)), None)
         if inner is None or inner is reason:
             return _without_password(str(reason).rpartition(">: ")[2]) or type(reason).__name__
         reason = inner
@@ -239,11 +223,8 @@ _SUFFIXES = (".tar.gz", ".zip", "-none-any.whl", ".whl")
 
 
 def release(requirement: str, *, quiet: bool = False) -> Path:
-    """The archive of `name==version` on disk, fetched if it is not there and checked against the index's sha256.
-
-    Raises UnreachableError, HubError (not offered, or without a hash), HashMismatchError, UsageError (a full
-    disk).
-    """
+    """The archive of `name==version` on disk, fetched if it is not there and checked against the index's sha256. Raises
+    UnreachableError, HubError (not offered, or without a hash), HashMismatchError, UsageError (a full disk)."""
     project, _, version = requirement.partition("==")
     folder = bedplate_home() / "hub" / "releases" / f"{_normal(project)}-{version}"
     with file_lock(folder.parent / f".{folder.name}.lock"):
@@ -262,24 +243,19 @@ def _fetch(project: str, version: str, folder: Path, quiet: bool) -> Path:
         if archive is not None:
             return archive
     with session(settings) as client:
-        offered: list[pypi_simple.DistributionPackage] = []
-        for page in pages(client, settings, project, version):
-            offered = [
-                candidate
-                for candidate in page
-                if candidate.version == version and candidate.filename.endswith(_SUFFIXES)
-            ]
-            if offered:
-                break
-        if not offered:
+        fitting = (
+            [package for package in page if package.version == version and package.filename.endswith(_SUFFIXES)]
+            for page in pages(client, settings, project, version)
+        )
+        offered = next(filter(None, fitting), None)
+        if offered is None:
             raise HubError(f"the configured package index has no archive of {project} {version}; give another version")
-        package = min(offered, key=lambda candidate: (_rank(candidate.filename), candidate.filename))
+        package = min(offered, key=lambda package: _rank(package.filename))
         sha256 = (package.digests or {}).get("sha256")
         if sha256 is None:
             raise HubError(f"{package.filename}: the index gives no sha256, so it cannot be checked; it is not used")
         part = folder / f"{package.filename}.part"
-        name = package.filename
-        download(client, package.url, part, name, sha256=sha256, size_bytes=None, quiet=quiet)
+        download(client, package.url, part, package.filename, sha256, None, quiet)
     return part.rename(folder / package.filename)
 
 
@@ -293,13 +269,14 @@ def _is_of(filename: str, project: str, version: str) -> bool:
     return start is not None and _normal(start[1]) == _normal(project) and start[2] == version
 
 
-def _rank(filename: str) -> int:
-    return next((rank for rank, suffix in enumerate(_SUFFIXES) if filename.endswith(suffix)), len(_SUFFIXES))
+def _rank(filename: str) -> tuple[int, str]:
+    """The best first."""
+    return next(rank for rank, suffix in enumerate(_SUFFIXES) if filename.endswith(suffix)), filename
 
 
 def _best(paths: list[Path]) -> Path | None:
     archives = [path for path in paths if path.name.endswith(_SUFFIXES)]
-    return min(archives, key=lambda path: (_rank(path.name), path.name)) if archives else None
+    return min(archives, key=lambda path: _rank(path.name)) if archives else None
 
 
 def members(archive: Path) -> Iterator[tuple[str, bytes]]:

@@ -8,17 +8,14 @@ from pathlib import Path
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UnknownItemError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.hub import cache, licences
+from bedplate.hub import cache
 from bedplate.hub.catalog import CATALOG
 
 
 @dataclass(frozen=True)
 class Pulled:
-    """An item on this machine.
-
-    `sha256` is the pinned hash of the download for catalogue items, else the content's: a file's own, or a directory's
-    hash over its sorted {path: sha256}. `size_bytes` is what lies on disk.
-    """
+    """An item on this machine. `sha256` is the pinned hash of the download for catalogue items, else the content's: a
+    file's own, or a directory's hash over its sorted {path: sha256}. `size_bytes` is what lies on disk."""
 
     name: str
     path: Path
@@ -40,7 +37,7 @@ def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = Fals
     if isinstance(source, str) and name in CATALOG:
         artifact = CATALOG[name]
         if accept_licence:
-            licences.accept(artifact)
+            cache.accept(artifact)
         path = cache.ensure(artifact, quiet=quiet, check_hashes=True)
         return Pulled(name, path, artifact.licence, artifact.sha256, artifact.source, _size(path))
     from bedplate.hub import huggingface
@@ -52,10 +49,8 @@ def pull(source: str | Path, *, quiet: bool = False, accept_licence: bool = Fals
 
 
 def resolve(source: str | Path, *, quiet: bool = False) -> Path:
-    """The path of `source` on disk, pulled first if it is a catalogue name or `hf:` source that is not cached.
-
-    A catalogue name wins over a file of that name here; write ./name for the file. Cached items are checked by size.
-    """
+    """The path of `source` on disk, pulled first if it is a catalogue name or `hf:` source that is not cached. A
+    catalogue name wins over a file of that name here; write ./name for the file. Cached items are checked by size."""
     name = str(source)
     if isinstance(source, str):
         if name in CATALOG:

@@ -6,15 +6,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import RequestError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.text.json_form import labels_rules, schema_form
-from bedplate.text.json_schema import check_schema
+from bedplate.text.json_schema import check_schema, labels_rules, schema_form
 
 AnsweredBy = Literal["generate", "score", "embed"]
 ORDERED_LABELS = 90
@@ -32,8 +31,19 @@ class Abstain(Strict):
 class OutputForm(Grown):
     """What every kind of output answers for itself; the defaults are those of generated text.
 
-    A new kind is one class and one row in OUTPUT_KINDS, and overrides what differs.
+    A new kind is one class and one row in OUTPUT_KINDS, and overrides what differs. `task_fields`: what a task file may
+    say of it beside its kind; `needs`: those of them without which it is nothing.
     """
+
+    task_fields: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = frozenset()
+    json_targets: ClassVar[bool] = False
+    """Whether a right answer is a JSON value, which a row's cell may hold as such."""
+    several_labels: ClassVar[bool] = False
+    """Whether an answer is any number of labels."""
+
+    kind: Any
+    """The row's name in OUTPUT_KINDS, a literal in each class."""
 
     @property
     def answered_by(self) -> AnsweredBy:
@@ -149,6 +159,8 @@ class LabelOutput(OutputForm):
     """
 
     LATE = ("abstain",)
+    task_fields = frozenset({"labels", "abstain"})
+    needs = frozenset({"labels"})
 
     kind: Literal["label"] = "label"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -250,6 +262,8 @@ class TextOutput(OutputForm):
     """Free text of at most `max_tokens` tokens, ended by any of the `stop` strings; where there are `choices`, one of
     them and nothing else."""
 
+    task_fields = frozenset({"max_tokens", "stop"})
+
     kind: Literal["text"] = "text"
     max_tokens: Annotated[int, Field(ge=1)] = 128
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
@@ -289,6 +303,9 @@ class EmbeddingOutput(OutputForm):
     numbers. `normalise`: to unit length.
     """
 
+    task_fields = frozenset({"documents", "separator"})
+    needs = frozenset({"documents"})
+
     kind: Literal["embedding"] = "embedding"
     pooling: Literal["mean", "first", "last"] | None = None
     depth: Annotated[int, Field(ge=0)] | None = None
@@ -322,6 +339,10 @@ class EmbeddingOutput(OutputForm):
 class JsonOutput(OutputForm):
     """A JSON value that `json_schema` describes, of at most `max_tokens` tokens. What is generated is held to the
     schema, so its keywords must be ones that can be enforced (`bedplate.text.json_schema`)."""
+
+    task_fields = frozenset({"json_schema", "max_tokens"})
+    needs = frozenset({"json_schema"})
+    json_targets = True
 
     kind: Literal["json"] = "json"
     json_schema: Mapping[str, Any]
@@ -385,6 +406,10 @@ class LabelsOutput(OutputForm):
     tokens, or, where there is a `threshold`, those whose probability by a head is at least that."""
 
     LATE = ("threshold",)
+    task_fields = frozenset({"labels", "max_tokens", "separator"})
+    needs = frozenset({"labels"})
+    json_targets = True
+    several_labels = True
 
     kind: Literal["labels"] = "labels"
     labels: Annotated[tuple[str, ...], Field(min_length=2)]
@@ -510,14 +535,22 @@ def _compact(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
-Output: TypeAlias = Annotated[
-    LabelOutput | LabelsOutput | TextOutput | JsonOutput | EmbeddingOutput, Field(discriminator="kind")
-]
-
-OUTPUT_KINDS: Mapping[str, type[LabelOutput | LabelsOutput | TextOutput | JsonOutput | EmbeddingOutput]] = {
+OUTPUT_KINDS: dict[str, type[OutputForm]] = {
     "label": LabelOutput,
     "labels": LabelsOutput,
     "text": TextOutput,
     "json": JsonOutput,
     "embedding": EmbeddingOutput,
 }
+
+
+def _of_kind(values: Any) -> OutputForm:
+    if isinstance(values, OutputForm):
+        return values
+    kind = values.get("kind") if isinstance(values, Mapping) else None  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+    if kind not in OUTPUT_KINDS:
+        raise ValueError(f"no output kind {kind!r}; there are {', '.join(OUTPUT_KINDS)}")
+    return OUTPUT_KINDS[kind].model_validate(values)
+
+
+Output: TypeAlias = Annotated[SerializeAsAny[OutputForm], PlainValidator(_of_kind)]

@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from bedplate.core.errors import UsageError
 from bedplate.skins.prompt import RESERVED_VARIABLES, Format, Prompt
-from bedplate.text.json_form import schema_fields, type_words
-from bedplate.text.json_schema import Schema
+from bedplate.text.json_schema import Schema, schema_fields, type_words
 
 # name → (does it open with the instructions?, the line that asks for the answer: {cue} is made from the task's name,
 # {instructions} is the task's own sentence)

@@ -17,7 +17,7 @@ import jinja2.meta
 
 from bedplate.core.errors import ContextLengthExceeded, SkinError, TemplateError
 from bedplate.core.values import Values
-from bedplate.data.input_kinds import text_in_prompt
+from bedplate.data.rows import text_in_prompt
 from bedplate.skins.output import Output
 from bedplate.text import sandbox
 from bedplate.text.tokenizer import Tokenizer, common_length

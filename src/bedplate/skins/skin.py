@@ -18,7 +18,7 @@ from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint_spec import EndpointSpec
 from bedplate.core.errors import SkinError
-from bedplate.data.input_kinds import check_input_kind
+from bedplate.data.rows import check_input_kind
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec
 from bedplate.skins.classical import Classical

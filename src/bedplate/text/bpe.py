@@ -11,8 +11,8 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 
 from bedplate.core.errors import TokenizerError
+from bedplate.text.directory import TokenizerParts
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tokenizer_parts import TokenizerParts
 
 END = "<|endoftext|>"
 LEAST_IDS = 257

@@ -59,18 +59,15 @@ def plain_messages(messages: Sequence[Message]) -> list[dict[str, Any]]:
     result: list[dict[str, Any]] = []
     for position, message in enumerate(turns):
         if not isinstance(message, Mapping):
-            raise TemplateError(
-                f"message {position} is a {type(message).__name__}, not a dictionary with role and content"
-            )
+            problem = f"is a {type(message).__name__}, not a dictionary with role and content"
+            raise TemplateError(f"message {position} {problem}")
         result.append({key: value for key, value in plain(message).items() if value is not None})
     return result
 
 
 class ChatTemplate:
-    """One jinja chat template.
-
-    `bos` and `eos` are what it sees as `bos_token` and `eos_token`; `tokens` are further names (`pad_token` …).
-    Immutable and safe to share between threads."""
+    """One jinja chat template. `bos` and `eos` are what it sees as `bos_token` and `eos_token`; `tokens` are further
+    names (`pad_token` …). Immutable and safe to share between threads."""
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "", tokens: Mapping[str, str] | None = None) -> None:
         """Raises TemplateError for a template that is too long or does not parse."""
@@ -108,13 +105,10 @@ class ChatTemplate:
         """The conversation as text. `extra` are further variables (`enable_thinking=False` …).
 
         Raises TemplateError when the template refuses the conversation, fails, or goes over a cap."""
-        variables: dict[str, Any] = {**self.tokens, **{key: plain(value) for key, value in extra.items()}}
-        variables.update(
-            messages=plain_messages(messages),
-            tools=None if tools is None else plain(tools),
-            add_generation_prompt=add_generation_prompt,
-        )
-        variables.setdefault("documents", None)
+        variables: dict[str, Any] = {"documents": None, **self.tokens}
+        variables |= {key: plain(value) for key, value in extra.items()}
+        variables |= {"messages": plain_messages(messages), "tools": None if tools is None else plain(tools)}
+        variables["add_generation_prompt"] = add_generation_prompt
         return copy_context().run(self._render, variables)
 
     def _render(self, variables: dict[str, Any]) -> str:

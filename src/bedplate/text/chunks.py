@@ -22,12 +22,10 @@ class TextChunk:
 
 
 def pieces(text: str, size: int, overlap: int, count: Callable[[str], int]) -> list[TextChunk]:
-    """The text's pieces, in order; together they hold every character of it.
-
-    count: tokens of a text. A piece has at most `size` of them, unless a single character has more, and begins with at
-    most `overlap` tokens of the end of the one before it, as whole sentences or paragraphs. UsageError for a size below
-    1, or an overlap that is not below the size.
-    """
+    """The text's pieces, in order; together they hold every character of it. count: tokens of a text. A piece has at
+    most `size` of them, unless a single character has more, and begins with at most `overlap` tokens of the end of the
+    one before it, as whole sentences or paragraphs. UsageError for a size below 1, or an overlap that is not below the
+    size."""
     if size < 1 or not 0 <= overlap < size:
         raise UsageError(f"passages of {size} tokens with {overlap} of overlap cannot be: 0 ≤ overlap < size")
     atoms = list(_atoms(text, 0, len(text), size, count, 0))
@@ -47,44 +45,22 @@ def pieces(text: str, size: int, overlap: int, count: Callable[[str], int]) -> l
 def _atoms(
     text: str, start: int, end: int, size: int, count: Callable[[str], int], level: int
 ) -> Iterator[tuple[int, int]]:
-    """Consecutive stretches that fit, cut at the best borders that make them fit; white space belongs to what it
-    ends."""
+    """Consecutive stretches that fit: sentences, or words where a sentence does not, or halves of a word. White space
+    belongs to what it ends. level: of the borders that the stretch is cut at."""
     if start == end:
         return
-    if level >= 2 and count(text[start:end]) <= size:
+    if end - start == 1 or (level >= 2 and count(text[start:end]) <= size):
         yield start, end
         return
-    if level == len(_BORDERS):
-        yield from _halves(text, start, end, size, count)
-        return
-    at = start
-    for border in _BORDERS[level].finditer(text, start, end):
-        if border.end() > at:
-            yield from _fitting(text, at, border.end(), size, count, level)
-            at = border.end()
-    yield from _fitting(text, at, end, size, count, level)
-
-
-def _fitting(
-    text: str, start: int, end: int, size: int, count: Callable[[str], int], level: int
-) -> Iterator[tuple[int, int]]:
-    """A paragraph in its sentences, a sentence whole where it fits."""
-    if start == end:
-        return
-    if level >= 1 and count(text[start:end]) <= size:
-        yield start, end
+    if level < len(_BORDERS):
+        cuts = [border.end() for border in _BORDERS[level].finditer(text, start, end)]
+        level += 1
     else:
-        yield from _atoms(text, start, end, size, count, level + 1)
-
-
-def _halves(text: str, start: int, end: int, size: int, count: Callable[[str], int]) -> Iterator[tuple[int, int]]:
-    """A word that is too long, cut anywhere."""
-    if end - start == 1 or count(text[start:end]) <= size:
-        yield start, end
-        return
-    middle = (start + end) // 2
-    yield from _halves(text, start, middle, size, count)
-    yield from _halves(text, middle, end, size, count)
+        cuts = [(start + end) // 2]
+    for cut in (*cuts, end):
+        if cut > start:
+            yield from _atoms(text, start, cut, size, count, level)
+            start = cut
 
 
 def _overlapping(

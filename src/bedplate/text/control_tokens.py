@@ -37,10 +37,9 @@ def secret_name(index: int, nonce: str = _NONCE) -> str:
 
 
 def without_control_tokens(backend: tokenizers.Tokenizer) -> tokenizers.Tokenizer:
-    """The same tokenizer with every control token renamed: no text that a user can write yields one.
-
-    Renamed in the model's own vocabulary too, which could otherwise produce `<s>` from its characters. (Text that the
-    vocabulary cannot express still gives the unknown token, by its id.)"""
+    """The same tokenizer with every control token renamed: no text that a user can write yields one. Renamed in the
+    model's own vocabulary too, which could otherwise produce `<s>` from its characters. (Text that the vocabulary
+    cannot express still gives the unknown token, by its id.)"""
     content = json.loads(backend.to_str())
     names = {token["content"]: secret_name(token["id"]) for token in content["added_tokens"] if token["special"]}
     for token in content["added_tokens"]:
@@ -79,11 +78,8 @@ class ControlTokens:
                 return chr(code)
         # 6,400 characters all in use: the planes beyond have 131,068 more
         free = (chr(code) for code in range(0xF0000, 0x10FFFE) if chr(code) not in characters)
-        mark = next(free, None)
-        if mark is None:
-            raise DataError(
-                "the text holds every private-use character, which is more than any text needs; remove some"
-            )
+        if (mark := next(free, None)) is None:
+            raise DataError("the text holds every private-use character, which is more than any needs; remove some")
         return mark
 
     def mark(self, value: Any, mark: str) -> Any:

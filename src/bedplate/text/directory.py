@@ -4,17 +4,119 @@ from __future__ import annotations
 
 import json
 import reprlib
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 
 from bedplate.core.errors import DataError, TokenizerError, need_failure
-from bedplate.core.files import MODEL_JSON_BYTES, atomic_write, read_text
+from bedplate.core.files import MODEL_JSON_BYTES, atomic_write, read_text, sha256_json
 from bedplate.core.json import load_model_json
-from bedplate.text.tokenizer_parts import ROLES, TokenizerParts, check_roles
+
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
+
+
+@dataclass(frozen=True)
+class TokenizerParts:
+    """`roles`: token text by role name (`bos_token` …). `eos_ids`: the ids that end a generation. `config`: further
+    entries of tokenizer_config.json that are kept on export. `source`: for messages. `size`: one more than the largest
+    id, where that was told."""
+
+    backend: tokenizers.Tokenizer
+    roles: dict[str, str]
+    eos_ids: tuple[int, ...]
+    template: str | None
+    source: str
+    config: dict[str, Any] = field(default_factory=dict[str, Any])
+    size: int | None = None
+
+    def role_id(self, role: str) -> int | None:
+        token = self.roles.get(role)
+        return None if token is None else self.backend.token_to_id(token)
+
+
+def check_roles(parts: TokenizerParts) -> None:
+    """Every role's token is in the vocabulary, or TokenizerError."""
+    for role, token in parts.roles.items():
+        if parts.backend.token_to_id(token) is None:
+            raise TokenizerError(
+                f"{parts.source}: {role} is {token!r}, which is not in the vocabulary; correct tokenizer_config.json "
+                "or add the token to tokenizer.json"
+            )
+
+
+def unneeded(parts: TokenizerParts, size: int) -> tuple[str, ...]:
+    """Control tokens that a table of `size` rows has none for, where they are all that stands behind its end, without a
+    gap, and no role, end of a text or chat template has a use for them: those of images, in a tokenizer that a text
+    model shares with its multimodal kin (Gemma 3's). () where it is not so."""
+    added = parts.backend.get_added_tokens_decoder()
+    if max(added, default=-1) < size:
+        return ()
+    vocabulary = parts.backend.get_vocab(with_added_tokens=True)
+    behind = {index: token for token, index in vocabulary.items() if index >= size}
+    if sorted(behind) != list(range(size, size + len(behind))):
+        return ()
+    used = {*parts.roles.values(), *(token for index, token in behind.items() if index in parts.eos_ids)}
+    for index, token in behind.items():
+        if index not in added or not added[index].special or token in used or token in (parts.template or ""):
+            return ()
+    return tuple(behind[index] for index in sorted(behind))
+
+
+def without(parts: TokenizerParts, tokens: Sequence[str]) -> TokenizerParts:
+    """The same without some of its control tokens, which are then the characters that they are written with."""
+    content = json.loads(parts.backend.to_str())
+    content["added_tokens"] = [added for added in content["added_tokens"] if added["content"] not in tokens]
+    model = content["model"]  # whose vocabulary may list them too
+    if isinstance(model["vocab"], dict):
+        model["vocab"] = {token: index for token, index in model["vocab"].items() if token not in tokens}
+    else:
+        model["vocab"] = [piece for piece in model["vocab"] if piece[0] not in tokens]
+    return replace(parts, backend=tokenizers.Tokenizer.from_str(json.dumps(content)), size=None)
+
+
+def identity(parts: TokenizerParts) -> str:
+    """sha256 of what decides ids: vocabulary, model, normalizer, pre-tokenizer, post-processor, added tokens, roles.
+    The same tokenizer gives the same value from a GGUF and from its export: vocabulary and added tokens are taken
+    together (files differ in whether added tokens are listed twice), and what only moves offsets is left out."""
+    content = json.loads(parts.backend.to_str())
+    model = content["model"]
+    vocabulary = model.pop("vocab")
+    if isinstance(vocabulary, list):  # Unigram: pieces and scores
+        model["pieces"] = [[piece, repr(score)] for piece, score in vocabulary]
+    tokens = parts.backend.get_vocab(with_added_tokens=True).items()
+    return sha256_json(
+        {
+            "model": model,
+            "tokens": sorted([index, token] for token, index in tokens),
+            "added": sorted(content["added_tokens"], key=lambda token: token["id"]),
+            "normalizer": content["normalizer"],
+            "pre_tokenizer": _without_offsets(content["pre_tokenizer"]),
+            "post_processor": _post_processor(content["post_processor"]),
+            "roles": {role: parts.role_id(role) for role in parts.roles},
+        }
+    )
+
+
+def _post_processor(step: Any) -> Any:
+    """Without byte-level steps, which move offsets and add no ids."""
+    if step is None or step["type"] == "ByteLevel":
+        return None
+    if step["type"] != "Sequence":
+        return _without_offsets(step)
+    steps = [part for part in map(_post_processor, step["processors"]) if part is not None]
+    return steps[0] if len(steps) == 1 else (steps or None)
+
+
+def _without_offsets(step: Any) -> Any:
+    if isinstance(step, dict):
+        return {key: _without_offsets(value) for key, value in step.items() if key != "trim_offsets"}
+    if isinstance(step, list):
+        return [_without_offsets(child) for child in step]
+    return step
+
 
 FILE = "tokenizer.json"
 TARGET_FILE = "target_tokenizer.json"
@@ -28,17 +130,12 @@ _CONFIG_KEYS = ("model_max_length", "padding_side", "truncation_side", "model_in
 
 def parts_from_directory(directory: Path, file: str = FILE) -> TokenizerParts:
     """Raises TokenizerError for files that are missing, corrupt or inconsistent. file: the one with the vocabulary;
-    what stands beside it, such as the tokens' roles, is that of all.
-
-    Truncation and padding that tokenizer.json asks for are turned off: nothing is cut silently."""
+    what stands beside it, such as the tokens' roles, is that of all. Truncation and padding that tokenizer.json asks
+    for are turned off: nothing is cut silently."""
     path = directory / file
     if not path.is_file():
-        alternatives = [name for name in ("tokenizer.model", "vocab.txt", "vocab.json") if (directory / name).is_file()]
-        hint = (
-            f" ({', '.join(alternatives)} is there; convert it with transformers' save_pretrained)"
-            if alternatives
-            else ""
-        )
+        others = [name for name in ("tokenizer.model", "vocab.txt", "vocab.json") if (directory / name).is_file()]
+        hint = f" ({', '.join(others)} is there; convert it with transformers' save_pretrained)" if others else ""
         raise TokenizerError(f"{directory} has no {file}{hint}")
     try:
         backend = tokenizers.Tokenizer.from_str(_read(path, _VOCABULARY_BYTES))
@@ -144,13 +241,9 @@ def _add_tokens(backend: tokenizers.Tokenizer, config: Mapping[str, Any], roles:
     for key, token_fields in _declared(config):
         if token_fields["content"] in added:
             continue
-        flags = {
-            name: bool(token_fields.get(name, False)) for name in ("single_word", "lstrip", "rstrip", "normalized")
-        }
-        token = tokenizers.AddedToken(
-            token_fields["content"], special=bool(token_fields.get("special", False)), **flags
-        )
-        backend.add_tokens([token])
+        names = ("single_word", "lstrip", "rstrip", "normalized", "special")
+        flags = {name: bool(token_fields.get(name, False)) for name in names}
+        backend.add_tokens([tokenizers.AddedToken(token_fields["content"], **flags)])
         if backend.token_to_id(token_fields["content"]) != key:
             raise TokenizerError(
                 f"tokenizer_config.json gives {token_fields['content']!r} the id {key}, but it would be "
@@ -173,18 +266,12 @@ def _declared(config: Mapping[str, Any]) -> list[tuple[int, Mapping[str, Any]]]:
     """The config's tokens by their ids, in order."""
     decoder = config.get("added_tokens_decoder") or {}
     if not isinstance(decoder, Mapping):
-        raise TokenizerError(
-            f"tokenizer_config.json: added_tokens_decoder is a {type(decoder).__name__}, not an object"
-        )
-    for key, token_fields in decoder.items():
-        if (
-            not key.isdecimal()
-            or not isinstance(token_fields, Mapping)
-            or not isinstance(token_fields.get("content"), str)
-        ):
+        problem = f"added_tokens_decoder is a {type(decoder).__name__}, not an object"
+        raise TokenizerError(f"tokenizer_config.json: {problem}")
+    for key, fields in decoder.items():
+        if not (key.isdecimal() and isinstance(fields, Mapping) and isinstance(fields.get("content"), str)):
             raise TokenizerError(
-                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(token_fields)} under "
-                f"{reprlib.repr(key)}, "
+                f"tokenizer_config.json: added_tokens_decoder has {reprlib.repr(fields)} under {reprlib.repr(key)}, "
                 "where an id and a token with its content are wanted"
             )
     return [(int(key), decoder[key]) for key in sorted(decoder, key=int)]
@@ -210,11 +297,7 @@ def _template(directory: Path, config: Mapping[str, Any]) -> str | None:
     if template is None and path.is_file():
         template = _read_object(path).get("chat_template")
     if isinstance(template, list):
-        named = {
-            named_template.get("name"): named_template.get("template")
-            for named_template in template
-            if isinstance(named_template, Mapping)
-        }
+        named = {form.get("name"): form.get("template") for form in template if isinstance(form, Mapping)}
         if "default" not in named:
             raise TokenizerError(
                 f"{directory}: chat_template is a list, of {', '.join(map(str, named))}, without 'default'; "
@@ -230,7 +313,6 @@ def _eos_ids(generation: Mapping[str, Any], directory: Path) -> tuple[int, ...]:
     declared = generation.get("eos_token_id")
     ids = declared if isinstance(declared, list) else [] if declared is None else [declared]
     if not all(isinstance(index, int) and not isinstance(index, bool) for index in ids):
-        raise TokenizerError(
-            f"{directory / 'generation_config.json'}: eos_token_id is {declared!r}, not one or more ids"
-        )
+        path = directory / "generation_config.json"
+        raise TokenizerError(f"{path}: eos_token_id is {declared!r}, not one or more ids")
     return tuple(ids)

@@ -10,15 +10,79 @@ import json
 import reprlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from bedplate.core.errors import TokenizerError
-from bedplate.text import sentencepiece, unigram
+from bedplate.text import sentencepiece
 from bedplate.text.decoding import state
-from bedplate.text.gguf_pre_tokenizers import PRE_TOKENIZERS, PreTokenizer
-from bedplate.text.tokenizer_parts import TokenizerParts
+from bedplate.text.directory import TokenizerParts
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
+_CONTRACTIONS = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_QWEN35 = (
+    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+# Upper and lower case are told apart in ASCII alone: llama.cpp's expressions know no cases beyond.
+_UPPER, _LOWER = r"((?=[\p{L}])([^a-z]))", r"((?=[\p{L}])([^A-Z]))"
+_COMMON_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD = r"[^\r\n\p{L}\p{N}]?"
+_TEKKEN = rf"{_WORD}{_UPPER}*{_LOWER}+|{_WORD}{_UPPER}+{_LOWER}*|\p{{N}}{_COMMON_TAIL}"
+_GPT4O = (
+    rf"{_WORD}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_WORD}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?|\p{{N}}{{1,3}}{_COMMON_TAIL}"
+)
+_DEEPSEEK3 = (
+    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
+    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+@dataclass(frozen=True)
+class PreTokenizer:
+    """`splits`: regular expressions applied one after the other, matches and gaps both being pieces. `digits`: each
+    numeral alone, first. `byte_regex`: GPT-2's expression, last. `whole_words`: a piece that is in the vocabulary is
+    one token without merges. `bos`: whether a file that does not say adds the BOS token."""
+
+    splits: tuple[str, ...] = ()
+    digits: bool = False
+    byte_regex: bool = False
+    whole_words: bool = False
+    bos: bool = False
+
+    def build(self) -> pre_tokenizers.PreTokenizer:
+        steps: list[pre_tokenizers.PreTokenizer] = []
+        if self.digits:
+            steps.append(pre_tokenizers.Digits(individual_digits=True))
+        steps.extend(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in self.splits)
+        steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=self.byte_regex))
+        return steps[0] if len(steps) == 1 else pre_tokenizers.Sequence(steps)
+
+
+_KNOWN: tuple[tuple[PreTokenizer, str], ...] = (
+    (PreTokenizer(splits=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")), "default"),
+    (PreTokenizer(byte_regex=True), "gpt-2 gpt2 phi-2 mpt olmo jais exaone4"),
+    (
+        PreTokenizer(digits=True, byte_regex=True),
+        "smollm starcoder refact command-r codeshell exaone minerva-7b",
+    ),
+    (
+        PreTokenizer(splits=(_LLAMA3,), whole_words=True, bos=True),
+        "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2",
+    ),
+    (PreTokenizer(splits=(_LLAMA3,)), "dbrx smaug-bpe"),
+    (PreTokenizer(splits=(_LLAMA3,), whole_words=True), "glm4"),
+    (PreTokenizer(splits=(_QWEN2,)), "qwen2 deepseek-r1-qwen stablelm2 megrez hunyuan grok-2"),
+    (PreTokenizer(splits=(_QWEN35,)), "qwen35"),
+    (PreTokenizer(splits=(_TEKKEN,), whole_words=True, bos=True), "tekken"),
+    (PreTokenizer(splits=(_GPT4O,)), "gpt-4o llama4 kanana2 minimax-m2"),
+    (PreTokenizer(splits=(r"\p{N}{1,3}", "[一-龥\u3040-ゟ゠-ヿ]+", _DEEPSEEK3)), "deepseek-v3 hunyuan-dense"),
+)
+PRE_TOKENIZERS: dict[str, PreTokenizer] = {name: rules for rules, names in _KNOWN for name in names.split()}
+
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
@@ -33,150 +97,200 @@ _ROLE_KEYS = {
 }
 _FURTHER_ENDS = ("eot_token_id", "eom_token_id")
 # Of a SentencePiece file that does not say.
-_SENTENCEPIECE_IDS = {
-    f"tokenizer.ggml.{key}": index for key, index in (("unknown_token_id", 0), ("bos_token_id", 1), ("eos_token_id", 2))
-}
+_SENTENCEPIECE_IDS = {"unknown_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def parts_from_fields(fields: Mapping[str, Any], source: str = "the GGUF file") -> TokenizerParts:
     """`fields`: GGUF metadata as Python values. Raises TokenizerError for what is missing, inconsistent or unknown."""
-    model = _field(fields, "model", str, source)
-    tokens, types = _tokens(fields, source)
-    if model == "gpt2":
-        pre_tokenizer = _pre_tokenizer(fields, source)
-        backend = _built(lambda merges: _byte_level_bpe(tokens, merges, pre_tokenizer), fields, source)
-        ids, bos = _role_ids(fields, len(tokens), source), pre_tokenizer.bos
-    elif model == "llama":
-        backend = _sentencepiece(fields, tokens, types, source)
-        ids, bos = _role_ids(_SENTENCEPIECE_IDS | dict(fields), len(tokens), source), True
-    elif model == "t5":
-        backend = _unigram(fields, tokens, types, source)
-        ids, bos = _role_ids(fields, len(tokens), source), False
-    elif model == "gemma4":
-        _check_bytes(tokens, source)
-        unknown = _unknown(tokens, types)
-        backend = _built(lambda merges: sentencepiece.build_merged(tokens, merges, unknown), fields, source)
-        ids, bos = _role_ids(fields, len(tokens), source), True
-    else:
-        raise TokenizerError(
-            f"{source}: tokenizer.ggml.model is {model!r}; supported: 'gpt2' (byte-level BPE), 'llama' "
-            "(SentencePiece), 't5' (SentencePiece's Unigram), 'gemma4' (BPE of characters). Load the model's Hugging "
-            "Face directory with its tokenizer.json instead"
+    return _Vocabulary(fields, source).parts()
+
+
+class _Vocabulary:
+    """The vocabulary of one file."""
+
+    def __init__(self, fields: Mapping[str, Any], source: str) -> None:
+        self._fields, self._source = fields, source
+        self._model: str = self._field("model", str)
+        self._all_tokens = [str(token) for token in self._field("tokens", list)]
+        self._tokens, self._types = self._checked_tokens()
+        self._unknown = self._tokens[self._types.index(UNKNOWN)] if UNKNOWN in self._types else None
+
+    def parts(self) -> TokenizerParts:
+        ids, bos = self._role_ids(), False
+        if self._model == "gpt2":
+            pre_tokenizer = self._pre_tokenizer()
+            backend = self._built(lambda merges: _byte_level_bpe(self._tokens, merges, pre_tokenizer))
+            bos = pre_tokenizer.bos
+        elif self._model == "llama":
+            backend, bos = self._sentencepiece(), True
+        elif self._model == "t5":
+            backend = self._unigram()
+        elif self._model == "gemma4":
+            self._check_bytes()
+            backend = self._built(lambda merges: sentencepiece.build_merged(self._tokens, merges, self._unknown))
+            bos = True
+        else:
+            raise self._error(
+                f"tokenizer.ggml.model is {self._model!r}; supported: 'gpt2' (byte-level BPE), 'llama' "
+                "(SentencePiece), 't5' (SentencePiece's Unigram), 'gemma4' (BPE of characters). Load the model's "
+                "Hugging Face directory with its tokenizer.json instead"
+            )
+        self._add_tokens(backend)
+        self._add_ends(backend, ids, bos)
+        template = self._fields.get("tokenizer.chat_template")
+        if template is not None and not isinstance(template, str):
+            raise self._error(f"tokenizer.chat_template is a {type(template).__name__}, not text")
+        ends = [ids["eos_token"]] if "eos_token" in ids else []
+        ends += [index for key in _FURTHER_ENDS if (index := self._token_id(key)) is not None]
+        return TokenizerParts(
+            backend=backend,
+            roles={role: self._tokens[index] for role, index in ids.items()},
+            eos_ids=tuple(dict.fromkeys(ends)),
+            template=template,
+            source=self._source,
+            size=len(self._tokens),
         )
-    _add_tokens(backend, tokens, types, str(fields.get("general.name", "")))
-    _add_ends(backend, tokens, ids, fields, bos, source)
-    template = fields.get("tokenizer.chat_template")
-    if template is not None and not isinstance(template, str):
-        raise TokenizerError(f"{source}: tokenizer.chat_template is a {type(template).__name__}, not text")
-    extra_ends = ((key, fields.get(f"tokenizer.ggml.{key}")) for key in _FURTHER_ENDS)
-    ends = [_token_id(value, key, len(tokens), source) for key, value in extra_ends if value is not None]
-    ends = [ids["eos_token"], *ends] if "eos_token" in ids else ends
-    return TokenizerParts(
-        backend=backend,
-        roles={role: tokens[index] for role, index in ids.items()},
-        eos_ids=tuple(dict.fromkeys(ends)),
-        template=template,
-        source=source,
-        size=len(tokens),
-    )
 
+    def _error(self, problem: str) -> TokenizerError:
+        return TokenizerError(f"{self._source}: {problem}")
 
-def _field(fields: Mapping[str, Any], key: str, expected_type: type, source: str) -> Any:
-    value = fields.get(f"tokenizer.ggml.{key}")
-    if value is None:
-        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is missing, so it holds no complete tokenizer")
-    accepted_type = Sequence if expected_type is list else expected_type
-    if expected_type is list and hasattr(value, "tolist"):
-        value = value.tolist()
-    if not isinstance(value, accepted_type) or (expected_type is list and isinstance(value, str)):
-        raise TokenizerError(
-            f"{source}: tokenizer.ggml.{key} is a {type(value).__name__}, not a {expected_type.__name__}"
-        )
-    return value
+    def _field(self, key: str, expected_type: type) -> Any:
+        value = self._fields.get(f"tokenizer.ggml.{key}")
+        if value is None:
+            raise self._error(f"tokenizer.ggml.{key} is missing, so it holds no complete tokenizer")
+        if expected_type is list and hasattr(value, "tolist"):
+            value = value.tolist()
+        accepted = isinstance(value, str) if expected_type is str else isinstance(value, list | tuple)
+        if not accepted:
+            raise self._error(f"tokenizer.ggml.{key} is a {type(value).__name__}, not a {expected_type.__name__}")
+        return value
 
+    def _checked_tokens(self) -> tuple[list[str], list[int]]:
+        tokens, types = list(self._all_tokens), list(self._field("token_type", list))
+        odd = next((value for value in types if not isinstance(value, int) or not 0 <= value <= BYTE), None)
+        if odd is not None:
+            raise self._error(f"tokenizer.ggml.token_type holds {reprlib.repr(odd)}, which is no type of tokens")
+        if len(types) != len(tokens):
+            raise self._error(f"{len(tokens)} tokens but {len(types)} token types; the file is inconsistent")
+        # A model may have more rows than tokens, which the format does not allow: writers fill them up.
+        while tokens and types[-1] == UNUSED and tokens[-1] == _filler(len(tokens) - 1):
+            tokens.pop()
+            types.pop()
+        if len(set(tokens)) != len(tokens):
+            duplicate = next(token for token, count in Counter(tokens).items() if count > 1)
+            raise self._error(f"the token {duplicate!r} is in the vocabulary twice; the file is inconsistent")
+        return tokens, types
 
-def _tokens(fields: Mapping[str, Any], source: str) -> tuple[list[str], list[int]]:
-    tokens = [str(token) for token in _field(fields, "tokens", list, source)]
-    types: list[Any] = list(_field(fields, "token_type", list, source))
-    odd = next(
-        (token_type for token_type in types if not isinstance(token_type, int) or not 0 <= token_type <= BYTE), None
-    )
-    if odd is not None:
-        raise TokenizerError(
-            f"{source}: tokenizer.ggml.token_type holds {reprlib.repr(odd)}, which is no type of tokens"
-        )
-    if len(types) != len(tokens):
-        raise TokenizerError(f"{source}: {len(tokens)} tokens but {len(types)} token types; the file is inconsistent")
-    # A model may have more rows than tokens, which the format does not allow: writers fill them up.
-    while tokens and types[-1] == UNUSED and tokens[-1] == _filler(len(tokens) - 1):
-        tokens.pop()
-        types.pop()
-    if len(set(tokens)) != len(tokens):
-        duplicate = next(token for token, count in Counter(tokens).items() if count > 1)
-        raise TokenizerError(f"{source}: the token {duplicate!r} is in the vocabulary twice; the file is inconsistent")
-    return tokens, types
+    def _built(self, build: Callable[[list[tuple[str, str]]], Tokenizer]) -> Tokenizer:
+        """A tokenizer of the file's merges. TokenizerError for one that does not fit the vocabulary."""
+        merges: list[tuple[str, str]] = []
+        for position, merge in enumerate(map(str, self._field("merges", list))):
+            left, space, right = merge.partition(" ")
+            if not left:  # llama.cpp looks for the separating space from the second character on
+                remainder, space, right = merge[1:].partition(" ")
+                left = merge[:1] + remainder
+            if not space:
+                raise self._no_merge(position, merge)
+            merges.append((left, right))
+        try:
+            return build(merges)
+        except Exception as error:  # the library's own kind for a part that is no token
+            vocabulary = set(self._all_tokens)
+            for position, (left, right) in enumerate(merges):
+                if not {left, right, left + right} <= vocabulary:
+                    raise self._no_merge(position, f"{left} {right}") from error
+            raise
 
+    def _no_merge(self, position: int, merge: str) -> TokenizerError:
+        return self._error(f"merge {position} ({merge!r}) does not join two tokens of the vocabulary into a third")
 
-def _filler(index: int) -> str:
-    """What an id without a token is called."""
-    return f"[PAD{index}]"
+    def _pre_tokenizer(self) -> PreTokenizer:
+        name = str(self._fields.get("tokenizer.ggml.pre", "default"))
+        if name not in PRE_TOKENIZERS:
+            raise self._error(
+                f"the pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}. Load the model's "
+                "Hugging Face directory with its tokenizer.json instead"
+            )
+        return PRE_TOKENIZERS[name]
 
+    def _scores(self) -> list[float]:
+        scores = [float(score) for score in self._field("scores", list)]
+        if len(scores) != len(self._all_tokens):
+            raise self._error(f"{len(self._all_tokens)} tokens but {len(scores)} scores; the file is inconsistent")
+        return scores[: len(self._tokens)]
 
-def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
-    """The metadata with a token for each of a model's rows."""
-    tokens = fields["tokenizer.ggml.tokens"]
-    padding_rows = range(len(tokens), rows)
-    extended = {
-        "tokenizer.ggml.tokens": [*tokens, *map(_filler, padding_rows)],
-        "tokenizer.ggml.token_type": [*fields["tokenizer.ggml.token_type"], *(UNUSED for _ in padding_rows)],
-    }
-    if "tokenizer.ggml.scores" in fields:
-        extended["tokenizer.ggml.scores"] = [*fields["tokenizer.ggml.scores"], *(0.0 for _ in padding_rows)]
-    return {**fields, **extended} if padding_rows else dict(fields)
+    def _unigram(self) -> Tokenizer:
+        if self._unknown is None:
+            raise self._error("no token is of the type of unknown ones; the file is inconsistent")
+        table = sentencepiece.unigram_table(self._fields.get("tokenizer.ggml.precompiled_charsmap"))
+        prefix, one_space = self._flag("add_space_prefix", True), self._flag("remove_extra_whitespaces", False)
+        unknown = self._types.index(UNKNOWN)
+        return sentencepiece.build_unigram(self._tokens, self._scores(), unknown, table, prefix, one_space)
 
+    def _sentencepiece(self) -> Tokenizer:
+        scores = self._scores()
+        self._check_bytes()
+        joined = [index for index, token_type in enumerate(self._types) if token_type in (NORMAL, USER_DEFINED, UNUSED)]
+        prefix = self._flag("add_space_prefix", True)
+        return sentencepiece.build(self._tokens, scores, joined, self._unknown, prefix)
 
-def _merges(fields: Mapping[str, Any], source: str) -> list[tuple[str, str]]:
-    """The two parts of each merge. That they are tokens, and make a third, is for whoever builds with them to see."""
-    merges: list[tuple[str, str]] = []
-    for position, merge in enumerate(map(str, _field(fields, "merges", list, source))):
-        left, space, right = merge.partition(" ")
-        if not left:  # llama.cpp looks for the separating space from the second character on
-            remainder, space, right = merge[1:].partition(" ")
-            left = merge[:1] + remainder
-        if not space:
-            raise _no_merge(position, merge, source)
-        merges.append((left, right))
-    return merges
+    def _check_bytes(self) -> None:
+        """TokenizerError where a byte has no token."""
+        vocabulary = set(self._tokens)
+        missing = [token for token in sentencepiece.byte_tokens() if token not in vocabulary]
+        if missing:
+            raise self._error(
+                f"the vocabulary has no tokens for {len(missing)} bytes, the first {missing[0]!r}; what it does with "
+                "unknown characters is not known"
+            )
 
+    def _add_tokens(self, backend: Tokenizer) -> None:
+        """Tokens that are matched whole. Phi-3's swallow the white space after them; its files say that by name
+        only."""
+        name = str(self._fields.get("general.name", "")).lower()
+        swallows = "phi-3" in name or "phi3" in name
+        whole = [
+            AddedToken(token, special=number != USER_DEFINED, normalized=False, rstrip=swallows and _swallows(token))
+            for token, number in zip(self._tokens, self._types, strict=True)
+            if token and number in (CONTROL, UNKNOWN, USER_DEFINED)
+        ]
+        backend.add_tokens(whole)
 
-def _no_merge(position: int, merge: str, source: str) -> TokenizerError:
-    return TokenizerError(
-        f"{source}: merge {position} ({merge!r}) does not join two tokens of the vocabulary into a third"
-    )
+    def _role_ids(self) -> dict[str, int]:
+        defaults = _SENTENCEPIECE_IDS if self._model == "llama" else {}
+        ids = {role: self._token_id(key, defaults.get(key)) for role, key in _ROLE_KEYS.items()}
+        return {role: index for role, index in ids.items() if index is not None}
 
+    def _token_id(self, key: str, default: int | None = None) -> int | None:
+        value = self._fields.get(f"tokenizer.ggml.{key}", default)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise self._error(f"tokenizer.ggml.{key} is {reprlib.repr(value)}, not the id of a token")
+        if not 0 <= value < len(self._tokens):
+            raise self._error(f"tokenizer.ggml.{key} is {value}, outside the vocabulary of {len(self._tokens)} tokens")
+        return value
 
-def _built(build: Callable[[list[tuple[str, str]]], Tokenizer], fields: Mapping[str, Any], source: str) -> Tokenizer:
-    """A tokenizer of the file's merges. TokenizerError for one that does not fit the vocabulary."""
-    merges = _merges(fields, source)
-    try:
-        return build(merges)
-    except Exception as error:  # the library's own kind for a part that is no token
-        vocabulary = set(_field(fields, "tokens", list, source))
-        for position, (left, right) in enumerate(merges):
-            if not {left, right, left + right} <= vocabulary:
-                raise _no_merge(position, f"{left} {right}", source) from error
-        raise
+    def _flag(self, key: str, default: bool) -> bool:
+        value = self._fields.get(f"tokenizer.ggml.{key}", default)
+        if not isinstance(value, bool):
+            raise self._error(f"tokenizer.ggml.{key} is {reprlib.repr(value)}, not true or false")
+        return value
 
-
-def _pre_tokenizer(fields: Mapping[str, Any], source: str) -> PreTokenizer:
-    name = str(fields.get("tokenizer.ggml.pre", "default"))
-    pre_tokenizer = PRE_TOKENIZERS.get(name)
-    if pre_tokenizer is None:
-        raise TokenizerError(
-            f"{source}: the pre-tokenizer {name!r} is not known; known: {', '.join(PRE_TOKENIZERS)}. Load the model's "
-            "Hugging Face directory with its tokenizer.json instead"
-        )
-    return pre_tokenizer
+    def _add_ends(self, backend: Tokenizer, ids: Mapping[str, int], adds_bos: bool) -> None:
+        """Sets the BOS and EOS tokens that are put around texts."""
+        pieces, special_tokens = ["$A"], list[tuple[str, int]]()
+        for role, default in (("bos_token", adds_bos), ("eos_token", False)):
+            if not self._flag(f"add_{role}", default):
+                continue
+            if role not in ids:
+                raise self._error(f"it asks for a {role} at the end of texts but names none")
+            token = self._tokens[ids[role]]
+            special_tokens.append((token, ids[role]))
+            pieces.insert(0 if role == "bos_token" else len(pieces), token)
+        if special_tokens:
+            pair = [*pieces, *("$B" if piece == "$A" else piece for piece in pieces)]
+            backend.post_processor = processors.TemplateProcessing(pieces, pair, special_tokens)
 
 
 def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_tokenizer: PreTokenizer) -> Tokenizer:
@@ -187,62 +301,9 @@ def _byte_level_bpe(tokens: Sequence[str], merges: list[tuple[str, str]], pre_to
     return backend
 
 
-def _scores(fields: Mapping[str, Any], tokens: Sequence[str], source: str) -> list[float]:
-    scores = [float(score) for score in _field(fields, "scores", list, source)]
-    count = len(_field(fields, "tokens", list, source))
-    if len(scores) != count:
-        raise TokenizerError(f"{source}: {count} tokens but {len(scores)} scores; the file is inconsistent")
-    return scores[: len(tokens)]
-
-
-def _unigram(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
-    if UNKNOWN not in types:
-        raise TokenizerError(f"{source}: no token is of the type of unknown ones; the file is inconsistent")
-    return unigram.build(
-        tokens,
-        _scores(fields, tokens, source),
-        types.index(UNKNOWN),
-        unigram.table_of(fields.get("tokenizer.ggml.precompiled_charsmap")),
-        _flag(fields, "add_space_prefix", True, source),
-        _flag(fields, "remove_extra_whitespaces", False, source),
-    )
-
-
-def _sentencepiece(fields: Mapping[str, Any], tokens: Sequence[str], types: Sequence[int], source: str) -> Tokenizer:
-    scores = _scores(fields, tokens, source)
-    _check_bytes(tokens, source)
-    joined = [index for index, token_type in enumerate(types) if token_type in (NORMAL, USER_DEFINED, UNUSED)]
-    prefix = _flag(fields, "add_space_prefix", True, source)
-    return sentencepiece.build(tokens, scores, joined, _unknown(tokens, types), prefix)
-
-
-def _unknown(tokens: Sequence[str], types: Sequence[int]) -> str | None:
-    return next((token for token, token_type in zip(tokens, types, strict=True) if token_type == UNKNOWN), None)
-
-
-def _check_bytes(tokens: Sequence[str], source: str) -> None:
-    """TokenizerError where a byte has no token."""
-    vocabulary = set(tokens)
-    missing = [token for token in sentencepiece.byte_tokens() if token not in vocabulary]
-    if missing:
-        raise TokenizerError(
-            f"{source}: the vocabulary has no tokens for {len(missing)} bytes, the first {missing[0]!r}; what it does "
-            "with unknown characters is not known"
-        )
-
-
-def _add_tokens(backend: Tokenizer, tokens: Sequence[str], types: Sequence[int], name: str) -> None:
-    """Tokens that are matched whole. Phi-3's swallow the white space after them; its files say that by name only."""
-    swallows = any(part in name.lower() for part in ("phi-3", "phi3"))
-    backend.add_tokens(
-        [
-            AddedToken(
-                token, special=token_type != USER_DEFINED, normalized=False, rstrip=swallows and _swallows(token)
-            )
-            for token, token_type in zip(tokens, types, strict=True)
-            if token and token_type in (CONTROL, UNKNOWN, USER_DEFINED)
-        ]
-    )
+def _filler(index: int) -> str:
+    """What an id without a token is called."""
+    return f"[PAD{index}]"
 
 
 def _swallows(token: str) -> bool:
@@ -250,61 +311,20 @@ def _swallows(token: str) -> bool:
     return token not in ("<unk>", "<s>", "<|endoftext|>")
 
 
-def _role_ids(fields: Mapping[str, Any], size: int, source: str) -> dict[str, int]:
-    ids: dict[str, int] = {}
-    for role, key in _ROLE_KEYS.items():
-        value = fields.get(f"tokenizer.ggml.{key}")
-        if value is None:
-            continue
-        ids[role] = _token_id(value, key, size, source)
-    return ids
-
-
-def _token_id(value: Any, key: str, size: int, source: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {reprlib.repr(value)}, not the id of a token")
-    if not 0 <= value < size:
-        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {value}, outside the vocabulary of {size} tokens")
-    return value
-
-
-def _flag(fields: Mapping[str, Any], key: str, default: bool, source: str) -> bool:
-    value = fields.get(f"tokenizer.ggml.{key}", default)
-    if not isinstance(value, bool):
-        raise TokenizerError(f"{source}: tokenizer.ggml.{key} is {reprlib.repr(value)}, not true or false")
-    return value
-
-
-def _add_ends(
-    backend: Tokenizer,
-    tokens: Sequence[str],
-    ids: Mapping[str, int],
-    fields: Mapping[str, Any],
-    adds_bos: bool,
-    source: str,
-) -> None:
-    bos = _flag(fields, "add_bos_token", adds_bos, source)
-    eos = _flag(fields, "add_eos_token", False, source)
-    pieces: list[str] = []
-    named: list[tuple[str, int]] = []
-    for is_added, role in ((bos, "bos_token"), (eos, "eos_token")):
-        if is_added and role not in ids:
-            raise TokenizerError(f"{source}: it asks for a {role} at the end of texts but names none")
-        if is_added:
-            named.append((tokens[ids[role]], ids[role]))
-        pieces.extend([tokens[ids[role]]] if is_added else [])
-        pieces.extend(["$A"] if role == "bos_token" else [])
-    if named:
-        backend.post_processor = processors.TemplateProcessing(
-            single=pieces, pair=[*pieces, *(piece if piece != "$A" else "$B" for piece in pieces)], special_tokens=named
-        )
+def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
+    """The metadata with a token for each of a model's rows."""
+    count = len(fields["tokenizer.ggml.tokens"])
+    padding = {"tokens": [*map(_filler, range(count, rows))], "token_type": [UNUSED] * max(0, rows - count)}
+    if "tokenizer.ggml.scores" in fields:
+        padding["scores"] = [0.0] * max(0, rows - count)
+    extended = {f"tokenizer.ggml.{key}": values for key, values in padding.items()}
+    return {**fields, **{key: [*fields[key], *values] for key, values in extended.items() if values}}
 
 
 def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
     """The `tokenizer.*` metadata of a GGUF file, for byte-level BPE tokenizers whose pre-tokenizer is in the table, for
-    SentencePiece ones whose merges follow from scores, and for Unigram ones.
-
-    Raises TokenizerError where the format (as supported here) cannot say what the tokenizer does."""
+    SentencePiece ones whose merges follow from scores, and for Unigram ones. Raises TokenizerError where the format (as
+    supported here) cannot say what the tokenizer does."""
     content = json.loads(parts.backend.to_str())
     tokens, types = _written_tokens(parts)
     if sentencepiece.is_one(content):
@@ -314,19 +334,15 @@ def fields_from_parts(parts: TokenizerParts) -> dict[str, Any]:
         named = {**dict.fromkeys(bytes_, BYTE), unknown: UNKNOWN}
         types = [named.get(token, token_type) for token, token_type in zip(tokens, types, strict=True)]
         model_fields = {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
-    elif unigram.is_one(content):
-        model_fields = unigram.fields_of(content, parts.source)
+    elif sentencepiece.is_unigram(content):
+        model_fields = sentencepiece.unigram_fields(content, parts.source)
         pieces = content["model"]["vocab"]
         model_fields["scores"] = [pieces[index][1] if index < len(pieces) else 0.0 for index in range(len(tokens))]
         types[model_fields["unknown_token_id"]] = UNKNOWN
     else:
         merges = [" ".join(pair) for pair in content["model"].get("merges", ())]
-        model_fields = {
-            "model": "gpt2",
-            "pre": _known_name(content, parts.source),
-            "merges": merges,
-            "add_space_prefix": False,
-        }
+        name = _known_name(content, parts.source)
+        model_fields = {"model": "gpt2", "pre": name, "merges": merges, "add_space_prefix": False}
     fields: dict[str, Any] = {**model_fields, "tokens": tokens, "token_type": types, **_written_ends(parts, content)}
     for role, key in _ROLE_KEYS.items():
         if (index := parts.role_id(role)) is not None:
@@ -374,21 +390,14 @@ def _written_ends(parts: TokenizerParts, content: Mapping[str, Any]) -> dict[str
 
 
 def _known_name(content: Mapping[str, Any], source: str) -> str:
-    name = _pre_tokenizer_name(content)
-    if content["model"]["type"] != "BPE" or content["normalizer"] is not None or name is None:
-        raise TokenizerError(
-            f"{source}: only byte-level BPE tokenizers with a pre-tokenizer of {', '.join(PRE_TOKENIZERS)} and no "
-            "normalizer, and SentencePiece ones, can be written into a GGUF file; export a Hugging Face directory "
-            "instead"
-        )
-    return name
-
-
-def _pre_tokenizer_name(content: Mapping[str, Any]) -> str | None:
-    for name, candidate in PRE_TOKENIZERS.items():
+    model = content["model"]
+    for name, candidate in PRE_TOKENIZERS.items() if model["type"] == "BPE" and content["normalizer"] is None else ():
         probe = Tokenizer(models.BPE())
         probe.pre_tokenizer = candidate.build()
-        matches = state(probe.pre_tokenizer) == content["pre_tokenizer"]
-        if matches and content["model"].get("ignore_merges", False) == candidate.whole_words:
+        same_merging = model.get("ignore_merges", False) == candidate.whole_words
+        if same_merging and state(probe.pre_tokenizer) == content["pre_tokenizer"]:
             return name
-    return None
+    raise TokenizerError(
+        f"{source}: only byte-level BPE tokenizers with a pre-tokenizer of {', '.join(PRE_TOKENIZERS)} and no "
+        "normalizer, and SentencePiece ones, can be written into a GGUF file; export a Hugging Face directory instead"
+    )

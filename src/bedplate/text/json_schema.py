@@ -2,17 +2,20 @@
 
 A keyword is either enforced or refused by its name; nothing is ignored silently. Reference: JSON Schema 2020-12,
 validation vocabulary.
+
+`schema_form` is the text in which a model that is held to a schema writes a value: properties in the schema's own order
+(further ones after them), without white space.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from graphlib import CycleError, TopologicalSorter
-from typing import Any, TypeGuard
+from typing import Any, cast
 
 from bedplate.core.errors import RequestError
 
@@ -34,20 +37,8 @@ EXPANSION = 20_000
 # No place is looked at twice: a class gives nothing back, and the first without an end ends the search.
 _PATTERN = re.compile(r"\\.|\[(?:\\.|[^\]\\])*+\]|\{(\d++)(?:,(\d*+))?\}|\((?:\?[^)(:=!<>]*+[:>])?|.", re.DOTALL)
 _TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
-ANNOTATIONS = frozenset(
-    (
-        "$comment",
-        "$schema",
-        "title",
-        "description",
-        "default",
-        "examples",
-        "deprecated",
-        "readOnly",
-        "writeOnly",
-        "discriminator",
-    )
-)
+_MARKS = ("deprecated", "readOnly", "writeOnly", "discriminator")
+ANNOTATIONS = frozenset(("$comment", "$schema", "title", "description", "default", "examples", *_MARKS))
 _IN_PLACE = ("anyOf", "oneOf", "allOf")
 _SINGLE_SCHEMAS = ("items", "additionalProperties")
 _LISTS = (*_IN_PLACE, "prefixItems")
@@ -110,9 +101,8 @@ def check_schema(schema: Any) -> None:
     try:
         TopologicalSorter({place: map(id, subschemas) for place, subschemas in in_place_schemas.items()}).prepare()
     except CycleError:
-        raise _error(
-            "a $ref of the JSON schema leads back to itself for the same value; checking would not end"
-        ) from None
+        problem = "a $ref of the JSON schema leads back to itself for the same value; checking would not end"
+        raise _error(problem) from None
 
 
 def _nodes(schema: Any) -> Iterator[tuple[str, Any, int]]:
@@ -155,9 +145,9 @@ def _check_keywords(node: Mapping[str, Any], location: str) -> None:
         if key in _COUNTS and not (type(value) is int and value >= 0):
             raise _error(f"{place} must be a whole number of at least 0, not {repr(value)[:SHOWN]}")
         if key in _NUMBERS:
-            if not _is_number(value):
+            if type(value) not in (int, float):
                 raise _error(f"{place} must be a number, not {_type_text(value)}")
-            if not math.isfinite(_as_float(value)):
+            if not -sys.float_info.max <= value <= sys.float_info.max:
                 raise _error(f"{place} is larger than any number that a 64-bit float holds")
             if key == "multipleOf" and value <= 0:
                 raise _error(f"{place} must be more than 0")
@@ -176,8 +166,7 @@ def _target(root: Any, reference: str, location: str) -> Any:
     if reference != "#" and not reference.startswith("#/"):
         raise _error(
             f"{_at(location)}: $ref {reference[:100]!r} points outside the schema, and nothing is fetched; only '#' "
-            "and "
-            "'#/…' are supported"
+            "and '#/…' are supported"
         )
     node = root
     for part in reference[2:].split("/") if len(reference) > 1 else ():
@@ -265,18 +254,13 @@ class _Finite:
         types = (types,) if isinstance(types, str) else types
         if any(name not in {"array", "object"} for name in types):
             return True
-        if "array" in types and all(self._node(subschema) for subschema in _first_items(node)):
+        min_items, items = node.get("minItems", 0), node.get("prefixItems", [])
+        needed = [*items[:min_items], *([node["items"]] if min_items > len(items) and "items" in node else [])]
+        if "array" in types and all(map(self._node, needed)):
             return True
         properties = node.get("properties", {})
         needed = [properties[name] for name in node.get("required", ()) if name in properties]
-        return "object" in types and all(self._node(subschema) for subschema in needed)
-
-
-def _first_items(node: Mapping[str, Any]) -> list[Any]:
-    """The schemas of the items that an array must have, each once."""
-    min_items, first = node.get("minItems", 0), node.get("prefixItems", [])
-    additional = [node["items"]] if min_items > len(first) and "items" in node else []
-    return [*first[:min_items], *additional]
+        return "object" in types and all(map(self._node, needed))
 
 
 def _digits(value: float) -> Decimal:
@@ -289,21 +273,9 @@ def _no_number(name: str) -> None:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
-    return type(value) in (int, float)
-
-
-def _as_float(value: int | float) -> float:
-    try:
-        return float(value)
-    except OverflowError:
-        return math.inf
-
-
 def _type_text(value: Any) -> str:
-    return {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}.get(
-        type(value), "a number"
-    )
+    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
 
 
 def _below(location: str, key: str) -> str:
@@ -317,3 +289,119 @@ def _at(location: str) -> str:
 
 def _error(message: str) -> RequestError:
     return RequestError(message, param="grammar", code=INVALID)
+
+
+_DEEPEST = 8
+"""Schemas within each other that `type_words` tells of."""
+
+
+def schema_form(schema: Schema, value: Any) -> str:
+    """`value` as JSON text with its properties in the order of `schema`. Where subschemas are alternatives, the first
+    that fits the value decides."""
+    text = json.dumps(_ordered(schema, schema, value), ensure_ascii=False, separators=(",", ":"))
+    # the one control character that JSON allows as it is, and the grammars do not
+    return text.replace("\x7f", "\\u007f")
+
+
+def schema_fields(schema: Schema) -> list[tuple[str, str, str]]:
+    """The properties of an object's schema: name, type in a few words, description (may be empty). [] for others."""
+    nodes = {name: (inner, resolved(schema, inner)) for name, inner in _properties(schema, schema).items()}
+    return [
+        (name, type_words(schema, inner), "" if isinstance(node, bool) else str(node.get("description", "")))
+        for name, (inner, node) in nodes.items()
+    ]
+
+
+def type_words(root: Schema, schema: Schema) -> str:
+    """What a value of the schema is: "string", "list of numbers", "one of "a", "b"", "object with x, y". What contains
+    itself, or is nested deeply, ends in "…"."""
+    return _words(root, schema, ())
+
+
+def _words(root: Schema, schema: Schema, around: tuple[int, ...]) -> str:
+    """around: the schemas that this one is told as a part of."""
+    node = resolved(root, schema)
+    if isinstance(node, bool):
+        return "any value"
+    if id(node) in around or len(around) == _DEEPEST:
+        return "…"
+    around = (*around, id(node))
+    if "const" in node:
+        return json.dumps(node["const"], ensure_ascii=False)
+    if "enum" in node:
+        return "one of " + ", ".join(json.dumps(value, ensure_ascii=False) for value in node["enum"])
+    for word in ("anyOf", "oneOf"):
+        if word in node:
+            return " or ".join(dict.fromkeys(_words(root, branch, around) for branch in node[word]))
+    declared_type: Any = node.get("type", "object" if "properties" in node else "any value")
+    if isinstance(declared_type, list):
+        type_names = cast("list[str]", declared_type)
+        return " or ".join(_words(root, {**node, "type": type_name}, around) for type_name in type_names)
+    if declared_type == "array" and "items" in node:
+        return f"list of {_plural(_words(root, node['items'], around))}"
+    if declared_type == "object" and node.get("properties"):
+        return "object with " + ", ".join(node["properties"])
+    names = {"array": "list", "integer": "whole number", "boolean": "true or false"}
+    return names.get(declared_type, declared_type)
+
+
+def labels_rules(labels: Sequence[str]) -> str:
+    """A grammar in Lark's notation: a JSON list of any of the labels, each at most once, in their order. Two rules for
+    each label: what may follow while none before it was written (`first`), and after one was (`next`)."""
+    rules = ['start: "[" first_0']
+    for i, label in enumerate(labels):
+        text = json.dumps(json.dumps(label, ensure_ascii=False), ensure_ascii=False)
+        rules.append(f"first_{i}: {text} next_{i + 1} | first_{i + 1}")
+        rules.append(f'next_{i}: "," {text} next_{i + 1} | next_{i + 1}')
+    return "\n".join([*rules, f'first_{len(labels)}: "]"', f'next_{len(labels)}: "]"'])
+
+
+def _plural(words: str) -> str:
+    return f"{words}s" if words in ("string", "number", "whole number", "object", "list") else f"({words})"
+
+
+def _ordered(root: Schema, schema: Schema, value: Any) -> Any:
+    node = _chosen(root, schema, value)
+    if isinstance(value, Mapping):
+        properties = _properties(root, node)
+        names = [name for name in properties if name in value]
+        names += [name for name in value if name not in properties]
+        default_schema = True if isinstance(node, bool) else node.get("additionalProperties", True)
+        return {name: _ordered(root, properties.get(name, default_schema), value[name]) for name in names}
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        first = [] if isinstance(node, bool) else node.get("prefixItems", [])
+        default_schema = True if isinstance(node, bool) else node.get("items", True)
+        return [_ordered(root, first[i] if i < len(first) else default_schema, child) for i, child in enumerate(value)]
+    return value
+
+
+def _properties(root: Schema, schema: Schema) -> Mapping[str, Schema]:
+    node = resolved(root, schema)
+    if isinstance(node, bool):
+        return {}
+    properties: dict[str, Schema] = dict(node.get("properties", {}))
+    for part in node.get("allOf", ()):
+        properties |= _properties(root, part)
+    return properties
+
+
+def _chosen(root: Schema, schema: Schema, value: Any) -> Schema:
+    """The subschema that decides how the value is written."""
+    from jsonschema import Draft202012Validator
+
+    node = resolved(root, schema)
+    if isinstance(node, bool):
+        return node
+    for word in ("anyOf", "oneOf"):
+        for branch in node.get(word, ()):
+            # references in the branch point into the whole schema
+            if Draft202012Validator(root).evolve(schema=branch).is_valid(value):
+                return _chosen(root, branch, value)
+    return node
+
+
+def resolved(root: Schema, schema: Schema) -> Schema:
+    """The schema itself, where it is a reference into `root`. Checked schemas have no endless ones."""
+    while not isinstance(schema, bool) and "$ref" in schema:
+        schema = _target(root, schema["$ref"], "")
+    return schema

@@ -146,12 +146,9 @@ def _exactly(name: str, arguments: Sequence[Any]) -> int | None:
         case "replace", str(text), str(old), str(new), *_:
             count = text.count(old) if old else len(text) + 1
             return len(text) + count * max(len(new) - len(old), 0)
-        case ("join", str(separator), list(parts) | tuple(parts), *_) | (
-            "join",
-            list(parts) | tuple(parts),
-            str(separator),
-            *_,
-        ):
+        case "join", str(separator), list(parts) | tuple(parts), *_:
+            return weigh(parts) + len(separator) * len(parts)
+        case "join", list(parts) | tuple(parts), str(separator), *_:
             return weigh(parts) + len(separator) * len(parts)
         case "indent", str(text), int(width), *_:
             return len(text) + (text.count("\n") + 1) * abs(width)
@@ -305,9 +302,8 @@ class TemplateEnvironment(ImmutableSandboxedEnvironment):
         for name, function in list(filters.items()):
             filters[name] = _guarded(name, function)
         offered: dict[str, Any] = self.globals
-        offered.update(
-            raise_exception=raise_exception, strftime_now=strftime_now, dict=_DictType(), namespace=_Namespace
-        )
+        offered |= {"raise_exception": raise_exception, "strftime_now": strftime_now}
+        offered |= {"dict": _DictType(), "namespace": _Namespace}
 
     tick, checked, made = staticmethod(tick), staticmethod(checked), staticmethod(charged)
 

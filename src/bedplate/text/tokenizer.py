@@ -10,20 +10,94 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 
-from bedplate.core.errors import DataError, TokenizerError, need_failure
+from bedplate.core.errors import DataError, TemplateError, TokenizerError, UsageError, need_failure
 from bedplate.core.files import sha256_json
-from bedplate.text import control_tokens, tokenizer_parts
+from bedplate.text import control_tokens
+from bedplate.text import directory as tokenizer_files
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import Decoding, StreamDecoder
-from bedplate.text.directory import FILE, parts_from_directory, save_parts, save_target
-from bedplate.text.encoder_inputs import EncoderInput, TextOrPair, encoder_input
+from bedplate.text.directory import FILE, TokenizerParts, parts_from_directory, save_parts, save_target
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
 from bedplate.text.sandbox import MARK_VARIABLE
-from bedplate.text.training_chat import TrainingChat, conversation
+
+TextOrPair = str | tuple[str, str]
+
+
+class EncoderInput(NamedTuple):
+    """ids: tokens. types: of each, which of a pair's texts it is of; () for one text. cut: tokens left out."""
+
+    ids: tuple[int, ...]
+    types: tuple[int, ...] = ()
+    cut: int = 0
+
+
+def encoder_input(encoding: Any, is_pair: bool, limit: int | None) -> EncoderInput:
+    """What the tokenizers library made of a text or a pair, of at most `limit` tokens: special tokens stay, and the
+    longer of two texts is cut first, at its end (the library's "longest_first")."""
+    ids, types = encoding.ids, encoding.type_ids if is_pair else ()
+    if limit is None or len(ids) <= limit:
+        return EncoderInput(tuple(ids), tuple(types))
+    owners = encoding.sequence_ids
+    counts = [owners.count(0), owners.count(1)]
+    budget = limit - (len(ids) - sum(counts))
+    if budget < 1:
+        raise UsageError(f"a limit of {limit} tokens leaves no room beside {limit - budget} special ones")
+    quotas = _quotas(counts, budget)
+    positions: list[int] = []
+    used = [0, 0]
+    for number, owner in enumerate(owners):
+        if owner is not None:
+            used[owner] += 1
+            if used[owner] > quotas[owner]:
+                continue
+        positions.append(number)
+    return EncoderInput(
+        tuple(ids[number] for number in positions),
+        tuple(types[number] for number in positions) if is_pair else (),
+        len(ids) - len(positions),
+    )
+
+
+def _quotas(counts: Sequence[int], budget: int) -> tuple[int, int]:
+    """How many tokens of each text stay of `budget`: what the longer one has over the shorter goes first, then half
+    each, the odd one to the longer (to the second of two equals)."""
+    short, long = min(counts), max(counts)
+    if short + long > budget:
+        long = max(short, budget - short)
+        if short + long > budget:
+            short = budget // 2
+            long = budget - short
+    return (long, short) if counts[0] > counts[1] else (short, long)
+
+
+@dataclass(frozen=True)
+class TrainingChat:
+    """`ids`: the whole conversation. `assistant[i]`: ids[i] is the assistant's, its end token included: what
+    instruction tuning puts its loss on. `spans`: the same as half-open ranges, one per assistant message; ids up to a
+    span's start are exactly the prompt that inference gives for that answer."""
+
+    ids: list[int]
+    spans: tuple[tuple[int, int], ...]
+
+    @property
+    def assistant(self) -> list[bool]:
+        mask = [False] * len(self.ids)
+        for start, end in self.spans:
+            mask[start:end] = [True] * (end - start)
+        return mask
+
+
+def _check_prefix(prefix: list[int], ids: list[int], prefix_name: str, why: str) -> None:
+    if ids[: len(prefix)] != prefix:
+        raise TemplateError(
+            f"{prefix_name} is not a prefix of the whole conversation under this chat template, so it cannot be "
+            "trained on as "
+            f"it would be used ({why}); strip white space from the contents, or split the conversation at this answer"
+        )
 
 
 @dataclass(frozen=True)
@@ -44,9 +118,7 @@ class Tokenizer:
     """One tokenizer; or, of an encoder–decoder with two vocabularies, that of what is written, with the one of what is
     read inside it. Immutable; safe to share between threads."""
 
-    def __init__(
-        self, made_of: tokenizer_parts.TokenizerParts, around: Around | None = None, source: Tokenizer | None = None
-    ) -> None:
+    def __init__(self, made_of: TokenizerParts, around: Around | None = None, source: Tokenizer | None = None) -> None:
         self._around, self._source = around, source
         self._parts = made_of
         self._backend = made_of.backend
@@ -90,11 +162,11 @@ class Tokenizer:
     def unneeded(self, size: int) -> tuple[str, ...]:
         """The control tokens that a table of so many rows has none for, where nothing needs them; () where they are not
         all that is behind its end."""
-        return () if self._source is not None else tokenizer_parts.unneeded(self._parts, size)
+        return () if self._source is not None else tokenizer_files.unneeded(self._parts, size)
 
     def without(self, tokens: Sequence[str]) -> Tokenizer:
         """The same without some of its control tokens, which are then the characters that they are written with."""
-        return Tokenizer(tokenizer_parts.without(self._parts, tokens), self._around, self._source)
+        return Tokenizer(tokenizer_files.without(self._parts, tokens), self._around, self._source)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Tokenizer:
@@ -115,7 +187,7 @@ class Tokenizer:
     @cached_property
     def identity(self) -> str:
         """sha256 of what decides ids: equal for a GGUF's tokenizer and for its export."""
-        parts_identity = tokenizer_parts.identity(self._parts)
+        parts_identity = tokenizer_files.identity(self._parts)
         return parts_identity if self._source is None else sha256_json([self._source.identity, parts_identity])
 
     # --- vocabulary
@@ -258,10 +330,8 @@ class Tokenizer:
         marked_messages, marked_tools, marked_extra, marked_begun = marked
         clean = originals == marked and (trusted_text is None or not trusted_text.used)
         variables: dict[str, Any] = marked_extra if clean else {**marked_extra, MARK_VARIABLE: mark}
-        rendered = self.chat.render(
-            marked_messages, add_generation_prompt=add_generation_prompt, tools=marked_tools, **variables
-        )
-        rendered += marked_begun
+        variables |= {"add_generation_prompt": add_generation_prompt, "tools": marked_tools}
+        rendered = self.chat.render(marked_messages, **variables) + marked_begun
         if clean:
             return self.encode(rendered)
         named = self._control_tokens.rename(rendered, mark)
@@ -275,16 +345,37 @@ class Tokenizer:
     def encode_conversation(
         self, messages: Sequence[Message], *, tools: Sequence[Mapping[str, Any]] | None = None, **extra: Any
     ) -> TrainingChat:
-        """A whole conversation for instruction tuning: ids, and which are the assistant's. Raises TemplateError where
-        the ids that training would see are not those of inference."""
+        """A whole conversation for instruction tuning: ids, and which are the assistant's. For each assistant message,
+        its prompt (the messages before it and the generation prompt) must be a prefix of the whole conversation, and so
+        must the conversation up to and including it: training would else see other ids than inference (TemplateError).
+        """
+        messages = plain_messages(messages)
 
-        def encode(turns: Sequence[Message], prompt: bool) -> list[int]:
-            return self.encode_chat(turns, add_generation_prompt=prompt, tools=tools, **extra)
+        def encode(count: int, prompt: bool) -> list[int]:
+            return self.encode_chat(messages[:count], add_generation_prompt=prompt, tools=tools, **extra)
 
-        def is_blank(ids: Sequence[int]) -> bool:
-            return not self.decode(ids, skip_special_tokens=False).strip()
-
-        return conversation(plain_messages(messages), encode, self.special_ids.__contains__, is_blank)
+        ids, spans = encode(len(messages), False), list[tuple[int, int]]()
+        for position, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            if position == 0:
+                raise TemplateError("the conversation begins with an assistant message; there is no prompt to answer")
+            prompt, upto = encode(position, True), encode(position + 1, False)
+            why = "it starts with text that merges with the prompt"
+            _check_prefix(prompt, ids, f"the prompt of message {position}", why)
+            why = "the template rewrites earlier messages"
+            _check_prefix(upto, ids, f"the conversation up to message {position}", why)
+            end = len(upto)
+            # the end token belongs to the answer, a line break that the template sets behind it does not
+            last = next((i for i in range(end - 1, len(prompt) - 1, -1) if ids[i] in self.special_ids), None)
+            if last is not None and not self.decode(ids[last + 1 : end], skip_special_tokens=False).strip():
+                end = last + 1
+            if end <= len(prompt):
+                raise TemplateError(f"message {position}: the template writes nothing for this answer")
+            spans.append((len(prompt), end))
+        if not spans:
+            raise TemplateError("the conversation has no assistant message, so nothing in it can be learned")
+        return TrainingChat(ids, tuple(spans))
 
     # --- decoding
 

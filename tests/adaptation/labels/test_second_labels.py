@@ -14,7 +14,7 @@ from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.statistics.agreement import ceiling
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.new_rows import fresh_rows
+from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.task import Task, load_task
 
 SECOND = ["data.second_label=other"]

@@ -9,10 +9,9 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from bedplate.core.files import atomic_write
-from bedplate.data.corpus.manifest import CorpusManifest, SourceEntry, TokenizerEntry
-from bedplate.data.corpus.shards import ShardWriter
+from bedplate.data.corpus.shards import CorpusManifest, ShardWriter, SourceEntry, TokenizerEntry
+from bedplate.text.directory import TokenizerParts
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.text.tokenizer_parts import TokenizerParts
 
 END = "<|endoftext|>"
 

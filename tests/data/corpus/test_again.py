@@ -19,8 +19,7 @@ from bedplate.core.executor import Job, LocalExecutor, Outcome
 from bedplate.core.processor import processor
 from bedplate.data.corpus import build as building
 from bedplate.data.corpus.build import BuiltCorpus, build, processes_here
-from bedplate.data.corpus.fates import fates_of, read_fates
-from bedplate.data.corpus.funnel import read_funnel
+from bedplate.data.corpus.fates import fates_of, read_fates, read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import save_array, save_arrays
 

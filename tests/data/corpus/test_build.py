@@ -16,8 +16,7 @@ from bedplate.core.executor import Job, LocalExecutor, Outcome
 from bedplate.core.files import file_lock, sha256_file
 from bedplate.data.corpus import filter_part as sifting
 from bedplate.data.corpus.build import BuiltCorpus, build
-from bedplate.data.corpus.fates import fates_of, read_fates
-from bedplate.data.corpus.funnel import read_funnel
+from bedplate.data.corpus.fates import fates_of, read_fates, read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus
 from bedplate.text.tokenizer import Tokenizer

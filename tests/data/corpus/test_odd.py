@@ -14,8 +14,7 @@ from bedplate.core.config import parse_config
 from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.files import sha256_file
 from bedplate.data.corpus.build import BuiltCorpus, build
-from bedplate.data.corpus.fates import fates_of
-from bedplate.data.corpus.funnel import read_funnel
+from bedplate.data.corpus.fates import fates_of, read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus
 from bedplate.report.formatting import cell

@@ -12,8 +12,7 @@ from bedplate.data.corpus.build import build
 from bedplate.data.corpus.curate.classifiers import LanguageSettings, language
 from bedplate.data.corpus.curate.draft import DraftDocument, Tools
 from bedplate.data.corpus.curate.presets import rules_of
-from bedplate.data.corpus.fates import fates_of
-from bedplate.data.corpus.funnel import read_funnel
+from bedplate.data.corpus.fates import fates_of, read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus
 from bedplate.text.tokenizer import Tokenizer

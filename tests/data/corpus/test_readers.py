@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 
 from bedplate.core.config import parse_config
 from bedplate.core.errors import ConfigError, DataError, HubError, UnknownItemError, UnreachableError
-from bedplate.data.corpus.readers.part import RawDocument, Read, SourcePart, Unread
-from bedplate.data.corpus.readers.table import READERS
+from bedplate.data.corpus.readers import READERS
+from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, Unread
 from bedplate.data.corpus.readers.tables import json_lines
 from bedplate.data.corpus.readers.text import as_code
 from bedplate.data.corpus.readers.web import decoded

@@ -12,12 +12,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
-from bedplate.data.corpus.curate import vocabulary
+from bedplate.data.corpus import repeated as words
+from bedplate.data.corpus.curate import draft as vocabulary
 from bedplate.data.corpus.recipe import Dedup, MinHashSettings
-from bedplate.data.corpus.repeated import words
-from bedplate.data.corpus.repeated.contamination import Contamination
-from bedplate.data.corpus.repeated.minhash import EXACT, NEAR, UNIQUE, MinHash, clusters, copies, text_hash
-from bedplate.data.corpus.repeated.words import n_grams, simplified, word_hashes
+from bedplate.data.corpus.repeated import (
+    EXACT,
+    NEAR,
+    UNIQUE,
+    Contamination,
+    MinHash,
+    clusters,
+    copies,
+    n_grams,
+    simplified,
+    text_hash,
+    word_hashes,
+)
 
 TEXT = st.text(
     st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t.,'0123456789éßΣİ٣１\u0301\u00a0")), max_size=60
@@ -53,9 +63,9 @@ def test_what_is_remembered_of_a_vocabulary_has_an_end(monkeypatch: pytest.Monke
         long = "".join(chr(97 + (number + place) % 26) for place in range(200))
         unique_word = f"x{word(number)}"
         tokens = vocab.words(f"the {unique_word} is {long} and {long}.")
-        assert tokens.length.tolist() == [3, len(unique_word), 2, 200, 3, 200, 1]
-        assert tokens.hash[3] == tokens.hash[5]
-        assert len(set(tokens.hash.tolist())) == 6
+        assert tokens["length"].tolist() == [3, len(unique_word), 2, 200, 3, 200, 1]
+        assert tokens["hash"][3] == tokens["hash"][5]
+        assert len(set(tokens["hash"].tolist())) == 6
         assert max(len(vocab._numbers), len(vocab._remembered)) <= 50
         assert max(map(len, vocab._numbers)) <= 64
 

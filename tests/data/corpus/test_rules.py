@@ -13,19 +13,21 @@ import pytest
 from bedplate.core.errors import ConfigError
 from bedplate.data.corpus.curate.classifiers import JudgedSettings, judged
 from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
-from bedplate.data.corpus.curate.personal import PersonalSettings, personal
 from bedplate.data.corpus.curate.presets import PRESETS, RULES, checked, rules_of
 from bedplate.data.corpus.curate.quality import (
     C4Settings,
     CodeSettings,
     FineWebSettings,
     GopherSettings,
+    PersonalSettings,
+    RepetitionSettings,
     c4,
     code,
     fineweb,
     gopher,
+    personal,
+    repetition,
 )
-from bedplate.data.corpus.curate.repetition import RepetitionSettings, repetition
 
 pytest.importorskip("datatrove")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")

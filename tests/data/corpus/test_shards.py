@@ -12,8 +12,7 @@ from tests.data.corpus.made import byte_tokenizer, write_corpus
 
 from bedplate.core.errors import DataError, TokenizerError, UsageError
 from bedplate.core.files import sha256_file
-from bedplate.data.corpus.manifest import TokenizerEntry
-from bedplate.data.corpus.shards import Corpus, ShardWriter
+from bedplate.data.corpus.shards import Corpus, ShardWriter, TokenizerEntry
 
 TEXTS = ["one", "", "a longer document", "naïve €", "x" * 300, "last"]
 TOKENIZER_ENTRY = TokenizerEntry(tokenizer_id="0" * 64, vocab_size=70_000, eos_id=69_999)

@@ -13,10 +13,15 @@ import pytest
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.rows import SourceRows
-from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.leaks.hidden_groups import grouping_of, hidden_groups, sources_of
-from bedplate.evaluation.leaks.row_table import near_copies, table_of, word_vectors
-from bedplate.evaluation.new_rows import every_row
+from bedplate.evaluation.examples import load_examples, sources_of
+from bedplate.evaluation.in_memory import every_row
+from bedplate.evaluation.leaks.hidden_groups import (
+    grouping_of,
+    hidden_groups,
+    near_copies,
+    table_of,
+    word_vectors,
+)
 from bedplate.evaluation.task import Task, load_task
 from bedplate.report.schema_parts import HiddenGroups
 

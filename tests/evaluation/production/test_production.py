@@ -10,11 +10,10 @@ import numpy as np
 import pytest
 
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.evaluation.comparison import compare, drop_between
-from bedplate.evaluation.evaluated import Evaluation
+from bedplate.evaluation.evaluated import Evaluation, compare, drop_between
 from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.harness import evaluate_predictions
-from bedplate.evaluation.new_rows import fresh_rows
+from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.slices import calibration, slices
 from bedplate.evaluation.task import Task, load_task
 

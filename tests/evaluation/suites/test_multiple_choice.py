@@ -15,7 +15,7 @@ from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.data.documents import Document, read_whole_documents
 from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.general_text import GeneralText
-from bedplate.evaluation.suites.multiple_choice import Question, judge, tokens_of
+from bedplate.evaluation.suites.question_sets import Question, judge, tokens_of
 from bedplate.evaluation.suites.suite import grades
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
@@ -51,7 +51,7 @@ def harness(directory: Path, questions: list[Question], tmp_path: Path) -> list[
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from lm_eval.api.task import ConfigurableTask
-        from lm_eval.evaluator import simple_evaluate
+        from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
         rows = tmp_path / "rows.jsonl"
@@ -72,7 +72,7 @@ def harness(directory: Path, questions: list[Question], tmp_path: Path) -> list[
             }
         )
         model = HFLM(pretrained=str(directory), device="cpu", dtype="float32", batch_size=1)
-        results = simple_evaluate(model, tasks=[task], log_samples=True, bootstrap_iters=0, cache_requests=False)
+        results = evaluate(model, {"own": task}, log_samples=True, bootstrap_iters=0)
     assert results is not None
     return sorted(results["samples"]["own"], key=lambda sample: sample["doc_id"])
 

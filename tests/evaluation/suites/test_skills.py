@@ -10,8 +10,8 @@ import pytest
 from tests.tiny import write_tiny_base
 
 from bedplate.evaluation.suites import SUITES
-from bedplate.evaluation.suites.multiple_choice import Question
-from bedplate.evaluation.suites.suite_scores import run_suite
+from bedplate.evaluation.suites.question_sets import Question
+from bedplate.evaluation.suites.suite import run_suite
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 

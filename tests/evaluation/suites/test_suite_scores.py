@@ -15,7 +15,7 @@ from tests.tiny import write_tiny_base
 from bedplate.cli.main import main
 from bedplate.evaluation.suites import SUITES
 from bedplate.evaluation.suites.general_text import GeneralText, text_items
-from bedplate.evaluation.suites.multiple_choice import Question, accuracies
+from bedplate.evaluation.suites.question_sets import Question, accuracies
 from bedplate.evaluation.suites.suite import SampleSet, grades
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base

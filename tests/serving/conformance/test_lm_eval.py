@@ -6,6 +6,8 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import yaml
@@ -34,6 +36,7 @@ def write_tasks(root, server):
         "dataset_path": "json",
         "dataset_kwargs": {"data_files": {"test": str(root / "rows.json")}},
         "test_split": "test",
+        "num_fewshot": 0,
         "doc_to_text": "{{text}}",
         "metadata": {"version": 1},
     }
@@ -70,24 +73,34 @@ def greedy(server, text, count):
     return " no"
 
 
-ONE_AFTER_ANOTHER = """
-import json, runpy, sys
-for words in json.loads(sys.argv[1]):
-    sys.argv = ["lm_eval", *words]
-    runpy.run_module("lm_eval", run_name="__main__")
+RUNS = """
+import json, sys
+from lm_eval.api.registry import get_model
+from lm_eval.evaluator import evaluate
+from lm_eval.tasks import TaskManager
+
+root, runs = sys.argv[1], json.loads(sys.argv[2])
+manager = TaskManager(include_path=root, include_defaults=False)
+for run in runs:
+    tasks = manager.load_task_or_group(run["tasks"])
+    model = get_model(run["model"]).create_from_arg_obj(run["arguments"])
+    results = evaluate(model, tasks, bootstrap_iters=0, apply_chat_template=run["template"])
+    with open(run["out"], "w") as file:
+        json.dump(results["samples"], file)
 """
-"""`python -m lm_eval ...` for several command lines: most of a run's time is spent on importing it."""
+"""What `python -m lm_eval run` does, for several runs: most of its time goes into imports, a list of all the tasks that
+it comes with, a description of the machine and bootstraps of standard errors."""
 
 
-def command(root, server: Server, model: str, tasks: str, *options: str, path: str = "/v1/completions", **arguments):
-    """What lm-eval is called with; samples are logged under root / model."""
-    model_args = {"model": "tiny", "base_url": server.url + path, "max_length": 512, "max_retries": 1} | arguments
-    serialized_args = ",".join(f"{key}={value}" for key, value in model_args.items())
-    line = ["run", "--model", model, "--model_args", serialized_args, "--tasks", tasks, "--include_path", str(root)]
-    return [*line, "--log_samples", "--output_path", str(root / model), *options]
+def run_of(root, server: Server, model: str, tasks: Sequence[str], *, path: str = "/v1/completions", **arguments):
+    """What lm-eval is called with; samples are written under root."""
+    arguments = {"model": "tiny", "base_url": server.url + path, "max_length": 512, "max_retries": 1} | arguments
+    chat = model == CHATS
+    out = str(root / f"{model}.json")
+    return {"model": model, "arguments": arguments, "tasks": list(tasks), "template": chat, "out": out}
 
 
-def run_lm_eval(root, *commands: list[str]) -> None:
+def run_lm_eval(root, *runs: dict[str, Any]) -> None:
     inherited = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "HOME", "TMPDIR") if key in os.environ}
     environment = inherited | {
         "HF_HOME": str(root / "hf"),
@@ -96,15 +109,14 @@ def run_lm_eval(root, *commands: list[str]) -> None:
         "OMP_NUM_THREADS": "1",
         "NO_PROXY": "*",
     }
-    line = [sys.executable, "-c", ONE_AFTER_ANOTHER, json.dumps(commands)]
+    line = [sys.executable, "-c", RUNS, str(root), json.dumps(runs)]
     completed = subprocess.run(line, env=environment, capture_output=True, text=True, timeout=240, check=False)
     assert completed.returncode == 0, completed.stderr[-3000:]
 
 
 def samples(root, model: str, task: str):
-    """Of a task, as lm-eval logs them."""
-    (file,) = (root / model).rglob(f"samples_{task}_*.jsonl")
-    return sorted(map(json.loads, file.read_text().splitlines()), key=lambda line: line["doc_id"])
+    """Of a task, as lm-eval gives them."""
+    return sorted(json.loads((root / f"{model}.json").read_text())[task], key=lambda line: line["doc_id"])
 
 
 def log_likelihood(server, context, continuation):
@@ -125,8 +137,7 @@ TASKS = ("bp_choice", "bp_single", "bp_rolling", "bp_written")
 
 
 def completions(root, server, batch: int):
-    sizes = ("--batch_size", str(batch))
-    return command(root, server, COMPLETIONS, ",".join(TASKS), *sizes, tokenizer_backend="remote")
+    return run_of(root, server, COMPLETIONS, TASKS, batch_size=batch, tokenizer_backend="remote")
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +145,7 @@ def logged(tmp_path_factory, server):
     """Where lm-eval logged what it was answered: completions, three at a time, and chats."""
     root = tmp_path_factory.mktemp("lm-eval")
     write_tasks(root, server)
-    chats = command(root, server, CHATS, "bp_written", "--apply_chat_template", path="/v1/chat/completions")
+    chats = run_of(root, server, CHATS, ["bp_written"], path="/v1/chat/completions")
     run_lm_eval(root, completions(root, server, 3), chats)
     return root
 
@@ -156,8 +167,8 @@ def check_completions(root, server):
     for name in ("bp_choice", "bp_single"):
         assert len(samples_by_task[name]) == len(TEXTS)
         for sample in samples_by_task[name]:
-            for argument, resp in zip(sample["arguments"].values(), sample["resps"], strict=True):
-                total, is_greedy = log_likelihood(server, argument["arg_0"], argument["arg_1"])
+            for (context, continuation), resp in zip(sample["arguments"], sample["resps"], strict=True):
+                total, is_greedy = log_likelihood(server, context, continuation)
                 assert float(resp[0][0]) == pytest.approx(total, abs=ABSOLUTE)
                 assert str(resp[0][1]) == str(is_greedy)
                 flags.append(is_greedy)

@@ -14,8 +14,8 @@ from bedplate.core.statistics.proportions import Side
 from bedplate.core.statistics.repeated_looks import look_levels
 from bedplate.data.rows import SourceRows
 from bedplate.data.splits import Assigned
-from bedplate.evaluation.examples import TaskData, TestHandle, load_examples
-from bedplate.evaluation.leaks.hidden_groups import grouping_of, sources_of
+from bedplate.evaluation.examples import TaskData, TestHandle, load_examples, sources_of
+from bedplate.evaluation.leaks.hidden_groups import grouping_of
 from bedplate.evaluation.task import Task
 from bedplate.report.schema_parts import LabelBudget
 

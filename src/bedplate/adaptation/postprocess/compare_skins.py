@@ -23,12 +23,12 @@ from bedplate.core.files import sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.economics.numbers.money import figures
-from bedplate.evaluation.comparison import PairedComparison, compare
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.examples import SPLITS, Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.ledger import Opening, keys_of, ledger_for
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.new_rows import fresh_rows
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.loaded import load
@@ -93,7 +93,7 @@ def side_by_side(
     origins = (first_origin, origin_of(b, task))
     if first_origin.id == origins[1].id:
         raise UsageError(f"{a} and {b} are the same skin ({first_origin.id[:12]}); give two")
-    if task.output.kind == "embedding":
+    if task.output.form.as_embedding is not None:
         raise UsageError(f"{a} gives vectors; skins that answer can be compared")
     task.scorer.ready()
     fresh = fresh_rows(task, rows)

@@ -28,8 +28,8 @@ from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.ledger.skin_looks import EarlierLook, earlier_looks, looks, remember
-from bedplate.evaluation.new_rows import FreshRows, every_row, fresh_rows
+from bedplate.evaluation.in_memory import FreshRows, every_row, fresh_rows
+from bedplate.evaluation.ledger.ledger import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
@@ -68,7 +68,7 @@ def drift(
     """
     origin = origin_of(directory, None if task_file is None else load_task(task_file))
     task = origin.task
-    if task.output.kind == "embedding":
+    if task.output.form.as_embedding is not None:
         raise UsageError(f"{directory} gives vectors; drift is told of skins that answer")
     task.scorer.ready()
     fresh = fresh_rows(task, new)
@@ -250,7 +250,7 @@ def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, s
 
 
 def _labels_of(task: Task) -> Callable[[str], Sequence[str]] | None:
-    if task.output.kind == "labels":
+    if task.output.form.several_labels:
         return json.loads
     return (lambda target: (target,)) if task.labels else None
 

@@ -36,7 +36,7 @@ from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress
-from bedplate.evaluation.comparison import PairedComparison, compare
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task

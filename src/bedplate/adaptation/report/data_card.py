@@ -10,9 +10,9 @@ from typing import Literal
 import numpy as np
 
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.slices import calibration, confidence_of, confusion, slices
-from bedplate.evaluation.task_row import GradedRow
 from bedplate.report.schema import DataCard, Lengths, Suspect
 from bedplate.report.schema_parts import ExampleRow, Examples, Focus, Split
 

@@ -23,11 +23,11 @@ from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.adaptation.verdict.second_labels import second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
-from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import Scale
+from bedplate.evaluation.evaluated import PairedComparison, compare
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
-from bedplate.evaluation.task_row import GradedRow
 from bedplate.report import schema, schema_parts, schema_plan
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report

@@ -17,8 +17,8 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.processor import load_average
 from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import PredictionLike
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.evaluation.task_row import PredictionLike
 from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.predictor import Predictor
 

@@ -31,7 +31,7 @@ from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics import enough_groups
 from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
-from bedplate.evaluation.comparison import drop_between, independent_rows
+from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.inference.predict.callable_skin import SkinPredictor

@@ -24,7 +24,7 @@ from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.suites import SUITES, general_text, question_sets, refusals
-from bedplate.evaluation.suites.multiple_choice import Scored
+from bedplate.evaluation.suites.question_sets import Scored
 from bedplate.evaluation.suites.suite import SampleSet, SuiteItem, grades, together
 from bedplate.inference.predict.local import LocalModel
 from bedplate.report.schema_plan import Guard, GuardRow

@@ -10,9 +10,8 @@ from pydantic import Field, model_validator
 from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.metrics import METRICS
-from bedplate.evaluation.task import Task
+from bedplate.evaluation.task import LABEL, Task
 
 CURRENT = "current"
 """The system that runs today, by its answers in `data.current`, where candidates are named."""

@@ -12,7 +12,8 @@ from bedplate.adaptation.task.target_spec import check_target
 from bedplate.core.config import load_config
 from bedplate.core.errors import ConfigError, HubError, UnknownItemError, UsageError
 from bedplate.data.sources import check_source
-from bedplate.evaluation.leaks.hidden_groups import grouping_of, sources_of
+from bedplate.evaluation.examples import sources_of
+from bedplate.evaluation.leaks.hidden_groups import grouping_of
 from bedplate.evaluation.task import Task
 from bedplate.hub.pull import check_source as check_base
 

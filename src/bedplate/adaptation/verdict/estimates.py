@@ -16,10 +16,9 @@ from bedplate.adaptation.context.outcome import Resting
 from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side
-from bedplate.evaluation.comparison import drop_between
-from bedplate.evaluation.evaluated import Evaluation
+from bedplate.evaluation.evaluated import Evaluation, drop_between
+from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.slices import calibration_error, calibration_of, sure
-from bedplate.evaluation.task_row import GradedRow
 
 POWER = 0.8
 

@@ -29,8 +29,8 @@ from bedplate.core.statistics import (
     simultaneous,
     values_needed,
 )
-from bedplate.evaluation.comparison import PairedComparison, compare
 from bedplate.evaluation.costs import PLAIN, Scale
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_plan import Limit

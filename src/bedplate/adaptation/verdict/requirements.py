@@ -26,9 +26,9 @@ from bedplate.adaptation.verdict.estimates import (
 from bedplate.core.statistics import InsufficientGroups, needed_n
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs import PLAIN, Scale
-from bedplate.evaluation.data_spec import LABEL
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.slices import ROW_SCORE, by_metric, coverage_of, rows_of, sure, values_of
+from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_parts import Requirement
 
 

@@ -17,7 +17,7 @@ from bedplate.adaptation.context.outcome import RungOutcome, Tested
 from bedplate.adaptation.rungs import in_role, rung_of
 from bedplate.adaptation.rungs.rung import Role, Side
 from bedplate.core.files import atomic_write
-from bedplate.evaluation.comparison import PairedComparison, compare
+from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 
 PREDICTIONS_FILE = "predictions.json"

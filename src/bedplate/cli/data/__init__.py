@@ -7,10 +7,10 @@ from __future__ import annotations
 ACTIONS: dict[str, tuple[str, str]] = {
     "build": ("bedplate.cli.data.build", "Read, curate, tokenise: a recipe's sources become a corpus directory."),
     "funnel": ("bedplate.cli.data.funnel", "What each rule removed from a corpus, with examples; as a page too."),
-    "explain": ("bedplate.cli.data.explain", "What became of one document, and why."),
+    "explain": ("bedplate.cli.data.funnel", "What became of one document, and why."),
     "search-mixture": (
         "bedplate.cli.data.search_mixture",
         "The best mixture of a corpus's sources, by small runs and a fitted response.",
     ),
-    "verify": ("bedplate.cli.data.verify", "Whether every shard of a corpus is as it was written."),
+    "verify": ("bedplate.cli.data.funnel", "Whether every shard of a corpus is as it was written."),
 }

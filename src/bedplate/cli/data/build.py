@@ -62,7 +62,7 @@ def build(
             recipe,
             recipe_file.parent,
             target,
-            processes=processes_here() if processes is None else processes,
+            processes=processes or processes_here(),
             judges=judges,
             keep_work=keep_work,
             quiet=as_json,
@@ -71,7 +71,7 @@ def build(
 
 
 def _print_result(result: BuiltCorpus, target: Path, as_json: bool) -> None:
-    from bedplate.data.corpus.funnel import read_funnel
+    from bedplate.data.corpus.fates import read_funnel
 
     funnel = read_funnel(target)
     if as_json:
@@ -82,6 +82,5 @@ def _print_result(result: BuiltCorpus, target: Path, as_json: bool) -> None:
     if not result.new:
         console().print(f"{target} is already built from this recipe and these files.", highlight=False, markup=False)
     show(funnel)
-    console().print(
-        f"\nThe corpus: {target} (card.md, funnel.json, tokenizer.json, shards)", highlight=False, markup=False
-    )
+    files = "card.md, funnel.json, tokenizer.json, shards"
+    console().print(f"\nThe corpus: {target} ({files})", highlight=False, markup=False)

@@ -1,9 +1,11 @@
-"""`bedplate data funnel`: what each rule took away of a corpus."""
+"""`bedplate data funnel`, `explain` and `verify`: what each rule took away of a corpus, what became of one document,
+and whether the shards are whole."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import typer
@@ -24,7 +26,7 @@ def funnel(
 
     --page writes one page with examples of what was dropped and lengths before and after.
     """
-    from bedplate.data.corpus.funnel import read_funnel
+    from bedplate.data.corpus.fates import read_funnel
 
     report = read_funnel(directory)
     if page is not None:
@@ -57,3 +59,31 @@ def show(report: Mapping[str, Any]) -> None:
     if report["changed"]:
         changed = ", ".join(f"{rule} {count:,}" for rule, count in report["changed"].items())
         screen.print(f"Documents that were kept with a changed text: {changed}", highlight=False)
+
+
+def explain(
+    directory: CorpusDirectory,
+    id: Annotated[
+        str, typer.Argument(metavar="ID", help="The document: its path in its source, or what its row is named by.")
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """What became of one document, and why: kept in a split, or dropped by a rule with what it measured."""
+    from bedplate.data.corpus.fates import fates_of
+
+    fates = fates_of(directory, id)
+    if as_json:
+        print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in fates]))
+        return
+    for fate in fates:
+        print(fate.line)
+
+
+def verify(directory: CorpusDirectory) -> None:
+    """Whether every shard of a corpus is as it was written: all is read and held against the hashes in corpus.json."""
+    from bedplate.data.corpus.shards import Corpus
+
+    corpus = Corpus.open(directory, verify="hashes")
+    count = sum(1 for _ in corpus.manifest.shards())
+    tokens = sum(source.tokens for source in corpus.manifest.sources)
+    print(f"{directory}: {count} shards with {tokens:,} tokens are whole; the corpus is {corpus.sha256}")

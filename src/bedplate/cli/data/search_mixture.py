@@ -12,6 +12,7 @@ from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.quantities import parse_count
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ def search_mixture(
     """
     from bedplate.pretraining.runfile.first_look import look  # loads no torch, so that a typo is answered at once
 
-    goal_weights, count = None if not goal else _goal(goal), None if tokens is None else _count(tokens)
+    goal_weights = None if not goal else _goal(goal)
+    count = None if tokens is None else parse_count("--tokens", tokens)
     look(run, overrides or ())
     from bedplate.pretraining.runfile.file import load_run
 
@@ -72,9 +74,8 @@ def search_mixture(
 
     use_cores()
     place = out or Path("mixtures") / run_spec.run
-    result = search(
-        run_spec, place, runs=runs, goal=goal_weights, tokens=count, on_progress=_silent if as_json else _print_run
-    )
+    on_progress = (lambda *_: None) if as_json else _print_run
+    result = search(run_spec, place, runs=runs, goal=goal_weights, tokens=count, on_progress=on_progress)
     if as_json:
         print(json.dumps({"directory": str(place), **result.to_json()}, allow_nan=False))
     else:
@@ -97,16 +98,6 @@ def _goal(words: list[str]) -> dict[str, float]:
     return weights
 
 
-def _count(text: str) -> float:
-    from bedplate.core.quantities import parse_count
-
-    return parse_count("--tokens", text)
-
-
-def _silent(number: int, count: int, proxy: Proxy) -> None:
-    pass
-
-
 def _print_run(number: int, count: int, proxy: Proxy) -> None:
     shares = ", ".join(f"{name} {share:.0%}" for name, share in proxy.shares.items())
     losses = ", ".join(f"{name} {loss:.3f}" for name, loss in proxy.losses.items())
@@ -123,17 +114,9 @@ def _show(result: Search) -> None:
     show(("source", *numbers("share before", "best share", percent)), rows)
     rows = []
     for place, (name, response) in enumerate(result.responses.items()):
-        predicted = result.best.losses[place]
-        rows.append(
-            (
-                name,
-                f"{result.proxies[0].losses[name]:.4f}",
-                f"{predicted.value:.4f}",
-                _interval(predicted),
-                f"{result.checked.losses[name]:.4f}",
-                f"{max(0.0, response.explained):.0%}",
-            )
-        )
+        predicted, before = result.best.losses[place], f"{result.proxies[0].losses[name]:.4f}"
+        measured = f"{result.checked.losses[name]:.4f}", f"{max(0.0, response.explained):.0%}"
+        rows.append((name, before, f"{predicted.value:.4f}", _interval(predicted), *measured))
     show(("held out", *numbers("bits a byte before", "predicted", percent, "one run of it", "explained")), rows)
     gain = result.best.gain
     print(

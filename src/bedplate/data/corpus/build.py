@@ -3,7 +3,7 @@
 1. Sources are planned as parts, and each part is read and filtered (filter_part.py, readers/, curate/).
 2. Copies are found among all parts (repeated/), and documents are split into train and valid.
 3. A tokenizer is trained or loaded, and shards of token ids are written (encode.py, shards.py).
-4. The fates of documents, the funnel, the card and last the manifest are written (records.py).
+4. The fates of documents, the funnel, the card and last the manifest are written.
 
 Finished steps stay when a build is killed: the same call continues.
 """
@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bedplate.core.config import dump_config
 from bedplate.core.errors import BedplateError, DataError, UsageError
 from bedplate.core.executor import Executor, Job, LocalExecutor, ProcessExecutor
 from bedplate.core.files import atomic_write, file_lock, sha256_bytes, sha256_file, sha256_json
@@ -29,21 +30,40 @@ from bedplate.core.progress import Progress
 from bedplate.core.version import __version__
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
-from bedplate.data.corpus.encode import COPY, TRAIN, VALID, ShardGroup, encoded, make_tokenizer, resolve_tokenizer
-from bedplate.data.corpus.fates import Tally
+from bedplate.data.corpus.encode import (
+    COPY,
+    TRAIN,
+    VALID,
+    ShardGroup,
+    encoded,
+    make_tokenizer,
+    resolve_tokenizer,
+)
+from bedplate.data.corpus.fates import Fate, Tally, card, funnel_of, write_fates
 from bedplate.data.corpus.filter_part import SiftedPart, finished
-from bedplate.data.corpus.manifest import MANIFEST, SPLITS, ShardEntry
-from bedplate.data.corpus.readers.part import SourcePart, grouped
-from bedplate.data.corpus.readers.table import READERS
+from bedplate.data.corpus.readers import READERS
+from bedplate.data.corpus.readers.parts import SourcePart, grouped
 from bedplate.data.corpus.recipe import CorpusRecipe, Source
-from bedplate.data.corpus.records import RECORD, BuildRecords, write_records
-from bedplate.data.corpus.repeated.contamination import Contamination, fingerprint
-from bedplate.data.corpus.repeated.minhash import copies
-from bedplate.data.corpus.shards import Corpus, save_array, save_arrays
+from bedplate.data.corpus.repeated import EXACT, Contamination, copies, fingerprint
+from bedplate.data.corpus.shards import (
+    INDEX,
+    MANIFEST,
+    SPLITS,
+    Corpus,
+    CorpusManifest,
+    ShardEntry,
+    save_array,
+)
+from bedplate.text.tokenizer import Tokenizer
 
-WORK, LOCK = ".work", ".lock"
+WORK, LOCK, RECORD = ".work", ".lock", "build.json"
 BYTES_PER_TOKEN = 3.5
 """What shards are measured out by, before a token is counted."""
+_OUTPUT_PATTERNS = (
+    *("shards/*.ds", f"shards/*.ds{INDEX}", "shards/*.ds*.part"),
+    *("fates/*.jsonl.gz", "fates/.*.jsonl.gz.*.tmp"),
+)
+"""What builds write below the directory, beside the work folder and the records."""
 
 
 @dataclass(frozen=True)
@@ -77,49 +97,38 @@ def build(
     sifter = LocalExecutor({"judges": judges}) if judges and executor is None else encoder
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; give the directory that the corpus is to be written to")
-    if (
-        out.is_dir()
-        and (existing_names := {path.name for path in out.iterdir()})
-        and not existing_names & {WORK, LOCK, MANIFEST}
-    ):
-        raise UsageError(
-            f"{out} holds other files ({', '.join(sorted(existing_names)[:3])}); give a directory of its own"
-        )
+    names = {path.name for path in out.iterdir()} if out.is_dir() else set[str]()
+    if names and not names & {WORK, LOCK, MANIFEST}:
+        raise UsageError(f"{out} holds other files ({', '.join(sorted(names)[:3])}); give a directory of its own")
     with file_lock(out / LOCK, wait=False):
         return _Build(recipe, directory.absolute(), out, sifter, encoder, quiet).run(keep_work)
 
 
 class _Build:
+    """A build under way: its parts, what sifting left of each, and in which split each document of a part is."""
+
     def __init__(
         self, recipe: CorpusRecipe, directory: Path, out: Path, sifter: Executor, encoder: Executor, quiet: bool
     ) -> None:
         self._recipe, self._directory, self._out, self._work = recipe, directory, out, out / WORK
         self._sifter, self._encoder, self._quiet = sifter, encoder, quiet
-        self._needs = ("judges",) if sifter is not encoder else ()
         self._values = recipe.model_dump(mode="json")
+        self._parts: list[SourcePart] = []
+        self._sifted: dict[str, SiftedPart] = {}
+        self._splits: dict[str, NDArray[np.int8]] = {}
 
     def run(self, keep_work: bool) -> BuiltCorpus:
-        parts = self._plan()
+        self._parts = self._plan()
         against = fingerprint(self._recipe.decontaminate.against, self._directory)
-        decides = [
-            self._values,
-            [part.to_json() for part in parts],
-            against,
-            *self._judge(),
-            *self._tokenizer_identity(),
-            _versions(),
-        ]
-        build_key = sha256_json(decides)
+        content = [self._values, [part.to_json() for part in self._parts], against]
+        build_key = sha256_json([*content, *self._judge(), *self._tokenizer_identity(), _versions()])
         if (self._out / MANIFEST).is_file():
             return self._reopen(build_key, keep_work)
         self._work.mkdir(parents=True, exist_ok=True)
-        sifted = self._sift(parts, against)
-        splits = self._split(parts, sifted)
-        self._refuse_nothing(parts, sifted, splits)
-        entries = self._encode(parts, sifted, splits)
-        with np.load(self._work / "copies.npz") as arrays:
-            ended = BuildRecords(parts, sifted, splits, entries, arrays["fate"], arrays["of"])
-        corpus = write_records(self._recipe, self._out, ended, {"asked": build_key, "versions": _versions()})
+        self._sift(against)
+        fate, of = self._split()
+        self._refuse_empty_sources()
+        corpus = self._write_records(self._encode(), fate, of, build_key)
         if not keep_work:
             shutil.rmtree(self._work)
         return BuiltCorpus(corpus, True)
@@ -174,62 +183,46 @@ class _Build:
             raise DataError(f"source {source.name!r}: all that it has lies in {self._out}, the corpus's own directory")
         return grouped(source, root, pieces, size)
 
-    # --- sifting
-
-    def _sift(self, parts: Sequence[SourcePart], against: str) -> dict[str, SiftedPart]:
-        keys = {part.name: self._part_key(part, against) for part in parts}
-        waiting = [part for part in parts if finished(self._work, part.name, keys[part.name]) is None]
+    def _sift(self, against: str) -> None:
+        keys = {part.name: self._part_key(part, against) for part in self._parts}
+        waiting = [part for part in self._parts if finished(self._work, part.name, keys[part.name]) is None]
         if waiting:
             settings = self._recipe.decontaminate
             index = Contamination.of(settings.against, self._directory, settings.words)
             index.save(self._work / "contamination.npz")
+        arguments = {"work": str(self._work), "directory": str(self._directory), "recipe": self._values}
+        needs = ("judges",) if self._sifter is not self._encoder else ()
+        function = "bedplate.data.corpus.filter_part:sift"
         jobs = [
-            Job(
-                part.name,
-                "bedplate.data.corpus.filter_part:sift",
-                {
-                    "work": str(self._work),
-                    "directory": str(self._directory),
-                    "recipe": self._values,
-                    "part": part.to_json(),
-                    "key": keys[part.name],
-                },
-                self._needs,
-            )
+            Job(part.name, function, {**arguments, "part": part.to_json(), "key": keys[part.name]}, needs)
             for part in waiting
         ]
-        sizes = {part.name: part.size / 1e6 for part in parts}
-        self._work_off(self._sifter, jobs, "sifting", sizes)
-        results = {part.name: finished(self._work, part.name, keys[part.name]) for part in parts}
-        missing = [name for name, part in results.items() if part is None]
-        if missing:
+        self._work_off(self._sifter, jobs, "sifting", {part.name: part.size / 1e6 for part in self._parts})
+        results = {part.name: finished(self._work, part.name, keys[part.name]) for part in self._parts}
+        self._sifted = {name: part for name, part in results.items() if part is not None}
+        if missing := [name for name in results if name not in self._sifted]:
             raise DataError(f"{', '.join(missing)}: the job ended, but wrote nothing; run the command again")
-        sifted = {name: part for name, part in results.items() if part is not None}
-        for name, part in sifted.items():
+        for name, part in self._sifted.items():
             part.tally.check(name)
-        if not sum(part.tally.documents for part in sifted.values()):
+        if not sum(part.tally.documents for part in self._sifted.values()):
             raise DataError("the corpus is empty: its sources hold no document")
-        return sifted
 
     def _part_key(self, part: SourcePart, against: str) -> str:
         source = next(spec for spec in self._values["sources"] if spec["name"] == part.source)
         settings = {name: self._values[name] for name in ("preset", "language", "rules")}
         decides = [part.to_json(), source, settings, self._values["dedup"]["minhash"], against, _versions()]
-        decides += self._judge()
-        return sha256_json([*decides, self._values["decontaminate"]["words"]])
+        return sha256_json([*decides, *self._judge(), self._values["decontaminate"]["words"]])
 
     def _work_off(self, runner: Executor, jobs: Sequence[Job], activity: str, sizes: Mapping[str, float]) -> None:
         """Run the jobs; the first that fails ends the build, naming it."""
         with Progress(activity, sum(sizes[job.name] for job in jobs), "MB", quiet=self._quiet) as bar:
             try:
                 for outcome in runner.run(jobs):
-                    if isinstance(outcome.error, BedplateError):
-                        raise outcome.error
-                    if outcome.error is not None:
-                        error_type = type(outcome.error).__name__
-                        raise DataError(
-                            f"{activity} {outcome.name} failed: {error_type}: {outcome.error}"
-                        ) from outcome.error
+                    error = outcome.error
+                    if isinstance(error, BedplateError):
+                        raise error
+                    if error is not None:
+                        raise DataError(f"{activity} {outcome.name} failed: {type(error).__name__}: {error}") from error
                     if outcome.value != outcome.name:
                         raise DataError(f"{activity} {outcome.name} ended without a result; run the command again")
                     bar.advance(sizes[outcome.name])
@@ -239,29 +232,22 @@ class _Build:
                     "with fewer --processes or a smaller part_mb"
                 ) from error
 
-    # --- copies and splits
-
-    def _split(self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart]) -> dict[str, NDArray[np.int8]]:
-        """Where each document that the rules kept goes, by part; copies' fates are written down."""
-        sifted_parts = [sifted[part.name] for part in parts]
-        hashes = np.concatenate([part.array("hashes") for part in sifted_parts])
-        fate, of = copies(
-            self._recipe.dedup,
-            hashes,
-            np.concatenate([part.array("bands") for part in sifted_parts]),
-            np.concatenate([part.array("has") for part in sifted_parts]),
-        )
+    def _split(self) -> tuple[NDArray[np.int8], NDArray[np.int64]]:
+        """Decides where each document that the rules kept goes; the fates of copies, as `copies` gives them."""
+        sifted = [self._sifted[part.name] for part in self._parts]
+        names = ("hashes", "bands", "has")
+        hashes, bands, has = (np.concatenate([part.array(name) for part in sifted]) for name in names)
+        fate, of = copies(self._recipe.dedup, hashes, bands, has)
         place = np.where(fate == 0, TRAIN, COPY).astype(np.int8)
-        names = np.repeat([part.source for part in parts], [len(part.array("hashes")) for part in sifted_parts])
-        for source in dict.fromkeys(part.source for part in parts):
+        sizes = [len(part.array("hashes")) for part in sifted]
+        names = np.repeat([part.source for part in self._parts], sizes)
+        for source in dict.fromkeys(part.source for part in self._parts):
             train_indices = np.flatnonzero((names == source) & (place == TRAIN))
             place[train_indices[self._held_out(hashes[train_indices, 0])]] = VALID
-        ends = np.cumsum([len(part.array("hashes")) for part in sifted_parts])
-        splits = dict(zip([part.name for part in parts], np.split(place, ends[:-1]), strict=True))
-        for name, placement in splits.items():
-            save_array(self._work / "splits" / f"{name}.npy", placement)
-        save_arrays(self._work / "copies.npz", fate=fate, of=of)
-        return splits
+        for part, placement in zip(self._parts, np.split(place, np.cumsum(sizes)[:-1]), strict=True):
+            self._splits[part.name] = placement
+            save_array(self._work / "splits" / f"{part.name}.npy", placement)
+        return fate, of
 
     def _held_out(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Which of a source's documents are for validation: at least one, where there are several."""
@@ -271,87 +257,70 @@ class _Build:
             chosen = np.array([int(np.argmin(hashes))])
         return chosen if len(chosen) < len(hashes) else chosen[1:]
 
-    def _refuse_nothing(
-        self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
-    ) -> None:
+    def _refuse_empty_sources(self) -> None:
         for source in (spec.name for spec in self._recipe.sources):
-            mine = [part.name for part in parts if part.source == source]
-            if any((splits[name] == TRAIN).any() for name in mine):
+            names = [part.name for part in self._parts if part.source == source]
+            if any((self._splits[name] == TRAIN).any() for name in names):
                 continue
-            if not any(sifted[name].tally.documents for name in mine):
-                raise DataError(f"source {source!r} holds no document; give another path, or take the source out")
             total = Tally()
-            for name in mine:
-                total.add(sifted[name].tally)
-            losses = "; ".join(
+            for name in names:
+                total.add(self._sifted[name].tally)
+            if not total.documents:
+                raise DataError(f"source {source!r} holds no document; give another path, or take the source out")
+            losses = [
                 f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
                 for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
-            )
-            copied = f"{'; ' if losses else ''}copies {total.kept}" if total.kept else ""
+            ]
+            losses += [f"copies {total.kept}"] if total.kept else []
             raise DataError(
                 f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
-                f"{losses}{copied}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one "
+                f"{'; '.join(losses)}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one "
                 "off), or take the source out"
             )
 
-    # --- ids
-
-    def _encode(
-        self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
-    ) -> dict[str, list[dict[str, ShardEntry]]]:
-        decides = [[sifted[p.name].content, sha256_bytes(splits[p.name].tobytes())] for p in parts]
-        key = sha256_json([decides, self._values["tokenizer"], *self._tokenizer_identity(), _versions()])
+    def _encode(self) -> dict[str, list[dict[str, ShardEntry]]]:
+        """By source, its groups' shards by split."""
+        splits = [[self._sifted[p.name].content, sha256_bytes(self._splits[p.name].tobytes())] for p in self._parts]
+        key = sha256_json([splits, self._values["tokenizer"], *self._tokenizer_identity(), _versions()])
         record = self._work / "tokenizer.json"
         if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
-            weight = sum(int(sifted[p.name].array("sizes")[splits[p.name] == TRAIN, 1].sum()) for p in parts)
-            choice, chosen = self._recipe.tokenizer, [(part.name, splits[part.name]) for part in parts]
+            trained = (part.array("sizes")[self._splits[name] == TRAIN, 1] for name, part in self._sifted.items())
+            weight = sum(int(sizes.sum()) for sizes in trained)
+            choice, chosen = self._recipe.tokenizer, [(part.name, self._splits[part.name]) for part in self._parts]
             with Progress("tokenizer", 1, "vocabulary", quiet=self._quiet):
                 make_tokenizer(choice, self._work, chosen, weight, self._directory).save(self._out)
             atomic_write(record, key)
-        groups = list(self._groups(parts, sifted, splits))
+        groups = self._groups()
         keys = {group.name: sha256_json([key, group.parts]) for group in groups}
+        arguments = {"work": str(self._work), "out": str(self._out)}
+        function = "bedplate.data.corpus.encode:encode"
         jobs = [
-            Job(
-                group.name,
-                "bedplate.data.corpus.encode:encode",
-                {
-                    "work": str(self._work),
-                    "out": str(self._out),
-                    "group": asdict(group),
-                    "key": keys[group.name],
-                },
-            )
+            Job(group.name, function, {**arguments, "group": asdict(group), "key": keys[group.name]})
             for group in groups
             if encoded(self._work, self._out, group.name, keys[group.name]) is None
         ]
-        sizes = {group.name: sum(sifted[p].tally.kept_bytes for p in group.parts) / 1e6 for group in groups}
+        sizes = {group.name: sum(self._sifted[p].tally.kept_bytes for p in group.parts) / 1e6 for group in groups}
         self._work_off(self._encoder, jobs, "encoding", sizes)
         entries_by_source: dict[str, list[dict[str, ShardEntry]]] = {}
         for group in groups:
             entries = encoded(self._work, self._out, group.name, keys[group.name])
-            expected = {
-                split: sum(int((splits[p] == number).sum()) for p in group.parts) for number, split in enumerate(SPLITS)
-            }
+            places = np.concatenate([self._splits[name] for name in group.parts])
+            expected = {split: int((places == number).sum()) for number, split in enumerate(SPLITS)}
             written = {split: shard.documents for split, shard in (entries or {}).items()}
             if entries is None or written != {split: count for split, count in expected.items() if count}:
-                raise DataError(
-                    f"{group.name}: {written} documents were encoded, but {expected} were to be; build again"
-                )
+                problem = f"{written} documents were encoded, but {expected} were to be"
+                raise DataError(f"{group.name}: {problem}; build again")
             entries_by_source.setdefault(group.source, []).append(entries)
         return entries_by_source
 
-    def _groups(
-        self, parts: Sequence[SourcePart], sifted: Mapping[str, SiftedPart], splits: Mapping[str, NDArray[np.int8]]
-    ) -> list[ShardGroup]:
+    def _groups(self) -> list[ShardGroup]:
         groups: list[ShardGroup] = []
-        for source in dict.fromkeys(part.source for part in parts):
+        for source in dict.fromkeys(part.source for part in self._parts):
             names, size, number = list[str](), 0.0, 0
-            for part in (
-                candidate
-                for candidate in parts
-                if candidate.source == source and (splits[candidate.name] != COPY).any()
-            ):
-                weight = sifted[part.name].tally.kept_bytes / BYTES_PER_TOKEN
+            for part in self._parts:
+                if part.source != source or (self._splits[part.name] == COPY).all():
+                    continue
+                weight = self._sifted[part.name].tally.kept_bytes / BYTES_PER_TOKEN
                 if names and size + weight > self._recipe.shard_tokens:
                     groups.append(ShardGroup(source, number, tuple(names)))
                     names, size, number = [], 0.0, number + 1
@@ -360,6 +329,71 @@ class _Build:
             if names:
                 groups.append(ShardGroup(source, number, tuple(names)))
         return groups
+
+    def _write_records(
+        self,
+        entries: Mapping[str, Sequence[Mapping[str, ShardEntry]]],
+        fate: NDArray[np.int8],
+        of: NDArray[np.int64],
+        build_key: str,
+    ) -> Corpus:
+        """Fates, funnel, card, recipe, and last the manifest, which makes the directory a corpus."""
+        out, recipe = self._out, self._recipe
+        self._remove_others([shard.file for groups in entries.values() for group in groups for shard in group.values()])
+        tallies = self._write_fates(fate, of)
+        content = [self._values, [[part.name, self._sifted[part.name].content] for part in self._parts]]
+        manifest = CorpusManifest.of(sha256_json(content), Tokenizer.from_directory(out), recipe.sources, entries)
+        funnel = funnel_of(recipe, tallies, manifest)
+        record = {"asked": build_key, "versions": _versions()}
+        atomic_write(out / "funnel.json", json.dumps(funnel, ensure_ascii=False, indent=1) + "\n")
+        atomic_write(out / "recipe.yaml", dump_config(recipe))
+        atomic_write(out / "card.md", card(recipe, funnel, manifest))
+        atomic_write(out / RECORD, json.dumps(record, indent=1) + "\n")
+        atomic_write(out / MANIFEST, manifest.model_dump_json(indent=1) + "\n")
+        return Corpus.open(out)
+
+    def _remove_others(self, files: Sequence[str]) -> None:
+        """What builds of another recipe left in the directory is no part of this corpus. Nothing else is removed."""
+        expected_files = {self._out / name for file in files for name in (file, file + INDEX)}
+        expected_files |= {self._fates_file(part) for part in self._parts}
+        for pattern in _OUTPUT_PATTERNS:
+            for path in set(self._out.glob(pattern)) - expected_files:
+                path.unlink()
+        for layout in self._out.glob("rows/*/layout.json"):  # what training laid out of the shards before
+            shutil.rmtree(layout.parent, ignore_errors=True)
+
+    def _fates_file(self, part: SourcePart) -> Path:
+        return self._out / "fates" / f"{part.name}.jsonl.gz"
+
+    def _write_fates(self, fate: NDArray[np.int8], of: NDArray[np.int64]) -> dict[str, Tally]:
+        """Writes every document's fate; what was counted, by source, copies among it."""
+        kept_ids = (kept.id for p in self._parts for kept in self._sifted[p.name].fates() if kept.rule is None)
+        named = set(of[fate != 0].tolist())  # only what others are copies of
+        ids = {place: id for place, id in enumerate(kept_ids) if place in named}
+        tallies: dict[str, Tally] = {}
+        at = 0
+        for part in self._parts:
+            sifted, splits = self._sifted[part.name], self._splits[part.name]
+            tally, sizes, written = sifted.tally, sifted.array("sizes"), list[Fate]()
+            places = iter(range(len(sizes)))
+            for document_fate in sifted.fates():
+                if document_fate.rule is not None:
+                    written.append(document_fate)
+                    continue
+                offset = next(places)
+                if splits[offset] != COPY:
+                    written.append(replace(document_fate, split=SPLITS[int(splits[offset])]))
+                    continue
+                rule = "exact_duplicate" if fate[at + offset] == EXACT else "near_duplicate"
+                detail = f"copy: of {ids[int(of[at + offset])]}"
+                tally.unkeep(int(sizes[offset, 0]), int(sizes[offset, 1]), document_fate.changed)
+                tally.drop(rule, detail, int(sizes[offset, 1]), document_fate.id, "")
+                written.append(replace(document_fate, rule=rule, detail=detail))
+            at += len(sizes)
+            tally.check(part.name)
+            write_fates(self._fates_file(part), written)
+            tallies.setdefault(part.source, Tally()).add(tally)
+        return tallies
 
 
 def _versions() -> dict[str, str]:

@@ -6,18 +6,18 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.errors import ConfigError, DataError, TokenizerError
+from bedplate.core.errors import ConfigError, TokenizerError
 from bedplate.core.files import atomic_write
 from bedplate.data.corpus.filter_part import SiftedPart
-from bedplate.data.corpus.manifest import SPLITS, ShardEntry, TokenizerEntry
 from bedplate.data.corpus.recipe import TokenizerChoice
-from bedplate.data.corpus.shards import INDEX, ShardWriter
+from bedplate.data.corpus.shards import INDEX, SPLITS, ShardEntry, ShardWriter, TokenizerEntry
 from bedplate.text.tokenizer import Tokenizer
 
 TRAIN, VALID, COPY = 0, 1, 2
@@ -51,8 +51,7 @@ def make_tokenizer(
         return resolve_tokenizer(str(choice.use), directory)
     from bedplate.text.bpe import train_bpe
 
-    share = min(1.0, choice.train.sample_mb * 1e6 / max(1, train_bytes))
-    texts = _drawn(work, parts, share)
+    texts = _drawn(work, parts, min(1.0, choice.train.sample_mb * 1e6 / max(1, train_bytes)))
     return train_bpe(texts, choice.train.vocab_size, "the trained tokenizer", choice.train.special)
 
 
@@ -83,59 +82,30 @@ def resolve_tokenizer(name: str, relative_to: Path) -> Tokenizer:
     return tokenizer
 
 
-def entry_of(tokenizer: Tokenizer) -> TokenizerEntry:
-    """The manifest's words for a tokenizer. TokenizerError for one without an end."""
-    if tokenizer.eos_id is None:
-        raise TokenizerError("the tokenizer has no end token")
-    return TokenizerEntry(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
-
-
 def encode(work: str, out: str, group: Mapping[str, Any], key: str) -> str:
     """A job. Writes a group's shards into `out`, and their entries to `groups/NAME.json` below the work folder; returns
     its name."""
     parts, name = Path(work) / "parts", f"{group['source']}-{group['number']:05}"
     tokenizer = Tokenizer.from_directory(Path(out))
-    tokenizer_meta = entry_of(tokenizer)
-    splits = [
-        (SiftedPart(parts / part_name), np.load(Path(work) / "splits" / f"{part_name}.npy"))
-        for part_name in group["parts"]
-    ]
+    tokenizer_meta = TokenizerEntry.of(tokenizer)
+    placements = Path(work) / "splits"
+    splits = [(SiftedPart(parts / part), np.load(placements / f"{part}.npy")) for part in group["parts"]]
     with ExitStack() as stack:
         writers: dict[int, ShardWriter] = {}
         for number, split in enumerate(SPLITS):
             if any((places == number).any() for _, places in splits):
                 file = f"shards/{group['source']}-{split}-{group['number']:05}.ds"
-                writers[number] = stack.enter_context(
-                    ShardWriter(Path(out), file, tokenizer_meta, tokenizer_meta.dtype)
-                )
+                writer = ShardWriter(Path(out), file, tokenizer_meta, tokenizer_meta.dtype)
+                writers[number] = stack.enter_context(writer)
         for part, places in splits:
-            for texts, split_numbers in _batches(part, places):
-                ids = tokenizer.encode_batch(texts, parse_special=False)
-                for text, token_ids, place in zip(texts, ids, split_numbers, strict=True):
+            kept = ((text, p) for (_, text), p in zip(part.texts(), places.tolist(), strict=True) if p != COPY)
+            while batch := list(islice(kept, _TOGETHER)):
+                ids = tokenizer.encode_batch([text for text, _ in batch], parse_special=False)
+                for (text, place), token_ids in zip(batch, ids, strict=True):
                     writers[place].write(token_ids, len(text.encode()))
-    entries = {SPLITS[number]: _shard_json(writer) for number, writer in writers.items()}
+    entries = {SPLITS[number]: writer.shard.model_dump(mode="json") for number, writer in writers.items()}
     atomic_write(Path(work) / "groups" / f"{name}.json", json.dumps({"key": key, "entries": entries}, indent=1))
     return name
-
-
-def _shard_json(writer: ShardWriter) -> dict[str, Any]:
-    if writer.shard is None:
-        raise DataError("a shard was not written")
-    return writer.shard.model_dump(mode="json")
-
-
-def _batches(part: SiftedPart, places: NDArray[np.int8]) -> Iterator[tuple[list[str], list[int]]]:
-    texts: list[str] = []
-    split_numbers: list[int] = []
-    for (_, text), place in zip(part.texts(), places.tolist(), strict=True):
-        if place != COPY:
-            texts.append(text)
-            split_numbers.append(place)
-        if len(texts) == _TOGETHER:
-            yield texts, split_numbers
-            texts, split_numbers = [], []
-    if texts:
-        yield texts, split_numbers
 
 
 def encoded(work: Path, out: Path, name: str, key: str) -> dict[str, ShardEntry] | None:
@@ -145,8 +115,5 @@ def encoded(work: Path, out: Path, name: str, key: str) -> dict[str, ShardEntry]
         return None
     values = json.loads(path.read_text("utf-8"))
     entries = {split: ShardEntry.model_validate(shard) for split, shard in values["entries"].items()}
-    complete = all(
-        (out / shard_file.file).is_file() and (out / (shard_file.file + INDEX)).is_file()
-        for shard_file in entries.values()
-    )
+    complete = all((out / f"{shard.file}{end}").is_file() for shard in entries.values() for end in ("", INDEX))
     return entries if values["key"] == key and complete else None

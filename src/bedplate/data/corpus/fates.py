@@ -1,5 +1,5 @@
-"""The fate of every document of a corpus, and their tally: written part by part, read by `explain` and by the
-funnel."""
+"""The fate of every document of a corpus, their tally, the funnel (what went in, what each rule removed, what came out)
+and the corpus card."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import DataError
-from bedplate.core.files import atomic_write
+from bedplate.core.files import atomic_write, read_text
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.curate.presets import RULES
+from bedplate.data.corpus.recipe import CorpusRecipe, Source
+from bedplate.data.corpus.shards import CorpusManifest
+from bedplate.report.formatting import cell, table
 
-KEPT = "kept"
 EXAMPLES = 3
 EXAMPLE_CHARACTERS = 400
 EDGES = (0, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000, 1_000_000)
@@ -38,16 +41,12 @@ class Fate:
     @property
     def line(self) -> str:
         """For people, in one line of a terminal: a name may hold line breaks and other controls."""
-        summary = f"{self.source}: {self.id} ({self.characters:,} characters): {self.sentence}"
-        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in summary)
-
-    @property
-    def sentence(self) -> str:
-        """For people."""
-        if self.rule is not None:
-            return f"dropped by {self.rule}" + (f" ({self.detail})" if self.detail else "")
         changed = f", its text changed by {', '.join(self.changed)}" if self.changed else ""
-        return f"kept, in {self.split or 'no split'}{changed}"
+        outcome = f"kept, in {self.split or 'no split'}{changed}"
+        if self.rule is not None:
+            outcome = f"dropped by {self.rule}" + (f" ({self.detail})" if self.detail else "")
+        summary = f"{self.source}: {self.id} ({self.characters:,} characters): {outcome}"
+        return "".join(c if c.isprintable() else repr(c)[1:-1] for c in summary)
 
 
 @dataclass
@@ -83,10 +82,8 @@ class Tally:
 
     def drop(self, rule: str, detail: str, size: int, id: str, text: str) -> None:
         """size: bytes of its text."""
-        reasons = self.dropped.setdefault(rule, {})
-        reason = detail.partition(":")[0]
-        reasons[reason] = reasons.get(reason, 0) + 1
-        self.dropped_bytes[rule] = self.dropped_bytes.get(rule, 0) + size
+        _add(self.dropped.setdefault(rule, {}), {detail.partition(":")[0]: 1})
+        _add(self.dropped_bytes, {rule: size})
         shown = self.examples.setdefault(rule, [])
         if len(shown) < EXAMPLES:
             shown.append({"id": id, "detail": detail, "text": text[:EXAMPLE_CHARACTERS]})
@@ -106,12 +103,9 @@ class Tally:
         for name in ("documents", "characters", "bytes", "kept", "kept_characters", "kept_bytes"):
             setattr(self, name, getattr(self, name) + getattr(tally, name))
         for rule, reasons in tally.dropped.items():
-            mine = self.dropped.setdefault(rule, {})
-            for reason, count in reasons.items():
-                mine[reason] = mine.get(reason, 0) + count
-        for mine, theirs in ((self.dropped_bytes, tally.dropped_bytes), (self.changed, tally.changed)):
-            for rule, count in theirs.items():
-                mine[rule] = mine.get(rule, 0) + count
+            _add(self.dropped.setdefault(rule, {}), reasons)
+        _add(self.dropped_bytes, tally.dropped_bytes)
+        _add(self.changed, tally.changed)
         for rule, shown in tally.examples.items():
             have = self.examples.setdefault(rule, [])
             have += shown[: EXAMPLES - len(have)]
@@ -128,6 +122,11 @@ class Tally:
             )
 
 
+def _add(counts: dict[str, int], more: Mapping[str, int]) -> None:
+    for name, count in more.items():
+        counts[name] = counts.get(name, 0) + count
+
+
 def bucket(characters: int) -> int:
     """The number of the last of EDGES that is not above."""
     return max(i for i, edge in enumerate(EDGES) if edge <= characters)
@@ -140,11 +139,9 @@ def write_fates(path: Path, fates: list[Fate]) -> None:
 
 
 def _short(fate: Fate) -> dict[str, Any]:
-    values: dict[str, Any] = {"id": fate.id, "source": fate.source, "characters": fate.characters}
-    for name in ("rule", "detail", "split"):
-        if getattr(fate, name):
-            values[name] = getattr(fate, name)
-    return {**values, **({"changed": list(fate.changed)} if fate.changed else {})}
+    """What is not said is left out."""
+    names = ("id", "source", "characters", "rule", "detail", "split", "changed")
+    return {name: value for name in names if (value := getattr(fate, name)) or name in names[:3]}
 
 
 def read_fates(path: Path) -> Iterator[Fate]:
@@ -152,16 +149,8 @@ def read_fates(path: Path) -> Iterator[Fate]:
     try:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as lines:
             for line in lines:
-                values: Mapping[str, Any] = json.loads(line)
-                yield Fate(
-                    values["id"],
-                    values["source"],
-                    values.get("rule"),
-                    values.get("detail", ""),
-                    values["characters"],
-                    tuple(values.get("changed", ())),
-                    values.get("split"),
-                )
+                values: dict[str, Any] = {"rule": None, "detail": "", **json.loads(line)}
+                yield Fate(**values | {"changed": tuple(values.get("changed", ()))})
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; build the corpus again") from error
 
@@ -187,3 +176,104 @@ def fates_of(directory: Path, id: str) -> list[Fate]:
         hint = did_you_mean(nearest(id, similar_ids, 3)) or "`bedplate data funnel` shows ids"
         raise DataError(f"{directory} read no document {id!r}; {hint}")
     return exact or fates
+
+
+ORDER = ("unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicate")
+"""In which what drops documents is applied."""
+
+
+def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: CorpusManifest) -> dict[str, Any]:
+    """The funnel of all sources together and of each."""
+    total = Tally()
+    for tally in tallies.values():
+        total.add(tally)
+    total.check(recipe.corpus)
+    return {
+        "version": 1,
+        "corpus": recipe.corpus,
+        "recipe": manifest.recipe,
+        "tokens": sum(source.tokens for source in manifest.sources),
+        **_tally_json(total),
+        "sources": {
+            source.name: {
+                "tokens": source.tokens,
+                # end tokens are no part of a text
+                "bytes_per_token": source.bytes / max(1, source.tokens - source.documents),
+                "splits": {split: sum(s.documents for s in shards) for split, shards in source.splits.items()},
+                "licence": source.licence,
+                **_tally_json(tallies.get(source.name, Tally()), examples=False),
+            }
+            for source in manifest.sources
+        },
+        "edges": list(EDGES),
+    }
+
+
+def _tally_json(tally: Tally, examples: bool = True) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = []
+    remaining = tally.documents
+    for rule in sorted(tally.dropped, key=ORDER.index):
+        reasons = dict(sorted(tally.dropped[rule].items(), key=lambda pair: (-pair[1], pair[0])))
+        dropped = sum(reasons.values())
+        step = {"rule": rule, "in": remaining, "dropped": dropped, "out": remaining - dropped}
+        step |= {"bytes": tally.dropped_bytes.get(rule, 0), "reasons": reasons}
+        steps.append(step | ({"examples": tally.examples.get(rule, [])} if examples else {}))
+        remaining -= dropped
+    return {
+        **{name: getattr(tally, name) for name in ("documents", "bytes", "kept", "kept_bytes")},
+        "changed": dict(sorted(tally.changed.items())),
+        "steps": steps,
+        "before": tally.before,
+        "after": tally.after,
+    }
+
+
+def read_funnel(directory: Path) -> dict[str, Any]:
+    """DataError where the directory has none."""
+    path = directory / "funnel.json"
+    if not path.is_file():
+        raise DataError(f"{directory} has no funnel.json: it is not a corpus made by `bedplate data build`")
+    try:
+        return json.loads(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}; build the corpus again") from error
+
+
+def card(recipe: CorpusRecipe, funnel: Mapping[str, Any], manifest: CorpusManifest) -> str:
+    """Markdown."""
+    left_out = [] if funnel["steps"] else ["Nothing."]
+    for step in funnel["steps"]:
+        reasons = ", ".join(f"{cell(reason)} {count:,}" for reason, count in step["reasons"].items())
+        left_out.append(f"- {step['rule']}: {step['dropped']:,} of {step['in']:,} ({reasons})")
+    for rule, count in funnel["changed"].items():
+        left_out.append(f"- {rule} changed the text of {count:,} documents that were kept")
+    against = ", ".join(recipe.decontaminate.against)
+    near = "kept" if recipe.dedup.minhash is None else "dropped (MinHash)"
+    lines = [
+        f"# {recipe.corpus}\n",
+        f"{funnel['tokens']:,} tokens of {funnel['kept']:,} documents ({funnel['kept_bytes'] / 1e6:,.1f} MB of text), "
+        f"kept of {funnel['documents']:,} ({funnel['bytes'] / 1e6:,.1f} MB).\n",
+        "## Sources\n",
+        *table(
+            ("source", "kind", "licence", "documents read", "kept", "tokens", "bytes per token", "train / valid"),
+            (_source(source, funnel["sources"][source.name]) for source in recipe.sources),
+        ),
+        "\n## What was left out\n",
+        *left_out,
+        "\n## How it was made\n",
+        f"- preset {recipe.preset}, language {cell(recipe.language)}",
+        f"- copies: exact {'dropped' if recipe.dedup.exact else 'kept'}, near {near}",
+        f"- evaluations looked for: {cell(against) or 'none'}"
+        + (f" ({recipe.decontaminate.words} words in a row)" if against else ""),
+        f"- tokenizer: {manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.tokenizer_id}",
+        f"- recipe and content: {manifest.recipe}\n",
+        "`recipe.yaml` makes it again; `bedplate data explain` tells what became of a document.\n",
+    ]
+    return "\n".join(lines)
+
+
+def _source(source: Source, read: Mapping[str, Any]) -> tuple[str, ...]:
+    counts = (f"{read[name]:,}" for name in ("documents", "kept", "tokens"))
+    splits = f"{read['splits'].get('train', 0):,} / {read['splits'].get('valid', 0):,}"
+    about = source.name, source.kind, source.licence or "not stated"
+    return *about, *counts, f"{read['bytes_per_token']:.2f}", splits

@@ -5,8 +5,9 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,10 @@ from bedplate.core.files import atomic_directory, atomic_write
 from bedplate.data.corpus.curate.draft import DraftDocument, Judge, Rule, Together, Tools
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
-from bedplate.data.corpus.readers.part import RawDocument, Read, SourcePart, Unread
-from bedplate.data.corpus.readers.table import READERS
+from bedplate.data.corpus.readers import READERS
+from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, Unread
 from bedplate.data.corpus.recipe import CorpusRecipe, Source
-from bedplate.data.corpus.repeated.contamination import Contamination
-from bedplate.data.corpus.repeated.minhash import MinHash, text_hash
+from bedplate.data.corpus.repeated import Contamination, MinHash, text_hash
 from bedplate.data.corpus.shards import save_array
 
 UNREADABLE, CONTAMINATED = "unreadable", "contaminated"
@@ -70,15 +70,15 @@ class _Sifter:
         sizes: list[tuple[int, int]] = []
         bands: list[NDArray[np.uint64] | None] = []
         with gzip.GzipFile(out / "kept.jsonl.gz", "wb", 1, mtime=0) as text_file:
-            for read, sent in self._sent(documents):
-                fate = self._settled(read, sent, tally)
+            for read, draft in self._drafts(documents):
+                fate = self._settled(read, draft, tally)
                 fates.append(fate)
                 raw_hash = text_hash(read.text) if isinstance(read, RawDocument) else None
                 digest.update(f"{read.id}\0{raw_hash or ''}\n".encode())
-                if fate.rule is None and sent is not None:
-                    text = sent.draft.text
+                if fate.rule is None and draft is not None:
+                    text = draft.text
                     text_file.write(json.dumps({"id": read.id, "text": text}, ensure_ascii=False).encode() + b"\n")
-                    hashes.append(text_hash(text) if sent.changed or raw_hash is None else raw_hash)
+                    hashes.append(text_hash(text) if draft.changed or raw_hash is None else raw_hash)
                     sizes.append((len(text), len(text.encode())))
                     bands.append(None if self._minhash is None else self._minhash.bands(text))
         tally.check(name)
@@ -92,39 +92,45 @@ class _Sifter:
         summary = {"key": key, "content": digest.hexdigest(), "tally": asdict(tally)}
         atomic_write(out / "part.json", json.dumps(summary, ensure_ascii=False, indent=1))
 
-    def _sent(self, documents: Iterator[Read]) -> Iterator[tuple[Read, _Sent | None]]:
-        """Every document, and what its rules said: those of some documents rule by rule, so that what is faster
-        together can be. None for what could not be read."""
+    def _drafts(self, documents: Iterator[Read]) -> Iterator[tuple[Read, DraftDocument | None]]:
+        """Every document, and its draft with what the rules said: those of some documents rule by rule, so that what is
+        faster together can be. None for what could not be read."""
         while batch := list(islice(documents, _TOGETHER)):
-            sent = [_Sent.of(read, self._tools) for read in batch]
-            for preset in dict.fromkeys(self._preset_of(document.draft) for document in sent if document is not None):
-                mine = [
-                    document for document in sent if document is not None and self._preset_of(document.draft) == preset
-                ]
+            drafts = [self._draft(read) for read in batch]
+            by_preset: defaultdict[str, list[DraftDocument]] = defaultdict(list)
+            for draft in filter(None, drafts):
+                by_preset[self._preset_of(draft)].append(draft)
+            for preset, mine in by_preset.items():
                 for name, rule in self._rules_of(preset):
-                    _apply(name, rule, [document for document in mine if document.rule is None])
-            yield from zip(batch, sent, strict=True)
+                    _apply(name, rule, [draft for draft in mine if draft.rule is None])
+            yield from zip(batch, drafts, strict=True)
 
-    def _settled(self, read: Read, sent: _Sent | None, tally: Tally) -> Fate:
+    def _draft(self, read: Read) -> DraftDocument | None:
+        """None for what is no text, or none of Unicode."""
+        if isinstance(read, Unread) or (not read.text.isascii() and any("\ud800" <= c <= "\udfff" for c in read.text)):
+            return None
+        return DraftDocument(read.text, read.about, self._tools)
+
+    def _settled(self, read: Read, draft: DraftDocument | None, tally: Tally) -> Fate:
         """What becomes of a document, counted."""
         name, text = self._source.name, read.text if isinstance(read, RawDocument) else ""
         tally.saw(text)
-        if sent is None or isinstance(read, Unread):
+        if draft is None or isinstance(read, Unread):
             lone = "lone_surrogate: not Unicode text"
             detail = f"{read.why}: {read.detail}" if isinstance(read, Unread) else lone
             tally.drop(UNREADABLE, detail, len(text.encode("utf-8", "surrogatepass")), read.id, "")
             return Fate(read.id, name, UNREADABLE, detail, len(text))
-        rule, detail = sent.rule, sent.detail
+        rule, detail = draft.rule, draft.detail
         if rule is None:
-            hit = self._contamination.found_in(sent.draft.text)
+            hit = self._contamination.found_in(draft.text)
             rule, detail = (None, "") if hit is None else (CONTAMINATED, hit)
         if rule is not None:
             tally.drop(rule, detail, len(text.encode()), read.id, text)
-            return Fate(read.id, name, rule, detail, len(text), tuple(sent.changed))
-        for rule_name in sent.changed:
+            return Fate(read.id, name, rule, detail, len(text), tuple(draft.changed))
+        for rule_name in draft.changed:
             tally.changed[rule_name] = tally.changed.get(rule_name, 0) + 1
-        tally.accept(sent.draft.text)
-        return Fate(read.id, name, None, "", len(text), tuple(sent.changed))
+        tally.accept(draft.text)
+        return Fate(read.id, name, None, "", len(text), tuple(draft.changed))
 
     def _preset_of(self, draft: DraftDocument) -> str:
         if self._preset != "mixed":
@@ -137,34 +143,14 @@ class _Sifter:
         return self._rules[preset]
 
 
-@dataclass
-class _Sent:
-    """A draft with what the rules have said so far."""
-
-    draft: DraftDocument
-    rule: str | None = None
-    detail: str = ""
-    changed: list[str] = field(default_factory=list[str])
-
-    @classmethod
-    def of(cls, read: Read, tools: Tools) -> _Sent | None:
-        """None for what is no text, or none of Unicode."""
-        if isinstance(read, Unread):
-            return None
-        if not read.text.isascii() and any("\ud800" <= c <= "\udfff" for c in read.text):
-            return None
-        return cls(DraftDocument(read.text, read.about, tools))
-
-
-def _apply(name: str, rule: Rule, sent: list[_Sent]) -> None:
-    before = [document.draft.text for document in sent]
-    drafts = [document.draft for document in sent]
+def _apply(name: str, rule: Rule, drafts: list[DraftDocument]) -> None:
+    before = [draft.text for draft in drafts]
     reasons = (rule.apply_batch(drafts) if drafts else ()) if isinstance(rule, Together) else map(rule, drafts)
-    for document, text, reason in zip(sent, before, reasons, strict=True):
+    for draft, text, reason in zip(drafts, before, reasons, strict=True):
         if reason is not None:
-            document.rule, document.detail = name, reason
-        elif document.draft.text is not text and document.draft.text != text:
-            document.changed.append(name)
+            draft.rule, draft.detail = name, reason
+        elif draft.text is not text and draft.text != text:
+            draft.changed.append(name)
 
 
 class SiftedPart:

@@ -42,35 +42,20 @@ class Code(_Source):
     languages: tuple[str, ...] | None = None
 
 
-class Json(_Source):
-    """JSON lines, plain or compressed (.gz, .zst): each line's text in `text`. path: a file, or a folder of such."""
+class Rows(_Source):
+    """Rows with a text in `text`: JSON lines, plain or compressed (.gz, .zst), or Parquet. path: a file, or a folder of
+    such."""
 
-    kind: Literal["jsonl"]
+    kind: Literal["jsonl", "parquet"]
     path: str
     text: str = "text"
     id: str | None = None
 
 
-class Parquet(_Source):
-    """Parquet files: each row's text in the column `text`."""
+class Pages(_Source):
+    """Pages, from which the article is extracted: HTML, or web archives (.warc, .warc.gz; .wet holds text already)."""
 
-    kind: Literal["parquet"]
-    path: str
-    text: str = "text"
-    id: str | None = None
-
-
-class Html(_Source):
-    """Pages of HTML, from which the article is extracted."""
-
-    kind: Literal["html"]
-    path: str
-
-
-class Warc(_Source):
-    """Web archives (.warc, .warc.gz; .wet holds text already): the article of each page."""
-
-    kind: Literal["warc"]
+    kind: Literal["html", "warc"]
     path: str
 
 
@@ -109,9 +94,7 @@ class StandardLibrary(_Source):
     licence: str | None = "PSF-2.0"
 
 
-Source = Annotated[
-    Files | Code | Json | Parquet | Html | Warc | PyPI | Hub | StandardLibrary, pydantic.Field(discriminator="kind")
-]
+Source = Annotated[Files | Code | Rows | Pages | PyPI | Hub | StandardLibrary, pydantic.Field(discriminator="kind")]
 
 
 class TrainTokenizer(Strict):
@@ -185,11 +168,8 @@ class Split(Strict):
 
 
 class CorpusRecipe(Strict):
-    """The whole file.
-
-    rules: settings over the preset's, by rule and then by setting; null turns a rule off. part_mb: a unit of work has
-    about so much raw text. shard_tokens: a shard has at most about so many.
-    """
+    """The whole file. rules: settings over the preset's, by rule and then by setting; null turns a rule off. part_mb: a
+    unit of work has about so much raw text. shard_tokens: a shard has at most about so many."""
 
     corpus: Name
     preset: Preset = "prose"

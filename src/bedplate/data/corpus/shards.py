@@ -10,18 +10,159 @@ from __future__ import annotations
 import hashlib
 import io
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Literal, NoReturn, Self, overload
+from typing import Annotated, Any, BinaryIO, Literal, NoReturn, Self
 
 import numpy as np
+import pydantic
 from numpy.typing import NDArray
 
+from bedplate.core.config import Strict
 from bedplate.core.errors import DataError, TokenizerError
-from bedplate.core.files import atomic_write, safe_join, sha256_file, writable
-from bedplate.data.corpus.manifest import CorpusManifest, ShardEntry, SourceEntry, Split, TokenizerEntry, read_manifest
+from bedplate.core.files import atomic_write, read_text, safe_join, sha256_file, sha256_json, writable
+from bedplate.core.json import load_json
+from bedplate.data.corpus.recipe import Source
+from bedplate.text.tokenizer import Tokenizer
+
+MANIFEST = "corpus.json"
+SPLITS = ("train", "valid")
+Split = Literal["train", "valid"]
+Count = Annotated[int, pydantic.Field(ge=0, strict=True)]
+Hash = Annotated[str, pydantic.Field(pattern="^[0-9a-f]{64}$")]
+
+
+class ShardEntry(Strict):
+    """A file of token ids, relative to the corpus, with its index of documents. bytes: of the text, in UTF-8."""
+
+    file: str
+    sha256: Hash
+    index_sha256: Hash
+    documents: Count
+    tokens: Count
+    bytes: Count
+
+
+ShardGroups = Sequence[Mapping[str, ShardEntry]]
+"""Of a source: its shards by split, a mapping for each group of parts."""
+
+
+class SourceEntry(Strict):
+    """A source's share of the corpus. weight: as the recipe gives it; a run's mixture may say otherwise."""
+
+    name: str
+    weight: float | None = None
+    licence: str | None = None
+    documents: Count
+    tokens: Count
+    bytes: Count
+    splits: dict[Split, tuple[ShardEntry, ...]]
+
+    @classmethod
+    def of(cls, source: Source, groups: ShardGroups) -> SourceEntry:
+        """groups: each its shards by split."""
+        splits = {split: tuple(group[split] for group in groups if split in group) for split in SPLITS}
+        shards = [shard for split_shards in splits.values() for shard in split_shards]
+        names = ("documents", "tokens", "bytes")
+        sums: dict[str, Any] = {name: sum(getattr(shard, name) for shard in shards) for name in names}
+        about: dict[str, Any] = {"weight": source.weight, "licence": source.licence, "splits": splits}
+        return cls(name=source.name, **sums, **about)
+
+    @pydantic.model_validator(mode="after")
+    def _sums(self) -> SourceEntry:
+        for name in ("documents", "tokens", "bytes"):
+            total = sum(getattr(shard, name) for shards in self.splits.values() for shard in shards)
+            if getattr(self, name) != total:
+                raise ValueError(f"source {self.name!r}: {name} is {getattr(self, name)}, but its shards have {total}")
+        return self
+
+
+class TokenizerEntry(Strict):
+    """The tokenizer that made the ids. tokenizer_id: as `Tokenizer.identity`."""
+
+    file: str = "tokenizer.json"
+    tokenizer_id: Hash
+    vocab_size: Annotated[int, pydantic.Field(ge=1, strict=True)]
+    eos_id: Count
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> TokenizerEntry:
+        """TokenizerError for one without an end."""
+        if tokenizer.eos_id is None:
+            raise TokenizerError("the tokenizer has no end token")
+        return cls(tokenizer_id=tokenizer.identity, vocab_size=tokenizer.vocab_size, eos_id=tokenizer.eos_id)
+
+    @property
+    def dtype(self) -> Literal["uint16", "uint32"]:
+        """The smallest type that holds every id."""
+        return "uint16" if self.vocab_size <= 1 << 16 else "uint32"
+
+    @pydantic.model_validator(mode="after")
+    def _end_is_a_token(self) -> TokenizerEntry:
+        if self.eos_id >= self.vocab_size:
+            raise ValueError(f"eos_id is {self.eos_id}, but the vocabulary has {self.vocab_size} ids")
+        return self
+
+
+class CorpusManifest(Strict):
+    """The whole of corpus.json. recipe: sha256 of the resolved recipe and of what it read."""
+
+    version: Literal[1] = 1
+    recipe: Hash
+    tokenizer: TokenizerEntry
+    dtype: Literal["uint16", "uint32"]
+    sources: tuple[SourceEntry, ...]
+
+    @classmethod
+    def of(
+        cls, recipe: str, tokenizer: Tokenizer, sources: Sequence[Source], groups: Mapping[str, ShardGroups]
+    ) -> CorpusManifest:
+        """groups: by source, each its shards by split."""
+        entry = TokenizerEntry.of(tokenizer)
+        entries = tuple(SourceEntry.of(source, groups.get(source.name, ())) for source in sources)
+        return cls(recipe=recipe, tokenizer=entry, dtype=entry.dtype, sources=entries)
+
+    @pydantic.model_validator(mode="after")
+    def _ids_fit(self) -> CorpusManifest:
+        if self.dtype == "uint16" and self.tokenizer.vocab_size > 1 << 16:
+            raise ValueError(f"ids of a vocabulary of {self.tokenizer.vocab_size} do not fit into uint16")
+        names = [source.name for source in self.sources]
+        if len(set(names)) < len(names):
+            raise ValueError("two sources have one name")
+        if len({source.weight is None for source in self.sources}) > 1:
+            raise ValueError("some sources have a weight and some have none")
+        return self
+
+    @property
+    def sha256(self) -> str:
+        """Names the content: every shard's hash is in it."""
+        return sha256_json(self.model_dump(mode="json"))
+
+    def shards(self) -> Iterator[tuple[str, str, ShardEntry]]:
+        """Source, split and shard, in order."""
+        for source in self.sources:
+            for split, shards in source.splits.items():
+                for shard in shards:
+                    yield source.name, split, shard
+
+
+def read_manifest(directory: Path) -> CorpusManifest:
+    """DataError for a directory that is no corpus, or a corpus.json that cannot be used."""
+    path = directory / MANIFEST
+    if not path.is_file():
+        problem = "is not a corpus directory: it has no corpus.json" if directory.is_dir() else "does not exist"
+        raise DataError(f"{directory} {problem}; `bedplate data build RECIPE.yaml` makes one")
+    try:
+        return CorpusManifest.model_validate(load_json(read_text(path)))
+    except pydantic.ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        location = ".".join(map(str, problem["loc"]))
+        message = f"{location + ': ' if location else ''}{problem['msg'].removeprefix('Value error, ')}"
+        raise DataError(f"{path}: {message}; build the corpus again") from error
+    except ValueError as error:
+        raise DataError(f"{path} is not valid JSON: {error}; build the corpus again") from error
 
 
 def save_array(path: Path, array: NDArray[Any]) -> None:
@@ -47,25 +188,21 @@ class ShardWriter:
 
     UsageError where the disk is full, DataError for an id that the vocabulary does not have."""
 
+    shard: ShardEntry
+
     def __init__(self, directory: Path, file: str, tokenizer: TokenizerEntry, dtype: str) -> None:
         self._directory, self._file, self._tokenizer = directory, file, tokenizer
         self._dtype = np.dtype(dtype).newbyteorder("<")
         self._path = safe_join(directory, file)
         self._ends: list[int] = []
-        self._tokens = self._bytes = 0
+        self.tokens = self._bytes = 0
         self._digest = hashlib.sha256()
-        self.shard: ShardEntry | None = None
 
     def __enter__(self) -> Self:
         with writable(self._path):
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._out: BinaryIO = self._part(self._path).open("wb")
         return self
-
-    @property
-    def tokens(self) -> int:
-        """Written so far, end tokens included."""
-        return self._tokens
 
     def write(self, ids: Sequence[int] | NDArray[Any], size_bytes: int) -> None:
         """One document's ids, without the end token. size_bytes: of its text."""
@@ -77,9 +214,9 @@ class ShardWriter:
         with writable(self._path):
             self._out.write(raw)
         self._digest.update(raw)
-        self._tokens += len(id_array) + 1
+        self.tokens += len(id_array) + 1
         self._bytes += size_bytes
-        self._ends.append(self._tokens)
+        self._ends.append(self.tokens)
 
     def __exit__(
         self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,7 +235,7 @@ class ShardWriter:
                         sha256=self._digest.hexdigest(),
                         index_sha256=hashlib.sha256(ends).hexdigest(),
                         documents=len(self._ends),
-                        tokens=self._tokens,
+                        tokens=self.tokens,
                         bytes=self._bytes,
                     )
         finally:
@@ -110,7 +247,7 @@ class ShardWriter:
         return path.with_name(path.name + ".part")
 
 
-class ShardDocuments(Sequence[NDArray[Any]]):
+class ShardDocuments:
     """The documents of a source's split, in order: each its ids with the end token, a view of the mapped file."""
 
     def __init__(self, corpus: Corpus, shards: Sequence[ShardEntry]) -> None:
@@ -122,13 +259,7 @@ class ShardDocuments(Sequence[NDArray[Any]]):
     def __len__(self) -> int:
         return self._firsts[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> NDArray[Any]: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[NDArray[Any]]: ...
-    def __getitem__(self, index: int | slice) -> NDArray[Any] | list[NDArray[Any]]:
-        if isinstance(index, slice):
-            return [self[document_index] for document_index in range(*index.indices(len(self)))]
+    def __getitem__(self, index: int) -> NDArray[Any]:
         number = index + len(self) if index < 0 else index
         if not 0 <= number < len(self):
             raise IndexError(f"there is no document {index} among {len(self)}")
@@ -160,9 +291,7 @@ class ShardDocuments(Sequence[NDArray[Any]]):
 
     def lengths(self, numbers: NDArray[np.int64] | None = None) -> NDArray[np.int64]:
         """Tokens of the documents of these numbers, or of all, end tokens included."""
-        if numbers is None:
-            shard_lengths = [self._of_all(shard) for shard in self._shards]
-            return np.concatenate(shard_lengths) if shard_lengths else np.empty(0, np.int64)
+        numbers = np.arange(len(self)) if numbers is None else numbers
         token_counts = np.empty(len(numbers), np.int64)
         shards = np.searchsorted(np.asarray(self._firsts), numbers, side="right") - 1
         for at in np.unique(shards):
@@ -173,12 +302,6 @@ class ShardDocuments(Sequence[NDArray[Any]]):
             token_counts[in_shard] = ends[positions].astype(np.int64) - starts.astype(np.int64)
             if (token_counts[in_shard] < 1).any():
                 self._refuse_index(self._shards[at])
-        return token_counts
-
-    def _of_all(self, shard: ShardEntry) -> NDArray[np.int64]:
-        token_counts = np.diff(self._corpus.mapped(shard)[1].astype(np.int64), prepend=0)
-        if (token_counts < 1).any():
-            self._refuse_index(shard)
         return token_counts
 
 
@@ -253,8 +376,6 @@ class Corpus:
 
     def check_tokenizer(self) -> None:
         """TokenizerError where tokenizer.json is not the one that the ids are of."""
-        from bedplate.text.tokenizer import Tokenizer
-
         expected = self.manifest.tokenizer
         tokenizer = Tokenizer.from_directory(self.directory)
         if tokenizer.identity != expected.tokenizer_id or tokenizer.vocab_size != expected.vocab_size:

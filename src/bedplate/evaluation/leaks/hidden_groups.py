@@ -4,6 +4,10 @@ of texts, rows that are like their neighbours in the file, and targets that drif
 Of declared groups one row each is looked at, so that what they explain is not found again. Each thing that is looked at
 is tested on at most MOST rows (whole values, at most MOST_OF_ONE rows of each; near-copies are looked for among
 MOST_TEXTS), so the work grows with the columns and hardly with the rows.
+
+Texts become vectors of their words: TF-IDF hashed into few numbers with signs (Weinberger et al. 2009,
+https://arxiv.org/abs/0902.2206), so that products of two are, on average, those of their words. Near-copies are found
+by MinHash over three words in a row, with numbers kept apart: `row 17` is no copy of `row 18`.
 """
 
 from __future__ import annotations
@@ -13,9 +17,10 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +30,127 @@ from bedplate.core.statistics import holm, worth
 from bedplate.core.statistics.clusters import group_codes
 from bedplate.core.statistics.likeness import Likeness, likeness
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.data.corpus.recipe import MinHashSettings
+from bedplate.data.corpus.repeated import MinHash, clusters, word_hashes
 from bedplate.data.profile import is_group_name
-from bedplate.data.rows import SourceRows
-from bedplate.data.sources import read_rows
-from bedplate.evaluation.leaks.row_table import SOURCE, Table, near_copies, table_of, word_vectors
+from bedplate.data.rows import Row, SourceRows, blank
+from bedplate.data.splits import linked, normalise
 from bedplate.evaluation.task import Task
 from bedplate.report.schema_parts import Grouping, HiddenGroups
+
+SOURCE = "source"
+MOST_LABELS = 200
+
+
+SIZE = 64
+LEAST_WORDS = 8
+"""Texts of fewer words are like another too easily."""
+NEAR_COPY_SETTINGS = MinHashSettings(words=3, bands=14, rows=10)
+"""Texts that share 8 of 10 shingles are found with a chance of 0.8, those that share half with one of 0.01."""
+_DIGITS = str.maketrans("0123456789", "abcdefghij")
+
+
+def word_vectors(texts: Sequence[str]) -> NDArray[np.float64]:
+    """[n, SIZE], of length 1, or 0 for a text that has no word in common with any other."""
+    word_ids = [np.unique(word_hashes(text.translate(_DIGITS))) for text in texts]
+    rows = np.repeat(np.arange(len(texts)), [len(ids) for ids in word_ids])
+    words, places, counts = np.unique(np.concatenate(word_ids), return_inverse=True, return_counts=True)
+    weights = np.where(counts > 1, np.log(len(texts) / counts), 0.0)[places]
+    signs = np.where(words >> np.uint64(40) & np.uint64(1), 1.0, -1.0)[places]
+    vectors = np.zeros((len(texts), SIZE))
+    np.add.at(vectors, (rows, (words % np.uint64(SIZE)).astype(np.int64)[places]), weights * signs)
+    length = np.sqrt((vectors**2).sum(axis=1, keepdims=True))
+    return vectors / np.maximum(length, 1e-12)
+
+
+def near_copies(texts: Sequence[str]) -> NDArray[np.int64]:
+    """For each text [n] the first that is nearly the same, directly or through others; itself where there is none."""
+    hashes = MinHash(NEAR_COPY_SETTINGS)
+    bands = np.zeros((len(texts), NEAR_COPY_SETTINGS.bands), np.uint64)
+    has = np.zeros(len(texts), np.bool_)
+    for row, text in enumerate(texts):
+        masked = text.translate(_DIGITS)
+        text_bands = hashes.bands(masked) if len(word_hashes(masked)) >= LEAST_WORDS else None
+        if text_bands is not None:
+            bands[row], has[row] = text_bands, True
+    return clusters(bands, has)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, one of each text: for each its inputs as one text, its target as text, its declared group, and the values
+    of the columns that are nothing to the task (None where there is none, or no text, whole number or true or
+    false)."""
+
+    texts: tuple[str, ...]
+    targets: tuple[str, ...]
+    groups: tuple[str, ...]
+    columns: Mapping[str, tuple[str | None, ...]]
+
+    @property
+    def rows(self) -> int:
+        return len(self.texts)
+
+    @cached_property
+    def units(self) -> Table:
+        """One row of each declared group, in the order of the rows."""
+        order = np.random.Generator(np.random.PCG64(0)).permutation(self.rows)
+        first: dict[str, int] = {}
+        for row in order.tolist():
+            first.setdefault(self.groups[row], row)
+        unit_rows = sorted(first.values())
+        texts, targets, groups = (
+            tuple(values[row] for row in unit_rows) for values in (self.texts, self.targets, self.groups)
+        )
+        columns = {name: tuple(values[row] for row in unit_rows) for name, values in self.columns.items()}
+        return Table(texts, targets, groups, columns)
+
+    def target_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """[rows, d]: labels as 0 and 1; the words of targets where more than MOST_LABELS of them differ, or most do."""
+        targets = [self.targets[row] for row in rows.tolist()]
+        codes, count = group_codes(targets)
+        return np.eye(count)[codes] if count <= min(MOST_LABELS, len(targets) / 2) else word_vectors(targets)
+
+
+def table_of(task: Task, sources: Mapping[str, SourceRows]) -> Table:
+    """The rows of all sources, as they come, without empty ones and copies of a text. Nothing is checked here."""
+    used_columns = {spec.column for spec in task.inputs.values()} | {task.data.target, *task.data.group_columns, "id"}
+    used_columns |= {task.data.second_label} if task.data.second_label else set[str]()
+    used_columns |= {*task.data.sliced, *([task.data.current.column] if task.data.current else [])}
+    names = dict.fromkeys(name for rows in sources.values() for name in rows.columns if name not in used_columns)
+    several = len(sources) > 1 and task.data.split.files is None and SOURCE not in names
+    texts: dict[str, str] = {}
+    source_rows: list[tuple[str, Row]] = []
+    for rows in sources.values():
+        for row in rows.rows:
+            text = "\n".join(str(row.get(spec.column) or "") for spec in task.inputs.values())
+            if text.strip() and (normalized := normalise(text)) not in texts:
+                texts[normalized] = text
+                source_rows.append((rows.source, row))
+    columns = {name: tuple(_value(row.get(name)) for _, row in source_rows) for name in names}
+    if several:
+        columns[SOURCE] = tuple(source for source, _ in source_rows)
+    targets = tuple(_target(row.get(task.data.target)) for _, row in source_rows)
+    groups = tuple(_groups(task.data.group_columns, [row for _, row in source_rows]))
+    return Table(tuple(texts.values()), targets, groups, columns)
+
+
+def _groups(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    if not columns:
+        return [str(number) for number in range(len(rows))]
+    row_links = [[f"{name}={row[name]}" for name in columns if not blank(row.get(name))] for row in rows]
+    return linked([values or [str(number)] for number, values in enumerate(row_links)])
+
+
+def _value(value: Any) -> str | None:
+    if isinstance(value, str):
+        return value.strip() or None
+    return str(value) if isinstance(value, bool | int) else None
+
+
+def _target(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
+
 
 MAX_ROWS, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
 LEAST_ROWS, LEAST_VALUES = 60, 20
@@ -99,9 +219,6 @@ def _dates(values: Sequence[str | None]) -> bool:
     return len(present) == len(values) > 0 and all(_DATE.match(value) for value in present)
 
 
-# --- what is looked at
-
-
 def _column(units: Table, name: str, permutations: int) -> _Looked:
     values = units.columns[name]
     named = [f"{row}" if value is None else f"={value}" for row, value in enumerate(values)]
@@ -132,12 +249,8 @@ def _measured(units: Table, rows: Codes, codes: Codes, permutations: int) -> tup
     """How alike targets and texts of the rows are within the groups that `codes` [rows] name."""
     if rows.size < LEAST_ROWS:
         return None, None
-    texts = word_vectors([units.texts[row] for row in rows.tolist()])
-    targets = units.target_vectors(rows)
-    return (
-        likeness(targets, codes, permutations=permutations),
-        likeness(texts, codes, permutations=permutations),
-    )
+    texts = likeness(word_vectors([units.texts[row] for row in rows.tolist()]), codes, permutations=permutations)
+    return likeness(units.target_vectors(rows), codes, permutations=permutations), texts
 
 
 def _neighbours(units: Table, permutations: int) -> _Looked:
@@ -186,17 +299,10 @@ def _number(value: str) -> bool:
         return False
 
 
-# --- what it says
-
-
 def _tested(looked: Sequence[_Looked], rows: int) -> list[HiddenGroups]:
     """Corrected for all tests; what is not alike is told of columns alone."""
-    tests = [
-        (place, measurement)
-        for place, inspection in enumerate(looked)
-        for measurement in (inspection.targets, inspection.texts)
-        if measurement is not None
-    ]
+    measured = [(place, result) for place, item in enumerate(looked) for result in (item.targets, item.texts)]
+    tests = [(place, result) for place, result in measured if result is not None]
     corrected: dict[int, float] = {}
     for (place, _), p_value in zip(tests, holm([measurement.p_value for _, measurement in tests]), strict=True):
         corrected[place] = min(corrected.get(place, 1.0), p_value)
@@ -214,29 +320,16 @@ def _finding(inspection: _Looked, rows: int, p_value: float | None, significant:
     effect = 1.0
     if significant and inspection.may_stop:
         effect = 1 + (float((inspection.sizes**2).sum() / inspection.sizes.sum()) - 1) * max_icc
-    strong = effect >= STRONG_EFFECT
-    descriptions = {
-        "column": lambda: _column_says(inspection, targets, texts, p_value, significant),
-        "order": lambda: (
-            f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or template "
-            "seem to follow each other"
-        ),
-        "drift": lambda: (
-            f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
-        ),
-    }
-    return _build_finding(
-        inspection.finding_type,
-        inspection.name,
-        strong,
-        rows,
-        inspection.sizes,
-        effect,
-        descriptions[inspection.finding_type],
-        targets,
-        texts,
-        p_value,
-    )
+    if inspection.finding_type == "column":
+        says = _column_says(inspection, targets, texts, p_value, significant)
+    elif inspection.finding_type == "order":
+        says = f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or "
+        says += "template seem to follow each other"
+    else:
+        says = f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
+    strong, sizes = effect >= STRONG_EFFECT, inspection.sizes
+    measured = {"alike_targets": targets, "alike_texts": texts, "p_value": p_value}
+    return _build_finding(inspection.finding_type, inspection.name, strong, rows, sizes, effect, says, **measured)
 
 
 def _column_says(
@@ -249,11 +342,8 @@ def _column_says(
         return f"{values}, too few of which repeat to tell whether rows of one value are alike"
     if not significant:
         return f"{values}; rows of one value are not measurably alike ({numbers}, p = {p_value:.2g})"
-    note = (
-        ""
-        if inspection.may_stop
-        else "; these are kinds or numbers, which new rows have too, and not counted as groups"
-    )
+    kinds = "; these are kinds or numbers, which new rows have too, and not counted as groups"
+    note = "" if inspection.may_stop else kinds
     return f"{values}, and rows of one value are alike ({numbers}, p = {p_value:.2g}){note}"
 
 
@@ -265,38 +355,23 @@ def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
         limits.append(f"near-copies were looked for among {MOST_TEXTS:,} rows of {table.rows:,}")
     first = near_copies([table.texts[row] for row in rows.tolist()])
     groups = [table.groups[row] for row in rows.tolist()]
-    together, count = group_codes(_joined(groups, first))
+    pairs = [(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)]
+    together, count = group_codes(linked(pairs))
     group_ids, before = group_codes(groups)
     whole: list[set[int]] = [set() for _ in range(count)]
     for cluster, group in zip(together.tolist(), group_ids.tolist(), strict=True):
         whole[cluster].add(group)
     several = np.array([len(members) > 1 for members in whole])
     copies = Counter(first.tolist())
-    with_copy = sum(
-        several[code] and copies[first_row] > 1
-        for code, first_row in zip(together.tolist(), first.tolist(), strict=True)
-    )
+    with_copy = sum(several[c] and copies[row] > 1 for c, row in zip(together.tolist(), first.tolist(), strict=True))
     if not with_copy:
         return None
     sizes = np.bincount(together).astype(np.float64)
     alone = np.bincount(group_ids, minlength=before).astype(np.float64)
     effect = float((sizes**2).sum() / (alone**2).sum())
     strong = bool(with_copy >= STRONG_COPIES * rows.size or effect >= STRONG_EFFECT**2)
-    return _build_finding(
-        "near_duplicates",
-        "near_duplicates",
-        strong,
-        rows.size,
-        sizes,
-        effect,
-        lambda: f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group",
-    )
-
-
-def _joined(groups: Sequence[str], first: Codes) -> list[str]:
-    from bedplate.data.splits import linked
-
-    return linked([(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)])
+    says = f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group"
+    return _build_finding("near_duplicates", "near_duplicates", strong, rows.size, sizes, effect, says)
 
 
 def _build_finding(
@@ -306,15 +381,15 @@ def _build_finding(
     rows: int,
     sizes: NDArray[np.float64],
     effect: float,
-    describe: Callable[[], str],
-    targets: float | None = None,
-    texts: float | None = None,
+    says: str,
+    *,
+    alike_targets: float | None = None,
+    alike_texts: float | None = None,
     p_value: float | None = None,
 ) -> HiddenGroups:
-    would = ""
     if effect > 1.005:
-        would = f"; were scores as alike, {rows:,} rows would be worth {rows / effect:,.0f}, and the bound would lie "
-        would += f"{math.sqrt(effect):.2f} times as far from the estimate"
+        says += f"; were scores as alike, {rows:,} rows would be worth {rows / effect:,.0f}, and the bound would lie "
+        says += f"{math.sqrt(effect):.2f} times as far from the estimate"
     return HiddenGroups(
         kind=finding_type,
         name=name,
@@ -322,13 +397,13 @@ def _build_finding(
         rows=rows,
         groups=sizes.size,
         worth=worth(sizes),
-        alike_targets=targets,
-        alike_texts=texts,
+        alike_targets=alike_targets,
+        alike_texts=alike_texts,
         p_value=p_value,
         design_effect=effect,
         effective_rows=rows / effect,
         wider=math.sqrt(effect),
-        says=describe() + would,
+        says=says,
         answer=None,
     )
 
@@ -346,11 +421,6 @@ NON_COLUMN_FINDINGS = ("near_duplicates", "order")
 """What may stand under `not_groups` beside columns."""
 
 
-def sources_of(task: Task) -> dict[str, SourceRows]:
-    """The rows of a task's own sources, by the prefix of their ids."""
-    return {prefix: read_rows(source, task.directory) for prefix, source in task.data.by_prefix.items()}
-
-
 def grouping_of(task: Task, sources: Mapping[str, SourceRows]) -> Grouping:
     """What a task says of its groups and what its rows say. ConfigError where it says nothing, or does not answer what
     was found."""
@@ -358,9 +428,8 @@ def grouping_of(task: Task, sources: Mapping[str, SourceRows]) -> Grouping:
     columns = dict.fromkeys(name for rows in sources.values() for name in rows.columns)
     for name in data.not_groups:
         if name not in columns and name not in (*NON_COLUMN_FINDINGS, SOURCE):
-            hint = did_you_mean(
-                nearest(name, [*columns, *NON_COLUMN_FINDINGS]), f"the columns are {', '.join(columns)}"
-            )
+            names = [*columns, *NON_COLUMN_FINDINGS]
+            hint = did_you_mean(nearest(name, names), f"the columns are {', '.join(columns)}")
             raise ConfigError(f"{task.path}: data.not_groups: there is no column {name!r}; {hint}")
     findings, limits = hidden_groups(table_of(task, sources))
     answered = tuple(finding.model_copy(update={"answer": data.not_groups.get(finding.name)}) for finding in findings)
@@ -375,9 +444,8 @@ def grouping_of(task: Task, sources: Mapping[str, SourceRows]) -> Grouping:
 
 
 def _unsaid(task: Task, grouping: Grouping) -> str:
-    evidence = (
-        "; ".join(finding.says for finding in grouping.found) or "no column repeats, and no rows were found to be alike"
-    )
+    evidence = "; ".join(finding.says for finding in grouping.found)
+    evidence = evidence or "no column repeats, and no rows were found to be alike"
     problem = "is null without a reason" if "group_by" in task.data.model_fields_set else "is not said"
     return (
         f"{task.path}: data.group_by {problem}: rows of one user, document or template that stand in train and in test "

@@ -83,9 +83,8 @@ def splits_of(examples: Sequence[Example], directory: Path, skin: Skin, task: Ta
         split_names = assigned.splits_of(record)
         if record.row_hash not in assigned.rows:
             split_names |= {texts[key] for key in mine if key in texts}
-        row_splits.append(
-            next((name for name in SPLITS if name in split_names), None)
-        )  # what was learned from comes first
+        # what was learned from comes first
+        row_splits.append(next((name for name in SPLITS if name in split_names), None))
     return row_splits
 
 
@@ -95,12 +94,8 @@ def made_in(directory: Path, id_: str, skin: Skin) -> Path | None:
     if run_directory is not None:
         return run_directory
     with Catalog.open() as catalog:
-        parents = [catalog.get(parent_id) for parent_id in catalog.parents(id_)]
-        runs = [
-            Path(parent.path)
-            for parent in parents
-            if parent is not None and parent.artifact_type == "run" and parent.path is not None
-        ]
+        parents = [parent for parent_id in catalog.parents(id_) if (parent := catalog.get(parent_id)) is not None]
+    runs = (Path(parent.path) for parent in parents if parent.artifact_type == "run" and parent.path is not None)
     return next((place for place in runs if place.is_dir()), None)
 
 
@@ -115,12 +110,8 @@ def write_splits(directory: Path, data: TaskData) -> None:
         }
         for name, rows in (("train", data.train), ("valid", data.valid))
     }
-    test = data.test
-    parts_by_split["test"] = {
-        "rows": list(test.row_hashes),
-        "groups": list(test.group_names),
-        "links": list(test.links),
-    }
+    rows, groups, links = data.test.row_hashes, data.test.group_names, data.test.links
+    parts_by_split["test"] = {"rows": list(rows), "groups": list(groups), "links": list(links)}
     for name, part in parts_by_split.items():
         part["texts"] = data.keys(name).all_exact
     atomic_write(directory / SPLITS_FILE, json.dumps(parts_by_split) + "\n")
@@ -137,12 +128,8 @@ def read_splits(run: Path, task: Task) -> Assigned:
     try:
         read: Any = json.loads(read_text(path))
         rows = {str(row): name for name in SPLITS for row in read[name]["rows"]}
-        groups = {
-            str(group): name
-            for name in SPLITS
-            for group_field in group_fields
-            for group in read[name].get(group_field, ())
-        }
+        named = [(name, read[name].get(names, ())) for name in SPLITS for names in group_fields]
+        groups = {str(group): name for name, part in named for group in part}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(f"{path} is damaged ({error!r}); restore it, or take it away") from error
     return Assigned(rows, groups)

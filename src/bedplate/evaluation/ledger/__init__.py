@@ -1,10 +1,4 @@
-"""The test ledger: which rows were opened for which verdict, whatever they are called now.
-
-row_keys.py    what a row is known by again: its texts, what is nearly the same, its id
-chain.py       a file of entries that only grows, each with the hash of the one before
-ledger.py      an opening: counted, and written down before anything is read
-skin_looks.py  what earlier looks at a skin found, so that all of them are one test
-"""
+"""The test ledger: which rows were opened for which verdict, whatever they are called now (`row_keys`)."""
 
 from __future__ import annotations
 

@@ -8,25 +8,126 @@ Ledgers lie at home, whatever the data is called, and beside the data, whoever o
 `.bedplate/test-openings.jsonl` in the data file's directory. Data sets of the catalogue and of Python's library have
 none of their own; theirs lies beside the task file. A report names the verdict that its test rows were opened for, and
 the splits of its run, which lie beside it, the rows.
+
+Each record has its own SHA-256 and that of the record before, so that edits show. What is taken off a file's end does
+not show there; ledgers that know of each other tell that. A last line without its end is what a killed writer left.
+
+What a look at a skin gained is kept in a file for each skin, so that a further look continues the same test: looks are
+numbered in `ledger/skin-looks.jsonl` at home before anything is asked, and a row is bet on once.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+
+import numpy as np
 
 from bedplate.core.errors import DataError
-from bedplate.core.files import bedplate_home, file_lock, read_text
+from bedplate.core.files import append_jsonl, bedplate_home, file_lock, read_text, sha256_bytes, sha256_json
+from bedplate.core.json import load_json
+from bedplate.core.statistics import Gains
 from bedplate.data.sources import is_file
-from bedplate.evaluation.ledger.chain import Chain, LedgerRecord, append, merged, read_chain
 from bedplate.evaluation.ledger.row_keys import Keys, matching_rows
 from bedplate.evaluation.task import Task
+
+LedgerRecord = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The entries of one file that can be read, in order. breaks: the lines (from 1) at which it does not hold. last:
+    hash of the last line, "" of none."""
+
+    path: Path
+    entries: tuple[LedgerRecord, ...]
+    breaks: tuple[int, ...]
+    last: str
+
+    def notes(self) -> list[str]:
+        """What is wrong with it, as sentences."""
+        if not self.breaks:
+            return []
+        lines = ", ".join(map(str, self.breaks))
+        return [
+            f"the ledger {self.path} is damaged at line {lines}: entries were changed or taken out there, which counts "
+            f"as {len(self.breaks)} further verdict{'s' if len(self.breaks) > 1 else ''} on every row; restore the file"
+        ]
+
+
+def read_chain(path: Path) -> Chain:
+    """The file as it is; of one that is not there, no entries. DataError for one that cannot be read at all."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Chain(path, (), (), "")
+    except OSError as error:
+        why = error.strerror or error
+        raise DataError(f"{path}: the ledger cannot be read: {why}; restore it, or the right to read it") from error
+    entries: list[LedgerRecord] = []
+    breaks: list[int] = []
+    last, chained, sure = "", False, True
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        record = _parse_record(line)
+        if record is None:
+            if number < len(lines):
+                breaks.append(number)
+                last, chained, sure = sha256_bytes(line), True, False
+            continue
+        changed = "sum" in record and record["sum"] != _sum(record)
+        # entries from before there was a chain have no hash, and come before all that have one
+        if changed or (sure and (record["before"] != last if "before" in record else chained)):
+            breaks.append(number)
+        # of a changed one the next has another hash: that is one change, not two
+        chained, sure = chained or "before" in record, not changed
+        entries.append(record)
+        last = sha256_bytes(line)
+    return Chain(path, tuple(entries), tuple(breaks), last)
+
+
+def _parse_record(line: bytes) -> LedgerRecord | None:
+    try:
+        parsed = load_json(line.decode("utf-8"))
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    if not isinstance(parsed, dict):
+        return None
+    record = cast("dict[str, Any]", parsed)
+    lists = (record.get(name, []) for name in ("rows", "exact", "like", "judged"))
+    whole = isinstance(record.get("verdict"), str) and isinstance(record.get("number"), int)
+    return record if whole and all(isinstance(values, list) for values in lists) else None
+
+
+def append(chain: Chain, record: LedgerRecord) -> None:
+    """Write the next entry of a chain that was just read, under the lock of its file, and see it on disk. UsageError
+    where that is refused."""
+    whole = {**record, "before": chain.last}
+    append_jsonl(chain.path, [{**whole, "sum": _sum(whole)}])
+
+
+def _sum(record: LedgerRecord) -> str:
+    return sha256_json({name: value for name, value in record.items() if name != "sum"})
+
+
+def merged(chains: Sequence[Chain]) -> dict[str, list[LedgerRecord]]:
+    """The entries of several ledgers by their verdict; one that several have is one verdict."""
+    records_by_verdict: dict[str, list[LedgerRecord]] = {}
+    for chain in chains:
+        for record in chain.entries:
+            records_by_verdict.setdefault(record["verdict"], []).append(record)
+    return records_by_verdict
+
 
 OPENINGS = "test-openings.jsonl"
 _SHOWN = 3
@@ -65,11 +166,8 @@ def told_at_home(ledger_verdicts: Collection[str]) -> list[ReportedOpening]:
     with Catalog.open() as catalog:
         reports = [(report.details.get("opened"), report.path) for report in catalog.entries("report")]
     report_paths = {verdict: Path(path) for verdict, path in reports if verdict is not None and path is not None}
-    return [
-        ReportedOpening(verdict, path, _rows(path))
-        for verdict, path in report_paths.items()
-        if verdict not in ledger_verdicts
-    ]
+    unknown = ((verdict, path) for verdict, path in report_paths.items() if verdict not in ledger_verdicts)
+    return [ReportedOpening(verdict, path, _rows(path)) for verdict, path in unknown]
 
 
 def _rows(report: Path) -> LedgerRecord | None:
@@ -85,11 +183,9 @@ def _rows(report: Path) -> LedgerRecord | None:
 
 
 class TestLedger:
-    """A file of openings at home, and others beside the data; concurrent writers wait for each other.
-
-    keep_beside: whether those beside the data are written; they are read in any case. told: the openings that reports
-    tell of, but for the verdicts given; without it nothing is expected of a ledger that is not there yet.
-    """
+    """A file of openings at home, and others beside the data; concurrent writers wait for each other. keep_beside:
+    whether those beside the data are written; they are read in any case. told: the openings that reports tell of, but
+    for the verdicts given; without it nothing is expected of a ledger that is not there yet."""
 
     __test__ = False  # the name begins with Test; pytest should not collect it
 
@@ -107,54 +203,40 @@ class TestLedger:
         self._reported_openings = reported_openings
 
     def open(self, verdict_id: str, rows: Keys | Sequence[str], *, task: str, reason: str) -> Opening:
-        """Record, before anything is read, that these rows are opened for this verdict.
-
-        `verdict_id` names the question (skins, target, rows): asked again, after an interruption, it keeps its number
-        and spends nothing. rows: the keys of rows, or of what else is looked at again, one for each. Raises DataError
-        where a ledger cannot be read, UsageError where that at home cannot be written.
-        """
+        """Record, before anything is read, that these rows are opened for this verdict. `verdict_id` names the question
+        (skins, target, rows): asked again, after an interruption, it keeps its number and spends nothing. rows: the
+        keys of rows, or of what else is looked at again, one for each. Raises DataError where a ledger cannot be read,
+        UsageError where that at home cannot be written."""
         keys = rows if isinstance(rows, Keys) else _plain(rows)
         with ExitStack() as locks:
             notes: list[str] = []
-            writable_paths = [
-                self.path,
-                *(ledger_path for ledger_path in self.data_ledgers if self._writable(ledger_path, notes)),
-            ]
+            writable_paths = [self.path, *(path for path in self.data_ledgers if self._writable(path, notes))]
             for path in sorted(writable_paths):  # in one order, whoever asks
                 locks.enter_context(file_lock(path.with_name(path.name + ".lock")))
             chains = [read_chain(path) for path in (self.path, *self.data_ledgers)]
             notes += [note for chain in chains for note in chain.notes()]
             verdicts = merged(chains)
             verdict_records = verdicts.pop(verdict_id, [])
-            openings = [] if self._reported_openings is None else self._reported_openings({*verdicts, verdict_id})
-            reported = (
-                []
-                if self._reported_openings is None
-                else _reported(keys, openings, chains, bool(verdicts), len(writable_paths) > 1, notes)
-            )
-            lost = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
-            earlier = (
-                _earlier(keys, verdicts, reported, chains, notes) + lost + sum(len(chain.breaks) for chain in chains)
-            )
+            reported: list[set[int]] = []
+            if self._reported_openings is not None:
+                openings = self._reported_openings({*verdicts, verdict_id})
+                reported = _reported(keys, openings, chains, bool(verdicts), len(writable_paths) > 1, notes)
+            earlier = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
+            earlier += _earlier(keys, verdicts, reported, chains, notes) + sum(len(chain.breaks) for chain in chains)
             number = max((record["number"] for record in verdict_records), default=1 + earlier)
+            writable = [chain for chain in chains if chain.path in writable_paths]
             # how many a ledger has besides this verdict, which another home may have written there before
-            counts_by_ledger = {
-                str(chain.path): sum(chain_record["verdict"] != verdict_id for chain_record in chain.entries)
-                for chain in chains
-                if chain.path in writable_paths
-            }
+            others = {str(c.path): sum(record["verdict"] != verdict_id for record in c.entries) for c in writable}
             new_record = {
                 "verdict": verdict_id,
                 "number": number,
                 "task": task,
                 "reason": reason,
                 "at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-                "seen": counts_by_ledger,
+                "seen": others,
             }
-            for chain in chains:
-                if chain.path in writable_paths and all(
-                    chain_record["verdict"] != verdict_id for chain_record in chain.entries
-                ):
+            for chain in writable:
+                if all(record["verdict"] != verdict_id for record in chain.entries):
                     append(chain, {**new_record, **_key_fields(keys, chain)})
             return Opening(verdict_id, number, tuple(notes))
 
@@ -199,28 +281,20 @@ def _earlier(
     """The largest number of earlier verdicts that one of the rows was part of. reported: the rows of further ones."""
     written = {record["keys"]: record for chain in chains for record in chain.entries if "exact" in record}
     at_home = {record["verdict"] for record in chains[0].entries}
-    counted = [0] * len(keys.old)
+    counts: Counter[int] = Counter(row for rows in reported for row in rows)
     elsewhere = 0
     for verdict, entries in verdicts.items():
         whole = (record if "exact" in record else written.get(record.get("keys", ""), record) for record in entries)
         matched_rows = set[int]().union(*(matching_rows(keys, record) for record in whole))
         elsewhere += bool(matched_rows) and verdict not in at_home
-        for row in matched_rows:
-            counted[row] += 1
-    for rows in reported:
-        for row in rows:
-            counted[row] += 1
+        counts.update(matched_rows)
     if elsewhere:
-        phrase = (
-            "an earlier opening of these rows is"
-            if elsewhere == 1
-            else f"{elsewhere} earlier openings of these rows are"
-        )
+        several = f"{elsewhere} earlier openings of these rows are"
         notes.append(
-            f"{phrase} known from the ledger beside the data alone: from another BEDPLATE_HOME, or taken "
-            f"out of {chains[0].path}; they count"
+            f"{'an earlier opening of these rows is' if elsewhere == 1 else several} known from the ledger beside the "
+            f"data alone: from another BEDPLATE_HOME, or taken out of {chains[0].path}; they count"
         )
-    return max(counted, default=0)
+    return max(counts.values(), default=0)
 
 
 def _reported(
@@ -252,11 +326,8 @@ def _reported(
         unknown = f"; of {unreadable} the rows are not known any more, so that this may be a later verdict than it says"
         notes.append(f"{problem}{unknown if unreadable else ''}")
     elif not openings and not has_verdicts and not any(chain.breaks for chain in chains):
-        places = " and beside the data" if has_data_ledger else ""
-        notes.append(
-            f"the ledger begins here, at home ({home.path}){places}: nothing else says that no verdict on these rows "
-            "went before"
-        )
+        places = f"at home ({home.path}){' and beside the data' if has_data_ledger else ''}"
+        notes.append(f"the ledger begins here, {places}: nothing else says that no verdict on these rows went before")
     return list(rows.values())
 
 
@@ -291,6 +362,70 @@ def ledger_for(task: Task | None, *files: Path | str, leave: Path | None = None)
             place = (task.directory / source).resolve().parent if is_file(source) else None
             folders |= task_folders if place is None or (leave is not None and place == leave.resolve()) else {place}
     paths = (folder / FOLDER / OPENINGS for folder in sorted(folders) if folder.is_dir())
-    return TestLedger(
-        data_ledgers=paths, keep_beside=os.environ.get(OFF, "").lower() != "off", reported_openings=told_at_home
+    keep_beside = os.environ.get(OFF, "").lower() != "off"
+    return TestLedger(data_ledgers=paths, keep_beside=keep_beside, reported_openings=told_at_home)
+
+
+_DIGITS = 9
+
+
+def looks() -> TestLedger:
+    """The ledger of looks at skins: where the test ledger has rows, it has the skin."""
+    return TestLedger(bedplate_home() / "ledger" / "skin-looks.jsonl")
+
+
+@dataclass(frozen=True)
+class EarlierLook:
+    """Looks before this one. gains: of each, by what was looked at. rows: those that a look had, judged: those that one
+    had with their targets, by row hash. largest: rows of a group that are bet on at most; None before the first."""
+
+    gains: tuple[dict[str, Gains], ...]
+    rows: frozenset[str]
+    judged: frozenset[str]
+    largest: int | None
+    notes: tuple[str, ...]
+
+
+def earlier_looks(skin: str, question: str) -> EarlierLook:
+    """What is known before the look that asks `question`: asked again, it goes on from where it stood."""
+    chain = _chain(skin)
+    before = list(itertools.takewhile(lambda record: record["verdict"] != question, chain.entries))
+    gains = ({metric: np.array(bets, dtype=float) for metric, bets in record["gains"].items()} for record in before)
+    return EarlierLook(
+        tuple(gains),
+        frozenset(row for record in before for row in record["rows"]),
+        frozenset(row for record in before for row in record["judged"]),
+        before[0]["largest"] if before else None,
+        tuple(chain.notes()),
     )
+
+
+def remember(
+    skin: str,
+    question: str,
+    number: int,
+    *,
+    rows: Iterable[str],
+    judged: Iterable[str],
+    largest: int,
+    gains: Mapping[str, Gains],
+) -> None:
+    """Write down what the look that asked `question` found; once, however often it is asked."""
+    path = _chain(skin).path
+    with file_lock(path.with_name(path.name + ".lock")):
+        chain = _chain(skin)
+        if any(earlier["verdict"] == question for earlier in chain.entries):
+            return
+        record = {
+            "verdict": question,
+            "number": number,
+            "rows": sorted(set(rows)),
+            "judged": sorted(set(judged)),
+            "largest": largest,
+            "gains": {metric: np.round(metric_gains, _DIGITS).tolist() for metric, metric_gains in gains.items()},
+        }
+        append(chain, record)
+
+
+def _chain(skin: str) -> Chain:
+    return read_chain(bedplate_home() / "ledger" / "looks" / f"{skin}.jsonl")

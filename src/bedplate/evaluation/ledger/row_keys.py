@@ -27,7 +27,7 @@ from bedplate.core.values import Values, as_text
 from bedplate.data.splits import normalise, row_hash
 
 if TYPE_CHECKING:
-    from bedplate.data.corpus.repeated.minhash import MinHash
+    from bedplate.data.corpus.repeated import MinHash
 
 
 LONG = 24
@@ -118,11 +118,8 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
         (alone if len(remainder) >= LONG else weak)[place].update({_key("row", remainder)} if remainder else ())
     strong_keys = [a | b for a, b in zip(exact, _telling(alone), strict=True)]
     weak = [a | b for a, b in zip(_telling(weak), _of_ids(named), strict=True)]
-    return Keys(
-        tuple(old),
-        tuple(map(frozenset, strong_keys)),
-        tuple(frozenset(w - e) for w, e in zip(weak, strong_keys, strict=True)),
-    )
+    only_weak = (frozenset(w - e) for w, e in zip(weak, strong_keys, strict=True))
+    return Keys(tuple(old), tuple(map(frozenset, strong_keys)), tuple(only_weak))
 
 
 def _words(text: str) -> list[str]:
@@ -188,7 +185,7 @@ def _minhash() -> MinHash:
     """Pairs of words, six agreeing minima a band: one word of sixteen changed is found in most rows, texts that share a
     tenth of their pairs in one of ten thousand."""
     from bedplate.data.corpus.recipe import MinHashSettings
-    from bedplate.data.corpus.repeated.minhash import MinHash
+    from bedplate.data.corpus.repeated import MinHash
 
     return MinHash(MinHashSettings(words=2, bands=12, rows=6))
 
@@ -233,12 +230,9 @@ _LOOKS = (
     ("lol", "i01"),
     ("aeoldhtgln", "ɑəøłđħŧɡıŋ"),
     ("abcdefghljklmnoprstuvwyz", "ᴀʙᴄᴅᴇꜰɢʜɪᴊᴋʟᴍɴᴏᴘʀꜱᴛᴜᴠᴡʏᴢ"),
-    # Cyrillic
-    ("abekmhopctyxsljdhqwl", "авекмнорстухѕіјԁһԛԝӏ"),
-    # Greek
-    ("abezhlkmvoptuxywcj", "αβεζηικμνορτυχγωϲϳ"),
-    # Armenian
-    ("ouhngqq", "օսհոցզգ"),
+    ("abekmhopctyxsljdhqwl", "авекмнорстухѕіјԁһԛԝӏ"),  # Cyrillic
+    ("abezhlkmvoptuxywcj", "αβεζηικμνορτυχγωϲϳ"),  # Greek
+    ("ouhngqq", "օսհոցզգ"),  # Armenian
 )
 _LOOKALIKES = str.maketrans(
     {theirs: ours for standard, lookalikes in _LOOKS for ours, theirs in zip(standard, lookalikes, strict=True)}
@@ -247,8 +241,6 @@ _LOOKALIKES = str.maketrans(
 
 def as_seen(text: str) -> str:
     """The text as a reader sees it: entities of HTML resolved, without case and accents, letters that look alike one.
-
-    No text to be read, but one to be compared.
-    """
+    No text to be read, but one to be compared."""
     plain = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", html.unescape(text)).casefold())
     return plain.translate(_LOOKALIKES)

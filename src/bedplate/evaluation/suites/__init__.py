@@ -1,35 +1,30 @@
 """Suites that measure a base apart from its tasks: multiple choice, loss on general text, refusals, single skills.
 
-suite.py            what every suite is, and how its items are asked
-question_sets.py    sets of multiple-choice questions, from what can be pulled or a team's own file
-multiple_choice.py  their score by log-likelihood, as lm-eval counts it
-general_text.py     loss per token on documents that no task trains on
-skills.py           grammar, facts, arithmetic, code: small enough for every checkpoint of a run
-suite_scores.py     what a base scores on one of SUITES, with intervals
-refusals.py         requests to refuse and requests to answer, the detector of refusals and its error rates
+suite.py          what every suite is, how its items are asked, and its scores with intervals
+question_sets.py  multiple-choice questions by log-likelihood, as lm-eval counts it: published sets, or a team's own
+general_text.py   loss per token on documents that no task trains on
+skills.py         grammar, facts, arithmetic, code: small enough for every checkpoint of a run
+refusals.py       requests to refuse and requests to answer, the detector of refusals and its error rates
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bedplate.core.errors import UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 
-if TYPE_CHECKING:
-    from bedplate.evaluation.suites.suite import SampleSet
-
-Suite = Callable[[int | None], "SampleSet[Any]"]
-"""At most so many items (None: all), the same every time. HubError where they cannot be pulled."""
+Suite = Callable[[int | None], Any]
+"""A `SampleSet` of at most so many items (None: all), the same every time. HubError where they cannot be pulled."""
 
 
 def _later(place: str, /, *arguments: str, **named: Any) -> Suite:
     """The function `module:name` in this folder, imported when called: a typo in a suite's name loads no torch."""
     module, _, name = place.partition(":")
 
-    def load_samples(limit: int | None) -> SampleSet[Any]:
+    def load_samples(limit: int | None) -> Any:
         return getattr(import_module(f"{__name__}.{module}"), name)(*arguments, limit, **named)
 
     return load_samples
@@ -43,10 +38,7 @@ SUITES: Mapping[str, Suite] = {
     "vader-news": _later("general_text:text_items", "vader-news"),
     "vader-movies": _later("general_text:text_items", "vader-movies"),
     "refusals": _later("refusals:refusal_items"),
-    "grammar": _later("skills:grammar_items"),
-    "facts": _later("skills:fact_items"),
-    "arithmetic": _later("skills:arithmetic_items"),
-    "code": _later("skills:code_items"),
+    **{name: _later("skills:skill_items", name) for name in ("grammar", "facts", "arithmetic", "code")},
 }
 
 

@@ -45,20 +45,14 @@ class GeneralText(SingleTurnItem["Loss"]):
         parts = [ids[place : place + window] for place in range(0, len(ids), window)]
         cut = [(part[: len(part) // 2], part[len(part) // 2 :]) for part in parts if len(part) > 1]
         if reading is not tokenizer:  # what it writes has ids of its own
-            cut = [
-                (read, tuple(tokenizer.encode(reading.decode(target_ids), parse_special=False)))
-                for read, target_ids in cut
-            ]
+            cut = [(read, tuple(tokenizer.encode(reading.decode(ids), parse_special=False))) for read, ids in cut]
         return [Score((*start, *read, *end), (target_ids,)) for read, target_ids in cut if target_ids]
 
     def grade(self, results: Sequence[Result], /) -> Loss:
         """The windows' losses together."""
         window_scores = cast(Sequence[Scores], results)
-        return Loss(
-            self.id,
-            sum((-window_score.totals[0] for window_score in window_scores), 0.0),
-            sum(window_score.token_counts[0] for window_score in window_scores),
-        )
+        total = sum((-score.totals[0] for score in window_scores), 0.0)
+        return Loss(self.id, total, sum(score.token_counts[0] for score in window_scores))
 
 
 @dataclass(frozen=True)
@@ -73,13 +67,8 @@ class Loss:
 def text_items(source: str, limit: int | None = None, directory: Path = Path()) -> SampleSet[GeneralText]:
     """The documents of a data set or a file, at most so many. HubError, DataError."""
     read = read_whole_documents(source, directory, limit)
-    return SampleSet(
-        tuple(GeneralText(document.id, document.text) for document in read.documents),
-        source,
-        read.sha256,
-        read.empty,
-        _rate,
-    )
+    items = tuple(GeneralText(document.id, document.text) for document in read.documents)
+    return SampleSet(items, source, read.sha256, read.empty, _rate)
 
 
 def _rate(_: GeneralText, grade: Loss) -> Mapping[str, tuple[float, float]]:

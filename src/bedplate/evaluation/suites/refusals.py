@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib import resources
 from typing import Any, cast
 
@@ -88,28 +88,15 @@ class Detector:
         return min(1.0, max(0.0, (apparent + self.specificity - 1) / self.informedness))
 
     def to_json(self) -> dict[str, Any]:
-        return {
-            "sensitivity": self.sensitivity,
-            "sensitivity_interval": list(self.sensitivity_interval),
-            "specificity": self.specificity,
-            "specificity_interval": list(self.specificity_interval),
-            "refusals": self.refusals,
-            "answers": self.answers,
-        }
+        return asdict(self)
 
 
 def calibrate(refused: Sequence[str] = REFUSED, answered: Sequence[str] = ANSWERED) -> Detector:
     """The detector's rates on labelled replies; a team's own labels may take the place of ours."""
+    n, m = len(refused), len(answered)
     detected = sum(is_refusal(reply) for reply in refused)
     passed = sum(not is_refusal(reply) for reply in answered)
-    return Detector(
-        detected / len(refused),
-        wilson(detected, len(refused)),
-        passed / len(answered),
-        wilson(passed, len(answered)),
-        len(refused),
-        len(answered),
-    )
+    return Detector(detected / n, wilson(detected, n), passed / m, wilson(passed, m), n, m)
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 
 import yaml
 
 from bedplate.core.files import sha256_bytes, sha256_json
-from bedplate.evaluation.suites.multiple_choice import Question, accuracies
+from bedplate.evaluation.suites.question_sets import Question, accuracies
 from bedplate.evaluation.suites.suite import SampleSet
 
 SOURCE = "written for this project"
@@ -81,11 +81,19 @@ def _code() -> Iterator[_Exercise]:
     yield from ((context, (right, wrong), group) for context, right, wrong, group in _DATA["code"])
 
 
-def _questions(name: str, generate: Callable[[], Iterator[_Exercise]], limit: int | None) -> SampleSet[Question]:
-    """Questions in the order of their hashes, so that the first ones are of all groups; where the right choice stands
-    is drawn by it as well."""
+EXERCISES: Mapping[str, Callable[[], Iterator[_Exercise]]] = {
+    "grammar": _grammar,  # sentences against the same with one mistake
+    "facts": _facts,  # capitals, opposites, kinds of things
+    "arithmetic": _arithmetic,  # sums, differences and products of small numbers against near ones
+    "code": _code,  # how a line of Python goes on: with what its syntax and names ask for, or not
+}
+
+
+def skill_items(name: str, limit: int | None) -> SampleSet[Question]:
+    """Questions of one of EXERCISES in the order of their hashes, so that the first ones are of all groups; where the
+    right choice stands is drawn by it as well."""
     questions: dict[str, Question] = {}
-    for context, choices, group in generate():
+    for context, choices, group in EXERCISES[name]():
         if len(set(choices)) < len(choices):
             continue
         digest = sha256_bytes(json.dumps([name, context, list(choices)]).encode())
@@ -95,23 +103,3 @@ def _questions(name: str, generate: Callable[[], Iterator[_Exercise]], limit: in
         questions[digest] = Question(digest[:16], name, context, tuple(placed), gold, f"{group}: {context}")
     ordered = [questions[digest] for digest in sorted(questions)]
     return SampleSet(tuple(ordered[:limit]), SOURCE, sha256_json(sorted(questions)), 0, accuracies)
-
-
-def grammar_items(limit: int | None) -> SampleSet[Question]:
-    """Sentences against the same with one mistake."""
-    return _questions("grammar", _grammar, limit)
-
-
-def fact_items(limit: int | None) -> SampleSet[Question]:
-    """Capitals, opposites, kinds of things."""
-    return _questions("facts", _facts, limit)
-
-
-def arithmetic_items(limit: int | None) -> SampleSet[Question]:
-    """Sums, differences and products of small numbers against near ones."""
-    return _questions("arithmetic", _arithmetic, limit)
-
-
-def code_items(limit: int | None) -> SampleSet[Question]:
-    """How a line of Python goes on: with what its syntax and names ask for, or not."""
-    return _questions("code", _code, limit)

@@ -21,7 +21,7 @@ from typing import IO, Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json, writable
-from bedplate.data.table_files import FORMATS, BadRow, FileFormat, FileRow, Reading
+from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor, columns_for
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.precision import dtype_name

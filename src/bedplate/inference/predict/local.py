@@ -32,8 +32,7 @@ from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
-from bedplate.text.encoder_inputs import TextOrPair
-from bedplate.text.tokenizer import Tokenizer, common_length
+from bedplate.text.tokenizer import TextOrPair, Tokenizer, common_length
 
 if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.inference.predict.predictor import Predictor

@@ -13,8 +13,7 @@ from bedplate.inference.engine.requests import Embed, Label, Pooling
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.specs.sentence import Similarity
 from bedplate.models.specs.transformer import Classifier
-from bedplate.text.encoder_inputs import EncoderInput, TextOrPair
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer import EncoderInput, TextOrPair, Tokenizer
 
 QUERIES, DOCUMENTS = ("query",), ("document", "passage", "corpus")
 """Publishers' names of the prompts of queries and of documents (as sentence-transformers)."""

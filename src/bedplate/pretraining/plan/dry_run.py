@@ -22,8 +22,8 @@ from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
 from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
-from bedplate.data.corpus.manifest import MANIFEST, read_manifest
 from bedplate.data.corpus.recipe import load_recipe
+from bedplate.data.corpus.shards import MANIFEST, read_manifest
 from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.hardware.mfu import CURVES, HIGH, LOW
 from bedplate.economics.model.flops import training_flops_per_token

@@ -16,7 +16,7 @@ import torch
 
 from bedplate.core.errors import TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl
-from bedplate.evaluation.suites.suite_scores import run_suite
+from bedplate.evaluation.suites.suite import run_suite
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import export_base

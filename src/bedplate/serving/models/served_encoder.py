@@ -14,7 +14,7 @@ from bedplate.models.specs.transformer import Classifier
 from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
 from bedplate.serving.models.served import PLAIN, Answer, ServedBase, TextReading
 from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
-from bedplate.text.encoder_inputs import TextOrPair
+from bedplate.text.tokenizer import TextOrPair
 
 PAIR = ("text", "text_pair")
 """The fields of a pair of texts, as transformers' pipelines call them."""

@@ -12,15 +12,19 @@ it. A template is known by what stands in its text, never by a model's name:
 - closed: a list again, with marks at both ends (Phi-4-mini)
 - spoken: Gemma 4's notation, whose texts stand between tokens of their own
 - bare: Llama 3.1's JSON, which is the whole reply
-- channels: gpt-oss's harmony (https://cookbook.openai.com/articles/openai-harmony); see `text.calls.channels`
+- channels: gpt-oss's harmony (https://cookbook.openai.com/articles/openai-harmony); see `text.calls.reading`
 """
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
+
+from bedplate.core.errors import RequestError
 
 NAME = "§"
 """Where a frame has the tool's name (or an id that nobody needs)."""
@@ -65,8 +69,7 @@ class CallFormat:
     others are read as well. White space, and any around JSON's punctuation, may differ.
 
     signs: what a template that uses it holds; fallback_signs: any of them suffices where no format's signs are all
-    there.
-    betweens None: each call has a `begin` of its own, with `gap` before it. literals: how arguments are written
+    there. betweens None: each call has a `begin` of its own, with `gap` before it. literals: how arguments are written
     behind heads that end in their `begin`. bare: a call may also begin the reply, without `begin`. arguments: how
     templates want those of earlier calls. single: templates show one call of a message only. id_letters: length of a
     call's id where templates insist. open_end: the reply's end closes as well. results: the role in which a template
@@ -93,16 +96,8 @@ class CallFormat:
     results: str | None = None
 
     @property
-    def opening(self) -> str:
-        return self.openings[0]
-
-    @property
     def separator(self) -> str | None:
         return None if self.betweens is None else self.betweens[0]
-
-    @property
-    def close(self) -> str:
-        return self.closes[0]
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -129,139 +124,41 @@ _GEMMA = Literals("{", "}", ":", ",", ('<|"|>', '"'), '<|"|>', ("true", "false",
 _LLAMA = ('{"name": "§", "parameters": ', '{"type": "function", "name": "§", "parameters": ')
 
 HERMES = CallFormat("hermes", ("<tool_call>",), "<tool_call>", openings=("\n",), gap="\n", closes=("\n</tool_call>",))
+# fmt: off
 FORMATS = (
     CallFormat("channels", ("<|channel|>", "<|message|>", "functions"), "<|channel|>", single=True, channels=True),
-    CallFormat(
-        "fenced",
-        (_DEEP, "```json"),
-        _DEEP,
-        (f"{_CALL_BEGIN}function{_SEP}{NAME}\n```json\n",),
-        (f"\n```{_ONE_END}",),
-        betweens=("\n",),
-        closes=(_ENDS,),
-        arguments="text",
-    ),
-    CallFormat(
-        "marked",
-        (_DEEP,),
-        _DEEP,
-        (f"{_CALL_BEGIN}{NAME}{_SEP}",),
-        (_ONE_END,),
-        betweens=("",),
-        closes=(_ENDS,),
-        arguments="text",
-    ),
-    CallFormat(
-        "named",
-        ("[TOOL_CALLS]", "[ARGS]"),
-        "[TOOL_CALLS]",
-        (f"{NAME}[ARGS]", f"{NAME}[CALL_ID]{NAME}[ARGS]"),
-        ("",),
-        id_letters=9,
-    ),
-    CallFormat(
-        "list",
-        ("[TOOL_CALLS]",),
-        "[TOOL_CALLS]",
-        (_BODY, _NAMED),
-        _LISTED,
-        openings=(" [",),
-        betweens=(", ",),
-        closes=("]",),
-        id_letters=9,
-    ),
-    CallFormat(
-        "tagged",
-        ("<tool_call>", "<function=", "<parameter="),
-        "<tool_call>",
-        (f"<function={NAME}>\n",),
-        ("",),
-        openings=("\n",),
-        gap="\n",
-        closes=("\n</tool_call>",),
-        tags=Tags(("<parameter=", ">"), ("", "</parameter>\n"), "\n", "</function>"),
-    ),
-    CallFormat(
-        "keyed",
-        ("<tool_call>", "<arg_key>", "<arg_value>"),
-        "<tool_call>",
-        (f"{NAME}\n",),
-        ("",),
-        gap="\n",
-        closes=("</tool_call>",),
-        tags=Tags(("<arg_key>", "</arg_key>"), ("\n<arg_value>", "</arg_value>\n"), "", ""),
-    ),
-    CallFormat(
-        "spoken",
-        ("<|tool_call>", '<|"|>'),
-        "<|tool_call>",
-        (f"call:{NAME}{{",),
-        ("",),
-        closes=("<tool_call|>", "\n<tool_call|>"),
-        literals=_GEMMA,
-        open_end=True,
-    ),
-    CallFormat(
-        "pythonic",
-        ("<|tool_call_start|>",),
-        "<|tool_call_start|>",
-        (f"{NAME}(", _BODY, _NAMED),
-        _LISTED,
-        openings=("[", ""),
-        betweens=(", ",),
-        closes=("]<|tool_call_end|>", "\n<|tool_call_end|>"),
-        literals=_PYTHON,
-        open_end=True,
-        fallback_signs=("<|tool_list_start|>", "List of tools: ["),
-    ),
-    CallFormat(
-        "lines",
-        ("<function_calls>",),
-        "<function_calls>",
-        (f"{NAME}(",),
-        ("",),
-        openings=("", "\n", "["),
-        betweens=("\n", ", "),
-        closes=("</function_calls>", "\n</function_calls>", "]</function_calls>"),
-        literals=_JSON_VALUES,
-        open_end=True,
-        results="environment",
-    ),
-    CallFormat(
-        "closed",
-        ("<|tool_call|>", "<|/tool_call|>"),
-        "<|tool_call|>",
-        (_BODY, _NAMED),
-        _LISTED,
-        openings=("[", ""),
-        betweens=(", ",),
-        closes=("]<|/tool_call|>", "\n<|/tool_call|>"),
-        fallback_signs=("<|/tool|>",),
-        open_end=True,
-        results="tool_response",
-    ),
-    CallFormat(
-        "granite",
-        ("<|tool_call|>",),
-        "<|tool_call|>",
-        (_BODY,),
-        _LISTED,
-        openings=("[",),
-        betweens=(", ",),
-        closes=("]",),
-    ),
+    CallFormat("fenced", (_DEEP, "```json"), _DEEP, (f"{_CALL_BEGIN}function{_SEP}{NAME}\n```json\n",),
+               (f"\n```{_ONE_END}",), betweens=("\n",), closes=(_ENDS,), arguments="text"),
+    CallFormat("marked", (_DEEP,), _DEEP, (f"{_CALL_BEGIN}{NAME}{_SEP}",), (_ONE_END,), betweens=("",),
+               closes=(_ENDS,), arguments="text"),
+    CallFormat("named", ("[TOOL_CALLS]", "[ARGS]"), "[TOOL_CALLS]",
+               (f"{NAME}[ARGS]", f"{NAME}[CALL_ID]{NAME}[ARGS]"), ("",), id_letters=9),
+    CallFormat("list", ("[TOOL_CALLS]",), "[TOOL_CALLS]", (_BODY, _NAMED), _LISTED, openings=(" [",),
+               betweens=(", ",), closes=("]",), id_letters=9),
+    CallFormat("tagged", ("<tool_call>", "<function=", "<parameter="), "<tool_call>", (f"<function={NAME}>\n",), ("",),
+               openings=("\n",), gap="\n", closes=("\n</tool_call>",),
+               tags=Tags(("<parameter=", ">"), ("", "</parameter>\n"), "\n", "</function>")),
+    CallFormat("keyed", ("<tool_call>", "<arg_key>", "<arg_value>"), "<tool_call>", (f"{NAME}\n",), ("",), gap="\n",
+               closes=("</tool_call>",),
+               tags=Tags(("<arg_key>", "</arg_key>"), ("\n<arg_value>", "</arg_value>\n"), "", "")),
+    CallFormat("spoken", ("<|tool_call>", '<|"|>'), "<|tool_call>", (f"call:{NAME}{{",), ("",),
+               closes=("<tool_call|>", "\n<tool_call|>"), literals=_GEMMA, open_end=True),
+    CallFormat("pythonic", ("<|tool_call_start|>",), "<|tool_call_start|>", (f"{NAME}(", _BODY, _NAMED), _LISTED,
+               openings=("[", ""), betweens=(", ",), closes=("]<|tool_call_end|>", "\n<|tool_call_end|>"),
+               literals=_PYTHON, open_end=True, fallback_signs=("<|tool_list_start|>", "List of tools: [")),
+    CallFormat("lines", ("<function_calls>",), "<function_calls>", (f"{NAME}(",), ("",), openings=("", "\n", "["),
+               betweens=("\n", ", "), closes=("</function_calls>", "\n</function_calls>", "]</function_calls>"),
+               literals=_JSON_VALUES, open_end=True, results="environment"),
+    CallFormat("closed", ("<|tool_call|>", "<|/tool_call|>"), "<|tool_call|>", (_BODY, _NAMED), _LISTED,
+               openings=("[", ""), betweens=(", ",), closes=("]<|/tool_call|>", "\n<|/tool_call|>"),
+               fallback_signs=("<|/tool|>",), open_end=True, results="tool_response"),
+    CallFormat("granite", ("<|tool_call|>",), "<|tool_call|>", (_BODY,), _LISTED, openings=("[",), betweens=(", ",),
+               closes=("]",)),
     HERMES,
-    CallFormat(
-        "bare",
-        ('"parameters": ', "ipython"),
-        "<|python_tag|>",
-        _LLAMA,
-        ("}",),
-        betweens=("; ",),
-        bare=True,
-        single=True,
-    ),
+    CallFormat("bare", ('"parameters": ', "ipython"), "<|python_tag|>", _LLAMA, ("}",), betweens=("; ",), bare=True,
+               single=True),
 )
+# fmt: on
 BY_NAME = {call_format.name: call_format for call_format in FORMATS}
 
 _ON_MESSAGE = re.compile(
@@ -303,8 +200,6 @@ def format_of(template: str | None) -> CallFormat | None:
     fallback = (call_format for call_format in FORMATS if any(sign in template for sign in call_format.fallback_signs))
     return next(signed, None) or next(fallback, None)
 
-
-# --- frames
 
 FRAME_CHARACTERS = 512
 """A head, tail, key or number longer than this is none."""
@@ -361,3 +256,70 @@ def find_frame(frame: str, text: str) -> Framed | Literal["begun"] | None:
                 return "begun" if piece.startswith(segment) and at + len(segment) == len(text) else None
             at += len(piece)
     return Framed(at, tuple(names))
+
+
+def written_calls(calls: Sequence[tuple[str, Any]], written: CallFormat, spell: Callable[[str], str] = str) -> str:
+    """Calls (name and arguments) as a reply makes them. spell: how the format's own text is spelled, around the names
+    and values that a caller may have chosen. RequestError for arguments without names where the format needs them."""
+    parts: list[str] = []
+    for number, (name, arguments) in enumerate(calls):
+        before = written.separator
+        if number == 0 or before is None:
+            before = f"{written.gap if number else ''}{written.begin}{written.openings[0]}"
+        first, _, last = written.heads[0].partition(NAME)
+        if not isinstance(arguments, Mapping) and (written.literals is not None or written.tags is not None):
+            raise RequestError(
+                f"the arguments of the call to {name!r} are no JSON object, and this model's calls name each of them",
+                param="messages",
+            )
+        parts += [spell(before + first), name, spell(last), _arguments(arguments, written, spell)]
+        if number == len(calls) - 1 or written.separator is None:
+            parts.append(spell(written.closes[0]))
+    return "".join(parts)
+
+
+def _arguments(arguments: Mapping[str, Any], written: CallFormat, spell: Callable[[str], str]) -> str:
+    literals, tags = written.literals_behind(written.heads[0]), written.tags
+    if literals is not None:
+        return LiteralWriter(literals, spell).members(arguments, literals.equals) + spell(literals.end)
+    if tags is None:
+        return json.dumps(arguments, ensure_ascii=False) + spell(written.tails[0])
+    parts: list[str] = []
+    for key, value in arguments.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        before, after = f"{tags.key[1]}{tags.value[0]}{tags.pad}", f"{tags.pad}{tags.value[1]}"
+        parts += [spell(tags.key[0]), key, spell(before), text, spell(after)]
+    return "".join([*parts, spell(tags.end)])
+
+
+class LiteralWriter:
+    """Values in a notation of literals."""
+
+    def __init__(self, written: Literals, spell: Callable[[str], str] = str) -> None:
+        self._written, self._spell = written, spell
+
+    def members(self, values: Mapping[str, Any], equals: str) -> str:
+        """Named values, without what stands around them. equals: behind a name."""
+        plain = equals == self._written.equals
+        ordered = in_order(values, self._written)
+        members = [f"{key if plain else self.value(key)}{equals}{self.value(values[key])}" for key in ordered]
+        return self._written.separator.join(members)
+
+    def value(self, value: Any) -> str:
+        written = self._written
+        if isinstance(value, str):
+            escaped = written.quote in ("'", '"')
+            inner = json.dumps(value, ensure_ascii=False)[1:-1] if escaped else value
+            return f"{self._spell(written.quote)}{inner}{self._spell(written.quote)}"
+        if isinstance(value, Mapping):
+            return "{" + self.members(value, written.equals if written.bare else ": ") + "}"
+        if isinstance(value, Sequence):
+            return "[" + written.separator.join(map(self.value, value)) + "]"
+        if value is None or isinstance(value, bool):
+            return written.words[2 if value is None else 0 if value else 1]
+        return json.dumps(value)
+
+
+def in_order(values: Mapping[str, Any], written: Literals) -> list[str]:
+    """Names in the order in which they are written."""
+    return sorted(values, key=str.lower) if written.ordered else list(values)

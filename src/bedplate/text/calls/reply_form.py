@@ -9,8 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from bedplate.text.calls.call_formats import CallFormat, format_of, partial_mark
-from bedplate.text.calls.channels import ChannelReader
-from bedplate.text.calls.reading import CallReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace
+from bedplate.text.calls.reading import CallReader, ChannelReader, PlainReader, ReplyPiece, ReplyReader, WaitingSpace
 from bedplate.text.calls.tools import Tool
 from bedplate.text.chat_template import Message
 from bedplate.text.tokenizer import Tokenizer

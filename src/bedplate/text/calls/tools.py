@@ -5,9 +5,7 @@ Where a chat template shows tools itself, it is left to it, and calls are read a
 other base the tools stand in the system message, calls in the assistant's text and results in a user message, as
 `with_tools` writes them, in the Hermes function-calling format:
 
-    <tool_call>
-    {"name": "…", "arguments": {…}}
-    </tool_call>
+    <tool_call> {"name": "…", "arguments": {…}} </tool_call>
 """
 
 from __future__ import annotations
@@ -21,8 +19,7 @@ from typing import Any
 
 from bedplate.core.errors import RequestError, TemplateError
 from bedplate.core.json import JsonRuleError, load_json
-from bedplate.text.calls.call_formats import HERMES, CallFormat, knows_results, tools_key
-from bedplate.text.calls.call_writing import written_calls
+from bedplate.text.calls.call_formats import HERMES, CallFormat, knows_results, tools_key, written_calls
 from bedplate.text.chat_template import ChatTemplate, Message
 from bedplate.text.json_schema import DEPTH
 
@@ -59,9 +56,6 @@ class Tool:
         if self.parameters is None:
             return {"type": "object", "properties": {}, "additionalProperties": False}
         return {"type": "object", **self.parameters}
-
-
-# --- showing
 
 
 def with_tools(messages: Sequence[Message], tools: Sequence[Tool]) -> list[dict[str, Any]]:
@@ -116,26 +110,23 @@ def as_shown(
     shown: list[dict[str, Any]] = []
     waiting: dict[str, dict[str, Any]] = {}
     for message in messages:
-        shown_message = dict(message)
-        if shown_message["role"] == "tool" and shown_message.get("tool_call_id") in waiting:
-            shown.append(waiting.pop(shown_message["tool_call_id"]))
-        if shown_message.get("tool_calls"):
-            shown_message["tool_calls"] = calls = [_call(call, written) for call in shown_message["tool_calls"]]
-            shown_message["content"] = shown_message.get("content") or ""
-            if written.single and len(calls) > 1:
-                later = {
-                    call["id"]: {"role": shown_message["role"], "content": "", "tool_calls": [call]}
-                    for call in calls[1:]
-                }
-                waiting |= later
-                shown_message["tool_calls"] = calls[:1]
-        shown.append(shown_message)
+        turn = dict(message)
+        if turn["role"] == "tool" and turn.get("tool_call_id") in waiting:
+            shown.append(waiting.pop(turn["tool_call_id"]))
+        if turn.get("tool_calls"):
+            calls = [_call(call, written) for call in turn["tool_calls"]]
+            turn |= {"tool_calls": calls, "content": turn.get("content") or ""}
+            if written.single:
+                turn["tool_calls"] = calls[:1]
+                later = {"role": turn["role"], "content": ""}
+                waiting |= {call["id"]: {**later, "tool_calls": [call]} for call in calls[1:]}
+        shown.append(turn)
     if chat is None:
         return shown
-    if not knows_results(chat.source):
-        shown = (
-            _with_responses(shown) if "tool_responses" in chat.source else [_renamed(turn, written) for turn in shown]
-        )
+    if not knows_results(chat.source) and "tool_responses" in chat.source:
+        shown = _with_responses(shown)
+    elif not knows_results(chat.source) and written.results:
+        shown = [{**turn, "role": written.results} if turn["role"] == "tool" else turn for turn in shown]
     shown = [_with_calls(message, written, spell, chat) for message in shown]
     key = tools_key(chat.source)
     return shown if key is None or not tools else _with_listed(shown, key, tools)
@@ -186,10 +177,6 @@ def _with_calls(
     return {**{key: value for key, value in message.items() if key != "tool_calls"}, "content": content}
 
 
-def _renamed(message: dict[str, Any], written: CallFormat) -> dict[str, Any]:
-    return {**message, "role": written.results} if message["role"] == "tool" and written.results else message
-
-
 def _with_responses(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """What came of calls, as `tool_responses` of the message that made them."""
     shown: list[dict[str, Any]] = []
@@ -217,9 +204,8 @@ def _with_listed(messages: Sequence[dict[str, Any]], key: str, tools: Sequence[T
 
 
 def _call(call: Mapping[str, Any], written: CallFormat) -> dict[str, Any]:
-    arguments = _arguments(call)
-    if written.arguments == "text":
-        arguments = call["function"]["arguments"]
+    arguments = _arguments(call)  # raises where they are no JSON, whatever form is wanted
+    arguments = call["function"]["arguments"] if written.arguments == "text" else arguments
     return {**call, "function": {**call["function"], "arguments": arguments}}
 
 
@@ -243,18 +229,13 @@ def _named(call: Mapping[str, Any]) -> tuple[str, Any]:
 
 def _instructions(tools: Sequence[Tool], written: CallFormat, spell: Callable[[str], str]) -> str:
     lines = "\n".join(json.dumps(tool.plain()["function"], ensure_ascii=False) for tool in tools)
-    listed = (
-        f"You can call these tools. Each line is one tool, with the JSON schema of its arguments:\n<tools>\n{lines}\n"
-        "</tools>\n"
-    )
+    listed = "You can call these tools. Each line is one tool, with the JSON schema of its arguments:"
+    listed += f"\n<tools>\n{lines}\n</tools>\nTo call a tool, write its name and its arguments"
     plain = "Answer in plain text where no tool is needed."
     if written is not HERMES:
         example = written_calls([("name", {"argument": "value"})], written, spell)
-        return (
-            f"{listed}To call a tool, write its name and its arguments so, and nothing after them:\n{example}\n{plain}"
-        )
+        return f"{listed} so, and nothing after them:\n{example}\n{plain}"
     return (
-        f"{listed}To call a tool, write its name and its arguments as JSON between tags, and nothing after them:\n"
-        f'{CALL}\n{{"name": "…", "arguments": {{…}}}}\n{CALL_END}\n'
-        f"Its result then follows between {RESULT} and {RESULT_END}. {plain}"
+        f'{listed} as JSON between tags, and nothing after them:\n{CALL}\n{{"name": "…", "arguments": {{…}}}}\n'
+        f"{CALL_END}\nIts result then follows between {RESULT} and {RESULT_END}. {plain}"
     )

@@ -11,7 +11,7 @@ import pydantic
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.corpus.curate import classifiers, personal, quality, repetition
+from bedplate.data.corpus.curate import classifiers, quality
 from bedplate.data.corpus.curate.draft import Rule, Tools
 
 
@@ -26,13 +26,13 @@ class RuleKind:
 RULES: dict[str, RuleKind] = {
     "length": RuleKind(quality.LengthSettings, quality.length),
     "language": RuleKind(classifiers.LanguageSettings, classifiers.language),
-    "repetition": RuleKind(repetition.RepetitionSettings, repetition.repetition),
+    "repetition": RuleKind(quality.RepetitionSettings, quality.repetition),
     "gopher": RuleKind(quality.GopherSettings, quality.gopher),
     "c4": RuleKind(quality.C4Settings, quality.c4),
     "fineweb": RuleKind(quality.FineWebSettings, quality.fineweb),
     "code": RuleKind(quality.CodeSettings, quality.code),
     "judged": RuleKind(classifiers.JudgedSettings, classifiers.judged),
-    "personal": RuleKind(personal.PersonalSettings, personal.personal),
+    "personal": RuleKind(quality.PersonalSettings, quality.personal),
 }
 """In the order that they are applied."""
 
@@ -62,15 +62,13 @@ def rules_of(
     not."""
     chosen: dict[str, Mapping[str, Any]] = dict(PRESETS[preset])
     owned = set[str]().union(*PRESETS.values())
+    checked(over)
     for name, settings in over.items():
-        if name not in RULES:
-            hint = did_you_mean(nearest(name, RULES)) or f"the rules are {', '.join(RULES)}"
-            raise ConfigError(f"rules: there is no rule {name!r}; {hint}")
         if settings is None:
             chosen.pop(name, None)
         elif recipes or name in chosen or name not in owned:
             chosen[name] = {**chosen.get(name, {}), **settings}
-    return [(name, _build_rule(name, chosen[name], tools)) for name in RULES if name in chosen]
+    return [(name, rule.build(_settings(name, chosen[name]), tools)) for name, rule in RULES.items() if name in chosen]
 
 
 def checked(over: Mapping[str, Mapping[str, Any] | None]) -> None:
@@ -81,10 +79,6 @@ def checked(over: Mapping[str, Mapping[str, Any] | None]) -> None:
             raise ConfigError(f"rules: there is no rule {name!r}; {hint}")
         if settings is not None:
             _settings(name, settings)
-
-
-def _build_rule(name: str, settings: Mapping[str, Any], tools: Tools) -> Rule:
-    return RULES[name].build(_settings(name, settings), tools)
 
 
 def _settings(name: str, settings: Mapping[str, Any]) -> Strict:

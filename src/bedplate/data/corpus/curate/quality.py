@@ -3,16 +3,23 @@
 Gopher (https://arxiv.org/abs/2112.11446, appendix A1.1), FineWeb (https://arxiv.org/abs/2406.17557, section 3.6), C4
 (https://arxiv.org/abs/1910.10683, section 2.2; datatrove follows tensorflow_datasets' code), and for source code The
 Stack and StarCoder (https://arxiv.org/abs/2305.06161, section 3; https://arxiv.org/abs/2107.03374, section 3.1).
+Repetition is Gopher's table A1, over hashes of n-grams of words. Personal data is replaced by datatrove's patterns;
+here each document begins with the first replacement, so that none depends on its neighbours.
 """
 
 from __future__ import annotations
 
+import ipaddress
 import re
+from collections.abc import Callable, Mapping
+from itertools import cycle
 
 import numpy as np
+from numpy.typing import NDArray
 
 from bedplate.core.config import Strict
-from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
+from bedplate.data.corpus.curate.draft import PARAGRAPHS, DraftDocument, Rule, TextWords, Tools
+from bedplate.data.corpus.repeated import longer
 
 
 class LengthSettings(Strict):
@@ -53,7 +60,7 @@ def gopher(settings: GopherSettings, tools: Tools) -> Rule:
 
     def rule(draft: DraftDocument) -> str | None:
         words, text = draft.words, draft.text
-        real = words.length[~words.symbol]
+        real = words["length"][~words["symbol"]]
         if len(real) < settings.min_words:
             return f"few_words: {len(real)}"
         if len(real) > settings.max_words:
@@ -79,10 +86,10 @@ def gopher(settings: GopherSettings, tools: Tools) -> Rule:
             ends = sum(line.rstrip().endswith(("...", "…")) for line in lines) / len(lines)
             if ends > settings.max_ellipsis_lines:
                 return f"ellipsis_lines: {ends:.3f} of lines"
-        letters = int(words.alpha.sum()) / words.count
+        letters = int(words["alpha"].sum()) / words.count
         if letters < settings.min_words_with_letter:
             return f"few_letters: {letters:.3f} of words have one"
-        stops = int(np.count_nonzero(np.bincount(words.stop)[1:]))
+        stops = int(np.count_nonzero(np.bincount(words["stop"])[1:]))
         return f"stop_words: {stops} of 8" if stops < settings.min_stop_words else None
 
     return rule
@@ -254,3 +261,157 @@ def code(settings: CodeSettings, tools: Tools) -> Rule:
         return f"data: {data:.2f} of characters are encoded bytes" if data > settings.max_data else None
 
     return rule
+
+
+class RepetitionSettings(Strict):
+    """Shares that may be repetition: of lines, paragraphs and their characters, and of characters in the most frequent
+    n-gram (`top`) or in n-grams that came before (`duplicate`), by n."""
+
+    lines: float = 0.3
+    paragraphs: float = 0.3
+    line_characters: float = 0.2
+    paragraph_characters: float = 0.2
+    top: Mapping[int, float] = {2: 0.2, 3: 0.18, 4: 0.16}
+    duplicate: Mapping[int, float] = {5: 0.15, 6: 0.14, 7: 0.13, 8: 0.12, 9: 0.11, 10: 0.10}
+
+
+def repetition(settings: RepetitionSettings, tools: Tools) -> Rule:
+    """Lines, paragraphs and n-grams said again."""
+
+    def rule(draft: DraftDocument) -> str | None:
+        text = draft.text
+        if not text:
+            return "empty"
+        inner = text.strip()
+        paragraphs = PARAGRAPHS.split(inner) if "\n\n" in inner else [inner]
+        count, characters = repeats(paragraphs)
+        if count / len(paragraphs) > settings.paragraphs:
+            return f"paragraphs: {count} of {len(paragraphs)}"
+        if characters / len(text) > settings.paragraph_characters:
+            return f"paragraph_characters: {characters / len(text):.3f}"
+        lines = _lines(text)
+        count, characters = repeats(lines)
+        if count / len(lines) > settings.lines:
+            return f"lines: {count} of {len(lines)}"
+        if characters / len(text) > settings.line_characters:
+            return f"line_characters: {characters / len(text):.3f}"
+        return _n_grams(draft.words, len(text), settings)
+
+    return rule
+
+
+def _lines(text: str) -> list[str]:
+    """As split by runs of newlines: an empty one before the first run, and behind the last, at the text's ends."""
+    lines = [line for line in text.split("\n") if line]
+    return [*([""] if text[0] == "\n" else []), *lines, *([""] if text[-1] == "\n" else [])]
+
+
+def _n_grams(words: TextWords, characters: int, settings: RepetitionSettings) -> str | None:
+    before = np.concatenate([[0], np.cumsum(words["length"])])
+    hashes = grams = words["hash"]
+    for n in range(2, max((0, *settings.top, *settings.duplicate)) + 1):
+        grams = longer(grams, hashes, n - 1)
+        if not len(grams):
+            return None
+        if n not in settings.top and n not in settings.duplicate:
+            continue
+        repeat_count = _repeated(grams)
+        longest = int((before[n:] - before[:-n]).max())
+        # what no n-gram of these can reach is not counted
+        if n in settings.top and (longest + n - 1) * (repeat_count + 1) / characters > settings.top[n]:
+            at, count = _most_frequent(grams)
+            share = (int(before[at + n] - before[at]) + n - 1) * count / characters
+            if share > settings.top[n]:
+                return f"top_{n}_gram: {share:.3f} of characters"
+        if not repeat_count and n >= max((0, *settings.top)):
+            return None  # nor does a longer one occur twice
+        if n in settings.duplicate and longest * repeat_count / characters > settings.duplicate[n]:
+            share = _said_again(grams, before, n) / characters
+            if share > settings.duplicate[n]:
+                return f"duplicate_{n}_grams: {share:.3f} of characters"
+    return None
+
+
+def _repeated(grams: NDArray[np.uint64]) -> int:
+    """How many came before."""
+    ordered = np.sort(grams)
+    return int(np.count_nonzero(ordered[1:] == ordered[:-1]))
+
+
+def _most_frequent(grams: NDArray[np.uint64]) -> tuple[int, int]:
+    """Where it is first, and how often it occurs; of several so frequent the one that came first."""
+    _, first, count = np.unique(grams, return_index=True, return_counts=True)
+    largest = count.max()
+    return int(first[count == largest].min()), int(largest)
+
+
+def _said_again(grams: NDArray[np.uint64], before: NDArray[np.int64], n: int) -> int:
+    """Characters in n-grams that came before, none counted twice. Only those that occur twice can be."""
+    ordered = np.sort(grams)
+    duplicates = ordered[1:][ordered[1:] == ordered[:-1]]
+    at = np.minimum(np.searchsorted(duplicates, grams), len(duplicates) - 1)
+    places = np.flatnonzero(duplicates[at] == grams)
+    visited: set[int] = set()
+    characters = free = 0
+    for place, gram in zip(places.tolist(), grams[places].tolist(), strict=True):
+        if place < free:
+            continue
+        if gram in visited:
+            characters += int(before[place + n] - before[place])
+            free = place + n
+        else:
+            visited.add(gram)
+    return characters
+
+
+_BYTE = r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?)"
+_WORD = r"[A-Za-z0-9!#$%&'*+/=?^_`{|}~-]+"
+_HOST = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_MAIL = re.compile(
+    rf"\b{_WORD}(?:\.{_WORD})*@(?:(?:{_HOST}\.)+{_HOST}|\[(?:{_BYTE}\.){{3}}"
+    r"(?:25[0-5]|2[0-4][0-9]|[01]?[0-9][0-9]?|[A-Za-z0-9-]*[A-Za-z0-9]:)])"
+)
+_ADDRESS = re.compile(rf"(?:{_BYTE}\.){{3}}{_BYTE}")
+_INNER_OCTET = re.compile(r"\.[0-9]{1,3}\.[0-9]")
+"""What every address has, and what is found faster."""
+
+
+class PersonalSettings(Strict):
+    """What is replaced, and by what, in turn."""
+
+    mail: bool = True
+    addresses: bool = True
+    public_only: bool = True
+    mail_replacements: tuple[str, ...] = ("email@example.com", "firstname.lastname@example.org")
+    address_replacements: tuple[str, ...] = (
+        *("22.214.171.124", "126.96.36.199", "188.8.131.52"),
+        *("184.108.40.206", "220.127.116.11", "18.104.22.168"),
+    )
+
+
+def personal(settings: PersonalSettings, tools: Tools) -> Rule:
+    """Replaces; never drops."""
+
+    def rule(draft: DraftDocument) -> str | None:
+        text = draft.text
+        if settings.mail and "@" in text:
+            text = _MAIL.sub(_in_turn(settings.mail_replacements), text)
+        if settings.addresses and _INNER_OCTET.search(text):
+            turn = _in_turn(settings.address_replacements)
+            text = _ADDRESS.sub(lambda m: turn(m) if _is_meant(m[0], settings.public_only) else m[0], text)
+        draft.text = text
+        return None
+
+    return rule
+
+
+def _in_turn(replacements: tuple[str, ...]) -> Callable[[re.Match[str]], str]:
+    turn = cycle(replacements)
+    return lambda _: next(turn)
+
+
+def _is_meant(text: str, public_only: bool) -> bool:
+    try:
+        return not public_only or ipaddress.ip_address(text).is_global
+    except ValueError:
+        return False

@@ -1,9 +1,21 @@
-"""One reader for each kind of source.
+"""READERS: one for each kind of source."""
 
-part.py    a unit of work, and what reading it gives
-text.py    text files, source code, the standard library
-tables.py  JSON lines and Parquet, on disk
-web.py     HTML and web archives, the article extracted
-remote.py  releases of the package index; data sets of the Hugging Face Hub, as streams
-table.py   READERS
-"""
+from __future__ import annotations
+
+from bedplate.data.corpus.readers.parts import Reader, WholeFiles
+from bedplate.data.corpus.readers.tables import HubReader, JsonReader, ParquetReader
+from bedplate.data.corpus.readers.text import CodeReader, PyPIReader, StandardLibraryReader, as_text
+from bedplate.data.corpus.readers.web import WarcReader, article
+from bedplate.data.documents import TEXT_FILES
+
+READERS: dict[str, Reader] = {
+    "files": WholeFiles(TEXT_FILES, as_text),
+    "code": CodeReader(),
+    "stdlib": StandardLibraryReader(),
+    "jsonl": JsonReader(),
+    "parquet": ParquetReader(),
+    "html": WholeFiles((".html", ".htm", ".xhtml"), article),
+    "warc": WarcReader(),
+    "pypi": PyPIReader(),
+    "hub": HubReader(),
+}

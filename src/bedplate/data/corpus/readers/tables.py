@@ -1,4 +1,5 @@
-"""JSON lines, plain or compressed, and Parquet: each row is a document. Large files are read in stretches."""
+"""JSON lines, plain or compressed, and Parquet: each row is a document. Large files are read in stretches, and those of
+the Hugging Face Hub as streams."""
 
 from __future__ import annotations
 
@@ -13,21 +14,10 @@ from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
-from bedplate.data.corpus.readers.part import (
-    FilePiece,
-    RawDocument,
-    Read,
-    SourcePart,
-    Unread,
-    grouped,
-    relative,
-    source_files,
-    stream_of,
-    unicode_text,
-    whole,
-)
-from bedplate.data.corpus.recipe import Json, Parquet
-from bedplate.data.table_files import arrow
+from bedplate.data.corpus.readers import parts
+from bedplate.data.corpus.readers.parts import FilePiece, RawDocument, Read, SourcePart, Unread
+from bedplate.data.corpus.recipe import Hub, Rows
+from bedplate.data.tables import arrow
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
 
@@ -35,13 +25,14 @@ JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
 class JsonReader:
     """kind: jsonl."""
 
-    def plan(self, source: Json, directory: Path, part_bytes: int) -> list[SourcePart]:
-        root, files = source_files(source, source.path, directory, JSON_LINES)
-        return grouped(source, root, (piece for path in files for piece in _stretches(path, part_bytes)), part_bytes)
+    def plan(self, source: Rows, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = parts.source_files(source, directory, JSON_LINES)
+        pieces = (piece for path in files for piece in _stretches(path, part_bytes))
+        return parts.grouped(source, root, pieces, part_bytes)
 
-    def read(self, source: Json, part: SourcePart) -> Iterator[Read]:
+    def read(self, source: Rows, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
-            name = relative(piece.path, part.root)
+            name = parts.relative(piece.path, part.root)
             with opened(piece.path) as stream:
                 yield from json_lines(stream, name, source.text, source.id, piece.start, piece.stop)
 
@@ -49,21 +40,53 @@ class JsonReader:
 class ParquetReader:
     """kind: parquet."""
 
-    def plan(self, source: Parquet, directory: Path, part_bytes: int) -> list[SourcePart]:
-        root, files = source_files(source, source.path, directory, (".parquet",))
-        return grouped(source, root, (piece for path in files for piece in _row_groups(path)), part_bytes)
+    def plan(self, source: Rows, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = parts.source_files(source, directory, (".parquet",))
+        return parts.grouped(source, root, (piece for path in files for piece in _row_groups(path)), part_bytes)
 
-    def read(self, source: Parquet, part: SourcePart) -> Iterator[Read]:
+    def read(self, source: Rows, part: SourcePart) -> Iterator[Read]:
         for piece in part.pieces:
-            name = relative(piece.path, part.root)
+            name = parts.relative(piece.path, part.root)
             yield from parquet_rows(piece.path, name, source.text, source.id, range(piece.start, piece.stop or 0))
+
+
+class HubReader:
+    """kind: hub. A part is some of the data set's files, at the revision that the plan found."""
+
+    def plan(self, source: Hub, directory: Path, part_bytes: int) -> list[SourcePart]:
+        from bedplate.hub.huggingface import files
+
+        repository, commit, listed = files(source.data, source.pattern)
+        pieces = [
+            FilePiece(file.path, file.size, f"{commit}:{file.stamp}")
+            for file in listed
+            if file.path.endswith((".parquet", *JSON_LINES))
+        ]
+        if not pieces:
+            raise DataError(
+                f"source {source.name!r}: {source.data} has no Parquet or JSON-lines file that fits {source.pattern!r};"
+                f" it has {', '.join(file.path for file in listed[:8]) or 'none at all'}"
+            )
+        return parts.grouped(source, f"{repository}@{commit}", pieces, part_bytes)
+
+    def read(self, source: Hub, part: SourcePart) -> Iterator[Read]:
+        from bedplate.hub.huggingface import stream
+
+        for piece in part.pieces:
+            with stream(part.root, piece.path) as remote:
+                if piece.path.endswith(".parquet"):
+                    groups = arrow().ParquetFile(remote).metadata.num_row_groups
+                    yield from parquet_rows(remote, piece.path, source.text, source.id, range(groups))
+                else:
+                    with opened(piece.path, remote) as lines:
+                        yield from json_lines(lines, piece.path, source.text, source.id)
 
 
 @contextlib.contextmanager
 def opened(path: str, raw: IO[bytes] | None = None) -> Generator[IO[bytes]]:
     """A file's bytes, decompressed where its name says that they are compressed."""
     with contextlib.ExitStack() as stack:
-        stream: IO[bytes] = stack.enter_context(stream_of(path)) if raw is None else raw
+        stream: IO[bytes] = stack.enter_context(parts.stream_of(path)) if raw is None else raw
         if path.endswith(".gz"):
             stream = cast("IO[bytes]", stack.enter_context(gzip.GzipFile(fileobj=stream)))
         elif path.endswith(".zst"):
@@ -76,7 +99,7 @@ class _Frames(io.RawIOBase):
     a file is cut off, and after the first frame."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._new = stream, zstandard().ZstdDecompressor
+        self._stream, self._library = stream, zstandard()
         self._frame: Any = None
         self._ready = b""
 
@@ -91,8 +114,11 @@ class _Frames(io.RawIOBase):
                 if self._frame is not None:
                     raise EOFError("the file is cut off")
                 return 0
-            self._frame = self._frame or self._new().decompressobj()
-            self._ready, waiting = self._frame.decompress(waiting), b""
+            self._frame = self._frame or self._library.ZstdDecompressor().decompressobj()
+            try:
+                self._ready, waiting = self._frame.decompress(waiting), b""
+            except self._library.ZstdError as error:
+                raise OSError(str(error)) from error
             if self._frame.eof:
                 waiting, self._frame = self._frame.unused_data, None
         if waiting:
@@ -113,7 +139,7 @@ def zstandard() -> Any:
 
 def _stretches(path: Path, part_bytes: int) -> Iterator[FilePiece]:
     """A plain file in stretches of bytes: a line belongs to the one that it begins in."""
-    piece = whole(path)
+    piece = parts.whole(path)
     if path.suffix in {".gz", ".zst"} or piece.size <= part_bytes:
         yield piece
         return
@@ -139,23 +165,15 @@ def json_lines(
             if line.strip():
                 yield _line(line if at else line.removeprefix(codecs.BOM_UTF8), f"{name}@{at}", column, id, name)
             at += len(line)
-    except (EOFError, OSError, zlib.error, zstandard_error()) as error:
+    except (EOFError, OSError, zlib.error) as error:
         raise DataError(f"{name}: damaged after byte {at} of its text: {error}; fetch the file again") from error
-
-
-def zstandard_error() -> type[Exception]:
-    try:
-        import zstandard as library
-    except ModuleNotFoundError:
-        return EOFError
-    return library.ZstdError
 
 
 def _line(line: bytes, place: str, column: str, id: str | None, name: str) -> Read:
     try:
         row = load_json(line)
     except ValueError as error:
-        return Unread(place, "not_json", unicode_text(str(error)))
+        return Unread(place, "not_json", parts.unicode_text(str(error)))
     if not isinstance(row, dict):
         return Unread(place, "not_json", f"a {type(row).__name__}, not an object")
     return document(row, place, column, id, name)
@@ -164,17 +182,17 @@ def _line(line: bytes, place: str, column: str, id: str | None, name: str) -> Re
 def document(row: dict[str, Any], place: str, column: str, id: str | None, name: str) -> Read:
     """A row's text and name."""
     if id is not None and row.get(id) is not None:
-        place = unicode_text(f"{name}#{row[id]}")
+        place = parts.unicode_text(f"{name}#{row[id]}")
     text = row.get(column)
     if not isinstance(text, str):
-        columns = unicode_text(", ".join(map(str, row))[:200])
+        columns = parts.unicode_text(", ".join(map(str, row))[:200])
         return Unread(place, "no_text", f"{column!r} is {type(text).__name__}; there are {columns}")
     about = {key: row[key] for key in ("url", "language") if isinstance(row.get(key), str)}
     return RawDocument(place, text, {"url": about["url"]} if "url" in about else {})
 
 
 def _row_groups(path: Path) -> Iterator[FilePiece]:
-    piece = whole(path)
+    piece = parts.whole(path)
     try:
         metadata = arrow().ParquetFile(path).metadata
     except UsageError:

@@ -1,31 +1,21 @@
-"""Text files, trees of source code, and the interpreter's own standard library: each file is a document."""
+"""Trees of source code, the interpreter's own standard library and releases of the package index: each file is a
+document."""
 
 from __future__ import annotations
 
 import io
 import os
-import sysconfig
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from bedplate.core.errors import ConfigError, DataError
-from bedplate.core.files import on_closed
+from bedplate.core.files import on_closed, sha256_file
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.data.corpus.readers.part import (
-    FilePiece,
-    RawDocument,
-    Read,
-    SourcePart,
-    Unread,
-    content_of,
-    grouped,
-    relative,
-    source_files,
-    whole,
-)
-from bedplate.data.corpus.recipe import Code, Files, Source, StandardLibrary
-from bedplate.data.documents import TEXT_FILES
+from bedplate.data.corpus.readers import parts
+from bedplate.data.corpus.readers.parts import FilePiece, RawDocument, Read, SourcePart, Unread, WholeFiles
+from bedplate.data.corpus.recipe import Code, PyPI, Source, StandardLibrary
+from bedplate.data.stdlib import INSTALLED, NOT_LIBRARY, library_files, library_root
 
 LANGUAGES: dict[str, str] = {
     ".py": "Python", ".pyi": "Python", ".pyx": "Cython", ".c": "C", ".h": "C", ".cc": "C++", ".cpp": "C++",
@@ -49,20 +39,11 @@ NOT_OWN = frozenset(
 """Folders of a tree that hold what others wrote, or what programs did."""
 
 
-class FilesReader:
-    """kind: files."""
-
-    def plan(self, source: Files, directory: Path, part_bytes: int) -> list[SourcePart]:
-        root, files = source_files(source, source.path, directory, TEXT_FILES, source.pattern)
-        return grouped(source, root, map(whole, files), part_bytes)
-
-    def read(self, source: Files, part: SourcePart) -> Iterator[Read]:
-        for piece in part.pieces:
-            yield as_text(relative(piece.path, part.root), content_of(piece.path))
-
-
-class CodeReader:
+class CodeReader(WholeFiles):
     """kind: code."""
+
+    def __init__(self) -> None:
+        super().__init__((), as_code)
 
     def plan(self, source: Code, directory: Path, part_bytes: int) -> list[SourcePart]:
         root = directory / Path(source.path).expanduser()
@@ -71,30 +52,44 @@ class CodeReader:
         pieces = list(_tree(source, root, checked(source, source.languages)))
         if not pieces:
             raise DataError(f"source {source.name!r}: {root} holds no source code of the languages asked for")
-        return grouped(source, root, pieces, part_bytes)
-
-    def read(self, source: Code, part: SourcePart) -> Iterator[Read]:
-        for piece in part.pieces:
-            yield as_code(relative(piece.path, part.root), content_of(piece.path))
+        return parts.grouped(source, root, pieces, part_bytes)
 
 
-class StandardLibraryReader:
+class StandardLibraryReader(WholeFiles):
     """kind: stdlib. Without the tests and what is not the library itself, unless everything is asked for."""
 
-    installed = frozenset(("site-packages", "dist-packages"))
-    left_out = installed | {"test", "tests", "idlelib", "lib2to3", "pydoc_data", "encodings"}
+    def __init__(self) -> None:
+        super().__init__((), as_code)
 
     def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[SourcePart]:
-        root = Path(sysconfig.get_paths()["stdlib"])
-        without = self.installed if source.everything else self.left_out
-        paths = sorted(p for p in root.rglob("*.py") if not without & set(p.relative_to(root).parts[:-1]))
+        paths = library_files(INSTALLED if source.everything else NOT_LIBRARY)
         if not paths:
-            raise DataError(f"{root} holds no source code; this Python comes without its library's source")
-        return grouped(source, root, map(whole, paths), part_bytes)
+            raise DataError(f"{library_root()} holds no source code; this Python comes without its library's source")
+        return parts.grouped(source, library_root(), map(parts.whole, paths), part_bytes)
 
-    def read(self, source: StandardLibrary, part: SourcePart) -> Iterator[Read]:
+
+class PyPIReader:
+    """kind: pypi. A part is one release; nothing of it is run."""
+
+    def plan(self, source: PyPI, directory: Path, part_bytes: int) -> list[SourcePart]:
+        from bedplate.hub.index import release
+
+        checked(source, source.languages)
+        planned: list[SourcePart] = []
+        for requirement in source.packages:
+            archive = release(requirement)
+            piece = FilePiece(str(archive), archive.stat().st_size, sha256_file(archive))
+            planned.append(SourcePart(source.name, len(planned), requirement, (piece,)))
+        return planned
+
+    def read(self, source: PyPI, part: SourcePart) -> Iterator[Read]:
+        from bedplate.hub.index import members
+
+        languages = checked(source, source.languages)
         for piece in part.pieces:
-            yield as_code(relative(piece.path, part.root), content_of(piece.path))
+            for name, content in members(Path(piece.path)):
+                if language_of(name) in languages and not NOT_OWN & set(PurePosixPath(name).parts[:-1]):
+                    yield as_code(parts.unicode_text(f"{part.root}/{name}"), content)
 
 
 def checked(source: Source, languages: Sequence[str] | None) -> frozenset[str]:
@@ -113,18 +108,13 @@ def language_of(name: str) -> str | None:
     return NAMED.get(path.name) or LANGUAGES.get(path.suffix.lower())
 
 
-def is_own(name: str) -> bool:
-    """Whether no folder on the way is of others' or of programs' making."""
-    return not NOT_OWN & set(PurePosixPath(name).parts[:-1])
-
-
 def _tree(source: Source, root: Path, languages: frozenset[str]) -> Iterator[FilePiece]:
     for folder, inner, names in os.walk(root, onerror=on_closed(f"source {source.name!r}: ")):
         inner[:] = sorted(name for name in inner if name not in NOT_OWN)
         for name in sorted(names):
             path = Path(folder) / name
             if language_of(name) in languages and path.is_file() and not path.is_symlink():
-                yield whole(path)
+                yield parts.whole(path)
 
 
 def as_text(id: str, content: bytes) -> Read:

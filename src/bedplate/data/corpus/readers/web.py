@@ -6,58 +6,43 @@ import gzip
 import logging
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
-from bedplate.data.corpus.readers.part import (
-    RawDocument,
-    Read,
-    SourcePart,
-    Unread,
-    content_of,
-    grouped,
-    relative,
-    source_files,
-    stream_of,
-    whole,
-)
-from bedplate.data.corpus.recipe import Html, Warc
+from bedplate.data.corpus.readers import parts
+from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, Unread
+from bedplate.data.corpus.recipe import Pages
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([A-Za-z0-9_-]+)""", re.I)
 _PAGES = ("text/html", "application/xhtml+xml")
-
-
-class HtmlReader:
-    """kind: html."""
-
-    def plan(self, source: Html, directory: Path, part_bytes: int) -> list[SourcePart]:
-        root, files = source_files(source, source.path, directory, (".html", ".htm", ".xhtml"))
-        return grouped(source, root, map(whole, files), part_bytes)
-
-    def read(self, source: Html, part: SourcePart) -> Iterator[Read]:
-        for piece in part.pieces:
-            yield article(relative(piece.path, part.root), content_of(piece.path), {})
+NOTHING: Mapping[str, str] = {}
 
 
 class WarcReader:
     """kind: warc."""
 
-    def plan(self, source: Warc, directory: Path, part_bytes: int) -> list[SourcePart]:
-        suffixes = (".warc", ".warc.gz", ".wet", ".wet.gz")
-        root, files = source_files(source, source.path, directory, suffixes)
-        return grouped(source, root, map(whole, files), part_bytes)
+    def plan(self, source: Pages, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = parts.source_files(source, directory, (".warc", ".warc.gz", ".wet", ".wet.gz"))
+        return parts.grouped(source, root, map(parts.whole, files), part_bytes)
 
-    def read(self, source: Warc, part: SourcePart) -> Iterator[Read]:
+    def read(self, source: Pages, part: SourcePart) -> Iterator[Read]:
         records, failure = _warcio()
         for piece in part.pieces:
-            with stream_of(piece.path) as stream:
+            with parts.stream_of(piece.path) as stream:
                 try:
                     for record in records(_Whole(stream, piece.path)):
-                        length = _length(record, piece.path)
-                        yield from _record(record, relative(piece.path, part.root))
-                        _exhaust(record, length, piece.path)
+                        record_id = record.rec_headers.get_header("WARC-Record-ID") or "the last record"
+                        length = record.rec_headers.get_header("Content-Length") or ""
+                        if not (length.isascii() and length.isdigit()):  # as when the file ends in its headers
+                            raise _damaged(piece.path, f"{record_id} has no Content-Length")
+                        yield from _record(record, parts.relative(piece.path, part.root))
+                        while record.raw_stream.read(1 << 16):
+                            pass
+                        if missing := record.raw_stream.limit:
+                            end = f"{missing:,} bytes before its end, of {int(length):,}"
+                            raise _damaged(piece.path, f"{record_id} is cut off {end}")
                 except failure as error:
                     raise _damaged(piece.path, str(error)) from error
 
@@ -82,24 +67,6 @@ class _Whole:
 
 def _damaged(path: str, why: str) -> DataError:
     return DataError(f"{path}: damaged web archive: {why}; fetch the file again")
-
-
-def _length(record: Any, path: str) -> int:
-    """The bytes that a record says it has. DataError for one that does not, as when the file ends in its headers."""
-    length = record.rec_headers.get_header("Content-Length") or ""
-    if not (length.isascii() and length.isdigit()):
-        name = record.rec_headers.get_header("WARC-Record-ID") or "the last record"
-        raise _damaged(path, f"{name} has no Content-Length")
-    return int(length)
-
-
-def _exhaust(record: Any, length: int, path: str) -> None:
-    """Reads to a record's end. DataError where the file ends before."""
-    while record.raw_stream.read(1 << 16):
-        pass
-    if record.raw_stream.limit:
-        name = record.rec_headers.get_header("WARC-Record-ID") or "a record"
-        raise _damaged(path, f"{name} is cut off {record.raw_stream.limit:,} bytes before its end, of {length:,}")
 
 
 def _warcio() -> tuple[Any, type[Exception]]:
@@ -133,7 +100,7 @@ def _record(record: Any, name: str) -> Iterator[Read]:
         yield article(id, content, about, media_type)
 
 
-def article(id: str, content: bytes, about: dict[str, str], content_type: str = "") -> Read:
+def article(id: str, content: bytes, about: Mapping[str, str] = NOTHING, content_type: str = "") -> Read:
     """The main text of a page."""
     html = decoded(content, content_type)
     if html is None:

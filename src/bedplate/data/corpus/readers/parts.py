@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -46,9 +46,7 @@ class SourcePart:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SourcePart:
-        return cls(
-            values["source"], values["number"], values["root"], tuple(FilePiece(**piece) for piece in values["pieces"])
-        )
+        return cls(**values | {"pieces": tuple(FilePiece(**piece) for piece in values["pieces"])})
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,11 @@ def grouped(source: Source, root: Path | str, pieces: Iterable[FilePiece], part_
 
 
 def source_files(
-    source: Source, path: str, directory: Path, suffixes: Sequence[str], pattern: str | None = None
+    source: Any, directory: Path, suffixes: Sequence[str], pattern: str | None = None
 ) -> tuple[Path, list[Path]]:
     """The root and the files of a source's path: the file itself, or all below the folder that end in `suffixes` or fit
     `pattern`, sorted. Links are not followed. DataError where there are none."""
-    place = directory / Path(path).expanduser()
+    place = directory / Path(source.path).expanduser()
     if place.is_file():
         return place.parent, [place]
     if not place.is_dir():
@@ -137,12 +135,6 @@ def stream_of(path: str) -> IO[bytes]:
         raise DataError(f"{path} cannot be read: {error.strerror}; make it readable, or take it out") from error
 
 
-def content_of(path: str) -> bytes:
-    """All of it. DataError as `stream_of`."""
-    with stream_of(path) as stream:
-        return stream.read()
-
-
 def relative(path: str, root: str) -> str:
     """A file's name in ids."""
     return unicode_text(Path(path).relative_to(root).as_posix())
@@ -152,3 +144,20 @@ def unicode_text(text: str) -> str:
     """Lone surrogates (of a file's name that is not UTF-8, or as JSON may spell them) as escapes, so that the text can
     be written."""
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+class WholeFiles:
+    """A reader of files that are a document each. suffixes: of those below a source's folder; document: what the
+    content of one is, by its id."""
+
+    def __init__(self, suffixes: Sequence[str], document: Callable[[str, bytes], Read]) -> None:
+        self._suffixes, self._document = suffixes, document
+
+    def plan(self, source: Any, directory: Path, part_bytes: int) -> list[SourcePart]:
+        root, files = source_files(source, directory, self._suffixes, getattr(source, "pattern", None))
+        return grouped(source, root, map(whole, files), part_bytes)
+
+    def read(self, source: Any, part: SourcePart) -> Iterator[Read]:
+        for piece in part.pieces:
+            with stream_of(piece.path) as stream:
+                yield self._document(relative(piece.path, part.root), stream.read())
