@@ -22,23 +22,17 @@ Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
 
 class Writer(Protocol):
-    """A row whose next token is to be chosen."""
+    """A row whose next token is to be chosen. plain: whether the likeliest token is all that is asked for, of those that
+    its grammar allows if it has one. accept: takes the token that was chosen; whether it goes on. fail: ends the row;
+    without an error because its logits are not finite. learn: so many tokens were chosen in a pass; how many of the
+    draft were among them."""
 
     state: RowState
     plain: bool
-    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
 
-    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
-        """Takes the token that was chosen; whether it goes on."""
-        ...
-
-    def fail(self, error: Exception | None) -> None:
-        """Ends the row; without an error because its logits are not finite, so that no token can be chosen."""
-        ...
-
-    def learn(self, chosen_count: int, draft: Sequence[int]) -> int:
-        """`chosen_count` tokens were chosen in a pass; how many of the draft were among them."""
-        ...
+    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool: ...
+    def fail(self, error: Exception | None) -> None: ...
+    def learn(self, chosen_count: int, draft: Sequence[int]) -> int: ...
 
 
 @dataclass(eq=False, slots=True)
