@@ -22,7 +22,7 @@ Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
 
 class Writer(Protocol):
-    """A row whose next token is to be chosen. plain: whether the likeliest token is all that is asked for, of those that
+    """A row whose next token is to be chosen. plain: whether the likeliest is all that is asked for, of those that
     its grammar allows if it has one. accept: takes the token that was chosen; whether it goes on. fail: ends the row;
     without an error because its logits are not finite. learn: so many tokens were chosen in a pass; how many of the
     draft were among them."""
