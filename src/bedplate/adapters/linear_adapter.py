@@ -56,23 +56,16 @@ class LinearAdapter(ABC):
 
 
 class AdapterConfig(Protocol):
-    """One adapter's shape. Tensors are named by their ends, to which a bank adds the module's path before them."""
+    """One adapter's shape. Tensors are named by their ends, to which a bank adds the module's path before them.
 
-    def paths(self, modules: Iterable[str], hf_name: Callable[[str], str] | None) -> list[str]:
-        """The module paths that it adapts, in the order of `modules`. SkinError or UsageError for one that is none."""
-        ...
+    paths: the module paths that it adapts, in the order of `modules`; SkinError or UsageError for one that is none.
+    shapes: of its tensors at one linear. initial: a fresh adapter there, float32 on the CPU, with which the model is as
+    without. attach: the adapter there, with copies of the tensors: float32 parameters, or frozen in its dtype."""
 
-    def shapes(self, path: str, module: Any) -> dict[str, tuple[int, ...]]:
-        """Its tensors at one linear."""
-        ...
-
-    def initial(self, path: str, module: Any, generator: torch.Generator) -> dict[str, Tensor]:
-        """A fresh adapter at one linear, float32 on the CPU, with which the model is as without."""
-        ...
-
-    def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LinearAdapter:
-        """The adapter at one linear, with copies of the tensors: float32 parameters, or frozen in its dtype."""
-        ...
+    def paths(self, modules: Iterable[str], hf_name: Callable[[str], str] | None) -> list[str]: ...
+    def shapes(self, path: str, module: Any) -> dict[str, tuple[int, ...]]: ...
+    def initial(self, path: str, module: Any, generator: torch.Generator) -> dict[str, Tensor]: ...
+    def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LinearAdapter: ...
 
 
 def stored(value: Tensor, module: Adaptable, trainable: bool, by_columns: bool = False) -> nn.Parameter:

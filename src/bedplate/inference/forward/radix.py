@@ -49,20 +49,16 @@ def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
 
 
 class Segment(Protocol):
-    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end (trees with snapshots)."""
+    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end (trees with snapshots).
+    split: the first `at` tokens and the rest; this segment is not used afterwards. release: called once, when the tree
+    lets go of it."""
 
     @property
     def nbytes(self) -> int: ...
     @property
     def resumes(self) -> bool: ...
-
-    def split(self, at: int) -> tuple[Segment, Segment]:
-        """The first `at` tokens and the rest; this segment is not used afterwards."""
-        ...
-
-    def release(self) -> None:
-        """Called once, when the tree lets go of it."""
-        ...
+    def split(self, at: int) -> tuple[Segment, Segment]: ...
+    def release(self) -> None: ...
 
 
 @dataclass(eq=False)

@@ -30,22 +30,18 @@ from bedplate.models.model import Model
 
 
 class Forward(Protocol):
-    """A way to run the base. Keys and values of the batch's tokens end up in the cache."""
+    """A way to run the base. Keys and values of the batch's tokens end up in the cache.
+
+    weights: how products read them: "float32", "bfloat16", "int8", "int4". add_adapter: the slot's adapter has come to
+    the bank; UsageError where it cannot be run this way. forget: it is leaving the bank. close: frees what is its own."""
 
     name: str
     weights: str
-    """The dtype that the products read the weights in: "float32", "bfloat16", "int8", "int4"."""
 
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
-
-    def add_adapter(self, slot: int) -> None:
-        """The slot's adapter has come to the bank. Raises UsageError where it cannot be run this way."""
-
-    def forget(self, slot: int) -> None:
-        """The slot's adapter is leaving the bank: what is kept of it goes."""
-
-    def close(self) -> None:
-        """Frees what is its own; it cannot be used after it."""
+    def add_adapter(self, slot: int) -> None: ...
+    def forget(self, slot: int) -> None: ...
+    def close(self) -> None: ...
 
 
 class Resident(Protocol):
