@@ -33,7 +33,7 @@ class Forward(Protocol):
     """A way to run the base. Keys and values of the batch's tokens end up in the cache.
 
     weights: how products read them: "float32", "bfloat16", "int8", "int4". add_adapter: the slot's adapter has come to
-    the bank; UsageError where it cannot be run this way. forget: it is leaving the bank. close: frees what is its own."""
+    the bank; UsageError where it cannot be run this way. forget: it leaves the bank. close: frees what is its own."""
 
     name: str
     weights: str
