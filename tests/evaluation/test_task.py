@@ -142,7 +142,7 @@ def test_the_resolved_file_reads_back_equal(tmp_path: Path) -> None:
         ({"output__labels": ["yes"]}, "at least 2"),
         ({"output__labels": [" yes", "no"]}, "' yes' is empty or has spaces"),
         ({"output__labels": None}, "needs `labels`"),
-        ({"output__max_tokens": 3}, "`max_tokens` belongs to outputs of kind text, json or labels, not label"),
+        ({"output__max_tokens": 3}, "`max_tokens` belongs to outputs of kind labels, text or json, not label"),
         ({"output": {"kind": "text", "labels": ["a", "b"]}, "metric": "exact_match"}, "`labels` belongs to"),
         ({"metric": "f1"}, "no metric 'f1'; there are accuracy, macro_f1, "),
         (
