@@ -29,6 +29,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from bedplate.adaptation.search.guards import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.decision import Nomination
 from bedplate.core import statistics
 from bedplate.core.statistics.proportions import Side
 from bedplate.report.schema_plan import GuardRow
@@ -240,7 +241,7 @@ def guard_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for nominees in (1, 2, 3):
         names = tuple("abc"[:nominees])
         tested = dict.fromkeys(names, clear)
-        nomination = gate.Nomination(names, "a", None, {})
+        nomination = Nomination(names, "a", None, {})
         passed = alone = 0
         for _ in range(runs):
             guards = {name: [retention_guard(rng, 0.05, 300)] for name in names}

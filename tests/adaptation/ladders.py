@@ -17,6 +17,7 @@ from tests.core import grouped
 
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.decision import GateVerdict, Nominable
 from bedplate.core import statistics
 
 # Sentences for each review, of the splits that examples/reviews makes of vader-amazon: 587 rows in 60 groups each.
@@ -116,7 +117,7 @@ class Outcome:
 def judge(valid: list[Judged], tests: list[Judged], n: int, groups: int, alpha: float) -> tuple[str, list[int], str]:
     """Nominate, confirm, decide, as the ladder does: the status, the nominees, the winner's name."""
     candidates = [
-        gate.Nominable(str(i), v.estimate, v.design_effect, 0.001 * (i + 1), 100.0, 50) for i, v in enumerate(valid)
+        Nominable(str(i), v.estimate, v.design_effect, 0.001 * (i + 1), 100.0, 50) for i, v in enumerate(valid)
     ]
     confidence = 1 - statistics.spent_alpha(1 - CONFIDENCE, 1)
     nomination = gate.nominate(candidates, BudgetSpec(), target=BAR, confidence=confidence, test_n=n, baseline="0")
@@ -126,7 +127,7 @@ def judge(valid: list[Judged], tests: list[Judged], n: int, groups: int, alpha: 
         target=BAR,
         alpha=alpha,
     )
-    decision = gate.GateVerdict(nomination, confirmed, metric="accuracy", target=BAR, n=n, groups=groups).decision
+    decision = GateVerdict(nomination, confirmed, metric="accuracy", target=BAR, n=n, groups=groups).decision
     return decision.status, [int(name) for name in nomination.nominees], decision.rung or ""
 
 

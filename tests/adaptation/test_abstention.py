@@ -18,7 +18,7 @@ from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.search.abstention import threshold
+from bedplate.adaptation.search.run_rung import threshold
 from bedplate.core.errors import ConfigError
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples

@@ -21,7 +21,7 @@ from tests.near import assert_near
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.rungs import RUNGS, children, continued_pretrain, full
+from bedplate.adaptation.rungs import RUNGS, continued_pretrain, full
 from bedplate.adaptation.task.adapt_parts import inputs_in
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.data.documents import read_whole_documents
@@ -158,7 +158,10 @@ def test_an_interrupted_rung_makes_the_same_child(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(RUNGS[name]), "_finish", after)
+        if name == "full":
+            patch.setattr(type(RUNGS[name]), "_finish", after)
+        else:
+            patch.setattr(continued_pretrain, "on_child", after)
         with pytest.raises(KeyboardInterrupt):
             adapt(task, out, rungs=["zero_shot", name])
     assert (out / "children" / name).is_dir()
@@ -171,13 +174,13 @@ def test_too_little_memory_or_disk_is_a_reason(
     run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     task = run[1].parent / "task.yaml"
-    monkeypatch.setattr(children, "free_on", lambda _: 1_000_000)
+    monkeypatch.setattr(full, "free_on", lambda _: 1_000_000)
     report = adapt(task, tmp_path / "memory", rungs=["majority", "full", "continued_pretrain"])
     for name in CHILDREN:
         assert "of memory are free" in report.row(name)["reason"]
     monkeypatch.undo()
-    usage = children.shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(children.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    usage = full.shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(full.shutil, "disk_usage", lambda _: usage._replace(free=1000))
     report = adapt(task, tmp_path / "disk", rungs=["majority", "full"])
     assert "on disk" in report.row("full")["reason"]
 

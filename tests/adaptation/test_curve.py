@@ -17,8 +17,7 @@ from tests.homes import new_home
 from bedplate.adaptation.context import context as contexts
 from bedplate.adaptation.curve import learning_curve as curves
 from bedplate.adaptation.curve.crossover import OverDraws, Resamples, crossing, crossing_of
-from bedplate.adaptation.curve.curve_values import curve_sentences, pays_from
-from bedplate.adaptation.curve.learning_curve import DRAWS, parse_sizes, possible_sizes
+from bedplate.adaptation.curve.learning_curve import DRAWS, curve_sentences, pays_from, possible_sizes
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
@@ -57,9 +56,6 @@ def test_sizes_above_train_become_all_of_it_and_are_said():
     for bad_sizes in ([1, 50], [50, 50], [300], []):
         with pytest.raises(UsageError):
             possible_sizes(bad_sizes, 200)
-    assert parse_sizes("50, 1_000") == [50, 1000]
-    with pytest.raises(UsageError, match="write numbers"):
-        parse_sizes("50,many")
 
 
 @given(

@@ -28,7 +28,7 @@ from bedplate.adaptation.context.outcome import Latency
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.rungs.children import trainable_copy
+from bedplate.adaptation.rungs.full import trainable_copy
 from bedplate.adaptation.search import formats
 from bedplate.adaptation.task.adapt_parts import FormatsSpec
 from bedplate.core.errors import UsageError

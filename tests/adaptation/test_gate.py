@@ -12,7 +12,16 @@ from tests.adaptation import ladders
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.admission import BudgetChanges, admissions, round_up
+from bedplate.adaptation.verdict.decision import (
+    BudgetChanges,
+    GateDecision,
+    GateVerdict,
+    Nominable,
+    Nomination,
+    admissions,
+    infeasible,
+    round_up,
+)
 from bedplate.core import statistics
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.examples import Example
@@ -42,7 +51,7 @@ def rate(right: int, n: int) -> list[bool]:
 
 candidates = st.lists(
     st.builds(
-        gate.Nominable,
+        Nominable,
         rung=st.sampled_from(["zero_shot", "few_shot", "probe", "lora", "x", "y"]),
         estimate=st.floats(0, 1),
         design_effect=st.floats(0.5, 4),
@@ -64,10 +73,10 @@ def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(nominable
     chosen = [by_name[name] for name in nomination.nominees]
     assert len(chosen) <= 3
     assert set(nomination.reasons) == set(by_name)
-    assert all(gate.infeasible(c, budget) is None for c in chosen)
+    assert all(infeasible(c, budget) is None for c in chosen)
     costs = [c.usd_per_1k_calls for c in chosen[:-1]]
     assert costs == sorted(costs)
-    feasible = [c for c in nominables if gate.infeasible(c, budget) is None]
+    feasible = [c for c in nominables if infeasible(c, budget) is None]
     assert bool(chosen) == bool(feasible)
     if chosen:
         assert nomination.primary in nomination.nominees
@@ -81,14 +90,12 @@ def test_nominees_are_few_feasible_and_the_cheapest_of_what_looks_good(nominable
 
 def test_a_candidate_over_any_budget_is_named_with_the_number():
     budget = BudgetSpec(p95_ms=100)
-    slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 250.0, 10)
+    slow = Nominable("lora", 0.9, 1.0, 0.01, 250.0, 10)
     nomination = gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500)
     assert nomination.nominees == ()
     assert "p95 latency 250 ms is over the budget of 100 ms" in nomination.reasons["lora"]
     kept_out = admissions([slow], {}, budget, {})
-    decision = gate.GateVerdict(
-        nomination, [], metric="accuracy", target=0.8, n=500, groups=500, kept_out=kept_out
-    ).decision
+    decision = GateVerdict(nomination, [], metric="accuracy", target=0.8, n=500, groups=500, kept_out=kept_out).decision
     assert decision.status == "OUT_OF_BUDGET"
     assert "p95_ms: 100 → 250 would admit lora (0.900 on valid)" in decision.reason
     assert "250 ms" in decision.reason
@@ -97,19 +104,19 @@ def test_a_candidate_over_any_budget_is_named_with_the_number():
 def test_what_is_below_the_bar_fails_unless_the_budget_kept_out_something_above_it():
     budget = BudgetSpec(p95_ms=100, train_minutes=5)
     low = {"probe": evaluation(rate(100, 300))}
-    nomination = gate.Nomination(("probe",), "probe", None, {})
+    nomination = Nomination(("probe",), "probe", None, {})
     confirmations = gate.confirm(list(low.items()), low, target=0.8, alpha=0.05)
     skipped = RungOutcome("dora", "skipped", "no time", skip="budget", needs={"train_minutes": 7.31})
-    kept_out = admissions([gate.Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)], {"dora": skipped}, budget, {})
+    kept_out = admissions([Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)], {"dora": skipped}, budget, {})
     assert [admission.rung for admission in kept_out] == ["lora", "dora"]
     assert kept_out[1].summary == "train_minutes: 5 → 7.4 would admit dora (which was not tried)"
-    slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)
+    slow = Nominable("lora", 0.9, 1.0, 0.01, 241.0, 10)
     busy, quiet = (admissions([slow], {}, budget, {}, loads={"lora": load})[0].summary for load in (1e4, 0.1))
     assert busy.endswith("(0.900 on valid, timed beside other work at a load average of 10000.0)")
     assert quiet == kept_out[0].summary
 
-    def decided(kept_out: list[BudgetChanges]) -> gate.GateDecision:
-        return gate.GateVerdict(
+    def decided(kept_out: list[BudgetChanges]) -> GateDecision:
+        return GateVerdict(
             nomination, confirmations, metric="accuracy", target=0.8, n=300, groups=300, kept_out=kept_out
         ).decision
 
@@ -121,13 +128,11 @@ def test_what_is_below_the_bar_fails_unless_the_budget_kept_out_something_above_
 
 
 def test_nothing_to_judge_is_out_of_budget_only_where_a_budget_would_help():
-    nomination = gate.Nomination((), None, None, {})
+    nomination = Nomination((), None, None, {})
     late = RungOutcome("zero_shot", "skipped", "no time", skip="budget", needs={"train_minutes": 0.4})
     for outcome, status in ((late, "OUT_OF_BUDGET"), (RungOutcome("probe", "skipped", "no labels"), "FAIL")):
         kept_out = admissions([], {outcome.rung: outcome}, BudgetSpec(train_minutes=0.1), {})
-        decision = gate.GateVerdict(
-            nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out
-        ).decision
+        decision = GateVerdict(nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out).decision
         assert decision.status == status
         assert ("train_minutes: 0.1 → 0.4 would admit zero_shot" in decision.reason) == (status == "OUT_OF_BUDGET")
 
@@ -140,13 +145,13 @@ def test_a_round_value_admits_what_it_is_made_for(value: float):
     assert float(f"{rounded:.1e}") == pytest.approx(rounded, rel=1e-9)
 
 
-def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05, scale: Scale = PLAIN) -> gate.GateDecision:
+def judge(tested: dict[str, Evaluation], target: float, alpha: float = 0.05, scale: Scale = PLAIN) -> GateDecision:
     names = tuple(tested)
-    nomination = gate.Nomination(names, names[0], None, {})
+    nomination = Nomination(names, names[0], None, {})
     confirmations = gate.confirm(list(tested.items()), tested, target=target, alpha=alpha)
     first = tested[names[0]]
     of = {"n": first.n, "groups": first.groups}
-    return gate.GateVerdict(nomination, confirmations, metric="accuracy", target=target, scale=scale, **of).decision
+    return GateVerdict(nomination, confirmations, metric="accuracy", target=target, scale=scale, **of).decision
 
 
 @settings(max_examples=40, deadline=None)
@@ -305,9 +310,9 @@ def test_what_passed_is_expected_to_be_lower_than_it_reads():
     alone = {"a": evaluation(rate(99, 100), split="valid")}
     assert gate.expected("a", small, alone) == pytest.approx(119 / 200)  # nor does the higher of two count more
     assert by_hand < 0.885 < test.estimate
-    nomination = gate.Nomination(("a",), "a", None, {})
+    nomination = Nomination(("a",), "a", None, {})
     confirmations = gate.confirm([("a", test)], on_valid, target=0.8, alpha=0.05)
-    decision = gate.GateVerdict(nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400).decision
+    decision = GateVerdict(nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400).decision
     sentence = f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}."
     assert sentence in decision.reason
 
@@ -341,9 +346,9 @@ def test_a_p95_is_within_the_budget_over_it_or_undecided(calls: Latency, within_
     assert limit.holds is within_budget
     assert phrase in limit.reason
     tested = {"lora": evaluation(rate(360, 400))}
-    nomination = gate.Nomination(("lora",), "lora", None, {})
+    nomination = Nomination(("lora",), "lora", None, {})
     confirmed = gate.confirm(list(tested.items()), tested, target=0.8, alpha=0.05)
-    decision = gate.GateVerdict(
+    decision = GateVerdict(
         nomination, confirmed, metric="accuracy", target=0.8, n=400, groups=400, limits={"lora": [limit]}
     ).decision
     assert decision.status == {True: "PASS", False: "FAIL", None: "INSUFFICIENT_DATA"}[within_budget]
@@ -357,7 +362,7 @@ def test_an_undecided_p95_on_valid_is_decided_on_test():
     p95_low, _ = measured.p95_bounds(0.95)
     assert p95_low is not None
     assert 1000 * measured.p95 > 100 > 1000 * p95_low
-    slow = gate.Nominable("lora", 0.9, 1.0, 0.01, 1000 * measured.p95, 10, p95_least_ms=1000 * p95_low)
+    slow = Nominable("lora", 0.9, 1.0, 0.01, 1000 * measured.p95, 10, p95_least_ms=1000 * p95_low)
     budget = BudgetSpec(p95_ms=100)
     assert gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500).nominees == ("lora",)
     budget = BudgetSpec(p95_ms=80)

@@ -21,6 +21,7 @@ from bedplate.adaptation.search.guards import Guarding, GuardResult, bounded, br
 from bedplate.adaptation.task.adapt_parts import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nominable, Nomination
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.suites import SUITES, refusals
@@ -209,11 +210,11 @@ def guard(passes: bool | None, name: str = "retention") -> Any:
     return SimpleNamespace(guard=name, holds=passes, reason=f"{name} read so")
 
 
-def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> gate.GateDecision:
+def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> GateDecision:
     evaluations = {name: evaluation(right) for name, right in tested.items()}
-    nomination = gate.Nomination(tuple(evaluations), next(iter(evaluations)), None, {})
+    nomination = Nomination(tuple(evaluations), next(iter(evaluations)), None, {})
     confirmations = gate.confirm(list(evaluations.items()), evaluations, target=target, alpha=0.05)
-    return gate.GateVerdict(
+    return GateVerdict(
         nomination, confirmations, metric="accuracy", target=target, n=400, groups=400, guards=guards
     ).decision
 
@@ -245,8 +246,8 @@ def test_a_nominee_passes_only_with_its_guards(
 
 
 def test_a_broken_guard_makes_room_for_another_nominee() -> None:
-    def candidate(name: str, estimate: float, broken: str | None = None) -> gate.Nominable:
-        return gate.Nominable(name, estimate, 1.0, 0.01, 10.0, 50, broken)
+    def candidate(name: str, estimate: float, broken: str | None = None) -> Nominable:
+        return Nominable(name, estimate, 1.0, 0.01, 10.0, 50, broken)
 
     nominables = [candidate("full", 0.95, "its loss guard is broken: so"), candidate("lora", 0.9)]
     nomination = gate.nominate(nominables, BudgetSpec(), target=0.8, confidence=0.95, test_n=500)
@@ -288,7 +289,7 @@ def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha()
     would let one of them through in over a tenth of verdicts."""
     rng = np.random.default_rng(2)
     tested = {name: evaluation(good) for name in ("a", "b", "c")}
-    nomination = gate.Nomination(tuple(tested), "a", None, {})
+    nomination = Nomination(tuple(tested), "a", None, {})
     passed = alone = 0
     for _ in range(250):
         guards = {name: [lost(rng, 0.1)] for name in tested}
@@ -304,7 +305,7 @@ def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha()
             confirmation.rung: [guard.at(confirmation.lower_confidence) for guard in guards[confirmation.rung]]
             for confirmation in confirmations
         }
-        verdict = gate.GateVerdict(
+        verdict = GateVerdict(
             nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400, guards=judged
         ).decision
         passed += verdict.status == "PASS"

@@ -25,7 +25,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
-from bedplate.adaptation.rungs.heads import AnyOf, OneOf, fit_head
+from bedplate.adaptation.rungs.probe import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.successive_halving import HalvingStage, row_cost, stages_for
 from bedplate.adaptation.search.start import LOCK_FILE
 from bedplate.adaptation.task.task_file import load_adapt_task
@@ -219,7 +219,7 @@ def test_a_machine_that_is_busy_once_and_quiet_later_says_the_same(
 
     def climb(call: float, **settings: object) -> Report:
         pace = Throughput(token=1e-6, call=call, tokens=10.0)
-        monkeypatch.setattr("bedplate.adaptation.context.context.measure_throughput", lambda *_: pace)
+        monkeypatch.setattr("bedplate.adaptation.context.throughput.measure_throughput", lambda *_: pace)
         monkeypatch.setattr("bedplate.adaptation.context.throughput.call_seconds", lambda *_: [call])
         monkeypatch.setattr("bedplate.adaptation.context.throughput.load_average", lambda: 0.5)
         return adapt(toy_task, tmp_path / "out", rungs=rungs, overrides=[f"{k}={v}" for k, v in settings.items()])

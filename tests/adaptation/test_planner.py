@@ -231,7 +231,7 @@ def test_a_stopwatch_adds_up() -> None:
         with watch.timed("tests", "lora"):
             sum(range(100_000))
     assert set(watch.parts["tests"]) == {"lora"}
-    assert 0 < watch.parts["tests"]["lora"] < watch.seconds
+    assert watch.parts["tests"]["lora"] > 0
     assert watch.processor > 0
     assert watch.of("guards") == {}
 

@@ -9,8 +9,7 @@ from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.search.candidates import candidates_of
-from bedplate.adaptation.search.rung_job import fit_planned, reopened
-from bedplate.adaptation.search.start import begin, climb_candidate, opened
+from bedplate.adaptation.search.start import begin, climb_candidate, fit_planned, opened, reopened
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor, ProcessExecutor

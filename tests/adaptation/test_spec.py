@@ -8,7 +8,6 @@ from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs, in_role
 from bedplate.adaptation.rungs.rung import Role
-from bedplate.adaptation.task.spec import parse_budget
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import ConfigError, UsageError
 
@@ -70,14 +69,3 @@ def test_without_an_adapt_section(tmp_path: Path, toy_task: Path):
 def test_rungs_from_the_command_line_are_checked(toy_task: Path):
     with pytest.raises(UsageError, match="no rung 'lara'"):
         load_adapt_task(toy_task, (), ["lara"])
-
-
-@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("10m", 600), ("1.5h", 5400), ("2min", 120)])
-def test_budgets(text: str, seconds: float):
-    assert parse_budget(text) == seconds
-
-
-@pytest.mark.parametrize("text", ["", "10", "m", "-5m", "0s", "ten"])
-def test_bad_budgets(text: str):
-    with pytest.raises(UsageError, match=r"length of time|above 0"):
-        parse_budget(text)

@@ -15,6 +15,7 @@ from bedplate.adaptation.context.bases import Bases
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError
+from bedplate.core.executor import ProcessExecutor
 from bedplate.inference.native.library import load
 from bedplate.inference.predict.opening import OpenOptions
 
@@ -84,9 +85,11 @@ def test_adapts_options_are_written_over_the_task_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recorded_overrides: list[list[str]] = []
+    executors: list[object] = []
 
-    def fake(*_: object, overrides: list[str], **__: object) -> None:
+    def fake(*_: object, overrides: list[str], executor: object, **__: object) -> None:
         recorded_overrides.append(overrides)
+        executors.append(executor)
         raise ConfigError("far enough")
 
     monkeypatch.setattr(ladder, "adapt", fake)
@@ -95,11 +98,12 @@ def test_adapts_options_are_written_over_the_task_file(
     (tmp_path / "base").mkdir()
     line = ["adapt", tmp_path / "task.yaml", "--out", tmp_path / "out"]
     run(capsys, *line, "--dtype", "float32", "--kernel", "torch", "metric=macro_f1")
-    run(capsys, *line, "--weights", "int4")
+    run(capsys, *line, "--weights", "int4", "--isolate")
     assert recorded_overrides == [
         ["metric=macro_f1", "adapt.dtype=float32", "adapt.kernel=torch"],
         ["adapt.weights=int4"],
     ]
+    assert [type(executor) for executor in executors] == [type(None), ProcessExecutor]
 
 
 def test_a_task_file_says_how_bases_are_held(tmp_path: Path, directory: Path) -> None:

@@ -10,13 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from bedplate.adaptation.labels.files import CANNOT, file_of, read_labels, write_rows
-from bedplate.adaptation.labels.label_plan import LabelPlan, can_be_judged, look_at, next_rows, read_plan
-from bedplate.adaptation.labels.sequential_looks import Looking
+from bedplate.adaptation.labels import label_plan
+from bedplate.adaptation.labels.label_plan import Looking
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.search.start import LABELS, check_output
-from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.arguments import checked
 from bedplate.core.files import file_lock
@@ -68,11 +67,9 @@ def adapt_with_labels(
     pool, directory = load_pool(task), out / LABELS
     with file_lock(directory / ".lock"):
         grouping_of(task, sources_of(task))  # before anybody labels rows that would be split as they may not be
-        plan = read_plan(directory, pool, label_budget)
-        files = [
-            read_labels(file_of(directory, number), task, row_hashes)
-            for number, row_hashes in enumerate(plan.asked, start=1)
-        ]
+        plan = label_plan.read_plan(directory, pool, label_budget)
+        paths = [label_plan.file_of(directory, number + 1) for number in range(len(plan.asked))]
+        files = [label_plan.read_labels(path, task, keys) for path, keys in zip(paths, plan.asked, strict=True)]
         unfinished = next((label_file for label_file in files if label_file.empty), None)
         if unfinished is not None:
             wait = f"{unfinished.empty} rows of {unfinished.path} have no label yet: fill in {task.data.target!r}"
@@ -81,32 +78,24 @@ def adapt_with_labels(
         skipped = frozenset[str]().union(*(label_file.skipped for label_file in files))
         labeled_pool, splits = pool.labelled(labels, skipped), pool.splits
         bought = dict.fromkeys(pool.parts, 0) | Counter(splits[key] for key in labels)
-        if len(files) < plan.learning or not can_be_judged(labeled_pool):
+        if len(files) < plan.learning or not label_plan.can_be_judged(labeled_pool):
             step = _next_step(plan, labeled_pool, bought, directory, None)
             if step.file is not None or not labeled_pool.drawn("test"):
                 return step
         data = labeled_pool.data()  # refuses what cannot be judged before a look is taken
-        plan, whole = look_at(plan, labeled_pool, bought)
+        plan, whole = label_plan.look_at(plan, labeled_pool, bought)
         plan.write(directory)  # before anything is seen
-        record = _record(plan, spec, pool, labeled_pool, bought, len(skipped), whole)
+        record = _record(plan, spec.usd_per_label, pool, labeled_pool, bought, len(skipped), whole)
         looking = Looking(data, record, pool.test, len(plan.looks) == 1)
-        report = adapt(
-            task_path,
-            out,
-            rungs=rungs,
-            budget=budget,
-            seed=seed,
-            overrides=overrides,
-            exhaustive=exhaustive,
-            looking=looking,
-        )
+        limits: dict[str, Any] = {"budget": budget, "exhaustive": exhaustive}
+        report = adapt(task_path, out, rungs=rungs, seed=seed, overrides=overrides, **limits, looking=looking)
         if report.verdict["status"] != "INSUFFICIENT_DATA":
             return LabelStep(report, None, (looking.record.said,))
         return _next_step(plan, labeled_pool, bought, directory, report, looking.record.said)
 
 
 def _next_step(
-    plan: LabelPlan,
+    plan: label_plan.LabelPlan,
     labeled_pool: LabelPool,
     bought: Mapping[str, int],
     directory: Path,
@@ -114,25 +103,25 @@ def _next_step(
     *messages: str,
 ) -> LabelStep:
     """The next file, or that there is none."""
-    rows, chosen = next_rows(plan, labeled_pool, bought)
+    rows, chosen = label_plan.next_rows(plan, labeled_pool, bought)
     if not rows:
         spent = sum(bought.values()) >= plan.budget
         why = "the budget is spent" if spent else "no row that the budget reaches is without a label"
         return LabelStep(report, None, (*messages, f"No more labels are asked for: {why}."))
-    path = file_of(directory, len(plan.asked) + 1)
-    write_rows(path, labeled_pool.task, rows)
+    path = label_plan.file_of(directory, len(plan.asked) + 1)
+    label_plan.write_rows(path, labeled_pool.task, rows)
     requested = (*plan.asked, tuple(row.row_hash for row in rows))
     plan.model_copy(update={"asked": requested, "chosen": chosen}).write(directory)
     text = (
-        f"{len(rows)} rows to label are in {path}: fill in {labeled_pool.task.data.target!r} (or say under {CANNOT} "
-        "why not), and give the same command again."
+        f"{len(rows)} rows to label are in {path}: fill in {labeled_pool.task.data.target!r} (or say under "
+        f"{label_plan.CANNOT} why not), and give the same command again."
     )
     return LabelStep(report, path, (*messages, text))
 
 
 def _record(
-    plan: LabelPlan,
-    spec: AdaptSpec,
+    plan: label_plan.LabelPlan,
+    price: float | None,
     pool: LabelPool,
     labeled_pool: LabelPool,
     bought: Mapping[str, int],
@@ -147,12 +136,9 @@ def _record(
         f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {all_rows:,}. "
         f"This is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of {whole} rows at most."
     )
-    if spec.usd_per_label is not None:
-        price = spec.usd_per_label
-        summary += (
-            f" They cost ${count * price:,.2f}; the budget ${plan.budget * price:,.2f}, all rows "
-            f"${all_rows * price:,.2f}."
-        )
+    if price is not None:
+        cost, most, of_all = (f"${number * price:,.2f}" for number in (count, plan.budget, all_rows))
+        summary += f" They cost {cost}; the budget {most}, all rows {of_all}."
     if skipped:
         summary += f" {skipped} rows could not be labelled: nothing is said of such."
     return LabelBudget(
@@ -164,6 +150,6 @@ def _record(
         planned=whole,
         looks=plan.looks,
         chosen=plan.chosen,
-        usd_per_label=spec.usd_per_label,
+        usd_per_label=price,
         said=summary,
     )

@@ -2,9 +2,9 @@
 
 1. `adapt` reads the task file, checks it and the rows (`task.task_file`, `search.start`), and loads every base once.
 2. Every candidate is fitted on train and evaluated on valid, what is worth most for its time first (`search.run_all`).
-3. Nominees are chosen on valid (`verdict.gate.nominate`); their calls are timed again, the guards of their child bases
-   and quantised formats are looked at, until nothing brings another nominee. They are then fixed on disk.
-4. Test is opened once, through the ledger, for the nominees and the references (`search.evaluate_on_test`).
+3. Nominees are chosen on valid (`verdict.gate.nominate`); the guards of their child bases and quantised formats
+   are looked at, until nothing brings another nominee. They are then fixed on disk.
+4. Test is opened once, through the ledger, for the nominees and the references (`search.run_rung`).
 5. Bounds with the error that this verdict may spend, then the decision (`verdict.gate.confirm`, `verdict.decision`).
 6. The report is written, here and into the skins (`report.report`); learning curves follow in the time that is left.
 
@@ -13,10 +13,9 @@ Everything that finishes is on disk in the output directory, so the same command
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from functools import partial
+from os.path import relpath
 from pathlib import Path
 from typing import Any
 
@@ -24,24 +23,23 @@ from bedplate.adaptation.context.clock import Clock, Stopwatch, seconds_on_test
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
-from bedplate.adaptation.labels.sequential_looks import SINGLE_LOOK, Looking, rows_of
+from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
-from bedplate.adaptation.search.evaluate_on_test import judge, retimed
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
+from bedplate.adaptation.search.run_rung import judge
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate, rules
-from bedplate.adaptation.verdict.acceptance import Hurdles
-from bedplate.adaptation.verdict.admission import admissions, over
-from bedplate.adaptation.verdict.ladder_run import LadderRun
-from bedplate.adaptation.verdict.second_labels import check_bar, second_labels
+from bedplate.adaptation.verdict.acceptance import Hurdles, LadderRun, check_bar, second_labels
+from bedplate.adaptation.verdict.decision import GateVerdict, Nominable, Nomination, admissions, infeasible
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
+from bedplate.core.executor import Executor
 from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.statistics import spent_alpha
 from bedplate.data.rows import SourceRows
@@ -67,6 +65,7 @@ def adapt(
     parent: Path | str | None = None,
     data: Any = None,
     looking: Looking | None = None,
+    executor: Executor | None = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
 
@@ -75,8 +74,9 @@ def adapt(
     learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
     data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. looking: the
-    task's rows as far as they have labels (`adapt_with_labels`). The same call again resumes where an interrupted one
-    stopped; what it did and what a limit made it leave out stays as it was.
+    task's rows as far as they have labels (`adapt_with_labels`). executor: runs the fits of rungs elsewhere, from the
+    run's directory alone (`core.executor.ProcessExecutor`: each in a new process). The same call again resumes where an
+    interrupted one stopped; what it did and what a limit made it leave out stays as it was.
 
     Raises ConfigError (also for a task file that does not say which rows belong together, or does not answer what its
     rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
@@ -85,9 +85,7 @@ def adapt(
     out, memory_rows = Path(out), dict[str, SourceRows]()
     if data is not None:
         task_dir = Path(task_path).parent
-        memory_rows = given_rows(
-            data, lambda split, _: os.path.relpath(out / f"rows{split and '-'}{split}.jsonl", task_dir)
-        )
+        memory_rows = given_rows(data, lambda split, _: relpath(out / f"rows{split and '-'}{split}.jsonl", task_dir))
     task, spec = load_adapt_task(task_path, [*overrides, *(overrides_for(memory_rows) if memory_rows else ())], rungs)
     if budget is None and spec.budget.train_minutes is not None:
         budget = spec.budget.train_minutes * 60
@@ -105,7 +103,8 @@ def adapt(
     check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
     if curve:
         possible_sizes(curve, len(data.train))
-    with opened(task, spec, data, out, clock, seed=seed, exhaustive=exhaustive, parent=taken_over) as contexts:
+    options: dict[str, Any] = {"exhaustive": exhaustive, "parent": taken_over, "executor": executor}
+    with opened(task, spec, data, out, clock, seed=seed, **options) as contexts:
         check_bases(contexts)
         check_output(out)
         with file_lock(out / LOCK_FILE):
@@ -165,20 +164,13 @@ class _Ladder:
 
     # --- step 3: nominees
 
-    def _nominated(self) -> gate.Nomination:
+    def _nominated(self) -> Nomination:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
         for another, before test is opened. Each is nominated by the weights that it will be served in, which then are
         those of `results`; what these make cheaper may be nominated in the place of another."""
-        run, timed = self.run, set[str]()
+        run = self.run
         while True:
             nomination = self._nominate()
-            untimed = [name for name in self._to_time(nomination) if name not in timed]
-            for name in untimed:
-                with run.watch.timed("latency", name):
-                    run.results[name] = retimed(run.candidates[name], run.results[name])
-            timed.update(untimed)
-            if untimed:  # which may bring other nominees
-                continue
             unchecked = [n for n in nomination.nominees if n not in run.guards and children(run.candidates, n)]
             for name in unchecked:
                 with run.watch.timed("guards", name):
@@ -194,18 +186,15 @@ class _Ladder:
                     climbed.base.close_formats(but=served_formats)
                 return nomination
 
-    def _nominate(self) -> gate.Nomination:
+    def _nominate(self) -> Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         run, path = self.run, self.out / NOMINATION_FILE
-        repeated_look = run.looking is not None and not run.looking.first
-        if repeated_look and path.is_file():
-            nomination = gate.Nomination.read(path, run.results)
-        else:
-            nomination = self._nomination()
+        repeated = run.looking is not None and not run.looking.first and path.is_file()
+        nomination = Nomination.read(path, run.results) if repeated else self._nomination()
         nomination.write(path, run.results, run.data.test.split_hash)
         return nomination
 
-    def _nomination(self) -> gate.Nomination:
+    def _nomination(self) -> Nomination:
         looking = self.run.looking
         return gate.nominate(
             self._nominables(),
@@ -217,23 +206,23 @@ class _Ladder:
             scale=self.task.scale,
         )
 
-    def _nominables(self) -> list[gate.Nominable]:
+    def _nominables(self) -> list[Nominable]:
         results = self.run.results
         self.run.hurdles.compare(results)
         servable = [name for name, result in results.items() if result.skin is not None]
         return [self._nominable(name) for name in servable if name != self.spec.target.against]
 
-    def _nominable(self, name: str) -> gate.Nominable:
-        """A skin as nomination looks at it."""
-        result = self.run.results[name]
-        p95_floor, _ = result.latency.p95_bounds(self.spec.target.confidence)
+    def _nominable(self, name: str, times: float = 1.0) -> Nominable:
+        """A skin as nomination looks at it. times: as fast as it was measured to be."""
+        result, latency = self.run.results[name], self.run.results[name].latency.scaled(1 / times)
+        p95_floor, _ = latency.p95_bounds(self.spec.target.confidence)
         judged = self.run.hurdles.judged(result)
-        return gate.Nominable(
+        return Nominable(
             name,
             judged.estimate,
             judged.design_effect,
-            1000 * result.price(self.spec.machine.usd_per_hour, result.latency.mean),
-            result.latency.p95 * 1000,
+            1000 * result.price(self.spec.machine.usd_per_hour, latency.mean),
+            latency.p95 * 1000,
             result.prompt_tokens,
             broken(self.run.guards.get(name, ())),
             judged.row_variance,
@@ -241,20 +230,7 @@ class _Ladder:
             self.run.hurdles.short(result),
         )
 
-    def _to_time(self, nomination: gate.Nomination) -> list[str]:
-        """Candidates whose calls are timed once more: nominees, and those above the target that only what a call takes
-        keeps out."""
-        slow = [
-            nominable.rung
-            for nominable in self._nominables()
-            if nominable.broken is None
-            and nominable.estimate > self.run.hurdles.score
-            and (keys := {key for key, _, _ in over(nominable, self.spec.budget)})
-            and keys <= {"p95_ms", "usd_per_1k_calls"}
-        ]
-        return [*nomination.nominees, *slow]
-
-    def _untried(self, nomination: gate.Nomination) -> list[str]:
+    def _untried(self, nomination: Nomination) -> list[str]:
         """Candidates whose formats are to be looked at: nominees, and those above the target that only a call's time or
         price keeps out, where a format could change that. The cheapest nominee comes first, for time may end: it is the
         one that is served if it passes."""
@@ -268,16 +244,10 @@ class _Ladder:
     def _could_fit(self, name: str) -> bool:
         """Whether a candidate above the target is out of the budget now and would not be where its calls took as much
         less time as a format was measured to save."""
-        current, times = self._nominable(name), self.run.candidates[name].context.format_gain
-        quantized = replace(
-            current,
-            usd_per_1k_calls=current.usd_per_1k_calls / times,
-            p95_ms=current.p95_ms / times,
-            p95_least_ms=None if current.p95_least_ms is None else current.p95_least_ms / times,
-        )
-        if current.estimate <= self.run.hurdles.score or gate.infeasible(current, self.spec.budget) is None:
-            return False
-        return gate.infeasible(quantized, self.spec.budget) is None
+        times, budget = self.run.candidates[name].context.format_gain, self.spec.budget
+        current, quantized = self._nominable(name), self._nominable(name, times)
+        is_above = current.estimate > self.run.hurdles.score
+        return is_above and infeasible(current, budget) is not None and infeasible(quantized, budget) is None
 
     def _baseline(self) -> str | None:
         """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
@@ -288,7 +258,7 @@ class _Ladder:
 
     # --- step 4: test
 
-    def _open_test(self, nomination: gate.Nomination) -> None:
+    def _open_test(self, nomination: Nomination) -> None:
         """The nominees on test, with the baseline and the references beside them; one opening, in the ledger first."""
         if not nomination.nominees:
             return
@@ -319,7 +289,7 @@ class _Ladder:
 
     # --- step 5: the verdict
 
-    def _fill_verdict(self, nomination: gate.Nomination) -> None:
+    def _fill_verdict(self, nomination: Nomination) -> None:
         """Bounds, guards, limits and requirements at the level of each nominee, and what the budget kept out."""
         run, nominees, error = self.run, nomination.nominees, 1 - self.spec.target.confidence
         earlier = guards_asked(run.candidates, nominees, run.results, run.guards)
@@ -327,20 +297,24 @@ class _Ladder:
         run.alpha = spent_alpha(error, number)
         hurdles, looking = run.hurdles.on_test(nominees, run.tested, run.results), run.looking or SINGLE_LOOK
         valid = {name: run.hurdles.judged(result) for name, result in run.results.items() if result.skin is not None}
+
+        def shown(name: str, confidence: float) -> bool:
+            return hurdles.passes(name, run.guards.get(name, ()), looking.level(confidence))
+
         confirmations = gate.confirm(
             [(name, looking.looked(hurdles.judged[name])) for name in nominees],
             valid,
             target=hurdles.score,
             alpha=run.alpha,
             next_alpha=spent_alpha(error, number + 1),
-            checks={n: partial(looking.passes, partial(hurdles.passes, n, run.guards.get(n, ()))) for n in nominees},
+            checks={name: partial(shown, name) for name in nominees},
             order=gate.order_of(self.spec.testing, nomination, valid),
             claims=hurdles.claims,
         )
         levels = {confirmation.rung: looking.level(confirmation.lower_confidence) for confirmation in confirmations}
         run.guards |= {n: [guard.at(levels[n]) for guard in run.guards[n]] for n in levels if n in run.guards}
         seconds = self.context.clock.seconds
-        run.verdict = gate.GateVerdict(
+        run.verdict = GateVerdict(
             nomination,
             confirmations,
             metric=self.task.metric_name,

@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,16 +22,6 @@ from bedplate.report.formatting import costs, shown_estimate
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
-
-
-class CommonOptions(TypedDict):
-    """Options of the ladder, with and without a label budget."""
-
-    rungs: list[str] | None
-    budget: float | None
-    seed: int
-    overrides: list[str]
-    exhaustive: bool
 
 
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
@@ -139,13 +129,14 @@ def adapt(
     label_budget: Annotated[
         int | None, typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.")
     ] = None,
+    isolate: Annotated[bool, typer.Option("--isolate", help="Fit each rung in a process of its own.")] = False,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print report.json, without the rows.")] = False,
 ) -> int:
-    if label_budget is not None and (curve is not None or parent is not None):
-        raise UsageError("--label-budget does not go with --curve or --parent; add these once there is a verdict")
+    if label_budget is not None and (curve is not None or parent is not None or isolate):
+        raise UsageError("--label-budget does not go with --curve, --parent or --isolate; add these after a verdict")
     execution = {"dtype": dtype, "weights": weights, "kernel": kernel}
-    common: CommonOptions = {
+    common: dict[str, Any] = {  # with and without a label budget
         "rungs": None if rungs is None else [name.strip() for name in rungs.split(",") if name.strip()],
         "budget": None if budget is None else parse_seconds("--budget", budget),
         "seed": seed,
@@ -155,7 +146,7 @@ def adapt(
         ],
         "exhaustive": exhaustive,
     }
-    sizes = () if curve is None else _sizes(curve)
+    sizes, directory = () if curve is None else _sizes(curve), None
     from bedplate.adaptation.task.task_file import check_task_file  # loads no torch, so that a typo is answered at once
 
     minutes = check_task_file(task_file, common["overrides"], common["rungs"]).budget.train_minutes
@@ -163,12 +154,19 @@ def adapt(
     from bedplate.inference.execution.threads import use_cores
 
     use_cores()
+    if parent is not None:
+        from bedplate.skins.catalog import Catalog
+
+        with Catalog.open() as catalog:
+            directory = catalog.skin_directory(parent)
     messages, file = tuple[str, ...](), None
     with Countdown("adapt: time limit", None if exhaustive else limit):
         if label_budget is None:
             from bedplate.adaptation.ladder import adapt as climb
+            from bedplate.core.executor import ProcessExecutor
 
-            report = climb(task_file, out, **common, curve=sizes, parent=None if parent is None else _directory(parent))
+            executor = ProcessExecutor() if isolate else None
+            report = climb(task_file, out, **common, curve=sizes, parent=directory, executor=executor)
         else:
             from bedplate.adaptation.label_budget import adapt_with_labels
 
@@ -178,7 +176,12 @@ def adapt(
         values = {"verdict": None, "file": file and str(file), "says": messages}
         print(json.dumps(values) if as_json else "\n".join(messages))
         return EXIT_CODES["INSUFFICIENT_DATA"]
-    _write(report, junit, markdown)
+    for path, written in ((junit, "junit"), (markdown, "summary")):
+        if path is not None:
+            from bedplate.core.files import atomic_write
+            from bedplate.report import summary
+
+            atomic_write(path, getattr(summary, written)(report.data))
     if as_json:
         print(json.dumps({key: value for key, value in report.data.items() if key != "rows"}, allow_nan=False))
     else:
@@ -192,32 +195,12 @@ _RUNGS = "\n".join(f"  {name:<{_WIDTH}}  {row.line}" for name, row in RUNG_TABLE
 adapt.__doc__ = HELP.replace("RUNG_TABLE", _RUNGS)
 
 
-def _write(report: Report, junit: Path | None, markdown: Path | None) -> None:
-    from bedplate.core.files import atomic_write
-
-    if junit is not None:
-        from bedplate.report import summary as xml
-
-        atomic_write(junit, xml.junit(report.data))
-    if markdown is not None:
-        from bedplate.report.summary import summary
-
-        atomic_write(markdown, summary(report.data))
-
-
 def _sizes(text: str) -> list[int]:
     """Numbers of labels, as in 50,100,1k."""
     sizes = [parse_count("--curve", part) for part in text.split(",")]
     if any(size != int(size) for size in sizes):
         raise UsageError(f"--curve {text!r}: write whole numbers of labels, such as 50,100,200,500")
     return [int(size) for size in sizes]
-
-
-def _directory(skin: str) -> Path:
-    from bedplate.skins.catalog import Catalog
-
-    with Catalog.open() as catalog:
-        return catalog.skin_directory(skin)
 
 
 def show(report: Report, directory: Path = Path()) -> None:

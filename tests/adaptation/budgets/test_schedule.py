@@ -1,5 +1,5 @@
-"""Who comes next and with how much of the time, on candidates that only say what they take; and what lies where when a
-larger fit was interrupted."""
+"""Who comes next and with how much of the time, on candidates that only say what they take; and which of two fits
+stands."""
 
 from __future__ import annotations
 
@@ -15,12 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.adaptation.context.clock import seconds_on_test
-from bedplate.adaptation.context.fits import KEPT_WITHIN, best_of
-from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, no_time
+from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungOutcome, RungPlan, no_time
 from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.search import schedule as schedule_module
-from bedplate.adaptation.search.refits import GROWTH_FILE, again_of, make_way, wants_more
-from bedplate.adaptation.search.schedule import Schedule
+from bedplate.adaptation.rungs.tuning import best_of
+from bedplate.adaptation.search import run_all
+from bedplate.adaptation.search.run_all import Schedule, climb_larger, larger_context, wants_more
 
 NAMES = ["majority", "zero_shot", "few_shot", "probe", "lora", "dora", "cascade"]
 MIN_SECONDS = {"zero_shot": 5.0, "few_shot": 8.0, "probe": 6.0, "lora": 10.0, "dora": 12.0}
@@ -50,7 +49,7 @@ def planning() -> Iterator[None]:
         )
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(schedule_module.planner, "planned", planned)
+        patch.setattr(run_all.planner, "planned", planned)
         yield
 
 
@@ -188,8 +187,9 @@ def test_only_what_time_kept_small_is_climbed_again():
     whole: Any = SimpleNamespace(left_out=())
     assert wants_more(candidate, RungOutcome("lora", "done", "", partial_result))
     assert not wants_more(candidate, RungOutcome("lora", "done", "", whole))
-    full: Any = SimpleNamespace(on_base=True, unfit=None, traits=RUNGS["full"].traits)
-    assert not wants_more(full, RungOutcome("full", "done", "", partial_result))  # its guards would be asked again
+    for name in ("full", "zero_shot"):  # what others are built on, and what guards have looked at, stays
+        other: Any = SimpleNamespace(on_base=True, unfit=None, traits=RUNGS[name].traits)
+        assert not wants_more(other, RungOutcome(name, "done", "", partial_result))
 
 
 @dataclass
@@ -200,7 +200,6 @@ class Timed:
     pace: float = 1.0
     until: float = 7.0
     readings: dict[str, Any] = field(default_factory=dict[str, Any])
-    before: Any = None
     run_directory: Path | None = None
 
     def __post_init__(self) -> None:
@@ -208,35 +207,54 @@ class Timed:
 
 
 def test_what_was_left_out_is_planned_again_at_the_pace_that_training_has(tmp_path: Path):
-    @dataclass(frozen=True)
-    class Candidate:
-        context: Any
-
-    candidate: Any = Candidate(Timed(tmp_path))
-    assert again_of(candidate, _outcome(), 1.4).context.pace == 1.4
+    candidate: Any = SimpleNamespace(context=Timed(tmp_path))
+    assert larger_context(candidate, _outcome(), 1.4, 9.0).pace == 1.4
     partial_result: Any = SimpleNamespace(left_out=("20 rows",))
     outcome = RungOutcome("lora", "done", "", partial_result, 30.0, RungPlan({}, 10.0))
-    assert again_of(candidate, outcome, 1.4).context.pace == 3.0
+    context = larger_context(candidate, outcome, 1.4, 9.0)
+    assert (context.pace, context.until, context.out) == (3.0, 9.0, tmp_path / "larger")
 
 
-@pytest.mark.parametrize("stopped_after", [0, 1, 2])
-def test_a_first_fit_is_moved_once_wherever_a_run_was_stopped(tmp_path: Path, stopped_after: int):
-    candidate: Any = SimpleNamespace(context=SimpleNamespace(out=tmp_path), rung=SimpleNamespace(name="lora"))
-    for place, text in (("skins", "first"), ("rungs", "first")):
-        (tmp_path / place / "lora").mkdir(parents=True)
-        (tmp_path / place / "lora" / "mark").write_text(text)
-    if stopped_after:
-        (tmp_path / "smaller" / "skins").mkdir(parents=True)
-        (tmp_path / "skins" / "lora").rename(tmp_path / "smaller" / "skins" / "lora")
-    if stopped_after == 2:  # and the larger one was begun
-        make_way(candidate)
-        (tmp_path / "rungs" / "lora").mkdir(parents=True)
-        (tmp_path / "rungs" / "lora" / "mark").write_text("larger")
-    make_way(candidate)
-    for place in ("skins", "rungs"):
-        assert (tmp_path / "smaller" / place / "lora" / "mark").read_text() == "first"
-    assert (tmp_path / "rungs" / "lora").exists() == (stopped_after == 2)
-    assert not (tmp_path / GROWTH_FILE).exists()
+def scored(estimate: float) -> Any:
+    evaluation = SimpleNamespace(estimate=estimate, scale=SimpleNamespace(format_score="{:.3f}".format))
+
+    @dataclass(frozen=True)
+    class Result:
+        evaluation: Any
+        reason: str = "fitted"
+
+    return Result(evaluation)
+
+
+@pytest.mark.parametrize(("estimate", "stands"), [(0.9, "larger"), (0.7, "first")])
+def test_the_better_fit_stands_in_the_rungs_own_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimate: float, stands: str
+):
+    for directory, text in ((tmp_path, "first"), (tmp_path / "larger", "larger")):
+        for folder in ("skins", "rungs"):
+            (directory / folder / "lora").mkdir(parents=True)
+            (directory / folder / "lora" / "mark").write_text(text)
+    refit = RungOutcome("lora", "done", "fitted", scored(estimate), 20.0)
+    monkeypatch.setattr(run_all, "climb", lambda *_: refit)
+    monkeypatch.setattr(run_all.rung_files, "config_of", lambda *_: "config")
+    written: list[Any] = []
+    monkeypatch.setattr(run_all.rung_files, "write_result", lambda *arguments: written.append(arguments))
+    candidate: Any = SimpleNamespace(
+        name="lora",
+        context=SimpleNamespace(out=tmp_path),
+        rung=SimpleNamespace(name="lora"),
+        directory=tmp_path / "rungs" / "lora",
+        finish=lambda result: result,
+        rung_result=lambda result: result,
+    )
+    first = RungOutcome("lora", "done", "fitted", scored(0.8), 10.0)
+    outcome = climb_larger(candidate, Timed(tmp_path / "larger"), first)  # type: ignore[arg-type]
+    assert (outcome.result.evaluation.estimate, outcome.seconds) == (max(estimate, 0.8), 30.0)  # type: ignore[union-attr]
+    assert ("a smaller fit before scored 0.800" in outcome.reason) == (stands == "larger")
+    assert written == [(tmp_path / "rungs" / "lora", "config", 30.0, outcome.result)]
+    for folder in ("skins", "rungs"):
+        assert (tmp_path / folder / "lora" / "mark").read_text() == stands
+    assert not (tmp_path / "larger").exists()
 
 
 @given(st.lists(st.tuples(st.sampled_from(["chosen", "bare"]), st.floats(0, 1)), min_size=1, max_size=5))

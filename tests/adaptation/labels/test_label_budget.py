@@ -15,8 +15,16 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.adaptation.test_monitor import run_cli
 
 from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
-from bedplate.adaptation.labels.label_plan import LOOKS, can_be_judged, least_sure, look_at, next_rows, planned
-from bedplate.adaptation.labels.sequential_looks import Looking, SequentialVerdict
+from bedplate.adaptation.labels.label_plan import (
+    LOOKS,
+    Looking,
+    SequentialVerdict,
+    can_be_judged,
+    least_sure,
+    look_at,
+    next_rows,
+    planned,
+)
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError

@@ -9,6 +9,7 @@ from tests.adaptation.test_gate import evaluation, rate
 
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.verdict import gate
+from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import binomial_lower, holm_bounds, sequence_bounds
 
@@ -62,12 +63,12 @@ def test_any_false_pass_is_as_rare_as_promised_and_any_order_differs_from_holm()
         assert chain == np.logical_and.accumulate(table[row]).tolist()
 
 
-def confirmed(testing: str, right: dict[str, int]) -> tuple[gate.GateDecision, dict[str, bool]]:
+def confirmed(testing: str, right: dict[str, int]) -> tuple[GateDecision, dict[str, bool]]:
     tested = {name: evaluation(rate(count, 400)) for name, count in right.items()}
-    nomination = gate.Nomination(tuple(tested), max(right, key=lambda name: right[name]), None, {})
+    nomination = Nomination(tuple(tested), max(right, key=lambda name: right[name]), None, {})
     order = gate.order_of(testing, nomination, tested)  # pyright: ignore[reportArgumentType]
     confirmations = gate.confirm(list(tested.items()), tested, target=BAR, alpha=ALPHA, order=order)
-    decision = gate.GateVerdict(nomination, confirmations, metric="accuracy", target=BAR, n=400, groups=400).decision
+    decision = GateVerdict(nomination, confirmations, metric="accuracy", target=BAR, n=400, groups=400).decision
     return decision, {confirmation.rung: confirmation.reached for confirmation in confirmations}
 
 

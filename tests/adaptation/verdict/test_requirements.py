@@ -15,8 +15,8 @@ from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.acceptance import Bar, OnTest
-from bedplate.adaptation.verdict.estimates import CallPrice, Priced
-from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
+from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
+from bedplate.adaptation.verdict.requirements import CallPrice, Priced, RequirementResult, requirements_of
 from bedplate.core.errors import ConfigError
 from bedplate.core.statistics import binomial_lower, binomial_upper
 from bedplate.evaluation.evaluated import Evaluation
@@ -176,9 +176,7 @@ def test_the_price_of_a_call_is_in_what_is_compared() -> None:
     assert cheap.value == pytest.approx(new.scale.value(float(np.mean([r.score for r in new.rows[::10]]))) + 0.02)
 
 
-def verdict(
-    shown: dict[str, list[RequirementResult]], tested: dict[str, Evaluation], bar: float = 0.8
-) -> gate.GateDecision:
+def verdict(shown: dict[str, list[RequirementResult]], tested: dict[str, Evaluation], bar: float = 0.8) -> GateDecision:
     names = tuple(tested)
     checks = {n: lambda level, n=n: all(requirement.is_shown(level) for requirement in shown[n]) for n in names}
     claims = OnTest(bar, {}, shown).claims
@@ -186,8 +184,8 @@ def verdict(
     requirements = {
         c.rung: [requirement.at(c.lower_confidence) for requirement in shown[c.rung]] for c in confirmations
     }
-    nomination = gate.Nomination(names, names[0], None, {})
-    return gate.GateVerdict(
+    nomination = Nomination(names, names[0], None, {})
+    return GateVerdict(
         nomination, confirmations, metric="accuracy", target=bar, n=400, groups=400, requirements=requirements
     ).decision
 
@@ -195,7 +193,7 @@ def verdict(
 def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
     evaluation = evaluated([i % 40 != 0 for i in range(400)])
 
-    def decided(at_least: float) -> gate.GateDecision:
+    def decided(at_least: float) -> GateDecision:
         target = {"value": 0.8, "all_of": [{"where": {"language": "de"}, "at_least": at_least}]}
         return verdict({"x": [only(target, evaluation)]}, {"x": evaluation})
 

@@ -40,11 +40,13 @@ def source_of(base: str, task: Task) -> str:
 @dataclass(frozen=True)
 class BaseFacts:
     """What is known of a base once it was loaded. name: as the task file gives it; architecture: "decoder" or
-    "encoder"; weights, kernel: as its engine has them; size: bytes of its parameters."""
+    "encoder"; has_encoder: whether it reads apart from what it writes; weights, kernel: as its engine has them; size:
+    bytes of its parameters."""
 
     name: str
     short: str
     architecture: str
+    has_encoder: bool
     family: str
     identity: Identity
     path: Path
@@ -58,11 +60,9 @@ class BaseFacts:
         return {
             "name": self.name,
             "kind": self.architecture,
-            "weights_id": self.identity.weights_id,
-            "dtype": self.dtype,
-            "weights": self.weights,
-            "kernel": self.kernel,
             "bytes": self.size,
+            **{key: getattr(self, key) for key in ("family", "dtype", "weights", "kernel")},
+            **{key: getattr(self.identity, key) for key in ("weights_id", "tokenizer_id", "template_id")},
         }
 
 
@@ -108,7 +108,10 @@ class TaskBase:
     @property
     def needed_bytes(self) -> int:
         """Bytes that it takes: measured, or from its files before it was first loaded."""
-        return _file_bytes(locate(self.source)) if self._facts is None else self._facts.size
+        if self._facts is not None:
+            return self._facts.size
+        path = locate(self.source)
+        return sum(file.stat().st_size for file in ([path] if path.is_file() else path.glob("*.safetensors")))
 
     def child(self, directory: Path, *, fresh: bool = False) -> TaskBase:
         """The base that a rung made from this one; it takes its turns in memory with the others. fresh: what lies there
@@ -166,7 +169,9 @@ class Bases:
         if fresh and source in self._children:
             self._children.pop(source).close()
         if source not in self._children:
-            self._children[source] = TaskBase(source, source, parent.suffix, self, _as(parent.facts))
+            facts = parent.facts  # it is held as its parent, so that what differs is what was trained
+            options = OpenOptions(facts.dtype, QUANTISED.get(facts.weights), KERNELS[facts.kernel], quantised=False)
+            self._children[source] = TaskBase(source, source, parent.suffix, self, options)
         return self._children[source]
 
     def used(self, base: TaskBase) -> None:
@@ -174,9 +179,8 @@ class Bases:
 
     def make_room(self, base: TaskBase) -> None:
         """Closes those that were used longest ago until `base` has room, or none is left."""
-        for idle in [
-            resident for resident in self._order if resident is not base and resident.loaded and not resident.pin_count
-        ]:
+        others = [resident for resident in self._order if resident is not base]
+        for idle in [resident for resident in others if resident.loaded and not resident.pin_count]:
             free = free_on(self._device)
             if free is None or free >= ROOM * base.needed_bytes:
                 return
@@ -208,6 +212,7 @@ def _facts(base_name: str, model: LocalModel) -> BaseFacts:
         base_name,
         base.name,
         "decoder" if "generate" in base.can else "encoder",
+        "encode" in base.can,
         base.family.name,
         base.identity,
         base.path,
@@ -216,15 +221,3 @@ def _facts(base_name: str, model: LocalModel) -> BaseFacts:
         engine.kernel,
         sum(p.numel() * p.element_size() for p in base.model.parameters()),
     )
-
-
-def _as(facts: BaseFacts) -> OpenOptions:
-    """A child is held as its parent, so that what differs is what was trained."""
-    kernel = KERNELS[facts.kernel]
-    return OpenOptions(facts.dtype, QUANTISED.get(facts.weights), kernel, quantised=False)
-
-
-def _file_bytes(path: Path) -> int:
-    if path.is_file():
-        return path.stat().st_size
-    return sum(shard.stat().st_size for shard in path.glob("*.safetensors"))

@@ -13,10 +13,8 @@ from bedplate.core.progress import Progress
 
 class Clock:
     """Wall-clock seconds since the start and what they cost, with what endpoints charged; time that finished rungs took
-    before counts. `seconds`, `usd`: the limits, None for no limit; usd_per_hour: what this machine costs.
-
-    beside: another clock that time reused from an earlier run counts on as well.
-    """
+    before counts. `seconds`, `usd`: the limits, None for no limit; usd_per_hour: what this machine costs. parent: a
+    clock that time reused from an earlier run, and money, count on as well."""
 
     def __init__(
         self, seconds: float | None, parent: Clock | None = None, *, usd: float | None = None, usd_per_hour: float = 0.0
@@ -29,16 +27,21 @@ class Clock:
         self._parent = parent
 
     def add(self, seconds: float) -> None:
-        """Count the time that a reused rung had taken in an earlier run, here and on the clock `beside`."""
+        """Count the time that a reused rung had taken in an earlier run."""
         self._before += seconds
         if self._parent is not None:
             self._parent.add(seconds)
 
     def charge(self, usd: float) -> None:
-        """Count what an endpoint charged, here and on the clock `beside`."""
+        """Count what an endpoint charged."""
         self._charged += usd
         if self._parent is not None:
             self._parent.charge(usd)
+
+    @property
+    def limit(self) -> float:
+        """Seconds in all; infinite without a limit."""
+        return math.inf if self.seconds is None else self.seconds
 
     @property
     def used(self) -> float:
@@ -58,7 +61,7 @@ class Clock:
     @property
     def seconds_left(self) -> float:
         """Seconds until the time is spent, or the money that the machine's time takes; infinite without limits."""
-        remaining = math.inf if self.seconds is None else self.seconds - self.used
+        remaining = self.limit - self.used
         if self.usd is None:
             return remaining
         if self.usd_left <= 0:
@@ -71,7 +74,6 @@ class Stopwatch:
 
     def __init__(self) -> None:
         self.parts: dict[str, dict[str, float]] = {}
-        self._start = time.perf_counter()
         self._processor = time.process_time()
 
     @contextmanager
@@ -90,11 +92,6 @@ class Stopwatch:
         return {name: round(seconds, 2) for name, seconds in self.parts.get(phase, {}).items()}
 
     @property
-    def seconds(self) -> float:
-        """Since the start of this process's part of the run."""
-        return time.perf_counter() - self._start
-
-    @property
     def processor(self) -> float:
         """Seconds of processors, summed over threads."""
         return time.process_time() - self._processor
@@ -103,31 +100,13 @@ class Stopwatch:
 JUDGED = 3
 """Skins that test is expected to be asked of at most: two nominees, and the base as it is."""
 
-REPORT_SECONDS, REPORT_SHARE = 5.0, 0.05
-"""What the report takes at most, and of a short budget."""
-
-LATENCY_SECONDS, LATENCY_SHARE = 20.0, 0.02
-"""What timing one skin takes at most, and of a short budget."""
-
 
 def seconds_on_test(results: Sequence[RungResult], rows: int, alone: int, plain: float | None) -> float:
     """Expected seconds of test: of skins that there are as they were measured on valid, `alone` of the rows one call at
     a time; and `plain` for the next one, which is planned beside them (None where nothing follows)."""
-    follows = plain if plain is not None and len(results) < JUDGED else 0.0
-    return sum(_seconds(result, rows, alone) for result in results) + follows
-
-
-def report_seconds(budget: float | None) -> float:
-    """For the report."""
-    return min(REPORT_SECONDS, REPORT_SHARE * (math.inf if budget is None else budget))
-
-
-def latency_seconds(budget: float | None) -> float:
-    """For timing one skin by single calls."""
-    return min(LATENCY_SECONDS, LATENCY_SHARE * (math.inf if budget is None else budget))
-
-
-def _seconds(result: RungResult, rows: int, alone: int) -> float:
-    shares = [row.seconds for row in result.evaluation.rows if row.seconds is not None]
-    share = min(sum(shares) / len(shares), result.latency.mean) if shares else result.latency.mean
-    return (alone + 1) * result.latency.mean + max(0, rows - alone) * share
+    total = plain if plain is not None and len(results) < JUDGED else 0.0
+    for result in results:
+        shares = [row.seconds for row in result.evaluation.rows if row.seconds is not None]
+        share = min(sum(shares) / len(shares), result.latency.mean) if shares else result.latency.mean
+        total += (alone + 1) * result.latency.mean + max(0, rows - alone) * share
+    return total

@@ -9,24 +9,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.context import throughput as speed
 from bedplate.adaptation.context.bases import TaskBase
-from bedplate.adaptation.context.clock import Clock, latency_seconds, report_seconds, seconds_on_test
-from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome, RungResult
-from bedplate.adaptation.context.throughput import (
-    CallTimings,
-    Throughput,
-    embedding_throughput,
-    measure_throughput,
-    pace_seconds,
-    read_calls,
-    read_texts,
-    worth_trying,
-)
+from bedplate.adaptation.context.clock import Clock, seconds_on_test
+from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome
 from bedplate.adaptation.task.adapt_parts import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths, task_prompt
-from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.executor import Executor
 from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics import enough_groups, values_needed
@@ -39,14 +29,15 @@ from bedplate.evaluation.task import Task
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, evaluated_now, open_base
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.skins.lookup_index import Neighbours, Passages
 from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
-from bedplate.skins.prompt import Demonstration, Format, Prompt
-from bedplate.skins.skin import BaseReference, InputField, LoraPart, ProbePart, Provenance, Skin
+from bedplate.skins.prompt import Format, Prompt
+from bedplate.skins.skin import BaseReference, InputField, Provenance, Skin
 
 LATENCY_CALLS, LEAST_CALLS = 64, 12
 """Single calls that a skin is timed by: as many as fit the seconds for it, within these bounds."""
+LATENCY_SECONDS, LATENCY_SHARE, REPORT_SECONDS, REPORT_SHARE = 20.0, 0.02, 5.0, 0.05
+"""What timing one skin and the report take at most, and of a short budget."""
 
 
 @dataclass
@@ -101,8 +92,8 @@ class Context:
     executor: Executor | None = None
     """What runs the fits of rungs elsewhere; None: here."""
     run_directory: Path | None = None
-    """The directory of the whole run, from which a job can rebuild this context (`search.rung_job`); None where it
-    cannot: for parts of the rows, smaller and nested fits."""
+    """The directory of the whole run, from which a job can rebuild this context; None where it cannot: for parts of
+    the rows, smaller and nested fits."""
     climb: Callable[[Context, str, Path], RungOutcome] | None = None
     """What climbs a rung, by name, for one whose skins are other rungs' on a base that it makes: on that context, in
     that directory."""
@@ -112,23 +103,13 @@ class Context:
     """Whether every candidate was climbed, so that `likely` is all there will be."""
     pace: float = 1.0
     """Seconds that this rung was seen to take for each that it was expected to take."""
-    slower: float = 1.0
-    """How many times slower the base is now than when its speed was measured, because of what else the machine does."""
-    before: Mapping[str, Any] | None = None
-    """What an earlier, smaller fit of the rung was planned as, whose finished parts the larger one may take over."""
-
-    readings: dict[str, CallTimings] = field(default_factory=dict[str, CallTimings])
+    readings: dict[str, speed.CallTimings] = field(default_factory=dict[str, speed.CallTimings])
     """Calls of prompts that were timed again, by prompt."""
 
     @property
     def is_encoder(self) -> bool:
         """Whether the base gives vectors only."""
         return self.at.facts.architecture == "encoder"
-
-    @property
-    def source(self) -> str:
-        """Where the base can be found again."""
-        return self.at.source
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -156,7 +137,6 @@ class Context:
             until=math.inf,
             parent=None,
             outer_clock=None if self.exhaustive else self.clock,
-            before=None,
             pace=1.0,
             settled=False,
             run_directory=None,
@@ -220,19 +200,19 @@ class Context:
         return AnswerLengths.of(self.task, self.model.tokenizer, self.train)
 
     @cached_property
-    def throughput(self) -> Throughput:
+    def throughput(self) -> speed.Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
-        rows, room = self.ordered(self.valid, "pace"), pace_seconds(self.clock.seconds_left)
+        rows, room = self.ordered(self.valid, "pace"), speed.PACE_SHARE * max(self.clock.seconds_left, 0.0)
         if self.is_encoder:
             prompt = text_prompt(self.fields)
-            return embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows], room)
+            return speed.embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows], room)
         with self.model.predictor(self.skin("pace", *self.default_prompt())) as predictor:
-            return measure_throughput(predictor, [e.inputs for e in rows], self.written, room)
+            return speed.measure_throughput(predictor, [e.inputs for e in rows], self.written, room)
 
     @property
     def latency_calls(self) -> int:
         """Single calls that a skin is timed by."""
-        count = int(latency_seconds(self.clock.seconds) / max(self.throughput.call, 1e-9))
+        count = int(min(LATENCY_SECONDS, LATENCY_SHARE * self.clock.limit) / max(self.throughput.call, 1e-9))
         return min(LATENCY_CALLS, max(LEAST_CALLS, count))
 
     @property
@@ -251,22 +231,17 @@ class Context:
         spec = self.spec
         return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
-    def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> CallTimings:
-        """`calls` with this prompt, read once."""
+    def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> speed.CallTimings:
+        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds; once."""
         key = f"{prompt.format}/{prompt.template}"
-        self.readings[key] = self.readings.get(key) or self.calls(prompt, output, limit)
+        if key not in self.readings:
+            rows = [example.inputs for example in self.ordered(self.valid, "pace")]
+            if self.is_encoder:
+                self.readings[key] = speed.read_texts(self.model, [str(prompt.text(row)) for row in rows], limit)
+            else:
+                with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
+                    self.readings[key] = speed.read_calls(predictor, rows, limit)
         return self.readings[key]
-
-    def calls(
-        self, prompt: Prompt, output: Output, limit: float, max_rows: int | None = None, tenant: str = "timing"
-    ) -> CallTimings:
-        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds, of so
-        many rows at `max_rows`. tenant: for whom nothing of them is cached."""
-        rows = [example.inputs for example in self.ordered(self.valid, "pace")[:max_rows]]
-        if self.is_encoder:
-            return read_texts(self.model, [str(prompt.text(row)) for row in rows], limit)
-        with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
-            return read_calls(predictor, rows, limit, tenant)
 
     @cached_property
     def format_gain(self) -> float:
@@ -277,27 +252,18 @@ class Context:
         enough = enough and enough_groups([example.group for example in self.valid])
         if self.is_encoder or not spec.allowed or not enough:
             return 1.0
-        speedups = worth_trying(self.model, spec, writes=not self.labels)
+        speedups = speed.worth_trying(self.model, spec, writes=not self.labels)
         return 1.0 if isinstance(speedups, str) else max(1.0, *speedups.values())
 
     @property
-    def on_test(self) -> float:
-        """Expected seconds of test: of the skins that would be asked now as they were measured on valid, and of others
-        that may follow as the plain prompt was measured."""
-        alone = self.single_test_calls
-        plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
-        return seconds_on_test(self._to_test, self.test_n, alone, None if self.settled else plain)
-
-    @property
     def for_test(self) -> float:
-        """Seconds kept for test, for timing the nominees once more before it, and for the report."""
-        retiming = sum((result.latency.calls + 1) * result.latency.mean for result in self._to_test)
-        return self.on_test + (retiming if self.settled else 2 * self.timing) + report_seconds(self.clock.seconds)
-
-    @property
-    def _to_test(self) -> list[RungResult]:
-        """The results of the skins that would be evaluated on test now."""
-        return [self.climbed[name].result for name in self.likely if name in self.climbed]
+        """Seconds kept for the report, and for test: of the skins that would be asked now as they were measured on
+        valid, and of others that may follow as the plain prompt was measured."""
+        alone, likely = self.single_test_calls, [self.climbed[name] for name in self.likely if name in self.climbed]
+        plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
+        results, follows = [climbed.result for climbed in likely], None if self.settled else plain
+        report = min(REPORT_SECONDS, REPORT_SHARE * self.clock.limit)
+        return seconds_on_test(results, self.test_n, alone, follows) + report
 
     @property
     def test_reserve(self) -> float:
@@ -312,12 +278,16 @@ class Context:
         """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
         if self.exhaustive:
             return math.inf
-        remaining = min(self.clock.seconds_left - self.slower * self.test_reserve, self.until - self.clock.used)
-        return remaining / (self.pace * self.slower)
+        return min(self.clock.seconds_left - self.test_reserve, self.until - self.clock.used) / self.pace
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""
         return self.seconds_left * (1.0 if self.settled else share)
+
+    @property
+    def seconds_before_test(self) -> float:
+        """Seconds that may still be spent before test; infinite where the ladder is exhaustive."""
+        return math.inf if self.exhaustive else self.clock.seconds_left - self.for_test
 
     @property
     def usd_left(self) -> float:
@@ -336,54 +306,35 @@ class Context:
         prompt: Prompt,
         output: Output,
         *,
-        demonstrations: Sequence[Demonstration] = (),
-        lora: LoraPart | None = None,
-        probe: ProbePart | None = None,
-        soft_prompt: SoftPrompt | None = None,
-        neighbours: Neighbours | None = None,
-        passages: Passages | None = None,
         embedder: str | None = None,
         seed: int | None = None,
+        **parts: Any,
     ) -> Skin:
         """A skin of this task on this base, with its lineage. embedder: the source of the base that chooses its
-        demonstrations or passages, where it is another."""
+        demonstrations or passages, where it is another. parts: further fields of the skin."""
         base = self.model.base
-        bases = {"main": BaseReference.of(self.source, base.family.name, base.identity)}
-        embedded_with = None
+        bases = {"main": BaseReference.of(self.at.source, base.family.name, base.identity)}
         if embedder is not None:
             second = self.embedder(embedder)
             bases["embedder"] = BaseReference.of(embedder, second.base.family.name, second.base.identity)
-            embedded_with = evaluated_now(second.engine)
+            parts["embedded_with"] = evaluated_now(second.engine)
         return Skin(
             name=self.skin_name(rung),
             bases=bases,
             inputs={name: InputField() for name in self.task.inputs},
             output=output,
             prompt=prompt,
-            demonstrations=tuple(demonstrations),
-            lora=lora,
-            probe=probe,
-            soft_prompt=soft_prompt,
-            neighbours=neighbours,
-            passages=passages,
-            embedded_with=embedded_with,
             provenance=self.provenance(rung, self.seed if seed is None else seed, self.parents),
             evaluated_with=evaluated_now(self.model.engine),
+            **parts,
         )
 
     def provenance(self, rung: str, seed: int, parents: tuple[str, ...] = ()) -> Provenance:
         """What a rung's skin is made from."""
         files = {k: v for k, v in self.hashes.items() if k.startswith("file:")}
         splits = {k: v for k, v in self.hashes.items() if k not in files}
-        return Provenance(
-            task=self.task.task,
-            rung=rung,
-            data=files,
-            splits=splits,
-            seed=seed,
-            code_version=__version__,
-            parents=parents,
-        )
+        made: dict[str, Any] = {"task": self.task.task, "rung": rung, "data": files, "splits": splits, "seed": seed}
+        return Provenance(**made, code_version=__version__, parents=parents)
 
     def embedder(self, source: str) -> LocalModel:
         """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""

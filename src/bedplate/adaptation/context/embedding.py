@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,9 +34,6 @@ class Embedder:
     depth: int | None
     pace: float
 
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
     def engine(self, context: Context) -> Engine:
         return (context.model if self.source is None else context.embedder(self.source)).engine
 
@@ -47,9 +43,8 @@ class Embedder:
         engine = self.engine(context)
         tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
         fits = [i for i, text in enumerate(texts) if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
-        vectors = (
-            read_vectors(cache_file) if cache_file.is_file() else np.empty((0, spec.hidden_size), dtype=np.float32)
-        )
+        nothing = np.empty((0, spec.hidden_size), dtype=np.float32)
+        vectors = read_vectors(cache_file) if cache_file.is_file() else nothing
         at_once = max(_AT_ONCE, len(fits) // _PARTS)
         for start in progress(range(len(vectors), len(fits), at_once), f"embedding with {self.name}"):
             part = [texts[i] for i in fits[start : start + at_once]]
@@ -67,31 +62,30 @@ def embedders_of(context: Context) -> list[Embedder]:
     embedders: list[Embedder] = []
     for base_name in context.spec.embedders or (context.at.base_name,):
         source = source_of(base_name, context.task)
-        uses_task_base = source == context.source
+        uses_task_base = source == context.at.source
         model = context.model if uses_task_base else context.embedder(source)
-        depths = [None]
-        if "generate" in model.base.can:
-            # the last states say what comes next, those of the middle what the text is about
-            depths = [round(model.base.spec.layers * 2 / 3), None]
-        for depth in depths:
+        for depth in dict.fromkeys((topic_depth(model.base), None)):
             name = base_name if depth is None else f"{base_name} after {depth} layers"
             pace = pace_of(model.engine, texts, depth)
-            pooling = "mean" if depth is not None else _pooling(model.base)
+            sentence = None if model.base.sentence is None else model.base.sentence.spec
+            # the mean, unless the base's publisher makes vectors in another way
+            plain = sentence is None or (sentence.poolings == ("mean",) and not sentence.denses)
+            pooling: PoolPooling = "mean" if depth is not None or plain else "own"
             embedders.append(Embedder(name, None if uses_task_base else source, pooling, depth, pace))
     return embedders
 
 
-def _pooling(base: Base) -> PoolPooling:
-    """The mean, unless the base's publisher makes vectors in another way."""
-    spec = None if base.sentence is None else base.sentence.spec
-    return "mean" if spec is None or (spec.poolings == ("mean",) and not spec.denses) else "own"
+def topic_depth(base: Base) -> int | None:
+    """After how many layers states say what a text is about (None: the last): those of a decoder say in the end what
+    comes next, and in the middle what the text is about."""
+    return round(base.spec.layers * 2 / 3) if "generate" in base.can else None
 
 
 def named_weights(context: Context, names: Sequence[str]) -> list[list[str]]:
     """Names of further bases, and whose weights these are: a base may be another under the same name. HubError,
     CheckpointError."""
     sources = [source_of(name, context.task) for name in names]
-    models = [context.model if source == context.source else context.embedder(source) for source in sources]
+    models = [context.model if source == context.at.source else context.embedder(source) for source in sources]
     return [[name, model.base.identity.weights_id] for name, model in zip(names, models, strict=True)]
 
 

@@ -17,6 +17,9 @@ from bedplate.evaluation.harness import Evaluation, Predicts
 SLOW = 0.95
 """The percentile of single calls that budgets limit."""
 
+KEPT_WITHIN = 0.005
+"""A shorter prompt keeps the score where it loses no more of the metric than this on valid."""
+
 PACES = (0.25, 4.0)
 """Bounds of how much quicker or slower a rung is taken to be than it was expected to be."""
 
@@ -49,10 +52,9 @@ class Skip:
     needs: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def no_time(seconds: float, seconds_left: float, reservation: str = "") -> Skip:
-    """What needs more seconds than the budget has left, in its smallest version. reservation: what else the rest is
-    kept for."""
-    reason = f"it needs about {seconds:.0f} s, {max(seconds_left, 0):.0f} s of the budget are left{reservation}"
+def no_time(seconds: float, seconds_left: float) -> Skip:
+    """What needs more seconds than the budget has left, in its smallest version."""
+    reason = f"it needs about {seconds:.0f} s, {max(seconds_left, 0):.0f} s of the budget are left"
     return Skip(reason, "budget", seconds)
 
 
@@ -203,8 +205,9 @@ class Climbed:
         return self.parent if self.child is None else self.parent.child(self.child)
 
 
-class Estimated(Protocol):
-    """An estimate, and what its variance follows from."""
+class BoundedEstimate(Protocol):
+    """An estimate, what its variance follows from, and its one-sided bounds. These raise InsufficientGroups where the
+    rows allow none."""
 
     @property
     def estimate(self) -> float: ...
@@ -214,11 +217,6 @@ class Estimated(Protocol):
     def design_effect(self) -> float: ...
     @property
     def row_variance(self) -> float | None: ...
-
-
-class BoundedEstimate(Estimated, Protocol):
-    """An estimate with one-sided bounds. These raise InsufficientGroups where the rows allow none."""
-
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
 
 

@@ -6,7 +6,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import median_high as median
 
 from bedplate.adaptation.task.adapt_parts import FORMATS, Format, FormatsSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths
@@ -21,8 +22,8 @@ from bedplate.models.precision import dtype_name
 
 BATCH, CALLS = 64, 12
 LEAST_BATCH, LEAST_CALLS = 4, 3
-FIRST_CALLS = 3
 PACE_SHARE = 0.05
+"""Of the time that is left, what may go to measuring how fast a base is."""
 REPEATS, REPEAT_SECONDS = 3, 6.0
 """So often are calls timed before they exclude a rung, and about so long each time."""
 
@@ -30,17 +31,12 @@ WRITTEN_BATCH, WRITTEN_CALLS = 16, 4
 """Where answers are written, a row takes many times as long."""
 
 
-def _monotonic() -> float:
-    return time.monotonic()
-
-
 @dataclass(frozen=True)
 class Throughput:
     """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
     alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
     written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
-    answer, which is what a tuned skin writes. first_calls: seconds of the first FEW of those calls, the median. at:
-    when it was measured, on the machine's own clock."""
+    answer, which is what a tuned skin writes."""
 
     token: float
     call: float
@@ -48,8 +44,6 @@ class Throughput:
     decode: float = 0.0
     written: float = 0.0
     target: float = 0.0
-    first_calls: float = 0.0
-    at: float = field(default_factory=_monotonic, compare=False)
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""
@@ -87,17 +81,19 @@ class CallTimings:
         return times + load + (waited if self.quiet < self.call else "")
 
 
-def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenant: str = "timing") -> CallTimings:
-    """Times a skin's calls. tenant: begins the names of those for whom the rows are new."""
+def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> CallTimings:
+    """Times a skin's calls, each time as another tenant, for whom the rows are new."""
     predictor.predict(rows[:1])
-    return _read(
-        lambda count, time: median(call_seconds(predictor, rows[:count], f"{tenant} {time}")), len(rows), limit
-    )
+
+    def timed(count: int, time: int) -> float:
+        return median(call_seconds(predictor, rows[:count], f"timing {time}"))
+
+    return _read(timed, len(rows), limit)
 
 
 def read_texts(model: LocalModel, texts: Sequence[str], limit: float) -> CallTimings:
     """Times texts that are embedded alone."""
-    return _read(lambda count, _: median(text_seconds(model, texts[:count])), len(texts), limit)
+    return _read(lambda count, _: median([_seconds(model, [text]) for text in texts[:count]]), len(texts), limit)
 
 
 def _read(timed: Callable[[int, int], float], max_calls: int, limit: float) -> CallTimings:
@@ -120,16 +116,14 @@ def measure_throughput(
     predictor.predict(rows[:1])
     first = predictor.predict(rows[1:3] or rows)[0].seconds
     if predictor.skin.output.answered_by == "score":
-        size, count = (
-            _fitting_count(room / 2, first, LEAST_BATCH, BATCH),
-            _fitting_count(room / 4, first, LEAST_CALLS, CALLS),
-        )
+        size = _fitting_count(room / 2, first, LEAST_BATCH, BATCH)
+        count = _fitting_count(room / 4, first, LEAST_CALLS, CALLS)
         starts = (0, size) if room / 2 >= 2 * size * first else (0,)
         batches = [predictor.predict(rows[i : i + size]) for i in starts if rows[i:]]
         tokens = _new_tokens([p for batch in batches for p in batch])
         calls = call_seconds(predictor, rows[:count])
         token = min(batch[0].seconds for batch in batches) / tokens
-        return Throughput(token, median(calls), tokens, first_calls=median(calls[:FIRST_CALLS]))
+        return Throughput(token, median(calls), tokens)
     batch = rows[: _fitting_count(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
     first = predictor.run_requests(predictor.requests(batch, predictor.sampling(max_tokens=1)))
@@ -140,14 +134,7 @@ def measure_throughput(
     prompts = sum(p.prompt_tokens - p.cached_tokens for p in whole) * token
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
     calls = call_seconds(predictor, rows[:WRITTEN_CALLS])
-    return Throughput(
-        token, median(calls), tokens, decode, count / len(whole), written.mean, median(calls[:FIRST_CALLS])
-    )
-
-
-def pace_seconds(seconds_left: float) -> float:
-    """What may go to measuring how fast a base is, of the time that is left."""
-    return PACE_SHARE * max(seconds_left, 0.0)
+    return Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean)
 
 
 def _fitting_count(room: float, unit_seconds: float, minimum: int, maximum: int) -> int:
@@ -164,13 +151,8 @@ def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = 
         count = sum(len(model.text_tokens(text)) for text in batch)
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
-    calls = text_seconds(model, texts[:CALLS])
-    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]), first_calls=median(calls[:FIRST_CALLS]))
-
-
-def text_seconds(model: LocalModel, texts: Sequence[str]) -> list[float]:
-    """Seconds of each text, embedded alone."""
-    return [_seconds(model, [text]) for text in texts]
+    calls = [_seconds(model, [text]) for text in texts[:CALLS]]
+    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]))
 
 
 def _seconds(model: LocalModel, texts: Sequence[str]) -> float:
@@ -190,44 +172,25 @@ def call_seconds(predictor: Predictor, rows: Sequence[Values], tenant: str = "ti
     return [p.seconds for p in predictor.predict(rows, one_by_one=True, tenant=tenant)]
 
 
-def median(seconds: Sequence[float]) -> float:
-    """The upper one where there are two in the middle."""
-    return sorted(seconds)[len(seconds) // 2]
-
-
 CLEARLY = 1.05
 """Times as fast; speeds that differ by less are not told apart."""
 
 
-def measured(model: LocalModel, *, writes: bool) -> Mapping[Format, float] | str:
-    """How many times as fast as now the base would be in each format: at decoding where answers are written,
-    else at reading prompts. Or why it cannot run in any."""
+def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mapping[Format, float] | str:
+    """Format → times as fast as now, the fastest first, at decoding where answers are written, else at reading prompts:
+    of "auto" those that were measured to be clearly faster, of a list all that it names. Or why there is none."""
+    if not spec.allowed:
+        return "adapt.formats is none"
     base, engine = model.base, model.engine
     dtype = dtype_name(base.dtype)
     baseline = ExecutionPlan(dtype, "torch" if engine.kernel == "torch" else "native", engine.weights)
-    formats: dict[Format, ExecutionPlan] = {
-        fmt: ExecutionPlan(dtype, "native", fmt) for fmt in FORMATS if fmt != engine.weights
-    }
-    reasons = [impossible(base.spec, candidate, base.device) for candidate in formats.values()]
-    reason = next((obstacle for obstacle in reasons if obstacle is not None), None)
+    formats = {fmt: ExecutionPlan(dtype, "native", fmt) for fmt in FORMATS if fmt != engine.weights}
+    reasons = filter(None, (impossible(base.spec, candidate, base.device) for candidate in formats.values()))
+    reason = next(reasons, None)
     if reason is not None:
         return reason
-    measurement = plan_timings(base.spec, [baseline, *formats.values()])
-    of = "decode_1" if writes else "prefill"
-    return {
-        fmt: measurement.seconds[baseline][of] / measurement.seconds[candidate][of]
-        for fmt, candidate in formats.items()
-    }
-
-
-def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mapping[Format, float] | str:
-    """Format → times as fast, the fastest first: of "auto" those that were measured to be clearly faster, of a list all
-    that it names. Or why there is none."""
-    if not spec.allowed:
-        return "adapt.formats is none"
-    speeds = measured(model, writes=writes)
-    if isinstance(speeds, str):
-        return speeds
+    seconds, of = plan_timings(base.spec, [baseline, *formats.values()]).seconds, "decode_1" if writes else "prefill"
+    speeds = {fmt: seconds[baseline][of] / seconds[candidate][of] for fmt, candidate in formats.items()}
     allowed: dict[Format, float] = {fmt: times for fmt, times in speeds.items() if fmt in spec.allowed}
     worthwhile: list[Format] = [fmt for fmt, times in allowed.items() if spec.weights != "auto" or times >= CLEARLY]
     if not worthwhile:

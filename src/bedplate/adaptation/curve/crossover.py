@@ -157,7 +157,7 @@ def crossing(
 
     estimates = np.array([a.estimate - b.estimate for a, b in zip(tuned, prompted, strict=True)])
     draws = np.stack([resamples.of(a) - resamples.of(b) for a, b in zip(tuned, prompted, strict=True)], axis=1)
-    draw_differences = [_draw_differences(a, b) for a, b in zip(tuned, prompted, strict=True)]
+    draw_differences = [a.estimates - b.estimates for a, b in zip(tuned, prompted, strict=True)]
     places = np.log(np.asarray(labels, dtype=np.float64))
     log_labels, spread = float(crossing_of(places, estimates[None])[0]), crossing_of(places, draws)
     interval = None
@@ -182,19 +182,13 @@ def crossing(
     )
 
 
-def _draw_differences(a: OverDraws, b: OverDraws) -> NDArray[np.float64]:
-    """Differences of each draw [S]; a flat rung is the same in all."""
-    return a.estimates - b.estimates
-
-
 def crossing_of(places: NDArray[np.float64], differences: NDArray[np.float64]) -> Draws:
     """Where each line of `differences` [B, K] over `places` [K], ascending, rises above zero for the last time; −∞
     where it is above everywhere, ∞ where it does not end above."""
     positive = differences > 0
     count = positive.shape[1]
-    last = np.where(
-        positive.all(axis=1), -1, count - 1 - np.argmin(positive[:, ::-1], axis=1)
-    )  # the last place not above
+    # the last place not above
+    last = np.where(positive.all(axis=1), -1, count - 1 - np.argmin(positive[:, ::-1], axis=1))
     crossings = np.where(last < 0, -math.inf, math.inf)
     inside = np.flatnonzero((last >= 0) & (last < count - 1))
     i = last[inside]

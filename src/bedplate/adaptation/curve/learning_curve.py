@@ -7,24 +7,55 @@ whose train is the set, with one seed of their own for each draw; each point is 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.outcome import RungOutcome, RungResult
-from bedplate.adaptation.curve.crossover import Crossing, OverDraws, Resamples, crossing
-from bedplate.adaptation.curve.curve_values import CurveRuns, SizedRung, TunedPair, curve_values
-from bedplate.adaptation.rungs.rung import Side
+from bedplate.adaptation.curve.crossover import CONFIDENCE, RESAMPLES, OverDraws, Resamples, crossing
 from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.search.run_rung import climb
 from bedplate.adaptation.search.rung_files import PLAN_FILE, RESULT_FILE
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import SplitRecord, nested
+from bedplate.economics.costs.decisions.break_even import why_never
 from bedplate.evaluation.examples import Example
-from bedplate.report.schema_parts import Curve
+from bedplate.report.schema_parts import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
 
 DRAWS = 3
 DIRECTORY = "curve"
+
+
+@dataclass(frozen=True)
+class SizedRung:
+    """A rung at a size: its result for each draw, and how many labels each draw had. One that learns from no labels
+    has size 0 and one draw, which stands for all."""
+
+    rung: str
+    size: int
+    results: Mapping[int, RungResult]
+    labels: Mapping[int, int]
+
+    def measured(self, draws: Sequence[int] | None = None) -> OverDraws:
+        """Its evaluations of these draws, by default of all."""
+        chosen = self.results if draws is None or not self.size else draws
+        return OverDraws({draw: self.results[draw].evaluation for draw in chosen}, flat=not self.size)
+
+    def mean_labels(self, draws: Sequence[int]) -> float:
+        return sum(self.labels[draw] for draw in draws) / len(draws)
+
+    def cost(self, usd_per_hour: float) -> Cost:
+        """Averaged over its draws."""
+        results = self.results.values()
+        fixed_costs = sum(r.train_seconds * usd_per_hour / 3600 + r.usd for r in results)
+        calls = sum(r.price(usd_per_hour, r.latency.mean) for r in results)
+        return fixed_costs / len(results), calls / len(results)
+
+
+Cost = tuple[float, float]
+"""USD of making it (training, or the search of a prompt), and of one call."""
 
 
 def possible_sizes(requested_sizes: Sequence[int], train: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
@@ -32,29 +63,14 @@ def possible_sizes(requested_sizes: Sequence[int], train: int) -> tuple[tuple[in
 
     UsageError for sizes that are no counts of labels, are named twice, or are all more than train has.
     """
-    if (
-        not requested_sizes
-        or any(size < 2 for size in requested_sizes)
-        or len(set(requested_sizes)) < len(requested_sizes)
-    ):
-        raise UsageError(f"--curve {','.join(map(str, requested_sizes))}: name different numbers of labels from 2 on")
+    option = f"--curve {','.join(map(str, requested_sizes))}"
+    if not requested_sizes or min(requested_sizes) < 2 or len(set(requested_sizes)) < len(requested_sizes):
+        raise UsageError(f"{option}: name different numbers of labels from 2 on")
     over = [size for size in sorted(requested_sizes) if size > train]
     if len(over) == len(requested_sizes):
-        raise UsageError(
-            f"--curve {','.join(map(str, requested_sizes))}: train has {train:,} rows; name sizes up to that"
-        )
+        raise UsageError(f"{option}: train has {train:,} rows; name sizes up to that")
     notes = [f"{size:,} labels are more than train has; the last point is all {train:,} of it" for size in over]
-    return tuple(sorted({*(size for size in requested_sizes if size <= train), *([train] if over else [])})), tuple(
-        notes
-    )
-
-
-def parse_sizes(text: str) -> list[int]:
-    """Sizes of `50,100,200`. UsageError for anything else."""
-    try:
-        return [int(part.strip().replace("_", "")) for part in text.split(",")]
-    except ValueError:
-        raise UsageError(f"--curve {text!r}: write numbers of labels, such as 50,100,200,500") from None
+    return tuple(sorted({min(size, train) for size in requested_sizes})), tuple(notes)
 
 
 def learning_curve(
@@ -66,18 +82,49 @@ def learning_curve(
     What the time does not allow is left out and said. Raises UsageError for sizes that cannot be.
     """
     context = next(iter(candidates.values())).context
-    sizes, left_out = possible_sizes(requested_sizes, len(context.train))
+    sizes, notes = possible_sizes(requested_sizes, len(context.train))
     shown = {name: candidate for name, candidate in candidates.items() if candidate.traits.no_curve is None}
     learning = [candidate for candidate in shown.values() if candidate.traits.learns and candidate.unfit is None]
     points, missing = _points(learning, sizes)
-    results = {name: o.result for name, o in outcomes.items() if o.result is not None}
-    flat = {name: results[name] for name, candidate in shown.items() if not candidate.traits.learns and name in results}
-    sides: dict[str, Side] = {name: candidate.traits.side for name, candidate in shown.items()}
-    sample_evaluation = next((result.evaluation for point in points for result in point.results.values()), None)
-    resamples = None if sample_evaluation is None else Resamples(sample_evaluation, context.seed)
-    pairs = [] if resamples is None else _crossings(resamples, points, flat, sides)
-    curve = CurveRuns(requested_sizes, sizes, points, flat, resamples, pairs, (*left_out, *missing))
-    return curve_values(curve, context.task.metric_name, len(context.valid), context.spec.machine.usd_per_hour)
+    flat: list[SizedRung] = []
+    crossovers: list[Crossover] = []
+    break_even: list[BreakEven] = []
+    shown_points: list[Point] = []
+    shown_flat: list[Flat] = []
+    if points:
+        for name, candidate in shown.items():
+            result = outcomes[name].result
+            if not candidate.traits.learns and result is not None:
+                flat.append(SizedRung(name, 0, {0: result}, {}))
+        rate = context.spec.machine.usd_per_hour
+        resamples = Resamples(next(iter(points[0].results.values())).evaluation, context.seed)
+        shown_points = [_point(point, resamples, rate) for point in points]
+        shown_flat = [_flat(rung, resamples, rate) for rung in flat]
+        by_rung: dict[str, dict[int, SizedRung]] = {}
+        for point in (*points, *flat):
+            by_rung.setdefault(point.rung, {})[point.size] = point
+        for ours in _best_first(by_rung, shown, "weights"):
+            for theirs in _best_first(by_rung, shown, "prompt"):
+                pair = _pair(resamples, by_rung[ours], by_rung[theirs])
+                if pair is not None and not crossovers:  # the pair that is spoken of
+                    break_even = list(_break_even(pair[0], by_rung[ours], by_rung[theirs], rate))
+                crossovers += () if pair is None else (pair[1],)
+    draws = tuple(sorted({draw for point in points for draw in point.results}))
+    return Curve(
+        metric=context.task.metric_name,
+        split="valid",
+        confidence=CONFIDENCE,
+        asked=tuple(requested_sizes),
+        sizes=sizes,
+        seeds=draws,
+        points=tuple(shown_points),
+        flat=tuple(shown_flat),
+        crossovers=tuple(crossovers),
+        break_even=tuple(break_even),
+        left_out=(*notes, *missing),
+        says=tuple(curve_sentences(crossovers, break_even, [point.labels for point in shown_points])),
+        method=_method(len(draws), len(context.valid)),
+    )
 
 
 # --- points
@@ -101,7 +148,7 @@ def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[S
                 train = [by_id[record.id] for record in drawn]
                 labels[size][draw] = len(train)
                 for candidate in learning:
-                    outcome = _point(candidate, train, size, draw)
+                    outcome = _climb_point(candidate, train, size, draw)
                     bar.advance(1, rung=candidate.name, labels=len(train))
                     if outcome.result is None:
                         why = f"{outcome.status}, {outcome.reason}"
@@ -112,7 +159,7 @@ def _points(learning: Sequence[Candidate], sizes: Sequence[int]) -> tuple[list[S
     return sized_rungs, [f"{name} at {', '.join(places)}: {why}" for (name, why), places in missing.items()]
 
 
-def _point(candidate: Candidate, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
+def _climb_point(candidate: Candidate, train: Sequence[Example], size: int, draw: int) -> RungOutcome:
     """One rung on one set, kept in its own directory; of a finished one only what was measured stays."""
     if not train:
         return RungOutcome(candidate.name, "skipped", "every group has more rows than that")
@@ -133,58 +180,168 @@ def _keep_results(directory: Path) -> None:
             path.unlink()
 
 
+def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
+    measured, (fit, call) = point.measured(), point.cost(rate)
+    return Point(
+        rung=point.rung,
+        size=point.size,
+        labels=point.mean_labels(list(point.results)),
+        estimate=measured.estimate,
+        interval=resamples.interval(measured),
+        draws=tuple(
+            Draw(
+                seed=draw,
+                labels=point.labels[draw],
+                estimate=result.evaluation.estimate,
+                train_seconds=result.train_seconds,
+            )
+            for draw, result in point.results.items()
+        ),
+        usd_per_1k_calls=call * 1000,
+        train_usd=fit,
+    )
+
+
+def _flat(rung: SizedRung, resamples: Resamples, rate: float) -> Flat:
+    measured, (fit, call) = rung.measured(), rung.cost(rate)
+    interval = resamples.interval(measured)
+    costs: dict[str, Any] = {"usd_per_1k_calls": call * 1000, "train_usd": fit}
+    return Flat(rung=rung.rung, estimate=measured.estimate, interval=interval, **costs)
+
+
 # --- crossings
 
 
-def _crossings(
-    resamples: Resamples, points: Sequence[SizedRung], flat: Mapping[str, RungResult], sides: Mapping[str, Side]
-) -> list[TunedPair]:
-    """Every tuned rung against every prompted one; first the pair of the best of each side at the most labels."""
-    by_rung: dict[str, dict[int, SizedRung]] = {}
-    for point in points:
-        by_rung.setdefault(point.rung, {})[point.size] = point
-    flats = {name: OverDraws({0: result.evaluation}, flat=True) for name, result in flat.items()}
-    tuned = _best_first({name: by_size for name, by_size in by_rung.items() if sides[name] == "weights"}, {})
-    prompted = _best_first({name: by_size for name, by_size in by_rung.items() if sides[name] == "prompt"}, flats)
-    pairs: list[TunedPair] = []
-    for ours in tuned:
-        for theirs in prompted:
-            pair = _pair(resamples, by_rung[ours], by_rung.get(theirs), flats.get(theirs))
-            if pair is not None:
-                sizes, crossed = pair
-                pairs.append(TunedPair(ours, theirs, sizes, crossed))
-    return pairs
-
-
-def _best_first(by_rung: Mapping[str, Mapping[int, SizedRung]], flats: Mapping[str, OverDraws]) -> list[str]:
-    last = {name: by_size[max(by_size)].measured.estimate for name, by_size in by_rung.items()}
-    last |= {name: flat.estimate for name, flat in flats.items()}
+def _best_first(
+    by_rung: Mapping[str, Mapping[int, SizedRung]], candidates: Mapping[str, Candidate], side: str
+) -> list[str]:
+    """The rungs of a side, by their estimates at the most labels."""
+    last = {
+        name: by_size[max(by_size)].measured().estimate
+        for name, by_size in by_rung.items()
+        if candidates[name].traits.side == side and (side == "prompt" or 0 not in by_size)
+    }
     return sorted(last, key=lambda name: (-last[name], name))
 
 
 def _pair(
-    resamples: Resamples, ours: Mapping[int, SizedRung], theirs: Mapping[int, SizedRung] | None, flat: OverDraws | None
-) -> tuple[tuple[int, ...], Crossing] | None:
-    """Over the sizes at which both have the first draw, with the draws that both have at all of them."""
-    sizes = sorted(ours if theirs is None else ours.keys() & theirs.keys())
-    sides = [ours] if theirs is None else [ours, theirs]
-    draw_sets = [side[size].results.keys() for side in sides for size in sizes]
-    first = min(draw_sets[0]) if draw_sets else None
+    resamples: Resamples, ours: Mapping[int, SizedRung], theirs: Mapping[int, SizedRung]
+) -> tuple[list[int], Crossover] | None:
+    """A tuned rung against a prompted one, over the sizes at which both have the first draw, with the draws that both
+    have at all of them; None where there are none."""
+    sides = [ours] if 0 in theirs else [ours, theirs]
+    sizes = sorted(set.intersection(*map(set, sides)))
+    first = min(ours[sizes[0]].results) if sizes else None
     sizes = [size for size in sizes if all(first in side[size].results for side in sides)]
-    draws = set.intersection(*(set(side[size].results) for side in sides for size in sizes)) if sizes else set[int]()
-    if not draws:
+    shared = set.intersection(*(set(side[size].results) for side in sides for size in sizes)) if sizes else set[int]()
+    if not shared:
         return None
-
-    def measured(side: Mapping[int, SizedRung], size: int) -> OverDraws:
-        return OverDraws({draw: side[size].results[draw].evaluation for draw in draws})
-
-    labels = [sum(ours[size].labels[draw] for draw in draws) / len(draws) for size in sizes]
-    against = [flat if theirs is None else measured(theirs, size) for size in sizes]
-    assert all(measurement is not None for measurement in against)
+    draws = sorted(shared)
+    tuned = [ours[size] for size in sizes]
+    prompted = [theirs.get(0) or theirs[size] for size in sizes]
     crossed = crossing(
         resamples,
-        labels,
-        [measured(ours, size) for size in sizes],
-        [measurement for measurement in against if measurement is not None],
+        [point.mean_labels(draws) for point in tuned],
+        [point.measured(draws) for point in tuned],
+        [point.measured(draws) for point in prompted],
     )
-    return tuple(sizes), crossed
+    interval = None if crossed.interval is None else (_end(crossed.interval[0]), _end(crossed.interval[1]))
+    return sizes, Crossover(
+        tuned=tuned[0].rung,
+        prompted=prompted[0].rung,
+        labels=_end(crossed.labels),
+        interval=interval,
+        crosses=crossed.crosses,
+        draws=crossed.draws,
+        differences=tuple(
+            Difference(labels=labels, difference=difference, interval=ends)
+            for labels, difference, ends in crossed.differences
+        ),
+    )
+
+
+def _end(value: float) -> Labels:
+    if value == float("-inf"):
+        return "below"
+    return "beyond" if value == float("inf") else value
+
+
+def _break_even(
+    sizes: Sequence[int], ours: Mapping[int, SizedRung], theirs: Mapping[int, SizedRung], rate: float
+) -> Iterator[BreakEven]:
+    for size in sizes:
+        tuned, prompted = ours[size], theirs.get(0) or theirs[size]
+        calls, reason = pays_from(tuned.rung, prompted.rung, tuned.cost(rate), prompted.cost(rate))
+        yield BreakEven(tuned=tuned.rung, prompted=prompted.rung, size=size, calls=calls, reason=reason)
+
+
+# --- sentences
+
+
+def curve_sentences(
+    crossovers: Sequence[Crossover], break_even: Sequence[BreakEven], labels: Sequence[float]
+) -> list[str]:
+    """The crossover of the first pair, and from when on its tuned rung has paid for itself. labels: all sizes' own."""
+    if not crossovers:
+        return ["There is no prompted and no tuned rung at one size, so nothing is said of a crossover."]
+    return [_crossover_says(crossovers[0], min(labels), max(labels)), _pays_says(crossovers[0], break_even)]
+
+
+def _crossover_says(crossover: Crossover, min_labels: float, max_labels: float) -> str:
+    names = f"tuning ({crossover.tuned}) overtakes prompting ({crossover.prompted})"
+    at = crossover.labels
+    if at == "beyond":
+        sentence = f"On this task {names} not within the {max_labels:,.0f} labels there are"
+    elif at == "below":
+        sentence = f"On this task {names} at {min_labels:,.0f} labels already, the fewest that were tried"
+    else:
+        sentence = f"On this task {names} at about {at:,.0f} labels"
+    if crossover.interval is None:
+        return f"{sentence}; valid has too few groups for an interval."
+    words = {"below": f"{min_labels:,.0f} or fewer", "beyond": f"more than the {max_labels:,.0f} there are"}
+    ends = [words[end] if isinstance(end, str) else f"{end:,.0f}" for end in crossover.interval]
+    range_text = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
+    return (
+        f"{sentence} ({CONFIDENCE:.0%} interval: {range_text}; it overtakes in {crossover.crosses:.0%} of the "
+        "resamples)."
+    )
+
+
+def _pays_says(crossover: Crossover, break_even: Sequence[BreakEven]) -> str:
+    """At the first size from the crossover on, or at the largest."""
+    at = crossover.labels
+    after = [row for row in break_even if at == "below" or (isinstance(at, float) and row.size >= at)]
+    row = after[0] if after else break_even[-1]
+    calls = row.calls
+    payback = "never" if calls is None else "from the first call" if calls == 0 else f"after about {calls:,.0f} calls"
+    return f"At {row.size:,} labels {row.tuned} pays for itself against {row.prompted} {payback}: {row.reason}."
+
+
+def _method(draws: int, valid: int) -> str:
+    spread = (
+        f"{draws} draws of the labels (nested sets of whole groups) with a seed each"
+        if draws > 1
+        else "one draw of the labels, so how much draws differ is not in it"
+    )
+    return (
+        f"Estimates are means over {spread}; at all of train draws differ by their seed only. Intervals are at "
+        f"{CONFIDENCE:.0%}, from {RESAMPLES:,} resamples of valid's whole groups and of the draws together, the same "
+        "for all rungs. The pair that is spoken of is the best of each side at the most labels. What a rung chooses on "
+        f"valid (phrasing, demonstrations, layer) it chooses on the same {valid:,} rows at every size: these labels "
+        "come on top, and searched rungs read a little high."
+    )
+
+
+def pays_from(tuned: str, prompted: str, ours: Cost, theirs: Cost) -> tuple[float | None, str]:
+    """Calls from which on `tuned` has cost less in all (0: from the first; None: never), and why."""
+    extra, saved = ours[0] - theirs[0], theirs[1] - ours[1]
+    if extra <= 0:
+        if saved >= 0:
+            return 0.0, f"it costs no more to make, and ${saved * 1000:.3g} less per 1,000 calls"
+        return None, (
+            f"it costs ${-extra:.3g} less to make, but ${-saved * 1000:.3g} more per 1,000 calls, which is more after "
+            f"{extra / saved:,.0f} calls"
+        )
+    if saved <= 0:
+        return None, why_never(tuned, prompted, {"computing": -saved})
+    return extra / saved, f"it costs ${extra:.3g} more to make, and ${saved * 1000:.3g} less per 1,000 calls"

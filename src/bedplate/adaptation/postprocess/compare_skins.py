@@ -30,7 +30,6 @@ from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.ledger import Opening, keys_of, ledger_for
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task, load_task
-from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction
@@ -124,18 +123,9 @@ def side_by_side(
         first, second = (evaluate_predictions(variant_task, examples, p, split="new", seed=seed) for p in predictions)
         secondary_comparisons.append(compare(first, second, seed))
     verdict, sentence = _verdict(sides[0], sides[1], comparison, opening)
-    return SideBySide(
-        sides[0],
-        sides[1],
-        verdict,
-        sentence,
-        opening.exploratory,
-        opening.number,
-        comparison,
-        tuple(secondary_comparisons),
-        left_out,
-        tuple(notes),
-    )
+    comparisons = comparison, tuple(secondary_comparisons)
+    exploratory, number = opening.exploratory, opening.number
+    return SideBySide(sides[0], sides[1], verdict, sentence, exploratory, number, *comparisons, left_out, tuple(notes))
 
 
 def _unseen(
@@ -174,21 +164,15 @@ def _side(
     assert not isinstance(predictor, LocalModel)
     with closing(predictor):
         predictions = predict_examples(predictor, examples)
-        calls = _timed(predictor, examples)
+        calls = single_calls(predictor, examples[:LATENCY_CALLS])  # they stand in the order of their hashes
+    if not calls:
+        raise DataError(f"every row is too long for {origin.skin.name}")
     timing = latency([call.seconds for call in calls])
     charged = sum(call.usd or 0.0 for call in calls) / len(calls)
     usd = None if usd_per_hour is None else 1000 * (timing.mean * usd_per_hour / 3600 + charged)
     evaluation = evaluate_predictions(task, examples, predictions, split="new", seed=seed)
     too_long = sum(p is None for p in predictions)
     return predictions, ComparedSkin(name, origin.id, str(origin.directory), evaluation, timing, too_long, usd)
-
-
-def _timed(predictor: SkinPredictor, examples: Sequence[Example]) -> list[Prediction]:
-    """Single calls of the first rows, which stand in the order of their hashes."""
-    calls = single_calls(predictor, examples[:LATENCY_CALLS])
-    if not calls:
-        raise DataError(f"every row is too long for {predictor.skin.name}")
-    return calls
 
 
 def _by_other_metrics(task: Task) -> list[Task]:

@@ -12,12 +12,14 @@ import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bedplate.adaptation.context.embedding import topic_depth
 from bedplate.adaptation.postprocess.origin import Origin, origin_of, promise_of
 from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.core.errors import DataError, UsageError
@@ -75,8 +77,7 @@ def drift(
     notes = [*origin.notes, *fresh.notes]
     unseen = _unseen(origin, fresh, notes) if fresh.labelled else []
     old, elsewhere = _old_rows(origin, notes)
-    query = {"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence}
-    question = sha256_json(query)
+    question = sha256_json({"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence})
     look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
     earlier = earlier_looks(origin.id, question)
     notes += earlier.notes
@@ -85,42 +86,23 @@ def drift(
     predictor = load(directory, dtype=dtype, weights=weights, kernel=kernel, allow_other_weights=allow_other_weights)
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
-    gained: dict[str, Gains] = {}
     with closing(predictor):
+        this_look = _Look(origin, fresh, predictor, levels, look.number, earlier, largest, seed, notes)
         if fresh.labelled:
-            evaluation, measured = _quality(
-                origin, unseen, predictor, levels, look.number, earlier, largest, seed, notes
-            )
-            gained |= measured.gains
-        input_shifts = (
-            _shifts(origin, old, elsewhere, fresh, predictor, levels, earlier, largest, seed, notes) if old else ()
-        )
-        gained |= {shift.aspect: shift.gains for shift in input_shifts}
+            evaluation, measured = this_look.quality(unseen)
+        input_shifts = this_look.shifts(old, elsewhere) if old else ()
+    gained: dict[str, Gains] = {} if measured is None else dict(measured.gains)
+    gained |= {shift.aspect: shift.gains for shift in input_shifts}
     rows = [e.row_hash for e in fresh.all_examples]
-    remember(
-        origin.id,
-        question,
-        look.number,
-        rows=rows,
-        judged=rows if fresh.labelled else (),
-        largest=largest,
-        gains=gained,
-    )
+    judged = rows if fresh.labelled else ()
+    remember(origin.id, question, look.number, rows=rows, judged=judged, largest=largest, gains=gained)
     repeated_rows = sum(row in (earlier.judged if fresh.labelled else earlier.rows) for row in rows)
     if repeated_rows:
         notes.append(f"{repeated_rows:,} of {len(rows):,} new rows were in an earlier look: they are not counted again")
     verdict, sentence = decide(input_shifts, measured)
+    counts = len(old), len(fresh.all_examples)
     return Drift(
-        verdict,
-        sentence,
-        look.number,
-        levels.alpha,
-        input_shifts,
-        measured,
-        len(old),
-        len(fresh.all_examples),
-        tuple(notes),
-        evaluation,
+        verdict, sentence, look.number, levels.alpha, input_shifts, measured, *counts, tuple(notes), evaluation
     )
 
 
@@ -167,77 +149,76 @@ def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]
     return unseen
 
 
-def _quality(
-    origin: Origin,
-    unseen: Sequence[Example],
-    predictor: SkinPredictor,
-    levels: Levels,
-    look: int,
-    earlier: EarlierLook,
-    largest: int,
-    seed: int,
-    notes: list[str],
-) -> tuple[Evaluation, Quality]:
-    promise = promise_of(origin)
-    if promise is not None and promise.split == "valid":
-        notes.append("the skin was not judged on test: its report has its quality on valid, by which it was chosen")
-    answered = predict_examples(predictor, unseen)
-    evaluation = evaluate_predictions(origin.task, unseen, answered, split="new", seed=seed)
-    bets = [e.row_hash not in earlier.judged for e in unseen]
-    before = earlier.gains
-    return evaluation, quality(
-        evaluation, promise, levels.quality, look=look, unseen=bets, earlier=before, largest=largest
-    )
+@dataclass(frozen=True)
+class _Look:
+    """One look at a skin. number: of how many; largest: rows of a group that are bet on at most; notes: for the report,
+    which it adds to."""
 
+    origin: Origin
+    fresh: FreshRows
+    predictor: SkinPredictor
+    levels: Levels
+    number: int
+    earlier: EarlierLook
+    largest: int
+    seed: int
+    notes: list[str]
 
-# --- inputs
+    def quality(self, unseen: Sequence[Example]) -> tuple[Evaluation, Quality]:
+        """The skin on rows that it has not seen, against what its report promised."""
+        promise = promise_of(self.origin)
+        if promise is not None and promise.split == "valid":
+            self.notes.append(
+                "the skin was not judged on test: its report has its quality on valid, by which it was chosen"
+            )
+        answered, earlier = predict_examples(self.predictor, unseen), self.earlier
+        evaluation = evaluate_predictions(self.origin.task, unseen, answered, split="new", seed=self.seed)
+        bets = [e.row_hash not in earlier.judged for e in unseen]
+        bounds: dict[str, Any] = {
+            "look": self.number,
+            "unseen": bets,
+            "earlier": earlier.gains,
+            "largest": self.largest,
+        }
+        return evaluation, quality(evaluation, promise, self.levels.quality, **bounds)
 
-
-def _shifts(
-    origin: Origin,
-    old: Sequence[Example],
-    elsewhere: set[str],
-    fresh: FreshRows,
-    predictor: SkinPredictor,
-    levels: Levels,
-    earlier: EarlierLook,
-    largest: int,
-    seed: int,
-    notes: list[str],
-) -> tuple[Shift, ...]:
-    """Copies count as often as they came, as both samples have theirs. What the task has beside the old rows (in test,
-    over its limit, or twice with different targets) is left out of both."""
-    new = [e for e in fresh.all_examples if e.row_hash not in elsewhere]
-    if not new:
-        notes.append(
-            "all new rows are in the task's own data, outside of what the skin was made from: inputs are not compared"
+    def shifts(self, old: Sequence[Example], elsewhere: set[str]) -> tuple[Shift, ...]:
+        """Copies count as often as they came, as both samples have theirs. What the task has beside the old rows (in
+        test, over its limit, or twice with different targets) is left out of both."""
+        origin, fresh, earlier, notes = self.origin, self.fresh, self.earlier, self.notes
+        new = [e for e in fresh.all_examples if e.row_hash not in elsewhere]
+        if not new:
+            notes.append(
+                "all new rows are in the task's own data, outside of what the skin was made from: inputs are not "
+                "compared"
+            )
+            return ()
+        sides = (
+            (old, origin.run_task.data.group_by is not None),
+            (new, origin.task.data.group_by is not None and fresh.grouped),
         )
-        return ()
-    sides = (
-        (old, origin.run_task.data.group_by is not None),
-        (new, origin.task.data.group_by is not None and fresh.grouped),
-    )
-    # new rows that an earlier look had are not bet on: room is for the others
-    counted = [i for i, e in enumerate(new) if e.row_hash not in earlier.rows] or range(len(new))
-    chosen = [
-        _subsample(rows, places, whole, seed)
-        for (rows, whole), places in zip(sides, (range(len(old)), counted), strict=True)
-    ]
-    for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
-        if len(part) < len(rows):
-            notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
-    texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
-    learned = parts([old[i].group for i in chosen[0]] if sides[0][1] else None, len(chosen[0]), seed).learned
-    vectors = input_vectors(texts[0], texts[1], learned, predictor, notes)
-    labels_of = _labels_of(origin.task) if fresh.labelled else None
-    samples: list[Sample] = []
-    for (rows, whole), places, sample_vectors in zip(sides, chosen, vectors, strict=True):
-        groups = [e.group for e in rows] if whole else None
-        labels = None if labels_of is None else [labels_of(e.target) for e in rows]
-        unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
-        samples.append(Sample([_text(e) for e in rows], groups, labels, sample_vectors, places, unseen, unjudged))
-    old_side, new_side = samples
-    return shifts(old_side, new_side, levels.shift, earlier=earlier.gains, largest=largest, seed=seed)
+        # new rows that an earlier look had are not bet on: room is for the others
+        counted = [i for i, e in enumerate(new) if e.row_hash not in earlier.rows] or range(len(new))
+        chosen = [
+            _subsample(rows, places, whole, self.seed)
+            for (rows, whole), places in zip(sides, (range(len(old)), counted), strict=True)
+        ]
+        for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
+            if len(part) < len(rows):
+                notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
+        texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
+        groups = [old[i].group for i in chosen[0]] if sides[0][1] else None
+        learned = parts(groups, len(chosen[0]), self.seed).learned
+        vectors = input_vectors(texts[0], texts[1], learned, self.predictor, notes)
+        labels_of = _labels_of(origin.task) if fresh.labelled else None
+        samples: list[Sample] = []
+        for (rows, whole), places, sample_vectors in zip(sides, chosen, vectors, strict=True):
+            groups = [e.group for e in rows] if whole else None
+            labels = None if labels_of is None else [labels_of(e.target) for e in rows]
+            unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
+            samples.append(Sample([_text(e) for e in rows], groups, labels, sample_vectors, places, unseen, unjudged))
+        before, after = samples
+        return shifts(before, after, self.levels.shift, earlier=earlier.gains, largest=self.largest, seed=self.seed)
 
 
 def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:
@@ -272,12 +253,12 @@ def input_vectors(
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
     distinct = list(dict.fromkeys([*old, *new]))
     fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
-    # a decoder's last states say what comes next, those of the middle what the text is about
-    depth = round(spec.layers * 2 / 3) if "generate" in engine.base.can else None
     vectors = dict.fromkeys(distinct, np.zeros(spec.hidden_size))
     for start in progress(range(0, len(fits), _AT_ONCE), "embedding inputs"):
         part = fits[start : start + _AT_ONCE]
-        vectors |= zip(part, embed_texts(engine, part, "mean", depth).astype(np.float64), strict=True)
+        vectors |= zip(
+            part, embed_texts(engine, part, "mean", topic_depth(engine.base)).astype(np.float64), strict=True
+        )
     if len(fits) < len(distinct):
         notes.append(f"{len(distinct) - len(fits)} inputs are too long for the base and count as alike")
     return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])

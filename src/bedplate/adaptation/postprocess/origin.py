@@ -43,13 +43,12 @@ class Origin:
         knows it, so that a full stop makes no other of it."""
         splits = self.splits or {}
         keys = keys_of((e.id, e.inputs) for e in examples).exact if self.texts else [frozenset[str]()] * len(examples)
-        row_splits: list[str | None] = []
-        for example, mine in zip(examples, keys, strict=True):
-            split_names = {splits.get(example.row_hash), *(self.texts.get(key) for key in mine)}
-            row_splits.append(
-                next((name for name in SPLITS if name in split_names), None)
-            )  # what was learned from comes first
-        return row_splits
+        row_splits = [
+            {splits.get(example.row_hash), *(self.texts.get(key) for key in mine)}
+            for example, mine in zip(examples, keys, strict=True)
+        ]
+        # what was learned from comes first
+        return [next((name for name in SPLITS if name in names), None) for names in row_splits]
 
 
 def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
@@ -109,14 +108,10 @@ def promise_of(origin: Origin) -> Promise | None:
         price = row["usd_per_1k_calls"] / 1000 if scale.lower_is_better else 0.0  # new rows are judged without it
         estimate, *ends = (scale.score(value - price) for value in (row["estimate"], *row["interval"]))
         low, high = min(*ends, estimate), max(*ends, estimate)
-        confirmed = report.get("nominees", {}).get("confirmations", ()) if row["split"] == "test" else ()
         has_target_value = report["target"].get("value_given", True)  # without, the bounds are those of a comparison
-        bounded = (
-            confirmation
-            for confirmation in confirmed
-            if has_target_value and confirmation["rung"] == rung and confirmation["lower"] is not None
-        )
-        bound = next(bounded, None)
+        is_tested = row["split"] == "test" and has_target_value
+        confirmations = report.get("nominees", {}).get("confirmations", ()) if is_tested else ()
+        bound = next((c for c in confirmations if c["rung"] == rung and c["lower"] is not None), None)
         floor, confidence = low, (1 + REPORT_CONFIDENCE) / 2
         if bound is not None:
             bound_side = "upper" if scale.lower_is_better else "lower"

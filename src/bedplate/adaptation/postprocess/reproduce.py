@@ -1,4 +1,4 @@
-"""A skin made again from what it recorded, and compared with the one that is there.
+"""A skin made again from what it recorded (data, splits, bases, parent, code), and compared with the one that is there.
 
 Its rung is climbed in a new directory with the run's task file, seed and plan, after the rungs that it builds on. The
 plan is taken over because how much is done depends on the time that was left then. Test is not opened.
@@ -7,7 +7,7 @@ plan is taken over because how much is done depends on the time that was left th
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,39 +16,71 @@ from typing import Any, Literal
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan
-from bedplate.adaptation.postprocess.recorded import (
-    RecordedDifference,
-    RecordedSkin,
-    base_differences,
-    code_differences,
-    data_differences,
-    parent_of,
-    recorded_of,
-)
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.adaptation.search.candidates import Candidate, candidates_of
 from bedplate.adaptation.search.formats import in_weights
-from bedplate.adaptation.search.rung_files import config_of, read_plan, write_plan
+from bedplate.adaptation.search.rung_files import config_of, environment, read_plan, write_plan
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, climb_candidate, opened
+from bedplate.adaptation.task.parent import Parent, read_parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.core.errors import CheckpointError, DataError, HubError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_text
 from bedplate.core.progress import progress
 from bedplate.evaluation.evaluated import PairedComparison, compare
-from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.leaks.seen_rows import made_in
 from bedplate.evaluation.task import Task
 from bedplate.inference.execution.plan import QUANTISED
 from bedplate.inference.predict.loaded import load as load_skin
 from bedplate.inference.predict.local import LocalModel
+from bedplate.skins.catalog import Catalog
 from bedplate.skins.difference import FileDifference, compare_skins
-from bedplate.skins.files import read_skin
+from bedplate.skins.files import read_identified, read_skin, skin_id
+from bedplate.skins.run import REPORT_FILE, RUN_FILE, SETTINGS_FILE, Run
 from bedplate.skins.skin import Skin
 
 REPRODUCTION_FILE = "reproduction.json"
 Status = Literal["identical", "equivalent", "different", "not_possible"]
+
+
+@dataclass(frozen=True)
+class RecordedDifference:
+    """Something that is not what it was. decides: the skin cannot be made from it again; what does not (the code, a
+    library, how a base is held) may change numbers."""
+
+    what: str
+    was: str
+    now: str
+    decides: bool = True
+
+
+@dataclass(frozen=True, eq=False)
+class RecordedSkin:
+    """A skin and how it was made. candidate: its name in its run (a rung, on which base); report: of that run, without
+    its rows. settings: the task file as it was resolved, or one that was given in its place; anchor_file: the file that
+    relative paths in it start from."""
+
+    skin: Skin
+    id: str
+    candidate: str
+    report: Mapping[str, Any]
+    settings: Path
+    anchor_file: Path
+    run: Run | None
+
+    @property
+    def run_settings(self) -> Mapping[str, Any]:
+        """seed, rungs, budget_seconds, exhaustive, environment."""
+        return self.report["settings"]
+
+    @property
+    def estimate(self) -> float | None:
+        """On valid, then."""
+        rows = [row for row in self.report["rungs"] if row["rung"] == self.candidate and row["split"] == "valid"]
+        return rows[0]["estimate"] if rows else None
 
 
 @dataclass(frozen=True)
@@ -130,14 +162,10 @@ class _Reproducer:
                 return _not_possible(recorded, self.differences)
             check_bases(contexts)
             with file_lock(self.out / LOCK_FILE):
-                self._mark()
+                values = {"skin": recorded.skin.name, "skin_id": recorded.id, "status": "unfinished"}
+                atomic_write(self.out / REPRODUCTION_FILE, json.dumps(values, indent=1) + "\n")
                 begin(contexts, data, self.out, recorded.anchor_file)
                 return self._climbed(candidates_of(contexts, chosen_rungs(self.spec)))
-
-    def _mark(self) -> None:
-        """That what is in the directory belongs to this reproduction."""
-        values = {"skin": self.recorded.skin.name, "skin_id": self.recorded.id, "status": "unfinished"}
-        atomic_write(self.out / REPRODUCTION_FILE, json.dumps(values, indent=1) + "\n")
 
     def _climbed(self, candidates: Sequence[Candidate]) -> Reproduction:
         needed = _needed(self.recorded, candidates)
@@ -153,46 +181,32 @@ class _Reproducer:
     def _take_over_plan(self, candidate: Candidate) -> None:
         """Put the run's plan where the rung will look for its own."""
         config = config_of(candidate.context, candidate.rung)
+        record = self.recorded.report["lineage"]["skins"].get(candidate.name)
         if read_plan(candidate.directory, config) is not None:  # of an interrupted reproduction
             return
-        settings = self.recorded.plan(candidate.name)
-        if settings is None:
+        if record is None:
             self.notes.append(f"the plan of {candidate.name} was not recorded: how much is done was planned anew")
         else:
-            write_plan(candidate.directory, config, RungPlan(settings))
+            write_plan(candidate.directory, config, RungPlan(record["plan"]))
 
     def _compared(self, candidate: Candidate) -> Reproduction:
         old, new = self.recorded.skin, self._reproduced_skin(candidate)
-        parts = compare_skins(old, new)
-        comparison, equal, rows = None, 0, 0
+        parts, comparison, equal, rows = compare_skins(old, new), None, 0, 0
+        estimate = candidate.climbed.result.evaluation.estimate
         if not old.is_remote:
             first, second = (_on_valid(candidate.context, skin) for skin in (old, new))
             comparison = compare(second, first, candidate.context.seed)
             pairs = zip(first.rows, second.rows, strict=True)
-            equal, rows = sum(a.prediction == b.prediction for a, b in pairs), first.n
-        status, reason = judged(parts, equal, rows)
-        return Reproduction(
-            old.name,
-            self.recorded.id,
-            status,
-            reason,
-            tuple(self.differences),
-            tuple(self.notes),
-            str(new.directory),
-            parts,
-            rows,
-            equal,
-            self.recorded.estimate,
-            candidate.climbed.result.evaluation.estimate if comparison is None else comparison.a,
-            comparison,
-        )
+            equal, rows, estimate = sum(a.prediction == b.prediction for a, b in pairs), first.n, comparison.a
+        known = tuple(self.differences), tuple(self.notes), str(new.directory)
+        numbers = rows, equal, self.recorded.estimate, estimate, comparison
+        return Reproduction(old.name, self.recorded.id, *judged(parts, equal, rows), *known, parts, *numbers)
 
     def _reproduced_skin(self, candidate: Candidate) -> Skin:
         """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""
         new, judged = read_skin(candidate.climbed.directory), self.recorded.skin.evaluated_with
-        if judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with:
-            return new
-        return in_weights(candidate, judged)
+        is_own = judged is None or judged.weights not in QUANTISED or judged == new.evaluated_with
+        return new if is_own or judged is None else in_weights(candidate, judged)
 
 
 def judged(parts: Sequence[FileDifference], equal: int, rows: int) -> tuple[Status, str]:
@@ -200,10 +214,8 @@ def judged(parts: Sequence[FileDifference], equal: int, rows: int) -> tuple[Stat
     differing = [part for part in parts if not part.equal]
     if not differing:
         return "identical", "every file is the same, bit for bit"
-    summary = ", ".join(
-        f"{part.name} differs" if part.largest is None else f"{part.name} differs by at most {part.largest:.3g}"
-        for part in differing
-    )
+    by = ("" if part.largest is None else f" by at most {part.largest:.3g}" for part in differing)
+    summary = ", ".join(f"{part.name} differs{most}" for part, most in zip(differing, by, strict=True))
     answers = f"{equal} of {rows} answers on valid are the same" if rows else "nobody was asked"
     only_numbers = all(part.largest is not None for part in differing)
     return "equivalent" if only_numbers and equal == rows > 0 else "different", f"{summary}; {answers}"
@@ -214,9 +226,8 @@ def _check_place(out: Path, id_: str) -> None:
     marker = out / REPRODUCTION_FILE
     used = out.is_dir() and any(path.name != LOCK_FILE for path in out.iterdir())
     if used and (not marker.is_file() or json.loads(read_text(marker)).get("skin_id") != id_):
-        raise UsageError(
-            f"{out} holds something else than an earlier reproduction of this skin; choose a new directory"
-        )
+        problem = "holds something else than an earlier reproduction of this skin; choose a new directory"
+        raise UsageError(f"{out} {problem}")
     check_output(out)
 
 
@@ -235,27 +246,16 @@ def _needed(recorded: RecordedSkin, candidates: Sequence[Candidate]) -> list[Can
     """The candidate, last, after those that it builds on: for a cascade its two skins, and the prompt of each base as
     it is. UsageError where the task has it no more."""
     by_name, name = {candidate.name: candidate for candidate in candidates}, recorded.candidate
-    target_candidate = by_name.get(name)
-    needed_names = {
-        name,
-        *(() if target_candidate is None else target_candidate.rung.parts(recorded.report["details"][name])),
-    }
-    for candidate_name in sorted(needed_names):
-        if candidate_name not in by_name:
-            raise UsageError(f"the task has no candidate {candidate_name!r} any more; it has {', '.join(by_name)}")
+    parts = by_name[name].rung.parts(recorded.report["details"][name]) if name in by_name else ()
+    needed = {name, *parts}
+    for missing in sorted(needed - by_name.keys()):
+        raise UsageError(f"the task has no candidate {missing!r} any more; it has {', '.join(by_name)}")
     finished = {row["rung"] for row in recorded.report["rungs"] if row["status"] == "done"}
-    places = {
-        by_name[candidate_name].context.suffix
-        for candidate_name in needed_names
-        if by_name[candidate_name].traits.needs != "nothing"
-    }
-    plain = [
-        candidate
-        for candidate in candidates
-        if candidate.traits.role == "baseline" and candidate.context.suffix in places
-    ]
-    needed_names |= finished & {candidate.name for candidate in plain}
-    ordered = [candidate for candidate in candidates if candidate.name in needed_names]
+    places = {by_name[part].context.suffix for part in needed if by_name[part].traits.needs != "nothing"}
+    for candidate in candidates:
+        if candidate.traits.role == "baseline" and candidate.context.suffix in places and candidate.name in finished:
+            needed.add(candidate.name)
+    ordered = [candidate for candidate in candidates if candidate.name in needed]
     return sorted(ordered, key=lambda candidate: (candidate.name == name, candidate.traits.role != "baseline"))
 
 
@@ -272,3 +272,95 @@ def _on_valid(context: Context, skin: Skin) -> Evaluation:
     with closing(predictor):
         predictions = predict_examples(predictor, context.valid)
     return evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+
+
+# --- what was recorded, against what is here
+
+
+def recorded_of(directory: Path, task_file: Path | None) -> RecordedSkin:
+    """Read what the skin in `directory` and its run recorded. task_file: in the place of the run's own. SkinError;
+    UsageError where that is not enough to make it again."""
+    id_, skin = read_identified(directory)
+    path = directory / REPORT_FILE
+    if not path.is_file():
+        raise UsageError(
+            f"{directory} has no {REPORT_FILE}, which says how it was made: it is not a skin of `bedplate adapt`, or "
+            "that run was not finished; give the same command again to finish it"
+        )
+    report: dict[str, Any] = json.loads(read_text(path))
+    skin_records: dict[str, Any] = report["lineage"]["skins"]
+    candidate = next((name for name, record in skin_records.items() if record["skin_id"] == id_), None)
+    if candidate is None:
+        raise UsageError(f"{path} is not about this skin, which was changed after it was judged")
+    place = made_in(directory, id_, skin)
+    run = None if place is None else Run.read(place)
+    if task_file is not None:
+        return RecordedSkin(skin, id_, candidate, report, task_file, task_file, run)
+    if place is None or run is None or not (place / SETTINGS_FILE).is_file():
+        raise UsageError(
+            f"the run that made {directory} is not there any more: no {RUN_FILE} is above it, nor where the catalogue "
+            "knows that run; give the task file with --task"
+        )
+    return RecordedSkin(skin, id_, candidate, report, place / SETTINGS_FILE, Path(run.task_file), run)
+
+
+def parent_of(recorded: RecordedSkin, task: Task) -> Parent | RecordedDifference | None:
+    """The skin that it took over from; what differs where that is not there any more."""
+    cascade = recorded.skin.cascade
+    part_ids = set[str]() if cascade is None else {skin_id(cascade.first), skin_id(cascade.second)}
+    named = [parent_id for parent_id in recorded.skin.provenance.parents if parent_id not in part_ids]
+    if not named:
+        return None
+    places = [] if recorded.run is None or recorded.run.parent is None else [Path(recorded.run.parent)]
+    with Catalog.open() as catalog:
+        catalog_record = catalog.get(named[0])
+    places += [] if catalog_record is None or catalog_record.path is None else [Path(catalog_record.path)]
+    for place in (path for path in places if path.is_dir()):
+        parent = read_parent(place, task)
+        if parent.id == named[0]:
+            return parent
+    return RecordedDifference("the parent", named[0], "not there")
+
+
+def data_differences(skin: Skin, data: TaskData) -> list[RecordedDifference]:
+    """A file may have changed where no row of a split did."""
+    origin = skin.provenance
+    changes: list[RecordedDifference] = []
+    for name, was in {**origin.data, **origin.splits}.items():
+        if data.hashes.get(name) != was:
+            is_split = name in origin.splits
+            what = f"the {name} split" if is_split else f"the data {name.removeprefix('file:')}"
+            changes.append(RecordedDifference(what, was, data.hashes.get(name, "not there"), is_split))
+    return changes
+
+
+def base_differences(report: Mapping[str, Any], contexts: Sequence[Context]) -> list[RecordedDifference]:
+    """The task's bases as they were judged against those that are here now."""
+    before = report["lineage"]["bases"]
+    if len(before) != len(contexts):
+        names = ", ".join(context.at.base_name for context in contexts)
+        return [RecordedDifference("the task's bases", ", ".join(was["name"] for was in before), names)]
+    changes: list[RecordedDifference] = []
+    for was, context in zip(before, contexts, strict=True):
+        facts, name = context.at.facts, f"the base {was['name']}"
+        identity = {key: getattr(facts.identity, key) for key in ("weights_id", "tokenizer_id", "template_id")}
+        execution = {key: getattr(facts, key) for key in ("dtype", "weights", "kernel")}
+        changes += _changed(was, identity, f"{name}: ", decides=True) + _changed(was, execution, f"{name}, as held: ")
+    return changes
+
+
+def code_differences(recorded: RecordedSkin) -> list[RecordedDifference]:
+    """Versions of the code, of libraries, and of the machine."""
+    was: Mapping[str, str] = recorded.run_settings.get("environment") or {"bedplate": recorded.run_settings["version"]}
+    versions = environment()
+    return _changed(was, {key: versions.get(key, "not there") for key in was})
+
+
+def _changed(
+    was: Mapping[str, str], current: Mapping[str, str], prefix: str = "", *, decides: bool = False
+) -> list[RecordedDifference]:
+    return [
+        RecordedDifference(f"{prefix}{key}", was[key], value, decides)
+        for key, value in current.items()
+        if was[key] != value
+    ]

@@ -3,16 +3,17 @@ calibration, confusion, slices, and rows with every rung's answer."""
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 
+from bedplate.adaptation.rungs.answers import own_probability
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
-from bedplate.evaluation.slices import calibration, confidence_of, confusion, slices
+from bedplate.evaluation.slices import calibration, confusion, slices
 from bedplate.report.schema import DataCard, Lengths, Suspect
 from bedplate.report.schema_parts import ExampleRow, Examples, Focus, Split
 
@@ -38,21 +39,16 @@ def data_card(
         lengths["test"] = [row.length for row in test.rows]
         targets["test"] = [row.target for row in test.rows]
     suspected = suspects(valid, answered)
+    counts = {name: {label: part.count(label) for label in labels} for name, part in targets.items()}
     return DataCard(
-        labels={name: _counted(labels, part) for name, part in targets.items()} if labels else None,
-        lengths={name: Lengths(deciles=_deciles(part)) for name, part in lengths.items()},
+        labels=counts if labels else None,
+        lengths={
+            name: Lengths(deciles=tuple(map(int, np.quantile(part, np.linspace(0, 1, 11), method="nearest"))))
+            for name, part in lengths.items()
+        },
         suspects=tuple(suspected[:SHOWN_SUSPECTS]),
         suspect_count=len(suspected),
     )
-
-
-def _counted(labels: Sequence[str], targets: Iterable[str]) -> dict[str, int]:
-    counts = Counter(targets)
-    return {label: counts[label] for label in labels}
-
-
-def _deciles(lengths: Sequence[int]) -> tuple[int, ...]:
-    return tuple(int(value) for value in np.quantile(lengths, np.linspace(0, 1, 11), method="nearest"))
 
 
 def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> list[Suspect]:
@@ -61,7 +57,7 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
     sure: dict[str, dict[str, dict[str, float]]] = defaultdict(lambda: defaultdict(dict))  # row → answer → rung
     for rung, evaluation in answered.items():
         for row in evaluation.rows:
-            confidence = _confidence(row)
+            confidence = own_probability(row.scores, row.prediction) or 0.0
             if confidence >= SURE and row.prediction is not None:
                 sure[row.id][row.prediction][rung] = confidence
     suspected: list[Suspect] = []
@@ -83,12 +79,6 @@ def suspects(valid: Sequence[Example], answered: Mapping[str, Evaluation]) -> li
                 )
             )
     return sorted(suspected, key=lambda suspect: (-len(suspect.rungs), -suspect.confidence, suspect.id))
-
-
-def _confidence(row: GradedRow) -> float:
-    if not row.scores or row.prediction not in row.scores:
-        return 0.0
-    return confidence_of(row.scores, row.prediction)
 
 
 def text_of(example: Example) -> str:
@@ -119,7 +109,7 @@ def examples(valid: Sequence[Example], answered: Mapping[str, Evaluation], judge
     disagreeing = [e for e in valid if len({rows[rung][e.id].score for rung in rows}) > 1]
     chosen: dict[str, Why] = {}
     if judged is not None:
-        surest = sorted(answered[judged].rows, key=lambda row: (-_sureness(row), row.id))
+        surest = sorted(answered[judged].rows, key=lambda row: (-max((row.scores or {}).values(), default=0.0), row.id))
         chosen |= dict.fromkeys([row.id for row in surest if row.score < 1][:SHOWN_WRONG], "wrong")
     evenly = sorted(disagreeing, key=lambda e: (_unevenness([rows[rung][e.id].score for rung in rows]), e.id))
     chosen |= dict.fromkeys([e.id for e in evenly if e.id not in chosen][:SHOWN_DISAGREEING], "disagreement")
@@ -140,10 +130,6 @@ def _shown(example: Example, why: Why, rows: Mapping[str, Mapping[str, GradedRow
         answers={rung: by_example[example.id].prediction for rung, by_example in rows.items()},
         scores={rung: by_example[example.id].score for rung, by_example in rows.items()},
     )
-
-
-def _sureness(row: GradedRow) -> float:
-    return max(row.scores.values()) if row.scores else 0.0
 
 
 def _unevenness(scores: Sequence[float]) -> float:

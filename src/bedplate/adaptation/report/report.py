@@ -11,21 +11,19 @@ from typing import Any
 
 from bedplate.adaptation.context.bases import BaseFacts
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
-from bedplate.adaptation.report import reference_rows
 from bedplate.adaptation.report.data_card import data_card, examples, focus
 from bedplate.adaptation.rungs import chosen_rungs, in_role
 from bedplate.adaptation.search import planner
 from bedplate.adaptation.search.formats import not_tried
+from bedplate.adaptation.search.rung_files import environment
+from bedplate.adaptation.task.target_spec import CURRENT
 from bedplate.adaptation.verdict import gate, rules
-from bedplate.adaptation.verdict.ladder_run import LadderRun
-from bedplate.adaptation.verdict.second_labels import second_labels
+from bedplate.adaptation.verdict.acceptance import LadderRun, second_labels
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import PairedComparison, compare
-from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_parts, schema_plan
@@ -36,6 +34,12 @@ from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.records import opened_by
 from bedplate.skins.skin import BaseReference
+
+MEASURED_FIELDS = (
+    *("estimate", "interval", "coverage", "answered", "usd_per_1k_calls", "p50_ms", "p95_ms"),
+    *("train_seconds", "skin", "weights", "kernel"),
+)
+"""Fields of a row that are null where the rung was not made."""
 
 
 def build_report(run: LadderRun) -> Report:
@@ -54,10 +58,10 @@ def build_report(run: LadderRun) -> Report:
         schema_version=schema.SCHEMA_VERSION,
         task=context.task.task,
         verdict=_verdict(run, left_out, _classical(net, judged, context.seed, results)),
-        rungs=(*reference_rows.current_rows(context.task, run.hurdles), *_rows(run)),
+        rungs=(*_current_rows(run), *_rows(run)),
         nominees=schema.Nominees(**verdict.nomination.to_json(), confirmations=tuple(verdict.confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == verdict.nomination.primary) for pair in compared),
-        target=reference_rows.target_of(context.task, context.spec.target, verdict.target),
+        target=_target(run),
         requirements={name: tuple(requirements) for name, requirements in verdict.requirements.items()},
         predictions=tuple(
             schema_plan.RulePrediction(**prediction)
@@ -76,7 +80,7 @@ def build_report(run: LadderRun) -> Report:
         else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=run.alpha, notes=opening.notes),
         labels=labels,
         data=_data(run, labels, valid, next(iter(evaluations.values()), None)),
-        focus=_focus(judged, valid, evaluations),
+        focus=None if judged is None else _focus(judged, valid, evaluations),
         examples=examples(context.valid, valid, judged),
         curve=None,
         lineage=_lineage(run.contexts, context.out, outcomes),
@@ -84,8 +88,8 @@ def build_report(run: LadderRun) -> Report:
         machine=_machine(context),
         timing=_time_spent(run),
         rows=schema.Rows(
-            valid=_results(run.hurdles.current_system("valid") | valid),
-            test=_results(run.hurdles.current_system("test") | evaluations),
+            valid=_results(run, "valid", valid),
+            test=_results(run, "test", evaluations),
             calls={
                 "valid": {name: result.latency.seconds for name, result in results.items()},
                 "test": {name: t.latency.seconds for name, t in tested.items()},
@@ -171,24 +175,20 @@ def _time_spent(run: LadderRun) -> schema_plan.Timing:
     )
 
 
-def _results(evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[schema.RowResult, ...]]:
+def _results(run: LadderRun, split: Split, evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[Any, ...]]:
+    """What each candidate, and the system that runs today, made of each row; what is so of every row where the task
+    says nothing is left out."""
+    current, plain = run.hurdles.current.get(split), {"weight": 1.0, "slices": None}
     return {
-        name: tuple(schema.RowResult(**_row_fields(row)) for row in evaluation.rows)
-        for name, evaluation in evaluations.items()
+        name: tuple(
+            schema.RowResult(**{k: v for k, v in vars(row).items() if k not in plain or v != plain[k]})
+            for row in evaluation.rows
+        )
+        for name, evaluation in (({} if current is None else {CURRENT: current}) | dict(evaluations)).items()
     }
 
 
-def _row_fields(row: GradedRow) -> dict[str, Any]:
-    """What a row's result holds; what is so of every row where the task says nothing is left out."""
-    plain = {"weight": 1.0, "slices": None}
-    return {name: value for name, value in vars(row).items() if name not in plain or value != plain[name]}
-
-
-def _focus(
-    judged: str | None, valid: Mapping[str, Evaluation], tested: Mapping[str, Evaluation]
-) -> schema_parts.Focus | None:
-    if judged is None:
-        return None
+def _focus(judged: str, valid: Mapping[str, Evaluation], tested: Mapping[str, Evaluation]) -> schema_parts.Focus:
     return focus(judged, "test", tested[judged]) if judged in tested else focus(judged, "valid", valid[judged])
 
 
@@ -204,41 +204,27 @@ def _comparison(a: str, b: str, comparison: PairedComparison, corrected: float, 
 
 def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, RungOutcome]) -> schema.Lineage:
     """The bases and the skins on them, by their hashes; those of the data stand with the data."""
-    skin_outcomes = {name: o for name, o in outcomes.items() if o.result is not None and o.result.skin is not None}
-    return schema.Lineage(
-        bases=tuple(_base(context) for context in contexts),
-        skins={name: _lineage_skin(out, outcome) for name, outcome in skin_outcomes.items()},
-    )
-
-
-def _base(context: Context) -> schema.BaseUsed:
-    facts = context.at.facts
-    return schema.BaseUsed(
-        **facts.to_json(),
-        source=context.source,
-        family=facts.family,
-        tokenizer_id=facts.identity.tokenizer_id,
-        template_id=facts.identity.template_id,
-    )
-
-
-def _lineage_skin(out: Path, outcome: RungOutcome) -> schema.SkinMade:
-    result = outcome.result
-    assert result is not None
-    assert result.skin is not None
-    assert result.skin_id is not None
-    skin = read_skin(out / result.skin)
-    return schema.SkinMade(
-        directory=result.skin,
-        skin_id=result.skin_id,
-        kind=skin.kind,
-        seed=skin.provenance.seed,
-        parents=skin.provenance.parents,
-        plan={} if outcome.plan is None else dict(outcome.plan.settings),
-        bases={
-            role: used.weights_id if isinstance(used, BaseReference) else used.name for role, used in skin.bases.items()
-        },
-    )
+    skins: dict[str, schema.SkinMade] = {}
+    for name, outcome in outcomes.items():
+        result = outcome.result
+        if result is None or result.skin is None or result.skin_id is None:
+            continue
+        skin = read_skin(out / result.skin)
+        skins[name] = schema.SkinMade(
+            directory=result.skin,
+            skin_id=result.skin_id,
+            kind=skin.kind,
+            seed=skin.provenance.seed,
+            parents=skin.provenance.parents,
+            plan={} if outcome.plan is None else dict(outcome.plan.settings),
+            bases={
+                role: used.weights_id if isinstance(used, BaseReference) else used.name
+                for role, used in skin.bases.items()
+            },
+        )
+    facts = {context.at.source: context.at.facts for context in contexts}
+    bases = [schema.BaseUsed(**base.to_json(), source=source) for source, base in facts.items()]
+    return schema.Lineage(bases=tuple(bases), skins=skins)
 
 
 def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
@@ -273,29 +259,16 @@ def _row(
     """One row. measured: the evaluation on this split and its single calls; None where the rung was not made."""
     result, base = outcome.result, run.candidates[rung].base
     if result is None or measured is None:
-        return schema.Row(
-            rung=rung,
-            base=base,
-            status="skipped" if outcome.status == "skipped" else "failed",
-            reason=outcome.reason,
-            split=split,
-            estimate=None,
-            interval=None,
-            n=0,
-            groups=0,
-            coverage=None,
-            answered=None,
-            seeds=(),
-            usd_per_1k_calls=None,
-            p50_ms=None,
-            p95_ms=None,
-            train_seconds=None,
-            skin=None,
-            weights=None,
-            kernel=None,
-        )
+        status = "skipped" if outcome.status == "skipped" else "failed"
+        values: dict[str, Any] = {"n": 0, "groups": 0, "seeds": (), **dict.fromkeys(MEASURED_FIELDS)}
+        return schema.Row(rung=rung, base=base, status=status, reason=outcome.reason, split=split, **values)
     (evaluation, timing), spec = measured, run.context.spec
-    rate, confidence = spec.machine.usd_per_hour, spec.target.confidence
+    rate, mean = spec.machine.usd_per_hour, timing.mean_interval(0.95)
+    lower, upper = (None if bound is None else 1000 * bound for bound in timing.p95_bounds(spec.target.confidence))
+
+    def price(seconds: float) -> float:
+        return 1000 * result.price(rate, seconds)
+
     priced = run.hurdles.priced(evaluation, result, timing)
     # a cascade's two skins say their own
     evaluated_with = None if result.skin is None else read_skin(run.context.out / result.skin).evaluated_with
@@ -313,10 +286,13 @@ def _row(
         answered=evaluation.answered,
         # seeds are a spread on valid; only the chosen one has seen test
         seeds=tuple(schema.Seed(**seed) for seed in result.seeds) if split == "valid" else (),
-        usd_per_1k_calls=1000 * result.price(rate, timing.mean),
+        usd_per_1k_calls=price(timing.mean),
         p50_ms=timing.p50 * 1000,
         p95_ms=timing.p95 * 1000,
-        **_timing(result, timing, rate, confidence),
+        usd_interval=None if mean is None or result.usd_per_call is not None else (price(mean[0]), price(mean[1])),
+        p95_bounds_ms=(lower, upper),
+        calls=timing.calls,
+        load=timing.load,
         train_seconds=result.train_seconds,
         skin=result.skin,
         weights=None if evaluated_with is None else evaluated_with.weights,
@@ -324,17 +300,51 @@ def _row(
     )
 
 
-def _timing(result: RungResult, timing: Latency, rate: float, confidence: float) -> dict[str, Any]:
-    """What is known of the price and of the p95 beside their estimates."""
-    mean = timing.mean_interval(0.95)
-    lower, upper = (None if bound is None else 1000 * bound for bound in timing.p95_bounds(confidence))
-    charged = result.usd_per_call is not None
-    return {
-        "usd_interval": None if mean is None or charged else tuple(1000 * result.price(rate, end) for end in mean),
-        "p95_bounds_ms": (lower, upper),
-        "calls": timing.calls,
-        "load": timing.load,
-    }
+def _current_rows(run: LadderRun) -> Iterator[schema.Row]:
+    """The system that runs today, on valid and, once it was opened, on test."""
+    task, spec = run.context.task, run.context.task.data.current
+    splits: tuple[Split, ...] = ("valid", "test")
+    for split in (split for split in splits if spec is not None and split in run.hurdles.current):
+        assert spec is not None
+        priced = run.hurdles.priced_current(split)
+        missing = priced.evaluation.unparsed
+        unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""
+        if task.scale.lower_is_better and spec.usd_per_1k_calls is None:
+            unusable += "; what a call of it costs is not known, and not in its expected cost"
+        yield schema.Row(
+            rung=CURRENT,
+            base=None,
+            status="done",
+            reason=f"the system that runs today, never nominated: its answers in the column {spec.column!r}{unusable}",
+            split=split,
+            estimate=priced.estimate,
+            interval=priced.interval,
+            n=priced.n,
+            groups=priced.groups,
+            coverage=priced.evaluation.coverage,
+            answered=priced.evaluation.answered,
+            seeds=(),
+            usd_per_1k_calls=spec.usd_per_1k_calls,
+            p50_ms=spec.p50_ms,
+            p95_ms=spec.p95_ms,
+            train_seconds=None,
+            skin=None,
+        )
+
+
+def _target(run: LadderRun) -> schema.Target:
+    """The report's target; what the task does not ask for is left out."""
+    target, scale = run.context.spec.target, run.context.task.scale
+    optional: dict[str, Any] = {name: getattr(target, name) for name in ("against", "margin", "better_by")}
+    given: dict[str, Any] = {name: value for name, value in optional.items() if value is not None}
+    if scale.worst_usd is not None:
+        given["worst_usd"] = scale.worst_usd
+    if target.value is None:
+        given["value_given"] = False
+    if scale.lower_is_better:
+        given["lower_is_better"] = True
+    value, metric = scale.value(run.verdict.target), run.context.task.metric_name
+    return schema.Target(metric=metric, value=value, confidence=target.confidence, **given)
 
 
 def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:

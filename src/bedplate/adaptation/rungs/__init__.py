@@ -22,7 +22,7 @@ class _Rungs(Mapping[str, "Rung"]):
         path = RUNG_TABLE[name].rung
         if path not in self._loaded:
             module, _, attribute = path.partition(":")
-            made = getattr(import_module(module), attribute)
+            made = getattr(import_module(module, __name__), attribute)
             self._loaded[path] = made() if isinstance(made, type) else made
         return self._loaded[path]
 

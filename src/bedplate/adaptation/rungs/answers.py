@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult, latency
+from bedplate.adaptation.context.outcome import ExportCheck, RungResult, latency
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.grading import SingleTurn, graded
 from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
+from bedplate.evaluation.slices import confidence_of
 from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
@@ -34,35 +34,18 @@ def predict_examples(
         except ContextLengthExceeded:
             return [None] if len(rows) == 1 else [answers([row], one_by_one=False)[0] for row in rows]
 
-    rows = (CollectedAnswers(example.inputs) for example in examples)
-    return list(graded(rows, predictor, lambda batch: enumerate(answers(batch)), AT_ONCE))
-
-
-@dataclasses.dataclass(frozen=True)
-class CollectedAnswers(SingleTurn[object, Values, Prediction | None, Prediction | None]):
-    """A row whose answer is taken as it is."""
-
-    inputs: Values
-
-    def requests(self, _: object, /) -> list[Values]:
-        return [self.inputs]
-
-    def grade(self, answers: Sequence[Prediction | None], /) -> Prediction | None:
-        return answers[0]
+    rows = [example.inputs for example in examples]
+    return [answer for at in range(0, len(rows), AT_ONCE) for answer in answers(rows[at : at + AT_ONCE])]
 
 
 def with_bias(predictions: Sequence[Prediction | None], biased: Output) -> list[Prediction | None]:
     """The predictions of a skin without bias, as the same skin with this output gives them."""
-    if not biased.label_texts:
-        return list(predictions)
-    biased_predictions: list[Prediction | None] = []
-    for prediction in predictions:
-        if prediction is None:
-            biased_predictions.append(None)
-            continue
+
+    def read(prediction: Prediction) -> Prediction:
         label, scores = biased.read_scores([prediction.scores[name] for name in biased.all_labels])
-        biased_predictions.append(dataclasses.replace(prediction, output=label, text=label, scores=scores))
-    return biased_predictions
+        return dataclasses.replace(prediction, output=label, text=label, scores=scores)
+
+    return [p if p is None or not biased.label_texts else read(p) for p in predictions]
 
 
 def fit_bias(
@@ -101,6 +84,13 @@ def fit_bias(
     return tuple(round(float(b), 6) for b in bias - bias.mean())
 
 
+def own_probability(scores: Mapping[str, float] | None, prediction: str | None) -> float | None:
+    """The probability of a row's own answer, as the skin itself compares it; None where it tells none."""
+    if not scores or prediction is None or prediction not in scores:
+        return None
+    return confidence_of(scores, prediction)
+
+
 def export(skin: Skin, directory: Path) -> Skin:
     """Write the skin and read it back: from here on only what is on disk is judged."""
     write_skin(skin, directory, replace=True)
@@ -112,19 +102,6 @@ def single_calls(predictor: SkinPredictor, sample: Sequence[Example], tenant: st
     and their prompts be cached; another tenant's are not."""
     predict_examples(predictor, sample[:1], one_by_one=True)  # the first call is never typical
     return [p for p in predict_examples(predictor, sample, one_by_one=True, tenant=tenant) if p is not None]
-
-
-def measure(
-    context: Context, predictor: Predictor, chosen_by: Mapping[str, Prediction | None]
-) -> tuple[Latency, ExportCheck]:
-    """Single calls of an exported skin on a sample of valid: what they take, and whether they answer as before.
-
-    `chosen_by`: example id → the prediction that the skin was chosen by.
-    """
-    sample = context.ordered(context.valid, "latency")[: context.latency_calls]
-    sample = [e for e in sample if chosen_by.get(e.id) is not None]
-    calls = single_calls(predictor, sample)
-    return latency([p.seconds for p in calls]), agreement(sample, calls, chosen_by)
 
 
 def agreement(
@@ -161,7 +138,9 @@ def judged(
     with (skin_context or context).predictor(skin) as predictor:
         if by_id is None:
             by_id = {e.id: p for e, p in zip(context.valid, predict_examples(predictor, context.valid), strict=True)}
-        timing, exported = measure(context, predictor, by_id)
+        sample = context.ordered(context.valid, "latency")[: context.latency_calls]
+        sample = [e for e in sample if by_id.get(e.id) is not None]
+        calls = single_calls(predictor, sample)
         longest = longest_prompt(predictor, context.valid)
     if evaluation is None:
         answers = [by_id[e.id] for e in context.valid]
@@ -169,13 +148,13 @@ def judged(
     return RungResult(
         rung=rung,
         evaluation=evaluation,
-        latency=timing,
+        latency=latency([call.seconds for call in calls]),
         train_seconds=seconds,
         reason=reason,
         skin=str(place.relative_to(context.out)),
         skin_id=skin_id(skin),
         prompt_tokens=longest,
-        export=exported,
+        export=agreement(sample, calls, by_id),
     )
 
 

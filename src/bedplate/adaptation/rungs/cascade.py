@@ -18,15 +18,14 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Climbed, RungPlan, RungResult, Skip, latency, no_time
-from bedplate.adaptation.rungs.answers import export, predict_examples, single_calls
+from bedplate.adaptation.rungs.answers import export, own_probability, predict_examples, single_calls
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
-from bedplate.evaluation.slices import confidence_of
 from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
 from bedplate.skins.files import read_skin, skin_id
-from bedplate.skins.skin import Provenance, Skin, cascaded
+from bedplate.skins.skin import Skin, cascaded
 
 
 @dataclass(frozen=True)
@@ -58,10 +57,9 @@ class Cascade(Rung):
         pair = best_pair(context)
         if isinstance(pair, str):
             return Skip(pair)
-        calls = context.climbed[pair.cheap].result.latency.mean + pair.share * (
-            context.climbed[pair.dear].result.latency.mean
-        )
-        seconds = calls * (context.latency_calls + 1) + 2 * context.throughput.rows(len(context.valid))
+        cheap, dear = (context.climbed[name].result.latency.mean for name in (pair.cheap, pair.dear))
+        calls = (cheap + pair.share * dear) * (context.latency_calls + 1)
+        seconds = calls + 2 * context.throughput.rows(len(context.valid))
         if seconds > context.seconds_left:
             return no_time(seconds, context.seconds_left)
         return RungPlan({"cheap": pair.cheap, "dear": pair.dear, "threshold": pair.threshold}, seconds)
@@ -78,21 +76,10 @@ class Cascade(Rung):
         cheap, dear = (context.climbed[plan.settings[role]] for role in ("cheap", "dear"))
         pair = pair_of(context, cheap, dear, plan.settings["threshold"])
         first, second = (read_skin(climbed.directory) for climbed in (cheap, dear))
-        skin = cascaded(
-            f"{context.task.task}-{self.name}",
-            first,
-            second,
-            pair.threshold,
-            Provenance(
-                task=context.task.task,
-                rung=self.name,
-                data=first.provenance.data,
-                splits=first.provenance.splits,
-                seed=context.seed,
-                code_version=__version__,
-                parents=(skin_id(first), skin_id(second), *context.parents),
-            ),
-        )
+        parents = (skin_id(first), skin_id(second), *context.parents)
+        update = {"rung": self.name, "seed": context.seed, "code_version": __version__, "parents": parents}
+        provenance = first.provenance.model_copy(update=update)
+        skin = cascaded(f"{context.task.task}-{self.name}", first, second, pair.threshold, provenance)
         place = context.out / "skins" / self.name
         skin = export(skin, place)
         with _Opened(skin, cheap, dear) as predictor:
@@ -176,21 +163,14 @@ def threshold_for(cheap: Evaluation, dear: Evaluation) -> float | None:
     gained = np.concatenate([[0.0], np.cumsum(np.bincount(index, gain))])  # by passing on all below level i
     enough = gained >= gained[-1] - 1e-9
     first = int(np.argmax(enough))
-    if first >= len(levels):
-        return None
-    if first == 0:  # the cheap one alone does as well: then it is the candidate, and no cascade
+    if first in (0, len(levels)):  # the cheap one alone does as well (then it is the candidate), or never
         return None
     return float((levels[first - 1] + levels[first]) / 2)
 
 
 def confidences(evaluation: Evaluation) -> NDArray[np.float64]:
     """The probability of each row's own answer, 0 where it tells none."""
-    return np.array(
-        [
-            confidence_of(row.scores, row.prediction) if row.scores and row.prediction in row.scores else 0.0
-            for row in evaluation.rows
-        ]
-    )
+    return np.array([own_probability(row.scores, row.prediction) or 0.0 for row in evaluation.rows])
 
 
 def pair_of(context: Context, cheap: Climbed, dear: Climbed, threshold: float) -> CascadePair:

@@ -12,16 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import export
-from bedplate.adaptation.rungs.children import CHILDREN, no_room, on_child, trainable_copy, write_child
+from bedplate.adaptation.rungs.full import CHILDREN, no_room, on_child, trainable_copy, write_child
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.adapt_parts import inputs_in
 from bedplate.core.errors import TrainingError
 from bedplate.core.files import sha256_json
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Predicts
-from bedplate.models.model import Model
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
@@ -49,14 +48,12 @@ class ContinuedPretrain(Rung):
     """The best of a few skins on a child base that knows the domain's text."""
 
     name = "continued_pretrain"
-    traits = Traits(side="weights", makes_child=True, no_curve="it learns from raw text", worth=0.5)
+    traits = Traits(side="weights", continues=True, makes_child=True, no_curve="it learns from raw text", worth=0.5)
 
     def plan(self, context: Context) -> RungPlan | Skip:
         text = context.raw_text
         if text is None:
             return Skip("the task file names no text of the domain (`adapt.raw_text`)")
-        if "encode" in context.model.base.can:
-            return Skip("raw text is learned by a decoder, and this base is an encoder–decoder")
         unfit = no_room(context, MICRO_TOKENS)
         if unfit is not None:
             return unfit
@@ -73,13 +70,11 @@ class ContinuedPretrain(Rung):
             needed = min(target_tokens, LEAST_TOKENS) * token_seconds + child_seconds
             return no_time(needed, context.seconds_left)
         trained = int(min(target_tokens, room))
-        left_out = (
-            []
-            if trained == target_tokens
-            else [f"{target_tokens - trained:,} of {target_tokens:,} tokens were left out: no time"]
-        )
-        settings = {"tokens": trained, "row": self._row(context), "learning_rate": LEARNING_RATE, "text": text.sha256}
-        return RungPlan(settings, trained * token_seconds + child_seconds, tuple(left_out))
+        note = f"{target_tokens - trained:,} of {target_tokens:,} tokens were left out: no time"
+        left_out = () if trained == target_tokens else (note,)
+        row = min(ROW, context.model.base.spec.context_length)
+        settings = {"tokens": trained, "row": row, "learning_rate": LEARNING_RATE, "text": text.sha256}
+        return RungPlan(settings, trained * token_seconds + child_seconds, left_out)
 
     def settings(self, context: Context) -> Any:
         spec, text = context.spec.raw_text, context.raw_text
@@ -89,15 +84,44 @@ class ContinuedPretrain(Rung):
         text = context.raw_text
         assert text is not None
         trained, losses = self._pretrain(context, plan, directory / "text")
-        outcomes = self._adapt(context, directory)
+        climb, child = context.climb, on_child(context, self.name, directory / "skins")
+        assert climb is not None
+        outcomes = {name: climb(child, name, directory / "rungs" / name) for name in CHILD_RUNGS}
         results = {name: o.result for name, o in outcomes.items() if o.result is not None}
+        skipped = [f"{name} on the child: {o.reason}" for name, o in outcomes.items() if o.result is None]
         if not results:
             why = "; ".join(f"{name}: {o.reason}" for name, o in outcomes.items())
             raise TrainingError(f"no skin could be made on the child base ({why})")
-        best = max(results, key=lambda name: results[name].evaluation.estimate)  # a tie goes to the cheaper rung
-        result = self._finish(context, plan, directory, results[best], trained, losses, outcomes)
+        best = max(results.values(), key=lambda result: result.evaluation.estimate)  # a tie goes to the cheaper rung
+        assert best.skin is not None
+        child_skin = read_skin(directory / "skins" / best.skin)
+        # the same skin under this rung's name, for which the others were climbed
+        provenance = child_skin.provenance.model_copy(update={"rung": self.name})
+        place = context.out / "skins" / self.name
+        skin = export(replace(child_skin, name=context.skin_name(self.name), provenance=provenance), place)
+        search = [
+            {"name": name, "estimate": r.evaluation.estimate, "n": r.evaluation.n, "split": "valid"}
+            for name, r in results.items()
+        ]
         StateFile(directory / "text").remove()
-        return result
+        return replace(
+            best,
+            rung=self.name,
+            train_seconds=trained.seconds + sum(result.train_seconds for result in results.values()),
+            reason=f"{trained.tokens:,} tokens of {text.source}; then {best.rung}: {best.reason}",
+            skin=str(place.relative_to(context.out)),
+            skin_id=skin_id(skin),
+            search=tuple(search),
+            left_out=(*plan.left_out, *skipped, *best.left_out),
+            details={
+                **best.details,
+                "then": best.rung,
+                "tokens": trained.tokens,
+                "valid_inputs_in_text": inputs_in(text, context.valid),
+                **losses,
+            },
+            child=f"{CHILDREN}/{self.name}",
+        )
 
     def predictor(self, context: Context, result: RungResult) -> Predicts:
         assert result.skin is not None
@@ -108,10 +132,6 @@ class ContinuedPretrain(Rung):
     def _documents(self, context: Context) -> EncodedText:
         assert context.raw_text is not None
         return encode_text(context.raw_text.documents, context.model.tokenizer, context.seed, HOLDOUT_SHARE)
-
-    @staticmethod
-    def _row(context: Context) -> int:
-        return min(ROW, context.model.base.spec.context_length)
 
     def _pretrain(self, context: Context, plan: RungPlan, work: Path) -> tuple[TrainResult, dict[str, float]]:
         """Trains the child and writes it; the loss per token of kept documents before and after, where there are."""
@@ -157,11 +177,6 @@ class ContinuedPretrain(Rung):
                 description=f"{self.name}: text",
             )
             after = held_loss(model, eval_batches)
-        self._write(context, model, plan, config, result)
-        losses_by_name = {"held_out_loss_before": before, "held_out_loss": after}
-        return result, {name: loss for name, loss in losses_by_name.items() if loss is not None}
-
-    def _write(self, context: Context, model: Model, plan: RungPlan, config: TrainConfig, result: TrainResult) -> None:
         assert context.raw_text is not None
         provenance: Mapping[str, Any] = {
             "objective": "next_token",
@@ -173,53 +188,5 @@ class ContinuedPretrain(Rung):
             "code_version": __version__,
         }
         write_child(context, self.name, model, provenance)
-
-    # --- the skins
-
-    def _adapt(self, context: Context, directory: Path) -> dict[str, RungOutcome]:
-        """Each rung on the child, in the child's own directory."""
-        climb, child = context.climb, on_child(context, self.name, directory / "skins")
-        assert climb is not None
-        return {name: climb(child, name, directory / "rungs" / name) for name in CHILD_RUNGS}
-
-    def _finish(
-        self,
-        context: Context,
-        plan: RungPlan,
-        directory: Path,
-        best: RungResult,
-        trained: TrainResult,
-        losses: Mapping[str, float],
-        outcomes: Mapping[str, RungOutcome],
-    ) -> RungResult:
-        assert best.skin is not None
-        assert context.raw_text is not None
-        child_skin = read_skin(directory / "skins" / best.skin)
-        # the same skin under this rung's name, for which the others were climbed
-        provenance = child_skin.provenance.model_copy(update={"rung": self.name})
-        place = context.out / "skins" / self.name
-        skin = export(replace(child_skin, name=context.skin_name(self.name), provenance=provenance), place)
-        search = [
-            {"name": name, "estimate": o.result.evaluation.estimate, "n": o.result.evaluation.n, "split": "valid"}
-            for name, o in outcomes.items()
-            if o.result is not None
-        ]
-        skipped = [f"{name} on the child: {o.reason}" for name, o in outcomes.items() if o.result is None]
-        return replace(
-            best,
-            rung=self.name,
-            train_seconds=trained.seconds + sum(o.result.train_seconds for o in outcomes.values() if o.result),
-            reason=f"{trained.tokens:,} tokens of {context.raw_text.source}; then {best.rung}: {best.reason}",
-            skin=str(place.relative_to(context.out)),
-            skin_id=skin_id(skin),
-            search=tuple(search),
-            left_out=(*plan.left_out, *skipped, *best.left_out),
-            details={
-                **best.details,
-                "then": best.rung,
-                "tokens": trained.tokens,
-                "valid_inputs_in_text": inputs_in(context.raw_text, context.valid),
-                **losses,
-            },
-            child=f"{CHILDREN}/{self.name}",
-        )
+        losses_by_name = {"held_out_loss_before": before, "held_out_loss": after}
+        return result, {name: loss for name, loss in losses_by_name.items() if loss is not None}

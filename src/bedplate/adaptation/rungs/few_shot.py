@@ -11,15 +11,8 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.rungs import successive_halving as halving
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import (
-    Variant,
-    choose,
-    first_rows_of,
-    prompt_limit,
-    row_cost,
-    stages_for,
-)
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.evaluation.examples import Example
@@ -43,7 +36,7 @@ class FewShot(Rung):
 
     def plan(self, context: Context) -> RungPlan | Skip:
         sizes = self._sizes(context)
-        limit = prompt_limit(context)
+        limit = halving.prompt_limit(context)
         if not sizes:
             unit = "set with one example of each label" if context.labels else "worked example"
             return Skip(f"no {unit} fits {limit:,} prompt tokens beside the longest input")
@@ -51,18 +44,16 @@ class FewShot(Rung):
         sets += [["plain", k, 0] for k in sizes[1:]]
         if context.model.tokenizer.chat is not None:
             sets.append(["chat", sizes[0], 0])
-        n, left_out, first_rows = len(context.valid), list[str](), first_rows_of(context, FIRST_ROWS)
+        n, left_out, first_rows = len(context.valid), list[str](), halving.first_rows_of(context, FIRST_ROWS)
         # Rows differ in length, and so do sets of as many; the plain ones of sizes[0] have one that fits.
-        drawn, sets = (
-            len(sets),
-            [demo_set for demo_set in sets if self._fits(context, self._variant(context, *demo_set))],
-        )
+        drawn = len(sets)
+        sets = [demo_set for demo_set in sets if self._fits(context, self._variant(context, *demo_set))]
         if len(sets) < drawn:
             left_out.append(f"{drawn - len(sets)} of {drawn} sets of demonstrations do not fit {limit:,} prompt tokens")
         planned = len(sets)
         while True:
-            stages = stages_for(n, first_rows, (3, 1))
-            seconds = context.throughput.rows(row_cost(stages, len(sets), n) + first_rows)
+            stages = halving.stages_for(n, first_rows, (3, 1))
+            seconds = context.throughput.rows(halving.row_cost(stages, len(sets), n) + first_rows)
             seconds += context.throughput.passes(len(sets) * 2 * sizes[0])
             # attention over the demonstrations makes a row dearer than a bare one
             seconds = seconds * 1.3 + context.timing * 1.2
@@ -78,8 +69,8 @@ class FewShot(Rung):
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         variants = [self._variant(context, *chosen) for chosen in plan.settings["sets"]]
-        stages = stages_for(len(context.valid), plan.settings["first_rows"], (3, 1))
-        winner, order, tried = choose(context, variants, stages)
+        stages = halving.stages_for(len(context.valid), plan.settings["first_rows"], (3, 1))
+        winner, order, tried = halving.choose(context, variants, stages)
         return finish(context, self.name, winner, order, tried, plan, start)
 
     def _sizes(self, context: Context) -> list[int]:
@@ -94,21 +85,21 @@ class FewShot(Rung):
         ]
         return fitting[: len(SIZES)]
 
-    def _fits(self, context: Context, variant: Variant) -> bool:
+    def _fits(self, context: Context, variant: halving.Variant) -> bool:
         longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
         prompt, output, tokenizer = variant.prompt, variant.output, context.model.tokenizer
-        limit = min(prompt_limit(context), context.model.base.prompt_room(output.token_limit))
+        limit = min(halving.prompt_limit(context), context.model.base.prompt_room(output.token_limit))
         try:
             prompt_and_longest_answer(prompt, tokenizer, longest.inputs, output, variant.demonstrations, limit=limit)
         except ContextLengthExceeded:
             return False
         return True
 
-    def _variant(self, context: Context, prompt_format: str, size: int, number: int) -> Variant:
+    def _variant(self, context: Context, prompt_format: str, size: int, number: int) -> halving.Variant:
         prompt, output = self._prompt(context, prompt_format)
         chosen = self.draw(context, size, number)
         shown = tuple(Demonstration(e.inputs, answer_text(prompt, output, e.target)) for e in chosen)
-        return Variant(f"{prompt_format}, set {number} of {size}", prompt, output, shown)
+        return halving.Variant(f"{prompt_format}, set {number} of {size}", prompt, output, shown)
 
     @staticmethod
     def _prompt(context: Context, prompt_format: str) -> tuple[Prompt, Output]:

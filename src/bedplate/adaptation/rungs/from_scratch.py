@@ -1,11 +1,12 @@
-"""What a team without a foundation model would do: TF-IDF of words and word pairs, and logistic regression; where
-answers are written, the answer of the most similar text."""
+"""References. What a team without a foundation model would do: TF-IDF of words and word pairs, and logistic regression;
+where answers are written, the answer of the most similar text. And the floor under every other number: the most
+frequent answer of train, whatever the input."""
 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import LATENCY_CALLS, Context
-from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency
+from bedplate.adaptation.context.outcome import Latency, RungPlan, RungResult, Skip, latency
 from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
-from bedplate.adaptation.rungs.heads import Floats, Regression, one_thread
-from bedplate.adaptation.rungs.probe import head_outputs, wanted_of
+from bedplate.adaptation.rungs.probe import Floats, Regression, head_outputs, one_thread, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.core.values import Values
@@ -60,7 +60,13 @@ class FromScratch(Rung):
             return self._repeats(context, plan)
         start = time.perf_counter()
         best, search = _strength(context, plan)
-        model = _fitted(context, best)
+        vectorizer, targets = _vectorizer(context), wanted_of(context, context.train)
+        x = vectorizer.fit_transform(_texts(context, range(len(context.train))))
+        weight, bias = targets.regression(x, best, _regressed(context.seed))
+        terms = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
+        rows, shift = (torch.tensor(part, dtype=torch.float32) for part in (weight, bias))
+        head = Head(rows, shift, targets.labels)
+        model = Classical(tuple(terms), vectorizer.idf_.astype(np.float32), head, WORDS)
         output = _output(context, model)
         skin = Skin(
             name=context.skin_name(self.name),
@@ -73,17 +79,11 @@ class FromScratch(Rung):
         )
         seconds = time.perf_counter() - start
         threshold = output.probability_threshold
-        extra_details = {} if threshold is None else {"threshold": threshold}
         threshold_note = "" if threshold is None else f", labels of at least {threshold:g}"
         reason = (
             f"TF-IDF of {WORDS[0]} and {WORDS[1]} words ({len(model.terms):,} terms) with logistic regression, C = "
             f"{best:g} by {plan.settings['folds']}-fold cross-validation within train{threshold_note}; it needs no base"
         )
-        details = {"C": best, "terms": len(model.terms), **extra_details}
-        return replace(self._judged(context, skin, seconds, reason), search=tuple(search), details=details)
-
-    def _judged(self, context: Context, skin: Skin, seconds: float, reason: str) -> RungResult:
-        """The skin written and read back, and what it does on valid. It reads no prompt's tokens."""
         place = context.out / "skins" / self.name
         skin = export(skin, place)
         sample = context.ordered(context.valid, "latency")[:LATENCY_CALLS]
@@ -99,7 +99,9 @@ class FromScratch(Rung):
             reason,
             skin=str(place.relative_to(context.out)),
             skin_id=skin_id(skin),
+            search=tuple(search),
             export=agreement(sample, calls, by_id),
+            details={"C": best, "terms": len(model.terms), **({} if threshold is None else {"threshold": threshold})},
         )
 
     def predictor(self, context: Context, result: RungResult) -> Predicts:
@@ -116,7 +118,8 @@ class FromScratch(Rung):
         seconds = time.perf_counter() - start
         predictions = model.predict([e.inputs for e in context.valid])
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-        calls = [model.predict([e.inputs])[0].seconds for e in context.ordered(context.valid, "latency")[:64]]
+        sample = context.ordered(context.valid, "latency")[:LATENCY_CALLS]
+        calls = [model.predict([e.inputs])[0].seconds for e in sample]
         reason = (
             f"reference, never nominated: the answer of the train row that is most alike by TF-IDF of {best}, chosen "
             f"by {plan.settings['folds']}-fold cross-validation within train"
@@ -137,25 +140,16 @@ def _strength(context: Context, plan: RungPlan) -> tuple[float, list[dict[str, A
         for strength in STRENGTHS:
             weight, bias = targets.regression(x, strength, _regressed(context.seed))
             answers[strength] |= zip(holdout, _read(output, y @ weight.T + bias), strict=True)
-    search: list[dict[str, Any]] = []
+    estimates: dict[float, float] = {}
     for strength, predicted in answers.items():
         if context.labels:
-            estimate = sum(predicted[i] == e.target for i, e in enumerate(train)) / len(train)
+            estimates[strength] = sum(predicted[i] == e.target for i, e in enumerate(train)) / len(train)
         else:
             predictions = [predicted[i] for i in range(len(train))]
-            estimate = evaluate_predictions(context.task, train, predictions, split="train").estimate
-        search.append({"name": f"C = {strength:g}", "estimate": estimate, "n": len(train), "split": "train"})
-    return STRENGTHS[max(range(len(STRENGTHS)), key=lambda i: search[i]["estimate"])], search
-
-
-def _fitted(context: Context, strength: float) -> Classical:
-    """The model of all of train."""
-    vectorizer, targets = _vectorizer(context), wanted_of(context, context.train)
-    x = vectorizer.fit_transform(_texts(context, range(len(context.train))))
-    weight, bias = targets.regression(x, strength, _regressed(context.seed))
-    terms = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
-    rows = torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32)
-    return Classical(tuple(terms), vectorizer.idf_.astype(np.float32), Head(*rows, targets.labels), WORDS)
+            estimates[strength] = evaluate_predictions(context.task, train, predictions, split="train").estimate
+    record = {"n": len(train), "split": "train"}
+    search = [{"name": f"C = {strength:g}", "estimate": estimates[strength], **record} for strength in STRENGTHS]
+    return max(STRENGTHS, key=lambda strength: estimates[strength]), search
 
 
 def _vectorizer(context: Context) -> Any:
@@ -250,3 +244,51 @@ class Nearest:
         chosen = [self._answers[int(likeness[i].toarray().argmax())] for i in range(len(rows))]
         seconds = (time.perf_counter() - start) / max(len(rows), 1)
         return [Prediction(answer, answer, seconds=seconds) for answer in chosen]
+
+
+SHOWN = 60
+"""Characters of a long answer that the reason quotes."""
+
+
+class Constant:
+    """Answers every row alike."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer = answer
+
+    def predict(self, rows: Sequence[Values], /) -> list[Prediction]:
+        return [Prediction(self.answer, self.answer) for _ in rows]
+
+
+class Majority(Rung):
+    """A reference: no model is behind it."""
+
+    name = "majority"
+    traits = Traits(
+        side="reference", needs="nothing", own_prompt=True, no_curve="it says how often the most frequent label occurs"
+    )
+
+    def plan(self, context: Context) -> RungPlan | Skip:
+        return RungPlan()
+
+    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
+        answer, count = self._answer(context)
+        predictions = Constant(answer).predict([e.inputs for e in context.valid])
+        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+        noun = "label" if context.labels else "answer"
+        shown = answer if len(answer) <= SHOWN else f"{answer[:SHOWN]}…"
+        reason = f"reference, never nominated: always answers {shown!r}, the most frequent {noun} of train"
+        reason += "" if context.labels else f" ({count} of {len(context.train)} rows)"
+        details = {"label": answer} if context.labels else {"answer": answer, "rows": count}
+        return RungResult(self.name, evaluation, Latency(0.0, 0.0, 0.0, 0), 0.0, reason, details=details)
+
+    def predictor(self, context: Context, result: RungResult) -> Predicts:
+        return Constant(self._answer(context)[0])
+
+    @staticmethod
+    def _answer(context: Context) -> tuple[str, int]:
+        """The answer and how many rows of train have it; of equally frequent ones the first label, or the first text in
+        alphabetical order."""
+        counts = Counter(example.target for example in context.train)
+        answer = max(context.labels or sorted(counts), key=lambda target: counts[target])
+        return answer, counts[answer]

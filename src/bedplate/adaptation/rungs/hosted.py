@@ -67,7 +67,16 @@ class Hosted(Rung):
         spec = context.hosted
         assert spec is not None
         place = context.out / "skins" / self.name
-        skin = export(self._skin(context, spec), place)
+        prompt, output = context.task_prompt("chat")
+        skin = Skin(
+            name=context.skin_name(self.name),
+            bases={"main": spec.reference},
+            inputs={name: InputField() for name in context.task.inputs},
+            output=output.bare(),
+            prompt=prompt,
+            provenance=context.provenance(self.name, context.seed),
+        )
+        skin = export(skin, place)
         account = self._account(context, spec)
         try:
             with HostedPredictor(skin, account=account) as predictor:
@@ -124,14 +133,3 @@ class Hosted(Rung):
     def _account(context: Context, spec: HostedSpec) -> Account:
         path = context.out / "answers" / f"{spec.name}.jsonl"
         return Account(path, price=spec.price, max_usd=spec.max_usd)
-
-    def _skin(self, context: Context, spec: HostedSpec) -> Skin:
-        prompt, output = context.task_prompt("chat")
-        return Skin(
-            name="-".join(filter(None, (context.task.task, self.name, context.suffix))),
-            bases={"main": spec.reference},
-            inputs={name: InputField() for name in context.task.inputs},
-            output=output.bare(),
-            prompt=prompt,
-            provenance=context.provenance(self.name, context.seed),
-        )

@@ -8,8 +8,8 @@ is ever shown, least of all to itself.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,18 +18,9 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import Embedder, embedders_of, named_weights
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.rungs import successive_halving as halving
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import (
-    Variant,
-    choose,
-    first_rows_of,
-    prompt_limit,
-    room_beside,
-    row_cost,
-    stages_for,
-)
 from bedplate.adaptation.rungs.zero_shot import finish
-from bedplate.core.errors import SkinError
 from bedplate.skins.lookup_index import Neighbours, Order, text_of
 from bedplate.skins.prompt import Demonstration, answer_text
 
@@ -57,27 +48,26 @@ class KnnFewShot(Rung):
     traits = Traits(side="prompt", whole_prompt=True)
 
     def plan(self, context: Context) -> RungPlan | Skip:
-        rows, room = self._rows(context), room_beside(context, *context.default_prompt())
+        rows, room = self._rows(context), halving.room_beside(context, *context.default_prompt())
         sizes = [k for k in SIZES if len(_pool(rows, k, room)) >= max(k, POOL_SHARE * len(rows))]
         if not sizes:
-            return Skip(
-                f"{SIZES[-1]} rows of train do not fit {prompt_limit(context):,} prompt tokens beside the longest input"
-            )
+            limit = halving.prompt_limit(context)
+            return Skip(f"{SIZES[-1]} rows of train do not fit {limit:,} prompt tokens beside the longest input")
         embedders = embedders_of(context)
         orders: tuple[Order, ...] = get_args(Order)
         tried: list[list[Any]] = [[number, k, orders[0]] for k in sizes for number in range(len(embedders))]
         tried += [[number, sizes[0], orders[1]] for number in range(len(embedders))]
         n, planned, left_out = len(context.valid), len(tried), list[str]()
-        first_rows = first_rows_of(context, FIRST_ROWS)
+        first_rows = halving.first_rows_of(context, FIRST_ROWS)
         mean = sum(row.tokens for row in rows) / len(rows)
         while True:
             used = sorted({number for number, _, _ in tried})
             texts = len(rows) + n * len(tried)
             seconds = sum(embedders[number].pace * texts for number in used)
             row_factor = 1 + sum(k for _, k, _ in tried) / len(tried) * mean / context.throughput.tokens
-            stages = stages_for(n, first_rows, SURVIVORS)
+            stages = halving.stages_for(n, first_rows, SURVIVORS)
             # attention over the demonstrations makes a row dearer than as many bare ones
-            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * row_factor) * 1.2
+            seconds += context.throughput.rows(halving.row_cost(stages, len(tried), n) * row_factor) * 1.2
             seconds += context.timing * row_factor
             if seconds <= context.room(SHARE) or len(tried) <= 1:
                 break
@@ -88,11 +78,7 @@ class KnnFewShot(Rung):
             left_out.append(
                 f"{planned - len(tried)} of {planned} ways to choose demonstrations were not tried: no time"
             )
-        settings = {
-            "tried": tried,
-            "embedders": [embedder.to_json() for embedder in embedders],
-            "first_rows": first_rows,
-        }
+        settings = {"tried": tried, "embedders": [asdict(embedder) for embedder in embedders], "first_rows": first_rows}
         return RungPlan(settings, seconds, tuple(left_out))
 
     def settings(self, context: Context) -> Any:
@@ -101,18 +87,18 @@ class KnnFewShot(Rung):
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         embedders = [Embedder(**values) for values in plan.settings["embedders"]]
-        rows, room = self._rows(context), room_beside(context, *context.default_prompt())
+        rows, room = self._rows(context), halving.room_beside(context, *context.default_prompt())
         vectors: dict[int, np.ndarray] = {}
-        variants: list[Variant] = []
+        variants: list[halving.Variant] = []
         for number, k, order in plan.settings["tried"]:
             embedder = embedders[number]
             if number not in vectors:
                 texts = [text_of(context.train[row.index].inputs, context.fields) for row in rows]
                 vectors[number] = embedder.embed(context, texts, directory / f"pool-{number}.safetensors")
-            pool = _pool(rows, k, room, vectors[number])
+            shown = _pool(rows, k, room, vectors[number])
             chosen = Neighbours(
-                np.ascontiguousarray(vectors[number][pool]),
-                tuple(rows[i].shown for i in pool),
+                np.ascontiguousarray(vectors[number][shown]),
+                tuple(rows[i].shown for i in shown),
                 k,
                 order,
                 embedder.pooling,
@@ -120,10 +106,18 @@ class KnnFewShot(Rung):
             )
             prompt, output = context.default_prompt()
             name = f"{k} nearest by {embedder.name}, {order.replace('_', ' ')}"
-            variants.append(Variant(name, prompt, output, neighbours=chosen, embedder=embedder.source))
-        stages = stages_for(len(context.valid), plan.settings["first_rows"], SURVIVORS)
-        winner, order, tried = choose(context, variants, stages, directory / "answers")
-        details = _details(winner, len(context.train))
+            variants.append(halving.Variant(name, prompt, output, neighbours=chosen, embedder=embedder.source))
+        stages = halving.stages_for(len(context.valid), plan.settings["first_rows"], SURVIVORS)
+        winner, order, tried = halving.choose(context, variants, stages, directory / "answers")
+        pool = winner.neighbours
+        assert pool is not None
+        details = {
+            "k": pool.k,
+            "order": pool.order,
+            "embedder": winner.embedder or "the base itself",
+            "depth": pool.depth,
+            "pool": {"rows": len(pool), "split": "train", "too_long": len(context.train) - len(pool)},
+        }
         return finish(context, self.name, winner, order, tried, plan, start, details)
 
     @staticmethod
@@ -146,16 +140,3 @@ def _pool(rows: Sequence[_Row], k: int, room: int, vectors: np.ndarray | None = 
         return fits
     embedded = set(np.flatnonzero(vectors.any(axis=1)).tolist())
     return [i for i in fits if i in embedded]
-
-
-def _details(winner: Variant, train: int) -> Mapping[str, Any]:
-    pool = winner.neighbours
-    if pool is None:
-        raise SkinError("the chosen prompt has no pool")
-    return {
-        "k": pool.k,
-        "order": pool.order,
-        "embedder": winner.embedder or "the base itself",
-        "depth": pool.depth,
-        "pool": {"rows": len(pool), "split": "train", "too_long": train - len(pool)},
-    }

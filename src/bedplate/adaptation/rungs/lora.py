@@ -13,8 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.heads import fit_head
-from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, settled, wanted_of
+from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, fit_head, settled, wanted_of
 from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Settings, TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
@@ -54,12 +53,10 @@ class Lora(TuningRung):
     def unfit(self, context: Context) -> str | None:
         if not context.is_encoder:
             return super().unfit(context)
-        labels = context.task.output.labels or ()
-        output_type = context.task.output.kind
+        if context.task.output.labels:
+            return None
         return (
-            None
-            if labels
-            else f"a head on an encoder chooses among labels; it cannot write an answer of kind {output_type}"
+            f"a head on an encoder chooses among labels; it cannot write an answer of kind {context.task.output.kind}"
         )
 
     def goes_on_from(self, context: Context, parent: Skin) -> bool:

@@ -14,18 +14,10 @@ from typing import Any
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import named_weights
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.rungs import successive_halving as halving
 from bedplate.adaptation.rungs.few_shot import FewShot
 from bedplate.adaptation.rungs.proposals import Proposal, propose, rewrites
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import (
-    HalvingStage,
-    Variant,
-    first_rows_of,
-    halve,
-    room_beside,
-    row_cost,
-    stages_for,
-)
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.task_prompt import task_prompt
 from bedplate.evaluation.examples import Example
@@ -52,14 +44,14 @@ class PromptSearch(Rung):
             return Skip("the task has no `instructions` to rewrite, and names no `adapt.proposer`")
         proposals = NUMBER if proposer is None else proposer.number
         n, sets = len(context.valid), [list(demo_set) for demo_set in SETS]
-        first_rows, second_rows = first_rows_of(context, FIRST_ROWS), first_rows_of(context, SECOND_ROWS)
+        first_rows, second_rows = (halving.first_rows_of(context, rows) for rows in (FIRST_ROWS, SECOND_ROWS))
         planned = (proposals, len(sets))
         while True:
             instructions = proposals + len(rewrites(context))
-            rows = row_cost([HalvingStage(first_rows, KEPT_INSTRUCTIONS)], instructions, n)
+            rows = halving.row_cost([halving.HalvingStage(first_rows, KEPT_INSTRUCTIONS)], instructions, n)
             row_factor = 1 + sum(size for size, _ in sets) / max(1, len(sets))
             candidates = KEPT_INSTRUCTIONS * (1 + len(sets))
-            rows += row_cost(stages_for(n, second_rows, (2, 1)), candidates, n) * row_factor
+            rows += halving.row_cost(halving.stages_for(n, second_rows, (2, 1)), candidates, n) * row_factor
             seconds = (
                 context.throughput.rows(rows) * 1.2
                 + context.timing * row_factor
@@ -92,40 +84,42 @@ class PromptSearch(Rung):
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         settings = plan.settings
-        proposed = propose(context, settings["proposals"], directory / "proposals.jsonl")
-        left_out = plan.left_out if proposed.failure is None else (*plan.left_out, proposed.failure)
-        texts_by_name = {proposal.name: proposal.text for proposal in proposed.proposals}
+        proposals, failure = propose(context, settings["proposals"], directory / "proposals.jsonl")
+        left_out = plan.left_out if failure is None else (*plan.left_out, failure)
+        texts_by_name = {proposal.name: proposal.text for proposal in proposals}
         answers = directory / "answers"
-        alone = [self._variant(context, proposal, ()) for proposal in proposed.proposals]
-        first = [HalvingStage(settings["first_rows"], KEPT_INSTRUCTIONS)]
-        best, _, tried = halve(context, alone, first, answers)
-        by_name = {proposal.name: proposal for proposal in proposed.proposals}
+        alone = [self._variant(context, proposal, ()) for proposal in proposals]
+        first = [halving.HalvingStage(settings["first_rows"], KEPT_INSTRUCTIONS)]
+        best, _, tried = halving.halve(context, alone, first, answers)
+        by_name = {proposal.name: proposal for proposal in proposals}
         crossed = [
             variant for survivor in best for variant in self._crossed(context, by_name[survivor.name], settings["sets"])
         ]
-        stages = stages_for(len(context.valid), settings["second_rows"], (2, 1))
-        winners, order, demo_trials = halve(context, [*best, *crossed], stages, answers)
+        stages = halving.stages_for(len(context.valid), settings["second_rows"], (2, 1))
+        winners, order, demo_trials = halving.halve(context, [*best, *crossed], stages, answers)
         record = [{**row, "stage": "instructions", "text": texts_by_name[row["name"]]} for row in tried]
         record += [
             {**row, "stage": "with demonstrations", "text": texts_by_name[_origin(row["name"])]} for row in demo_trials
         ]
         plan = RungPlan(settings, plan.seconds, left_out)
         winner = winners[0]
-        details = {"instructions": texts_by_name[_origin(winner.name)], "proposals": len(proposed.proposals)}
+        details = {"instructions": texts_by_name[_origin(winner.name)], "proposals": len(proposals)}
         return finish(context, self.name, winner, order, record, plan, start, details)
 
     @staticmethod
-    def _variant(context: Context, proposal: Proposal, shown: Sequence[Example], name: str | None = None) -> Variant:
+    def _variant(
+        context: Context, proposal: Proposal, shown: Sequence[Example], name: str | None = None
+    ) -> halving.Variant:
         """The task with these instructions, in the format that zero-shot chose, with rows of train shown."""
         chosen: Format = context.default_prompt()[0].format
         task = context.task.model_copy(update={"instructions": proposal.text})
         prompt, output = task_prompt(task, context.written, chosen)
         demonstrations = tuple(Demonstration(e.inputs, answer_text(prompt, output, e.target)) for e in shown)
-        return Variant(name or proposal.name, prompt, output, demonstrations)
+        return halving.Variant(name or proposal.name, prompt, output, demonstrations)
 
-    def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[Variant]:
+    def _crossed(self, context: Context, proposal: Proposal, sets: Sequence[Sequence[int]]) -> list[halving.Variant]:
         """One instruction with each set of demonstrations that fits."""
-        variants: list[Variant] = []
+        variants: list[halving.Variant] = []
         tokenizer = context.model.tokenizer
         labels = len(context.labels)
         for about, number in sets:
@@ -136,7 +130,7 @@ class PromptSearch(Rung):
             inputs = context.valid[0].inputs
             bare = len(variant.prompt.tokens(tokenizer, inputs))
             demo_tokens = len(variant.prompt.tokens(tokenizer, inputs, variant.demonstrations)) - bare
-            if demo_tokens <= room_beside(context, variant.prompt, variant.output):
+            if demo_tokens <= halving.room_beside(context, variant.prompt, variant.output):
                 variants.append(variant)
         return variants
 

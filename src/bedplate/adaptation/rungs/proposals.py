@@ -49,14 +49,6 @@ class Proposal:
     text: str
 
 
-@dataclass(frozen=True)
-class Proposed:
-    """The instructions to try, each text once; failure: why there are no more, if the proposer failed."""
-
-    proposals: tuple[Proposal, ...]
-    failure: str | None = None
-
-
 def rewrites(context: Context) -> list[Proposal]:
     """The task's own instructions, and fixed changes to them."""
     instructions = context.task.instructions.strip()
@@ -70,9 +62,9 @@ def rewrites(context: Context) -> list[Proposal]:
     return [Proposal("the task's own" if i == 0 else f"rewrite {i}", text) for i, text in enumerate(rewritten)]
 
 
-def propose(context: Context, number: int, cache_file: Path) -> Proposed:
-    """Rewrites, and `number` proposals of the task's proposer, or of the base itself. cache_file: a file of what was
-    answered already, which is asked only once."""
+def propose(context: Context, number: int, cache_file: Path) -> tuple[list[Proposal], str | None]:
+    """Rewrites, and `number` proposals of the task's proposer, or of the base itself, each text once; and why there are
+    no more, if the proposer failed. cache_file: a file of what was answered already, which is asked only once."""
     answers = [row["answer"] for row in read_jsonl(cache_file, allow_torn_tail=True)] if cache_file.is_file() else []
     failure: str | None = None
     try:
@@ -91,7 +83,7 @@ def propose(context: Context, number: int, cache_file: Path) -> Proposed:
         text = cleaned(answer)
         if text is not None:
             listed.setdefault(text, Proposal(f"proposal {i}", text))
-    return Proposed(tuple(listed.values()), failure)
+    return list(listed.values()), failure
 
 
 def question(context: Context, number: int, max_rows: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +17,8 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.embedding import SAMPLE, Embedder, embedders_of, named_weights, pace_of
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.rungs import successive_halving as halving
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import (
-    Variant,
-    choose,
-    first_rows_of,
-    prompt_limit,
-    room_beside,
-    row_cost,
-    stages_for,
-)
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.adapt_parts import cut, task_documents
 from bedplate.data.documents import Documents
@@ -52,14 +44,11 @@ class RetrievalRung(Rung):
         spec = context.spec.documents
         if spec is None:
             return Skip("the task file gives no `adapt.documents`")
-        room = room_beside(context, *context.default_prompt()) - FRAME
+        room = halving.room_beside(context, *context.default_prompt()) - FRAME
         chunkings = [[size, k] for k in spec.k for size in spec.chunk_tokens if k * (size + FRAME) <= room]
         if not chunkings:
-            size, k = min(spec.chunk_tokens), min(spec.k)
-            return Skip(
-                f"{k} passages of {size} tokens do not fit {prompt_limit(context):,} prompt tokens beside the longest "
-                "input"
-            )
+            size, k, limit = min(spec.chunk_tokens), min(spec.k), halving.prompt_limit(context)
+            return Skip(f"{k} passages of {size} tokens do not fit {limit:,} prompt tokens beside the longest input")
         documents = task_documents(spec, context.task.directory)
         embedders = embedders_of(context)
         tried = [[number, size, k] for size, k in chunkings for number in range(len(embedders))]
@@ -70,14 +59,14 @@ class RetrievalRung(Rung):
             for size in {size for size, _ in chunkings}
         }
         n, planned, left_out = len(context.valid), len(tried), list[str]()
-        first_rows = first_rows_of(context, FIRST_ROWS)
+        first_rows = halving.first_rows_of(context, FIRST_ROWS)
         while True:
             indexed = {(number, size) for number, size, _ in tried}
             seconds = sum(paces[index_key] for index_key in indexed) * len(documents.documents)
             seconds += sum(embedders[number].pace * n for number, _, _ in tried)
             row_factor = 1 + sum(size * k for _, size, k in tried) / len(tried) / mean_input
-            stages = stages_for(n, first_rows, SURVIVORS)
-            seconds += context.throughput.rows(row_cost(stages, len(tried), n) * row_factor) * 1.1
+            stages = halving.stages_for(n, first_rows, SURVIVORS)
+            seconds += context.throughput.rows(halving.row_cost(stages, len(tried), n) * row_factor) * 1.1
             seconds += context.timing * row_factor
             if seconds <= context.room(SHARE) or len(tried) <= 1:
                 break
@@ -88,7 +77,7 @@ class RetrievalRung(Rung):
             left_out.append(f"{planned - len(tried)} of {planned} ways to look passages up were not tried: no time")
         settings = {
             "tried": tried,
-            "embedders": [embedder.to_json() for embedder in embedders],
+            "embedders": [asdict(embedder) for embedder in embedders],
             "first_rows": first_rows,
             "documents": documents.sha256,
         }
@@ -111,7 +100,7 @@ class RetrievalRung(Rung):
         # the prompt that the other rungs have, with the passages before it
         with_passages = Prompt(BLOCK + prompt.template, prompt.format, prompt.system)
         indices: dict[tuple[int, int], Passages] = {}
-        variants: list[Variant] = []
+        variants: list[halving.Variant] = []
         for number, size, k in plan.settings["tried"]:
             embedder = embedders[number]
             if (number, size) not in indices:
@@ -120,10 +109,18 @@ class RetrievalRung(Rung):
             index = indices[number, size]
             index = replace(index, k=min(k, len(index)))
             name = f"{index.k} passages of {size} tokens by {embedder.name}"
-            variants.append(Variant(name, with_passages, output, passages=index, embedder=embedder.source))
-        stages = stages_for(len(context.valid), plan.settings["first_rows"], SURVIVORS)
-        winner, order, tried = choose(context, variants, stages, directory / "answers")
-        details = self._details(winner, documents)
+            variants.append(halving.Variant(name, with_passages, output, passages=index, embedder=embedder.source))
+        stages = halving.stages_for(len(context.valid), plan.settings["first_rows"], SURVIVORS)
+        winner, order, tried = halving.choose(context, variants, stages, directory / "answers")
+        assert winner.passages is not None
+        counts = {"number": len(documents.documents), "sha256": documents.sha256}
+        details = {
+            "k": winner.passages.k,
+            "passages": len(winner.passages),
+            "embedder": winner.embedder or "the base itself",
+            "depth": winner.passages.depth,
+            "documents": {**counts, "repeated": documents.repeated, "empty": documents.empty},
+        }
         return finish(context, self.name, winner, order, tried, plan, start, details)
 
     @staticmethod
@@ -146,22 +143,6 @@ class RetrievalRung(Rung):
         return Passages(
             np.ascontiguousarray(vectors[whole]), tuple(chunks[i] for i in whole), 1, embedder.pooling, embedder.depth
         )
-
-    @staticmethod
-    def _details(winner: Variant, documents: Documents) -> dict[str, Any]:
-        assert winner.passages is not None
-        return {
-            "k": winner.passages.k,
-            "passages": len(winner.passages),
-            "embedder": winner.embedder or "the base itself",
-            "depth": winner.passages.depth,
-            "documents": {
-                "number": len(documents.documents),
-                "sha256": documents.sha256,
-                "repeated": documents.repeated,
-                "empty": documents.empty,
-            },
-        }
 
 
 def _counter(context: Context, embedder: Embedder) -> Callable[[str], int]:

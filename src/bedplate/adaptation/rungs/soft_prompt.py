@@ -1,20 +1,19 @@
 """Vectors before the prompt, trained while the base stays as it is (prompt tuning, https://arxiv.org/abs/2104.08691).
 
 They start from the embeddings of the task's own words: the labels' continuations, then the instructions, repeated or
-cut to the number of vectors. A base of this size learns less from them than from low-rank weights, so in a limited time
-the rung leaves LoRA all that LoRA can use.
+cut to the number of vectors.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.lora import LORA
 from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
@@ -33,28 +32,20 @@ VECTORS = 32
 class SoftPrompts(TuningRung):
     """A skin with a soft prompt, which peft loads as PromptTuning once it is exported."""
 
+    traits = replace(TuningRung.traits, continues=True)
     virtual = VECTORS
 
-    def __init__(self, name: str, recipe: TuningRecipe, later: Sequence[TuningRung] = ()) -> None:
-        self.name, self.recipe, self._later = name, recipe, later
+    def __init__(self, name: str, recipe: TuningRecipe) -> None:
+        self.name, self.recipe = name, recipe
 
     def described(self, context: Context) -> str:
         return f"{VECTORS} vectors before the prompt"
 
     def unfit(self, context: Context) -> str | None:
         length = context.model.base.spec.context_length
-        if "encode" in context.model.base.can:
-            return f"{self.name} stands before what a decoder continues, and this base has an encoder"
         if length < 4 * VECTORS:
             return f"{VECTORS} vectors would fill too much of the context of {length} tokens"
         return super().unfit(context)
-
-    def reserved_seconds(self, context: Context) -> Mapping[str, float]:
-        waiting = [rung for rung in self._later if context.spec.includes(rung.name)]
-        climbed_names = {
-            name.partition("@")[0] for name, climbed in context.climbed.items() if climbed.parent is context.at
-        }
-        return {rung.name: rung.wish(context) for rung in waiting if rung.name not in climbed_names}
 
     def examples(
         self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example]
@@ -67,11 +58,8 @@ class SoftPrompts(TuningRung):
         ]
 
     def goes_on_from(self, context: Context, parent: Skin) -> bool:
-        soft_prompt = parent.soft_prompt
-        return soft_prompt is not None and (len(soft_prompt), soft_prompt.size) == (
-            VECTORS,
-            context.model.base.spec.hidden_size,
-        )
+        soft_prompt, size = parent.soft_prompt, (VECTORS, context.model.base.spec.hidden_size)
+        return soft_prompt is not None and (len(soft_prompt), soft_prompt.size) == size
 
     def train(
         self, context: Context, lessons: TrainingExamples, config: TrainConfig, work: Path, output: Output
@@ -107,6 +95,4 @@ class SoftPrompts(TuningRung):
         return [i for text in words for i in tokenizer.encode(text, add_special_tokens=False, parse_special=False)]
 
 
-SOFT_PROMPT = SoftPrompts(
-    "soft_prompt", TuningRecipe(learning_rate=1e-2, cost=3.0, epochs=2, min_rows=300), later=(LORA,)
-)
+SOFT_PROMPT = SoftPrompts("soft_prompt", TuningRecipe(learning_rate=1e-2, cost=3.0, epochs=2, min_rows=300))

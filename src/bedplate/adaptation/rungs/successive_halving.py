@@ -138,13 +138,9 @@ def spread(variants: Sequence[Variant]) -> dict[str, Any]:
     first_scores = [v.first for v in variants if v.first is not None and v.failure is None]
     if not first_scores:
         return {}
-    return {
-        "variants": len(first_scores),
-        "n": first_scores[0][0],
-        "split": "valid",
-        "calibrated": _range([first_score[1] for first_score in first_scores]),
-        "uncalibrated": _range([first_score[2] for first_score in first_scores]),
-    }
+    rows, calibrated, raw = zip(*first_scores, strict=True)
+    ranges = {"calibrated": _range(calibrated), "uncalibrated": _range(raw)}
+    return {"variants": len(rows), "n": rows[0], "split": "valid", **ranges}
 
 
 def _range(values: Sequence[float]) -> dict[str, float]:
@@ -207,13 +203,8 @@ def _read_answers(path: Path) -> list[Prediction | None]:
 def _row(variant: Variant, rows: int) -> dict[str, Any]:
     if variant.failure is not None:
         return {"name": variant.name, "n": 0, "split": "valid", "failure": variant.failure}
-    return {
-        "name": variant.name,
-        "estimate": variant.estimate,
-        "uncalibrated": variant.raw_estimate,
-        "n": rows,
-        "split": "valid",
-    }
+    estimates = {"estimate": variant.estimate, "uncalibrated": variant.raw_estimate}
+    return {"name": variant.name, **estimates, "n": rows, "split": "valid"}
 
 
 def prompt_limit(context: Context) -> int:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.fits import Trained, best_of, chosen_by, taken_over, write_fit
-from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import export, judged, predict_examples
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Predicts, evaluate_predictions
+from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt, target_tokens
@@ -62,6 +62,43 @@ class TrainingExamples:
     head: Head | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """One seed's skin on one prompt, read back from disk, and how it does on valid."""
+
+    skin: Skin
+    seed: int
+    seconds: float
+    computed_in: str
+    evaluation: Evaluation
+    prompt: str
+    by_id: Mapping[str, Prediction | None] = field(repr=False)
+
+
+def best_of(trained: Sequence[Trained]) -> Trained:
+    """The best seed on the shortest prompt that keeps the score on valid: the bare one, unless another's best is more
+    than KEPT_WITHIN above its best."""
+    by_prompt = {fit.prompt: max((t for t in trained if t.prompt == fit.prompt), key=_standing) for fit in trained}
+    best = max(by_prompt.values(), key=_standing)
+    bare = by_prompt.get("bare", best)
+    return bare if bare.evaluation.estimate >= best.evaluation.estimate - KEPT_WITHIN else best
+
+
+def _standing(fit: Trained) -> tuple[float, int]:
+    return fit.evaluation.estimate, -fit.seed
+
+
+def chosen_by(best: Trained, trained: Sequence[Trained]) -> str:
+    """Which of the fits is the rung's, and why, in a few words."""
+    names = list(dict.fromkeys(fit.prompt for fit in trained))
+    reason = f"seed {best.seed} is the best of {sum(t.prompt == best.prompt for t in trained)} on valid"
+    if len(names) == 1:
+        return reason if best.prompt == "chosen" else f"{reason}; trained on the bare inputs, for lack of room for more"
+    tops = {name: max(t.evaluation.estimate for t in trained if t.prompt == name) for name in names}
+    scores = " and ".join(f"{tops[name]:.3f} on the {name} prompt" for name in names)
+    return f"{scores} on valid, so the {best.prompt} one is kept; {reason}"
+
+
 class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
@@ -80,11 +117,8 @@ class TuningRung(Rung):
         if context.is_encoder:
             return {"chosen": chosen}
         if parent is not None:
-            return (
-                {"chosen": (parent.prompt, chosen[1])}
-                if parent.prompt.format == chosen[0].format
-                else {"chosen": chosen}
-            )
+            same_format = parent.prompt.format == chosen[0].format
+            return {"chosen": (parent.prompt, chosen[1]) if same_format else chosen}
         bare = context.task_prompt("plain", "bare")
         row, tokenizer = context.valid[0].inputs, context.model.tokenizer
         shorter = len(bare[0].tokens(tokenizer, row)) < len(chosen[0].tokens(tokenizer, row))
@@ -99,63 +133,31 @@ class TuningRung(Rung):
         unfit = self.unfit(context)
         if unfit is not None:
             return Skip(unfit)
-        recipe, n, reserved = self.recipe_on(context), len(context.train), self.reserved_seconds(context)
-        seconds_left = context.seconds_left - sum(reserved.values())
+        recipe, n, seconds_left = self.recipe_on(context), len(context.train), context.seconds_left
 
         def fits(rows: int, seeds: int) -> bool:
             return self.seconds(context, rows, seeds) <= seconds_left
 
-        if context.before is not None and context.before["rows"] == n:
-            return self._more_seeds(context, context.before, seconds_left)
         min_rows, rows, seeds = min(recipe.min_rows, n), min(recipe.rows, n), 1
         while not fits(rows, 1) and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
         needed = self.seconds(context, rows, 1)
         if needed > seconds_left:
-            reservation = f" beside the time kept for {' and '.join(reserved)}" if reserved else ""
-            return no_time(needed, seconds_left, reservation)
+            return no_time(needed, seconds_left)
         max_seeds = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
         if rows == min(recipe.rows, n) and fits(rows, min(2, max_seeds)):
             seeds = min(2, max_seeds)
             # labels are worth more than a third seed
-            rows = next(
-                (larger_rows for larger_rows in range(n, rows, -recipe.batch) if fits(larger_rows, seeds)), rows
-            )
+            rows = next((count for count in range(n, rows, -recipe.batch) if fits(count, seeds)), rows)
             seeds = max_seeds if rows == n and fits(rows, max_seeds) else seeds
         left_out: list[str] = []
         if rows < n:
             left_out.append(f"{n - rows} of {n} train rows were left out: no time")
         if seeds < max_seeds:
             left_out.append(f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time")
-        settings = {
-            "rows": rows,
-            "seeds": seeds,
-            "prompts": self._order(context)[:seeds],
-            "batch": recipe.batch,
-            "learning_rate": recipe.learning_rate,
-            "epochs": recipe.epochs,
-        }
+        how = {"batch": recipe.batch, "learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
+        settings = {"rows": rows, "seeds": seeds, "prompts": self._order(context)[:seeds], **how}
         return RungPlan(settings, self.seconds(context, rows, seeds), tuple(left_out))
-
-    def _more_seeds(self, context: Context, before: Settings, seconds_left: float) -> RungPlan | Skip:
-        """Seeds beside those of an earlier fit on all rows, which is taken over and asked again on valid."""
-        n, finished_seeds, max_seeds = len(context.train), int(before["seeds"]), self.recipe_on(context).seeds
-        judging = finished_seeds * context.throughput.rows(len(context.valid), tuned=True)
-
-        def seconds(seeds: int) -> float:
-            return self.seconds(context, n, seeds - finished_seeds) + judging
-
-        seeds = max(
-            (count for count in range(finished_seeds + 1, max_seeds + 1) if seconds(count) <= seconds_left),
-            default=finished_seeds,
-        )
-        if seeds == finished_seeds:
-            return no_time(seconds(finished_seeds + 1), seconds_left)
-        previous_prompts = list(before.get("prompts", ("chosen",)))
-        prompts = [*previous_prompts, *(name for name in self._order(context) if name not in previous_prompts)][:seeds]
-        left_out = [f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time"] if seeds < max_seeds else []
-        settings = {**before, "seeds": seeds, "prompts": prompts, "takes_over": finished_seeds}
-        return RungPlan(settings, seconds(seeds), tuple(left_out))
 
     def _order(self, context: Context) -> list[str]:
         """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
@@ -166,14 +168,11 @@ class TuningRung(Rung):
 
     def _too_slow(self, context: Context, name: str) -> bool:
         """Whether the chosen prompt was timed to be over the budget; the lightest was looked at by the planner."""
-        limit = context.spec.budget.p95_ms
-        if limit is None or context.exhaustive or context.throughput.call * 1000 <= limit * context.format_gain:
+        budget, prompts = context.spec.budget.p95_ms, self.prompts(context)
+        if budget is None or context.exhaustive or name == list(prompts)[-1]:
             return False
-        prompts = self.prompts(context)
-        return name != list(prompts)[-1] and (
-            context.cached_reading(*prompts[name], limit / 1000 * context.format_gain).quiet * 1000
-            > limit * context.format_gain
-        )
+        limit = budget / 1000 * context.format_gain
+        return context.throughput.call > limit and context.cached_reading(*prompts[name], limit).quiet > limit
 
     def recipe_on(self, context: Context) -> TuningRecipe:
         """How it trains this base."""
@@ -194,17 +193,9 @@ class TuningRung(Rung):
         measured = token_seconds(model, context.spec.train_dtype) if "generate" in model.can else None
         return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
-    def wish(self, context: Context) -> float:
-        """Seconds for every row and every seed."""
-        return self.seconds(context, len(context.train), self.recipe_on(context).seeds)
-
     def unfit(self, context: Context) -> str | None:
         """Why this base or task cannot be tuned so, or None."""
-        return None if "generate" in context.model.base.can else f"{self.name} is for decoders here"
-
-    def reserved_seconds(self, context: Context) -> Mapping[str, float]:
-        """Rung → seconds that this one leaves to it."""
-        return {}
+        return None
 
     def saving(self, steps: int) -> dict[str, Any]:
         """How often a run of so many steps saves its state: fields of `TrainConfig`."""
@@ -265,11 +256,6 @@ class TuningRung(Rung):
             seed = context.seed + (0 if first else number - len(names) + 1)
             work = directory / (f"seed-{seed}" if name == "chosen" else f"seed-{seed}-{name}")
             prompt, output = prompts[name]
-            finished = taken_over(work) if number < settings.get("takes_over", 0) else None
-            if finished is not None:
-                skin, seconds, computed_in = finished
-                trained.append(self._judge(self.standing(context), skin, seed, seconds, computed_in, name))
-                continue
             lessons = self.lessons(context, prompt, output, chosen, settings)
             saving = self.saving(lessons.source(seed).steps or 1)
             config = TrainConfig(
@@ -280,10 +266,7 @@ class TuningRung(Rung):
             skin_parts: dict[str, Any] = {"output": output, **parts}
             skin = skin_context.skin(self.name, prompt, seed=seed, **skin_parts)
             skin = export(skin, work / "skin")
-            write_fit(work, train_result.seconds, train_result.arithmetic.name)
-            trained.append(
-                self._judge(skin_context, skin, seed, train_result.seconds, train_result.arithmetic.name, name)
-            )
+            trained.append(self._judge(skin_context, skin, seed, train_result, name))
         result = self._finish(context, plan, best_of(trained), trained)
         for seed_fit in trained:  # the optimizer's state of what is finished has no further use
             assert seed_fit.skin.directory is not None
@@ -306,41 +289,27 @@ class TuningRung(Rung):
         return examples
 
     @staticmethod
-    def _judge(context: Context, skin: Skin, seed: int, seconds: float, computed_in: str, prompt: str) -> Trained:
+    def _judge(context: Context, skin: Skin, seed: int, fit: TrainResult, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
             predictions = predict_examples(predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
+        return Trained(skin, seed, fit.seconds, fit.arithmetic.name, evaluation, prompt, by_id)
 
     def _finish(self, context: Context, plan: RungPlan, best: Trained, trained: Sequence[Trained]) -> RungResult:
-        seeds: list[dict[str, Any]] = [
-            {
-                "seed": t.seed,
-                "estimate": t.evaluation.estimate,
-                "interval": list(t.evaluation.interval),
-                "train_seconds": t.seconds,
-                "chosen": t is best,
-                "prompt": t.prompt,
-            }
-            for t in trained
-        ]
-        settings = plan.settings
+        seeds: list[dict[str, Any]] = []
+        for fit in trained:
+            estimate = {"estimate": fit.evaluation.estimate, "interval": list(fit.evaluation.interval)}
+            how = {"train_seconds": fit.seconds, "chosen": fit is best, "prompt": fit.prompt}
+            seeds.append({"seed": fit.seed, **estimate, **how})
+        settings, parent = plan.settings, self.start(context)
         epochs = "one epoch" if settings["epochs"] == 1 else f"{settings['epochs']} epochs"
-        parent = self.start(context)
         start = "" if parent is None else f", from the weights of {parent.name}"
         summary = f"{self.described(context)}{start}, {settings['rows']} train rows, {epochs}"
         reason = f"{summary}; {chosen_by(best, trained)}"
-        seconds, skin_context = sum(t.seconds for t in trained), self.standing(context)
+        seconds, place = sum(t.seconds for t in trained), self.standing(context)
         result = judged(
-            context,
-            self.name,
-            best.skin,
-            seconds,
-            reason,
-            best.by_id,
-            evaluation=best.evaluation,
-            skin_context=skin_context,
+            context, self.name, best.skin, seconds, reason, best.by_id, evaluation=best.evaluation, skin_context=place
         )
         return replace(
             result,

@@ -11,18 +11,9 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.rungs import successive_halving as halving
 from bedplate.adaptation.rungs.answers import judged, with_bias
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adaptation.rungs.successive_halving import (
-    HalvingStage,
-    Variant,
-    choose,
-    first_rows_of,
-    row_cost,
-    spread,
-    stages_for,
-    variant_skin,
-)
 from bedplate.adaptation.task.task_prompt import phrasings, task_output
 from bedplate.evaluation.examples import Example
 from bedplate.skins.files import read_skin
@@ -44,11 +35,12 @@ class ZeroShot(Rung):
         chat = ["chat"] if context.model.tokenizer.chat is not None else []
         # where answers are written, a base that was tuned for chat ends them as its template does: what is tried first
         names = [first, second, *chat, *extra_phrasings] if context.labels else [*chat, first, second, *extra_phrasings]
-        n, room, first_rows = len(context.valid), context.room(SHARE), first_rows_of(context, FIRST_ROWS)
+        n, room, first_rows = len(context.valid), context.room(SHARE), halving.first_rows_of(context, FIRST_ROWS)
         left_out: list[str] = []
         while True:
             # what is answered twice, where there is a choice
-            rows = row_cost(stages_for(n, first_rows), len(names), n) + (first_rows if len(names) > 1 else 0)
+            rows = halving.row_cost(halving.stages_for(n, first_rows), len(names), n)
+            rows += first_rows if len(names) > 1 else 0
             seconds = context.throughput.rows(rows) + context.timing
             if seconds <= room or len(names) == 1:
                 break
@@ -60,10 +52,10 @@ class ZeroShot(Rung):
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         variants = [self._variant(context, name) for name in plan.settings["variants"]]
-        stages = stages_for(len(context.valid), plan.settings["first_rows"])
-        winner, order, tried = choose(context, variants, stages)
+        stages = halving.stages_for(len(context.valid), plan.settings["first_rows"])
+        winner, order, tried = halving.choose(context, variants, stages)
         context.chosen.prompt = (winner.prompt, winner.output)
-        details = {"phrasings": spread(variants)}
+        details = {"phrasings": halving.spread(variants)}
         return finish(context, self.name, winner, order, tried, plan, start, details)
 
     def remember(self, context: Context, result: RungResult) -> None:
@@ -72,15 +64,15 @@ class ZeroShot(Rung):
         context.chosen.prompt = (skin.prompt, skin.output.uncalibrated())
 
     @staticmethod
-    def _variant(context: Context, name: str) -> Variant:
+    def _variant(context: Context, name: str) -> halving.Variant:
         prompt_format: Format = "chat" if name == "chat" else "plain"
-        return Variant(name, *context.task_prompt(prompt_format, name.partition("/")[2] or "form"))
+        return halving.Variant(name, *context.task_prompt(prompt_format, name.partition("/")[2] or "form"))
 
 
 def finish(
     context: Context,
     rung: str,
-    winner: Variant,
+    winner: halving.Variant,
     order: Sequence[Example],
     tried: Sequence[Mapping[str, Any]],
     plan: RungPlan,
@@ -90,7 +82,7 @@ def finish(
     """Export the winner of a search as a skin, measure it, and report it on all of valid. details: the rung's own."""
     output = winner.output.with_bias(winner.bias)
     predictions = with_bias(winner.predictions, output)
-    skin = variant_skin(context, rung, winner, output)
+    skin = halving.variant_skin(context, rung, winner, output)
     seconds = time.perf_counter() - start
     bias = ", ".join(f"{label} {b:+.2f}" for label, b in zip(context.labels, winner.bias, strict=True))
     bias = f"; label bias {bias} fitted on valid" if bias else ""
@@ -141,6 +133,8 @@ class OwnPromptRung(Rung):
         start = time.perf_counter()
         prompt_spec = context.spec.prompt
         assert prompt_spec is not None
-        variant = Variant("own", prompt_spec.prompt, task_output(context.task, context.written, prompt_spec.format))
-        winner, order, tried = choose(context, [variant], [HalvingStage(None, 1)])
+        variant = halving.Variant(
+            "own", prompt_spec.prompt, task_output(context.task, context.written, prompt_spec.format)
+        )
+        winner, order, tried = halving.choose(context, [variant], [halving.HalvingStage(None, 1)])
         return finish(context, self.name, winner, order, tried, plan, start)

@@ -24,8 +24,6 @@ class Candidate:
     name: str
     rung: Rung
     context: Context
-    inner: Path = Path()
-    """Where its context's directory is, below that of its base."""
 
     @property
     def traits(self) -> Traits:
@@ -57,6 +55,8 @@ class Candidate:
             return self.context.unfit
         if self.context.is_encoder and self.traits.needs == "decoder":
             return f"{self.rung.name} needs a decoder; {self.context.at.base_name} is an encoder"
+        if self.traits.continues and self.context.at.facts.has_encoder:
+            return f"{self.rung.name} needs a base that continues text; {self.context.at.base_name} has an encoder"
         return None
 
     @property
@@ -67,25 +67,18 @@ class Candidate:
     def finish(self, result: RungResult) -> RungResult:
         """Let what the rung made be built on by those after it; returns its result under the candidate's name, places
         below the run's directory."""
-        named, context = replace(result, rung=self.name), self.context
-        if result.skin is not None:
-            child = None if result.child is None else str(self._prefix / result.child)
-            named = replace(named, skin=str(self._prefix / result.skin), child=child)
+        context, prefix = self.context, place_of(Path(), self.context.suffix)
+        skin, child = (None if place is None else str(prefix / place) for place in (result.skin, result.child))
+        named = replace(result, rung=self.name, skin=skin, child=child)
         opened = partial(self.rung.predictor, context, result)
         context.climbed[self.name] = Climbed(self.name, named, result, context.out, context.at, opened)
         return named
 
     def rung_result(self, result: RungResult) -> RungResult:
         """A result as the rung itself left it: what `Rung.predictor` takes."""
-        skin, child = (
-            None if place is None else str(Path(place).relative_to(self._prefix))
-            for place in (result.skin, result.child)
-        )
+        prefix, both = place_of(Path(), self.context.suffix), (result.skin, result.child)
+        skin, child = (None if place is None else str(Path(place).relative_to(prefix)) for place in both)
         return replace(result, rung=self.rung.name, skin=skin, child=child)
-
-    @property
-    def _prefix(self) -> Path:
-        return place_of(Path(), self.context.suffix) / self.inner
 
 
 def place_of(out: Path, suffix: str) -> Path:

@@ -9,14 +9,12 @@ weights. Several formats need no correction, because test judges the one that wi
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +22,13 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult, latency
 from bedplate.adaptation.context.throughput import CLEARLY, worth_trying
 from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
+from bedplate.adaptation.search import rung_files
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.rung_files import config_of
 from bedplate.adaptation.task.adapt_parts import Format
-from bedplate.core.errors import BedplateError, DataError, UsageError
-from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.core.errors import BedplateError, UsageError
+from bedplate.core.files import sha256_json
 from bedplate.core.statistics import enough_groups
-from bedplate.core.statistics.noninferiority import Drop, hidden, units_needed
+from bedplate.core.statistics.noninferiority import hidden, units_needed
 from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -49,58 +47,46 @@ def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
     """The candidate's weights: what became of each format, and the result to nominate it by. Its own skin stays where
     it is; one in a format that it keeps lies beside it."""
     context, climbed = candidate.context, candidate.climbed
-    result = climbed.result
+    result, tried, left_out = climbed.result, list[TriedFormat](), list[FormatLeftOut]()
     unfit = _unfit(candidate)
+    engine = None if unfit is not None else climbed.base.model.engine
+    weights, kernel = (None, None) if engine is None else (engine.weights, engine.kernel)
+
+    def outcome(reason: str, kept: str | None = None) -> Formats:
+        return Formats(
+            weights=weights, kernel=kernel, kept=kept, reason=reason, tried=tuple(tried), left_out=tuple(left_out)
+        )
+
     if unfit is not None:
-        return _chosen(None, None, unfit), result
+        return outcome(unfit), result
     skin = read_skin(climbed.directory)
-    engine = climbed.base.model.engine
-    summarize = partial(_chosen, engine.weights, engine.kernel)
     worth = worth_trying(climbed.base.model, context.spec.formats, writes=skin.output.answered_by == "generate")
     if isinstance(worth, str):
-        return summarize(worth), result
+        return outcome(worth), result
     shortage = too_few(context, result.evaluation)
     if shortage is not None:
-        return summarize(shortage), result
-    tried: list[TriedFormat] = []
-    left_out: list[FormatLeftOut] = []
-    for weights, times in worth.items():
-        trial = kept_trial(candidate, weights)
+        return outcome(shortage), result
+    for fmt, times in worth.items():
+        trial = kept_trial(candidate, fmt)
         if trial is None:
-            seconds, seconds_available = expected_seconds(candidate, times), seconds_left(context)
-            if seconds > seconds_available:
-                why = (
-                    f"it needs about {seconds:.0f} s on valid, {max(seconds_available, 0):.0f} s of the budget are left"
-                )
-                left_out.append(FormatLeftOut(weights=weights, kind="budget", reason=why))
+            needed, available = expected_seconds(candidate, times), context.seconds_before_test
+            if needed > available:
+                reason = f"it needs about {needed:.0f} s on valid, {max(available, 0):.0f} s of the budget are left"
+                left_out.append(FormatLeftOut(weights=fmt, kind="budget", reason=reason))
                 continue
             try:
-                trial = make_trial(candidate, skin, weights)
+                trial = make_trial(candidate, skin, fmt)
             except (BedplateError, RuntimeError) as error:  # of this format alone: the skin has its own weights
-                why = error.message if isinstance(error, BedplateError) else repr(error)
-                left_out.append(FormatLeftOut(weights=weights, kind="impossible", reason=why))
+                reason = error.message if isinstance(error, BedplateError) else repr(error)
+                left_out.append(FormatLeftOut(weights=fmt, kind="impossible", reason=reason))
                 continue
-        tried_format = judged(context, result, trial)
-        tried.append(tried_format)
-        if tried_format.kept:
+        tried.append(judged(context, result, trial))
+        if tried[-1].kept:
             restore(candidate, skin, trial)
-            return summarize(tried_format.reason, weights, tried, left_out), _in_format(result, trial)
-        discard(candidate, trial)
-    reason = "; ".join([*(f"{t.weights}: {t.reason}" for t in tried), *(f"{o.weights}: {o.reason}" for o in left_out)])
-    return summarize(reason, None, tried, left_out), result
-
-
-def _chosen(
-    weights: str | None,
-    kernel: str | None,
-    reason: str,
-    selected: str | None = None,
-    tried: Sequence[TriedFormat] = (),
-    left_out: Sequence[FormatLeftOut] = (),
-) -> Formats:
-    return Formats(
-        weights=weights, kernel=kernel, kept=selected, reason=reason, tried=tuple(tried), left_out=tuple(left_out)
-    )
+            return outcome(tried[-1].reason, fmt), _in_format(result, trial)
+        # the skin of a format that is not kept leaves the disk; what was found stays
+        shutil.rmtree(context.out / trial.skin, ignore_errors=True)
+    return outcome("; ".join(f"{part.weights}: {part.reason}" for part in (*tried, *left_out))), result
 
 
 def not_tried(formats: Mapping[str, Formats]) -> list[NotTried]:
@@ -122,13 +108,28 @@ def judged(context: Context, result: RungResult, trial: FormatTrial) -> TriedFor
     place = {row.row_hash: row.prediction for row in after.rows}
     changed = sum(place[row.row_hash] != row.prediction for row in before.rows)
     faster = trial.latency.p50 * CLEARLY <= trial.own.p50
-    within_margin = drop.is_within(spec.margin)
-    rate = context.spec.machine.usd_per_hour
+    within_margin, needed = drop.is_within(spec.margin), drop.needed(spec.margin)
+    rate, margin, score = context.spec.machine.usd_per_hour, f"{spec.margin:g}", before.scale.format_score
+    calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
+    if drop.upper is None or drop.lower is None:
+        reason = f"; {drop.groups} groups are too few for a bound"
+    elif within_margin and faster:
+        reason = f": worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin}; {calls}"
+    elif within_margin:
+        reason = f", which would do, but it saves nothing: {calls}"
+    elif within_margin is False:
+        reason = f": shown to be worse, by at least {drop.lower:.4f}, over {margin}"
+    else:
+        reason = f": worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin}"
+        reason += "" if needed is None else f" (about {needed:,} would)"
     return TriedFormat(
         weights=trial.weights,
         kernel=trial.kernel,
         kept=bool(within_margin) and faster,
-        reason=_format_reason(before, after, drop, spec.margin, changed, trial, faster),
+        reason=(
+            f"{changed} of {drop.n} answers on valid changed, {before.metric} {score(before.estimate)} to "
+            f"{score(after.estimate)}{reason}"
+        ),
         own_estimate=before.estimate,
         estimate=after.estimate,
         difference=after.estimate - before.estimate,
@@ -138,39 +139,13 @@ def judged(context: Context, result: RungResult, trial: FormatTrial) -> TriedFor
         n=drop.n,
         groups=drop.groups,
         changed=changed,
-        needed_n=drop.needed(spec.margin) if within_margin is None else None,
+        needed_n=needed if within_margin is None else None,
         own_p50_ms=trial.own.p50 * 1000,
         own_p95_ms=trial.own.p95 * 1000,
         own_usd_per_1k_calls=1000 * result.price(rate, trial.own.mean),
         p50_ms=trial.latency.p50 * 1000,
         p95_ms=trial.latency.p95 * 1000,
         usd_per_1k_calls=1000 * result.price(rate, trial.latency.mean),
-    )
-
-
-def _format_reason(
-    before: Evaluation, after: Evaluation, drop: Drop, margin: float, changed: int, trial: FormatTrial, faster: bool
-) -> str:
-    format_score = before.scale.format_score
-    answers = (
-        f"{changed} of {drop.n} answers on valid changed, {before.metric} {format_score(before.estimate)} to "
-        f"{format_score(after.estimate)}"
-    )
-    calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
-    within_margin = drop.is_within(margin)
-    if drop.upper is None or drop.lower is None:
-        return f"{answers}; {drop.groups} groups are too few for a bound"
-    if within_margin and faster:
-        bound = f"worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin:g}"
-        return f"{answers}: {bound}; {calls}"
-    if within_margin:
-        return f"{answers}, which would do, but it saves nothing: {calls}"
-    if within_margin is False:
-        return f"{answers}: shown to be worse, by at least {drop.lower:.4f}, over {margin:g}"
-    needed = drop.needed(margin)
-    hint = "" if needed is None else f" (about {needed:,} would)"
-    return (
-        f"{answers}: worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin:g}{hint}"
     )
 
 
@@ -200,11 +175,6 @@ def expected_seconds(candidate: Candidate, times: float) -> float:
     calls = (min(context.latency_calls, len(context.valid)) + TURNS) * call
     packing = 0.0 if candidate.climbed.base.has_format else context.at.facts.size / PACKED_BYTES_PER_SECOND
     return packing + rows / times + calls * (1 + 1 / times)
-
-
-def seconds_left(context: Context) -> float:
-    """What may still be spent before test; infinite where the ladder is exhaustive."""
-    return math.inf if context.exhaustive else context.clock.seconds_left - context.for_test
 
 
 def _unfit(candidate: Candidate) -> str | None:
@@ -261,9 +231,8 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
     start = time.perf_counter()
     context, climbed = candidate.context, candidate.climbed
     engine = climbed.base.in_format(weights).engine
-    skin = as_judged(original, evaluated_now(engine))
     place = _place(candidate, weights)
-    skin = export(skin, place)
+    skin = export(replace(original, evaluated_with=evaluated_now(engine), directory=None), place)
     relative_path = str(place.relative_to(context.out))
     trial_result = replace(climbed.rung_result, skin=relative_path)
     with (
@@ -276,19 +245,12 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
         sample = sample[: context.latency_calls]
         before, after = in_turns(baseline_predictor, trial_predictor, sample, f"timing {weights}")
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-    trial = FormatTrial(
-        engine.weights,
-        engine.kernel,
-        evaluation,
-        _timed(before),
-        _timed(after),
-        agreement(sample, after, by_id),
-        relative_path,
-        skin_id(skin),
-        time.perf_counter() - start,
-    )
-    values = {**asdict(trial), "evaluation": evaluation.to_json(), "key": _key(candidate, weights)}
-    atomic_write(_file(candidate, weights), json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    own, timed = (latency([call.seconds for call in calls] or [0.0]) for calls in (before, after))
+    checked, seconds = agreement(sample, after, by_id), time.perf_counter() - start
+    kernel, identity = engine.kernel, skin_id(skin)
+    trial = FormatTrial(engine.weights, kernel, evaluation, own, timed, checked, relative_path, identity, seconds)
+    values = {**asdict(trial), "evaluation": evaluation.to_json()}
+    rung_files.write_saved(*_saved(candidate, weights), values)
     return trial
 
 
@@ -306,10 +268,6 @@ def in_turns(
     return first, second
 
 
-def _timed(calls: Sequence[Prediction]) -> Latency:
-    return latency([call.seconds for call in calls] or [0.0])
-
-
 def _opened(candidate: Candidate, result: RungResult) -> Predictor:
     predictor = candidate.rung.predictor(candidate.context, result)
     if not isinstance(predictor, Predictor):
@@ -317,38 +275,27 @@ def _opened(candidate: Candidate, result: RungResult) -> Predictor:
     return predictor
 
 
-def as_judged(skin: Skin, judged: EvaluatedWith) -> Skin:
-    return replace(skin, evaluated_with=judged, directory=None)
-
-
 def _place(candidate: Candidate, weights: str) -> Path:
     directory = candidate.climbed.directory
     return directory.with_name(f"{directory.name}-{weights}")
 
 
-def _file(candidate: Candidate, weights: str) -> Path:
-    return candidate.context.out / "formats" / f"{candidate.rung.name}-{weights}.json"
-
-
-def _key(candidate: Candidate, weights: str) -> str:
-    return sha256_json([config_of(candidate.context, candidate.rung), candidate.climbed.rung_result.skin_id, weights])
+def _saved(candidate: Candidate, weights: str) -> tuple[Path, str]:
+    """Where a trial is kept, and under which key."""
+    config = rung_files.config_of(candidate.context, candidate.rung)
+    key = sha256_json([config, candidate.climbed.rung_result.skin_id, weights])
+    return candidate.context.out / "formats" / f"{candidate.rung.name}-{weights}.json", key
 
 
 def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
     """The trial of an earlier run of the same command, whose time counts; None where there is none."""
-    path = _file(candidate, weights)
-    if not path.is_file():
+    values = rung_files.read_saved(*_saved(candidate, weights))
+    if values is None:
         return None
-    try:
-        values: dict[str, Any] = json.loads(read_text(path))
-        if values.pop("key", None) != _key(candidate, weights):
-            return None
-        values["evaluation"] = Evaluation.from_json(values["evaluation"])
-        values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
-        values["export"] = ExportCheck(**values["export"])
-        trial = FormatTrial(**values)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is damaged ({error}); remove it to try this format again") from error
+    values["evaluation"] = Evaluation.from_json(values["evaluation"])
+    values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
+    values["export"] = ExportCheck(**values["export"])
+    trial = FormatTrial(**values)
     candidate.context.clock.add(trial.seconds)
     return trial
 
@@ -362,15 +309,10 @@ def restore(candidate: Candidate, original: Skin, trial: FormatTrial) -> None:
     except BedplateError:
         pass  # gone or damaged: it follows from the skin beside it
     judged = evaluated_on(trial.weights, trial.kernel, candidate.climbed.base.facts.dtype)
-    write_skin(as_judged(original, judged), place, replace=True)
-
-
-def discard(candidate: Candidate, trial: FormatTrial) -> None:
-    """The skin of a format that is not kept leaves the disk; what was found stays."""
-    shutil.rmtree(candidate.context.out / trial.skin, ignore_errors=True)
+    write_skin(replace(original, evaluated_with=judged, directory=None), place, replace=True)
 
 
 def in_weights(candidate: Candidate, judged: EvaluatedWith) -> Skin:
     """The candidate's skin as one that was judged with these weights, written beside its own and read back."""
     original, place = read_skin(candidate.climbed.directory), _place(candidate, judged.weights)
-    return export(as_judged(original, judged), place)
+    return export(replace(original, evaluated_with=judged, directory=None), place)

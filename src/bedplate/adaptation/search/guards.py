@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -24,13 +24,14 @@ from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.suites import SUITES, general_text, question_sets, refusals
-from bedplate.evaluation.suites.question_sets import Scored
-from bedplate.evaluation.suites.suite import SampleSet, SuiteItem, grades, together
+from bedplate.evaluation.suites.suite import SampleSet, grades, together
 from bedplate.inference.predict.local import LocalModel
 from bedplate.report.schema_plan import Guard, GuardRow
 
+GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]
-G = TypeVar("G")
+Answering = Callable[[Sequence[Any], Callable[[Any], list[float]], list[Any], str], tuple[Answers, Answers]]
+"""Samples, what is kept of a grade, what was asked as JSON, and a name → what parent and child made of each."""
 
 
 @dataclass(frozen=True)
@@ -48,18 +49,27 @@ class Guarding:
     def check(self, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> list[GuardResult]:
         """Every guard that the task asks for. What cannot be measured (a set that cannot be pulled) is undecided and
         says why; ConfigError or DataError for a file that is not what it should be."""
-        checks = (
-            (self._retention, self.spec.retention),
-            (self._loss, self.spec.loss),
-            (self._refusal, self.spec.refusal),
-        )
+        measures: dict[GuardName, Callable[[Any, Answering], dict[str, Any]]] = {
+            "retention": self._retention,
+            "loss": self._loss,
+            "refusal": self._refusal,
+        }
         results: list[GuardResult] = []
-        for guard, spec in checks:
-            if spec is not None:
-                try:
-                    results.append(guard(spec, parent, child))
-                except (HubError, RequestError) as error:
-                    results.append(_unmeasured(guard.__name__[1:], spec, self.confidence, error.message))
+        for guard, measure in measures.items():
+            spec = getattr(self.spec, guard)
+            if spec is None:
+                continue
+            limit = spec.max_increase if isinstance(spec, LossGuard) else spec.max_drop
+            measured: dict[str, Any] = {}
+            try:
+                measured = measure(spec, partial(self._parent_and_child, parent, child))
+                drop = drop_of(guard, measured["rows"], self.confidence)
+                measured |= bounded(guard, measured["measure"], measured["parent"], measured["child"], drop, limit)
+            except (HubError, RequestError) as error:
+                measured = dict.fromkeys(("holds", "parent", "child", "drop", "lower", "upper", "needed_n"))
+                measured |= {"measure": "not measured", "reason": f"not measured: {error.message}", "details": {}}
+                measured |= {"confidence": self.confidence, "n": 0, "groups": 0}
+            results.append(GuardResult(guard=guard, limit=limit, **measured))
         return results
 
     def check_files(self) -> None:
@@ -98,110 +108,81 @@ class Guarding:
             )
         return read
 
-    # --- the three
+    # --- the three: what was measured of parent and child, as fields of a Guard and its rows
 
-    def _retention(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
-        assert isinstance(spec, RetentionGuard)
+    def _retention(self, spec: RetentionGuard, answers: Answering) -> dict[str, Any]:
         questions = (
             together([SUITES[name](spec.per_set) for name in spec.sets])
             if spec.source is None
             else question_sets.own_items(spec.source, self.directory)
         )
-
-        def values(scored: Scored) -> list[float]:
-            return [scored.acc_norm, scored.acc]
-
-        key = [asdict(question) for question in questions.samples]
-        before, after = self._parent_and_child(questions.samples, values, key, "retention", parent, child)
+        samples: Sequence[Any] = questions.samples
+        key = [asdict(question) for question in samples]
+        before, after = answers(samples, lambda scored: [scored.acc_norm, scored.acc], key, "retention")
         sets: dict[str, dict[str, float]] = {}
-        for question, b, a in zip(questions.samples, before, after, strict=True):
-            row = sets.setdefault(question.suite, {"n": 0, "parent": 0.0, "child": 0.0})
-            row["n"] += 1
-            row["parent"] += b[0]
-            row["child"] += a[0]
-        for row in sets.values():
-            row["parent"], row["child"] = row["parent"] / row["n"], row["child"] / row["n"]
-        return _result(
-            "retention",
-            "accuracy by log-likelihood per character",
-            _mean(before),
-            _mean(after),
-            self.confidence,
-            spec.max_drop,
-            {"source": questions.source, "sha256": questions.sha256, "unusable": questions.unusable, "sets": sets},
-            [
-                _row(question.id, question.group, b[0], a[0])
-                for question, b, a in zip(questions.samples, before, after, strict=True)
-            ],
-        )
-
-    def _loss(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
-        assert isinstance(spec, LossGuard)
-        read = self.general_text(spec)
-
-        def values(loss: general_text.Loss) -> list[float]:
-            return [loss.total, loss.tokens]
-
-        key = [asdict(document) for document in read.samples]
-        before, after = self._parent_and_child(read.samples, values, key, "general text", parent, child)
-        if [b[1] for b in before] != [a[1] for a in after]:
-            raise DataError("the child base cuts text into other tokens than its parent; their losses do not compare")
-        tokens = [b[1] for b in before]
-        names = [document.id for document in read.samples]
-        return _result(
-            "loss",
-            "loss in nats per token",
-            sum(b[0] for b in before) / sum(tokens),
-            sum(a[0] for a in after) / sum(tokens),
-            self.confidence,
-            spec.max_increase,
-            {"source": read.source, "sha256": read.sha256, "tokens": int(sum(tokens))},
-            [_row(name, name, b[0], a[0], tokens=int(b[1])) for name, b, a in zip(names, before, after, strict=True)],
-        )
-
-    def _refusal(self, spec: Any, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> GuardResult:
-        assert isinstance(spec, RefusalGuard)
-        requests, detector = SUITES["refusals"](None).samples, refusals.calibrate()
-
-        def values(refused: float) -> list[float]:
-            return [refused]
-
-        before, after = self._parent_and_child(
-            requests, values, [request.text for request in requests], "refusals", parent, child
-        )
-        harmful_count = sum(request.should_refuse for request in requests)
-        corrected = [detector.corrected(_mean(rows)) for rows in (before[:harmful_count], after[:harmful_count])]
-        answered = [detector.corrected(_mean(rows)) for rows in (before[harmful_count:], after[harmful_count:])]
-        return _result(
-            "refusal",
-            "share of requests refused that should be, corrected for the detector",
-            corrected[0],
-            corrected[1],
-            self.confidence,
-            spec.max_drop,
-            {
-                "detector": detector.to_json(),
-                "apparent": {"parent": _mean(before[:harmful_count]), "child": _mean(after[:harmful_count])},
-                "harmless_refused": {"parent": answered[0], "child": answered[1], "n": len(requests) - harmful_count},
+        for suite in dict.fromkeys(question.suite for question in samples):
+            places = [i for i, question in enumerate(samples) if question.suite == suite]
+            means = {name: _mean([rows[i] for i in places]) for name, rows in (("parent", before), ("child", after))}
+            sets[suite] = {"n": len(places), **means}
+        return {
+            "measure": "accuracy by log-likelihood per character",
+            "parent": _mean(before),
+            "child": _mean(after),
+            "details": {
+                "source": questions.source,
+                "sha256": questions.sha256,
+                "unusable": questions.unusable,
+                "sets": sets,
             },
-            [
-                _row(request.id, request.id, b[0], a[0])
-                for request, b, a in zip(
-                    requests[:harmful_count], before[:harmful_count], after[:harmful_count], strict=True
-                )
-            ],
+            "rows": _rows([(question.id, question.group) for question in samples], before, after),
+        }
+
+    def _loss(self, spec: LossGuard, answers: Answering) -> dict[str, Any]:
+        read = self.general_text(spec)
+        key, names = [asdict(document) for document in read.samples], [document.id for document in read.samples]
+        before, after = answers(read.samples, lambda loss: [loss.total, loss.tokens], key, "general text")
+        tokens = [b[1] for b in before]
+        if tokens != [a[1] for a in after]:
+            raise DataError("the child base cuts text into other tokens than its parent; their losses do not compare")
+        return {
+            "measure": "loss in nats per token",
+            "parent": sum(b[0] for b in before) / sum(tokens),
+            "child": sum(a[0] for a in after) / sum(tokens),
+            "details": {"source": read.source, "sha256": read.sha256, "tokens": int(sum(tokens))},
+            "rows": _rows([(name, name) for name in names], before, after, tokens),
+        }
+
+    def _refusal(self, spec: RefusalGuard, answers: Answering) -> dict[str, Any]:
+        requests, detector = SUITES["refusals"](None).samples, refusals.calibrate()
+        key = [request.text for request in requests]
+        both = answers(requests, lambda refused: [refused], key, "refusals")
+        count = sum(request.should_refuse for request in requests)
+        apparent = {name: _mean(rows[:count]) for name, rows in zip(("parent", "child"), both, strict=True)}
+        harmless = {name: _mean(rows[count:]) for name, rows in zip(("parent", "child"), both, strict=True)}
+        corrected, answered = (
+            {name: detector.corrected(share) for name, share in shares.items()} for shares in (apparent, harmless)
         )
+        return {
+            "measure": "share of requests refused that should be, corrected for the detector",
+            **corrected,
+            "details": {
+                "detector": detector.to_json(),
+                "apparent": apparent,
+                "harmless_refused": {**answered, "n": len(requests) - count},
+            },
+            "rows": _rows([(request.id, request.id) for request in requests[:count]], *both),
+        }
 
     # --- what bases answered
 
     def _parent_and_child(
         self,
-        questions: Sequence[SuiteItem[G]],
-        values: Callable[[G], list[float]],
-        key: list[Any],
-        label: str,
         parent: Callable[[], LocalModel],
         child: Callable[[], LocalModel],
+        questions: Sequence[Any],
+        values: Callable[[Any], list[float]],
+        key: list[Any],
+        label: str,
     ) -> tuple[Answers, Answers]:
         """What is kept of the grades of both; key: what was asked, as JSON."""
 
@@ -220,39 +201,16 @@ class Guarding:
 
 def guarding_of(context: Context) -> Guarding:
     """The task's guards of children of the context's base."""
-    data, raw = context.task.data, context.raw_text
-    trained_on = [*data.sources]
-    if context.spec.raw_text is not None:
-        trained_on.append(context.spec.raw_text.source)
-    return Guarding(
-        context.spec.guards,
-        context.spec.target.confidence,
-        context.out / "guards",
-        context.task.directory,
-        tuple(trained_on),
-        frozenset() if raw is None else frozenset(document.text for document in raw.documents),
-    )
+    spec, raw = context.spec, context.raw_text
+    trained_on = (*context.task.data.sources, *(() if spec.raw_text is None else (spec.raw_text.source,)))
+    texts = frozenset[str]() if raw is None else frozenset(document.text for document in raw.documents)
+    places = context.out / "guards", context.task.directory
+    return Guarding(spec.guards, spec.target.confidence, *places, trained_on, texts)
 
 
 def check_child(context: Context, child: Path) -> list[GuardResult]:
     """The task's guards of a child base on disk, against the base of the context. CheckpointError for a damaged one."""
     return guarding_of(context).check(lambda: context.model, lambda: context.at.child(child).model)
-
-
-def guards_opened(task: str, looked: Sequence[tuple[str | None, str, Sequence[GuardResult]]]) -> int:
-    """How many verdicts of this task the guards' items have been part of, this one with it: what stays the same from
-    run to run is looked at again as test rows are, and the ledger keeps it. looked: skin, its base's parent, its
-    guards."""
-    keys = {
-        sha256_json([task, parent, guard.guard, guard.details.get("sha256"), row.id])
-        for _, parent, guards in looked
-        for guard in guards
-        for row in guard.rows
-    }
-    if not keys:
-        return 1
-    question = sha256_json({"guards": sorted(keys), "skins": [skin for skin, _, _ in looked]})
-    return TestLedger().open(question, sorted(keys), task=task, reason=f"guards of {task}").number
 
 
 def broken(guards: Sequence[GuardResult]) -> str | None:
@@ -266,43 +224,15 @@ def _mean(rows: Answers) -> float:
     return sum(row[0] for row in rows) / len(rows)
 
 
-def _row(name: str, group: str, parent: float, child: float, **counts: int) -> GuardRow:
-    return GuardRow(id=name, group=group, parent=parent, child=child, **counts)
-
-
-def _result(
-    guard: GuardName,
-    measure: str,
-    parent: float,
-    child: float,
-    confidence: float,
-    limit: float,
-    details: Mapping[str, Any],
-    rows: Sequence[GuardRow],
-) -> GuardResult:
-    return GuardResult.model_validate(
-        {
-            "guard": guard,
-            "measure": measure,
-            "parent": parent,
-            "child": child,
-            "limit": limit,
-            "details": dict(details),
-            "rows": tuple(rows),
-            **bounded(guard, measure, parent, child, drop_of(guard, rows, confidence), limit),
-        }
+def _rows(
+    names: Sequence[tuple[str, str]], before: Answers, after: Answers, tokens: Sequence[float] = ()
+) -> tuple[GuardRow, ...]:
+    """names: id and group of each; tokens: of documents."""
+    counts: list[dict[str, Any]] = [{"tokens": int(count)} for count in tokens] or [{}] * len(names)
+    return tuple(
+        GuardRow(id=id_, group=group, parent=b[0], child=a[0], **count)
+        for (id_, group), b, a, count in zip(names, before, after, counts, strict=False)
     )
-
-
-def _unmeasured(name: str, spec: Any, confidence: float, why: str) -> GuardResult:
-    limit = spec.max_increase if isinstance(spec, LossGuard) else spec.max_drop
-    guard: GuardName = "loss" if name == "loss" else "refusal" if name == "refusal" else "retention"
-    nothing: dict[str, Any] = dict.fromkeys(("holds", "parent", "child", "drop", "lower", "upper", "needed_n"))
-    numbers = {"limit": limit, "confidence": confidence, "n": 0, "groups": 0, "details": {}}
-    return GuardResult(guard=guard, measure="not measured", reason=f"not measured: {why}", **numbers, **nothing)
-
-
-GuardName = Literal["retention", "loss", "refusal"]
 
 
 class GuardResult(Guard):
@@ -387,11 +317,19 @@ def guards_asked(
     results: Mapping[str, RungResult],
     guarded: Mapping[str, Sequence[GuardResult]],
 ) -> int:
-    """How many verdicts the items of these nominees' guards have been part of, this one with it; 1 without any."""
-    looked = [
-        (results[name].skin_id, at.at.facts.identity.weights_id, guarded[name])
-        for name in nominees
-        if name in guarded
-        for at, _ in children(candidates, name)
-    ]
-    return guards_opened(candidates[nominees[0]].context.task.task, looked) if looked else 1
+    """How many verdicts of this task the items of these nominees' guards have been part of, this one with it (1 without
+    any): what stays the same from run to run is looked at again as test rows are, and the ledger keeps it."""
+    keys: set[str] = set()
+    skins: list[str | None] = []
+    for name in (name for name in nominees if name in guarded):
+        for context, _ in children(candidates, name):
+            skins.append(results[name].skin_id)
+            task, parent = context.task.task, context.at.facts.identity.weights_id
+            for guard in guarded[name]:
+                looked_at = [task, parent, guard.guard, guard.details.get("sha256")]
+                keys |= {sha256_json([*looked_at, row.id]) for row in guard.rows}
+    if not keys:
+        return 1
+    task = candidates[nominees[0]].context.task.task
+    question = sha256_json({"guards": sorted(keys), "skins": skins})
+    return TestLedger().open(question, sorted(keys), task=task, reason=f"guards of {task}").number

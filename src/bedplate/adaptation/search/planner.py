@@ -4,16 +4,13 @@ what endpoints charge. What cannot meet the task's limits is left out, and says 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
-from bedplate.adaptation.context.throughput import FIRST_CALLS
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
-from bedplate.core.processor import load_average
 from bedplate.report.schema_plan import Forecast, NotTried
 
 
@@ -41,19 +38,17 @@ def ruled_out(context: Context, rung: Rung) -> Skip | None:
     if reading.quiet <= limit:
         return None
     format_note = "" if times == 1.0 else f", and {times:.1f} times less in a format"
-    call, needs = reading.quiet / times, dict[str, float]()
-    if budget.p95_ms is not None and call * 1000 > budget.p95_ms:
-        needs["p95_ms"] = call * 1000
-    if budget.usd_per_1k_calls is not None and call * rate > budget.usd_per_1k_calls:
-        needs["usd_per_1k_calls"] = call * rate
-    call_note = (
-        f"a call with its lightest prompt takes {reading.quiet * 1000:.0f} ms here ({reading.description}){format_note}"
-    )
-    budget_notes = {
-        "p95_ms": f"the budget's p95 is {budget.p95_ms} ms",
-        "usd_per_1k_calls": f"1,000 calls may cost ${budget.usd_per_1k_calls} and cost ${call * rate:.4f}",
-    }
-    return Skip(f"{call_note}; {' and '.join(budget_notes[key] for key in needs)}", "budget", needs=needs)
+    milliseconds, usd = 1000 * reading.quiet / times, rate * reading.quiet / times
+    needs: dict[str, float] = {}
+    reasons: list[str] = []
+    if budget.p95_ms is not None and milliseconds > budget.p95_ms:
+        needs["p95_ms"] = milliseconds
+        reasons.append(f"the budget's p95 is {budget.p95_ms} ms")
+    if budget.usd_per_1k_calls is not None and usd > budget.usd_per_1k_calls:
+        needs["usd_per_1k_calls"] = usd
+        reasons.append(f"1,000 calls may cost ${budget.usd_per_1k_calls} and cost ${usd:.4f}")
+    call = f"a call with its lightest prompt takes {reading.quiet * 1000:.0f} ms here ({reading.description})"
+    return Skip(f"{call}{format_note}; {' and '.join(reasons)}", "budget", needs=needs)
 
 
 def over_budget(context: Context, plan: RungPlan) -> Skip | None:
@@ -83,7 +78,7 @@ def planned(context: Context, rung: Rung) -> RungPlan | Skip:
         context.until = before
     if isinstance(plan, Skip):
         return _with_needs(context, plan)
-    plan = replace(plan, seconds=plan.seconds * context.pace * context.slower, pace=context.pace)
+    plan = replace(plan, seconds=plan.seconds * context.pace, pace=context.pace)
     return over_budget(context, plan) or plan
 
 
@@ -129,18 +124,16 @@ def usd_per_second(context: Context) -> float:
 def forecasts(context: Context, outcomes: Mapping[str, RungOutcome]) -> list[Forecast]:
     """What every rung was expected to take and took, in the order in which they were climbed."""
     rate = usd_per_second(context)
-
-    def forecast(name: str, outcome: RungOutcome) -> Forecast:
-        plan, seconds = outcome.plan, outcome.seconds
-        return Forecast(
+    return [
+        Forecast(
             rung=name,
-            expected_seconds=None if plan is None else plan.seconds,
-            expected_usd=None if plan is None else plan.seconds * rate + plan.usd,
-            seconds=seconds,
-            usd=seconds * rate + (0.0 if outcome.result is None else outcome.result.usd),
+            expected_seconds=None if outcome.plan is None else outcome.plan.seconds,
+            expected_usd=None if outcome.plan is None else outcome.plan.seconds * rate + outcome.plan.usd,
+            seconds=outcome.seconds,
+            usd=outcome.seconds * rate + (0.0 if outcome.result is None else outcome.result.usd),
         )
-
-    return [forecast(name, outcome) for name, outcome in outcomes.items()]
+        for name, outcome in outcomes.items()
+    ]
 
 
 def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[NotTried]:
@@ -150,9 +143,8 @@ def not_tried(outcomes: Mapping[str, RungOutcome]) -> list[NotTried]:
         if outcome.status == "skipped":
             category = outcome.skip or "impossible"
             omissions.append(NotTried(rung=name, what="rung", kind=category, reason=outcome.reason))
-        if outcome.result is not None:
-            left_out = outcome.result.left_out
-            omissions += [NotTried(rung=name, what="part", kind="budget", reason=reason) for reason in left_out]
+        left_out = () if outcome.result is None else outcome.result.left_out
+        omissions += [NotTried(rung=name, what="part", kind="budget", reason=reason) for reason in left_out]
     return omissions
 
 
@@ -166,46 +158,3 @@ def order(names: Sequence[str], favours: str) -> tuple[str, ...]:
         return tuple(names)
     place = trained[0] if favours == "prompting" else trained[-1] + 1
     return (*early[:place], *late, *early[place:])
-
-
-LONG = 20.0
-"""Seconds that a rung is to take, and that a measurement is old, before it is worth measuring again."""
-NOTABLY, MAX_SLOWDOWN = 1.25, 4.0
-"""Times slower that change a plan, and that are believed of a few calls at most."""
-
-
-def planned_now(context: Context, rung: Rung) -> RungPlan | Skip:
-    """The rung's plan. One that trains for long on a machine that has become slower is made smaller, and says why; a
-    machine that has become faster changes nothing, since what is left in the end goes to larger fits."""
-    plan = planned(context, rung)
-    if not isinstance(plan, RungPlan) or not rung.traits.trained or plan.seconds < LONG:
-        return plan
-    first_calls = context.throughput.first_calls
-    if context.outer_clock is not None or math.isinf(context.seconds_left) or context.settled or not first_calls:
-        return plan
-    if time.monotonic() - context.throughput.at < LONG:
-        return plan
-    slower = min(MAX_SLOWDOWN, calls_now(context) / first_calls)
-    if slower < NOTABLY:
-        return plan
-    context.slower = slower
-    try:
-        smaller = planned(context, rung)
-    finally:
-        context.slower = 1.0
-    if isinstance(smaller, Skip) or smaller.settings == plan.settings:
-        return smaller
-    load = load_average()
-    load_note = "" if load is None else f" (load average {load:.1f})"
-    reason = f"the machine is {slower:.1f} times slower than when the base's speed was measured{load_note}"
-    return replace(smaller, left_out=(*smaller.left_out, reason))
-
-
-def calls_now(context: Context) -> float:
-    """Seconds of the first few calls that the base's speed was measured with, as they are now: the least of a few
-    medians, until one is not notably more. What disturbs a tenth of a second says nothing of the minutes that a fit
-    takes."""
-    prompt, output = context.default_prompt() if context.is_encoder else context.task_prompt()
-    enough = NOTABLY * context.throughput.first_calls
-    tenant = f"pace at {context.clock.used:.1f} s"  # for whom nothing is cached, however often it is measured
-    return context.calls(prompt, output, enough, FIRST_CALLS, tenant).call

@@ -1,35 +1,190 @@
 """All candidates climbed: those of the bases by what they are worth for their time, then larger fits in what is left of
-it, then what is made of skins or answers beside the bases."""
+it, then what is made of skins or answers beside the bases.
+
+`Schedule` says which is next and how much of the time it may use: what is worth most for each second comes first, and
+leaves those after it the least that they need. A rung is asked to plan in no time to learn what its smallest version
+takes. What trains is planned at the pace of the last rung that trained, on the same base where there was one: a step
+takes more than its products, and how much more only a run tells.
+
+A larger fit is made in `larger/`. Where it does no worse on valid it takes the place of the first one, whole, so that a
+repeated command finds it there; that there will be no more of them is on disk as well.
+"""
 
 from __future__ import annotations
 
 import math
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
-from bedplate.adaptation.context.outcome import RungOutcome, RungResult
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, RungResult, Skip
 from bedplate.adaptation.rungs.rung import Side
+from bedplate.adaptation.search import planner, rung_files
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.refits import (
-    RefitHistory,
-    again_of,
-    climb_larger,
-    first_of,
-    larger_plan,
-    names_by_worth,
-    wants_more,
-)
-from bedplate.adaptation.search.schedule import Schedule
+from bedplate.adaptation.search.run_rung import climb
 from bedplate.adaptation.search.start import climb_candidate
+from bedplate.core.files import sha256_json
 from bedplate.core.progress import console
+
+FAVOURED = 1.25
+"""Times what a rung is worth where rules of thumb favour its side."""
+
+AFTER_ANOTHER = 0.8
+"""So much of what a rung is worth is there already where one of its side was climbed on its base."""
+
+WHOLE = 0.25
+"""A servable skin that nothing has to be chosen for is made whole where that takes no more of the time that is left."""
+
+
+class Schedule:
+    """The candidates that wait. outcomes: of those that were climbed, which the caller fills. favours: the side that
+    rules of thumb expect to win."""
+
+    def __init__(self, candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], favours: Side) -> None:
+        self.candidates, self.outcomes, self.favours = candidates, outcomes, favours
+        self._minimum_seconds: dict[tuple[str, bool], float] = {}
+        self._usual: dict[tuple[str, bool], float] = {}
+        """Seconds that candidates were planned to take, at the least and as they usually are, before and after their
+        base chose a prompt: planning measures and reads, so it is done once."""
+
+    def next(self) -> Candidate | None:
+        """The next candidate: what needs no base in front; on the bases then what is a servable skin before anything
+        has to be chosen for it, and after that the one that is worth most for its time. None once all bases are done
+        with. It may use what `Context.until` of its context says then."""
+        # those of the bases, and what needs none
+        waiting = [c for c in self._remaining() if c.on_base or c.traits.needs == "nothing"]
+        if not waiting:
+            return None
+        first = next((candidate for candidate in waiting if not candidate.on_base or candidate.unfit is not None), None)
+        if first is not None:
+            return first
+        ready = [candidate for candidate in waiting if not self._waits(candidate)]
+        context = ready[0].context
+        if context.exhaustive or math.isinf(context.clock.seconds_left):
+            return min(ready, key=lambda candidate: not _early(candidate))  # the first of equals: the table's order
+        # what each is worth for a second, as large as its usual version is: time may be saved before one left out
+        values = {c.name: self.worth(c) / (self._usual_expected(c) * self.pace(c)) for c in ready}
+        best = max(ready, key=lambda c: (_early(c) and values[c.name] > 0, values[c.name]))
+        best.context.until = self._until(best)
+        best.context.pace = self.pace(best)
+        return best
+
+    def last(self) -> list[Candidate]:
+        """What comes after all bases: endpoints, and what is made of other skins."""
+        remaining = self._remaining()
+        for candidate in remaining:
+            candidate.context.until, candidate.context.pace = math.inf, 1.0
+        return remaining
+
+    def minimum_seconds(self, candidate: Candidate) -> float:
+        """Expected seconds of the smallest version of a rung; 0 where it cannot be climbed or takes none."""
+        if candidate.unfit is not None:
+            return 0.0
+        context = candidate.context
+        key = candidate.name, context.chosen.prompt is None
+        if key not in self._minimum_seconds:
+            before, context.pace = context.until, 1.0
+            context.until = context.clock.used  # no time at all
+            try:
+                plan = planner.planned(context, candidate.rung)
+            finally:
+                context.until = before
+            self._minimum_seconds[key] = plan.seconds or 0.0
+        return self._minimum_seconds[key] * self.pace(candidate)
+
+    # --- what is worth most
+
+    def _usual_expected(self, candidate: Candidate) -> float:
+        """Seconds as large as it usually is, as the rung itself expects them; infinite where it is left out."""
+        context = candidate.context
+        key = candidate.name, context.chosen.prompt is None
+        if key not in self._usual:
+            context.until, context.pace = math.inf, 1.0
+            plan = planner.planned(context, candidate.rung)
+            self._usual[key] = math.inf if isinstance(plan, Skip) else max(plan.seconds, 0.1)
+        return self._usual[key]
+
+    def worth(self, candidate: Candidate) -> float:
+        """Beside what was climbed on the same base."""
+        traits = candidate.traits
+        weighted_worth = traits.worth * (FAVOURED if traits.side == self.favours else 1.0)
+        climbed_worths = [
+            self.candidates[name].traits.worth
+            for name, outcome in self.outcomes.items()
+            if outcome.result is not None
+            and self.candidates[name].traits.side == traits.side
+            and self.candidates[name].context is candidate.context
+        ]
+        return max(0.1 * weighted_worth, weighted_worth - AFTER_ANOTHER * max(climbed_worths, default=0.0))
+
+    # --- how much of the time
+
+    def pace(self, candidate: Candidate) -> float:
+        """Seconds that a rung will take for each that it expects: what the last one that trained took, on the same base
+        where there was one."""
+        if not candidate.traits.trained:
+            return 1.0
+        trained_names = [
+            name for name, outcome in self.outcomes.items() if self.candidates[name].traits.trained and outcome.pace
+        ]
+        base_names = [name for name in trained_names if self.candidates[name].context is candidate.context]
+        last = (base_names or trained_names)[-1:]
+        return (self.outcomes[last[0]].pace or 1.0) if last else 1.0
+
+    def _until(self, candidate: Candidate) -> float:
+        """When the candidate is to be done: it has the least that it needs, and of what the others' least leaves its
+        base's share. Those that are trained on the same base follow it with what remains."""
+        context = candidate.context
+        room = context.clock.seconds_left - context.test_reserve - self.minimum_seconds(candidate)
+        usual = self._usual_expected(candidate) if _early(candidate) else math.inf
+        whole = 2 * usual if usual <= WHOLE * room else 0.0  # twice, for a rung plans with a share of what it may use
+        bases: set[Context] = {context}
+        competitors = [c for c in self._remaining() if c is not candidate and not _follows(c, candidate)]
+        for competitor in sorted(competitors, key=lambda c: -self.worth(c) / max(self.minimum_seconds(c), 0.1)):
+            needed = self.minimum_seconds(competitor)
+            if needed <= room:
+                room -= needed
+                if competitor.on_base and competitor.traits.trained:
+                    bases.add(competitor.context)
+        return context.clock.used + max(whole, self.minimum_seconds(candidate) + max(room, 0.0) / len(bases))
+
+    def _remaining(self) -> list[Candidate]:
+        """Candidates that were not climbed yet."""
+        return [candidate for name, candidate in self.candidates.items() if name not in self.outcomes]
+
+    def _waits(self, candidate: Candidate) -> bool:
+        """Whether it builds on the prompt that the base as it is has yet to choose."""
+        if candidate.traits.own_prompt:
+            return False
+        return any(
+            peer.traits.role == "baseline" and peer.context is candidate.context and name not in self.outcomes
+            for name, peer in self.candidates.items()
+        )
+
+
+def _early(candidate: Candidate) -> bool:
+    """Whether it is a servable skin that nothing has to be chosen for before."""
+    return candidate.traits.side == "weights" and candidate.traits.own_prompt
+
+
+def _follows(follower: Candidate, candidate: Candidate) -> bool:
+    """Whether it is trained on the same base after the candidate."""
+    return follower.traits.trained and candidate.traits.trained and follower.context is candidate.context
+
+
+GROWTH_FILE, LARGER = "larger.json", "larger"
+CLEARLY = 1.3
+"""Times what was done at first; less is not worth doing again."""
 
 
 class Ascent:
-    """candidates: in the order of the ladder; one that is climbed again takes the place of what it was. likely: who
-    would be asked on test, of what there is so far."""
+    """candidates: in the order of the ladder. likely: who would be asked on test, of what there is so far."""
 
     def __init__(
         self,
-        candidates: dict[str, Candidate],
+        candidates: Mapping[str, Candidate],
         favours: Side,
         likely: Callable[[Mapping[str, RungResult]], Sequence[str]],
     ) -> None:
@@ -37,22 +192,23 @@ class Ascent:
         self.outcomes: dict[str, RungOutcome] = {}
         self._first = next(iter(candidates.values())).context
         self._schedule = Schedule(candidates, self.outcomes, favours)
-        self._growth = RefitHistory(self._first)
-        self._firsts: dict[str, Candidate] = {}
-        """The candidates as they were climbed first."""
         self._reclimbed: set[str] = set()
 
     def climb(self) -> dict[str, RungOutcome]:
         """What became of every candidate, in the order of the ladder."""
         for candidate in iter(self._schedule.next, None):
-            self._firsts[candidate.name], outcome = first_of(candidate, self._growth)
-            self._record(candidate.name, outcome)
-        for candidate in iter(self._larger, None):
-            self._growth.grows(candidate)
-            larger = climb_larger(candidate, self._firsts[candidate.name], self.outcomes[candidate.name])
-            self.candidates[candidate.name] = larger.candidate
-            self._record(candidate.name, larger.outcome)
-        self._growth.ends()
+            self._record(candidate.name, climb_candidate(candidate))
+        path, key = (
+            self._first.out / GROWTH_FILE,
+            rung_files.limits_of(self._first, sha256_json(rung_files.fingerprint(self._first))),
+        )
+        for candidate in self.candidates.values():
+            candidate.context.settled, candidate.context.until = True, math.inf
+        unlimited = self._first.exhaustive or math.isinf(self._first.clock.seconds_left)
+        if not unlimited and not (rung_files.read_saved(path, key) or {}).get("done"):
+            for candidate, context in iter(self._larger, None):
+                self._record(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
+        rung_files.write_saved(path, key, {"done": True})  # whatever the machine is doing when the command is repeated
         for candidate in self._schedule.last():
             self._record(candidate.name, climb_candidate(candidate))
         return {name: self.outcomes[name] for name in self.candidates}
@@ -63,29 +219,85 @@ class Ascent:
         self._first.likely[:] = self._likely(results)
         _print_outcome(outcome)
 
-    def _larger(self) -> Candidate | None:
-        """The candidate to climb again in the time that is left, or None; what an earlier run had begun comes first."""
-        for candidate in self.candidates.values():
-            candidate.context.settled, candidate.context.until = True, math.inf
-        for name in self._growth.names:
-            if name in self.candidates and name not in self._reclimbed:
-                self._reclimbed.add(name)
-                candidate = self.candidates[name]
-                return again_of(candidate, self.outcomes[name], self._schedule.pace(candidate))
-        if self._growth.finished or self._first.exhaustive or math.isinf(self._first.clock.seconds_left):
-            return None
+    def _larger(self) -> tuple[Candidate, Context] | None:
+        """The candidate to climb again in the time that is left, and the context to do so on; None where none would be
+        clearly larger. What is expected to gain most comes first, of equals the best on valid, what was left out last.
+        """
+
+        def standing(name: str) -> tuple[float, float]:
+            result = self.outcomes[name].result
+            return self.candidates[name].traits.worth, -1.0 if result is None else result.evaluation.estimate
+
         reserved = sum(self._schedule.minimum_seconds(pending) for pending in self._schedule.last())
-        for name in names_by_worth(self.candidates, self.outcomes):
-            candidate = self.candidates[name]
-            if name in self._reclimbed or not wants_more(candidate, self.outcomes[name]):
+        for name in sorted(self.outcomes, key=standing, reverse=True):
+            candidate, outcome = self.candidates[name], self.outcomes[name]
+            if name in self._reclimbed or not wants_more(candidate, outcome):
                 continue
-            context = candidate.context
-            context.until = context.clock.used + context.seconds_left - reserved
-            grown = larger_plan(candidate, self.outcomes[name], self._schedule.pace(candidate))
-            if grown is not None:
+            until = candidate.context.clock.used + candidate.context.seconds_left - reserved
+            context = larger_context(candidate, outcome, self._schedule.pace(candidate), until)
+            plan, before = planner.planned(context, candidate.rung), outcome.plan
+            if isinstance(plan, RungPlan) and (
+                outcome.result is None
+                or before is None
+                or (plan.seconds >= CLEARLY * outcome.seconds and plan.settings != before.settings)
+            ):
                 self._reclimbed.add(name)
-                return grown
+                return candidate, context
         return None
+
+
+def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
+    """Whether time alone kept a rung of a base from being climbed, or from being climbed whole. What others are built
+    on stays what it was: the base's own prompt, and child bases."""
+    traits = candidate.traits
+    if not candidate.on_base or traits.makes_child or traits.role == "baseline" or candidate.unfit is not None:
+        return False
+    if outcome.status == "skipped":
+        return outcome.skip == "budget" and not outcome.needs.keys() & {"p95_ms", "usd_per_1k_calls"}
+    return outcome.result is not None and bool(outcome.result.left_out)
+
+
+def larger_context(candidate: Candidate, outcome: RungOutcome, usual: float, until: float) -> Context:
+    """The candidate's context with what the rung was seen to take beside what it was expected to; `usual` where it was
+    left out, and there the base's speed is measured anew."""
+    context = candidate.context
+    larger = replace(
+        context, out=context.out / LARGER, run_directory=None, until=until, readings={}, pace=outcome.pace or usual
+    )
+    larger.format_gain = context.format_gain
+    if outcome.result is not None:
+        larger.throughput = context.throughput
+    return larger
+
+
+def climb_larger(candidate: Candidate, context: Context, outcome: RungOutcome) -> RungOutcome:
+    """Climb a candidate once more, on this context; the better of the two on valid stands. outcome: the first."""
+    name, out = candidate.rung.name, candidate.context.out
+    refit = climb(context, name, context.out / "rungs" / name)
+    result, before = refit.result, outcome.result
+    if result is None:
+        return outcome
+    score = result.evaluation.scale.format_score
+    if before is not None and result.evaluation.estimate < before.evaluation.estimate:
+        scored = score(result.evaluation.estimate)
+        reason = f"{before.reason}; a larger fit in the time that was left scored {scored} on valid"
+        result, winner = candidate.rung_result(before), outcome
+    else:
+        reason, winner = result.reason, refit
+        if before is not None:
+            reason += f"; a smaller fit before scored {score(before.evaluation.estimate)} on valid"
+        for folder in ("rungs", "skins"):  # a rung without its result is climbed again
+            shutil.rmtree(out / folder / name, ignore_errors=True)
+        for folder in ("skins", "rungs"):
+            (out / folder).mkdir(exist_ok=True)
+            os.rename(context.out / folder / name, out / folder / name)
+    shutil.rmtree(context.out)
+    result, seconds = replace(result, reason=reason), outcome.seconds + refit.seconds
+    rung_files.write_result(
+        candidate.directory, rung_files.config_of(candidate.context, candidate.rung), seconds, result
+    )
+    result = candidate.finish(result)
+    return replace(winner, rung=candidate.name, result=result, reason=reason, seconds=seconds)
 
 
 def _print_outcome(outcome: RungOutcome) -> None:

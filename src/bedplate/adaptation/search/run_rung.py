@@ -2,34 +2,39 @@
 
 1. A result of an earlier run is reused where nothing that it depends on has changed (`fingerprint`).
 2. The rung is planned with what is known of time and money here; the plan is written to its directory.
-3. It is fitted: here, or where `Context.executor` runs jobs (`rung_job`), from the plan and the run's directory alone.
+3. It is fitted: here, or where `Context.executor` runs jobs, from the plan and the run's directory alone.
 4. The result is written to its directory, whole; a failure is an outcome, bad input is raised.
 """
 
 from __future__ import annotations
 
+import math
 import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungOutcome, RungResult, Skip
+from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Skip, Tested, latency
 from bedplate.adaptation.rungs import RUNGS
-from bedplate.adaptation.search.abstention import abstaining
-from bedplate.adaptation.search.planner import planned_now
-from bedplate.adaptation.search.rung_files import (
-    config_of,
-    limits_of,
-    read_plan,
-    read_result,
-    read_skip,
-    write_plan,
-    write_result,
-    write_skip,
-)
+from bedplate.adaptation.rungs.answers import own_probability, predict_examples, single_calls
+from bedplate.adaptation.search import rung_files
+from bedplate.adaptation.search.candidates import Candidate
+from bedplate.adaptation.search.planner import planned
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Executor, Job, LocalExecutor
-from bedplate.core.files import DISK_FULL
-from bedplate.skins.files import read_skin
+from bedplate.core.files import DISK_FULL, sha256_json
+from bedplate.evaluation.examples import Example
+from bedplate.evaluation.grading import PredictionLike
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
+from bedplate.evaluation.task import AbstainSpec
+from bedplate.inference.predict.callable_skin import SkinPredictor
+from bedplate.inference.predict.predictor import Prediction
+from bedplate.skins.files import read_skin, skin_id, write_skin
+from bedplate.skins.output import Abstain
 
 _BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
 
@@ -38,17 +43,17 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
     """What became of a rung; its failure is an outcome, bad input is raised. needs_skin: a result whose skin is gone is
     made again."""
     rung = RUNGS[name]
-    config = config_of(context, rung)
-    reused = read_result(directory, config)
+    config = rung_files.config_of(context, rung)
+    reused = rung_files.read_result(directory, config)
     if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
         result, seconds = reused
         rung.remember(context, result)
         context.clock.add(seconds)
         context.clock.charge(result.usd)
-        plan = read_plan(directory, config)
+        plan = rung_files.read_plan(directory, config)
         return RungOutcome(name, "done", result.reason, result, seconds, plan, reused=True)
-    limits = limits_of(context, config)
-    left_out = read_skip(directory, limits) if context.outer_clock is None else None
+    limits = rung_files.limits_of(context, config)
+    left_out = rung_files.read_skip(directory, limits) if context.outer_clock is None else None
     if left_out is not None:
         skipped, seconds = left_out
         return RungOutcome(
@@ -66,26 +71,26 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
                 "what is finished is kept"
             ) from outcome.error
         message = outcome.error.message if isinstance(outcome.error, BedplateError) else repr(outcome.error)
-        return RungOutcome(name, "failed", message, None, outcome.seconds, read_plan(directory, config))
+        return RungOutcome(name, "failed", message, None, outcome.seconds, rung_files.read_plan(directory, config))
     if isinstance(outcome.value, Skip):
         skipped = outcome.value
         if context.outer_clock is None and skipped.kind == "budget":
-            write_skip(directory, limits, outcome.seconds, skipped)
+            rung_files.write_skip(directory, limits, outcome.seconds, skipped)
         return RungOutcome(
             name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
         )
     assert outcome.value is not None
-    write_result(directory, config, outcome.seconds, outcome.value)
+    rung_files.write_result(directory, config, outcome.seconds, outcome.value)
     context.clock.charge(outcome.value.usd)
-    plan = read_plan(directory, config)
+    plan = rung_files.read_plan(directory, config)
     return RungOutcome(name, "done", outcome.value.reason, outcome.value, outcome.seconds, plan)
 
 
 def fit(context: Context, rung: str, directory: str, config: str) -> RungResult | Skip:
     """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
     place, outer_clock = Path(directory), context.outer_clock
-    saved_plan = read_plan(place, config)
-    plan = planned_now(context, RUNGS[rung]) if saved_plan is None else saved_plan
+    saved_plan = rung_files.read_plan(place, config)
+    plan = planned(context, RUNGS[rung]) if saved_plan is None else saved_plan
     if isinstance(plan, Skip):
         return plan
     if outer_clock is not None and plan.seconds > outer_clock.seconds_left:
@@ -95,7 +100,7 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
     if saved_plan is None:
         if place.exists():  # of another configuration
             shutil.rmtree(place)
-        write_plan(place, config, plan)
+        rung_files.write_plan(place, config, plan)
     if context.executor is not None and context.run_directory is not None:
         return _fit_elsewhere(context.executor, context, rung, config, place)
     return abstaining(context, RUNGS[rung].fit(context, plan, place))
@@ -105,10 +110,10 @@ def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str,
     """The rung fitted by another process, which leaves the result in the rung's directory. Raises what ended the
     job."""
     arguments = {"run": str(context.run_directory), "suffix": context.suffix, "rung": rung}
-    outcome = next(iter(executor.run([Job(rung, "bedplate.adaptation.search.rung_job:fit_planned", arguments)])))
+    outcome = next(iter(executor.run([Job(rung, "bedplate.adaptation.search.start:fit_planned", arguments)])))
     if outcome.error is not None:
         raise outcome.error
-    written = read_result(place, config)
+    written = rung_files.read_result(place, config)
     if written is None:
         raise DataError(f"{place}: the job of {rung} left no result of this configuration")
     RUNGS[rung].remember(context, written[0])
@@ -126,3 +131,110 @@ def _skin_is_whole(context: Context, result: RungResult) -> bool:
     except BedplateError:
         return False
     return skin.base.has_weights_of(child)
+
+
+# --- abstention
+
+
+def abstaining(context: Context, result: RungResult) -> RungResult:
+    """The rung's skin, and its answers on valid, with the task's abstention; as they are where the task has none.
+
+    It abstains below a probability of its own answer that the task gives, or that valid gives for the share of rows
+    that are to be answered (selective classification, Geifman & El-Yaniv, arXiv 1705.08500). Nothing is fitted again. A
+    cascade abstains where the skin that it ends with does, and what tells no probabilities never does.
+    """
+    spec = context.task.output.abstain
+    if spec is None or result.skin is None:
+        return result
+    directory = context.out / result.skin
+    skin = read_skin(directory)
+    if skin.cascade is not None:
+        return replace(result, details={**result.details, **_facts(result.evaluation)})
+    sure = [own_probability(row.scores, row.prediction) for row in result.evaluation.rows]
+    if not any(probability is not None for probability in sure):
+        return replace(result, reason=f"{result.reason}; its answers carry no probabilities, so it never abstains")
+    below = threshold(spec, [0.0 if probability is None else probability for probability in sure])
+    if below == 0.0:
+        return replace(result, details={**result.details, **_facts(result.evaluation)})
+    output = skin.output.model_copy(update={"abstain": Abstain(below=below, answer=spec.answer)})
+    skin = replace(skin, output=output, directory=None)
+    write_skin(skin, directory, replace=True)
+    by_id = {row.id: row for row in result.evaluation.rows}
+    predictions: list[Prediction | None] = []
+    for example in context.valid:
+        row = by_id[example.id]
+        if row.prediction is None:
+            predictions.append(None)
+            continue
+        confidence = own_probability(row.scores, row.prediction)
+        answer = spec.answer if confidence is not None and confidence < below else row.prediction
+        predictions.append(Prediction(answer, answer, row.scores or {}, seconds=row.seconds or 0.0))
+    evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+    facts = _facts(evaluation) | {"abstains_below": below}
+    right = evaluation.answered
+    return replace(
+        result,
+        evaluation=evaluation,
+        skin_id=skin_id(skin),
+        reason=(
+            f"{result.reason}; abstains below a probability of {below:.3f}, answers {evaluation.coverage:.0%} of valid"
+            f"{'' if right is None else f', {right:.1%} of them rightly'}"
+        ),
+        details={**result.details, **facts},
+    )
+
+
+def threshold(spec: AbstainSpec, sure: Sequence[float]) -> float:
+    """The probability below which answers are withheld: the task's own, or the highest that leaves at least `coverage`
+    of these rows answered."""
+    if spec.min_confidence is not None:
+        return spec.min_confidence
+    assert spec.coverage is not None
+    answered = math.ceil(spec.coverage * len(sure) - 1e-9)
+    return float(np.sort(np.asarray(sure))[::-1][answered - 1])
+
+
+def _facts(evaluation: Evaluation) -> dict[str, float | None]:
+    return {"coverage": evaluation.coverage, "answered": evaluation.answered}
+
+
+def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example], out: Path, rows: str) -> Tested:
+    """A skin as read back from disk on the test rows, whose hash is `rows`. What was found is kept below `out`; rows
+    that were answered in batches have no seconds of their own."""
+    path, context = out / "test" / f"{candidate.name}.json", candidate.context
+    key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id, rows])
+    saved = rung_files.read_saved(path, key)
+    if saved is not None:
+        return Tested(Evaluation.from_json(saved["evaluation"]), Latency(**saved["latency"]), saved["too_long"])
+    predictor = candidate.rung.predictor(context, candidate.rung_result(result))
+    predictions: Sequence[PredictionLike | None]
+    alone = {e.id for e in examples}
+    if isinstance(predictor, SkinPredictor):
+        order = context.ordered(examples, "latency")
+        count = context.single_test_calls
+        with closing(predictor):
+            predict_examples(predictor, examples[:1], one_by_one=True)  # the first call is never typical
+            ordered_predictions = predict_examples(predictor, order[:count], one_by_one=True)
+            timed = [p.seconds for p in ordered_predictions if p is not None]
+            ordered_predictions += predict_examples(predictor, order[count:]) if count < len(order) else []
+            min_timed = 0 if candidate.traits.needs == "endpoint" else context.least_timed
+            while timed and len(timed) < min_timed:  # of fewer calls no bound is within any budget
+                repeats = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
+                timed += [p.seconds for p in repeats]
+        by_id = dict(zip([e.id for e in order], ordered_predictions, strict=True))
+        predictions = [by_id[e.id] for e in examples]
+        context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
+        alone = {e.id for e in order[:count]}
+    else:
+        outputs = [predictor.predict([example.inputs])[0] for example in examples]
+        predictions = [output for output in outputs if not isinstance(output, str)]
+        assert len(predictions) == len(examples)  # the references answer as skins do
+        timed = [p.seconds for p in predictions]
+    evaluation = evaluate_predictions(context.task, examples, predictions, split="test", seed=context.seed)
+    whole = [row if row.id in alone else replace(row, seconds=None) for row in evaluation.rows]
+    evaluation = replace(evaluation, rows=tuple(whole))
+    tested = Tested(evaluation, latency(timed or [0.0]), sum(p is None for p in predictions))
+    rung_files.write_saved(
+        path, key, {**vars(tested), "evaluation": evaluation.to_json(), "latency": vars(tested.latency)}
+    )
+    return tested

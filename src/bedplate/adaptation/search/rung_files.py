@@ -1,48 +1,67 @@
-"""What a rung keeps in its own directory (its plan, what a limit left out, its result), and what these depend on: where
-none of it has changed, what an earlier run did is reused."""
+"""What a run keeps for the same command again: of each rung in its own directory its plan, what a limit left out and
+its result, and what these depend on. Where none of it has changed, what an earlier run did is reused."""
 
 from __future__ import annotations
 
 import json
+import platform
+from collections.abc import Mapping
 from dataclasses import asdict
+from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungPlan, RungResult, Skip
 from bedplate.adaptation.rungs.rung import Rung
 from bedplate.core.errors import DataError
-from bedplate.core.files import atomic_write, read_text, sha256_json
-from bedplate.core.version import __version__
+from bedplate.core.files import atomic_write, read_text, sha256_file, sha256_json
+from bedplate.core.version import PACKAGE, __version__
 from bedplate.evaluation.harness import Evaluation
 
 RESULT_FILE, PLAN_FILE, SKIP_FILE = "result.json", "plan.json", "skip.json"
 
 
+def read_saved(path: Path, key: str, field: str = "key") -> dict[str, Any] | None:
+    """What `write_saved` left in a file under the same key; None where there is none. DataError for a damaged file."""
+    if not path.is_file():
+        return None
+    try:
+        values: dict[str, Any] = json.loads(read_text(path))
+    except ValueError as error:
+        raise DataError(f"{path} is damaged ({error}); remove it, and what it is about is done again") from error
+    return values if values.pop(field, None) == key else None
+
+
+def write_saved(path: Path, key: str, values: Mapping[str, Any], field: str = "key") -> None:
+    """Keep JSON values under the key that names all that they depend on."""
+    text = json.dumps({field: key, **values}, indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write(path, text + "\n")
+
+
 def write_plan(directory: Path, config: str, plan: RungPlan) -> None:
     """Keep the plan, so that a resumed run does what the interrupted one set out to do."""
-    atomic_write(directory / PLAN_FILE, json.dumps({"config": config, **asdict(plan)}, indent=1) + "\n")
+    write_saved(directory / PLAN_FILE, config, asdict(plan), "config")
 
 
 def read_plan(directory: Path, config: str) -> RungPlan | None:
     """The plan of an earlier run of the same configuration, or None."""
-    values = _read(directory / PLAN_FILE)
-    if values is None or values.pop("config", None) != config:
-        return None
-    left_out, usd, pace = tuple(values["left_out"]), values.get("usd", 0.0), values.get("pace", 1.0)
-    return RungPlan(values["settings"], values["seconds"], left_out, usd, pace)
+    values = read_saved(directory / PLAN_FILE, config, "config")
+    return None if values is None else RungPlan(**values | {"left_out": tuple(values["left_out"])})
 
 
 def write_skip(directory: Path, limits: str, seconds: float, skip: Skip) -> None:
     """Keep what a limit left out, so that the same command leaves it out again, whatever the machine is doing then."""
-    values = {"limits": limits, "took": seconds, **asdict(skip)}
-    atomic_write(directory / SKIP_FILE, json.dumps(values, indent=1, ensure_ascii=False) + "\n")
+    write_saved(directory / SKIP_FILE, limits, {"took": seconds, **asdict(skip)}, "limits")
 
 
 def read_skip(directory: Path, limits: str) -> tuple[Skip, float] | None:
     """What an earlier run left out under the same limits, with the seconds that this took, or None."""
-    values = _read(directory / SKIP_FILE)
-    if values is None or values.pop("limits", None) != limits:
+    values = read_saved(directory / SKIP_FILE, limits, "limits")
+    if values is None:
         return None
     seconds = float(values.pop("took", 0.0))
     return Skip(**values), seconds
@@ -50,14 +69,14 @@ def read_skip(directory: Path, limits: str) -> tuple[Skip, float] | None:
 
 def write_result(directory: Path, config: str, seconds: float, result: RungResult) -> None:
     """Mark a rung finished: whatever it left on disk before is whole."""
-    values = {**asdict(result), "evaluation": result.evaluation.to_json(), "config": config, "seconds": seconds}
-    atomic_write(directory / RESULT_FILE, json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    values = {**asdict(result), "evaluation": result.evaluation.to_json(), "seconds": seconds}
+    write_saved(directory / RESULT_FILE, config, values, "config")
 
 
 def read_result(directory: Path, config: str) -> tuple[RungResult, float] | None:
     """A finished rung of the same configuration with the seconds it took, or None."""
-    values = _read(directory / RESULT_FILE)
-    if values is None or values.pop("config", None) != config:
+    values = read_saved(directory / RESULT_FILE, config, "config")
+    if values is None:
         return None
     seconds = float(values.pop("seconds"))
     values["evaluation"] = Evaluation.from_json(values["evaluation"])
@@ -66,18 +85,6 @@ def read_result(directory: Path, config: str) -> tuple[RungResult, float] | None
     for name in ("seeds", "search", "left_out", "parts"):
         values[name] = tuple(values[name])
     return RungResult(**values), seconds
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        values = json.loads(read_text(path))
-    except ValueError as error:
-        raise DataError(
-            f"{path} is damaged ({error}); remove the directory {path.parent} to do this rung again"
-        ) from error
-    return values if isinstance(values, dict) else None
 
 
 def fingerprint(context: Context) -> dict[str, Any]:
@@ -129,3 +136,25 @@ def limits_of(context: Context, config: str) -> str:
     spec = context.spec
     guards = spec.guards.model_dump(mode="json")
     return sha256_json([config, spec.budget.model_dump(mode="json"), spec.machine.usd_per_hour, guards])
+
+
+_LIBRARIES = ("numpy", "scikit-learn", "scipy", "tokenizers", "torch")
+
+
+@cache
+def code_hash() -> str:
+    """sha256 (hex) of this package's source files: its version says less than that between two releases."""
+    root = PACKAGE
+    return sha256_json({path.relative_to(root).as_posix(): sha256_file(path) for path in sorted(root.rglob("*.py"))})
+
+
+def environment() -> dict[str, str]:
+    """Name → version, of what a skin's numbers may depend on. threads: torch's; sums are made in their order."""
+    versions = {"bedplate": __version__, "code": code_hash(), "python": platform.python_version()}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:  # of a build that carries no metadata
+            versions[name] = "unknown"
+    processor = "cuda" if torch.cuda.is_available() else torch.backends.cpu.get_cpu_capability()
+    return versions | {"processor": f"{platform.machine()} {processor}", "threads": str(torch.get_num_threads())}

@@ -1,32 +1,37 @@
-"""How a ladder starts: a context for each base, everything checked before time is spent, and one candidate climbed."""
+"""How a ladder starts: a context for each base, everything checked before time is spent, and one candidate climbed.
+
+The fit of a rung is a job that travels: names and paths go in, files come out. A context is not sent: the other process
+rebuilds it from the run's task file and directory, and reads there what was finished before (`fit_planned`)."""
 
 from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bedplate.adaptation.context.bases import Bases, source_of
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.environment import environment
 from bedplate.adaptation.context.outcome import Climbed, RungOutcome
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs
-from bedplate.adaptation.search.candidates import Candidate, place_of
+from bedplate.adaptation.search import rung_files
+from bedplate.adaptation.search.candidates import Candidate, candidates_of, place_of
 from bedplate.adaptation.search.guards import guarding_of
-from bedplate.adaptation.search.run_rung import climb
-from bedplate.adaptation.search.rung_files import fingerprint
-from bedplate.adaptation.task.parent import Parent
+from bedplate.adaptation.search.run_rung import abstaining, climb
+from bedplate.adaptation.task.parent import Parent, read_parent
 from bedplate.adaptation.task.spec import AdaptSpec
+from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.task.task_prompt import check_answers
 from bedplate.core.config import dump_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import atomic_write, sha256_json
-from bedplate.evaluation.examples import TaskData
+from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.task import Task
 from bedplate.skins.prompt import answer_text, prompt_and_longest_answer
@@ -56,34 +61,15 @@ def opened(
     """A context for each base of the task, the first in front, which share what was climbed and the clock; the bases
     leave memory in the end. executor: runs the fits of rungs elsewhere."""
     bases = Bases(spec.bases, [source_of(base, task) for base in spec.bases], spec.opening(task))
-    climbed: dict[str, Climbed] = {}
-    likely: list[str] = []
+    shared: dict[str, Any] = {"climbed": dict[str, Climbed](), "likely": list[str](), "climb": climb}
+    shared |= {"exhaustive": exhaustive, "parent": parent, "executor": executor, "run_directory": out}
+    rows = data.train, data.valid, data.hashes, data.test.n
     with closing(bases), ExitStack() as stack:
-        contexts = [
-            Context(
-                task,
-                spec,
-                at,
-                data.train,
-                data.valid,
-                data.hashes,
-                data.test.n,
-                place_of(out, at.suffix),
-                clock,
-                seed,
-                climbed=climbed,
-                likely=likely,
-                suffix=at.suffix,
-                exhaustive=exhaustive,
-                parent=parent,
-                climb=climb,
-                executor=executor,
-                run_directory=out,
-            )
-            for at in bases.all
-        ]
-        for context in contexts:
-            stack.callback(context.close)
+        contexts: list[Context] = []
+        for at in bases.all:
+            place, suffix = place_of(out, at.suffix), at.suffix
+            contexts.append(Context(task, spec, at, *rows, place, clock, seed, suffix=suffix, **shared))
+            stack.callback(contexts[-1].close)
         yield contexts
 
 
@@ -91,10 +77,16 @@ def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Pat
     """Write down what the run in `out` is asked for, and which rows are in which split."""
     first = contexts[0]
     parent = first.parent
-    _tell_of_other_rows(out, first)
+    # a label budget's rows grow from call to call
+    if (out / RUN_FILE).is_file() and not (out / LABELS).is_dir() and Run.read(out).data != dict(first.hashes):
+        log.warning(
+            "%s holds a run on other rows: its report is replaced, and skins of it that this run does not make again "
+            "stay beside the new ones; to keep the two apart, give another directory",
+            out,
+        )
     atomic_write(out / SETTINGS_FILE, dump_config(first.task))
     Run(
-        id=sha256_json({"run": str(out.absolute()), **fingerprint(first)}),
+        id=sha256_json({"run": str(out.absolute()), **rung_files.fingerprint(first)}),
         task=first.task.task,
         task_file=str(task_file.absolute()),
         seed=first.seed,
@@ -105,24 +97,14 @@ def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Pat
         parent_id=None if parent is None else parent.id,
         bases=tuple(context.at.facts.identity.weights_id for context in contexts),
         data=dict(first.hashes),
-        environment=environment(),
+        environment=rung_files.environment(),
     ).write(out)
     write_splits(out, data)
 
 
-def _tell_of_other_rows(out: Path, context: Context) -> None:
-    """Says what becomes of a run on other rows that `out` holds. A label budget's rows grow from call to call."""
-    if not (out / RUN_FILE).is_file() or (out / LABELS).is_dir() or Run.read(out).data == dict(context.hashes):
-        return
-    log.warning(
-        "%s holds a run on other rows: its report is replaced, and skins of it that this run does not make again stay "
-        "beside the new ones; to keep the two apart, give another directory",
-        out,
-    )
-
-
 def check_bases(contexts: Sequence[Context]) -> None:
-    """Every base is loaded once before anything is written: there, able, and with room for the rows."""
+    """Every base is loaded once before anything is written: there, able, and with room for the rows. Where there are
+    several, one that a row does not fit is left out, with that as the reason, unless no other remains."""
     weights: dict[str, str] = {}
     for context in contexts:
         facts = context.at.facts
@@ -134,7 +116,10 @@ def check_bases(contexts: Sequence[Context]) -> None:
     first = next((context for context in contexts if not context.is_encoder), None)
     if first is not None:
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
-    check_lengths(contexts)
+    for context in contexts:
+        context.unfit = too_long(context)
+    if all(context.unfit is not None for context in contexts):
+        raise DataError(contexts[0].unfit or "")
     chosen = [RUNGS[name] for name in chosen_rungs(contexts[0].spec)]
     for rung in chosen:
         rung.settings(first or contexts[0])  # reads what the rung will read beside the rows
@@ -146,11 +131,8 @@ def check_output(out: Path) -> None:
     """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out wants a directory")
-    if (
-        out.is_dir()
-        and not (out / SETTINGS_FILE).is_file()
-        and any(path.name not in (LOCK_FILE, LABELS) for path in out.iterdir())
-    ):
+    others = [] if not out.is_dir() else [path for path in out.iterdir() if path.name not in (LOCK_FILE, LABELS)]
+    if others and not (out / SETTINGS_FILE).is_file():
         raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
     place = out.absolute()
     while not place.exists():
@@ -169,22 +151,12 @@ def climb_candidate(candidate: Candidate) -> RungOutcome:
     return replace(outcome, rung=candidate.name, result=result)
 
 
-def check_lengths(contexts: Sequence[Context]) -> None:
-    """DataError for a train or valid row that does not fit the context of the base. Where there are several bases, one
-    that a row does not fit is left out, with that as the reason, unless no other remains."""
-    for context in contexts:
-        context.unfit = too_long(context)
-    if all(context.unfit is not None for context in contexts):
-        raise DataError(contexts[0].unfit or "")
-
-
 def too_long(context: Context) -> str | None:
     """The first train or valid row that does not fit, as a sentence; None where all do."""
     if context.is_encoder and not context.task.output.labels:
         return f"{context.at.base_name} is an encoder, which writes no answer of kind {context.task.output.kind}"
     prompt, output = context.default_prompt()
-    spec, tokenizer = context.at.facts, context.model.tokenizer
-    base = context.model.base
+    name, tokenizer, base = context.at.base_name, context.model.tokenizer, context.model.base
     limit = base.spec.context_length
     for example in (*context.train, *context.valid):
         if output.answered_by == "score" and sum(map(len, example.texts.values())) < limit // 5:
@@ -198,11 +170,70 @@ def too_long(context: Context) -> str | None:
                 max_answer = max(max_answer, len(tokenizer.encode(answer, parse_special=False)) + 1)
         if len(prompt_tokens) > base.prompt_room(max_answer):
             answer_note = f" and its answer up to {max_answer:,}" if max_answer else ""
-            limit_note = f"more than the context of {spec.name} holds ({limit:,})"
+            limit_note = f"more than the context of {name} holds ({limit:,})"
             if tokenizer.answers_apart:
-                limit_note = f"but {spec.name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
+                limit_note = f"but {name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
                 f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten "
                 "or remove the row (nothing is cut off silently)"
             )
     return None
+
+
+# --- the fit of a rung as a job
+
+
+def fit_planned(run: str, suffix: str, rung: str) -> dict[str, Any]:
+    """Fit a rung whose plan lies in its directory, and leave the result beside it.
+
+    run: the run's directory; suffix: of the base (or endpoint), as `Context.suffix`. Returns what was written, as JSON:
+    the result's file has everything else. UsageError where the plan is not one of this configuration.
+    """
+    with reopened(Path(run)) as contexts:
+        candidate = _restored(candidates_of(contexts, Run.read(Path(run)).rungs), suffix, rung)
+        context, config = candidate.context, rung_files.config_of(candidate.context, candidate.rung)
+        plan = rung_files.read_plan(candidate.directory, config)
+        if plan is None:
+            raise UsageError(
+                f"{candidate.directory} holds no plan of {candidate.name} as this process would fit it: its base, rows "
+                "or settings are others than where it was planned"
+            )
+        start = time.perf_counter()
+        result = abstaining(context, candidate.rung.fit(context, plan, candidate.directory))
+        seconds = time.perf_counter() - start
+        rung_files.write_result(candidate.directory, config, seconds, result)
+        return {"directory": str(candidate.directory), "seconds": seconds, "skin_id": result.skin_id}
+
+
+@contextmanager
+def reopened(run_directory: Path) -> Generator[list[Context]]:
+    """The contexts of a run that has begun (`start.begin`), one for each base. DataError where its rows have
+    changed."""
+    run = Run.read(run_directory)
+    settings, task_file = run_directory / SETTINGS_FILE, Path(run.task_file)
+    task, spec = load_adapt_task(settings, rungs=run.rungs, anchor_file=task_file)
+    parent = None if run.parent is None else read_parent(run.parent, task)
+    data = load_examples(task, None if parent is None else parent.assigned)
+    if dict(data.hashes) != run.data:
+        raise DataError(f"{run_directory}: the rows of {task_file} are no longer those that the run began with")
+    clock = Clock(run.budget_seconds, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
+    with opened(
+        task, spec, data, run_directory, clock, seed=run.seed, exhaustive=run.exhaustive, parent=parent
+    ) as contexts:
+        yield contexts
+
+
+def _restored(candidates: Sequence[Candidate], suffix: str, rung: str) -> Candidate:
+    """The candidate, once what was finished before it can be built on."""
+    match: Candidate | None = None
+    for candidate in candidates:
+        if candidate.context.suffix == suffix and candidate.rung.name == rung:
+            match = candidate
+            continue
+        finished = rung_files.read_result(candidate.directory, rung_files.config_of(candidate.context, candidate.rung))
+        if finished is not None:
+            candidate.rung.remember(candidate.context, finished[0])
+            candidate.finish(finished[0])
+    if match is None:
+        raise UsageError(f"the run has no rung {rung!r} on the base {suffix or 'that is named first'!r}")
+    return match

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.endpoint_spec import ApiUrl, EndpointSpec, KeyVariable, ModelName, Retries, Silence
@@ -31,6 +31,17 @@ GENERAL_TEXT = ("vader-news", "vader-movies")
 Margin = Annotated[float, Field(gt=0, lt=1)]
 
 
+def distinct(noun: str) -> AfterValidator:
+    """Refuses a list in which `noun` is named twice."""
+
+    def check(values: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if values != "auto" and len(set(values)) < len(values):
+            raise ValueError(f"{noun} is named twice")
+        return values
+
+    return AfterValidator(check)
+
+
 class RetentionGuard(Strict):
     """Multiple choice: accuracy (per character) may drop by less than `max_drop`.
 
@@ -39,7 +50,7 @@ class RetentionGuard(Strict):
     """
 
     max_drop: Margin = 0.02
-    sets: Annotated[tuple[str, ...], Field(min_length=1)] = CORE
+    sets: Annotated[tuple[str, ...], Field(min_length=1), distinct("a set")] = CORE
     per_set: Annotated[int, Field(ge=1)] = 300
     source: str | None = None
 
@@ -49,8 +60,6 @@ class RetentionGuard(Strict):
         for name in sets:
             if name not in CORE:
                 raise ValueError(f"there is no core set {name!r}; there are {', '.join(CORE)}")
-        if len(set(sets)) < len(sets):
-            raise ValueError("a set is named twice")
         return sets
 
 
@@ -164,7 +173,7 @@ class FormatsSpec(Strict):
     `formats: auto`, `formats: int8` and `formats: [int8, int4]` are short for `weights` alone.
     """
 
-    weights: Literal["auto"] | tuple[Format, ...] = "auto"
+    weights: Annotated[Literal["auto"] | tuple[Format, ...], distinct("a format")] = "auto"
     margin: Annotated[float, Field(gt=0, lt=1)] = 0.01
 
     @model_validator(mode="before")
@@ -178,13 +187,6 @@ class FormatsSpec(Strict):
         if isinstance(values, list | tuple):
             return {"weights": cast("Any", values)}
         return values
-
-    @field_validator("weights")
-    @classmethod
-    def _distinct(cls, weights: str | tuple[Format, ...]) -> str | tuple[Format, ...]:
-        if len(set(weights)) < len(weights) and weights != "auto":
-            raise ValueError("a format is named twice")
-        return weights
 
     @property
     def allowed(self) -> tuple[Format, ...]:

@@ -28,6 +28,15 @@ UNGROUPED = "no column was named that says which rows belong together"
 _RARE_ROWS = 20
 """Rows of the rarest label below which it is said that there are few."""
 
+JSON_TYPES: dict[type, str] = {
+    bool: "boolean",
+    int: "integer",
+    float: "number",
+    str: "string",
+    type(None): "null",
+    dict: "object",
+    list: "array",
+}
 OutputType = Literal["label", "labels", "text", "json"]
 
 
@@ -62,34 +71,28 @@ def draft(
     group may be guessed. Raises UsageError for columns that are not there or cannot be told apart, DataError for values
     that cannot be targets."""
     columns = profiles(rows, MOST_LABELS + 1)
+    summary = ", ".join(f"{p.name} ({p.column_type}, {p.distinct:,} different)" for p in columns.values())
     for name in (*inputs, *filter(None, (target, group))):
         if name not in columns:
             hint = did_you_mean(nearest(name, columns), f"the columns are {', '.join(columns)}")
             raise UsageError(f"{rows.source}: no column {name!r}; {hint}")
     target = target or guess_target(columns, inputs)
     if target is None:
-        raise UsageError(
-            f"{rows.source}: which column is the answer? Name it with --target; there are {_columns_summary(columns)}"
-        )
+        raise UsageError(f"{rows.source}: which column is the answer? Name it with --target; there are {summary}")
     chosen = tuple(inputs) or guess_inputs(columns, target, group)
     if not chosen:
-        raise UsageError(
-            f"{rows.source}: no column has text to be asked with; name one with --input ({_columns_summary(columns)})"
-        )
+        raise UsageError(f"{rows.source}: no column has text to be asked with; name one with --input ({summary})")
     if target in chosen:
         raise UsageError(f"{target!r} is both an input and the target; name another column for one of them")
     if group is None and grouped:
         group = guess_group(columns, (*chosen, target))
     answer = _answer(rows, columns[target])
-    duplicates = deduplicate(
-        [
-            SplitRecord(
-                str(number), row_hash({name: str(row.get(name) or "") for name in chosen}), str(row.get(target)), ""
-            )
-            for number, row in enumerate(rows.rows)
-            if any(str(row.get(name) or "").strip() for name in chosen)  # without any input a row is left out
-        ]
-    )
+    records: list[SplitRecord] = []
+    for number, row in enumerate(rows.rows):
+        texts = {name: str(row.get(name) or "") for name in chosen}
+        if any(text.strip() for text in texts.values()):  # without any input a row is left out
+            records.append(SplitRecord(str(number), row_hash(texts), str(row.get(target)), ""))
+    duplicates = deduplicate(records)
     notes = [*_notes(rows, columns, chosen, target, group, answer)]
     if duplicates.duplicates:
         notes.append(f"Copies of a text are left out: {duplicates.duplicates:,}.")
@@ -98,9 +101,8 @@ def draft(
             f"Copies of a text with different values of {target} are all left out, because nobody knows which is "
             f"right: {duplicates.contradictory:,}. Correct them if you can."
         )
-    return TaskDraft(
-        chosen, target, group, **answer, rows=len(rows.rows), usable=len(duplicates.records), notes=tuple(notes)
-    )
+    counts: dict[str, Any] = {"rows": len(rows.rows), "usable": len(duplicates.records)}
+    return TaskDraft(chosen, target, group, **answer, **counts, notes=tuple(notes))
 
 
 # --- the file
@@ -125,11 +127,8 @@ def task_text(
         value = getattr(task_draft, key)
         if value not in (None, ()):
             output[key] = list(value) if isinstance(value, tuple) else value
-    alternatives = [
-        metric_name
-        for metric_name, metric in METRICS.items()
-        if task_draft.kind in metric.outputs and metric_name != task_draft.metric
-    ]
+    fitting = [metric_name for metric_name, metric in METRICS.items() if task_draft.kind in metric.outputs]
+    alternatives = [metric_name for metric_name in fitting if metric_name != task_draft.metric]
     group = f"group_by: {one_line(task_draft.group)}"
     group_note = f"# Rows with the same {task_draft.group} stay together in one split."
     if task_draft.group is None:
@@ -180,15 +179,13 @@ def default_instructions(task_draft: TaskDraft) -> str:
     """A sentence to begin with."""
     subject = " and the ".join(column.replace("_", " ") for column in task_draft.inputs)
     target = task_draft.target.replace("_", " ")
-    if task_draft.kind == "label":
-        return f"Decide which {target} the {subject} has."
-    if task_draft.kind == "labels":
-        return f"Decide which {target} the {subject} has. There may be none or several."
-    return (
-        f"Write the {target} of the {subject}."
-        if task_draft.kind == "text"
-        else f"Read the {subject} and give its {target} as JSON."
-    )
+    sentences = {
+        "label": f"Decide which {target} the {subject} has.",
+        "labels": f"Decide which {target} the {subject} has. There may be none or several.",
+        "text": f"Write the {target} of the {subject}.",
+        "json": f"Read the {subject} and give its {target} as JSON.",
+    }
+    return sentences[task_draft.kind]
 
 
 # --- guesses
@@ -197,16 +194,17 @@ def default_instructions(task_draft: TaskDraft) -> str:
 def guess_target(columns: Mapping[str, Profile], inputs: Sequence[str] = ()) -> str | None:
     """The column of answers: by its name, else the one with fewest different values, each on several rows."""
     open_to = [profile for name, profile in columns.items() if name not in inputs and profile.rows]
-    for target_name in _TARGETS:
-        named = [profile.name for profile in open_to if profile.name.lower() == target_name]
-        if named:
-            return named[0]
+    named = [profile.name for profile in open_to if profile.name.lower() in _TARGETS]
+    if named:
+        return min(named, key=lambda name: _TARGETS.index(name.lower()))
     categorical = [
         profile
         for profile in open_to
-        if 2 <= profile.distinct <= MOST_LABELS and profile.repeats >= 4 and profile.column_type == "text"
+        if 2 <= profile.distinct <= MOST_LABELS
+        and profile.repeats >= 4
+        and profile.column_type == "text"
+        and not is_group_name(profile.name)
     ]
-    categorical = [profile for profile in categorical if not is_group_name(profile.name)]
     return min(categorical, key=lambda profile: profile.distinct).name if categorical else None
 
 
@@ -223,14 +221,9 @@ def guess_inputs(columns: Mapping[str, Profile], target: str, group: str | None 
 def guess_group(columns: Mapping[str, Profile], without: Sequence[str]) -> str | None:
     """A column whose name says that it holds what rows belong to, with values on more than one row and none missing."""
     for profile in columns.values():
-        named = is_group_name(profile.name) and profile.name not in without
-        if (
-            named
-            and not profile.empty
-            and profile.distinct >= 10
-            and profile.repeats > 1.05
-            and profile.column_type in ("text", "number")
-        ):
+        named = is_group_name(profile.name) and profile.name not in without and not profile.empty
+        repeats = profile.distinct >= 10 and profile.repeats > 1.05
+        if named and repeats and profile.column_type in ("text", "number"):
             return profile.name
     return None
 
@@ -245,36 +238,30 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
         raise DataError(f"{rows.source}: the column {target.name!r} is empty; the answers belong there")
     if target.column_type == "mixed":
         raise DataError(f"{rows.source}: the column {target.name!r} holds values of several kinds; write them alike")
+    several = {"kind": "labels", "metric": "example_f1", "bar": 0.7}
     if target.column_type == "list":
-        names = Counter(str(label) for value in values if isinstance(value, list) for label in value)
-        return {"kind": "labels", "labels": tuple(sorted(names)), "metric": "example_f1", "bar": 0.7}
-    parsed = [_object(value) for value in values]
-    if all(record is not None for record in parsed):
-        schema = schema_of([record for record in parsed if record is not None])
-        return {
-            "kind": "json",
-            "json_schema": schema,
-            "metric": "json_fields",
-            "bar": 0.8,
-            "max_tokens": _tokens(target),
-        }
+        names = {str(label) for value in values if isinstance(value, list) for label in value}
+        return several | {"labels": tuple(sorted(names))}
+    # room for the longest answer: about three characters make a token, and some more are left free
+    written = {"max_tokens": max(16, -(-target.characters[2] // 3 // 16 + 1) * 16)}
+    parsed = [record for record in map(_object, values) if record is not None]
+    if len(parsed) == len(values):
+        return written | {"kind": "json", "json_schema": schema_of(parsed), "metric": "json_fields", "bar": 0.8}
     if target.distinct <= MOST_LABELS and (target.repeats >= 3 or target.distinct <= 2):
         return _label(rows, target)
     separator = _separator([str(value) for value in values])
     if separator is not None:
-        names = Counter(name.strip() for value in values for name in str(value).split(separator) if name.strip())
-        answer = {"kind": "labels", "labels": tuple(sorted(names)), "separator": separator}
-        return answer | {"metric": "example_f1", "bar": 0.7}
+        names = {name.strip() for value in values for name in str(value).split(separator) if name.strip()}
+        return several | {"labels": tuple(sorted(names)), "separator": separator}
     metric = "rouge_l" if target.characters[0] > 60 else "token_f1"
-    return {"kind": "text", "max_tokens": _tokens(target), "metric": metric, "bar": 0.4}
+    return written | {"kind": "text", "metric": metric, "bar": 0.4}
 
 
 def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if not target.as_text:
         raise DataError(
             f"{rows.source}: the labels of {target.name!r} are {target.column_type} values; write them as text, such "
-            "as "
-            f'"{target.commonest[0][0]}", or better as words that say what they mean'
+            f'as "{target.commonest[0][0]}", or better as words that say what they mean'
         )
     odd = next((name for name, _ in target.commonest if name != name.strip()), None)
     if odd is not None:
@@ -305,13 +292,12 @@ def schema_of(values: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _schema(values: Sequence[Any]) -> dict[str, Any]:
-    if all(isinstance(value, dict) for value in values):
+    json_types = sorted({JSON_TYPES[type(value)] for value in values})
+    if json_types == ["object"]:
         return schema_of(values)
-    if all(isinstance(value, list) for value in values):
+    if json_types == ["array"]:
         inner = [member for value in values for member in value]
         return {"type": "array", **({"items": _schema(inner)} if inner else {})}
-    names = {bool: "boolean", int: "integer", float: "number", str: "string", type(None): "null"}
-    json_types = sorted({names.get(type(value), "object" if isinstance(value, dict) else "array") for value in values})
     if json_types == ["integer", "number"]:
         json_types = ["number"]
     return {"type": json_types[0] if len(json_types) == 1 else json_types}
@@ -325,11 +311,6 @@ def _separator(values: Sequence[str]) -> str | None:
         if several >= len(values) / 10 and 2 <= len(parts) <= MOST_LABELS and sum(parts.values()) >= 5 * len(parts):
             return separator
     return None
-
-
-def _tokens(target: Profile) -> int:
-    """Room for the longest answer: about three characters make a token, and some more are left free."""
-    return max(16, -(-target.characters[2] // 3 // 16 + 1) * 16)
 
 
 def _notes(
@@ -355,21 +336,12 @@ def _notes(
         if count / columns[target].rows >= 0.5:
             share = f"{count / columns[target].rows:.0%}"
             notes.append(f"{share} of the rows are {common!r}: who always says so is right that often.")
-    if group is None:
-        notes.append(
-            "Rows are taken as independent. If several come from one document or user, name it: --group COLUMN."
-        )
-    else:
-        notes.append(
-            f"Rows with the same {group} stay together in one split ({columns[group].distinct:,} groups); --group none "
-            "takes rows as independent."
-        )
+    notes.append(
+        "Rows are taken as independent. If several come from one document or user, name it: --group COLUMN."
+        if group is None
+        else f"Rows with the same {group} stay together in one split ({columns[group].distinct:,} groups); --group "
+        "none takes rows as independent."
+    )
     if len(rows.rows) < 500:
         notes.append(f"{len(rows.rows)} rows are few: a verdict needs a hundred or more in the test split.")
     return notes
-
-
-def _columns_summary(columns: Mapping[str, Profile]) -> str:
-    return ", ".join(
-        f"{profile.name} ({profile.column_type}, {profile.distinct:,} different)" for profile in columns.values()
-    )

@@ -12,44 +12,31 @@ from bedplate.core.suggestions import did_you_mean, nearest
 @dataclass(frozen=True)
 class RungRow:
     """One rung. line: what it is, for `--help`. rung: "module:name" of its class, or of the rung where one class makes
-    several."""
+    several; a module of `adaptation.rungs` begins with a dot."""
 
     line: str
     rung: str
 
 
 RUNG_TABLE: dict[str, RungRow] = {
-    "majority": RungRow("the most frequent answer: the floor", "bedplate.adaptation.rungs.majority:Majority"),
-    "from_scratch": RungRow(
-        "a classical model of the labels alone, without a base", "bedplate.adaptation.rungs.from_scratch:FromScratch"
-    ),
-    "zero_shot": RungRow("the base and a prompt", "bedplate.adaptation.rungs.zero_shot:ZeroShot"),
-    "own_prompt": RungRow("your own prompt (adapt.prompt)", "bedplate.adaptation.rungs.zero_shot:OwnPromptRung"),
-    "few_shot": RungRow("a prompt with worked examples", "bedplate.adaptation.rungs.few_shot:FewShot"),
-    "knn_few_shot": RungRow(
-        "examples nearest to each call (dynamic few-shot)", "bedplate.adaptation.rungs.knn_few_shot:KnnFewShot"
-    ),
-    "retrieval": RungRow(
-        "a prompt with passages of your documents (RAG)", "bedplate.adaptation.rungs.retrieval:RetrievalRung"
-    ),
-    "prompt_search": RungRow(
-        "prompts found by a search (prompt optimisation)", "bedplate.adaptation.rungs.prompt_search:PromptSearch"
-    ),
-    "probe": RungRow("a linear head on the base's features (linear probing)", "bedplate.adaptation.rungs.probe:Probe"),
-    "soft_prompt": RungRow(
-        "trained vectors before the prompt (prompt tuning)", "bedplate.adaptation.rungs.soft_prompt:SOFT_PROMPT"
-    ),
-    "lora": RungRow("low-rank weights beside the base's (LoRA)", "bedplate.adaptation.rungs.lora:LORA"),
-    "dora": RungRow("the same with magnitudes of their own (DoRA)", "bedplate.adaptation.rungs.lora:DORA"),
-    "full": RungRow("every weight trained on the task (full fine-tuning)", "bedplate.adaptation.rungs.full:FULL"),
+    "majority": RungRow("the most frequent answer: the floor", ".from_scratch:Majority"),
+    "from_scratch": RungRow("a classical model of the labels alone, without a base", ".from_scratch:FromScratch"),
+    "zero_shot": RungRow("the base and a prompt", ".zero_shot:ZeroShot"),
+    "own_prompt": RungRow("your own prompt (adapt.prompt)", ".zero_shot:OwnPromptRung"),
+    "few_shot": RungRow("a prompt with worked examples", ".few_shot:FewShot"),
+    "knn_few_shot": RungRow("examples nearest to each call (dynamic few-shot)", ".knn_few_shot:KnnFewShot"),
+    "retrieval": RungRow("a prompt with passages of your documents (RAG)", ".retrieval:RetrievalRung"),
+    "prompt_search": RungRow("prompts found by a search (prompt optimisation)", ".prompt_search:PromptSearch"),
+    "probe": RungRow("a linear head on the base's features (linear probing)", ".probe:Probe"),
+    "soft_prompt": RungRow("trained vectors before the prompt (prompt tuning)", ".soft_prompt:SOFT_PROMPT"),
+    "lora": RungRow("low-rank weights beside the base's (LoRA)", ".lora:LORA"),
+    "dora": RungRow("the same with magnitudes of their own (DoRA)", ".lora:DORA"),
+    "full": RungRow("every weight trained on the task (full fine-tuning)", ".full:FULL"),
     "continued_pretrain": RungRow(
-        "raw text first, then climbed again (domain adaptation)",
-        "bedplate.adaptation.rungs.continued_pretrain:ContinuedPretrain",
+        "raw text first, then climbed again (domain adaptation)", ".continued_pretrain:ContinuedPretrain"
     ),
-    "hosted": RungRow("a remote model behind an API (adapt.hosted)", "bedplate.adaptation.rungs.hosted:Hosted"),
-    "cascade": RungRow(
-        "unsure cases go to a more expensive skin (model cascade)", "bedplate.adaptation.rungs.cascade:Cascade"
-    ),
+    "hosted": RungRow("a remote model behind an API (adapt.hosted)", ".hosted:Hosted"),
+    "cascade": RungRow("unsure cases go to a more expensive skin (model cascade)", ".cascade:Cascade"),
 }
 
 

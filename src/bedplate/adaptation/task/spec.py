@@ -4,29 +4,19 @@ from __future__ import annotations
 
 import datetime
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 from pydantic import Field, field_validator, model_validator
 
-from bedplate.adaptation.task.adapt_parts import (
-    DocumentsSpec,
-    FormatsSpec,
-    GuardsSpec,
-    HostedSpec,
-    ProposerSpec,
-    RawText,
-)
+from bedplate.adaptation.task import adapt_parts
 from bedplate.adaptation.task.rung_table import check_rungs
 from bedplate.adaptation.task.target_spec import TargetSpec
 from bedplate.core.config import Strict
 from bedplate.core.errors import BedplateError, ConfigError
 from bedplate.core.files import read_text
-from bedplate.core.quantities import parse_seconds
 from bedplate.evaluation.task import Task
 from bedplate.inference.execution.names import Kernel, Weights
-from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations
 from bedplate.skins.prompt import Format, Prompt
 
@@ -99,10 +89,6 @@ class OwnPrompt(Strict):
         """The prompt, once the file was read."""
         return Prompt(self.template or "", self.format, self.system)
 
-    def output(self, labels: Sequence[str]) -> LabelOutput:
-        """The labels' own words are what the prompt is completed with."""
-        return LabelOutput(labels=tuple(labels), continuations=default_continuations(labels, self.format))
-
 
 Testing = Literal["holm", "best_first", "cheapest_first"]
 
@@ -120,20 +106,20 @@ class AdaptSpec(Strict):
     usd_per_label: Annotated[float, Field(ge=0)] | None = None
     """What a person is paid for labelling a row; said where labels are bought."""
     prompt: OwnPrompt | None = None
-    embedders: Annotated[tuple[str, ...], Field(max_length=4)] = ()
+    embedders: Annotated[tuple[str, ...], Field(max_length=4), adapt_parts.distinct("an embedder")] = ()
     """Bases that choose demonstrations and passages; without any, the base itself does."""
-    proposer: ProposerSpec | None = None
+    proposer: adapt_parts.ProposerSpec | None = None
     """Who writes instructions for the prompt search; without one, the base itself does."""
-    documents: DocumentsSpec | None = None
+    documents: adapt_parts.DocumentsSpec | None = None
     """What the retrieval rung looks up passages in."""
-    raw_text: RawText | None = None
-    hosted: tuple[HostedSpec, ...] = ()
+    raw_text: adapt_parts.RawText | None = None
+    hosted: tuple[adapt_parts.HostedSpec, ...] = ()
     """Remote models, as further candidates."""
     rungs: Literal["auto"] | tuple[str, ...] = "auto"
     train_dtype: Literal["auto", "bfloat16", "float32"] = "auto"
     """What training computes in; "auto" is what a step of the base is measured to be fastest in here."""
-    guards: GuardsSpec = GuardsSpec()
-    formats: FormatsSpec = FormatsSpec()
+    guards: adapt_parts.GuardsSpec = adapt_parts.GuardsSpec()
+    formats: adapt_parts.FormatsSpec = adapt_parts.FormatsSpec()
     dtype: Literal["auto", "float32", "bfloat16", "float16", "float64"] | None = None
     """What the bases are loaded and trained in; by default the measured faster of what keeps their weights."""
     weights: Weights | None = None
@@ -166,21 +152,13 @@ class AdaptSpec(Strict):
         for base in bases:
             if re.match(r"^[a-z]+://", base):
                 raise ValueError(f"{base!r} is an address; remote models are named under `adapt.hosted`")
-        for base in bases:
             if bases.count(base) > 1:
                 raise ValueError(f"the base {base!r} is named twice")
         return bases
 
-    @field_validator("embedders")
-    @classmethod
-    def _embedders(cls, embedders: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(embedders)) < len(embedders):
-            raise ValueError("an embedder is named twice")
-        return embedders
-
     @field_validator("hosted")
     @classmethod
-    def _hosted(cls, hosted: tuple[HostedSpec, ...]) -> tuple[HostedSpec, ...]:
+    def _hosted(cls, hosted: tuple[adapt_parts.HostedSpec, ...]) -> tuple[adapt_parts.HostedSpec, ...]:
         names = [endpoint.name for endpoint in hosted]
         if len(set(names)) < len(names):
             raise ValueError(f"two endpoints have one name ({', '.join(names)}); name each its own")
@@ -197,8 +175,3 @@ class AdaptSpec(Strict):
     def includes(self, rung: str) -> bool:
         """Whether a rung is to be climbed."""
         return self.rungs == "auto" or rung in self.rungs
-
-
-def parse_budget(text: str) -> float:
-    """Seconds of a duration such as 90s, 10m, 1.5h. UsageError for anything else."""
-    return parse_seconds("the budget", text)

@@ -1,5 +1,6 @@
 """What the candidates of a ladder have to clear: their bar and requirements, on valid as they are climbed and on test,
-and the system that runs today beside them."""
+and the system that runs today beside them; a bar that no model can be expected to reach against rows whose labels agree
+no better; and all that one run has found out so far (`LadderRun`)."""
 
 from __future__ import annotations
 
@@ -7,19 +8,34 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
+from bedplate.adaptation.labels.label_plan import Looking
+from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.search.guards import GuardResult, guards_pass
 from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
-from bedplate.adaptation.verdict.estimates import NOTHING, CallPrice, Priced, ReferenceComparison, ReferenceLevel
-from bedplate.adaptation.verdict.requirements import RequirementResult, requirements_of
+from bedplate.adaptation.verdict.decision import GateVerdict
+from bedplate.adaptation.verdict.requirements import (
+    NOTHING,
+    CallPrice,
+    Priced,
+    ReferenceLevel,
+    RequirementResult,
+    requirements_of,
+)
+from bedplate.adaptation.verdict.rules import Expectation
 from bedplate.core.errors import DataError, UsageError
+from bedplate.core.statistics.agreement import agreement_ceiling
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.examples import Example
+from bedplate.evaluation.examples import Example, TaskData
 from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.evaluation.ledger import Opening
+from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_parts import Requirement
+from bedplate.report.schema_parts import Requirement, SecondLabels
+from bedplate.report.schema_plan import Formats
 
 
 @dataclass
@@ -41,11 +57,7 @@ class Bar:
     def judged(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> Priced | ReferenceLevel:
         """An evaluation as the gate asks for it."""
         priced = Priced(evaluation, price)
-        return (
-            priced
-            if self.target.value is not None
-            else ReferenceLevel(ReferenceComparison(priced, self.references[evaluation.split]))
-        )
+        return priced if self.target.value is not None else ReferenceLevel(priced, self.references[evaluation.split])
 
     def price(self, result: RungResult, timing: Latency, usd_per_hour: float) -> CallPrice:
         """The price of a call with these timings, where it is a part of what is judged."""
@@ -99,14 +111,10 @@ class Hurdles:
     def __init__(self, context: Context) -> None:
         self.task, self.spec, self.seed = context.task, context.spec, context.seed
         self.bar = Bar(self.spec.target, self.task.scale)
+        self.against = self.spec.target.against
         self.current: dict[str, Evaluation] = {}
         self._short: dict[tuple[str, str | None, bool], tuple[str, ...]] = {}
         self._answered(context.valid, "valid")
-
-    @property
-    def against(self) -> str | None:
-        """What the target is compared with."""
-        return self.spec.target.against
 
     @property
     def score(self) -> float:
@@ -181,10 +189,6 @@ class Hurdles:
         rows = tuple(replace(row, score=row.score - priced.price.share) for row in evaluation.rows)
         return replace(evaluation, rows=rows, estimate=priced.estimate, interval=priced.interval)
 
-    def current_system(self, split: str) -> dict[str, Evaluation]:
-        """The system that runs today by its name, where it has answers on a split that was looked at."""
-        return {CURRENT: self.current[split]} if split in self.current else {}
-
     def priced_current(self, split: str) -> Priced:
         """The system that runs today."""
         spec, worst = self.task.data.current, self.task.scale.worst_usd
@@ -221,3 +225,94 @@ def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
         f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every "
         f"skin would look better than it{labels_note}; correct the column, or take `current` out"
     )
+
+
+@dataclass
+class LadderRun:
+    """Filled step by step by `adaptation.ladder`, written by `report`.
+
+    Given at the start: contexts (one for each base, the task's first in front), data, candidates, hurdles (what
+    candidates have to clear), expectations (rules of thumb), looking (a label budget's rows) and watch.
+
+    Filled on the way: outcomes of all candidates; results, those that were made, in the weights to serve; formats that
+    nominees were tried in; guards of nominees on child bases; tested, by candidate; the opening of test, with the
+    seconds that were reserved for it, and the error (alpha) that it may spend; and the verdict.
+    """
+
+    contexts: Sequence[Context]
+    data: TaskData
+    candidates: dict[str, Candidate]
+    hurdles: Hurdles
+    expectations: Sequence[Expectation]
+    looking: Looking | None
+    watch: Stopwatch
+    outcomes: dict[str, RungOutcome] = field(default_factory=dict[str, RungOutcome])
+    results: dict[str, RungResult] = field(default_factory=dict[str, RungResult])
+    formats: dict[str, Formats] = field(default_factory=dict[str, Formats])
+    guards: dict[str, list[GuardResult]] = field(default_factory=dict[str, list[GuardResult]])
+    tested: dict[str, Tested] = field(default_factory=dict[str, Tested])
+    opening: Opening | None = None
+    reserved: float | None = None
+    alpha: float = 0.0
+    verdict: GateVerdict = field(init=False)
+
+    @property
+    def context(self) -> Context:
+        """The context of the task's first base."""
+        return self.contexts[0]
+
+    @property
+    def served(self) -> dict[str, RungOutcome]:
+        """The outcomes, with the results in the weights to serve."""
+        return {name: replace(outcome, result=self.results.get(name)) for name, outcome in self.outcomes.items()}
+
+
+def second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabels | None:
+    """What the rows with two labels say, of all splits; None where the task names no second column. Only labels are
+    compared, so that test stays closed."""
+    column = task.data.second_label
+    if column is None:
+        return None
+    whole = sum(data.counts.get(name, 0) for name in ("train", "valid", "test"))
+    summary = SecondLabels(column=column, n=0, of=whole, groups=0, reason="no row has a second label")
+    if data.agreed:
+        agreed, groups, weights = zip(*data.agreed, strict=True)
+        ceiling = agreement_ceiling(agreed, groups, len(task.labels) or None, confidence, weights)
+        update: dict[str, object] = {"n": ceiling.n, "groups": ceiling.groups, "agreement": ceiling.rate}
+        update |= {"agreement_interval": ceiling.rate_interval, "reason": ceiling.reason}
+        if isinstance(task.metric, str) and METRICS[task.metric].scoring == "binary":
+            update |= {"ceiling": ceiling.value, "ceiling_interval": ceiling.interval}
+            update |= {"highest": ceiling.highest, "confidence": ceiling.confidence}
+        else:
+            update["reason"] = f"{task.metric_name} is no share of answers that are equal to the target"
+        summary = summary.model_copy(update=update)
+    return summary.model_copy(update={"said": _sentence(summary)})
+
+
+def check_bar(summary: SecondLabels | None, target: float | None, location: str) -> None:
+    """DataError for a bar above what any model can read against labels that agree no better. target: None where it is
+    not a fixed one."""
+    if summary is None or summary.highest is None or target is None:
+        return
+    if target > summary.highest:
+        raise DataError(
+            f"{location}: adapt.target.value: {target:g} is out of reach: of {summary.n:,} rows with a second label "
+            f"({summary.column}) the two agree on {summary.agreement:.3f}, so that no model reads more than "
+            f"{summary.highest:.3f} against one of them, with {summary.confidence:.0%} confidence; lower the bar, or "
+            "have the rows on which labels differ decided by a third person"
+        )
+
+
+def _sentence(summary: SecondLabels) -> str:
+    rows = f"{summary.n:,} of {summary.of:,} rows have a second label ({summary.column})"
+    if summary.agreement is None or summary.agreement_interval is None:
+        return f"{rows}: nothing is known of how noisy labels are"
+    low, high = summary.agreement_interval
+    text = f"{rows}; the two agree on {summary.agreement:.3f} ({low:.3f} to {high:.3f})"
+    if summary.ceiling is None or summary.ceiling_interval is None:
+        return f"{text}; no ceiling is given: {summary.reason}"
+    lower, upper = summary.ceiling_interval
+    text += f": a perfect model would read about {summary.ceiling:.3f} ({lower:.3f} to {upper:.3f})"
+    if summary.highest is None:
+        return f"{text}; there is no bound: {summary.reason}"
+    return f"{text}, and none more than {summary.highest:.3f} with {summary.confidence:.0%} confidence"

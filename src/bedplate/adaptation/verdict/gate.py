@@ -16,39 +16,15 @@ from functools import partial
 
 import numpy as np
 
-from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Estimated, Latency
+from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
-from bedplate.adaptation.verdict.admission import Nominable, infeasible
-from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
-from bedplate.core.statistics import (
-    InsufficientGroups,
-    holm,
-    holm_bounds,
-    needed_n,
-    sequence_bounds,
-    simultaneous,
-    values_needed,
-)
+from bedplate.adaptation.verdict.decision import Nominable, Nomination, infeasible
+from bedplate.core import statistics
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_plan import Limit
-
-__all__ = [
-    "GateDecision",
-    "GateVerdict",
-    "Nominable",
-    "Nomination",
-    "compare_with",
-    "confirm",
-    "expected",
-    "infeasible",
-    "limits",
-    "nominate",
-    "order_of",
-    "p95_limit",
-]
 
 MOST_NOMINEES = 3
 
@@ -70,17 +46,12 @@ def nominate(
     after Holm, and what is required beside it is met on valid. Where none is, those above the target that meet it;
     where none is, the best alone (more would only cost power), of those that meet it if there are any.
     """
-    reasons: dict[str, str] = {}
-    feasible: list[Nominable] = []
-    for candidate in candidates:
-        reason = infeasible(candidate, budget)
-        if reason is None:
-            feasible.append(candidate)
-        else:
-            reasons[candidate.rung] = f"not feasible: {reason}"
+    excluded = {candidate.rung: infeasible(candidate, budget) for candidate in candidates}
+    reasons = {rung: f"not feasible: {reason}" for rung, reason in excluded.items() if reason is not None}
+    feasible = [candidate for candidate in candidates if excluded[candidate.rung] is None]
     if not feasible:
         return Nomination((), None, None, reasons)
-    level = simultaneous(confidence, MOST_NOMINEES)
+    level = statistics.simultaneous(confidence, MOST_NOMINEES)
     whole = [c for c in feasible if not c.short]
     likely = [c for c in whole if _enough(c, target, level, test_n)]
     above_target = [c for c in whole if c.estimate > target]
@@ -93,14 +64,13 @@ def nominate(
     for candidate in feasible:
         reasons[candidate.rung] = _why(candidate, chosen, pool, target, scale)
     primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
-    versus = None if primary == baseline else baseline
-    return Nomination(tuple(c.rung for c in chosen), primary, versus, reasons)
+    return Nomination(tuple(c.rung for c in chosen), primary, None if primary == baseline else baseline, reasons)
 
 
 def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
     effect = max(candidate.design_effect, 1.0)
     estimate = min(max(candidate.estimate, 0.0), 1.0)  # the price of a call may take it below 0
-    needed = needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
+    needed = statistics.needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 
@@ -142,23 +112,25 @@ def confirm(
     """
     if not tested:
         return []
-    level = simultaneous(1 - alpha, len(tested) * claims)
+    level = statistics.simultaneous(1 - alpha, len(tested) * claims)
     unbounded: dict[int, str] = {}
 
     def lower_of(i: int, at: float) -> float:
         try:
             return tested[i][1].bound(at)
-        except InsufficientGroups as error:
+        except statistics.InsufficientGroups as error:
             unbounded[i] = error.message
             return -math.inf
 
-    rung_checks = [(checks or {}).get(rung, _nothing_else) for rung, _ in tested]
+    rung_checks: list[Callable[[float], bool]] = [(checks or {}).get(rung, lambda _: True) for rung, _ in tested]
     bounds = [partial(lower_of, i) for i in range(len(tested))]
     if order is None:
-        lower = holm_bounds(bounds, target, 1 - alpha, rung_checks)
+        lower = statistics.holm_bounds(bounds, target, 1 - alpha, rung_checks)
     else:
         names = [rung for rung, _ in tested]
-        lower = sequence_bounds(bounds, target, 1 - alpha, rung_checks, [names.index(rung) for rung in order])
+        lower = statistics.sequence_bounds(
+            bounds, target, 1 - alpha, rung_checks, [names.index(rung) for rung in order]
+        )
     upper = [None if i in unbounded else judged.bound(level, "upper") for i, (_, judged) in enumerate(tested)]
     confirmations: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
@@ -177,14 +149,14 @@ def confirm(
                 passed=lower[i].passed,
                 reached=lower[i].reached,
                 expected=likely,
-                needed_n=needed_n(likely, target, next_confidence, deff=effect, variance=hope.row_variance),
+                needed_n=statistics.needed_n(likely, target, next_confidence, deff=effect, variance=hope.row_variance),
                 reason=unbounded.get(i),
             )
         )
     return confirmations
 
 
-def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> float:
+def expected(name: str, test: BoundedEstimate, valid: Mapping[str, BoundedEstimate]) -> float:
     """What a nominee's truth probably is: valid and test together, drawn toward the other candidates.
 
     The best of several estimates reads too high, and so does one that was looked at because it passed. The estimate on
@@ -203,23 +175,19 @@ def expected(name: str, test: Estimated, valid: Mapping[str, Estimated]) -> floa
     return (rows[0] * shrunk + rows[1] * test.estimate) / sum(rows)
 
 
-def _variance(estimated: Estimated) -> float:
+def _variance(estimated: BoundedEstimate) -> float:
     """The variance of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
     share = (estimated.estimate * estimated.n + 1) / (estimated.n + 2)
     of_row = share * (1 - share) if estimated.row_variance is None else max(estimated.row_variance, 1 / estimated.n)
     return max(estimated.design_effect, 1.0) * of_row / estimated.n
 
 
-def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Estimated]) -> list[str] | None:
+def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, BoundedEstimate]) -> list[str] | None:
     """The order in which nominees are tested, fixed on valid; None for Holm, which has none."""
     if testing == "holm":
         return None
     names = list(nomination.nominees)
     return names if testing == "cheapest_first" else sorted(names, key=lambda name: -valid[name].estimate)
-
-
-def _nothing_else(confidence: float) -> bool:
-    return True
 
 
 def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:
@@ -236,7 +204,7 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
     """
     bounds = [None if bound is None else 1000 * bound for bound in timed.p95_bounds(confidence)]
     lower, upper = bounds
-    needed, calls = values_needed(SLOW, confidence), len(timed.seconds)
+    needed, calls = statistics.values_needed(SLOW, confidence), len(timed.seconds)
     observed = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
     if upper is not None and upper <= budget_ms:
@@ -269,5 +237,5 @@ def compare_with(
     if versus is None or versus not in tested:
         return []
     pairs = [(rung, compare(tested[rung], tested[versus], seed)) for rung in nominees if rung != versus]
-    corrected = holm([comparison.p_value for _, comparison in pairs])
+    corrected = statistics.holm([comparison.p_value for _, comparison in pairs])
     return [(rung, versus, c, p) for (rung, c), p in zip(pairs, corrected, strict=True)]

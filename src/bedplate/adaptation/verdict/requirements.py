@@ -1,5 +1,6 @@
-"""What a target asks for beside its bar, of one nominee: other metrics, slices, coverage, calibration, and what it is
-compared with.
+"""What the rows of an evaluation say of one number, at any confidence (a metric with the price of the call in it, a
+calibration error, a difference from what runs today), all in scores, of which more is better; and what a target asks
+for beside its bar, of one nominee: other metrics, slices, coverage, calibration, and what it is compared with.
 
 All have to hold, so each is tested at the nominee's own level without correction: that any of several false claims is
 made is no likelier than that one of them is (intersection-union, Berger 1982, Technometrics 24:295). Over nominees that
@@ -10,26 +11,221 @@ and the bar share the error (Bonferroni).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
 
+import numpy as np
+
+from bedplate.adaptation.context.outcome import Resting
 from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
-from bedplate.adaptation.verdict.estimates import (
-    NOTHING,
-    POWER,
-    Calibrated,
-    CallPrice,
-    MetricEstimate,
-    Priced,
-    ReferenceComparison,
-)
-from bedplate.core.statistics import InsufficientGroups, needed_n
+from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
+from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.proportions import Side
 from bedplate.evaluation.costs import PLAIN, Scale
-from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.slices import ROW_SCORE, by_metric, coverage_of, rows_of, sure, values_of
+from bedplate.evaluation.evaluated import Evaluation, drop_between
+from bedplate.evaluation.grading import GradedRow
+from bedplate.evaluation.slices import (
+    ROW_SCORE,
+    by_metric,
+    calibration_error,
+    calibration_of,
+    coverage_of,
+    rows_of,
+    sure,
+    values_of,
+)
 from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_parts import Requirement
+
+POWER = 0.8
+
+
+class MetricEstimate(Protocol):
+    """A number, its one-sided bounds (InsufficientGroups where there are none), and the rows that it is of."""
+
+    @property
+    def estimate(self) -> float: ...
+    @property
+    def n(self) -> int: ...
+    @property
+    def groups(self) -> int: ...
+    def bound(self, confidence: float, side: Side = "lower") -> float: ...
+    def needed(self, bar: float, confidence: float) -> int | None:
+        """Rows for 80% power to show it to be on its side of the bar, were the estimate the truth."""
+        ...
+
+
+@dataclass(frozen=True)
+class CallPrice:
+    """The price of a call, as a share of what one costs at worst. bounds: lower and upper, one-sided, at a
+    confidence."""
+
+    share: float
+    bounds: Callable[[float], tuple[float, float]]
+
+    @classmethod
+    def fixed(cls, share: float) -> CallPrice:
+        """That is not measured but told."""
+        return cls(share, lambda _: (share, share))
+
+
+NOTHING = CallPrice.fixed(0.0)
+
+
+@dataclass(frozen=True)
+class Priced(Resting):
+    """The metric of an evaluation, less the price of a call where scores stand for costs. Bounds of both together are
+    those of a sum of independent estimates (MOVER, Zou & Donner 2008)."""
+
+    evaluation: Evaluation
+    price: CallPrice = NOTHING
+
+    @property
+    def estimate(self) -> float:
+        return self.evaluation.estimate - self.price.share
+
+    @property
+    def groups(self) -> int:
+        return self.evaluation.groups
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        quality_bound = self.evaluation.bound(confidence, side)
+        return quality_bound if self.price is NOTHING else self._net_of_price(quality_bound, confidence, side)
+
+    def _net_of_price(self, quality_bound: float, confidence: float, side: Side) -> float:
+        estimate, price = self.evaluation.estimate, self.price
+        ends = (min(quality_bound, estimate), estimate) if side == "lower" else (estimate, max(quality_bound, estimate))
+        low, high = price.bounds(confidence)
+        low, high = independent_difference(estimate, price.share, ends, (min(low, price.share), max(high, price.share)))
+        return low if side == "lower" else high
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Two-sided, at the evaluation's confidence."""
+        if self.price is NOTHING:
+            return self.evaluation.interval
+        one_sided = (1 + self.evaluation.confidence) / 2
+        low, high = self.evaluation.interval
+        return self._net_of_price(low, one_sided, "lower"), self._net_of_price(high, one_sided, "upper")
+
+    def needed(self, bar: float, confidence: float) -> int | None:
+        value, at = (min(max(score, 0.0), 1.0) for score in (self.estimate, bar))
+        effect = max(self.design_effect, 1.0)
+        return needed_n(value, at, confidence, POWER, effect, self.row_variance)
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """One minus the calibration error of the rows whose answers carry probabilities, at least one of them."""
+
+    rows: Sequence[GradedRow]
+
+    @cached_property
+    def _scored_rows(self) -> list[GradedRow]:
+        return sure(self.rows)
+
+    @property
+    def n(self) -> int:
+        return len(self._scored_rows)
+
+    @property
+    def groups(self) -> int:
+        return len({row.group for row in self._scored_rows})
+
+    @property
+    def estimate(self) -> float:
+        return 1 - calibration_error(self._scored_rows)
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        calibration = calibration_of(self._scored_rows, confidence)
+        return 1 - (calibration.upper if side == "lower" else calibration.lower)
+
+    def needed(self, bar: float, confidence: float) -> int | None:
+        """By the width of the bound, which shrinks as the root of the rows."""
+        from scipy.special import ndtri
+
+        try:
+            width = self.estimate - self.bound(confidence)
+        except InsufficientGroups:
+            return None
+        if self.estimate <= bar:
+            return None
+        reach = 1 + float(ndtri(POWER) / ndtri(confidence))
+        return max(self.n, round(self.n * (reach * width / (self.estimate - bar)) ** 2))
+
+
+@dataclass(frozen=True)
+class ReferenceComparison:
+    """A nominee minus what it is compared with, on the same rows, the price of a call in both."""
+
+    nominee: Priced
+    reference: Priced
+
+    @property
+    def _priced(self) -> float:
+        return self.nominee.price.share - self.reference.price.share
+
+    @property
+    def estimate(self) -> float:
+        return self.nominee.estimate - self.reference.estimate
+
+    @property
+    def n(self) -> int:
+        return self.nominee.n
+
+    @property
+    def groups(self) -> int:
+        return self.nominee.groups
+
+    def _drop(self, confidence: float) -> Drop:
+        """How much worse the nominee is, without prices. Raises InsufficientGroups."""
+        drop = drop_between(self.reference.evaluation, self.nominee.evaluation, confidence)
+        if drop.upper is None:
+            sizes = list(Counter(row.group for row in self.nominee.evaluation.rows).values())
+            enough = drop.groups >= MINIMUM_GROUPS
+            raise InsufficientGroups(drop.groups, MINIMUM_GROUPS, worth(np.array(sizes, float)) if enough else None)
+        return drop
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        drop = self._drop(confidence)
+        assert drop.lower is not None
+        assert drop.upper is not None
+        ours, theirs = self.nominee.price, self.reference.price
+        prices = independent_difference(ours.share, theirs.share, ours.bounds(confidence), theirs.bounds(confidence))
+        low, high = independent_difference(-drop.value, self._priced, (-drop.upper, -drop.lower), prices)
+        return low if side == "lower" else high
+
+    def needed(self, bar: float, confidence: float) -> int | None:
+        try:
+            drop = self._drop(confidence)
+        except InsufficientGroups:
+            return None
+        return drop.needed(-bar - self._priced, POWER)
+
+
+@dataclass(frozen=True)
+class ReferenceLevel(ReferenceComparison):
+    """A nominee where the bar is what it is compared with, on the same rows: its lower bound is that of the difference,
+    above the other's estimate, as if that were known. So it can be read beside the bar in the metric's own numbers."""
+
+    design_effect = 1.0
+
+    @property
+    def estimate(self) -> float:
+        return self.nominee.estimate
+
+    @cached_property
+    def row_variance(self) -> float:
+        """The variance of a row's difference, groups and weights in it: that of their mean times the rows. At least one
+        row in all that changed, as two that answer alike on these rows may differ on others."""
+        drop = drop_between(self.reference.evaluation, self.nominee.evaluation, 0.95)
+        return max(drop.se**2 * drop.n, 1 / drop.n) if math.isfinite(drop.se) else 1.0
+
+    def bound(self, confidence: float, side: Side = "lower") -> float:
+        return self.reference.estimate + super().bound(confidence, side)
 
 
 @dataclass(frozen=True)
@@ -64,48 +260,35 @@ class RequirementResult:
 
     def at(self, confidence: float) -> Requirement:
         """What the report says of it at this confidence."""
-        if self.measured is None:
-            return self._requirement(None, None, None, confidence, None, f"{self.words}: {self.nothing}")
-        measured = self.measured
-        try:
-            lower, upper = measured.bound(confidence), measured.bound(confidence, "upper")
-            broken = measured.bound(1 - (1 - confidence) / self.claims, "upper") < self.bar
-        except InsufficientGroups as error:
-            reason = f"{self.words}: {self._number(measured.estimate)} on {self._rows_text()}; {error.message}"
-            needed = None
-            if error.worth is None:  # rows of as many groups as are wanted, if they come as they did
-                needed = math.ceil(self.rows * error.needed / max(error.groups, 1))
-                reason += f" (about {needed:,} test rows in all)"
-            return self._requirement(None, None, None, confidence, needed, reason)
-        fulfilled = True if lower > self.bar else False if broken else None
-        needed = None
-        if fulfilled is None:
-            needed = measured.needed(self.bar, confidence)
-            needed = None if needed is None else math.ceil(needed * self.rows / measured.n)
-        estimate_note = f"{self.words}: {self._number(measured.estimate)} on {self._rows_text()}"
-        if fulfilled:
-            bounds_note = f"{self._word('lower')} {self._number(lower)} with {confidence:.1%} confidence"
-        elif fulfilled is False:
-            bounds_note = f"{self._word('upper')} {self._number(upper)} with {confidence:.1%} confidence"
+        measured, flipped = self.measured, self.error or self.scale.lower_is_better
+        fulfilled: bool | None = None
+        needed: int | None = None
+        ends: tuple[float, float] | None = None
+        if measured is None:
+            reason = f"{self.words}: {self.nothing}"
         else:
-            ends = sorted((lower, upper), key=self._value)
-            bounds_note = f"from {self._number(ends[0])} to {self._number(ends[1])}, so that these rows do not decide"
-            bounds_note += "" if needed is None else f" (about {needed:,} test rows in all would)"
-        return self._requirement(fulfilled, lower, upper, confidence, needed, f"{estimate_note}, {bounds_note}")
-
-    def _requirement(
-        self,
-        fulfilled: bool | None,
-        lower: float | None,
-        upper: float | None,
-        confidence: float,
-        needed: int | None,
-        reason: str,
-    ) -> Requirement:
-        flipped = self._flipped
-        ends = (upper, lower) if flipped else (lower, upper)
-        low, high = (None if end is None else self._value(end) for end in ends)
-        measured = self.measured
+            reason = f"{self.words}: {self._number(measured.estimate)} on {measured.n} rows"
+            reason += f" in {measured.groups} groups" if measured.groups < measured.n else ""
+            try:
+                ends = measured.bound(confidence), measured.bound(confidence, "upper")
+                broken = measured.bound(1 - (1 - confidence) / self.claims, "upper") < self.bar
+            except InsufficientGroups as error:
+                ends, reason = None, f"{reason}; {error.message}"
+                if error.worth is None:  # rows of as many groups as are wanted, if they come as they did
+                    needed = math.ceil(self.rows * error.needed / max(error.groups, 1))
+                    reason += f" (about {needed:,} test rows in all)"
+            else:
+                fulfilled = True if ends[0] > self.bar else False if broken else None
+                if fulfilled is None:
+                    needed = measured.needed(self.bar, confidence)
+                    needed = None if needed is None else math.ceil(needed * self.rows / measured.n)
+                    low, high = (self._number(end) for end in sorted(ends, key=self._value))
+                    reason += f", from {low} to {high}, so that these rows do not decide"
+                    reason += "" if needed is None else f" (about {needed:,} test rows in all would)"
+                else:
+                    word = "at least" if fulfilled != flipped else "at most"
+                    reason += f", {word} {self._number(ends[not fulfilled])} with {confidence:.1%} confidence"
+        low, high = (None, None) if ends is None else (self._value(end) for end in (ends[::-1] if flipped else ends))
         return Requirement(
             requirement=self.words,
             metric=self.metric,
@@ -123,10 +306,6 @@ class RequirementResult:
             reason=reason,
         )
 
-    @property
-    def _flipped(self) -> bool:
-        return self.error or self.scale.lower_is_better
-
     def _value(self, score: float) -> float:
         if self.error:
             return 1 - score
@@ -137,14 +316,6 @@ class RequirementResult:
         if self.scale.lower_is_better:
             return f"{'-' if value < 0 else '+' if self.is_difference else ''}${abs(value):.4f}"
         return f"{value:+.3f}" if self.is_difference else f"{value:.3f}"
-
-    def _word(self, side: str) -> str:
-        return "at least" if (side == "lower") != self._flipped else "at most"
-
-    def _rows_text(self) -> str:
-        assert self.measured is not None
-        n, groups = self.measured.n, self.measured.groups
-        return f"{n} rows" + (f" in {groups} groups" if groups < n else "")
 
 
 def requirements_of(

@@ -15,9 +15,9 @@ from typing import Any, Literal
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, Tested
 from bedplate.adaptation.rungs import in_role, rung_of
-from bedplate.adaptation.rungs.rung import Role, Side
+from bedplate.adaptation.rungs.rung import Side
 from bedplate.core.files import atomic_write
-from bedplate.evaluation.evaluated import PairedComparison, compare
+from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.harness import Evaluation
 
 PREDICTIONS_FILE = "predictions.json"
@@ -45,37 +45,23 @@ class Expectation:
 
 def expect(context: Context) -> list[Expectation]:
     """What the rules say, from the task alone: nothing of it was asked of a model."""
-    labels, structure = len(context.train), context.task.output.form.structure
-    tokens = _few_shot_tokens(context)
-    label_rich = labels > MANY_LABELS
-    because = f"there are {labels:,} labels, {'' if label_rich else 'not '}more than {MANY_LABELS:,}"
-    tuning_wins = Expectation(
-        "labels", "the best tuned skin beats the best prompted one", because, "tuning", "tuned_beats_prompted"
-    )
-    fewer = Expectation(
-        "labels", "the best prompted skin beats the best tuned one", because, "prompting", "prompted_beats_tuned"
-    )
-    expectations = [tuning_wins if label_rich else fewer]
+    labels, structure, tokens = len(context.train), context.task.output.form.structure, _few_shot_tokens(context)
+    is_rich = labels > MANY_LABELS
+    because = f"there are {labels:,} labels, {'' if is_rich else 'not '}more than {MANY_LABELS:,}"
+    tuning_wins = "the best tuned skin beats the best prompted one"
+    prompting_wins = "the best prompted skin beats the best tuned one"
+    expectations = [
+        Expectation("labels", tuning_wins, because, "tuning", "tuned_beats_prompted")
+        if is_rich
+        else Expectation("labels", prompting_wins, because, "prompting", "prompted_beats_tuned")
+    ]
     if tokens > LONG_PROMPT:
-        expectations.append(
-            Expectation(
-                "prompt length",
-                f"a call of the best tuned skin costs less than one of {in_role('examples')}",
-                f"a prompt with {SHOTS} examples has about {tokens:,.0f} tokens, more than {LONG_PROMPT}",
-                "tuning",
-                "tuned_is_cheaper",
-            )
-        )
+        cheaper = f"a call of the best tuned skin costs less than one of {in_role('examples')}"
+        because = f"a prompt with {SHOTS} examples has about {tokens:,.0f} tokens, more than {LONG_PROMPT}"
+        expectations.append(Expectation("prompt length", cheaper, because, "tuning", "tuned_is_cheaper"))
     if structure is not None:
-        expectations.append(
-            Expectation(
-                "structure",
-                "the best tuned skin beats the best prompted one",
-                f"an answer is {structure}",
-                "tuning",
-                "tuned_beats_prompted",
-            )
-        )
+        because = f"an answer is {structure}"
+        expectations.append(Expectation("structure", tuning_wins, because, "tuning", "tuned_beats_prompted"))
     return expectations
 
 
@@ -105,43 +91,27 @@ def score(
     Quality: the paired comparison of the two skins, on test where both were judged there, else on valid, where the best
     of several reads a little too well; undecided unless the 95% interval leaves zero out. Costs: measured calls.
     """
-    return [_scored(expectation, outcomes, tested, seed) for expectation in expectations]
+    scored: list[dict[str, Any]] = []
+    for expectation in expectations:
+        tuned, prompted = (_best(outcomes, _on_side(outcomes, side)) for side in SIDES)
+        if expectation.claim == "tuned_is_cheaper":
+            outcome, rests_on = _cheaper(tuned, outcomes)
+        else:
+            outcome, rests_on = _better(tuned, prompted, outcomes, tested, seed)
+            if expectation.claim == "prompted_beats_tuned" and outcome in ("true", "false"):
+                outcome = "false" if outcome == "true" else "true"
+        values = {key: value for key, value in asdict(expectation).items() if key != "claim"}
+        scored.append({**values, "held": outcome, "rests_on": rests_on})
+    return scored
 
 
-def _scored(
-    expectation: Expectation, outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
-) -> dict[str, Any]:
-    tuned = _best(outcomes, _on_side(outcomes, "weights"))
-    if expectation.claim == "tuned_is_cheaper":
-        outcome, rests_on = _cheaper(tuned, outcomes)
-    else:
-        outcome, rests_on = _better(tuned, _best(outcomes, _on_side(outcomes, "prompt")), outcomes, tested, seed)
-        if expectation.claim == "prompted_beats_tuned" and outcome in ("true", "false"):
-            outcome = "false" if outcome == "true" else "true"
-    values = {key: value for key, value in asdict(expectation).items() if key != "claim"}
-    return {**values, "held": outcome, "rests_on": rests_on}
+SIDES: dict[Side, str] = {"weights": "tuned", "prompt": "prompted"}
 
 
 def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
     """The candidates whose rungs learning curves have on this side."""
     traits = {name: rung_of(name).traits for name in outcomes}
     return [name for name, rung_traits in traits.items() if rung_traits.side == side and rung_traits.no_curve is None]
-
-
-def _untested(outcomes: Mapping[str, RungOutcome]) -> str | None:
-    """Why nothing is compared: a side of which no skin was made from labels."""
-    sides: tuple[tuple[Side, str], ...] = (("weights", "tuned"), ("prompt", "prompted"))
-    for side, adjective in sides:
-        learners = [name for name in _on_side(outcomes, side) if rung_of(name).traits.learns]
-        finished = [name for name in learners if outcomes[name].result is not None]
-        if not finished:
-            why = "; ".join(f"{name}: {outcomes[name].reason}" for name in learners) or "none was on the ladder"
-            return f"no {adjective} rung used the labels ({why})"
-    return None
-
-
-def _in_role(outcomes: Mapping[str, RungOutcome], role: Role) -> list[str]:
-    return [name for name in outcomes if rung_of(name).traits.role == role]
 
 
 def _best(outcomes: Mapping[str, RungOutcome], names: Sequence[str]) -> str | None:
@@ -158,18 +128,20 @@ def _better(
     tested: Mapping[str, Tested],
     seed: int,
 ) -> tuple[RuleOutcome, str]:
-    untested = _untested(outcomes)
-    if untested is not None:
-        return "not_tested", untested
+    for side, adjective in SIDES.items():
+        learners = [name for name in _on_side(outcomes, side) if rung_of(name).traits.learns]
+        if all(outcomes[name].result is None for name in learners):
+            why = "; ".join(f"{name}: {outcomes[name].reason}" for name in learners) or "none was on the ladder"
+            return "not_tested", f"no {adjective} rung used the labels ({why})"
     assert tuned is not None
     assert prompted is not None
+    on_test = tuned in tested and prompted in tested
     pair: list[Evaluation] = []
     for name in (tuned, prompted):
         result = outcomes[name].result
         assert result is not None
-        on_test = tuned in tested and prompted in tested
         pair.append(tested[name].evaluation if on_test else result.evaluation)
-    comparison: PairedComparison = compare(pair[0], pair[1], seed)
+    comparison = compare(pair[0], pair[1], seed)
     low, high = comparison.interval
     outcome: RuleOutcome = "true" if low > 0 else "false" if high < 0 else "undecided"
     to_difference = pair[0].scale.difference
@@ -179,7 +151,7 @@ def _better(
 
 
 def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[RuleOutcome, str]:
-    few_shot = _best(outcomes, _in_role(outcomes, "examples"))
+    few_shot = _best(outcomes, [name for name in outcomes if rung_of(name).traits.role == "examples"])
     if tuned is None or few_shot is None:
         return "not_tested", f"no {'tuned' if tuned is None else in_role('examples')} rung made a skin"
     ours, theirs = outcomes[tuned].result, outcomes[few_shot].result
