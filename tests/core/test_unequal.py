@@ -126,7 +126,7 @@ def draw(rng: np.random.Generator, sizes: np.ndarray, truth: float, icc: float, 
 CELLS = [(600, 40, "zipf"), (600, 300, "zipf"), (2000, 40, "zipf"), (2000, 40, "equal"), (600, 60, "equal")]
 
 
-@pytest.mark.parametrize("icc", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("icc", [0.0, pytest.param(0.05, marks=pytest.mark.slow), 0.2])
 @pytest.mark.parametrize(("rows", "groups", "sizing"), CELLS)
 def test_no_more_pass_at_the_bar_than_allowed_and_intervals_cover(
     rows: int, groups: int, sizing: str, icc: float

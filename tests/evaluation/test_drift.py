@@ -195,13 +195,14 @@ def test_the_best_of_eight_that_stays_as_it_is_is_rarely_called_worse() -> None:
     """Chosen on valid, bounded on test by the gate's bound at a first verdict; then looked at thirty times."""
     rng = np.random.default_rng(3)
     level, false_alarms, by_estimate = Levels(0.05).quality, 0, 0
-    for _ in range(30):
+    rounds = 20
+    for _ in range(rounds):
         promised = promise(int(rng.binomial(200, 0.85)), 200, 0.8, 1 - bs.spent_alpha(0.05, 1))
         false_alarms += alarms(rng, promised, 0.85, 30, level) is not None
         best = max(int(rng.binomial(200, 0.85)) for _ in range(8)) / 200
         by_estimate += alarms(rng, replace(promised, floor=best), 0.85, 30, level) is not None
-    assert false_alarms <= stats.binom.ppf(0.999, 30, 0.05)
-    assert by_estimate > 9
+    assert false_alarms <= stats.binom.ppf(0.999, rounds, 0.05)
+    assert by_estimate > 6
 
 
 def test_a_skin_that_has_become_worse_is_seen() -> None:

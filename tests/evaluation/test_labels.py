@@ -55,7 +55,7 @@ def test_f1_of_rows_that_weigh_little_is_that_of_scikit_learn() -> None:
 
 
 @given(st.lists(st.tuples(sets, sets), min_size=1, max_size=30))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_scores_match_scikit_learn(pairs: list[tuple[set[str], set[str]]]) -> None:
     rows = [
         Example(str(i), {"x": str(i)}, OUTPUT.canonical(target), str(i), row_hash({"x": str(i)}))

@@ -199,7 +199,7 @@ def test_stream_concatenates_to_the_result(model: LocalModel) -> None:
     assert [step.finish_reason for step in steps if step.finish_reason] == ["length"]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(data=st.data())
 def test_stop_strings_end_the_text_wherever_they_fall(model: LocalModel, data: st.DataObject) -> None:
     prompt = _prompts(1, seed=data.draw(st.integers(0, 5)))[0]

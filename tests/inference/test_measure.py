@@ -189,8 +189,8 @@ def test_calls_of_one_token_pay_for_the_server_s_work() -> None:
 def test_the_command_keeps_what_was_measured(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measure, "_REPEATS", 1)
-    monkeypatch.setattr(measure, "_SECONDS", 0.01)
+    for name, value in {"_REPEATS": 1, "_SECONDS": 0.01, "_SIZE": 128, "_BYTES": 1 << 24}.items():
+        monkeypatch.setattr(measure, name, value)
     out = tmp_path / "machine.json"
     with pytest.raises(SystemExit) as ended:
         main(["plan", "calibrate", str(tiny_dir), "--out", str(out)])

@@ -434,7 +434,7 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
     with loaded_server(config) as state, running(state) as url:
         server = Server(url, state, {})
         engine, row_counts = state.registry.engine, []
-        file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(40)))
+        file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(25)))
         id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
         wait_for(lambda: engine.running > 0)
         for _ in range(50):
@@ -456,7 +456,7 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
             assert server.client.batches.retrieve(id_).request_counts.completed - before <= 2
         for thread in clients:
             thread.join()
-        assert ended(server.client, id_).request_counts.completed == 40
+        assert ended(server.client, id_).request_counts.completed == 25
 
 
 def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):

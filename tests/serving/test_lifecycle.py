@@ -272,7 +272,9 @@ def command(files, *arguments):
         process.communicate()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_the_command_serves_and_ends_cleanly(files, sent, code):
     with command(files, "--grace", "1") as (process, announced):
         assert announced["models"] == ["tiny", "prompted", "tuned"]

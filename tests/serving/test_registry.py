@@ -185,7 +185,7 @@ class Machine(RuleBasedStateMachine):
         self.loop.close()
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestLeases = Machine.TestCase
 
 

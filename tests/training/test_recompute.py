@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.rows import slow_unless
 from tests.tiny import tiny_spec
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,7 +40,9 @@ SPECS: dict[str, TransformerSpec] = {
 }
 
 
-@pytest.mark.parametrize("name", [*SPECS, "state", "dropout"])
+@pytest.mark.parametrize(
+    "name", slow_unless({"gated", "experts", "state", "dropout"}.__contains__, [*SPECS, "state", "dropout"])
+)
 def test_weights_and_what_is_written_are_the_same(name: str, make_examples: Any, tmp_path: Path) -> None:
     """Bit by bit, after steps of several micro-batches; routers count what they chose once, and what is dropped is
     dropped again."""
@@ -93,7 +96,7 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", slow_unless({"gated", "latent", "experts"}.__contains__, SPECS))
 def test_kept_bytes_are_those_of_the_cost_model(name: str, setting: Recompute, make_examples: Any) -> None:
     model, batch = build(SPECS[name]), pack_examples(make_examples(40, prefix=0))
     inputs, T = batch.inputs, batch.tokens.numel()

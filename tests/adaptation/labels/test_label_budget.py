@@ -289,7 +289,7 @@ def test_labels_are_not_written_over_where_the_plan_is_gone(unlabelled: tuple[Pa
 def test_bounds_of_all_looks_hold_together_for_several_nominees() -> None:
     """Three nominees at the bar, five looks, Holm at each: how often any passes at any look."""
     rng = np.random.default_rng(0)
-    runs, n, bar = 250, 150, 0.8
+    runs, n, bar = 120, 150, 0.8
     ends = [30, 60, 90, 120, 150]
     right = np.sqrt(0.6) * rng.standard_normal((runs, 1, n)) + np.sqrt(0.4) * rng.standard_normal((runs, 3, n))
     passed = 0

@@ -151,7 +151,7 @@ def test_a_request_larger_than_the_pool_is_refused_before_it_begins(base: Base) 
         assert (engine.running, engine.waiting) == (0, 0)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_attention_over_blocks_equals_attention_over_slots(data: st.DataObject) -> None:
     spec = tiny_spec()

@@ -219,6 +219,7 @@ def elf(path: Path, arch: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_build_step(tmp_path: Path) -> None:
     checkout(tmp_path)
     for arch in ("x86_64", "aarch64"):  # the second finds what the first left in build/

@@ -76,7 +76,11 @@ def assert_same_vectors(directory: Path, theirs: SentenceTransformer, **options:
 MODES = ["mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken"]
 
 
-@pytest.mark.parametrize("mode", [*MODES, ("mean", "cls"), tuple(reversed(MODES))], ids=str)
+@pytest.mark.parametrize(
+    "mode",
+    [*(pytest.param(mode, marks=pytest.mark.slow) for mode in MODES), ("mean", "cls"), tuple(reversed(MODES))],
+    ids=str,
+)
 def test_poolings(body: Path, tmp_path: Path, mode: Any) -> None:
     theirs = saved(body, tmp_path / "theirs", Pooling(48, mode))
     assert_same_vectors(tmp_path / "theirs", theirs)
@@ -134,7 +138,7 @@ def test_small_letters(tmp_path: Path) -> None:
 PAIRS = [(a, b) for a in TEXTS for b in TEXTS]
 
 
-@pytest.mark.parametrize("activation", ["Sigmoid", "Identity"])
+@pytest.mark.parametrize("activation", ["Sigmoid", pytest.param("Identity", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("name", "changes"),
     [

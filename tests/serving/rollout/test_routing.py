@@ -205,7 +205,7 @@ def outcomes(server: Server, count: int, name: str = "sentiment") -> dict[str, A
 
 
 def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
-    texts = [f"row {i} {word}" for i in range(6) for word in ("great", "terrible", "works")]
+    texts = [f"row {i} {word}" for i in range(4) for word in ("great", "terrible", "works")]
     route = {"versions": {"prompted": 1}, "shadow": "tuned"}
     with serving(files, tmp_path, retain=True, sentiment=route) as server:
         ours = {text: post_chat(server, "prompted", text).json()["choices"][0]["message"]["content"] for text in texts}
