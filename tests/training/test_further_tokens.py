@@ -15,7 +15,7 @@ from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.routing import collect_routings
+from bedplate.models.layers.experts import collect_routings
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig

@@ -17,10 +17,9 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.economics.training.saved_activations import kept_bytes
 from bedplate.models.build import build
-from bedplate.models.layers.activation_checkpointing import recomputing
-from bedplate.models.specs.attention import LatentAttention
-from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.layers.gradients import recomputing
+from bedplate.models.specs.parts import DeltaRule, LatentAttention
+from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train

@@ -14,7 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.routing import Router
+from bedplate.models.layers.experts import Router
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig

@@ -16,11 +16,11 @@ from bedplate.core.errors import TrainingError
 from bedplate.data.packing import pack_documents
 from bedplate.models.build import build
 from bedplate.models.layers import grouped
-from bedplate.models.layers.activation_checkpointing import recomputing
+from bedplate.models.layers.gradients import recomputing
 from bedplate.models.specs import EncoderDecoderSpec
+from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias
-from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Scales
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import TrainConfig

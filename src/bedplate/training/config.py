@@ -13,7 +13,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from bedplate.core.config import Grown, Strict
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 
 ScheduleName = Literal["cosine", "wsd", "constant"]
 

@@ -29,8 +29,8 @@ from torch import Tensor
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
-from bedplate.models.layers.activation_checkpointing import recomputing
-from bedplate.models.layers.routing import collect_routings
+from bedplate.models.layers.experts import collect_routings
+from bedplate.models.layers.gradients import recomputing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.guard import Skipped, StepGuard

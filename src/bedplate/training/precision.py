@@ -28,11 +28,11 @@ from bedplate.core.measurements import measured_once
 from bedplate.core.memory import free_bytes, keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
+from bedplate.models.encoder_decoder import EncoderStatesLayout
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear, Products, has_onednn
 from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BlockAttention
-from bedplate.models.packed.cross_attention import EncoderStatesLayout
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.training.batch import TrainingExample

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.routing import Router, Routing
+from bedplate.models.layers.experts import Router, Routing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import RouterConfig
 from bedplate.training.objectives.objective import AnyModel, Term

@@ -19,11 +19,11 @@ from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.experts import ExpertLinear
+from bedplate.models.layers.experts import ExpertLinear, Router
 from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.routing import Router
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling
+from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 

@@ -30,8 +30,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.packed import block_attention
-from bedplate.models.packed.block_attention import BlockAttention
-from bedplate.models.packed.blocks import BLOCK, Cutting, batch_blocks
+from bedplate.models.packed.block_attention import BLOCK, BlockAttention, Cutting, batch_blocks
 from bedplate.models.packed.placement import PlacedDocument, Placement
 
 H, G, D, V = 6, 2, 8, 5

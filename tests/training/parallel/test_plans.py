@@ -11,9 +11,9 @@ from torch import nn
 from bedplate.core.errors import UnsupportedModelError, UsageError
 from bedplate.models.build import build
 from bedplate.models.layers.linear import Linear
+from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.split import expert_plan, tensor_plan
-from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.parallel import ParallelConfig
 from bedplate.training.parallel.launch import Process, first_host, process_of

@@ -97,11 +97,11 @@ class Engine(Closing):
         for name, size in given.items():
             if size is not None and size < 1:
                 raise UsageError(f"{name} is {size}, with which no request would ever run; give 1 or more")
-        _check_unconverted(base.outline)
+        _check_unconverted(base.raw_model)
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
+        self.bank = Bank(run.raw_model, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         sizes = engine_sizes(
@@ -147,7 +147,7 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
-        self._weights = base.outline  # copies in other formats share what is not quantised
+        self._weights = base.raw_model  # copies in other formats share what is not quantised
         self._is_reader = False
         self._count_as_reader(True)
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)

@@ -167,7 +167,7 @@ def choose_forward(
         return torch_forward
     assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", plan.weights)
+    model, weights_as = base.raw_model if asked_quantised else base.model, cast("WeightFormat", plan.weights)
     return native_forward(model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.spans import Padded, Span
 from bedplate.models.device_memory import integers
-from bedplate.models.layers.recurrence_inputs import Recurrence, State
+from bedplate.models.layers.attention_options import Recurrence, State
 from bedplate.models.specs.cache import LayerCache
 
 

@@ -25,8 +25,8 @@ from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.linears import fuse_linears
-from bedplate.models.layers.whole_texts import WholeTexts
 from bedplate.models.model import Model
+from bedplate.models.packed.packed_attention import WholeTexts
 
 
 class Forward(Protocol):

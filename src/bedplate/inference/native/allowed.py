@@ -6,17 +6,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bedplate.models.specs.parts import SharedKeys
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, YarnScaling
 from bedplate.models.specs.transformer import (
     Experts,
     FullAttention,
-    LinearScaling,
-    Llama3Scaling,
     LongRopeScaling,
     Rope,
     Scales,
-    SharedKeys,
     TransformerSpec,
-    YarnScaling,
 )
 
 _ANY = (

@@ -13,13 +13,12 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.attention import Attention
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.experts import MixtureOfExperts
+from bedplate.models.layers.experts import MixtureOfExperts, Router
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
-from bedplate.models.layers.routing import Router
-from bedplate.models.specs.feedforward import Scoring
-from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
+from bedplate.models.specs.parts import Activation, Scoring
+from bedplate.models.specs.transformer import Experts, Rope, Scales, TransformerSpec
 
 ACTIVATIONS: dict[Activation, int] = {
     "silu": 0,

@@ -13,7 +13,7 @@ from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.data.mixture import MixtureConfig
 from bedplate.evaluation.suites import need_suite
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 from bedplate.pretraining.runfile.counts import count_of
 from bedplate.pretraining.runfile.dial import SIZES
 from bedplate.training.config import DtypeChoice, Fraction, RouterConfig, ScheduleName

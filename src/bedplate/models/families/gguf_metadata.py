@@ -14,17 +14,10 @@ from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.decoders import shortest
-from bedplate.models.families.field_map import Field, Values
+from bedplate.models.families.field_map import Field, Values, converted
 from bedplate.models.families.fields import Fields, shown
-from bedplate.models.specs.position import Scaling
-from bedplate.models.specs.transformer import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    Rope,
-    TransformerSpec,
-    YarnScaling,
-)
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, Scaling, YarnScaling, yarn_scale
+from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
 
 FREQUENCIES, SHORT, LONG = "rope_freqs.weight", "rope_factors_short.weight", "rope_factors_long.weight"
 TABLES = (FREQUENCIES, SHORT, LONG)
@@ -132,6 +125,16 @@ def decimal(value: float) -> float:
     return float(f"{value:.7g}")
 
 
+def number(name: str, ours: str, default: float | None = None) -> Field:
+    """A decimal number; default: where there is none, or it is 0."""
+
+    def read(fields: Fields, name: str, values: Values) -> float | None:
+        value = fields.real(name) or default
+        return None if value is None else decimal(value)
+
+    return converted(name, ours, read)
+
+
 # --- windows
 
 
@@ -155,9 +158,7 @@ def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = N
     if not isinstance(slides, list | tuple):
         slides = [layer % layer_pattern < layer_pattern - 1 for layer in range(layers)]
     if len(slides) != layers:
-        raise UnsupportedModelError(
-            f"attention.sliding_window_pattern is of {len(slides)} layers, and there are {layers}"
-        )
+        raise UnsupportedModelError(f"attention.sliding_window_pattern is of {len(slides)} layers, not {layers}")
     return shortest([window if slides[layer] else None for layer in range(layers)], None)
 
 
@@ -191,44 +192,35 @@ def rope(*, is_extended: bool = False) -> Field:
 
 
 def take_rope(
-    fields: Metadata, head_dim: int, tables: Mapping[str, Sequence[float]] | None, longest: int | None = None
+    fields: Metadata, head_dim: int, stored: Mapping[str, Sequence[float]] | None, longest: int | None = None
 ) -> Rope:
-    """The rope of a model, its tables read back as the scaling that they were made from. longest: the context after
-    LongRoPE has extended it."""
-    base = decimal(fields.real("rope.freq_base", 10_000.0))
+    """The rope of a model. stored: its tables, read back as the scaling that they were made from; longest: the context
+    after LongRoPE has extended it."""
+    base, original = decimal(fields.real("rope.freq_base", 10_000.0)), "rope.scaling.original_context_length"
     turned = fields.whole("rope.dimension_count") or head_dim
-    plain = Rope(base, None, turned / head_dim)
-    return Rope(base, _scaling(fields, tables, plain, turned, longest), plain.fraction)
-
-
-def _scaling(
-    fields: Fields, stored: Mapping[str, Sequence[float]] | None, rope: Rope, turned: int, longest: int | None
-) -> Scaling | None:
-    tables = stored or {}
-    scaling_type = fields.text("rope.scaling.type", "none")
-    factor = fields.real("rope.scaling.factor") or 1.0
-    original = fields.pop("rope.scaling.original_context_length")
+    tables, scaling_type = stored or {}, fields.text("rope.scaling.type", "none")
+    before, factor = fields.whole(original), fields.real("rope.scaling.factor") or 1.0
     fields.ignore(("rope.scaling.finetuned",))  # how it was trained
     if (SHORT in tables) != (LONG in tables):
         raise UnsupportedModelError(f"of the tensors {SHORT} and {LONG} there is only one; they belong together")
-    if SHORT in tables:
-        before = int(original or fields.need("rope.scaling.original_context_length"))
-        return _longrope(tables, before, (longest or before) / before, fields.pop("rope.scaling.attn_factor"))
-    if FREQUENCIES in tables:
-        return scaling_of(tables[FREQUENCIES], rope.theta, turned)
-    readers = {"none": None, "linear": None if factor == 1.0 else LinearScaling(factor)}
-    if stored is None:
-        readers["longrope"] = None  # of which a header alone says nothing
-    if scaling_type == "yarn":
-        _check_repeated(fields, 1 + 0.1 * math.log(max(factor, 1.0)))
-        return YarnScaling(
-            factor=factor,
-            original_context=int(original or fields.need("rope.scaling.original_context_length")),
-            beta_fast=decimal(fields.pop("rope.scaling.yarn_beta_fast") or 32.0),
-            beta_slow=decimal(fields.pop("rope.scaling.yarn_beta_slow") or 1.0),
-        )
-    Fields({"rope.scaling.type": scaling_type}, "GGUF metadata").only("rope.scaling.type", *readers, "yarn")
-    return readers[scaling_type]
+    if not before and (SHORT in tables or (scaling_type == "yarn" and FREQUENCIES not in tables)):
+        before = fields.size(original)  # which says that it is missing
+    scaling: Scaling | None = None
+    if before and SHORT in tables:
+        attention = fields.pop("rope.scaling.attn_factor")
+        scaling = _longrope(tables, before, (longest or before) / before, attention)
+    elif FREQUENCIES in tables:
+        scaling = scaling_of(tables[FREQUENCIES], base, turned)
+    elif before and scaling_type == "yarn":
+        _check_repeated(fields, yarn_scale(factor))
+        fast, slow = (fields.pop(f"rope.scaling.yarn_beta_{name}") for name in ("fast", "slow"))
+        scaling = YarnScaling(factor, before, decimal(fast or 32.0), decimal(slow or 1.0))
+    else:
+        # Of LongRoPE a header alone says nothing.
+        known = ("none", "linear", "yarn", *(("longrope",) if stored is None else ()))
+        Fields({"rope.scaling.type": scaling_type}, "GGUF metadata").only("rope.scaling.type", *known)
+        scaling = LinearScaling(factor) if scaling_type == "linear" and factor != 1.0 else None
+    return Rope(base, scaling, turned / head_dim)
 
 
 def _check_repeated(fields: Fields, usual: float) -> None:
@@ -244,27 +236,9 @@ def _longrope(
 ) -> LongRopeScaling:
     short, long = (tuple(map(decimal, tables[name])) for name in (SHORT, LONG))
     scaling = LongRopeScaling(short, long, original, factor)
-    usual = _attention_factor(scaling)
-    if attention is None or math.isclose(attention, usual, rel_tol=_CLOSE):
+    if attention is None or math.isclose(attention, scaling.applied_factor, rel_tol=_CLOSE):
         return scaling
     return replace(scaling, attention_factor=decimal(attention))
-
-
-def _attention_factor(scaling: LongRopeScaling) -> float:
-    """What cosines and sines are multiplied by (https://arxiv.org/abs/2402.13753)."""
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    if scaling.factor <= 1:
-        return 1.0
-    return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
-
-
-def longest_context(spec: TransformerSpec) -> int:
-    """The context after LongRoPE has extended it."""
-    scaling = None if spec.position.rope is None else spec.position.rope.scaling
-    if isinstance(scaling, LongRopeScaling):
-        return scaling.extended_context
-    return spec.context_length
 
 
 def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
@@ -275,10 +249,6 @@ def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     if isinstance(scaling, LinearScaling):
         metadata |= {"rope.scaling.type": "linear", "rope.scaling.factor": scaling.factor}
     elif isinstance(scaling, YarnScaling):
-        if scaling.scale is not None or scaling.scale_all is not None or scaling.attention_factor is not None:
-            raise UnsupportedModelError(
-                "this YaRN rope scales its cosines by a factor of its own; GGUF cannot say that"
-            )
         metadata |= {
             "rope.scaling.type": "yarn",
             "rope.scaling.factor": scaling.factor,
@@ -289,7 +259,7 @@ def rope_fields(flat: Values, spec: TransformerSpec) -> dict[str, Any]:
     elif isinstance(scaling, LongRopeScaling):
         metadata |= {
             "rope.scaling.original_context_length": scaling.original_context,
-            "rope.scaling.attn_factor": _attention_factor(scaling),
+            "rope.scaling.attn_factor": scaling.applied_factor,
         }
     return metadata
 

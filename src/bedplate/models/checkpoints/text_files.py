@@ -1,5 +1,6 @@
-"""What a checkpoint's files say of how its texts are written: `generation_config.json`, and older ones' `config.json`
-(https://huggingface.co/docs/transformers/main_classes/text_generation)."""
+"""What a checkpoint's files say of its texts: the tokenizer, or the two of an encoder–decoder that writes other tokens
+than it reads, and how texts are written (`generation_config.json`, and older ones' `config.json`,
+https://huggingface.co/docs/transformers/main_classes/text_generation)."""
 
 from __future__ import annotations
 
@@ -9,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.checkpoints.json_file import read_object
+from bedplate.models.checkpoints.safetensors import read_object
 from bedplate.models.families.fields import GENERATION, shown
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec
+from bedplate.text.directory import FILE, TARGET_FILE
+from bedplate.text.tokenizer import Tokenizer
 
 log = logging.getLogger("bedplate.models")
 
-FILE = "generation_config.json"
+_FILE = "generation_config.json"
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "num_beams": (1,),
     "min_length": (0,),
@@ -40,8 +44,8 @@ def read_generation(path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
     """Reads the settings of a directory with this config.json. Logs by name those that are not followed.
     CheckpointError for lists that are none."""
     settings = {name: config[name] for name in GENERATION if config.get(name) is not None}
-    if (path / FILE).is_file():
-        settings |= read_object(path / FILE)
+    if (path / _FILE).is_file():
+        settings |= read_object(path / _FILE)
     else:
         settings |= _of_config(config)
     try:
@@ -96,3 +100,57 @@ def gguf_generation(metadata: Mapping[str, Any], architecture: str | None) -> di
         "pad_token_id": "tokenizer.ggml.padding_token_id",
     }
     return {name: metadata[key] for name, key in keys.items() if metadata.get(key) is not None}
+
+
+# --- tokenizers
+
+_SPARE = 10_000
+"""Rows that are nobody's, of which no model has so many: tables are rounded up to multiples of some hundreds."""
+
+
+def read_tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokenizer | None:
+    """The directory's, or both where the model writes other tokens than it reads; None where there is no file."""
+    if not (path / FILE).is_file():
+        return None
+    tokenizer = Tokenizer.from_directory(path)
+    if not isinstance(spec, EncoderDecoderSpec):
+        return tokenizer
+    has_target = (path / TARGET_FILE).is_file()
+    if has_target == spec.shared_embedding:
+        vocabularies = "one vocabulary" if has_target else "two vocabularies"
+        raise CheckpointError(
+            f"{path}: its config tells of {vocabularies}, but there is {'a' if has_target else 'no'} {TARGET_FILE}, "
+            "the tokenizer of its answers"
+        )
+    return tokenizer.for_encoder(first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if has_target else None)
+
+
+def fitting(tokenizer: Tokenizer | None, spec: TextSpec, origin: str) -> Tokenizer | None:
+    """The tokenizer, without control tokens that the model has no row for and nobody needs, which is said.
+
+    CheckpointError for one that is another model's: with other ids behind the model's rows, or with so few that most
+    rows would be nobody's. (A model may have some more rows than ids.)
+    """
+    if tokenizer is None:
+        return None
+    unneeded = tokenizer.unneeded(spec.vocab_size)
+    if unneeded:
+        listing = ", ".join(unneeded)
+        log.warning("%s: the model has no row for the token %s, which in a text is read as characters", origin, listing)
+        tokenizer = tokenizer.without(unneeded)
+    for vocabulary, rows in ((tokenizer.reading, spec.source_vocab_size), (tokenizer, spec.vocab_size)):
+        ids = max(vocabulary.vocab_size, *(number + 1 for number in vocabulary.encode("", add_special_tokens=True)), 0)
+        if ids > rows or rows - ids > max(ids, _SPARE):
+            fit = "only" if ids > rows else "more than twice as many:"
+            raise CheckpointError(
+                f"{origin}: the tokenizer has {ids} ids, but the model has {fit} {rows} rows for them; it is another "
+                "model's tokenizer"
+            )
+    return tokenizer
+
+
+def written_id(value: object, rows: int, name: str, origin: str) -> int:
+    """The id of a token that the files name of what is written. CheckpointError for what is none."""
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < rows:
+        raise CheckpointError(f"{origin}: {name} is {shown(value)}, which is no id of a vocabulary of {rows}")
+    return value
