@@ -32,7 +32,7 @@ from bedplate.adaptation.rungs.full import trainable_copy
 from bedplate.adaptation.search import formats
 from bedplate.adaptation.task.adapt_parts import FormatsSpec
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import design_effect
+from bedplate.core.statistics.clusters import design_effect
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example, load_examples

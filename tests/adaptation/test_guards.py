@@ -29,7 +29,7 @@ from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.refusals import TO_REFUSE
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
-from bedplate.report.schema_plan import GuardRow
+from bedplate.report.schema_parts import GuardRow
 
 
 @pytest.fixture(scope="module")

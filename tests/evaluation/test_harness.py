@@ -14,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import f1_score
+from tests.core.plain_statistics import binomial_interval
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower
+from bedplate.core.statistics.proportions import binomial_lower
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples

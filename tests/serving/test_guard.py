@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.cli.main import main
-from bedplate.core.address import is_loopback
+from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.api_keys import (
     Key,

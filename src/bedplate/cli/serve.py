@@ -15,7 +15,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import duration, whole
 from bedplate.core.errors import UsageError
-from bedplate.core.garbage import left_alone
+from bedplate.core.memory import left_alone
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:

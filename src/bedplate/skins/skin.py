@@ -14,9 +14,8 @@ from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core import display
-from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
-from bedplate.core.endpoint_spec import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec, api_address
 from bedplate.core.errors import SkinError
 from bedplate.data.rows import check_input_kind
 from bedplate.models.checkpoints.identity import Identity

@@ -29,8 +29,7 @@ from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
-from bedplate.core.statistics import spent_alpha
-from bedplate.core.statistics.repeated_looks import look_levels
+from bedplate.core.statistics.multiplicity import look_levels, spent_alpha
 from bedplate.evaluation.pool import load_pool
 from bedplate.evaluation.task import load_task
 from bedplate.report.schema_parts import LabelBudget, Look

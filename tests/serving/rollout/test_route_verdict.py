@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bedplate.core.statistics.counted_bets import lower_bound
+from bedplate.core.statistics.betting import lower_bound
 from bedplate.serving.durable.feedback_service import (
     Latest,
     _note,  # pyright: ignore[reportPrivateUsage]

@@ -26,7 +26,7 @@ from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
-from bedplate.report import schema, schema_parts, schema_plan
+from bedplate.report import schema, schema_parts
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
 from bedplate.report.schema_parts import Curve, LabelBudget, Split
@@ -64,7 +64,7 @@ def build_report(run: LadderRun) -> Report:
         target=_target(run),
         requirements={name: tuple(requirements) for name, requirements in verdict.requirements.items()},
         predictions=tuple(
-            schema_plan.RulePrediction(**prediction)
+            schema_parts.RulePrediction(**prediction)
             for prediction in rules.score(run.expectations, outcomes, tested, context.seed)
         ),
         guards={name: tuple(guards) for name, guards in run.guards.items()},
@@ -103,7 +103,7 @@ def build_report(run: LadderRun) -> Report:
     return Report(values, context.out)
 
 
-def _verdict(run: LadderRun, left_out: Sequence[schema_plan.NotTried], classical: str | None) -> schema.Verdict:
+def _verdict(run: LadderRun, left_out: Sequence[schema_parts.NotTried], classical: str | None) -> schema.Verdict:
     decision, opening = run.verdict.decision, run.opening
     passed = None if decision.rung is None else run.results[decision.rung]
     untried = _untried(left_out) if decision.status == "PASS" else None
@@ -149,8 +149,8 @@ def _settings(context: Context) -> schema.Settings:
     )
 
 
-def _machine(context: Context) -> schema_plan.Machine:
-    return schema_plan.Machine(
+def _machine(context: Context) -> schema_parts.Machine:
+    return schema_parts.Machine(
         **context.spec.machine.model_dump(mode="json"),
         processor=platform.machine(),
         cores=os.cpu_count(),
@@ -159,9 +159,9 @@ def _machine(context: Context) -> schema_plan.Machine:
     )
 
 
-def _time_spent(run: LadderRun) -> schema_plan.Timing:
+def _time_spent(run: LadderRun) -> schema_parts.Timing:
     clock, watch = run.context.clock, run.watch
-    return schema_plan.Timing(
+    return schema_parts.Timing(
         seconds=round(clock.used, 1),
         usd=clock.spent,
         rungs={name: round(o.seconds, 2) for name, o in run.outcomes.items()},
@@ -347,7 +347,7 @@ def _target(run: LadderRun) -> schema.Target:
     return schema.Target(metric=metric, value=value, confidence=target.confidence, **given)
 
 
-def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
+def _untried(left_out: Sequence[schema_parts.NotTried]) -> str | None:
     names = [omission.rung for omission in left_out if omission.what == "rung" and omission.kind != "impossible"]
     return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
 

@@ -11,7 +11,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
-from bedplate.report.schema_plan import Forecast, NotTried
+from bedplate.report.schema_parts import Forecast, NotTried
 
 
 def ruled_out(context: Context, rung: Rung) -> Skip | None:

@@ -26,9 +26,7 @@ from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.recurrent_states import RecurrentStates, Snapshot
 from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
 from bedplate.models.layers.attention import Attend, whole_attention
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.attention_options import CrossAttend, KeysOf
-from bedplate.models.layers.attention_options import Recurrence
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, CrossAttend, KeysOf, Recurrence
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import LayerCache, row_layout
 

@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from bedplate.core.address import api_address, is_loopback
 from bedplate.core.closing import Closing
+from bedplate.core.endpoint_spec import api_address, is_loopback
 from bedplate.core.errors import (
     BedplateError,
     BusyError,

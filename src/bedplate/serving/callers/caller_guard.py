@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from bedplate.core.address import is_loopback
+from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.api_keys import Key, KeysFile, KeyStore
 from bedplate.serving.callers.limits import KeyWindows

@@ -8,7 +8,10 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bedplate.core.statistics import enough_groups, paired_difference, robust_mean, sign_flip, wilson
+from bedplate.core.statistics.clusters import robust_mean
+from bedplate.core.statistics.paired import paired_difference, sign_flip
+from bedplate.core.statistics.proportions import wilson
+from bedplate.core.statistics.unequal import enough_groups
 from bedplate.serving.settings.route_config import JUDGED_WRONG
 
 CONFIDENCE = 0.95

@@ -2,7 +2,7 @@
 
 A call is counted once `wait_minutes` have passed since it was answered: by then it has an outcome (what a user said of
 it), or it is missing. Younger calls are pending, whatever was said of them, because complaints come sooner than praise.
-Bounds are those of `core.statistics.counted_bets`. They are of the calls that were judged; beside them stand the bounds
+Bounds are those of `core.statistics.betting`. They are of the calls that were judged; beside them stand the bounds
 that hold whatever the others were (Manski 1989, Journal of Human Resources 24:343).
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bedplate.core.statistics.counted_bets import lower_bound, upper_bound
+from bedplate.core.statistics.betting import lower_bound, upper_bound
 from bedplate.serving.rollout.shadow_comparison import WRONG, answer_digest
 from bedplate.serving.settings.route_config import RouteVerdict
 
