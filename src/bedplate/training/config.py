@@ -14,12 +14,8 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from bedplate.core.config import Grown, Strict
-<<<<<<< HEAD
 from bedplate.core.errors import UsageError
-from bedplate.models.specs.recompute import Recompute
-=======
 from bedplate.models.specs.split import Recompute
->>>>>>> next
 
 ScheduleName = Literal["cosine", "wsd", "constant"]
 

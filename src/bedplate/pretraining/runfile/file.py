@@ -20,20 +20,11 @@ from bedplate.data.sources import check_source
 from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.evaluation.suites import need_suite
-<<<<<<< HEAD
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 from bedplate.training.config import DtypeChoice, Fraction, ParallelConfig, RouterConfig, ScheduleName
 from bedplate.training.objectives import check_objective, objective_of
-=======
-from bedplate.models.specs.split import Recompute
-from bedplate.pretraining.runfile.counts import count_of
-from bedplate.pretraining.runfile.dial import SIZES
-from bedplate.training.config import DtypeChoice, Fraction, RouterConfig, ScheduleName
-from bedplate.training.objectives import objective_of
-from bedplate.training.parallel.layout import ParallelConfig
->>>>>>> next
 
 if TYPE_CHECKING:
     from bedplate.training.objectives.objective import TextObjective
