@@ -42,8 +42,9 @@ from bedplate.inference.predict.predictor import Prediction
 from bedplate.report import plots
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified
+from bedplate.skins.lineage import trace
 from bedplate.skins.output import LabelOutput
-from bedplate.skins.run import Run
+from bedplate.skins.records import Run
 
 ALONE = [name for name in RUNGS if name not in ("retrieval", "continued_pretrain", "hosted", "cascade")]
 """The rungs that need nothing beside the task's rows and its base; the others have tests of their own."""
@@ -261,9 +262,9 @@ def test_what_was_made_is_in_the_catalogue(run: tuple[Report, Path, Path], monke
     _, directory, _ = run
     monkeypatch.setenv("BEDPLATE_HOME", str(directory / "home"))
     with Catalog.open() as catalog:
-        lineage = catalog.lineage("toy-sentiment-lora")
-    assert "base" in {node.artifact_type for node in lineage.ancestors}
-    assert "report" in {node.artifact_type for node in lineage.descendants}
+        lineage = trace("toy-sentiment-lora", catalog)
+    assert "base" in {node.what for root in lineage.came_from for node in root.walk()}
+    assert "report" in {node.what for node in lineage.became}
 
 
 def test_skins_carry_the_report_and_say_what_they_were_judged_with(run: tuple[Report, Path, Path]):

@@ -22,7 +22,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt
@@ -388,7 +388,7 @@ def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
 
 
 def test_read_skins_keep_the_id_of_their_card(files):
-    from bedplate.skins.card import card_of, read_card
+    from bedplate.skins.files import card_of, read_card
 
     for directory in files.skins:
         assert read_card(directory) == dataclasses.replace(card_of(read_skin(directory)), directory=directory)

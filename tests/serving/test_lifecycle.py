@@ -22,8 +22,7 @@ from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.sampler import sample
-from bedplate.serving.server.app import serve
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server, serve
 
 from .conftest import Server, running
 from .test_bad_requests import check

@@ -17,7 +17,7 @@ from tests.rows import slow_unless
 from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 
 HI = [{"role": "user", "content": "hi"}]
 SCHEMA = {

@@ -23,7 +23,7 @@ from bedplate.core.errors import ConfigError, HubError, SkinError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.lookup_index import read_vectors
 

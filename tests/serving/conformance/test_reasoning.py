@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from bedplate.inference.chat import ChatEndpoint, Conversation, open_local
 from bedplate.inference.remote.endpoint import Endpoint
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 
 MESSAGES: list[Any] = [{"role": "user", "content": "is it great?"}]
 OPENED = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n") + "{# </think> #}"

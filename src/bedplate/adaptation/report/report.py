@@ -30,9 +30,9 @@ from bedplate.report import schema, schema_parts
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
 from bedplate.report.schema_parts import Curve, LabelBudget, Split
+from bedplate.skins import records
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin, write_skin
-from bedplate.skins.records import opened_by
 from bedplate.skins.skin import BaseReference
 
 MEASURED_FIELDS = (
@@ -405,12 +405,12 @@ def record(report: Report, out: Path, task: str, bases: Sequence[BaseFacts], res
     """Bases, skins, run and report. results: of all candidates, places below `out`."""
     all_results = list(results)
     with Catalog.open() as catalog:
-        weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in bases]
-        skins = [catalog.record_skin(read_skin(out / result.skin)) for result in all_results if result.skin is not None]
-        details = {"verdict": report.data["verdict"], "opened": opened_by(report.data)}
-        catalog.record_report(out / "report.json", task, details, [*weights, *skins])
+        catalog.record(records.of_identity(b.short, b.identity, b.path, b.family) for b in bases)
+        for place in [out / result.skin for result in all_results if result.skin is not None]:
+            catalog.record(records.of_skin(read_skin(place), place))
+        catalog.record([records.of_report(out / "report.json", report.data)])
         catalog.add([out / result.child for result in all_results if result.child is not None])
-        catalog.record_run_of(out)
+        catalog.record(records.of_run(out))
 
 
 def in_dollars(report: dict[str, Any], scale: Scale) -> None:

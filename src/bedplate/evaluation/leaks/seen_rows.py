@@ -22,7 +22,7 @@ from bedplate.evaluation.ledger.row_keys import keys_of
 from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
-from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, run_above
+from bedplate.skins.records import SETTINGS_FILE, SPLITS_FILE, run_above
 from bedplate.skins.skin import Skin
 
 BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}

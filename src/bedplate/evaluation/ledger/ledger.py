@@ -171,7 +171,7 @@ def told_at_home(ledger_verdicts: Collection[str]) -> list[ReportedOpening]:
 
 
 def _rows(report: Path) -> LedgerRecord | None:
-    from bedplate.skins.run import SPLITS_FILE
+    from bedplate.skins.records import SPLITS_FILE
 
     if not report.is_file():
         return None

@@ -26,7 +26,7 @@ from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.lookup_index import Neighbours, PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration, Passage
 from bedplate.skins.skin import Skin
-from bedplate.skins.verify import verify_embedder
+from bedplate.skins.verify import verify_skin
 from bedplate.text.tokenizer import Tokenizer, common_length
 
 _AT_ONCE = 1024
@@ -58,9 +58,10 @@ class Lookup:
         if embedder is None:
             material = "demonstrations" if skin.passages is None else "passages"
             raise SkinError(f"skin {skin.name!r} chooses its {material} with {skin.embedder.name}; load that too")
-        self.warnings = verify_embedder(
+        self.warnings = verify_skin(
             skin,
             embedder.base,
+            embedder=True,
             weights=embedder.weights,
             kernel=embedder.kernel,
             weights_version=embedder.weights_version,

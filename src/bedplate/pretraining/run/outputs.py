@@ -34,6 +34,7 @@ from bedplate.pretraining.run.data import HeldBatches, RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
+from bedplate.skins.records import of_identity
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult
 from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
@@ -281,10 +282,10 @@ class RunOutputs:
     def _catalogue(self, place: Path) -> None:
         """Enters the base where skins find theirs."""
         planned = self._planned
-        parents = [planned.parents_id] if planned.parents_id else []
+        parents = (planned.parents_id,) if planned.parents_id else ()
         with Catalog.open() as catalog:
             written = load_base(place, device="cpu")
-            catalog.record_base(planned.run.run, written.identity, place, family=written.family.name, parents=parents)
+            catalog.record([of_identity(planned.run.run, written.identity, place, written.family.name, parents)])
 
     def _baselines(self) -> dict[str, dict[str, float]]:
         """They say how likely a text is, in the order in which it is written."""
