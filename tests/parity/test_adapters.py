@@ -13,13 +13,14 @@ import pytest
 import torch
 import transformers
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 from tests.rows import first_of_each
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
-from bedplate.adapters.peft import read_peft, task_type_of, write_peft
+from bedplate.adapters.peft import read_peft, task_type_of
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base

@@ -28,7 +28,7 @@ class Shouter:
         text = "".join(map(chr, request.tokens)).upper()
         for word in text.split(" "):
             stream.push(Step(None, f"{word} "))
-        stream.finish(Generation(f"{text} ", (), (), "stop", Usage(len(request.tokens), len(text.split(" ")))))
+        stream.finish(Generation(f"{text} ", (), (), "stop", usage=Usage(len(request.tokens), len(text.split(" ")))))
         return stream
 
     def run(self, requests: Sequence[Request]) -> list[Result]:

@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.cli.main import main
+from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.api_keys import (
     Key,
@@ -27,7 +28,7 @@ from bedplate.serving.callers.api_keys import (
     new_secret,
     read_keys,
 )
-from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for, is_loopback
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for
 from bedplate.serving.callers.limits import KeyWindows, Spending, SpendLedger
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig

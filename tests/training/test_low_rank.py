@@ -14,8 +14,8 @@ from tests.references import LLAMA_VARIANTS, reference_llama
 from tests.training.against_peft import LLAMA, examples, loss_of, ours
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.models.inputs import Inputs
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train

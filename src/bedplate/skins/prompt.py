@@ -20,7 +20,7 @@ from bedplate.core.values import Values
 from bedplate.data.rows import text_in_prompt
 from bedplate.skins.output import Output
 from bedplate.text import sandbox
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer import Tokenizer, common_length
 
 Format = Literal["plain", "chat"]
 Messages = list[dict[str, str]]
@@ -179,9 +179,7 @@ class Prompt:
         names = names or sorted({name for shown in demonstrations for name in shown.inputs})
         prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations, passages) for probe in _PROBES]
         first, last = min(prompts), max(prompts)
-        differing = (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b)
-        common_length = next(differing, min(len(first), len(last)))
-        return first[: max(common_length - 1, 0)]
+        return first[: max(common_length(first, last) - 1, 0)]
 
     def _render(
         self, inputs: Values, demonstrations: Sequence[Demonstration] = (), passages: Sequence[Passage] = ()

@@ -11,7 +11,7 @@ from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
-from bedplate.inference.native import detection
+from bedplate.inference.native import library
 from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
 from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
@@ -53,7 +53,7 @@ SPECS = {
 
 def supported_levels() -> tuple[str, ...]:
     """The levels that this processor runs."""
-    levels = detection.supported()
+    levels = library.supported()
     return () if isinstance(levels, str) else levels
 
 

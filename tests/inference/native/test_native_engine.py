@@ -13,8 +13,8 @@ import transformers
 from tests.inference.mixtures import random_prompt
 from tests.tiny import write_tiny_base
 
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling, Score, Scores

@@ -13,8 +13,7 @@ from tests.serving.conftest import Server, running
 from tests.tiny import CHATML, tokenizer_json, write_tiny_base
 from tokenizers import AddedToken, Tokenizer
 
-from bedplate.inference.chat.conversation import Conversation
-from bedplate.inference.chat.partners import ChatEndpoint, open_local
+from bedplate.inference.chat import ChatEndpoint, Conversation, open_local
 from bedplate.inference.remote.endpoint import Endpoint
 from bedplate.serving.server.app import loaded_server
 

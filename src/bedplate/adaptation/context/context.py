@@ -28,9 +28,8 @@ from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import OpenOptions, open_base
+from bedplate.inference.predict.opening import OpenOptions, evaluated_now, open_base
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.predict.skin_execution import evaluated_now
 from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Format, Prompt

@@ -34,7 +34,7 @@ from bedplate.evaluation.in_memory import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.ledger.ledger import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
+from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.lookup import embed_texts

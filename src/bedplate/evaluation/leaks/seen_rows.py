@@ -45,7 +45,7 @@ def judged_by(
 ) -> EvaluatedRows:
     """The rows of a task's split that the skin of a predictor has not seen (of anything else all, and with
     `include_seen`). UsageError where it has seen them all."""
-    from bedplate.inference.predict.composed import SkinPredictor
+    from bedplate.inference.predict.callable_skin import SkinPredictor
 
     row_splits = None
     if isinstance(model, SkinPredictor) and model.skin.directory is not None:

@@ -1,7 +1,5 @@
-"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements.
-
-A list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch.
-"""
+"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements. A
+list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch."""
 
 from __future__ import annotations
 
@@ -44,14 +42,8 @@ _SCALINGS: Mapping[type, tuple[str, ...]] = {
     LinearScaling: ("factor",),
     Llama3Scaling: ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
     YarnScaling: (
-        "factor",
-        "original_context",
-        "beta_fast",
-        "beta_slow",
-        "scale",
-        "scale_all",
-        "attention_factor",
-        "truncate",
+        *("factor", "original_context", "beta_fast", "beta_slow"),
+        *("scale", "scale_all", "attention_factor", "truncate"),
     ),
     LongRopeScaling: ("short", "long", "original_context", "factor", "attention_factor"),
 }

@@ -110,8 +110,7 @@ def _routing(part: Experts) -> dict[str, float]:
 
 
 def ropes_of(spec: TransformerSpec) -> tuple[list[tuple[Rope, int]], list[int]]:
-    """The kinds of rotary positions that layers have, with the size of a head, and each layer's number of one, −1 for
-    none."""
+    """The rotary positions that layers have, with the size of a head, and each layer's number of one (−1: none)."""
     layer_ropes = [(spec.rope_of(layer), spec.head_dim_of(layer)) for layer in range(spec.layers)]
     distinct_ropes = list(dict.fromkeys((rope, size) for rope, size in layer_ropes if rope is not None))
     return distinct_ropes, [-1 if rope is None else distinct_ropes.index((rope, size)) for rope, size in layer_ropes]

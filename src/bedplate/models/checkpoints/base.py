@@ -77,6 +77,21 @@ class Base:
         return "generate" in self.raw_model.can
 
     @property
+    def writes(self) -> bool:
+        """Whether it writes text."""
+        return "generate" in self.can
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt beside the decoder that writes the answer."""
+        return "encode" in self.can
+
+    @property
+    def continues(self) -> bool:
+        """Whether it is a decoder alone, so that what it has read stays as it is when more follows."""
+        return self.causal and not self.has_encoder
+
+    @property
     def identity(self) -> Identity:
         """Hashed when it is first read."""
         return self.identified.get() if isinstance(self.identified, Lazy) else self.identified
@@ -97,7 +112,7 @@ class Base:
     def decoder_start(self) -> tuple[int, ...]:
         """The tokens that the decoder of an encoder–decoder starts from: its start token, and a forced first token
         where the files name one. () for other bases. CheckpointError where the files do not name a start token."""
-        if "encode" not in self.can:
+        if not self.has_encoder:
             return ()
         defaults = self.generation_defaults
         start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
@@ -110,10 +125,16 @@ class Base:
     def prompt_room(self, answer: int = 0) -> int:
         """How many tokens a prompt may have when the answer has `answer` tokens, which take no room beside the prompt
         in an encoder–decoder; below one where the answer itself does not fit."""
-        if "encode" not in self.can:
+        if not self.has_encoder:
             return self.spec.context_length - answer
         fits = answer + len(self.decoder_start) <= self.spec.main.context_length
         return self.spec.context_length if fits else 0
+
+    def answer_room(self, prompt: int) -> int:
+        """How many tokens can follow a prompt of `prompt` tokens."""
+        if self.has_encoder:
+            return self.spec.main.context_length - len(self.decoder_start)
+        return self.spec.context_length - prompt
 
     @property
     def text_ends(self) -> frozenset[int]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.api_keys import Key, KeysFile, KeyStore
 from bedplate.serving.callers.limits import KeyWindows, SpendLedger
@@ -184,12 +184,3 @@ def guard_for(config: ServerConfig) -> CallerGuard:
 
     store = KeyStore(config.keys, check)
     return CallerGuard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -16,8 +16,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.execution.choice import left_in_file
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.opening import OpenOptions, chosen, execution_of
-from bedplate.inference.predict.skin_execution import KERNELS, dtype_of
+from bedplate.inference.predict.opening import KERNELS, OpenOptions, chosen, dtype_of, execution_of
 from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import apart_now

@@ -22,8 +22,8 @@ from bedplate.inference.engine.requests import (
     Result,
     Stream,
 )
+from bedplate.inference.predict.callable_skin import is_unsure
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import is_unsure
 from bedplate.inference.predict.lookup import citations
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.text_reading import similarities

@@ -179,7 +179,7 @@ def loaded_server(
         base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
         trial = stack.enter_context(GrammarTrial())
         for _, engine in base_engines:
-            engine.try_grammars_in(trial)
+            engine.grammars.trial = trial
         limits = config.limits
         bounds = limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
         engines = [engine for _, engine in base_engines]

@@ -1,11 +1,11 @@
-"""Attention of new tokens over keys and values in blocks, as one operation that also keeps the new ones.
+"""Operations on cached keys and values, each with a plain implementation and a Triton kernel for CUDA devices: writing
+new tokens to their places, and attention of new tokens over keys and values in blocks, which also writes them.
 
-On CUDA devices with Triton nothing is copied: a kernel reads the blocks where they lie (PagedAttention,
-https://arxiv.org/abs/2309.06180), for steps of single tokens and for prompts' chunks alike. The plain way gathers what
-each token sees.
+A kernel reads the blocks where they lie (PagedAttention, https://arxiv.org/abs/2309.06180), for steps of single tokens
+and for prompts' chunks alike; the plain way gathers what each token sees.
 
-Shapes: N tokens, S rows, U tiles, P blocks of the pool, W blocks of a row's table, b tokens of a block, K keys, H query
-heads, G key-value heads, D features of a key, V of a value.
+Shapes: N tokens, X rows or blocks with Y places each, S rows, U tiles, P blocks of the pool, W blocks of a row's table,
+b tokens of a block, K keys, H query heads, G key-value heads, D features of a key, V of a value.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import torch
 from torch import Tensor
 
 from bedplate.inference.forward.host_to_device import Numbers
-from bedplate.inference.forward.kv_write import write_kv_reference
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import masked_attention
 from bedplate.models.layers.attention_options import AttentionOptions
@@ -26,6 +25,28 @@ from bedplate.models.layers.fused.operation import operation
 
 TILE = 16
 """Tokens of one row that a program of the kernel has, where a row has more than one."""
+
+
+def write_kv_reference(
+    keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor
+) -> None:
+    """The plain implementation of `write_kv`."""
+    keys_XYGD[at_N, place_N] = k_NGD
+    values_XYGV[at_N, place_N] = v_NGV
+
+
+def _write_kernel() -> Callable[..., None]:
+    from bedplate.inference.forward.kernels import write_kv
+
+    return write_kv
+
+
+write_kv = operation(
+    "keep(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()",
+    write_kv_reference,
+    _write_kernel,
+)
+"""keep(keys [X, Y, G, D], values [X, Y, G, V], at [N], place [N], k [N, G, D], v [N, G, V])"""
 
 
 class Places(NamedTuple):
@@ -90,7 +111,7 @@ def _attended(
     return masked_attention(q_NHD[:, None], k_NKGD, v_NKGV, seen_NK[:, None], options, distance_NK[:, None])[:, 0]
 
 
-def _kernel() -> Callable[..., Tensor]:
+def _attention_kernel() -> Callable[..., Tensor]:
     from bedplate.inference.forward.kernels import paged_attention
 
     return paged_attention
@@ -101,7 +122,7 @@ paged_attention = operation(
     "Tensor position, Tensor span, Tensor tile, int tokens, int most, float? scale, float? cap, int? window, "
     "Tensor? sinks) -> Tensor",
     _attended,
-    _kernel,
+    _attention_kernel,
 )
 """→ [N, H, V]. table [S, W]: each row's blocks in order. row, position [N], span [3, S] (begin, start, length) and tile
 [2, U]: as `Places` has them. tokens: of a tile at most. most: keys of a row at most. k, v: of the new tokens, which are
