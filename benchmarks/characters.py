@@ -60,9 +60,6 @@ class Windows:
     def __init__(self, text: np.ndarray, steps: int) -> None:
         self._text, self.steps, self._drawn = text, steps, 0
 
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return saved
-
     def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         while self._drawn < self.steps:
             rows = [[DocumentPiece(0, at, at + LENGTH)] for at in starts(self._text, self._drawn)]

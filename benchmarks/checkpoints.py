@@ -29,10 +29,11 @@ from bedplate.models.specs.transformer import (
     Rope,
     TransformerSpec,
 )
-from bedplate.training.config import TrainConfig
+from bedplate.training.config import ParallelConfig, TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import NextToken
-from bedplate.training.parallel import ParallelConfig, launched, parallelised
+from bedplate.training.parallel.apply import parallelised
+from bedplate.training.parallel.launch import launched
 from bedplate.training.parallel.states import DistributedStates
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import DocumentSource

@@ -23,8 +23,8 @@ from bedplate.inference.execution.calibration import plan_timings
 from bedplate.inference.execution.choice import impossible
 from bedplate.inference.execution.plan import ExecutionPlan, lossless_plans, read_stored
 from bedplate.inference.execution.threads import use_cores
-from bedplate.inference.native.detection import OVERRIDE, supported
 from bedplate.inference.native.levels import LEVELS
+from bedplate.inference.native.library import OVERRIDE, supported
 from bedplate.inference.predict.opening import chosen, execution_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.precision import resolve_device

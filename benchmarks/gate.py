@@ -30,9 +30,9 @@ from scipy.special import ndtr, ndtri, stdtrit
 from bedplate.adaptation.search.guards import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.decision import Nomination
-from bedplate.core import statistics
+from bedplate.core.statistics import bootstrap, clusters, multiplicity, proportions, unequal
 from bedplate.core.statistics.proportions import Side
-from bedplate.report.schema_plan import GuardRow
+from bedplate.report.schema_parts import GuardRow
 from comparison import start
 from gate_rows import Floats, Ints, correct, equal, layouts, scores
 
@@ -42,7 +42,7 @@ from tests.core import grouped
 
 BAR, NOMINEES, CONFIDENCE = 0.9, 3, 0.95
 BARS = (BAR, 0.95, 0.98, 0.99)
-LEVEL = 1 - statistics.spent_alpha(1 - CONFIDENCE, 1)
+LEVEL = 1 - multiplicity.spent_alpha(1 - CONFIDENCE, 1)
 """Of all nominees together, at a first verdict on some rows."""
 MOST_FALSE, LEAST_COVERED, MOST_LOST = 0.05, 0.93, 0.03
 CORRELATIONS = (0.0, 0.05, 0.2)
@@ -87,14 +87,14 @@ def binary_cell(sizes: Ints, bar: float, icc: float, runs: int, seed: int) -> Ce
     rng = np.random.default_rng([seed, sizes.size, int(sizes.sum()), round(100 * icc), round(1000 * bar)])
     codes = np.repeat(np.arange(sizes.size), sizes)
     cell = Cell(f"{icc:g}", runs=runs)
-    enough = sizes.max() == 1 or statistics.enough_groups(codes.tolist())
+    enough = sizes.max() == 1 or unequal.enough_groups(codes.tolist())
     nominee_level, half = 1 - (1 - LEVEL) / NOMINEES, 1 - (1 - CONFIDENCE) / 2
     for right in correct(rng, sizes, bar, icc, runs, NOMINEES):
         first = right[:, 0]
         beyond = (nearest(first, sizes, half, "lower") > bar) | (nearest(first, sizes, half, "upper") < bar)
         cell.covered += int((~beyond).sum())
         for answers in first[beyond].astype(np.float64):
-            low, high = statistics.effective_n_interval(answers, codes, CONFIDENCE, minimum_groups=2)
+            low, high = clusters.effective_n_interval(answers, codes, CONFIDENCE, minimum_groups=2)
             cell.covered += low <= bar <= high
         if not enough:
             cell.refused += len(right)
@@ -102,7 +102,7 @@ def binary_cell(sizes: Ints, bar: float, icc: float, runs: int, seed: int) -> Ce
         clearing = nearest(right, sizes, nominee_level, "lower") > bar
         for nominees, clear_mask in zip(right.astype(np.float64), clearing, strict=True):
             lower = (
-                statistics.effective_n_bound(nominee, codes, nominee_level).value for nominee in nominees[clear_mask]
+                clusters.effective_n_bound(nominee, codes, nominee_level).value for nominee in nominees[clear_mask]
             )
             cell.passed += any(value > bar for value in lower)
     return cell
@@ -119,11 +119,11 @@ def scored_cell(sizes: Ints, mean: float, correlation: float, runs: int, seed: i
         ) * rng.standard_normal(n)
         rows = np.stack([scores(ndtr(normal), mean), np.ones(n)], axis=1)
         shown, judged = (
-            statistics.bca_of_sums(rows, statistics.mean_of_sums, codes, level, resamples=1500, minimum_groups=2)
+            bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, codes, level, resamples=1500, minimum_groups=2)
             for level in (CONFIDENCE, LEVEL)
         )
         cell.covered += shown.interval[0] <= mean <= shown.interval[1]
-        if statistics.enough_groups(codes):
+        if unequal.enough_groups(codes):
             cell.passed += judged.lower > mean
         else:
             cell.refused += 1
@@ -139,7 +139,7 @@ def counted_alike(right: Floats, sizes: Ints, level: float) -> float:
     clustered = groups / (groups - 1) * float(sums @ sums) / n**2
     effect = max(1.0, clustered / plain if plain > 0 else n / groups)
     effective = n / effect * float(stdtrit(n - 1, level) / stdtrit(groups - 1, level)) ** 2
-    return statistics.binomial_lower(mean * effective, effective, level)
+    return proportions.binomial_lower(mean * effective, effective, level)
 
 
 def power(sizes: Ints, bar: float, truth: float, icc: float, runs: int, seed: int) -> tuple[float, float]:
@@ -150,7 +150,7 @@ def power(sizes: Ints, bar: float, truth: float, icc: float, runs: int, seed: in
     for right in correct(rng, sizes, truth, icc, runs, 1):
         clearing = nearest(right[:, 0], sizes, LEVEL, "lower") > bar
         for answers, clears in zip(right[:, 0].astype(np.float64), clearing, strict=True):
-            current += bool(clears) and statistics.effective_n_bound(answers, codes, LEVEL).value > bar
+            current += bool(clears) and clusters.effective_n_bound(answers, codes, LEVEL).value > bar
             before += counted_alike(answers, sizes, LEVEL) > bar
     return current / runs, before / runs
 
@@ -166,7 +166,7 @@ def table(heading: str, header: str, lines: Iterator[tuple[str, int]]) -> int:
 
 
 def line_of(layout: str, sizes: Ints, cells: Sequence[Cell]) -> tuple[str, int]:
-    worth = statistics.worth(sizes.astype(np.float64))
+    worth = unequal.worth(sizes.astype(np.float64))
     columns = " | ".join(cell.summary() for cell in cells)
     return f"| {sizes.sum()}, {sizes.size} | {layout} ({worth:.0f}) | {columns} |", sum(
         not cell.within_goals for cell in cells
@@ -216,7 +216,7 @@ class Judged:
         return float(self.scores.mean())
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
-        return statistics.effective_n_bound(self.scores, None, confidence, side).value
+        return clusters.effective_n_bound(self.scores, None, confidence, side).value
 
 
 def retention_guard(rng: np.random.Generator, lost: float, row_count: int) -> GuardResult:
@@ -266,7 +266,7 @@ def needed_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     """Eight candidates on 587 independent rows, bar 0.8, where the first verdict does not pass: the median of rows told
     for the best on valid, and the mean power of as many at the next verdict (1 where none are promised)."""
     rng = np.random.default_rng([seed, 3])
-    level = 1 - statistics.spent_alpha(1 - CONFIDENCE, 2)
+    level = 1 - multiplicity.spent_alpha(1 - CONFIDENCE, 2)
     for label, truths in (
         ("all at 0.83", [0.83] * 8),
         ("0.70 to 0.83", [0.7, 0.75, 0.78, 0.8, 0.81, 0.82, 0.83, 0.83]),

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
 
-from bedplate.core import statistics
+from bedplate.core.statistics import clusters, multiplicity
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.leaks.hidden_groups import hidden_groups, table_of
 from bedplate.evaluation.task import Task
@@ -65,11 +65,11 @@ def passes(rng: np.random.Generator, rows: int, groups: int, icc: float, *, decl
     chosen = np.argsort(-valid.mean(1), kind="stable")[:NOMINEES]
     units = codes if declared else None
     bounds = [partial(_lower, test[c].astype(float), units) for c in chosen]
-    return any(bound.passed for bound in statistics.holm_bounds(bounds, BAR, LEVEL))
+    return any(bound.passed for bound in multiplicity.holm_bounds(bounds, BAR, LEVEL))
 
 
 def _lower(right: NDArray[np.float64], units: NDArray[np.int64] | None, level: float) -> float:
-    return statistics.effective_n_bound(right, units, level).value
+    return clusters.effective_n_bound(right, units, level).value
 
 
 def stopped(rng: np.random.Generator, rows: int, groups: int, icc: float, evidence: str) -> bool:

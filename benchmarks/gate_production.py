@@ -16,10 +16,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from bedplate.core import statistics
-from bedplate.core.statistics import InsufficientGroups
-from bedplate.core.statistics.calibration_error import calibration_bounds
-from bedplate.core.statistics.noninferiority import mean_drop
+from bedplate.core.statistics import bootstrap, clusters, proportions
+from bedplate.core.statistics.noninferiority import calibration_bounds, mean_drop
+from bedplate.core.statistics.unequal import InsufficientGroups
 from comparison import start
 from gate import CONFIDENCE, CORRELATIONS, LEVEL, MOST_FALSE, header, options, table
 from gate_rows import Floats, Ints, correct, equal, zipf
@@ -53,7 +52,7 @@ def paired(layout: str, sizes: Ints, icc: float, runs: int, seed: int) -> tuple[
 
 def _shown(incumbent: Floats, skin: Floats, codes: Ints, groups: list[int], margin: float) -> bool:
     """As `drop_between` has it."""
-    effect = max(1.0, *(statistics.design_effect(answers, codes) for answers in (incumbent, skin)))
+    effect = max(1.0, *(clusters.design_effect(answers, codes) for answers in (incumbent, skin)))
     return mean_drop(incumbent, skin, groups, LEVEL, units=max(incumbent.size / effect, 1.0)).is_within(margin) is True
 
 
@@ -98,8 +97,8 @@ def cost_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             passed = covered = 0
             for _ in range(runs):
                 rows = np.stack([costs(rng, n, rare), np.ones(n)], axis=1)
-                judged = statistics.bca_of_sums(rows, statistics.mean_of_sums, range(n), LEVEL, resamples=1500)
-                shown = statistics.bca_of_sums(rows, statistics.mean_of_sums, range(n), CONFIDENCE, resamples=1500)
+                judged = bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, range(n), LEVEL, resamples=1500)
+                shown = bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, range(n), CONFIDENCE, resamples=1500)
                 passed += judged.lower > truth
                 covered += shown.interval[0] <= truth <= shown.interval[1]
             wrong = int(passed > MOST_FALSE * runs or covered < 0.93 * runs)
@@ -126,12 +125,12 @@ def weighted_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
                 for right in correct(rng, sizes, 0.9, icc, runs, 1):
                     for answers in right[:, 0].astype(np.float64):
                         weights = draw(rng, answers.size)
-                        low, high = statistics.effective_n_interval(
+                        low, high = clusters.effective_n_interval(
                             answers, codes, CONFIDENCE, minimum_groups=2, weights=weights
                         )
                         covered += low <= 0.9 <= high
                         try:
-                            passed += statistics.effective_n_bound(answers, codes, LEVEL, weights=weights).value > 0.9
+                            passed += clusters.effective_n_bound(answers, codes, LEVEL, weights=weights).value > 0.9
                         except InsufficientGroups:
                             refused += 1
                 missed = passed > MOST_FALSE * runs or covered < 0.93 * runs
@@ -151,11 +150,11 @@ def required_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
         for _ in range(runs):
             right = (rng.random((2, 3, 200)) < rates[None, :, None]).sum(2)
             passed += any(
-                min(statistics.binomial_lower(s, 200, level) for s in nominee) > 0.8 for nominee in right.tolist()
+                min(proportions.binomial_lower(s, 200, level) for s in nominee) > 0.8 for nominee in right.tolist()
             )
             whole, slices = int(right[0].sum()), right[0].tolist()
-            broken = min(statistics.binomial_upper(s, 200, shared) for s in slices) < 0.8
-            failed += broken or statistics.binomial_upper(whole, 600, shared) < rates.mean()
+            broken = min(proportions.binomial_upper(s, 200, shared) for s in slices) < 0.8
+            failed += broken or proportions.binomial_upper(whole, 600, shared) < rates.mean()
         wrong = int(max(passed, failed) > MOST_FALSE * runs)
         yield f"| {at_bar} | {passed / runs:.3f} | {failed / runs:.3f} |{'  MISSED' if wrong else ''}", wrong
 

@@ -22,16 +22,16 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bedplate.core import statistics
+from bedplate.core.statistics import clusters, multiplicity, proportions
 from bedplate.core.statistics.agreement import agreement_ceiling
-from bedplate.core.statistics.repeated_looks import look_levels
+from bedplate.core.statistics.multiplicity import look_levels
 from bedplate.core.statistics.unequal import InsufficientGroups
 from comparison import start
 from gate import table
 from gate_rows import correct, equal
 
 BAR, LOOKS = 0.8, 5
-ALPHA = statistics.spent_alpha(0.05, 1)
+ALPHA = multiplicity.spent_alpha(0.05, 1)
 MOST_FALSE, LEAST_COVERED, MOST_LOST = 0.05, 0.93, 0.05
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -51,12 +51,12 @@ def any_passes(right: Floats, codes: Ints, levels: Sequence[float]) -> int:
         def lower(nominee: Floats, confidence: float, look: int = look, end: int = end) -> float:
             level = levels[look] if levels else look_levels(1 - confidence, shares()[: look + 1])[-1]
             try:
-                return statistics.effective_n_bound(nominee[:end], codes[:end], 1 - level).value
+                return clusters.effective_n_bound(nominee[:end], codes[:end], 1 - level).value
             except InsufficientGroups:
                 return -1.0
 
         bounds = [lambda confidence, nominee=nominee: lower(nominee, confidence) for nominee in right]
-        if any(bound.passed for bound in statistics.holm_bounds(bounds, BAR, 1 - ALPHA)):
+        if any(bound.passed for bound in multiplicity.holm_bounds(bounds, BAR, 1 - ALPHA)):
             return look + 1
     return 0
 
@@ -132,14 +132,14 @@ def judged(valid: Floats, right: Ints) -> dict[str, list[int]]:
     if best in pool and best not in chosen:
         chosen = [*chosen[:2], best]
     bounds = [
-        lambda level, candidate=candidate: statistics.binomial_lower(int(right[candidate]), 600, level)
+        lambda level, candidate=candidate: proportions.binomial_lower(int(right[candidate]), 600, level)
         for candidate in chosen
     ]
     by_valid = sorted(range(len(chosen)), key=lambda i: -valid[chosen[i]])
     rules = {
-        "holm": statistics.holm_bounds(bounds, BAR, 1 - ALPHA),
-        "best first": statistics.sequence_bounds(bounds, BAR, 1 - ALPHA, None, by_valid),
-        "cheapest first": statistics.sequence_bounds(bounds, BAR, 1 - ALPHA),
+        "holm": multiplicity.holm_bounds(bounds, BAR, 1 - ALPHA),
+        "best first": multiplicity.sequence_bounds(bounds, BAR, 1 - ALPHA, None, by_valid),
+        "cheapest first": multiplicity.sequence_bounds(bounds, BAR, 1 - ALPHA),
     }
     return {
         rule: [candidate for candidate, bound in zip(chosen, rule_bounds, strict=True) if bound.passed]

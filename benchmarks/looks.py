@@ -23,13 +23,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from bedplate.core import statistics
+from bedplate.core.statistics import betting, clusters, multiplicity, paired
 from bedplate.evaluation.drift import Levels, Sample, shifts
 from comparison import start
 
 ALPHA, BAR, TRUTH, SPREAD = 0.05, 0.8, 0.84, 0.03
 LEVELS = Levels(ALPHA)
-FIRST = 1 - statistics.spent_alpha(ALPHA, 1)
+FIRST = 1 - multiplicity.spent_alpha(ALPHA, 1)
 CANDIDATES, NOMINEES, JUDGED = 8, 3, 600
 Floats = NDArray[np.float64]
 
@@ -61,14 +61,14 @@ def served(rng: np.random.Generator, size: int, icc: float) -> Served:
         valid = [drawn(rng, truth, JUDGED, size, icc).mean() for truth in truths]
         chosen = sorted(range(CANDIDATES), key=lambda i: -valid[i])[:NOMINEES]
         tested = [drawn(rng, truths[i], JUDGED, size, icc) for i in chosen]
-        bounds = statistics.holm_bounds([_lower(answers, codes) for answers in tested], BAR, FIRST)
+        bounds = multiplicity.holm_bounds([_lower(answers, codes) for answers in tested], BAR, FIRST)
         for place, bound in enumerate(bounds):
             if bound.passed:
                 return Served(truths[chosen[place]], tested[place], codes, bound.lower)
 
 
 def _lower(right: Floats, codes: NDArray[np.int64]) -> Callable[[float], float]:
-    return lambda level: statistics.effective_n_bound(right, codes, level).value
+    return lambda level: clusters.effective_n_bound(right, codes, level).value
 
 
 @dataclass
@@ -109,7 +109,7 @@ def quality(
         days = [drawn(rng, skin.truth - drop * (day >= begin), rows, size, icc) for day in range(1, looks + 1)]
         groups = None if size == 1 else (np.arange(rows) // size).tolist()
         since = time.perf_counter()
-        log = statistics.log_capital([statistics.gains(day, groups, skin.floor, size) for day in days])
+        log = betting.log_capital([betting.gains(day, groups, skin.floor, size) for day in days])
         alarms.seconds += (time.perf_counter() - since) / looks / runs
         alarms.new.append(next((day for day, value in enumerate(log, 1) if value >= -np.log(LEVELS.quality)), None))
         alarms.old.append(next((day for day, answers in enumerate(days, 1) if _worse(skin, answers, size, day)), None))
@@ -118,18 +118,18 @@ def quality(
 
 def _worse(skin: Served, right: Floats, size: int, look: int) -> bool:
     """As looks were judged before: the upper bound of new minus promised is below zero."""
-    level = 1 - statistics.spent_alpha(ALPHA, look) / 4
+    level = 1 - multiplicity.spent_alpha(ALPHA, look) / 4
     codes = np.arange(right.size) // size
     if right.mean() >= skin.right.mean():  # nothing to be shown
         return False
     sides: list[tuple[float, float]] = []
     for values, groups in ((right, codes), (skin.right, skin.codes)):
         ends = [
-            statistics.effective_n_bound(values, groups, level, side, minimum_groups=2).value
+            clusters.effective_n_bound(values, groups, level, side, minimum_groups=2).value
             for side in ("lower", "upper")
         ]
         sides.append((min(ends[0], float(values.mean())), max(ends[1], float(values.mean()))))
-    return statistics.independent_difference(float(right.mean()), float(skin.right.mean()), *sides)[1] < 0
+    return paired.independent_difference(float(right.mean()), float(skin.right.mean()), *sides)[1] < 0
 
 
 def inputs(runs: int, looks: int, rows: int, seed: int, shift: float = 0.0, begin: int = 1) -> Alarms:
@@ -139,7 +139,7 @@ def inputs(runs: int, looks: int, rows: int, seed: int, shift: float = 0.0, begi
     scale = np.linspace(2.0, 1.0, 6)
     for _ in range(runs):
         old = rng.standard_normal((300, 6)) * scale
-        before: dict[str, list[statistics.Gains]] = {"inputs": [], "length": []}
+        before: dict[str, list[betting.Gains]] = {"inputs": [], "length": []}
         first = None
         for day in range(1, looks + 1):
             new = rng.standard_normal((rows, 6)) * scale
@@ -152,10 +152,10 @@ def inputs(runs: int, looks: int, rows: int, seed: int, shift: float = 0.0, begi
             for change in shifts(old_side, new_side, LEVELS.shift):
                 before[change.aspect].append(change.gains)
             alarms.seconds += (time.perf_counter() - since) / looks / runs
-            level = statistics.spent_alpha(ALPHA, day) / 2 / 3 / 6
+            level = multiplicity.spent_alpha(ALPHA, day) / 2 / 3 / 6
             if first is None and stats.mannwhitneyu(new, old, method="asymptotic").pvalue.min() <= level:
                 first = day
-        log = statistics.log_capital(before["inputs"])
+        log = betting.log_capital(before["inputs"])
         alarms.new.append(next((day for day, value in enumerate(log, 1) if value >= np.log(2 / LEVELS.shift)), None))
         alarms.old.append(first)
     return alarms

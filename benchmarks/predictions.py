@@ -29,8 +29,9 @@ from bedplate.economics.serving.step_times import MeasuredSteps
 from bedplate.economics.serving.traffic_model import ArrivingCall, Traffic, parse_lengths, percentile
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure.server import measure_server
-from bedplate.inference.measure.speeds import StepLog, load_of, measure_engine
+from bedplate.inference.measure.speeds import load_of, measure_engine
 from bedplate.inference.measure.training_speed import StepKind, fastest_steps, measure_tuning
 from bedplate.models.checkpoints.base import Base
 from comparison import start
@@ -124,7 +125,7 @@ StepTimings = dict[tuple[str, int, int], list[tuple[float, list[Load]]]]
 
 def steps(base: Base, weights: str, repeats: int) -> StepTimings:
     """Whole prompts, and decoding steps at contexts that calibration did not see, of as many rows but for one."""
-    log, generator = StepLog(), random.Random(9)
+    log, generator = list[StepRecord](), random.Random(9)
 
     def prompt(count: int) -> tuple[int, ...]:
         return tuple(generator.randrange(base.spec.vocab_size) for _ in range(count))
@@ -135,20 +136,20 @@ def steps(base: Base, weights: str, repeats: int) -> StepTimings:
     step_shapes = [("prefill", 1, tokens) for tokens in PROMPTS]
     step_shapes += [("decode", batch, context) for context in CONTEXTS for batch in BATCHES]
     timings: StepTimings = {shape: [] for shape in step_shapes}
-    with Engine(base, weights=weights, speculate=False, on_step=log) as engine:
+    with Engine(base, weights=weights, speculate=False, on_step=log.append) as engine:
         engine.run([generation(prompt(64), 8)])
         # No kind of step is measured in one moment alone.
         for _ in range(repeats):
             for shape in step_shapes:
                 phase, batch, context = shape
-                log.records.clear()
+                log.clear()
                 if phase == "prefill":
                     engine.run([generation(prompt(context), 1)])
-                    records, seconds = log.records, sum(record.seconds for record in log.records)
+                    records, seconds = list(log), sum(record.seconds for record in log)
                 else:
                     shared = prompt(context - 1)
                     engine.run([generation((*shared, token), DECODED) for token in prompt(batch)])
-                    records = [r for r in log.records if r.decodes == batch == len(r.spans)]
+                    records = [r for r in log if r.decodes == batch == len(r.spans)]
                     seconds = statistics.median(r.seconds for r in records)
                 timings[shape].append((seconds, [load_of(record) for record in records]))
     return timings
@@ -173,7 +174,7 @@ def tuning(base: Base) -> Iterator[Row]:
     speed = measure_tuning(base, BASE)
     for workload, seconds in zip(TUNED, fastest_steps(base, BASE, TUNED), strict=True):
         name = f"LoRA step, {workload.examples} examples of {workload.tokens} tokens, {workload.targets} learned"
-        predicted = speed.seconds(workload.step_tokens, workload.step_pairs, workload.step_targets)
+        predicted = speed.seconds(*workload.loads)
         yield Row(name, (seconds,), (predicted,), 0.15)
 
 

@@ -185,9 +185,6 @@ class InTurns:
     def identity(self) -> Mapping[str, Any]:
         return self._source.identity
 
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._source.identity_like(saved)
-
     @property
     def steps(self) -> int | None:
         return self._source.steps

@@ -9,7 +9,7 @@ import json
 import sys
 from pathlib import Path
 
-from bedplate.report.plots import learning_curve, standalone
+from bedplate.report.plots import learning_curve
 
 ROOT = Path(__file__).parent.parent
 PICTURE = ROOT / "docs" / "learning-curve.svg"
@@ -24,7 +24,7 @@ def main() -> None:
         sys.exit(
             f"error: {run} has no learning curve; `bedplate adapt TASK.yaml --out {run} --curve 50,100,200` adds it"
         )
-    PICTURE.write_text(standalone(learning_curve(report["curve"], report["target"]["value"])), encoding="utf-8")
+    PICTURE.write_text(learning_curve(report["curve"], report["target"]["value"]), encoding="utf-8")
     statements = [*report["curve"]["says"], *report["curve"]["left_out"]]
     picture = f"![Accuracy against labels of each rung]({PICTURE.name})"
     shown = "\n".join([picture, "", *(f"- {statement}" for statement in statements)])

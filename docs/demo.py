@@ -52,7 +52,7 @@ def picture(report: dict[str, Any]) -> str:
         if row["status"] == "done":
             rows[row["rung"]] = row | {"reference": row["skin"] is None}
     target = report["target"]
-    return plots.standalone(plots.quality_against_cost(list(rows.values()), target["value"], target["metric"]))
+    return plots.quality_against_cost(list(rows.values()), target["value"], target["metric"])
 
 
 def main() -> None:

@@ -16,10 +16,9 @@ from typing import Any
 from scipy.stats import t as student
 
 from bedplate.core.files import read_jsonl
+from bedplate.core.quantities import shown_count as shown
 from bedplate.pretraining.page.page import curve, means
 from bedplate.pretraining.run.directory import evaluations, read_record
-from bedplate.pretraining.runfile.counts import shown
-from bedplate.report.plots import standalone
 
 DOCS = Path(__file__).parent
 PAGE = DOCS / "pretraining-examples.md"
@@ -93,7 +92,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def drawn(name: str, lines: Mapping[str, Points], x_label: str, up: str, label: str) -> str:
     """Draws the curves beside the page; returns what shows them in it."""
     file = f"pretraining-{name}.svg"
-    (DOCS / file).write_text(standalone(curve(lines, x_label, up, label)), encoding="utf-8")
+    (DOCS / file).write_text(curve(lines, x_label, up, label), encoding="utf-8")
     return f"![{label}]({file})"
 
 

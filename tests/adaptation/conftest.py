@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,10 @@ from bedplate.adaptation import ladder
 from bedplate.adaptation.context import context
 from bedplate.adaptation.postprocess import compare_skins
 from bedplate.adaptation.report.report import Report, write_report
+from bedplate.adaptation.rungs import from_scratch
+from bedplate.adaptation.rungs.lora import DORA, LORA
+from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
+from bedplate.adaptation.rungs.tuning import TuningRung
 from bedplate.report import plots
 from bedplate.report.schema import report_schema
 
@@ -39,10 +44,23 @@ def published() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def fewest_calls() -> Iterator[None]:
-    """Latency is read off the fewest calls that a ladder makes where calls are slow, not of up to 64."""
+    """Latency is read off a few calls, not of up to 64."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (context, compare_skins):
-            patch.setattr(module, "LATENCY_CALLS", context.LEAST_CALLS)
+        for module in (context, compare_skins, from_scratch):
+            patch.setattr(module, "LATENCY_CALLS", 6)
+        yield
+
+
+def use_one_seed(patch: pytest.MonkeyPatch, *rungs: TuningRung) -> None:
+    for rung in rungs:
+        patch.setattr(rung, "recipe", replace(rung.recipe, seeds=1))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def fewest_seeds() -> Iterator[None]:
+    """Rungs that train weights are fitted once, not from up to three seeds: `test_ladder` chooses among those."""
+    with pytest.MonkeyPatch.context() as patch:
+        use_one_seed(patch, LORA, DORA, SOFT_PROMPT)
         yield
 
 
@@ -63,7 +81,7 @@ def quick_pictures() -> Iterator[Callable[..., str]]:
 
 @pytest.fixture(scope="session")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny")
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", layers=2)
 
 
 def write_rows(path: Path, groups: int = 150, rows_per_group: int = 2, noise: float = 0.05, seed: int = 0) -> Path:
@@ -83,7 +101,7 @@ def write_rows(path: Path, groups: int = 150, rows_per_group: int = 2, noise: fl
     return path
 
 
-def write_task(directory: Path, base: Path, *, rows: Path | None = None, groups: int = 100, **adapt: object) -> Path:
+def write_task(directory: Path, base: Path, *, rows: Path | None = None, groups: int = 64, **adapt: object) -> Path:
     """A task file with its rows beside it: these, or two in each of so many groups."""
     directory.mkdir(parents=True, exist_ok=True)
     data = write_rows(directory / "rows.jsonl", groups) if rows is None else rows

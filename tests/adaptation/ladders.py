@@ -18,7 +18,7 @@ from tests.core import grouped
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.decision import GateVerdict, Nominable
-from bedplate.core import statistics
+from bedplate.core.statistics import clusters, multiplicity, proportions
 
 # Sentences for each review, of the splits that examples/reviews makes of vader-amazon: 587 rows in 60 groups each.
 VALID_SIZES = (
@@ -91,7 +91,7 @@ class Judged:
         return len(self.scores)
 
     def bound(self, confidence: float, side: str = "lower") -> float:
-        return statistics.effective_n_bound(self.scores, self.groups, confidence, side).value
+        return clusters.effective_n_bound(self.scores, self.groups, confidence, side).value
 
 
 def summaries(rows: Rows, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -119,7 +119,7 @@ def judge(valid: list[Judged], tests: list[Judged], n: int, groups: int, alpha: 
     candidates = [
         Nominable(str(i), v.estimate, v.design_effect, 0.001 * (i + 1), 100.0, 50) for i, v in enumerate(valid)
     ]
-    confidence = 1 - statistics.spent_alpha(1 - CONFIDENCE, 1)
+    confidence = 1 - multiplicity.spent_alpha(1 - CONFIDENCE, 1)
     nomination = gate.nominate(candidates, BudgetSpec(), target=BAR, confidence=confidence, test_n=n, baseline="0")
     confirmed = gate.confirm(
         [(name, tests[int(name)]) for name in nomination.nominees],
@@ -143,7 +143,7 @@ def round_of(valid: Rows, test: Rows, alpha: float) -> list[Outcome]:
     looked, closed = valid.outcomes(), test.outcomes()
     v_mean, v_effect = summaries(valid, looked)
     t_mean, t_effect = summaries(test, closed)
-    plain = statistics.binomial_lower
+    plain = proportions.binomial_lower
     outcomes: list[Outcome] = []
     for ladder in range(len(looked)):
         status, nominees, winner = judge(
@@ -164,7 +164,7 @@ def round_of(valid: Rows, test: Rows, alpha: float) -> list[Outcome]:
 def climb(ladders: int, truth: list[float], seed: int, icc: float = ICC) -> Iterator[Outcome]:
     """Ladders with the demo's groups, candidates right on `truth` of all rows, first verdict on fresh test rows."""
     rng = np.random.Generator(np.random.PCG64(seed))
-    alpha = statistics.spent_alpha(1 - CONFIDENCE, 1)
+    alpha = multiplicity.spent_alpha(1 - CONFIDENCE, 1)
     for start in range(0, ladders, CHUNK):
         size = min(CHUNK, ladders - start)
         valid = Rows(rng, VALID_SIZES, size, np.array(truth), icc)
@@ -182,7 +182,7 @@ def edit_and_rerun(ladders: int, rounds: int, likeness: float, seed: int, candid
         size = min(CHUNK, ladders - start)
         valid, test = (Rows(rng, sizes, size, truth, ICC) for sizes in (VALID_SIZES, TEST_SIZES))
         for number in range(rounds):
-            outcomes = round_of(valid, test, statistics.spent_alpha(1 - CONFIDENCE, number + 1))
+            outcomes = round_of(valid, test, multiplicity.spent_alpha(1 - CONFIDENCE, number + 1))
             alive = np.array([o.status != "PASS" for o in outcomes])
             for later in range(number, rounds):
                 passed[later] += int((~alive).sum())

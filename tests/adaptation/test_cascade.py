@@ -25,7 +25,7 @@ from bedplate.core.errors import SkinError, UsageError
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
-from bedplate.inference.predict.composed import LoadedCascade
+from bedplate.inference.predict.callable_skin import CascadePredictor
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.predictor import Prediction
 from bedplate.skins.files import read_skin, skin_id, write_skin
@@ -128,7 +128,7 @@ def test_a_cascade_on_disk_answers_as_its_two_skins_do(skins: tuple[Path, Path],
         skin_id(second),
     ]
     with load(tmp_path / "both") as loaded:
-        assert isinstance(loaded, LoadedCascade)
+        assert isinstance(loaded, CascadePredictor)
         predictions = loaded.predict(rows)
         assert loaded(rows[0]) == predictions[0].output
     for a, b, subject in zip(*alone, predictions, strict=True):
@@ -199,7 +199,7 @@ def test_the_ladder_finds_a_cascade_that_costs_less_than_the_best(
         assert rerun.data["rungs"] == report.data["rungs"]
         assert len(server.requests) == request_count
         with load(tmp_path / "out" / row["skin"]) as skin:
-            assert isinstance(skin, LoadedCascade)
+            assert isinstance(skin, CascadePredictor)
             answers = skin.predict(rows_of(task)[:10])
         assert [a.output for a in answers] == [
             reported["prediction"] for reported in report.data["rows"]["valid"]["cascade"][:10]

@@ -17,6 +17,7 @@ from tests.adaptation.conftest import write_rows, write_task
 from tests.elsewhere import answers as answers_elsewhere
 from tests.homes import new_home
 from tests.near import assert_near
+from tests.rows import slow_unless
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.postprocess.reproduce import reproduce
@@ -127,7 +128,7 @@ def test_raw_text_is_learned(run: tuple[Report, Path]):
     assert not list((run[1] / "rungs").rglob("state.safetensors"))
 
 
-@pytest.mark.parametrize("name", CHILDREN)
+@pytest.mark.parametrize("name", slow_unless("full".__eq__, CHILDREN))
 def test_an_interrupted_rung_makes_the_same_child(
     run: tuple[Report, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ):
@@ -244,7 +245,7 @@ def test_a_disk_that_is_full_is_no_failure_of_the_rung(
     assert not (tmp_path / "out" / "test").exists()
 
 
-@pytest.mark.parametrize("rung", CHILDREN)
+@pytest.mark.parametrize("rung", slow_unless("full".__eq__, CHILDREN))
 def test_a_skin_is_made_again_with_the_base_that_it_stands_on(run: tuple[Report, Path], tmp_path: Path, rung: str):
     report, out = run
     row = report.row(rung)

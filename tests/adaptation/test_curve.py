@@ -158,7 +158,7 @@ def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
     prompted, tuned = [0.70] * 5, [0.55, 0.62, 0.69, 0.76, 0.83]
     true = math.exp(np.interp(0.0, [-0.01, 0.06], [math.log(200), math.log(400)]))
     covered = inside = 0
-    rounds = 60
+    rounds = 30
     rng = np.random.default_rng(5)
     for number in range(rounds):
         ours, theirs = simulated(task, rng, tuned, 3, 60), simulated(task, rng, prompted, 3, 60)

@@ -11,7 +11,7 @@ from sklearn.metrics import confusion_matrix
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.report.data_card import SHOWN_DISAGREEING, SHOWN_WRONG, data_card, examples, focus, suspects
-from bedplate.core.statistics import effective_n_interval
+from bedplate.core.statistics.clusters import effective_n_interval
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.slices import calibration, confusion

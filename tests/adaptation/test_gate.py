@@ -22,7 +22,7 @@ from bedplate.adaptation.verdict.decision import (
     infeasible,
     round_up,
 )
-from bedplate.core import statistics
+from bedplate.core.statistics import clusters, multiplicity, paired
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -194,7 +194,7 @@ def test_a_nominee_without_a_bound_takes_it_from_no_other():
 
 def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_the_target():
     undecided = judge({"lora": evaluation(rate(170, 200))}, 0.82)
-    needed_rows = statistics.needed_n(0.85, 0.82, 0.95)
+    needed_rows = multiplicity.needed_n(0.85, 0.82, 0.95)
     assert undecided.status == "INSUFFICIENT_DATA"
     assert (
         f"expected to be at 0.850, by valid and test and the other candidates: about {needed_rows:,} test"
@@ -212,7 +212,7 @@ def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_t
 def test_where_groups_that_fail_may_have_been_missed_it_is_said_how_many_would_do():
     rows = evaluation(rate(593, 600), [i % 60 for i in range(600)])
     decision = judge({"lora": rows}, 0.98)
-    needed_groups = statistics.groups_needed(0.98, 0.95)
+    needed_groups = clusters.groups_needed(0.98, 0.95)
     assert decision.status == "INSUFFICIENT_DATA"
     assert f"may have been missed: {needed_groups} groups without a failure would show 0.98" in decision.reason
     shown, short = (
@@ -225,7 +225,7 @@ def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():
     """Eight candidates of truth 0.83 at a bar of 0.8. By the best of their estimates on valid, a third of next verdicts
     would pass at the rows that are told."""
     rng = np.random.default_rng(4)
-    truth, rows, level = 0.83, 587, 1 - statistics.spent_alpha(0.05, 2)
+    truth, rows, level = 0.83, 587, 1 - multiplicity.spent_alpha(0.05, 2)
     promised, naive = [], []
     for _ in range(60):
         # what is hard for one is for the others
@@ -242,12 +242,12 @@ def test_rows_that_are_promised_suffice_though_the_best_of_eight_was_chosen():
             for x in [test[int(name)] * 1.0]
         ]
         confirmations = gate.confirm(
-            tested, on_valid, target=0.8, alpha=statistics.spent_alpha(0.05, 1), next_alpha=1 - level
+            tested, on_valid, target=0.8, alpha=multiplicity.spent_alpha(0.05, 1), next_alpha=1 - level
         )
         if any(confirmation.passed for confirmation in confirmations):
             continue
         promised.append(next(confirmation.needed_n for confirmation in confirmations if confirmation.rung == names[0]))
-        naive.append(statistics.needed_n(on_valid[names[0]].estimate, 0.8, confirmations[0].upper_confidence))
+        naive.append(multiplicity.needed_n(on_valid[names[0]].estimate, 0.8, confirmations[0].upper_confidence))
 
     def power(n: int | None) -> float:
         """Of the exact test of one nominee, taken as normal; 1 where no number was promised, so that none is bought."""
@@ -265,7 +265,7 @@ def test_three_nominees_at_the_bar_pass_falsely_no_more_often_than_alpha():
     """All three exactly at the target, rows in groups that go wrong together: false PASS at most 5%, within noise."""
     rng = np.random.default_rng(0)
     owners = [i // 4 for i in range(240)]
-    passes, ladders = 0, 150
+    passes, ladders = 0, 80
     for _ in range(ladders):
         tested = {}
         for name in ("a", "b", "c"):
@@ -277,17 +277,15 @@ def test_three_nominees_at_the_bar_pass_falsely_no_more_often_than_alpha():
 
 def test_a_repeated_verdict_needs_a_higher_bound():
     tested = {"lora": evaluation(rate(336, 400))}
-    assert judge(tested, 0.8, alpha=statistics.spent_alpha(0.05, 1)).status == "PASS"
-    assert judge(tested, 0.8, alpha=statistics.spent_alpha(0.05, 6)).status == "INSUFFICIENT_DATA"
+    assert judge(tested, 0.8, alpha=multiplicity.spent_alpha(0.05, 1)).status == "PASS"
+    assert judge(tested, 0.8, alpha=multiplicity.spent_alpha(0.05, 6)).status == "INSUFFICIENT_DATA"
 
 
 def test_nominees_are_compared_on_the_same_rows_and_corrected():
     tested = {"zero_shot": evaluation(rate(150, 300)), "a": evaluation(rate(200, 300)), "b": evaluation(rate(155, 300))}
     comparisons = gate.compare_with(tested, ["a", "b"], "zero_shot", 0)
     raw = {
-        name: statistics.mcnemar_exact(
-            [r.score for r in tested[name].rows], [r.score for r in tested["zero_shot"].rows]
-        )
+        name: paired.mcnemar_exact([r.score for r in tested[name].rows], [r.score for r in tested["zero_shot"].rows])
         for name in ("a", "b")
     }
     assert [(a, b) for a, b, _, _ in comparisons] == [("a", "zero_shot"), ("b", "zero_shot")]

@@ -11,7 +11,7 @@ from tests.adaptation import ladders
 from tests.adaptation.ladders import BAR, CONFIDENCE, ICC, TEST_SIZES, VALID_SIZES
 from tests.adaptation.test_gate import TASK
 
-from bedplate.core import statistics
+from bedplate.core.statistics import clusters, multiplicity
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
 
@@ -28,7 +28,7 @@ def power(nominees: int) -> float:
     bound at n / deff × (t[n-1] / t[f])², here at alpha / nominees; the estimate is taken as normal. f: Satterthwaite's
     degrees of freedom of CR2 at ρ, by matrices.
     """
-    alpha = statistics.spent_alpha(1 - CONFIDENCE, 1) / nominees
+    alpha = multiplicity.spent_alpha(1 - CONFIDENCE, 1) / nominees
     sizes = np.array(TEST_SIZES)
     n, truth = int(sizes.sum()), BAR + GAP
     effect = 1 + ((sizes**2).sum() / n - 1) * ICC
@@ -56,7 +56,7 @@ def test_the_simulated_rows_are_what_they_claim_to_be() -> None:
     right = rows.outcomes()
     assert right.mean(axis=(0, 2)) == pytest.approx([BAR, BAR + GAP], abs=0.005)
     correlations = [
-        statistics.intraclass_correlation(ladder_scores[0].astype(float), rows.codes) for ladder_scores in right
+        clusters.intraclass_correlation(ladder_scores[0].astype(float), rows.codes) for ladder_scores in right
     ]
     assert np.mean(correlations) == pytest.approx(ICC, abs=0.006)
     cross_correlations = [np.corrcoef(ladder_scores[0], ladder_scores[1])[0, 1] for ladder_scores in right]
@@ -65,7 +65,7 @@ def test_the_simulated_rows_are_what_they_claim_to_be() -> None:
 
 def test_summaries_are_those_of_real_evaluations_and_so_are_the_verdicts() -> None:
     rng = np.random.Generator(np.random.PCG64(4))
-    truth, alpha = np.array([0.7, BAR, 0.84, 0.83, 0.79, 0.81, 0.85, 0.82]), statistics.spent_alpha(1 - CONFIDENCE, 1)
+    truth, alpha = np.array([0.7, BAR, 0.84, 0.83, 0.79, 0.81, 0.85, 0.82]), multiplicity.spent_alpha(1 - CONFIDENCE, 1)
     valid, test = (ladders.Rows(rng, sizes, 8, truth, ICC) for sizes in (VALID_SIZES, TEST_SIZES))
     quick = ladders.round_of(valid, test, alpha)
     verdicts: Counter[str] = Counter()
@@ -89,7 +89,7 @@ def test_summaries_are_those_of_real_evaluations_and_so_are_the_verdicts() -> No
     assert len(verdicts) > 1  # more than one kind of verdict was compared
 
 
-@pytest.mark.parametrize("count", [600, FULL])
+@pytest.mark.parametrize("count", [400, FULL])
 def test_candidates_at_the_bar_pass_in_at_most_six_percent(count: int, capsys: pytest.CaptureFixture[str]) -> None:
     outcomes = list(ladders.climb(count, AT_BAR, seed=0))
     passed = np.mean([outcome.status == "PASS" for outcome in outcomes])
@@ -130,7 +130,7 @@ def test_a_candidate_above_the_bar_passes_as_often_as_theory_says(
     assert len(nominated) / count > 0.9
 
 
-@pytest.mark.parametrize("count", [300, FULL])
+@pytest.mark.parametrize("count", [150, FULL])
 def test_five_rounds_of_edits_on_the_same_rows_pass_in_under_seven_percent(
     count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

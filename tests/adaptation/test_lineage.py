@@ -31,7 +31,7 @@ from bedplate.skins.catalog import Catalog
 from bedplate.skins.difference import FileDifference
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.lineage import LineageNode, Trace, trace
-from bedplate.skins.run import Run
+from bedplate.skins.records import Run
 from bedplate.skins.skin import LoraPart
 
 RUNGS = ["zero_shot", "probe", "lora"]

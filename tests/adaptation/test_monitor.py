@@ -28,7 +28,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
-from bedplate.skins.run import Run
+from bedplate.skins.records import Run
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Provenance, Skin
 
 LABELS = ("no", "yes")

@@ -15,7 +15,7 @@ from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor, ProcessExecutor
 from bedplate.evaluation.examples import load_examples
 
-RUNGS = ("zero_shot", "probe", "lora")
+RUNGS = ("zero_shot", "lora")
 
 
 def climbed(task_file: Path, out: Path, executor: Executor | None) -> dict[str, tuple[str | None, list[object]]]:

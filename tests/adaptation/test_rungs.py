@@ -62,7 +62,7 @@ def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pyt
     assert row is not None
     assert (row["status"], row["skin"]) == ("done", "skins/toy")
     assert "toy" in report.data["nominees"]["reasons"]
-    assert report.data["lineage"]["skins"]["toy"]["plan"] == {"labels": 100}
+    assert report.data["lineage"]["skins"]["toy"]["plan"] == {"labels": 64}
     assert [(point["rung"], point["size"]) for point in report.data["curve"]["points"]] == [("toy", 20)]
     with monkeypatch.context() as patch:
         patch.setattr(Toy, "fit", None)  # the same command takes over what is there

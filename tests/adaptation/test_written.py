@@ -12,6 +12,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
 from tests.elsewhere import answers
 from tests.homes import new_home
+from tests.rows import slow_unless
 
 from bedplate.adaptation.context.throughput import Throughput, measure_throughput
 from bedplate.adaptation.ladder import adapt
@@ -38,11 +39,11 @@ CHOOSES = ("probe", "from_scratch")
 """Rungs whose skins cannot write, but choose among labels."""
 
 
-@pytest.fixture(scope="module", params=OUTPUT_TYPES)
+@pytest.fixture(scope="module", params=slow_unless("text".__ne__, OUTPUT_TYPES))
 def run(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tiny_base: Path
 ) -> tuple[Report, Path]:
-    """One ladder of each kind of output."""
+    """One ladder of each kind of output; `bases.test_encoder_decoder` climbs one of texts."""
     directory = tmp_path_factory.mktemp(f"ladder-{request.param}")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
@@ -95,11 +96,11 @@ def test_skins_answer_alike_after_export_in_another_process(run: tuple[Report, P
     report, directory = run
     out = directory / "out"
     task = load_task(directory / "task.yaml")
-    rows = [example.inputs for example in load_examples(task).valid]
+    rows = [example.inputs for example in load_examples(task).valid[:6]]
     skins = {rung: str(out / "skins" / rung) for rung in _skins(report)}
     answers_by_skin = answers(tmp_path, list(skins.values()), rows)
     for rung, skin_answers in zip(skins, answers_by_skin, strict=True):
-        reported = [row["prediction"] for row in report.data["rows"]["valid"][rung]]
+        reported = [row["prediction"] for row in report.data["rows"]["valid"][rung]][: len(rows)]
         # what was cut off is no prediction in the report
         comparable = [None if was is None else answer for (answer, _), was in zip(skin_answers, reported, strict=True)]
         assert comparable == reported, rung
@@ -138,6 +139,7 @@ def test_an_interrupted_ladder_goes_on_where_it_stopped(
 ):
     task = write_task(tmp_path, tiny_base, "json")
     rungs = ("majority", "zero_shot", "lora")
+    monkeypatch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 2)
 
     def stop(*_: object, **__: object) -> object:
         raise KeyboardInterrupt

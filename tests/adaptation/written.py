@@ -26,7 +26,7 @@ OUTPUTS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
-def write_rows(path: Path, output_type: str, groups: int = 24, rows_per_group: int = 2, seed: int = 0) -> Path:
+def write_rows(path: Path, output_type: str, groups: int = 18, rows_per_group: int = 2, seed: int = 0) -> Path:
     """Rows in groups; the order of words and of a JSON target's fields varies."""
     generator = random.Random(seed)
     lines: list[str] = []

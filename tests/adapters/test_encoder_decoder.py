@@ -11,11 +11,12 @@ import pytest
 import torch
 import transformers
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
-from bedplate.adapters.peft import read_peft, task_type_of, write_peft
+from bedplate.adapters.peft import read_peft, task_type_of
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Request, Sampling, Score, Scores
 from bedplate.inference.measure.parity import reference_of

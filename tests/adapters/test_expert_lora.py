@@ -10,11 +10,12 @@ import pytest
 import torch
 from tests.counting import Counted
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import adaptable, hf_module_name
-from bedplate.adapters.peft import read_peft, write_peft
+from bedplate.adapters.peft import read_peft
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
@@ -94,8 +95,6 @@ def test_our_adapter_in_peft_and_back(config: LoraConfig, family: str, tmp_path:
         assert_near(ours, theirs(TOKENS).logits, 4e-6)
     bank.merge(slot)
     assert_near(logits(base), ours, 1e-5)
-    bank.unmerge(slot)
-    assert torch.equal(logits(base), plain)
     read_config, read = read_peft(tmp_path / "a", base.family.weights, adaptable(base.model))
     paths = read_config.paths(adaptable(base.model), None)
     assert read_config.r == config.r

@@ -10,11 +10,12 @@ import pytest
 import torch
 import transformers
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.fused import row_counts
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import read_peft, read_spec, write_peft
+from bedplate.adapters.peft import read_peft, read_spec
 from bedplate.core.errors import SkinError
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base

@@ -95,11 +95,8 @@ def test_a_kind_on_linears_is_trained_kept_served_and_merged(name, table, decode
     mixed = hidden(decoder, bank, torch.tensor([frozen, -1, second_slot, frozen]))
     assert_near(mixed, torch.stack([learned[0], base[1], base[2], learned[3]]))
 
-    before = {k: v.clone() for k, v in decoder.state_dict().items()}
     bank.merge(frozen)
     assert_near(hidden(decoder, bank, None), learned)
-    bank.unmerge(frozen)
-    assert all(torch.equal(v, before[k]) for k, v in decoder.state_dict().items())
 
 
 def test_what_is_not_low_rank_is_refused_where_that_is_needed(decoder) -> None:

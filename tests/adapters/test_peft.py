@@ -8,13 +8,14 @@ import pytest
 import safetensors.torch
 import torch
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 from tests.references import reference_bert, reference_llama
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import block_linears, hf_module_name
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, peft_files, read_peft, write_peft
+from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE, peft_files, read_peft
 from bedplate.core.errors import SkinError
 from bedplate.models.build import build
 from bedplate.models.families import FAMILIES

@@ -14,8 +14,8 @@ import uvicorn
 from tests.serving.conftest import Files, Server, files, running
 
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
-from bedplate.serving.server.connections import TimedConnection
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
+from bedplate.serving.server.uvicorn_server import TimedConnection
 from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule, LimitsConfig
 
 __all__ = ["files"]

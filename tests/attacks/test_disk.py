@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import threading
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +12,8 @@ import openai
 import pytest
 
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.durable import batch_records, batch_store
-from bedplate.serving.durable.batch_records import ROW_BYTES, DoneRow, StoredBatch
-from bedplate.serving.durable.batch_store import BatchStore
+from bedplate.serving.durable import batch_store
+from bedplate.serving.durable.batch_store import ROW_BYTES, BatchStore, DoneRow, StoredBatch
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
 from bedplate.serving.settings.server_config import BatchesConfig
 
@@ -138,41 +136,6 @@ def test_files_are_so_many_at_most(store, tmp_path):
     with pytest.raises(StatusError, match="5 files"):
         store.add_file("t", "f", "batch", BytesIO(b""))
     assert len(list((tmp_path / "files").iterdir())) == 5
-
-
-def test_a_store_of_before_counts_its_rows(tmp_path):
-    store = BatchStore(tmp_path)
-    old_batch = batch(store)
-    store.start(old_batch, [(1, "ä", "b" * 700), (2, "b", "")])
-    store.close()
-    with sqlite3.connect(tmp_path / "batches.sqlite") as db:
-        db.execute("DROP INDEX batches_of")
-        db.execute("ALTER TABLE batches DROP COLUMN bytes")
-        db.execute("UPDATE rows SET ok = 1, output = 'öö', body = 'bbb' WHERE number = 2")  # both were kept
-    db.close()
-    size = 702 + ROW_BYTES + 1 + 4 + ROW_BYTES
-    for extra_bytes, is_full in ((0, True), (1, False)):
-        store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=size + extra_bytes))
-        assert store.is_full("t") == is_full
-        assert store.waiting(store.batch(old_batch.id, "t")) == [1]
-        store.close()
-
-
-def test_a_store_of_before_whose_counting_was_interrupted_is_counted_later(tmp_path, monkeypatch):
-    store = BatchStore(tmp_path)
-    store.start(batch(store), [(1, "a", "b")])
-    store.close()
-    with sqlite3.connect(tmp_path / "batches.sqlite") as db:
-        db.execute("DROP INDEX batches_of")
-        db.execute("ALTER TABLE batches DROP COLUMN bytes")
-    db.close()
-    monkeypatch.setattr(batch_records, "_COUNT_BYTES", f"{batch_records._COUNT_BYTES} no statement;")
-    with pytest.raises(sqlite3.OperationalError):
-        BatchStore(tmp_path)
-    monkeypatch.undo()
-    store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=2 + ROW_BYTES))
-    assert store.is_full("t")
-    store.close()
 
 
 def test_a_file_that_is_deleted_while_it_is_fetched_is_not_there(target, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.schemas.http_errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
-from bedplate.serving.schemas.messages import MAX_MESSAGES
+from bedplate.serving.schemas.openai_fields import MAX_MESSAGES
 
 from .conftest import head
 from .test_poison import CHAT, HI

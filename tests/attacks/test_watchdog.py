@@ -11,8 +11,8 @@ import time
 import httpx
 import pytest
 
-from bedplate.serving.server import health
-from bedplate.serving.server.health import NAME, Watchdog
+from bedplate.serving.server import monitoring
+from bedplate.serving.server.monitoring import NAME, Watchdog
 
 
 def keeps_the_loop(until: threading.Event) -> None:
@@ -21,8 +21,8 @@ def keeps_the_loop(until: threading.Event) -> None:
 
 
 def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
-    monkeypatch.setattr(health, "LATE_SECONDS", 0.02)
-    monkeypatch.setattr(health, "BEAT_SECONDS", 0.005)
+    monkeypatch.setattr(monitoring, "LATE_SECONDS", 0.02)
+    monkeypatch.setattr(monitoring, "BEAT_SECONDS", 0.005)
     logged, dog = threading.Event(), Watchdog()
 
     class Telling(logging.Handler):
@@ -37,21 +37,21 @@ def test_the_stack_of_a_late_loop_is_written_down_once(monkeypatch, caplog):
             await asyncio.sleep(0.02)
 
     handler = Telling()
-    health.log.addHandler(handler)
+    monitoring.log.addHandler(handler)
     try:
-        with caplog.at_level(logging.WARNING, health.log.name):
+        with caplog.at_level(logging.WARNING, monitoring.log.name):
             asyncio.run(serve())
     finally:
-        health.log.removeHandler(handler)
+        monitoring.log.removeHandler(handler)
     assert logged.is_set()
     [record] = [log_record for log_record in caplog.records if "keeps_the_loop" in log_record.getMessage()]
     assert "the event loop is" in record.getMessage()
-    assert dog._sum > 0.02
+    assert dog.lags._sums[()] > 0.02
 
 
 def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
-    monkeypatch.setattr(health, "LATE_SECONDS", 0.01)
-    monkeypatch.setattr(health, "BEAT_SECONDS", 0.001)
+    monkeypatch.setattr(monitoring, "LATE_SECONDS", 0.01)
+    monkeypatch.setattr(monitoring, "BEAT_SECONDS", 0.001)
     dog = Watchdog()
 
     async def serve() -> None:
@@ -65,7 +65,7 @@ def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
                 await asyncio.sleep(0.002)
                 time.sleep(0.02)
 
-    with caplog.at_level(logging.WARNING, health.log.name):
+    with caplog.at_level(logging.WARNING, monitoring.log.name):
         asyncio.run(serve())
     messages = [record.getMessage() for record in caplog.records if "the event loop is" in record.getMessage()]
     assert len(messages) == 2
@@ -75,7 +75,7 @@ def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
 def test_lags_are_counted_into_their_buckets():
     dog = Watchdog()
     for lag in (0.0005, 0.2, 99.0):
-        dog.observe(lag)
+        dog.lags.observe(lag)
     [family] = dog.collect()
     buckets = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
     assert (buckets["0.001"], buckets["0.1"], buckets["0.25"], buckets["10.0"], buckets["+Inf"]) == (1, 1, 2, 2, 3)

@@ -14,7 +14,7 @@ from tests.serving.conftest import Files, Server, files, running
 
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.skins.files import read_skin, write_skin
 
 __all__ = ["files"]

@@ -150,8 +150,15 @@ def test_what_is_heard_is_sentences_and_not_tokens(page: Page) -> None:
     assert page.locator(".turn.answer .text").get_attribute("aria-busy") is None
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize(
+    ("scheme", "width"),
+    [
+        ("dark", 360),
+        ("light", 1200),
+        pytest.param("light", 360, marks=pytest.mark.slow),
+        pytest.param("dark", 1200, marks=pytest.mark.slow),
+    ],
+)
 def test_it_fits_and_can_be_read(browser: Browser, server: Server, scheme: Any, width: int, tmp_path: Path) -> None:
     context = browser.new_context(viewport={"width": width, "height": 740}, color_scheme=scheme, has_touch=width < 400)
     page = context.new_page()

@@ -15,6 +15,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Locator, Page, expect
 from tests.economics.decisions.builders import PRICES, case_values
+from tests.rows import slow_unless
 
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
@@ -37,6 +38,12 @@ SERVE = (
     *("--output-tokens", 4, "--skin-tokens", 200, "--max-rows", 24, "--p95-ms", 60),
 )
 REL_TOLERANCE = 1e-9
+SCREENS = [
+    ("light", 360),
+    ("dark", 1200),
+    pytest.param("dark", 360, marks=pytest.mark.slow),
+    pytest.param("light", 1200, marks=pytest.mark.slow),
+]
 
 Opener = Callable[..., Page]
 
@@ -184,7 +191,7 @@ def test_training_is_computed_as_python_does(opened: Opener, training: Path) -> 
     page = opened(training)
     check_training(page, {})
     rng = random.Random(1)
-    for trial in range(8):
+    for trial in range(4):
         names = ["tokens", "devices", "overhead", "usd_per_hour", "usd_per_kwh", "mfu"]
         for name in names if trial % 2 else rng.sample(names, 2):
             slide(page, name, rng.random())
@@ -317,7 +324,7 @@ def test_serving_is_computed_as_python_does(opened: Opener, serving: Path) -> No
     check_serving(page, {})
     rng = random.Random(2)
     names = ["calls_per_day", "peak_factor", "total_seconds", "first_token_seconds", "usd_per_hour", "spare"]
-    for trial in range(5):
+    for trial in range(3):
         for name in names if trial % 2 else rng.sample(names, 2):
             slide(page, name, rng.random())
         check_serving(page, moved(page))
@@ -376,7 +383,9 @@ def check_decision(page: Page, path: Path, values: Mapping[str, float], prices: 
                 assert float(row[name]) == pytest.approx(number, rel=1e-8, abs=1e-9), (option["name"], name, values)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name", slow_unless({"hosted_at_low_volume", "from_scratch_for_isolation"}.__contains__, CASES)
+)
 def test_decisions_are_made_as_python_makes_them(opened: Opener, tmp_path: Path, name: str) -> None:
     path = EXAMPLES / f"{name}.yaml"
     page = opened(written(tmp_path / "page.html", "decide", path))
@@ -501,8 +510,7 @@ def test_nothing_is_fetched_and_nothing_may_be(page_fixture: str, request: pytes
 
 
 @pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize(("scheme", "width"), SCREENS)
 def test_it_fits_and_can_be_read(
     opened: Opener, page_fixture: str, scheme: Any, width: int, request: pytest.FixtureRequest
 ) -> None:
@@ -521,7 +529,10 @@ def test_it_fits_and_can_be_read(
         assert box["x"] + box["width"] <= width
 
 
-@pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
+@pytest.mark.parametrize(
+    "page_fixture",
+    [pytest.param("training", marks=pytest.mark.slow), pytest.param("serving", marks=pytest.mark.slow), "decision"],
+)
 def test_everything_is_reached_and_moved_by_keys(
     opened: Opener, page_fixture: str, request: pytest.FixtureRequest
 ) -> None:

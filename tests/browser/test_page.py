@@ -122,7 +122,7 @@ def slowly(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("slowly")
-@pytest.mark.parametrize("trigger", ["button", "Escape"])
+@pytest.mark.parametrize("trigger", [pytest.param("button", marks=pytest.mark.slow), "Escape"])
 def test_stop_ends_the_answer_here_and_on_the_server(page: Page, server: Server, trigger: str) -> None:
     settings(page, max_tokens="400", temperature="1.5")
     send(page, "hi")
@@ -311,7 +311,7 @@ def test_a_key_is_asked_for_once_and_kept_by_the_tab(page: Page, page_watch: Pag
     page_watch.errors.clear()
 
 
-@pytest.mark.parametrize("width", [360, 1200])
+@pytest.mark.parametrize("width", [360, pytest.param(1200, marks=pytest.mark.slow)])
 def test_long_names_and_small_prices_are_shown_whole(browser: Browser, server: Server, width: int) -> None:
     """Nothing is cut or pushed out of the window, and no price is a power of ten."""
     long = "reviews-sentiment-" + "lora_on_a_base_with_a_long_name." * 4

@@ -156,7 +156,7 @@ def load_damaged(path: Path, content: bytes) -> None:
         load_base(path.parent if path.suffix == ".safetensors" else path, dtype="float32", device="cpu")
 
 
-FUZZ = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 @pytest.mark.filterwarnings("ignore")  # numpy warns of overflows on damaged numbers

@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from tests.inference.fake_server import ODD, Fake, fake_server
@@ -144,8 +143,8 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(fake: Fake) -> None:
         assert "Traceback" not in shown
         assert fake.disconnected.wait(60)
         chat.until("> ")
-        chat.type("/set seed=3\r")  # it is still there
-        chat.until("set: seed=3")
+        chat.type("/system be kind\r")  # it is still there
+        chat.until("system message: be kind")
         chat.until("> ")
         chat.type("typed but not sent")
         chat.until("typed but not sent")
@@ -163,26 +162,13 @@ def test_ctrl_d_leaves(fake: Fake) -> None:
         chat.leave()
 
 
-def test_texts_of_several_lines(fake: Fake) -> None:
-    with terminal("echo", "--url", fake.url) as chat:
-        chat.until("> ")
-        chat.type('"""\r')
-        chat.until(". ")
-        chat.type("/three\r")
-        chat.until(". ")
-        chat.type('four\\\r"""\r')
-        chat.until('"/three\\nfour\\\\"')
-        chat.leave()
-
-
-def test_inputs_are_asked_for_by_name(fake: Fake) -> None:
+def test_several_inputs_are_one_object(fake: Fake) -> None:
     with terminal("pair", "--url", fake.url) as chat:
-        chat.until("question> ")
-        chat.type('is "it"?\r')
-        chat.until("answer> ")
-        chat.type("yes\r")
-        chat.until('{"question": "is \\"it\\"?", "answer": "yes"}')
+        chat.until("> ")
+        chat.type('{"question": "is it?", "answer": "yes"}\r')
+        chat.until("cached")
         chat.leave()
+    assert json.loads(fake.requests[-1]["messages"][-1]["content"]) == {"question": "is it?", "answer": "yes"}
 
 
 def test_no_color_and_a_model_that_steers_terminals(fake: Fake) -> None:
@@ -215,16 +201,12 @@ def test_an_answer_that_is_cut_off_says_so(fake: Fake) -> None:
         chat.leave()
 
 
-def test_lines_that_are_typed_are_remembered(fake: Fake, isolated_home: Path) -> None:
+def test_lines_that_are_typed_are_remembered(fake: Fake) -> None:
     pytest.importorskip("readline")
     with terminal("ok", "--url", fake.url) as chat:
         chat.until("> ")
         chat.type("first of all\r")
         chat.until("cached")
-        chat.leave()
-    assert (isolated_home / "chat_history").read_text("utf-8") == "first of all\n"
-    assert (isolated_home / "chat_history").stat().st_mode & 0o777 == 0o600
-    with terminal("ok", "--url", fake.url) as chat:
         chat.until("> ")
         chat.type("\x1b[A\r")  # up
         chat.until("Hello")
@@ -233,11 +215,11 @@ def test_lines_that_are_typed_are_remembered(fake: Fake, isolated_home: Path) ->
 
 
 def test_piped_lines_are_turns(fake: Fake) -> None:
-    completed = piped(fake, "hi\n\n//slash\n/set temperature=0.5\nlast", "ok")
+    completed = piped(fake, "hi\n\n//slash\n/system be kind\nlast", "ok", "--temperature", "0.5")
     assert (completed.returncode, completed.stdout) == (0, "Hello\n" * 3)
-    assert "set: temperature=0.5" in completed.stderr
+    assert "system message: be kind" in completed.stderr
     contents = [message["content"] for message in fake.requests[-1]["messages"]]
-    assert contents == ["hi", "Hello", "/slash", "Hello", "last"]
+    assert contents == ["be kind", "hi", "Hello", "/slash", "Hello", "last"]
     assert fake.requests[-1]["temperature"] == 0.5
     assert piped(fake, "hi\n", "odd").stdout == f"{ODD}\n"  # as it is
     assert "\x1b" not in completed.stderr

@@ -15,7 +15,7 @@ from bedplate.cli.main import main
 from bedplate.data.corpus.fates import fates_of
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.models.checkpoints.base import load_base
-from bedplate.pretraining.run.from_corpus import built_corpus
+from bedplate.pretraining.run.data import built_corpus
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt

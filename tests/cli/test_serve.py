@@ -22,7 +22,7 @@ from bedplate.inference.native.library import load
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.server import app
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.server_config import ServerConfig
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt

@@ -9,11 +9,19 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bedplate.core.statistics import MINIMUM_GROUPS, Bootstrap, bootstrap
+from bedplate.core.statistics import bootstrap
+from bedplate.core.statistics.bootstrap import Bootstrap
 from bedplate.core.statistics.clusters import group_codes
-from bedplate.core.statistics.unequal import check_groups
+from bedplate.core.statistics.proportions import binomial_lower, binomial_upper
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups
 
 _private = cast("Any", bootstrap)
+
+
+def binomial_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
+    """Exact two-sided interval, (1 - confidence) / 2 on each side."""
+    side_confidence = 1 - (1 - confidence) / 2
+    return binomial_lower(successes, n, side_confidence), binomial_upper(successes, n, side_confidence)
 
 
 def clustered_error(values: ArrayLike, groups: Sequence[Hashable]) -> float:

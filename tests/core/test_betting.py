@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from bedplate.core import statistics as bs
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics import betting
 from bedplate.core.statistics.betting import STAKES
 
 
@@ -27,20 +27,20 @@ def test_gains_are_the_products_of_bets_on_whole_groups() -> None:
     rng = np.random.default_rng(0)
     scores, groups = rng.random(40), [int(g) for g in rng.integers(0, 12, 40)]
     for largest in (1, 3, 9):
-        gains = bs.gains(scores, groups, 0.7, largest)
+        gains = betting.gains(scores, groups, 0.7, largest)
         expected = [math.log(capital(scores.tolist(), 0.7, stake, groups, largest)) for stake in STAKES]
         assert gains == pytest.approx(expected)
-    assert bs.gains(scores, None, 0.7) == pytest.approx(bs.gains(scores, list(range(40)), 0.7))
+    assert betting.gains(scores, None, 0.7) == pytest.approx(betting.gains(scores, list(range(40)), 0.7))
 
 
 @pytest.mark.parametrize("floor", [0.3, 0.9, 1.0])
 def test_no_rows_can_lose_everything_and_a_fair_bet_gains_nothing_on_average(floor: float) -> None:
-    assert np.isfinite(bs.gains(np.ones(50), None, floor)).all()
+    assert np.isfinite(betting.gains(np.ones(50), None, floor)).all()
     # all sequences of four 0/1 rows, weighted as they come where the claim is just true
     total = np.zeros(len(STAKES))
     for rows in itertools.product((0.0, 1.0), repeat=4):
         chance = math.prod(floor if row else 1 - floor for row in rows)
-        total += chance * np.exp(bs.gains(np.array(rows), None, floor)) if chance else 0.0
+        total += chance * np.exp(betting.gains(np.array(rows), None, floor)) if chance else 0.0
     assert total == pytest.approx(np.ones(len(STAKES)))
 
 
@@ -52,16 +52,18 @@ def test_evidence_is_the_mean_over_stakes_and_beginnings() -> None:
         for begin in range(count):
             after = np.exp(sum(looks[begin:count], np.zeros_like(looks[0]))).mean()
             expected += after / ((begin + 1) * (begin + 2))
-        evidence = bs.evidence(looks[:count])
+        evidence = betting.evidence(looks[:count])
         assert evidence.value == pytest.approx(expected)
         assert evidence.p_value == pytest.approx(min(1.0, 1 / expected))
         assert evidence.looks == count
-    assert bs.evidence([]).value == 1.0
-    assert bs.evidence([np.full((2, 8), 900.0)]).value == pytest.approx(math.exp(700))  # no overflow
+    assert betting.evidence([]).value == 1.0
+    assert betting.evidence([np.full((2, 8), 900.0)]).value == pytest.approx(math.exp(700))  # no overflow
 
 
 def first_alarm(rng: np.random.Generator, truth: list[float], floor: float, rows: int, alpha: float) -> int | None:
-    log_capitals = bs.log_capital([bs.gains((rng.random(rows) < p).astype(float), None, floor) for p in truth])
+    log_capitals = betting.log_capital(
+        [betting.gains((rng.random(rows) < p).astype(float), None, floor) for p in truth]
+    )
     return next((look for look, log in enumerate(log_capitals, 1) if log >= -math.log(alpha)), None)
 
 
@@ -83,8 +85,8 @@ def test_rows_that_belong_together_are_one_bet() -> None:
     for _ in range(40):
         right = np.repeat(rng.random((40, 10)) < 0.8, 5, axis=1).astype(float)
         groups = [g for g in range(10) for _ in range(5)]
-        whole += max(bs.log_capital([bs.gains(r, groups, 0.8, 5) for r in right])) >= math.log(10)
-        rows += max(bs.log_capital([bs.gains(r, None, 0.8) for r in right])) >= math.log(10)
+        whole += max(betting.log_capital([betting.gains(r, groups, 0.8, 5) for r in right])) >= math.log(10)
+        rows += max(betting.log_capital([betting.gains(r, None, 0.8) for r in right])) >= math.log(10)
     assert whole <= stats.binom.ppf(0.999, 40, 0.1)
     assert rows > 15
 
@@ -105,12 +107,12 @@ def test_bounds_of_a_mean_cover_it(binary: bool) -> None:
         group_means = np.clip(rng.normal(0.5, 0.2, 40), 0, 1)
         x = np.repeat(group_means, 4)
         values = (rng.random(160) < x).astype(float) if binary else np.clip(x + rng.normal(0, 0.1, 160), 0, 1)
-        low, high = bs.mean_bounds(values, np.repeat(np.arange(40), 4).tolist(), 0.1)
+        low, high = betting.mean_bounds(values, np.repeat(np.arange(40), 4).tolist(), 0.1)
         missed += not low <= 0.5 <= high
     assert missed <= stats.binom.ppf(0.999, 150, 0.1)
-    assert bs.mean_bounds([0.3, 0.4], ["a", "a"], 0.1) == (0.0, 1.0)
-    assert bs.mean_bounds([1.0, 0.0], ["a", "a"], 0.1) == (0.0, 1.0)
-    assert bs.mean_bounds([0.5] * 10, None, 0.1)[0] == pytest.approx(0.5 - (1 - 0.05 ** (1 / 10)))
+    assert betting.mean_bounds([0.3, 0.4], ["a", "a"], 0.1) == (0.0, 1.0)
+    assert betting.mean_bounds([1.0, 0.0], ["a", "a"], 0.1) == (0.0, 1.0)
+    assert betting.mean_bounds([0.5] * 10, None, 0.1)[0] == pytest.approx(0.5 - (1 - 0.05 ** (1 / 10)))
 
 
 def test_a_sample_against_one_that_stays_keeps_its_level_and_sees_a_shift() -> None:
@@ -118,11 +120,11 @@ def test_a_sample_against_one_that_stays_keeps_its_level_and_sees_a_shift() -> N
     alarms, detected_at = 0, []
     for _ in range(60):
         old = rng.random((200, 3))
-        bounds = [bs.mean_bounds(column, None, 0.05 / 3) for column in old.T]
-        unshifted = [bs.gains_apart(rng.random((25, 3)), None, bounds) for _ in range(40)]
-        alarms += max(bs.log_capital(unshifted)) >= math.log(20)
-        shifted = [bs.gains_apart(np.sqrt(rng.random((60, 3))), None, bounds) for _ in range(4)]
-        detected_at.append(next((j for j in range(1, 5) if bs.evidence(shifted[:j]).against(0.05)), 9))
+        bounds = [betting.mean_bounds(column, None, 0.05 / 3) for column in old.T]
+        unshifted = [betting.gains_apart(rng.random((25, 3)), None, bounds) for _ in range(40)]
+        alarms += max(betting.log_capital(unshifted)) >= math.log(20)
+        shifted = [betting.gains_apart(np.sqrt(rng.random((60, 3))), None, bounds) for _ in range(4)]
+        detected_at.append(next((j for j in range(1, 5) if betting.evidence(shifted[:j]).against(0.05)), 9))
     assert alarms <= stats.binom.ppf(0.999, 60, 0.1)
     assert np.median(detected_at) <= 2
 
@@ -140,6 +142,6 @@ def test_what_cannot_be_bet_on_is_refused(
     scores: list[float], groups: list[str] | None, largest: int, message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        bs.gains(scores, groups, 0.5, largest)
+        betting.gains(scores, groups, 0.5, largest)
     with pytest.raises(UsageError, match="in different ways"):
-        bs.evidence([np.zeros((2, 8)), np.zeros((3, 8))])
+        betting.evidence([np.zeros((2, 8)), np.zeros((3, 8))])

@@ -134,8 +134,8 @@ def test_missing_directory_and_encoding(tmp_path: Path) -> None:
         ("a..b=1", "write it as key=value"),
         ('tags."gpt-4.1=[x]', 'stands in quotes, as in prices."gpt-4.1".usd=1'),
         ('tags."a"b=[x]', "stands in quotes"),
-        ("output.labels.01=x", "'01' is not an index of it"),
-        ('output.labels."1"=x', "'1' is not an index of it"),
+        ("output.labels.01=x", "'01' is no index of it"),
+        ('output.labels."1"=x', "'1' is no index of it"),
         ("rate=[", "the value is not valid YAML"),
         ("output.labels.9=x", "is a list of 2"),
         ("task.inner=x", "has no 'inner' inside"),
@@ -216,8 +216,6 @@ def test_a_quoted_key_may_have_a_dot(quote: str) -> None:
 
 
 def test_a_key_that_wants_quotes_says_so() -> None:
-    text = GOOD + "tags: {gpt-4.1: [x]}\n"
-    assert "the key 'gpt-4.1' has a dot in it; quote it: tags.\"gpt-4.1\".0=…" in fails(text, "tags.gpt-4.1.0=y")
     message = fails(GOOD + "tags: {gpt-4.1: x}\n")
     assert message.startswith('task.yaml, line 6: tags."gpt-4.1": ')
 

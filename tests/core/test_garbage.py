@@ -12,7 +12,7 @@ import pytest
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
-from bedplate.core.garbage import left_alone
+from bedplate.core.memory import left_alone
 from bedplate.serving.server import app
 
 

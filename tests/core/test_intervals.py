@@ -13,9 +13,9 @@ import pytest
 from numpy.typing import NDArray
 from scipy import stats
 from tests.core import grouped
-from tests.core.plain_statistics import bca_cluster_bootstrap
+from tests.core.plain_statistics import bca_cluster_bootstrap, binomial_interval
 
-from bedplate.core import statistics as bs
+from bedplate.core.statistics import bootstrap, clusters, paired, proportions, unequal
 
 SIZES = (50, 200, 1000)
 TRUTHS = [float(truth) for truth in np.arange(0.05, 0.96, 0.05).round(2)]
@@ -34,7 +34,7 @@ def too_low_or_too_high(intervals: list[tuple[float, float]], truth: float) -> t
 
 
 @pytest.mark.parametrize("n", SIZES)
-@pytest.mark.parametrize("interval", [bs.binomial_interval, bs.wilson])
+@pytest.mark.parametrize("interval", [binomial_interval, proportions.wilson])
 def test_proportions_of_independent_rows_cover_exactly(interval: Callable, n: int) -> None:
     """The sum of binomial probabilities of the outcomes whose interval holds the truth: nothing is drawn."""
     ends = np.array([interval(k, n) for k in range(n + 1)])
@@ -42,10 +42,10 @@ def test_proportions_of_independent_rows_cover_exactly(interval: Callable, n: in
     inside = (ends[:, :1] <= truths) & (truths <= ends[:, 1:])
     covered = (stats.binom.pmf(np.arange(n + 1)[:, None], n, truths) * inside).sum(0)
     assert covered.mean() >= 0.93
-    if interval is bs.binomial_interval:
+    if interval is binomial_interval:
         assert covered.min() >= 0.95  # Clopper and Pearson's is never short, and this is the one that verdicts use
         for k in (0, n // 3, n):
-            assert bs.effective_n_interval(np.arange(n) < k, None) == pytest.approx(tuple(ends[k]))
+            assert clusters.effective_n_interval(np.arange(n) < k, None) == pytest.approx(tuple(ends[k]))
     else:  # for orientation: at the ends of the grid it may dip (Brown, Cai & DasGupta 2001)
         assert covered[n * np.minimum(truths, 1 - truths) >= 2.5].min() >= 0.90
 
@@ -66,7 +66,7 @@ def grouped_coverage(truth: float, groups: int, icc: float, runs: int, rng: np.r
     for i in range(0, runs, 50):
         codes = np.repeat(np.arange(groups), sizes[i])
         x = np.concatenate([np.arange(size) < right for size, right in zip(sizes[i], sums[i], strict=True)])
-        interval = bs.effective_n_interval(x.astype(float), codes)
+        interval = clusters.effective_n_interval(x.astype(float), codes)
         assert interval[0] < low[i] + 1e-9
         assert interval[1] > high[i] - 1e-9
         if groups >= 200 and 0.4 <= truth <= 0.6:
@@ -82,7 +82,7 @@ def check_grouped(groups: int, icc: float, runs: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("groups", "icc"), [(bs.MINIMUM_GROUPS, 0.0), (bs.MINIMUM_GROUPS, 0.3), (60, 0.02), (200, 0.1)]
+    ("groups", "icc"), [(unequal.MINIMUM_GROUPS, 0.0), (unequal.MINIMUM_GROUPS, 0.3), (60, 0.02), (200, 0.1)]
 )
 def test_proportions_of_grouped_rows_cover(groups: int, icc: float) -> None:
     check_grouped(groups, icc, 400)
@@ -90,7 +90,7 @@ def test_proportions_of_grouped_rows_cover(groups: int, icc: float) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("icc", [0.0, 0.02, 0.1, 0.3])
-@pytest.mark.parametrize("groups", [bs.MINIMUM_GROUPS, 60, 100, 300])
+@pytest.mark.parametrize("groups", [unequal.MINIMUM_GROUPS, 60, 100, 300])
 def test_proportions_of_grouped_rows_cover_in_full(groups: int, icc: float) -> None:
     check_grouped(groups, icc, 4000)
 
@@ -117,9 +117,11 @@ def rare(rng: np.random.Generator, truth: float, n: int) -> tuple[Floats, float]
 SHAPES = (smooth, inflated, rare)
 
 
-def mean_interval(scores: Floats, codes: NDArray[np.int64], resamples: int, confidence: float = 0.95) -> bs.Bootstrap:
+def mean_interval(
+    scores: Floats, codes: NDArray[np.int64], resamples: int, confidence: float = 0.95
+) -> bootstrap.Bootstrap:
     rows = np.stack([scores, np.ones(scores.size)], axis=1)
-    return bs.bca_of_sums(rows, bs.mean_of_sums, codes.tolist(), confidence, resamples=resamples)
+    return bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, codes.tolist(), confidence, resamples=resamples)
 
 
 def _score_coverage(n: int, times: int, resamples: int) -> tuple[list[float], list[float]]:
@@ -179,14 +181,14 @@ def _grouped_score_coverage(groups: int, times: int, resamples: int) -> list[flo
     return covered
 
 
-@pytest.mark.parametrize("groups", [bs.MINIMUM_GROUPS, 100])
+@pytest.mark.parametrize("groups", [unequal.MINIMUM_GROUPS, 100])
 def test_means_of_grouped_scores_cover(groups: int) -> None:
     check(_grouped_score_coverage(groups, 150, 600))
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("groups", [bs.MINIMUM_GROUPS, 60, 100, 300])
+@pytest.mark.parametrize("groups", [unequal.MINIMUM_GROUPS, 60, 100, 300])
 def test_means_of_grouped_scores_cover_in_full(groups: int) -> None:
     check(_grouped_score_coverage(groups, 1500, 1000))
 
@@ -197,7 +199,7 @@ def test_paired_differences_of_proportions_cover(n: int) -> None:
     covered: list[float] = []
     for gain, loss in ((0.05, 0.05), (0.1, 0.05), (0.2, 0.05), (0.3, 0.2)):
         changes = rng.choice([1.0, -1.0, 0.0], p=[gain, loss, 1 - gain - loss], size=(300, n))
-        intervals = [bs.paired_difference(row > 0, row < 0).interval for row in changes]
+        intervals = [paired.paired_difference(row > 0, row < 0).interval for row in changes]
         covered.append(1 - sum(too_low_or_too_high(intervals, gain - loss)))
     check(covered)
 
@@ -207,14 +209,14 @@ def test_paired_differences_of_scores_cover(monkeypatch: pytest.MonkeyPatch) -> 
         "bedplate.core.statistics.paired.sign_flip", lambda *_, **__: 0.0
     )  # the p-value: slow, and where it is large the interval is wider
     covered: list[float] = []
-    for groups in (bs.MINIMUM_GROUPS, 100):
+    for groups in (unequal.MINIMUM_GROUPS, 100):
         for truth in (0.2, 0.5, 0.8):
             rng = np.random.default_rng([groups, int(100 * truth)])
             intervals: list[tuple[float, float]] = []
             for _ in range(200):
                 x, codes, _ = grouped_scores(rng, groups, truth, 0.2)
                 y = np.clip(x + rng.uniform(-0.2, 0.1, x.size), -1, 1)  # worse by 0.05 on the whole
-                intervals.append(bs.paired_difference(x, y, codes.tolist(), binary=False).interval)
+                intervals.append(paired.paired_difference(x, y, codes.tolist(), binary=False).interval)
             covered.append(1 - sum(too_low_or_too_high(intervals, 0.05)))
     check(covered)
 
@@ -242,7 +244,7 @@ def test_macro_f1_of_grouped_rows_covers() -> None:
             ), codes.tolist()
 
         truth = float(_f1(sample(100_000)[0].sum(0)))
-        intervals = [bs.bca_of_sums(*_with(_f1, *sample(60)), resamples=600).interval for _ in range(200)]
+        intervals = [bootstrap.bca_of_sums(*_with(_f1, *sample(60)), resamples=600).interval for _ in range(200)]
         covered.append(1 - sum(too_low_or_too_high(intervals, truth)))
     check(covered)
 
@@ -255,10 +257,10 @@ def _with(statistic: Callable, rows: Floats, groups: list[int]) -> tuple[Floats,
 def test_sums_give_the_same_bootstrap_as_rows(seed: int) -> None:
     rng = np.random.default_rng(seed)
     x, codes, _ = grouped_scores(rng, 50, 0.6, 0.2)
-    icc = bs.intraclass_correlation(x, codes)
+    icc = clusters.intraclass_correlation(x, codes)
     plain = bca_cluster_bootstrap(lambda rows: float(x[rows].mean()), codes.tolist(), seed=seed, resamples=500, icc=icc)
-    quick = bs.bca_of_sums(
-        np.stack([x, np.ones(x.size)], axis=1), bs.mean_of_sums, codes.tolist(), seed=seed, resamples=500
+    quick = bootstrap.bca_of_sums(
+        np.stack([x, np.ones(x.size)], axis=1), bootstrap.mean_of_sums, codes.tolist(), seed=seed, resamples=500
     )
     for name in ("estimate", "interval", "lower", "upper", "se"):
         assert getattr(quick, name) == pytest.approx(getattr(plain, name), abs=1e-9)
@@ -276,8 +278,8 @@ def test_bca_is_scipys_at_the_level_that_t_asks_for(seed: int) -> None:
         method="BCa",
         rng=seed,
     ).confidence_interval
-    ours = bs.bca_of_sums(
-        np.stack([x, np.ones(45)], axis=1), bs.mean_of_sums, range(45), 0.9, resamples=20_000, unseen=False
+    ours = bootstrap.bca_of_sums(
+        np.stack([x, np.ones(45)], axis=1), bootstrap.mean_of_sums, range(45), 0.9, resamples=20_000, unseen=False
     )
     assert ours.interval == pytest.approx((peer.low, peer.high), abs=2e-3)
 
@@ -296,7 +298,7 @@ def test_no_bound_is_nearer_than_unseen_groups_allow() -> None:
 def test_strict_levels_get_as_many_resamples_as_they_need() -> None:
     rows = np.stack([np.random.default_rng(0).random(50), np.ones(50)], axis=1)
     levels = (0.9, 0.95, 0.99, 0.999)
-    bounds = [bs.bca_of_sums(rows, bs.mean_of_sums, range(50), level) for level in levels]
+    bounds = [bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, range(50), level) for level in levels]
     assert [bound.resamples for bound in bounds] == [2000, 2000, 4000, 40_000]
     assert [bound.lower for bound in bounds] == sorted((bound.lower for bound in bounds), reverse=True)
 
@@ -306,16 +308,20 @@ def test_rows_that_add_nothing_are_no_groups() -> None:
     rng = np.random.default_rng(0)
     rows = np.stack([(rng.random(50) < 0.9).astype(float), np.ones(50)], axis=1)
     padded = np.concatenate([rows, np.zeros((450, 2))])
-    assert bs.bca_of_sums(padded, bs.mean_of_sums, range(500)) == bs.bca_of_sums(rows, bs.mean_of_sums, range(50))
-    with pytest.raises(bs.InsufficientGroups, match="12 groups are too few"):
-        bs.bca_of_sums(padded[38:], bs.mean_of_sums, range(462))
+    assert bootstrap.bca_of_sums(padded, bootstrap.mean_of_sums, range(500)) == bootstrap.bca_of_sums(
+        rows, bootstrap.mean_of_sums, range(50)
+    )
+    with pytest.raises(unequal.InsufficientGroups, match="12 groups are too few"):
+        bootstrap.bca_of_sums(padded[38:], bootstrap.mean_of_sums, range(462))
 
 
 def test_further_ends_of_what_was_not_seen_are_kept() -> None:
     rows = np.stack([np.random.default_rng(0).random(50), np.ones(50)], axis=1)
-    plain = bs.bca_of_sums(rows, bs.mean_of_sums, range(50))
-    widened = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda a: (a, 1 - a))
+    plain = bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, range(50))
+    widened = bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, range(50), unseen=lambda a: (a, 1 - a))
     assert (widened.lower, widened.upper) == pytest.approx((0.05, 0.95))
     assert widened.interval == pytest.approx((0.025, 0.975))
-    unchanged = bs.bca_of_sums(rows, bs.mean_of_sums, range(50), unseen=lambda _: (plain.estimate, plain.estimate))
+    unchanged = bootstrap.bca_of_sums(
+        rows, bootstrap.mean_of_sums, range(50), unseen=lambda _: (plain.estimate, plain.estimate)
+    )
     assert unchanged == plain

@@ -8,8 +8,7 @@ from scipy import stats
 from scipy.spatial.distance import pdist, squareform
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import intraclass_correlation
-from bedplate.core.statistics.likeness import likeness
+from bedplate.core.statistics.clusters import intraclass_correlation, likeness
 
 
 def grouped(seed: int, icc: float, sizes: list[int], width: int = 1) -> tuple[np.ndarray, np.ndarray]:

@@ -9,11 +9,10 @@ import pytest
 from scipy import stats
 from tests.core import grouped
 
-from bedplate.core import statistics as bs
-from bedplate.core.statistics import missed
+from bedplate.core.statistics import clusters, missed, multiplicity, proportions
 from bedplate.core.statistics.noninferiority import mean_drop
 
-LEVEL = 1 - bs.spent_alpha(0.05, 1)
+LEVEL = 1 - multiplicity.spent_alpha(0.05, 1)
 
 
 def failures(rng: np.random.Generator, sizes: np.ndarray, truth: float, icc: float, runs: int) -> np.ndarray:
@@ -22,9 +21,9 @@ def failures(rng: np.random.Generator, sizes: np.ndarray, truth: float, icc: flo
     return sizes - rng.binomial(sizes, rate)
 
 
-def bound(failed: np.ndarray, sizes: np.ndarray) -> bs.Bound:
+def bound(failed: np.ndarray, sizes: np.ndarray) -> clusters.Bound:
     x = np.concatenate([np.arange(m) >= k for m, k in zip(sizes, failed, strict=True)]).astype(float)
-    return bs.effective_n_bound(x, np.repeat(np.arange(sizes.size), sizes), LEVEL)
+    return clusters.effective_n_bound(x, np.repeat(np.arange(sizes.size), sizes), LEVEL)
 
 
 @pytest.mark.parametrize("mean", [0.9, 0.995])
@@ -51,7 +50,7 @@ def test_the_chance_of_so_few_failures_is_that_of_scipys_beta_binomials(mean: fl
 def test_rows_that_are_their_own_groups_have_the_exact_binomial_bound() -> None:
     failed = (np.arange(200) < 3).astype(int)
     low = missed.FewFailures(failed, np.ones(200, dtype=int)).lower(0.999, 0.05)
-    assert low == pytest.approx(bs.binomial_lower(197, 200), abs=1e-5)
+    assert low == pytest.approx(proportions.binomial_lower(197, 200), abs=1e-5)
 
 
 @pytest.mark.parametrize(("rows", "groups", "bar"), [(600, 60, 0.99), (600, 40, 0.97), (2000, 60, 0.98)])

@@ -61,7 +61,7 @@ def test_the_older_name_of_siblings_and_none_at_all(tmp_path: Path) -> None:
     assert read_processor(bare, range(8)).cores == 4
     empty = read_processor(tmp_path / "nothing", {0, 1, 2})
     assert (empty.cores, empty.threads, empty.quota, empty.sockets, empty.nodes) == (3, 3, None, 1, 1)
-    assert (dict(empty.caches), empty.load) == ({}, None)
+    assert dict(empty.caches) == {}
 
 
 @pytest.mark.parametrize(
@@ -140,11 +140,6 @@ def test_processors_of_one_name_are_kept_apart(tmp_path: Path) -> None:
     assert reclocked == original  # a clock that goes up and down
     assert original.startswith("AMD EPYC ")
     assert processor_kind(tmp_path / "nothing")
-
-
-def test_load(tmp_path: Path) -> None:
-    write_file(tmp_path, "proc/loadavg", "1.25 0.75 0.50 2/345 6789")
-    assert read_processor(tmp_path, {0}).load == 1.25
 
 
 def test_lists() -> None:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import quantile_bounds, values_needed
+from bedplate.core.statistics.proportions import quantile_bounds, values_needed
 
 
 @given(st.integers(2, 300), st.sampled_from([0.1, 0.5, 0.9, 0.95]), st.sampled_from([0.8, 0.95, 0.99]))

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from tests.core.plain_statistics import bca_cluster_bootstrap, clustered_error
+from tests.core.plain_statistics import bca_cluster_bootstrap, binomial_interval, clustered_error
 
-from bedplate.core import statistics as bs
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics import clusters, multiplicity, paired, proportions, unequal
 
 statsmodels_multitest = pytest.importorskip("statsmodels.stats.multitest")
 statsmodels_proportion = pytest.importorskip("statsmodels.stats.proportion")
@@ -44,18 +44,18 @@ def test_proportion_intervals_match_statsmodels(n: int, share: float, confidence
     k = round(share * n)
     exact = statsmodels_proportion.proportion_confint(k, n, 1 - confidence, method="beta")
     score = statsmodels_proportion.proportion_confint(k, n, 1 - confidence, method="wilson")
-    assert bs.binomial_interval(k, n, confidence) == pytest.approx(exact, abs=1e-9)
-    assert bs.wilson(k, n, confidence) == pytest.approx(score, abs=1e-9)
+    assert binomial_interval(k, n, confidence) == pytest.approx(exact, abs=1e-9)
+    assert proportions.wilson(k, n, confidence) == pytest.approx(score, abs=1e-9)
     one_sided = stats.binomtest(k, n, alternative="greater").proportion_ci(confidence, method="exact").low
-    assert bs.binomial_lower(k, n, confidence) == pytest.approx(one_sided, abs=1e-9)
+    assert proportions.binomial_lower(k, n, confidence) == pytest.approx(one_sided, abs=1e-9)
     one_sided = stats.binomtest(k, n, alternative="less").proportion_ci(confidence, method="exact").high
-    assert bs.binomial_upper(k, n, confidence) == pytest.approx(one_sided, abs=1e-9)
+    assert proportions.binomial_upper(k, n, confidence) == pytest.approx(one_sided, abs=1e-9)
 
 
 def test_none_right_of_twenty_is_not_certainty() -> None:
-    assert bs.wilson(0, 20)[1] == pytest.approx(0.161, abs=5e-4)
-    assert bs.wilson(0, 20)[0] == 0.0
-    assert bs.binomial_lower(20, 20) == pytest.approx(0.05 ** (1 / 20))
+    assert proportions.wilson(0, 20)[1] == pytest.approx(0.161, abs=5e-4)
+    assert proportions.wilson(0, 20)[0] == 0.0
+    assert proportions.binomial_lower(20, 20) == pytest.approx(0.05 ** (1 / 20))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -70,22 +70,22 @@ def test_clustered_mean_matches_statsmodels(seed: int) -> None:
 def test_design_effect_is_one_for_independent_rows_and_the_size_for_copies() -> None:
     rng = np.random.default_rng(0)
     x = (rng.random(200) < 0.7).astype(float)
-    assert bs.design_effect(x, range(200)) == pytest.approx(1.0)
+    assert clusters.design_effect(x, range(200)) == pytest.approx(1.0)
     copies = np.repeat(x, 5)
-    assert bs.design_effect(copies, np.repeat(np.arange(200), 5)) == pytest.approx(5.0, rel=0.01)
-    assert bs.intraclass_correlation(copies, np.repeat(np.arange(200), 5)) == pytest.approx(1.0)
+    assert clusters.design_effect(copies, np.repeat(np.arange(200), 5)) == pytest.approx(5.0, rel=0.01)
+    assert clusters.intraclass_correlation(copies, np.repeat(np.arange(200), 5)) == pytest.approx(1.0)
 
 
 def test_intraclass_correlation_recovers_the_one_simulated() -> None:
-    estimates = [bs.intraclass_correlation(*clustered_rows(seed, groups=200, icc=0.1)) for seed in range(20)]
+    estimates = [clusters.intraclass_correlation(*clustered_rows(seed, groups=200, icc=0.1)) for seed in range(20)]
     assert np.mean(estimates) == pytest.approx(0.1, abs=0.02)
 
 
 def test_effective_n_bound_is_exact_when_rows_are_independent() -> None:
     x = [1.0] * 17 + [0.0] * 3
-    expected = bs.binomial_lower(17, 20)
-    assert bs.effective_n_bound(x, None).value == expected
-    assert bs.effective_n_bound(x, range(20)).value == expected  # 20 groups of one row: not "too few groups"
+    expected = proportions.binomial_lower(17, 20)
+    assert clusters.effective_n_bound(x, None).value == expected
+    assert clusters.effective_n_bound(x, range(20)).value == expected  # 20 groups of one row: not "too few groups"
 
 
 @pytest.mark.parametrize("seed", range(1, 4))
@@ -96,38 +96,38 @@ def test_effective_n_bound_follows_korn_and_graubard(seed: int) -> None:
     deff = max(1.0, variance / (x.var(ddof=1) / n))
     effective = n / deff * (stats.t.ppf(0.95, n - 1) / stats.t.ppf(0.95, 59)) ** 2
     k = right / n * effective
-    assert bs.effective_n_bound(x, groups).value == pytest.approx(stats.beta.ppf(0.05, k, effective - k + 1))
-    upper = bs.effective_n_bound(x, groups, side="upper")
+    assert clusters.effective_n_bound(x, groups).value == pytest.approx(stats.beta.ppf(0.05, k, effective - k + 1))
+    upper = clusters.effective_n_bound(x, groups, side="upper")
     assert upper.value == pytest.approx(stats.beta.ppf(0.95, k + 1, effective - k))
     assert upper.effective_n <= n
-    low, high = bs.effective_n_interval(x, groups, 0.9)
-    assert (low, high) == pytest.approx((bs.effective_n_bound(x, groups).value, upper.value))
+    low, high = clusters.effective_n_interval(x, groups, 0.9)
+    assert (low, high) == pytest.approx((clusters.effective_n_bound(x, groups).value, upper.value))
 
 
 def test_negative_correlation_never_sharpens_a_bound() -> None:
     x, groups = np.tile([1.0, 0.0], 50), np.repeat(np.arange(50), 2)  # each group exactly one right
-    assert bs.design_effect(x, groups) < 0.01
-    assert bs.effective_n_bound(x, groups).design_effect == 1.0
-    assert bs.effective_n_bound(x, groups).value < bs.binomial_lower(50, 100)
+    assert clusters.design_effect(x, groups) < 0.01
+    assert clusters.effective_n_bound(x, groups).design_effect == 1.0
+    assert clusters.effective_n_bound(x, groups).value < proportions.binomial_lower(50, 100)
 
 
 def test_all_right_counts_groups_not_rows() -> None:
-    bound = bs.effective_n_bound([1.0] * 600, np.repeat(np.arange(60), 10))
+    bound = clusters.effective_n_bound([1.0] * 600, np.repeat(np.arange(60), 10))
     assert bound.effective_n <= 60
-    assert 0.9 < bound.value < bs.binomial_lower(60, 60) + 1e-12
-    none = bs.effective_n_bound([0.0] * 600, np.repeat(np.arange(60), 10), side="upper")
+    assert 0.9 < bound.value < proportions.binomial_lower(60, 60) + 1e-12
+    none = clusters.effective_n_bound([0.0] * 600, np.repeat(np.arange(60), 10), side="upper")
     assert none.value == pytest.approx(1 - bound.value)
 
 
 def test_few_groups_are_refused_by_type() -> None:
     x, groups = clustered_rows(0, groups=39)
-    with pytest.raises(bs.InsufficientGroups, match=r"39 groups are too few.*at least 40") as caught:
-        bs.effective_n_bound(x, groups)
+    with pytest.raises(unequal.InsufficientGroups, match=r"39 groups are too few.*at least 40") as caught:
+        clusters.effective_n_bound(x, groups)
     assert (caught.value.groups, caught.value.needed) == (39, 40)
-    assert 0 < bs.effective_n_bound(x, groups, minimum_groups=2).value < x.mean()
-    with pytest.raises(bs.InsufficientGroups):
-        bs.effective_n_bound([1.0, 0.0], ["a", "a"], minimum_groups=1)
-    with pytest.raises(bs.InsufficientGroups):
+    assert 0 < clusters.effective_n_bound(x, groups, minimum_groups=2).value < x.mean()
+    with pytest.raises(unequal.InsufficientGroups):
+        clusters.effective_n_bound([1.0, 0.0], ["a", "a"], minimum_groups=1)
+    with pytest.raises(unequal.InsufficientGroups):
         bca_cluster_bootstrap(lambda rows: float(x[rows].mean()), groups)
 
 
@@ -162,11 +162,11 @@ def test_mcnemar_matches_statsmodels(only_a: int, only_b: int, agreeing: int) ->
     a = [1] * only_a + [0] * only_b + [1] * agreeing
     b = [0] * only_a + [1] * only_b + [1] * agreeing
     if only_a + only_b == 0:
-        assert bs.mcnemar_exact(a, b) == 1.0
+        assert paired.mcnemar_exact(a, b) == 1.0
         return
     peer = tables.mcnemar([[agreeing, only_a], [only_b, 0]], exact=True).pvalue
-    assert bs.mcnemar_exact(a, b) == pytest.approx(min(1.0, peer))
-    assert bs.mcnemar_exact(a, b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
+    assert paired.mcnemar_exact(a, b) == pytest.approx(min(1.0, peer))
+    assert paired.mcnemar_exact(a, b) == pytest.approx(stats.binomtest(only_a, only_a + only_b).pvalue)
 
 
 def test_sign_flip_enumerates_few_groups_exactly() -> None:
@@ -177,71 +177,73 @@ def test_sign_flip_enumerates_few_groups_exactly() -> None:
     flips = [
         abs(sum(s * f for s, f in zip(sums, signs, strict=True))) for signs in itertools.product((1, -1), repeat=9)
     ]
-    assert bs.sign_flip(d, groups) == pytest.approx(np.mean([f >= abs(sum(sums)) for f in flips]))
+    assert paired.sign_flip(d, groups) == pytest.approx(np.mean([f >= abs(sum(sums)) for f in flips]))
 
 
 def test_sign_flip_matches_scipy_permutation_test() -> None:
     rng = np.random.default_rng(2)
     d = rng.normal(0.25, 1, 12)
     peer = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
-    assert bs.sign_flip(d, range(12)) == pytest.approx(peer.pvalue)
+    assert paired.sign_flip(d, range(12)) == pytest.approx(peer.pvalue)
 
 
 def test_sign_flip_monte_carlo_is_near_the_exact_p_seeded_and_never_zero() -> None:
     rng = np.random.default_rng(4)
     d, groups = rng.choice([-1.0, 0.0, 1.0], 300, p=[0.05, 0.75, 0.2]), np.repeat(np.arange(60), 5)
-    assert bs.sign_flip(d, groups, seed=1) == bs.sign_flip(d, groups, seed=1)
-    assert bs.sign_flip(np.ones(300), groups) == pytest.approx(1 / 20_001)
+    assert paired.sign_flip(d, groups, seed=1) == paired.sign_flip(d, groups, seed=1)
+    assert paired.sign_flip(np.ones(300), groups) == pytest.approx(1 / 20_001)
     mild = rng.choice([-1.0, 1.0], 100, p=[0.4, 0.6])
-    assert bs.sign_flip(mild, range(100)) == pytest.approx(stats.binomtest(int((mild > 0).sum()), 100).pvalue, abs=0.01)
+    assert paired.sign_flip(mild, range(100)) == pytest.approx(
+        stats.binomtest(int((mild > 0).sum()), 100).pvalue, abs=0.01
+    )
 
 
 def test_sign_flip_of_copied_rows_is_that_of_the_originals() -> None:
     d = np.random.default_rng(5).choice([-1.0, 0.0, 1.0], 11, p=[0.1, 0.3, 0.6])
-    copied = bs.sign_flip(np.repeat(d, 8), np.repeat(np.arange(11), 8))
-    assert copied == bs.sign_flip(d, range(11))
-    assert bs.sign_flip(np.zeros(5), range(5)) == 1.0
+    copied = paired.sign_flip(np.repeat(d, 8), np.repeat(np.arange(11), 8))
+    assert copied == paired.sign_flip(d, range(11))
+    assert paired.sign_flip(np.zeros(5), range(5)) == 1.0
 
 
 @pytest.mark.parametrize("groups", [8, 40])
 def test_swap_test_of_a_mean_is_the_sign_flip(groups: int) -> None:
     rng = np.random.default_rng(6)
     d, codes = rng.normal(0.1, 1, groups * 3), np.repeat(np.arange(groups), 3)
-    swapped = bs.swap_test(lambda s: float(np.where(s, -d, d).mean()), codes, resamples=4000)
-    assert swapped == pytest.approx(bs.sign_flip(d, codes), abs=1e-12 if groups == 8 else 0.03)
+    swapped = paired.swap_test(lambda s: float(np.where(s, -d, d).mean()), codes, resamples=4000)
+    assert swapped == pytest.approx(paired.sign_flip(d, codes), abs=1e-12 if groups == 8 else 0.03)
 
 
 def test_paired_difference_chooses_the_test_and_never_has_zero_width() -> None:
     x, groups = clustered_rows(8)
     y = np.where(np.random.default_rng(1).random(len(x)) < 0.1, 1 - x, x)
-    clustered = bs.paired_difference(x, y, groups)
+    clustered = paired.paired_difference(x, y, groups)
     assert clustered.test == "clustered_sign_flip"
-    mean = bs.robust_mean(x - y, groups)
+    mean = clusters.robust_mean(x - y, groups)
     assert 30 < mean.freedom < 59  # the groups have 2 to 17 rows
     half = stats.t.ppf(0.975, mean.freedom) * mean.se
     assert clustered.interval == pytest.approx((clustered.difference - half, clustered.difference + half))
-    assert bs.paired_difference(x, y).test == "mcnemar_exact"
-    identical = bs.paired_difference(x, x, groups)
+    assert paired.paired_difference(x, y).test == "mcnemar_exact"
+    identical = paired.paired_difference(x, x, groups)
     assert identical.p_value == 1.0
     sizes = np.unique(groups, return_counts=True)[1]
     assert identical.interval[1] == pytest.approx(1 - 0.025 ** (1 / (sizes.sum() ** 2 / (sizes**2).sum())))
-    assert bs.paired_difference(x / 2, y / 3).test == "sign_flip"
+    assert paired.paired_difference(x / 2, y / 3).test == "sign_flip"
 
 
 @pytest.mark.parametrize(("gained", "lost"), [(7, 1), (8, 1), (5, 0), (6, 0), (1, 7)])
 def test_an_interval_leaves_zero_out_only_where_its_test_does(gained: int, lost: int) -> None:
     """Few rows that differ: t excludes 0 where the exact test, here scipy's, does not."""
     change = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (200 - gained - lost))
-    paired = bs.paired_difference(change > 0, change < 0)
+    difference = paired.paired_difference(change > 0, change < 0)
     exact = float(stats.binomtest(gained, gained + lost).pvalue)
     half = stats.t.ppf(0.975, 199) * stats.sem(change)
     ends = sorted((change.mean() - half, change.mean() + half))
-    assert paired.p_value == pytest.approx(exact)
+    assert difference.p_value == pytest.approx(exact)
     assert ends[0] > 0 or ends[1] < 0
     if exact > 0.05:
         ends = [min(ends[0], 0.0), max(ends[1], 0.0)]
-    assert paired.interval == pytest.approx(tuple(ends))
-    assert (paired.interval[0] > 0 or paired.interval[1] < 0) == (exact <= 0.05)
+    assert difference.interval == pytest.approx(tuple(ends))
+    assert (difference.interval[0] > 0 or difference.interval[1] < 0) == (exact <= 0.05)
 
 
 def peer_holm(pvalues: list[float]) -> Any:
@@ -254,37 +256,37 @@ def peer_holm(pvalues: list[float]) -> Any:
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 @settings(deadline=None, max_examples=50)
 def test_holm_matches_statsmodels(pvalues: list[float]) -> None:
-    assert bs.holm(pvalues) == pytest.approx(peer_holm(pvalues)[1], abs=1e-12)
+    assert multiplicity.holm(pvalues) == pytest.approx(peer_holm(pvalues)[1], abs=1e-12)
 
 
 @given(st.lists(st.integers(70, 100), min_size=1, max_size=5), st.sampled_from([0.7, 0.8, 0.9]))
 @settings(deadline=None, max_examples=60)
 def test_holm_bounds_pass_exactly_what_holm_on_pvalues_rejects(right: list[int], target: float) -> None:
     pvalues = [stats.binomtest(k, 100, target, alternative="greater").pvalue for k in right]
-    bounds = bs.holm_bounds([lambda c, k=k: bs.binomial_lower(k, 100, c) for k in right], target)
+    bounds = multiplicity.holm_bounds([lambda c, k=k: proportions.binomial_lower(k, 100, c) for k in right], target)
     assert [b.passed for b in bounds] == list(peer_holm(pvalues)[0])
     for bound, k in zip(bounds, right, strict=True):
-        assert bound.lower == bs.binomial_lower(k, 100, bound.confidence)
+        assert bound.lower == proportions.binomial_lower(k, 100, bound.confidence)
 
 
 def test_spending_sums_to_alpha() -> None:
-    assert bs.spent_alpha(0.05, 1) == pytest.approx(0.0304, abs=1e-4)
-    total = sum(bs.spent_alpha(0.05, j) for j in range(1, 20_000))
+    assert multiplicity.spent_alpha(0.05, 1) == pytest.approx(0.0304, abs=1e-4)
+    total = sum(multiplicity.spent_alpha(0.05, j) for j in range(1, 20_000))
     assert 0.0499 < total < 0.05
-    assert bs.simultaneous(0.95, 3) == pytest.approx(1 - 0.05 / 3)
+    assert multiplicity.simultaneous(0.95, 3) == pytest.approx(1 - 0.05 / 3)
 
 
 @pytest.mark.parametrize(("estimate", "target"), [(0.85, 0.8), (0.9, 0.8), (0.95, 0.9), (0.6, 0.5)])
 def test_needed_n_has_the_power_it_promises(estimate: float, target: float) -> None:
-    n = bs.needed_n(estimate, target, power=0.8)
+    n = multiplicity.needed_n(estimate, target, power=0.8)
     assert n is not None
 
     def power(rows: int) -> float:
-        clears = [k for k in range(rows + 1) if bs.binomial_lower(k, rows) > target]
+        clears = [k for k in range(rows + 1) if proportions.binomial_lower(k, rows) > target]
         return float(stats.binom.sf(clears[0] - 1, rows, estimate)) if clears else 0.0
 
     assert power(n) == pytest.approx(0.8, abs=0.07)  # the exact power is a saw-tooth in n
-    doubled = bs.needed_n(estimate, target, power=0.8, deff=2.0)
+    doubled = multiplicity.needed_n(estimate, target, power=0.8, deff=2.0)
     assert doubled is not None
     assert abs(doubled - 2 * n) <= 2
 
@@ -292,9 +294,9 @@ def test_needed_n_has_the_power_it_promises(estimate: float, target: float) -> N
 @pytest.mark.parametrize(("a", "b", "target"), [(2, 8, 0.18), (3, 1, 0.7), (12, 30, 0.27)])
 def test_needed_n_of_a_mean_has_the_power_it_promises(a: float, b: float, target: float) -> None:
     truth = stats.beta(a, b)
-    n = bs.needed_n(truth.mean(), target, power=0.8, variance=truth.var())
+    n = multiplicity.needed_n(truth.mean(), target, power=0.8, variance=truth.var())
     assert n is not None
-    share = bs.needed_n(truth.mean(), target, power=0.8)
+    share = multiplicity.needed_n(truth.mean(), target, power=0.8)
     assert share is not None
     assert n < 0.7 * share  # scores between 0 and 1 vary less than ones that are 0 or 1
     rng = np.random.default_rng(0)
@@ -304,26 +306,26 @@ def test_needed_n_of_a_mean_has_the_power_it_promises(a: float, b: float, target
 
 
 def test_needed_n_promises_nothing_at_or_below_the_target() -> None:
-    assert bs.needed_n(0.8, 0.8) is None
-    assert bs.needed_n(0.7, 0.8) is None
-    assert bs.needed_n(1.0, 0.8) is not None
+    assert multiplicity.needed_n(0.8, 0.8) is None
+    assert multiplicity.needed_n(0.7, 0.8) is None
+    assert multiplicity.needed_n(1.0, 0.8) is not None
 
 
 @pytest.mark.parametrize(
     "call",
     [
-        lambda: bs.binomial_lower(1, 0),
-        lambda: bs.binomial_lower(3, 2),
-        lambda: bs.wilson(1, 2, 0.4),
-        lambda: bs.effective_n_bound([0.5], None),
-        lambda: bs.robust_mean([1.0, 2.0], ["a"]),
-        lambda: bs.robust_mean([], []),
-        lambda: bs.robust_mean([math.nan], ["a"]),
-        lambda: bs.mcnemar_exact([1, 0], [1]),
-        lambda: bs.holm([1.5]),
-        lambda: bs.spent_alpha(0.05, 0),
-        lambda: bs.needed_n(1.2, 0.8),
-        lambda: bs.needed_n(0.9, 0.8, variance=-0.1),
+        lambda: proportions.binomial_lower(1, 0),
+        lambda: proportions.binomial_lower(3, 2),
+        lambda: proportions.wilson(1, 2, 0.4),
+        lambda: clusters.effective_n_bound([0.5], None),
+        lambda: clusters.robust_mean([1.0, 2.0], ["a"]),
+        lambda: clusters.robust_mean([], []),
+        lambda: clusters.robust_mean([math.nan], ["a"]),
+        lambda: paired.mcnemar_exact([1, 0], [1]),
+        lambda: multiplicity.holm([1.5]),
+        lambda: multiplicity.spent_alpha(0.05, 0),
+        lambda: multiplicity.needed_n(1.2, 0.8),
+        lambda: multiplicity.needed_n(0.9, 0.8, variance=-0.1),
     ],
 )
 def test_wrong_calls_say_so(call) -> None:

@@ -7,7 +7,9 @@ import pytest
 from tests.core import grouped
 from tests.core.plain_statistics import bca_cluster_bootstrap
 
-from bedplate.core.statistics import effective_n_bound, effective_n_interval, holm_bounds, wilson
+from bedplate.core.statistics.clusters import effective_n_bound, effective_n_interval
+from bedplate.core.statistics.multiplicity import holm_bounds
+from bedplate.core.statistics.proportions import wilson
 
 LADDERS, CANDIDATES, NOMINEES, BAR = 1000, 8, 3, 0.8
 

@@ -9,11 +9,10 @@ import pytest
 from scipy import linalg, special, stats
 from tests.core import grouped
 
-from bedplate.core import statistics as bs
-from bedplate.core.statistics import unequal
+from bedplate.core.statistics import bootstrap, clusters, multiplicity, paired, unequal
 from bedplate.core.statistics.clusters import SKEWNESS_SHARE
 
-CONFIDENCE = 1 - bs.spent_alpha(0.05, 1) / 3  # of three nominees at a first verdict
+CONFIDENCE = 1 - multiplicity.spent_alpha(0.05, 1) / 3  # of three nominees at a first verdict
 
 
 def zipf(rows: int, groups: int) -> np.ndarray:
@@ -61,11 +60,11 @@ def test_a_mean_uses_the_correlation_that_it_reads() -> None:
     rng = np.random.default_rng(5)
     codes = np.repeat(np.arange(20), zipf(150, 20))
     y = rng.normal(size=codes.size) + rng.normal(size=20)[codes]
-    estimate = bs.robust_mean(y, codes)
-    variance, freedom = dense(y, codes, bs.intraclass_correlation(y, codes))
+    estimate = clusters.robust_mean(y, codes)
+    variance, freedom = dense(y, codes, clusters.intraclass_correlation(y, codes))
     assert (estimate.se**2, estimate.freedom) == pytest.approx((variance, freedom), rel=1e-9)
     assert estimate.worth == pytest.approx(150**2 / (np.bincount(codes) ** 2).sum())
-    assert bs.design_effect(y, codes) == pytest.approx(variance / (y.var(ddof=1) / 150))
+    assert clusters.design_effect(y, codes) == pytest.approx(variance / (y.var(ddof=1) / 150))
 
 
 def test_groups_of_one_size_are_as_ever() -> None:
@@ -74,7 +73,7 @@ def test_groups_of_one_size_are_as_ever() -> None:
     codes = np.repeat(np.arange(45), 6)
     y = rng.normal(size=codes.size) + rng.normal(size=45)[codes]
     fit = api.OLS(y, np.ones(y.size)).fit(cov_type="cluster", cov_kwds={"groups": codes})
-    estimate = bs.robust_mean(y, codes)
+    estimate = clusters.robust_mean(y, codes)
     small = (y.size - 1) / y.size  # what statsmodels adds for its one coefficient, (n - 1) / (n - k), is 1
     assert estimate.se == pytest.approx(fit.bse[0], rel=1e-9)
     assert small < 1
@@ -101,18 +100,18 @@ def test_few_large_groups_are_refused_by_what_they_are_worth() -> None:
     codes = np.repeat(np.arange(60), sizes)
     right = (np.random.default_rng(0).random(600) < 0.9).astype(float)
     with pytest.raises(
-        bs.InsufficientGroups, match=r"60 groups of very unequal sizes are worth 11.*at least 20"
+        unequal.InsufficientGroups, match=r"60 groups of very unequal sizes are worth 11.*at least 20"
     ) as caught:
-        bs.effective_n_bound(right, codes)
-    assert caught.value.worth == pytest.approx(bs.worth(sizes.astype(float)))
-    assert not bs.enough_groups(codes.tolist())
-    assert bs.enough_groups(np.repeat(np.arange(40), 15).tolist())
-    assert not bs.enough_groups(np.repeat(np.arange(39), 15).tolist())
+        clusters.effective_n_bound(right, codes)
+    assert caught.value.worth == pytest.approx(unequal.worth(sizes.astype(float)))
+    assert not unequal.enough_groups(codes.tolist())
+    assert unequal.enough_groups(np.repeat(np.arange(40), 15).tolist())
+    assert not unequal.enough_groups(np.repeat(np.arange(39), 15).tolist())
     rows = np.stack([right, np.ones(600)], axis=1)
-    with pytest.raises(bs.InsufficientGroups, match="worth 11"):
-        bs.bca_of_sums(rows, bs.mean_of_sums, codes.tolist())
-    perfect = bs.effective_n_bound(np.ones(600), codes, minimum_groups=2)
-    assert perfect.effective_n < bs.worth(sizes.astype(float))  # all right: a group is then as one row
+    with pytest.raises(unequal.InsufficientGroups, match="worth 11"):
+        bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, codes.tolist())
+    perfect = clusters.effective_n_bound(np.ones(600), codes, minimum_groups=2)
+    assert perfect.effective_n < unequal.worth(sizes.astype(float))  # all right: a group is then as one row
 
 
 def draw(rng: np.random.Generator, sizes: np.ndarray, truth: float, icc: float, shape: tuple[int, ...]) -> np.ndarray:
@@ -126,7 +125,7 @@ def draw(rng: np.random.Generator, sizes: np.ndarray, truth: float, icc: float, 
 CELLS = [(600, 40, "zipf"), (600, 300, "zipf"), (2000, 40, "zipf"), (2000, 40, "equal"), (600, 60, "equal")]
 
 
-@pytest.mark.parametrize("icc", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("icc", [0.0, pytest.param(0.05, marks=pytest.mark.slow), 0.2])
 @pytest.mark.parametrize(("rows", "groups", "sizing"), CELLS)
 def test_no_more_pass_at_the_bar_than_allowed_and_intervals_cover(
     rows: int, groups: int, sizing: str, icc: float
@@ -142,7 +141,9 @@ def test_no_more_pass_at_the_bar_than_allowed_and_intervals_cover(
     codes = np.repeat(np.arange(sizes.size), sizes)
     for i in range(3):
         x = np.concatenate([np.arange(size) < r for size, r in zip(sizes, right[i, 0], strict=True)]).astype(float)
-        ours = [bs.effective_n_bound(x, codes, 0.975, side, minimum_groups=2).value for side in ("lower", "upper")]
+        ours = [
+            clusters.effective_n_bound(x, codes, 0.975, side, minimum_groups=2).value for side in ("lower", "upper")
+        ]
         assert ours[0] < low[i, 0] + 1e-9  # no nearer, for what missed groups could hide
         assert ours == pytest.approx([low[i, 0], high[i, 0]], abs=1e-9 if groups == 300 and sizing == "equal" else 0.03)
 
@@ -153,7 +154,7 @@ def test_groups_of_one_size_lose_at_most_three_points_of_power(rows: int, icc: f
     """Against the same bound without the correction for skewness, which is what it was: truth 0.85, bar 0.8."""
     sizes = np.full(60, rows // 60)
     right = draw(np.random.default_rng(rows), sizes, 0.85, icc, (6000,))
-    level = 1 - bs.spent_alpha(0.05, 1)
+    level = 1 - multiplicity.spent_alpha(0.05, 1)
     current, before = (
         float((grouped.bounds(right, sizes, level, "lower", s) > 0.8).mean()) for s in (SKEWNESS_SHARE, 0.0)
     )
@@ -175,9 +176,9 @@ def test_scores_between_0_and_1_are_bounded_in_unequal_groups(icc: float) -> Non
     for _ in range(150):
         normal = np.sqrt(icc) * rng.standard_normal(300)[codes] + np.sqrt(1 - icc) * rng.standard_normal(600)
         rows = np.stack([scores(special.ndtr(normal)), np.ones(600)], axis=1)
-        bootstrap = bs.bca_of_sums(rows, bs.mean_of_sums, codes.tolist(), resamples=400)
-        too_high += bootstrap.lower > 0.75
-        inside += bootstrap.interval[0] <= 0.75 <= bootstrap.interval[1]
+        bounds = bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, codes.tolist(), resamples=400)
+        too_high += bounds.lower > 0.75
+        inside += bounds.interval[0] <= 0.75 <= bounds.interval[1]
     assert too_high / 150 <= 0.08
     assert inside / 150 >= 0.93
 
@@ -191,6 +192,6 @@ def test_paired_differences_cover_in_unequal_groups(monkeypatch: pytest.MonkeyPa
     for _ in range(300):
         rate = rng.beta(0.8, 7.2, 40)[codes]  # a tenth of the rows change, alike within groups, both ways
         change = np.where(rng.random(600) < rate, np.sign(rng.random(40)[codes] - 0.5), 0.0)
-        low, high = bs.paired_difference(change > 0, change < 0, codes).interval
+        low, high = paired.paired_difference(change > 0, change < 0, codes).interval
         inside += low <= 0 <= high
     assert inside / 300 >= 0.93

@@ -45,7 +45,7 @@ rows = st.lists(
 
 
 @given(st.text())
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_normalising_twice_changes_nothing(text: str) -> None:
     assert normalise(normalise(text)) == normalise(text)
 
@@ -59,7 +59,7 @@ def test_what_counts_as_the_same_text() -> None:
 
 
 @given(rows)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_every_row_is_accounted_for(records: list[SplitRecord]) -> None:
     result = deduplicate(records)
     assert len(result.records) + result.duplicates + result.contradictory == len(records)
@@ -74,7 +74,7 @@ def test_every_row_is_accounted_for(records: list[SplitRecord]) -> None:
 
 
 @given(rows, st.integers(0, 2**40))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_no_leak_ever(records: list[SplitRecord], seed: int) -> None:
     parts = split(deduplicate(records).records, FRACTIONS, seed)
     groups = {name: {r.group for r in part} for name, part in parts.items()}
@@ -86,7 +86,7 @@ def test_no_leak_ever(records: list[SplitRecord], seed: int) -> None:
 
 
 @given(rows, st.randoms(use_true_random=False), st.integers(0, 5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_the_order_of_the_rows_does_not_matter(records: list[SplitRecord], random, seed: int) -> None:
     shuffled = list(records)
     random.shuffle(shuffled)
@@ -97,7 +97,7 @@ def test_the_order_of_the_rows_does_not_matter(records: list[SplitRecord], rando
 
 
 @given(st.lists(st.tuples(st.integers(1, 8), st.floats(0, 1)), min_size=40, max_size=120), st.integers(0, 9))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 def test_sizes_and_labels_come_out_in_proportion(groups: list[tuple[int, float]], seed: int) -> None:
     records = [
         record(f"{g} {i}", "yes" if i < round(share * size) else "no", f"g{g}")
@@ -165,7 +165,7 @@ def test_fractions_must_sum_to_one(fractions: dict[str, float]) -> None:
 
 
 @given(rows, st.integers(0, 3))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_what_is_in_a_split_already_stays_there(given_rows: list[SplitRecord], seed: int) -> None:
     records = deduplicate(given_rows).records
     first = records[::2]

@@ -24,14 +24,11 @@ MODULES = ("textwrap", "argparse", "json.decoder", "shlex", "graphlib")
 @cache
 def part(name: str) -> SourceRows:
     """The rows of MODULES, and of every tenth module besides."""
-    list_paths = stdlib._paths
-
-    def some_paths(root: Path) -> list[Path]:
-        named = {root.joinpath(*module.split(".")).with_suffix(".py") for module in MODULES}
-        return [path for number, path in enumerate(list_paths(root)) if number % 10 == 0 or path in named]
-
+    root, files = stdlib.library_root(), stdlib.library_files()
+    named = {root.joinpath(*module.split(".")).with_suffix(".py") for module in MODULES}
+    some_files = [path for number, path in enumerate(files) if number % 10 == 0 or path in named]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stdlib, "_paths", some_paths)
+        patch.setattr(stdlib, "library_files", lambda: some_files)
         return read_rows(name)
 
 

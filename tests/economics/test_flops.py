@@ -36,8 +36,8 @@ from bedplate.models.specs import (
     TransformerSpec,
     VisionSpec,
 )
+from bedplate.models.specs.parts import LatentAttention
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.transformer import LatentAttention
 
 TOKENS = 9  # within half of the tiny windows: the counter cannot see a window
 

@@ -28,8 +28,9 @@ from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs import DiffusionSpec, TransformerSpec
+from bedplate.models.specs.parts import SharedKeys
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.transformer import Experts, FullAttention, SharedKeys
+from bedplate.models.specs.transformer import Experts, FullAttention
 from bedplate.training.optimizers import kinds_of
 
 

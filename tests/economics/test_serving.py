@@ -86,7 +86,7 @@ def test_without_a_price_there_are_no_dollars() -> None:
     assert plan.usd_per_call is plan.usd_per_day is plan.floor_usd_per_call is plan.usd_per_million_tokens is None
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(st.floats(1, 1e8), st.floats(1, 50), st.floats(0.01, 100), st.floats(1, 8))
 def test_monotone_in_volume_and_price(calls: float, factor: float, usd: float, peak: float) -> None:
     baseline = plan_serving(replica(usd), lengths(output="2"), calls, peak_factor=peak)
@@ -102,7 +102,7 @@ def test_monotone_in_volume_and_price(calls: float, factor: float, usd: float, p
     assert baseline.usd_per_call >= baseline.floor_usd_per_call * 0.999
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(st.floats(0.12, 2.0), st.floats(1.0, 4.0))
 def test_a_tighter_target_never_needs_fewer_replicas(seconds: float, looser: float) -> None:
     plans = [

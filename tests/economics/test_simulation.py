@@ -38,9 +38,18 @@ def pollaczek_khinchine(rate: float, times: Sequence[float]) -> float:
     return rate * square / (2 * (1 - rate * mean))
 
 
-@pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
-@pytest.mark.parametrize("outputs", ["20", "1-40"])
-def test_one_row_waits_as_the_queue_of_theory_does(load: float, outputs: str) -> None:
+@pytest.mark.parametrize(
+    ("outputs", "load"),
+    [
+        ("20", 0.6),
+        ("1-40", 0.8),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in (("20", 0.3), ("20", 0.8), ("1-40", 0.3), ("1-40", 0.6))
+        ),
+    ],
+)
+def test_one_row_waits_as_the_queue_of_theory_does(outputs: str, load: float) -> None:
     # One row at a time, and steps of one length: a call takes a step for its prompt and each further token.
     service = ServiceModel(Costs(fixed=0.01), max_rows=1)
     traffic = Traffic(parse_lengths("5", "it"), parse_lengths(outputs, "it"))

@@ -106,7 +106,7 @@ counts = st.floats(1e6, 1e14)
 
 
 @given(a=counts, b=counts)
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_more_tokens_take_more_of_everything(a: float, b: float) -> None:
     short_run, long_run = (plan(tokens=n) for n in sorted((a, b)))
     for name in ("gpu_hours", "days", "usd", "kwh", "energy_usd"):
@@ -116,7 +116,7 @@ def test_more_tokens_take_more_of_everything(a: float, b: float) -> None:
 
 
 @given(a=st.floats(0.01, 100), b=st.floats(0.01, 100))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 def test_dearer_hours_cost_more_and_take_no_longer(a: float, b: float) -> None:
     cheap, dear = (plan(usd_per_hour=usd) for usd in sorted((a, b)))
     assert cheap.usd is not None
@@ -126,7 +126,7 @@ def test_dearer_hours_cost_more_and_take_no_longer(a: float, b: float) -> None:
 
 
 @given(a=st.floats(1, 5), b=st.floats(1, 5), share=st.tuples(st.floats(0.01, 1), st.floats(0.01, 1)))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 def test_overhead_raises_hours_and_utilisation_lowers_them(a: float, b: float, share: tuple[float, float]) -> None:
     low, high = (plan(overhead=value) for value in sorted((a, b)))
     assert low.gpu_hours.central <= high.gpu_hours.central
@@ -135,7 +135,7 @@ def test_overhead_raises_hours_and_utilisation_lowers_them(a: float, b: float, s
 
 
 @given(exponents=st.tuples(st.integers(0, 11), st.integers(0, 11)))
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=10)
 def test_more_devices_end_sooner_but_take_more_hours(exponents: tuple[int, int]) -> None:
     smaller, larger = (plan(devices=2**n, global_batch_tokens=2**22) for n in sorted(exponents))
     assert larger.days.central <= smaller.days.central

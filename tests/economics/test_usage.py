@@ -173,7 +173,7 @@ def server_line(timestamp: float, facts: dict[str, object], status: int = 200) -
     """One line as the server writes it with `logs: {format: json}`."""
     access, logs = (
         pytest.importorskip("bedplate.serving.server.access"),
-        pytest.importorskip("bedplate.serving.settings.logs"),
+        pytest.importorskip("bedplate.serving.settings.server_config"),
     )
     records: list[logging.LogRecord] = []
 

@@ -9,13 +9,9 @@ from tests.economics import oracles
 from tests.economics.oracles import Oracle
 
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, MultimodalSpec, Projector, Spec, VisionSpec
-from bedplate.models.specs.transformer import (
-    Experts,
-    LatentAttention,
-    RelativeBias,
-    Rope,
-    TransformerSpec,
-)
+from bedplate.models.specs.parts import LatentAttention
+from bedplate.models.specs.position import RelativeBias
+from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 
 
 def _sizes(r: random.Random) -> dict[str, Any]:

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from sklearn.metrics import f1_score
+from tests.core.plain_statistics import binomial_interval
 from tests.evaluation.test_harness import examples, task
 
-from bedplate.core.statistics import InsufficientGroups, binomial_interval, binomial_lower, effective_n_bound
+from bedplate.core.statistics.clusters import effective_n_bound
+from bedplate.core.statistics.proportions import binomial_lower
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.evaluation.evaluated import RareLabel, compare, unseen_macro_f1
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import macro_f1

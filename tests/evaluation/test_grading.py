@@ -192,7 +192,7 @@ class Refuser:
     def submit(self, request: Request) -> Stream:
         stream = Stream(request)
         text = "I'm sorry, but I cannot help with that."
-        stream.finish(Generation(text, (), (), "stop", Usage(len(request.tokens))))
+        stream.finish(Generation(text, (), (), "stop", usage=Usage(len(request.tokens))))
         return stream
 
     def run(self, requests: Sequence[Request]) -> list[Result]:

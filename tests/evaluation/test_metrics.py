@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from tests.core.plain_statistics import bca_cluster_bootstrap
 
-from bedplate.core.statistics import effective_n_bound
+from bedplate.core.statistics.clusters import effective_n_bound
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example

@@ -28,7 +28,7 @@ texts = st.lists(words, max_size=14).map(" ".join)
 
 
 @given(texts, texts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_rouge_matches_rouge_score(target: str, prediction: str) -> None:
     peer = pytest.importorskip("rouge_score.rouge_scorer").RougeScorer(["rouge1", "rouge2", "rougeL"])
     theirs = peer.score(target, prediction)
@@ -38,7 +38,7 @@ def test_rouge_matches_rouge_score(target: str, prediction: str) -> None:
 
 
 @given(st.text(max_size=30) | texts, st.text(max_size=30) | texts)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 def test_chrf_matches_sacrebleu(target: str, prediction: str) -> None:
     sacrebleu = pytest.importorskip("sacrebleu")
     assert chrf(target, prediction) == pytest.approx(sacrebleu.sentence_chrf(prediction, [target]).score / 100)
@@ -51,7 +51,7 @@ def test_token_f1_matches_the_squad_script(monkeypatch: pytest.MonkeyPatch) -> N
     peer = importlib.import_module("lm_eval.tasks.longbench.metrics")
 
     @given(texts, texts)
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=120, deadline=None)
     def check(target: str, prediction: str) -> None:
         normalized_target, normalized_prediction = peer.normalize_answer(target), peer.normalize_answer(prediction)
         assert (squad_words(target), squad_words(prediction)) == (
@@ -130,7 +130,7 @@ values = st.recursive(
 
 
 @given(values, values)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 def test_json_fields_is_a_score(a: object, b: object) -> None:
     first, two = json.dumps(a), json.dumps(b)
     assert json_fields(first, first) == 1.0

@@ -92,8 +92,8 @@ def test_another_runs_state_is_refused_naming_what_changed(tmp_path: Path) -> No
     assert _run(tmp_path, "--signal", "SIGINT", "--at-step", 4)[0] != 0
     before = (tmp_path / STATE_FILE).read_bytes()
     for arguments, message in (
-        (("--learning-rate", 0.02), "changed: config.learning_rate: saved 0.01, now 0.02"),
-        (("--first-word", 9), "changed: source.examples: saved"),
+        (("--learning-rate", 0.02), "changed: config.learning_rate: 0.01 before, 0.02 now"),
+        (("--first-word", 9), "changed: source.examples: "),
     ):
         code, output = _run(tmp_path, *arguments)
         assert code != 0

@@ -8,6 +8,12 @@ import torch
 
 from bedplate.adapters.head import Head
 from bedplate.inference.engine.requests import Classify, Embed, Generate, Request, Sampling, Score
+from bedplate.inference.forward.paged import PagedCache
+
+
+def free_blocks(cache: PagedCache) -> int:
+    """Free blocks of the largest pool."""
+    return max(cache.pools.values(), key=lambda pool: pool.blocks).free
 
 
 def random_prompt(seed: int, length: int) -> tuple[int, ...]:

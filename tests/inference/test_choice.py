@@ -30,9 +30,9 @@ from bedplate.inference.execution.plan import (
     matching_plans,
     read_stored,
 )
-from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, Step, block_weights, shortened
-from bedplate.inference.native.block_types import SOURCES, accepts_blocks
+from bedplate.inference.execution.trial import ROWS, Pass, PlanTrial, Step, block_weights, shortened
 from bedplate.inference.native.library import load
+from bedplate.inference.native.quantize import SOURCES, accepts_blocks
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, chosen, open_base
 from bedplate.models.checkpoints.base import load_base
@@ -191,10 +191,8 @@ def test_the_mix_decides_and_prompts_alone_where_a_base_only_reads() -> None:
     level = PlanTimings({T16: times(0.042, 0.219), N16: times(0.011, 0.213)})  # at a long prompt, not at a short one
     assert level.cost(T16, "score") > choice.TIE_RATIO * level.cost(N16, "score")
     assert pick(tiny_spec(), level, [T16, N16], "score") == N16
-    assert (measurement.rate(N16, "decode_1"), measurement.rate(N16, "prefill")) == (100.0, PROMPT / 0.5)
     encoder = PlanTimings({T32: {"prefill": 0.2}, T16: {"prefill": 0.1}})
     assert encoder.fastest([T32, T16]) == T16
-    assert encoder.rate(T16, "decode_1") is None
 
 
 def test_a_machine_that_emulates_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -412,15 +410,28 @@ def test_a_measurement_is_made_once(counted: list[TransformerSpec]) -> None:
     assert len(counted) == 4
 
 
-def test_a_brief_measurement_serves_its_own_use_only(counted: list[TransformerSpec]) -> None:
+def test_a_brief_measurement_serves_its_own_use_and_another_is_measured_for_all(counted: list[TransformerSpec]) -> None:
     for _ in range(2):
         assert plan_timings(tiny_spec(), (T32, T16), brief="generate").brief == "generate"
     assert len(counted) == 1
-    assert plan_timings(tiny_spec(), (T32, T16), brief="score").brief == "score"
-    assert plan_timings(tiny_spec(), (T32, T16)).brief is None
-    assert len(counted) == 3
-    assert plan_timings(tiny_spec(), (T32, T16), brief="generate").brief is None  # the thorough one serves everybody
-    assert len(counted) == 3
+    for brief in ("score", "generate", None, "score"):
+        assert plan_timings(tiny_spec(), (T32, T16), brief=brief).brief is None
+    assert len(counted) == 2
+
+
+def test_a_real_brief_measurement_with_dropped_plans_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[PlanTimings] = []
+    durations = {T32: [0.1, 0.03, 0.02], T16: [0.1, 0.9]}
+
+    def fake(spec: TransformerSpec, plans: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
+        measured.append(turns(durations, brief)[0])
+        return measured[-1]
+
+    monkeypatch.setattr(calibration, "measure", fake)
+    for _ in range(2):
+        assert plan_timings(tiny_spec(), (T32, T16), brief="score") == measured[0]
+    assert measured[0].dropped == (T16,)
+    assert len(measured) == 1
 
 
 def with_seconds(record: Any, seconds: Any) -> str:

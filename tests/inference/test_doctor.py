@@ -68,17 +68,18 @@ def test_bounds_by_hand(tmp_path: Path) -> None:
 
 def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
     directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
-    report = examine(str(directory))
-    assert report.stored == ("bfloat16",)
-    assert report.chosen in [reading.plan for reading in report.speeds if reading.lossless and reading.reason is None]
-    assert {reading.plan.weights for reading in report.speeds} == {"bfloat16", "float32", "int8", "int4"}
-    for reading in report.speeds:
-        assert (reading.reason is None) == bool(reading.rates)
-        assert set(reading.rates) == set(reading.of_roof)
-        assert all(rate > 0 for rate in reading.rates.values())
-    values = json.loads(json.dumps(report.to_json(), allow_nan=False))
-    assert values["chosen"]["kernel"] == report.chosen.kernel
-    assert values["roofs"]["flops_per_second"].keys() >= {"float32", "bfloat16"}
+    report = json.loads(json.dumps(examine(str(directory)), allow_nan=False))
+    assert report["base"]["stored"] == ["bfloat16"]
+    plan = {name: report["chosen"][name] for name in ("dtype", "kernel", "weights")}
+    [chosen] = [way for way in report["ways"] if plan.items() <= way.items()]
+    assert chosen["keeps_what_is_stored"]
+    assert chosen["reason"] is None
+    assert {way["weights"] for way in report["ways"]} == {"bfloat16", "float32", "int8", "int4"}
+    for way in report["ways"]:
+        assert (way["reason"] is None) == bool(way["tokens_per_second"])
+        assert set(way["tokens_per_second"]) == set(way["of_roof"])
+        assert all(rate > 0 for rate in way["tokens_per_second"].values())
+    assert report["roofs"]["flops_per_second"].keys() >= {"float32", "bfloat16"}
     (saved,) = (bedplate_home() / "machine").iterdir()
     assert saved.name.startswith("ways-")
 
@@ -87,7 +88,8 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("execution.choice", "native.packed_weights", "measure.machine_report"):
         monkeypatch.setattr(f"bedplate.inference.{name}.load", lambda: "no C++ compiler (c++)")
     report = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
-    assert (report.chosen.kernel, report.kernel.level, report.kernel.reason) == ("torch", None, "no C++ compiler (c++)")
+    kernel = report["kernel"]
+    assert (report["chosen"]["kernel"], kernel["level"], kernel["reason"]) == ("torch", None, "no C++ compiler (c++)")
     monkeypatch.setattr(doctor, "examine", lambda base: report)
     with pytest.raises(SystemExit) as stop:
         main(["doctor"])
@@ -100,7 +102,7 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
     reference_bert(0).save_pretrained(tmp_path)
     report = examine(str(tmp_path))
-    assert {of for reading in report.speeds for of in reading.rates} == {"prefill"}
+    assert {of for way in report["ways"] for of in way["tokens_per_second"]} == {"prefill"}
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

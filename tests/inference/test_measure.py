@@ -23,7 +23,7 @@ from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure import speeds as measure
 from bedplate.inference.measure import training_speed as measure_tuning
 from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
-from bedplate.inference.measure.speeds import MeasuredStep, StepLog, fit_engine, load_of, measure_engine
+from bedplate.inference.measure.speeds import MeasuredStep, fit_engine, load_of, measure_engine
 from bedplate.inference.measure.training_speed import StepKind
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.serving.server.app import loaded_server
@@ -35,13 +35,13 @@ def base(tiny_dir: Path) -> Base:
 
 
 @pytest.fixture
-def log() -> StepLog:
-    return StepLog()
+def log() -> list[StepRecord]:
+    return []
 
 
 @pytest.fixture
-def watched(base: Base, log: StepLog) -> Iterator[Engine]:
-    with Engine(base, max_step_tokens=16, max_rows=3, speculate=False, on_step=log) as engine:
+def watched(base: Base, log: list[StepRecord]) -> Iterator[Engine]:
+    with Engine(base, max_step_tokens=16, max_rows=3, speculate=False, on_step=log.append) as engine:
         yield engine
 
 
@@ -50,34 +50,34 @@ def generate(tokens: int, count: int, seed: int = 0) -> Generate:
     return Generate(tuple(generator.randrange(300) for _ in range(tokens)), Sampling(max_tokens=count, ignore_eos=True))
 
 
-def test_steps_say_what_they_computed(watched: Engine, log: StepLog) -> None:
+def test_steps_say_what_they_computed(watched: Engine, log: list[StepRecord]) -> None:
     watched.run([generate(20, 3), generate(5, 4, seed=1)])
     stats = watched.stats()
-    assert len(log.records) == stats.steps
-    assert sum(count for record in log.records for _, count, _ in record.spans) == stats.computed_tokens
-    assert sum(chosen for record in log.records for _, _, chosen in record.spans) == stats.generated_tokens == 7
-    assert sum(record.ended for record in log.records) == 2
-    assert sum(record.seconds for record in log.records) <= stats.step_seconds
+    assert len(log) == stats.steps
+    assert sum(count for record in log for _, count, _ in record.spans) == stats.computed_tokens
+    assert sum(chosen for record in log for _, _, chosen in record.spans) == stats.generated_tokens == 7
+    assert sum(record.ended for record in log) == 2
+    assert sum(record.seconds for record in log) <= stats.step_seconds
     # The shorter prompt first, then as much of the longer one as the budget of 16 leaves.
-    assert log.records[0].spans == ((0, 5, True), (0, 11, False))
-    assert log.records[1].spans == ((5, 1, True), (11, 9, True))
-    assert [record.decodes for record in log.records[:3]] == [0, 1, 2]
+    assert log[0].spans == ((0, 5, True), (0, 11, False))
+    assert log[1].spans == ((5, 1, True), (11, 9, True))
+    assert [record.decodes for record in log[:3]] == [0, 1, 2]
 
 
-def test_loads_are_counted_by_hand(watched: Engine, log: StepLog) -> None:
+def test_loads_are_counted_by_hand(watched: Engine, log: list[StepRecord]) -> None:
     watched.run([generate(20, 3), generate(5, 4, seed=1)])
-    first, second = map(load_of, log.records[:2])
+    first, second = map(load_of, log[:2])
     assert first == Load(tokens=16, rows=1, keys=16.0, pairs=15.0 + 66.0, started=1)
     # One row decodes at 6 keys; 9 tokens after 11 others see 12 … 20 keys.
     assert second == Load(tokens=10, rows=2, keys=26.0, pairs=float(sum(range(12, 21))), started=1)
 
 
-def test_cached_beginnings_are_counted_as_copied(watched: Engine, log: StepLog) -> None:
+def test_cached_beginnings_are_counted_as_copied(watched: Engine, log: list[StepRecord]) -> None:
     request = generate(40, 2)
     watched.run([request])
-    log.records.clear()
+    log.clear()
     watched.run([request])
-    assert (log.records[0].copied, log.records[0].spans) == (39, ((39, 1, True),))
+    assert (log[0].copied, log[0].spans) == (39, ((39, 1, True),))
 
 
 def test_an_observer_that_is_not_there_costs_nothing(base: Base) -> None:
@@ -138,7 +138,7 @@ def test_training_steps_are_measured_and_leave_the_base_as_it_was(base: Base, mo
 
 
 def _sizes() -> list[tuple[float, float, float]]:
-    return [(k.step_tokens, k.step_pairs, k.step_targets) for k in measure_tuning.STEP_SHAPES]
+    return [k.loads for k in measure_tuning.STEP_SHAPES]
 
 
 def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,8 +189,8 @@ def test_calls_of_one_token_pay_for_the_server_s_work() -> None:
 def test_the_command_keeps_what_was_measured(
     tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(measure, "_REPEATS", 1)
-    monkeypatch.setattr(measure, "_SECONDS", 0.01)
+    for name, value in {"_REPEATS": 1, "_SECONDS": 0.01, "_SIZE": 128, "_BYTES": 1 << 24}.items():
+        monkeypatch.setattr(measure, name, value)
     out = tmp_path / "machine.json"
     with pytest.raises(SystemExit) as ended:
         main(["plan", "calibrate", str(tiny_dir), "--out", str(out)])

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import PassRequest, PassResult, RequestJob
 from bedplate.inference.forward.batch import LatentInput
 from bedplate.models.decoder import Decoder
@@ -51,9 +51,6 @@ class Denoise(Request):
 @dataclass(frozen=True)
 class Answer(Result):
     value: Any
-    usage: Usage
-    timing: RequestTiming = NO_TIMING
-    looked_up: LookedUp | None = None
 
 
 class NormJob(RequestJob[Norm]):
@@ -68,7 +65,7 @@ class NormJob(RequestJob[Norm]):
             self.ended = "stop"
 
     def result(self) -> Answer:
-        return Answer(self.norm, *self.account())
+        return Answer(self.norm, **self.account())
 
 
 class LikeliestJob(RequestJob[Likeliest]):
@@ -91,7 +88,7 @@ class LikeliestJob(RequestJob[Likeliest]):
         self.likeliest = []
 
     def result(self) -> Answer:
-        return Answer(tuple(self.likeliest), *self.account())
+        return Answer(tuple(self.likeliest), **self.account())
 
 
 class FeedbackJob(RequestJob[Feedback]):
@@ -128,7 +125,7 @@ class FeedbackJob(RequestJob[Feedback]):
 
     def result(self) -> Answer:
         assert self.last_D is not None
-        return Answer(tuple(self.last_D.tolist()), *self.account())
+        return Answer(tuple(self.last_D.tolist()), **self.account())
 
 
 class DenoiseJob(RequestJob[Denoise]):
@@ -161,7 +158,7 @@ class DenoiseJob(RequestJob[Denoise]):
             self.ended = "stop"
 
     def result(self) -> Answer:
-        return Answer(tuple(self.latents_PC.flatten().tolist()), *self.account())
+        return Answer(tuple(self.latents_PC.flatten().tolist()), **self.account())
 
 
 def noise(seed: int, patches: int, channels: int) -> Tensor:

@@ -14,9 +14,9 @@ from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec, TransformerSpec
 from bedplate.models.specs.cache import LayerCache, cache_layout
+from bedplate.models.specs.parts import LatentAttention, Mamba2, SharedKeys
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.state_mixers import Mamba2
-from bedplate.models.specs.transformer import FullAttention, LatentAttention, SharedKeys
+from bedplate.models.specs.transformer import FullAttention
 
 CPU = torch.device("cpu")
 LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=4, value_dim=8)

@@ -27,7 +27,8 @@ from bedplate.models.checkpoints.export import export_base, export_gguf
 from bedplate.models.checkpoints.gguf import WRITABLE, GgufReader, write_gguf
 from bedplate.models.families.weights import interleaved
 from bedplate.models.inputs import Inputs
-from bedplate.models.specs.transformer import Llama3Scaling, Rope
+from bedplate.models.specs.position import Llama3Scaling
+from bedplate.models.specs.transformer import Rope
 
 TEXTS = ["Hello, world!", "  two  spaces\n\ttab", "naïve café 数字 ½ 🙂", "<|im_start|>user\nhi<|im_end|>"]
 READABLE = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K")

@@ -20,7 +20,8 @@ from bedplate.models.families import FAMILIES
 from bedplate.models.families.decoders import shortest
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.positions import Rotations
-from bedplate.models.specs.transformer import FullAttention, LinearScaling, LongRopeScaling, Rope, TransformerSpec
+from bedplate.models.specs.position import LinearScaling
+from bedplate.models.specs.transformer import FullAttention, LongRopeScaling, Rope, TransformerSpec
 
 
 def spec_of(name: str, **changes: Any) -> TransformerSpec:

@@ -19,7 +19,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
-from bedplate.models.families.experts.expert_weights import mxfp4
+from bedplate.models.families.experts.parts import mxfp4
 from bedplate.models.inputs import Inputs
 
 FILE = "model.safetensors"

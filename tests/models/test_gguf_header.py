@@ -131,7 +131,7 @@ def test_tensors_that_share_bytes_are_told(whole: tuple[Path, bytes]) -> None:
     ("key", "value", "message"),
     [
         ("general.type", "adapter", "holds no model: its general.type is 'adapter'"),
-        ("split.count", 3, r"is one of 3 parts of a model; join them with .*llama-gguf-split --merge"),
+        ("split.count", 3, r"is one of 3 parts; join them with .*llama-gguf-split --merge"),
     ],
 )
 def test_what_is_no_whole_model_is_told(tmp_path: Path, key: str, value: object, message: str) -> None:

@@ -9,7 +9,9 @@ from tests.tiny import tiny_spec
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.specs.transformer import LatentAttention, Rope, TransformerSpec, YarnScaling
+from bedplate.models.specs.parts import LatentAttention
+from bedplate.models.specs.position import YarnScaling
+from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 ROPE = Rope(10_000.0, YarnScaling(4.0, 16, scale=1.0, scale_all=0.7), interleaved=True)
 

@@ -20,7 +20,7 @@ def _row(prefix: int, lengths: list[int], padding: int) -> torch.Tensor:
     return torch.cat(parts).long()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 5), st.lists(st.integers(1, 7), min_size=1, max_size=4)), min_size=1, max_size=3

@@ -20,7 +20,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.recurrence import chunked, recurrent
 from bedplate.models.model import Model
 from bedplate.models.packed.placement import Placement
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 CPU = torch.device("cpu")

@@ -29,18 +29,10 @@ from bedplate.models.specs import (
     VisionSpec,
 )
 from bedplate.models.specs.flat import flat_defaults
+from bedplate.models.specs.parts import LatentAttention, SharedKeys
+from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.presets import PRESETS
-from bedplate.models.specs.transformer import (
-    Classifier,
-    Experts,
-    FullAttention,
-    LatentAttention,
-    MaskedHead,
-    RelativeBias,
-    Rope,
-    Scales,
-    SharedKeys,
-)
+from bedplate.models.specs.transformer import Classifier, Experts, FullAttention, MaskedHead, Rope, Scales
 
 
 def encoder_spec(**changes: Any) -> TransformerSpec:
@@ -160,14 +152,14 @@ def test_tokens_of_images_and_sound() -> None:
         ({"kind": "tower"}, "a tower takes features, not tokens"),
         ({"cross_size": 0}, "cross_size is 0"),
         ({"kind": "encoder", "cross_size": 8}, "cross_size is for decoders"),
-        ({"kind": "encoder", "prediction_modules": 1}, "prediction_modules are for decoders"),
+        ({"kind": "encoder", "prediction_modules": 1}, "prediction_modules is for decoders"),
         ({"full": FullAttention(kv_heads=4)}, "6 attention heads cannot share 4 key-value heads"),
         ({"full": FullAttention(head_dim=16), "attention_gate": True}, "full is for self-attention"),
         ({"value_norm": True, "cross_size": 8}, "value_norm is for self-attention .* not beside cross_size"),
         ({"windows": (4, 4, None), "shared_keys": SharedKeys(1)}, "layer 2 shares keys .* window of None"),
         ({"shared_keys": SharedKeys(3)}, "none of the 0 layers that have their own"),
         ({"shared_keys": SharedKeys(1), "prediction_modules": 1}, "prediction_modules have no place beside"),
-        ({"kind": "encoder", "output_scales": True}, "are for decoders"),
+        ({"kind": "encoder", "output_scales": True}, "output_scales is for decoders"),
     ],
 )
 def test_impossible_transformers_are_refused(changes: dict[str, Any], message: str) -> None:
@@ -200,7 +192,7 @@ def test_impossible_parts_are_refused() -> None:
     refused("merge is 3, which does not divide the 14", MultimodalSpec, tiny_spec(), vision, Projector(merge=3))
     refused("pool is 0", Projector, pool=0)
     refused("cross_size is None", EncoderDecoderSpec, encoder_spec(), tiny_spec())
-    refused("not of 'decoder' and 'decoder'", EncoderDecoderSpec, tiny_spec(), tiny_spec(cross_size=48))
+    refused("cannot be of 'decoder' and 'decoder'", EncoderDecoderSpec, tiny_spec(), tiny_spec(cross_size=48))
     large_vocabulary = encoder_spec(vocab_size=99)
     refused(
         "shared_embedding needs", EncoderDecoderSpec, large_vocabulary, tiny_spec(cross_size=48), shared_embedding=True

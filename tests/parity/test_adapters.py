@@ -13,12 +13,14 @@ import pytest
 import torch
 import transformers
 from tests.near import assert_near
+from tests.peft_directory import write_peft
+from tests.rows import first_of_each
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
-from bedplate.adapters.peft import read_peft, task_type_of, write_peft
+from bedplate.adapters.peft import read_peft, task_type_of
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
@@ -116,7 +118,7 @@ def trained(base: Base, bank: Bank, slot: int, loss: Callable[[Base], Tensor]) -
 @pytest.mark.filterwarnings(
     "ignore:The following (rank|alpha)_pattern keys did not match:RuntimeWarning"
 )  # peft's own, of experts
-@pytest.mark.parametrize(("name", "example"), CASES)
+@pytest.mark.parametrize(("name", "example"), first_of_each(lambda case: case[0], CASES))
 def test_lora_trains_merges_and_loads_in_peft(name: str, example: int, tmp_path: Path) -> None:
     family, architecture = FAMILIES["hf", name], ARCHITECTURES[kind_of(name)]
     reference_of(family, family.examples[example], 0).save_pretrained(tmp_path / "theirs")

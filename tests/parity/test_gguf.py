@@ -24,18 +24,19 @@ from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, write_gguf
 from bedplate.models.families import FAMILIES, Family, in_format
-from bedplate.models.families.gguf import llama, olmo2
-from bedplate.models.families.gguf.metadata import llama3_factors, scaling_of
+from bedplate.models.families.dense import llama, olmo3
+from bedplate.models.families.gguf_metadata import llama3_factors, scaling_of
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import Llama3Scaling, LongRopeScaling, TransformerSpec
+from bedplate.models.specs.position import Llama3Scaling
+from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec
 
 # Encoder–decoders are run otherwise: see test_gguf_t5.py.
 ARCHITECTURES = {name: family for (format_, name), family in FAMILIES.items() if format_ == "gguf" and name != "t5"}
 CASES = [
     pytest.param(family, number, id=f"{name}-{number}")
-    for name, family in {**ARCHITECTURES, "llama of experts": llama.MIXTRAL, "olmo2 with windows": olmo2.OLMO3}.items()
+    for name, family in {**ARCHITECTURES, "llama of experts": llama.MIXTRAL, "olmo2 with windows": olmo3.OLMO3}.items()
     for number in range(len(family.examples))
 ]
 ROUNDED = {"gelu_tanh": 2e-4}

@@ -14,14 +14,13 @@ from tests.pretraining.runs import tiny_run
 from bedplate.core.errors import ConfigError, RankError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import sizes_of
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.dry_run import device_bytes
+from bedplate.pretraining.plan.sizes import sizes_of, spec_of
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.outputs import RunOutputs
 from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.parallel import parallelised
+from bedplate.training.parallel.apply import parallelised
 
 NAME, ALONE = "a_run", "a_run_alone"
 STEPS = 9

@@ -15,7 +15,7 @@ from bedplate.core.files import read_jsonl
 from bedplate.data.corpus.shards import Corpus
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.plan.dry_run import plan_run
-from bedplate.pretraining.run import checkpoint_evaluation, from_corpus
+from bedplate.pretraining.run import data, outputs
 from bedplate.pretraining.run.data import TOKENS_PREFIX
 from bedplate.pretraining.run.directory import evaluations, read_record
 from bedplate.pretraining.run.pretrain import data_of, pretrain
@@ -29,7 +29,7 @@ MIXED: dict[str, Any] = {
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(from_corpus, "processes_here", lambda: 1)
+    monkeypatch.setattr(data, "processes_here", lambda: 1)
 
 
 def write_recipe(directory: Path) -> None:
@@ -56,15 +56,15 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     write_recipe(tmp_path)
     run = tiny_run(tmp_path, **MIXED)
     assert plan_run(run)["vocabulary"] == 300
-    whole = checkpoint_evaluation.Judge.at
+    whole = outputs.RunOutputs._judge
 
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(checkpoint_evaluation.Judge, "at", stop)
+    monkeypatch.setattr(outputs.RunOutputs, "_judge", stop)
     with pytest.raises(KeyboardInterrupt):
         pretrain(run, tmp_path / "out")
-    monkeypatch.setattr(checkpoint_evaluation.Judge, "at", whole)
+    monkeypatch.setattr(outputs.RunOutputs, "_judge", whole)
     pretrained = pretrain(run, tmp_path / "out")
     assert pretrained.result.resumed_at == 6
     rows = read_jsonl(tmp_path / "out" / "metrics.jsonl")
@@ -85,7 +85,7 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shard.write_bytes(bytes([written[0] ^ 1]) + written[1:])  # an id of the vocabulary still
     with pytest.raises(DataError, match=f"{shard.name} is not what was written: its sha256 is"):
         pretrain(run, tmp_path / "out")
-    monkeypatch.setattr(from_corpus, "MOST_HASHED", 0)
+    monkeypatch.setattr(data, "MOST_HASHED", 0)
     shard.write_bytes(written[:-2])
     with pytest.raises(DataError, match="is short"):
         pretrain(run, tmp_path / "out")

@@ -61,10 +61,10 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[float]]:
     return learned(pretrain(new_run(directory), directory / "out"))
 
 
-def test_killed_three_times(tmp_path: Path, whole: tuple[str, list[float]]) -> None:
+def test_killed_twice(tmp_path: Path, whole: tuple[str, list[float]]) -> None:
     """Each time further on than before, the state that it is gone on from being that of a step between."""
     run = new_run(tmp_path)
-    resume_steps = [killed_at(tmp_path, step, 0.005) for step in (4, 9, 14)]
+    resume_steps = [killed_at(tmp_path, step, 0.005) for step in (4, 12)]
     assert resume_steps[-1] is not None
     assert 0 < resume_steps[-1] < STEPS
     pretrained = pretrain(run, tmp_path / "out")

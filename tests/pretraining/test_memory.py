@@ -10,17 +10,15 @@ import pytest
 import torch
 from tests.pretraining.runs import tiny_run
 
-from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import RowShape, settings_of, sizes_of
-from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.run.model import new_model
+from bedplate.pretraining.plan.dry_run import device_bytes
+from bedplate.pretraining.plan.sizes import config_of, sizes_of, spec_of
+from bedplate.pretraining.run.pretrain import new_model
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
-from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting
-from bedplate.training.objectives.objective import CorruptionVocabulary
+from bedplate.training.objectives.objective import CorruptedSource, Corrupting, CorruptionVocabulary
 from bedplate.training.optimizers import Optimization, kinds_of
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource
@@ -92,16 +90,15 @@ def trained(run: RunFile, out: Path, ranks: Any = None) -> Any:
     """The run's own settings and model, on rows without an end."""
     assert run.model is not None
     spec, _ = spec_of(run.model, VOCABULARY, run.objective)
-    settings = settings_of(run, spec, 10**6)
+    rows = sizes_of(run, spec, 10**6)
     model = new_model(spec, 0)
     resolved_ranks: Ranks = ALONE if ranks is None else ranks(model)
-    rows: RowShape = settings.sizes
     documents = [[(7 * n + 3 * i) % VOCABULARY for i in range(rows.length)] for n in range(2 * rows.batch)]
     source: Any = DocumentSource(documents, rows.length, rows.batch, micro_rows=rows.micro, shard=resolved_ranks.shard)
     objective, parameters = run.made_objective(), list(model.named_parameters())
     if isinstance(objective, Corrupting):
         source = CorruptedSource(source, objective, CorruptionVocabulary(tokenizer(), VOCABULARY, (0,)), 0)
-    return train(model, source, objective, settings.config, out, parameters, ranks=resolved_ranks)
+    return train(model, source, objective, config_of(run, rows), out, parameters, ranks=resolved_ranks)
 
 
 PASS = {"batch": {"tokens": 512, "micro_tokens": 512}, "tokens": 1024}

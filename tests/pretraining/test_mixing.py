@@ -18,8 +18,7 @@ from tests.pretraining.runs import tiny_run
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.pretraining.mixing import search as search_module
-from bedplate.pretraining.mixing.best import best, capped, design
-from bedplate.pretraining.mixing.response import Response, _fitted, fit
+from bedplate.pretraining.mixing.response import Response, _fitted, best, capped, design, fit
 from bedplate.pretraining.mixing.search import search
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog

@@ -133,7 +133,6 @@ def test_a_model_of_another_kind_is_refused(of: str, change: dict[str, Any], mes
 def test_settings_that_an_objective_lacks_are_named(tmp_path: Path) -> None:
     for name, settings, message in (
         ("masked", {"densty": 0.2}, "densty"),
-        ("sft", {}, "texts have none: use next_token"),
         ("maskd", {}, "maskd"),
     ):
         with pytest.raises(ConfigError, match=message):

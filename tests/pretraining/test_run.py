@@ -19,9 +19,9 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.pretraining.page.page import TOKENS_PREFIX, same_documents
 from bedplate.pretraining.plan.sizes import RowShape
-from bedplate.pretraining.run import checkpoint_evaluation
+from bedplate.pretraining.run import outputs
+from bedplate.pretraining.run.data import texts_data
 from bedplate.pretraining.run.directory import evaluations, opened, read_record
-from bedplate.pretraining.run.from_texts import texts_data
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.sources import ALONE
@@ -62,7 +62,7 @@ def test_the_held_out_loss_is_that_of_the_reference(pretrained: Pretrained) -> N
     assert line_scores["nats_per_token"] > 0
     model = transformers.AutoModelForCausalLM.from_pretrained(pretrained.base)
     run = tiny_run(pretrained.directory.parent)
-    from bedplate.pretraining.run.from_texts import texts_data
+    from bedplate.pretraining.run.data import texts_data
 
     part = texts_data(run, pretrained.directory, None).holdouts[0]
     nats = tokens = 0.0
@@ -98,7 +98,6 @@ def test_everything_is_recorded(pretrained: Pretrained) -> None:
     card = (pretrained.base / "README.md").read_text()
     assert "CC0-1.0" in card
     assert f"{pretrained.judged['held_out']['lines']['bits_per_byte']:.3f}" in card
-    assert list((out / "tensorboard").iterdir())
     checkpoints = list((out / "checkpoints").iterdir())
     assert len(checkpoints) == 1
     assert int(checkpoints[0].name.rpartition("-")[2]) < metrics[-1]["step"]  # beside the last, which is `base`
@@ -125,22 +124,22 @@ def test_a_stopped_run_goes_on_bit_by_bit(
 ) -> None:
     """Stopped twice between a save and its evaluation; weights, metrics and judgements are those of the other."""
     write_text(tmp_path / "text.txt")
-    whole = checkpoint_evaluation.Judge.at
+    whole = outputs.RunOutputs._judge
 
     def stop_at(step: int) -> None:
-        def at(self: Any, at_step: int, *args: Any, **kwargs: Any) -> Any:
+        def judge(self: Any, base: Any, at_step: int, *args: Any) -> Any:
             if at_step == step:
                 raise KeyboardInterrupt
-            return whole(self, at_step, *args, **kwargs)
+            return whole(self, base, at_step, *args)
 
-        monkeypatch.setattr(checkpoint_evaluation.Judge, "at", at)
+        monkeypatch.setattr(outputs.RunOutputs, "_judge", judge)
 
     for step in (3, 6):
         stop_at(step)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny_run(tmp_path), tmp_path / "out")
         assert read_record(tmp_path / "out")["status"].startswith("stopped")
-    monkeypatch.setattr(checkpoint_evaluation.Judge, "at", whole)
+    monkeypatch.setattr(outputs.RunOutputs, "_judge", whole)
     resumed = pretrain(tiny_run(tmp_path), tmp_path / "out")
     assert resumed.result.resumed_at == 6
     assert load_base(resumed.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
@@ -153,7 +152,7 @@ def test_what_an_evaluation_does_never_ends_a_run(tmp_path: Path, monkeypatch: p
     def fails(*_: object) -> None:
         raise MemoryError("no memory for the suite")
 
-    monkeypatch.setattr(checkpoint_evaluation, "suite_rows", fails)
+    monkeypatch.setattr(outputs, "suite_rows", fails)
     result = pretrain(tiny_run(tmp_path, tokens=512), tmp_path / "out")
     assert (result.base / "model.safetensors").is_file()
     assert "no memory for the suite" in result.judged["errors"][0]

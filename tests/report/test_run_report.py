@@ -47,7 +47,7 @@ def test_what_is_shown_is_escaped_and_as_short_for_many_rows(tmp_path: Path) -> 
         (None, UsageError, "there is no report; give the directory of a run"),
         ("{", DataError, "is not JSON"),
         ("[]", DataError, "is not a report of `adapt`: it has no 'task'"),
-        (json.dumps(report(schema_version=1)), DataError, "schema version 1; this Bedplate reads 2"),
+        (json.dumps(report(schema_version=1)), DataError, "schema version 1; 2 is read"),
     ],
 )
 def test_what_is_no_report_is_named(tmp_path: Path, content: str | None, error: type[Exception], message: str) -> None:

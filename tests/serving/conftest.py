@@ -27,8 +27,7 @@ from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.decoder import Decoder
 from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.server.app import create_app
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import create_app, loaded_server
 from bedplate.skins.classical import Classical
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput, LabelsOutput, TextOutput

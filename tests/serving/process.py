@@ -107,7 +107,7 @@ def hanging() -> None:
 def telemetry_without_its_library() -> None:
     """What is said where telemetry is configured and OpenTelemetry is not installed: a name and a message."""
     import bedplate.serving.server.app  # noqa: F401
-    from bedplate.serving.server.telemetry import Telemetry
+    from bedplate.serving.server.monitoring import Telemetry
     from bedplate.serving.settings.server_config import TelemetryConfig
 
     assert not [name for name in sys.modules if name.startswith(("opentelemetry.sdk", "opentelemetry.exporter"))]

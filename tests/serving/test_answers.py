@@ -12,9 +12,8 @@ import pytest
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Step, Stream, Usage
-from bedplate.serving.models.answer_plan import AnswerPlan
-from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.models.served import Answer, AnswerPlan, Served
+from bedplate.serving.server.app import loaded_server
 
 from .conftest import running
 
@@ -29,7 +28,7 @@ class Shouter:
         text = "".join(map(chr, request.tokens)).upper()
         for word in text.split(" "):
             stream.push(Step(None, f"{word} "))
-        stream.finish(Generation(f"{text} ", (), (), "stop", Usage(len(request.tokens), len(text.split(" ")))))
+        stream.finish(Generation(f"{text} ", (), (), "stop", usage=Usage(len(request.tokens), len(text.split(" ")))))
         return stream
 
     def run(self, requests: Sequence[Request]) -> list[Result]:

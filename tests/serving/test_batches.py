@@ -21,14 +21,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.serving.api.uploads import clean_name
+from bedplate.serving.api.batches import clean_name
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.durable import batch_store, batch_worker
-from bedplate.serving.durable.batch_records import DoneRow
-from bedplate.serving.durable.batch_store import BatchStore
+from bedplate.serving.durable.batch_store import BatchStore, DoneRow
+from bedplate.serving.durable.batch_worker import MAX_ERRORS, check_lines
 from bedplate.serving.durable.state_directory import StateDirectory
-from bedplate.serving.schemas.batch_lines import MAX_ERRORS, check_lines
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.server_config import BatchesConfig
 
 from .conftest import Files, Server, running
@@ -434,7 +433,7 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
     with loaded_server(config) as state, running(state) as url:
         server = Server(url, state, {})
         engine, row_counts = state.registry.engine, []
-        file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(40)))
+        file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(25)))
         id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
         wait_for(lambda: engine.running > 0)
         for _ in range(50):
@@ -456,15 +455,15 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
             assert server.client.batches.retrieve(id_).request_counts.completed - before <= 2
         for thread in clients:
             thread.join()
-        assert ended(server.client, id_).request_counts.completed == 40
+        assert ended(server.client, id_).request_counts.completed == 25
 
 
 def test_full_queues_and_revoked_keys(files, tmp_path, monkeypatch):
     """A full queue is waited for; a caller that may no longer ask has its rows refused one by one."""
     from bedplate.core.errors import BusyError
-    from bedplate.serving.request import bridge
+    from bedplate.serving.request import events
 
-    real, refusals = bridge.submit_all, [True] * 5
+    real, refusals = events.submit_all, [True] * 5
 
     def full(engine: Any, requests: Any) -> Any:
         if refusals:
@@ -566,7 +565,7 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
 
 
 def test_a_call_from_inside_ends_when_it_is_given_up(place, monkeypatch):
-    from bedplate.serving.request.self_calls import self_call
+    from bedplate.serving.request.server_state import self_call
     from bedplate.serving.server.app import create_app
 
     slow(monkeypatch, 0.02)

@@ -23,9 +23,9 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.models.skins_directory import SkinsDirectory
+from bedplate.serving.models.registry import scan_skins
 from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
@@ -152,7 +152,7 @@ def test_one_that_was_half_copied_stops_nothing(
     shutil.copytree(next(path for path in files.skins if path.name == "tuned"), tmp_path / "skins" / "tuned")
     target = tmp_path / "skins" / "both" / missing
     shutil.rmtree(target) if target.is_dir() else target.unlink()
-    scan = SkinsDirectory(tmp_path / "skins").scan()
+    scan = scan_skins(tmp_path / "skins")
     assert [card.name for card in scan.cards] == ["tuned"]
     assert len(scan.problems) == 1
     assert str(tmp_path / "skins" / "both") in scan.problems[0]

@@ -14,7 +14,7 @@ from tests.serving.conftest import INPUTS, Files, Server, make_skins, running
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.inference.predict.loaded import load
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import write_skin
 from bedplate.skins.lookup_index import Chunk, Passages
 from bedplate.skins.output import EmbeddingOutput

@@ -25,7 +25,7 @@ from bedplate.evaluation.task import load_task
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.durable.feedback_service import Feedback, sampled
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTimeout, Redactor
 from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
 

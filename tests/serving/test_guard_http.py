@@ -12,7 +12,7 @@ import httpx
 import openai
 import pytest
 
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running

@@ -22,8 +22,7 @@ from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.sampler import sample
-from bedplate.serving.server.app import serve
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server, serve
 
 from .conftest import Server, running
 from .test_bad_requests import check
@@ -272,7 +271,9 @@ def command(files, *arguments):
         process.communicate()
 
 
-@pytest.mark.parametrize(("sent", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("sent", "code"), [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 130)]
+)
 def test_the_command_serves_and_ends_cleanly(files, sent, code):
     with command(files, "--grace", "1") as (process, announced):
         assert announced["models"] == ["tiny", "prompted", "tuned"]

@@ -14,10 +14,9 @@ from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.request.lifecycle import TIMEOUT_HEADER
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.server_config import BaseConfig
-from bedplate.skins.card import card_of, read_card
-from bedplate.skins.files import read_skin, write_skin
+from bedplate.skins.files import card_of, read_card, read_skin, write_skin
 from bedplate.skins.lookup_index import Neighbours
 from bedplate.skins.prompt import Demonstration, Prompt
 from bedplate.skins.skin import BaseReference, EvaluatedWith, cascaded

@@ -13,7 +13,7 @@ import torch
 
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from bedplate.serving.server.prometheus import FALLBACK_LABEL, MAX_MODELS, Metrics
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
+from bedplate.serving.server.monitoring import FALLBACK_LABEL, MAX_MODELS, Metrics
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
 from .conftest import Files, Server, running

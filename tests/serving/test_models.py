@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.serving.models.served import Stripped, choices
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.skins.files import read_skin
 
 

@@ -272,7 +272,7 @@ def test_async_client(server):
 
 @pytest.mark.real
 def test_the_real_base_answers_the_openai_client(smollm2_gguf):
-    from bedplate.serving.server.startup import loaded_server
+    from bedplate.serving.server.app import loaded_server
 
     from .conftest import Server, running
 

@@ -27,14 +27,12 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.server import connections
-from bedplate.serving.server.app import create_app, serve
-from bedplate.serving.server.connections import HEAD_SECONDS
-from bedplate.serving.server.startup import loaded_server
-from bedplate.serving.server.telemetry import Telemetry
+from bedplate.serving.server import uvicorn_server
+from bedplate.serving.server.app import create_app, loaded_server, serve
+from bedplate.serving.server.monitoring import Telemetry
+from bedplate.serving.server.uvicorn_server import HEAD_SECONDS
 from bedplate.serving.server.uvicorn_server import Server as Lifecycle
-from bedplate.serving.settings.logs import JsonLines
-from bedplate.serving.settings.server_config import BaseConfig, LogsConfig, ServerConfig, TelemetryConfig
+from bedplate.serving.settings.server_config import BaseConfig, JsonLines, LogsConfig, ServerConfig, TelemetryConfig
 
 from .conftest import Files, Server, running
 from .test_lifecycle import ENDLESS, everything, send, slow_steps, wait_until
@@ -234,7 +232,7 @@ def test_a_server_with_nothing_to_do_ends_at_once(files, tmp_path):
 
 def test_heads_that_never_end_are_cut_off(files, tmp_path, monkeypatch, no_signals):
     assert HEAD_SECONDS <= 60
-    monkeypatch.setattr(connections, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(uvicorn_server, "HEAD_SECONDS", 0.5)
     with Running(config(files, state=tmp_path)) as run:
         parts = urlsplit(run.url)
         for first in (b"", b"POST /v1/chat/completions HTTP/1.1\r\nhost: x\r\n"):

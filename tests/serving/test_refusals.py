@@ -130,13 +130,13 @@ def test_many_schemas_take_bounded_time_and_memory(live):
     sizes = []
     begin = time.monotonic()
     with httpx.Client(trust_env=False, timeout=30, headers=live.head()) as client:
-        for number in range(500):
+        for number in range(250):
             schema = {"type": "object", "properties": {f"p{number}": {"type": "integer"}}}
             body = {"model": "tiny", "messages": HI, "max_tokens": 1, "guided_json": schema}
             assert client.post(live.url + CHAT, json=body).status_code == 200
             sizes.append(live.rss())
     assert time.monotonic() - begin < 60
-    assert sizes[-1] < 1.05 * sizes[200]
+    assert sizes[-1] < 1.05 * sizes[150]
 
 
 # Adapters
@@ -210,7 +210,7 @@ def test_one_name_loaded_replaced_and_unloaded_under_traffic(live, files):
     assert expected["first"] != expected["second"]
     answers = []
     with concurrent.futures.ThreadPoolExecutor(3) as pool:
-        for number in range(20):
+        for number in range(10):
             futures = [pool.submit(probability) for _ in range(3)]
             source = ("first", "second")[number % 2]
             assert load_skin(source).status_code in {200, 201}
@@ -250,10 +250,10 @@ def head_of(live: Process, key: str) -> str:
 
 
 def test_a_full_queue(live):
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
-        replies = list(pool.map(lambda _: live.chat(**LONG), range(16)))
+    with concurrent.futures.ThreadPoolExecutor(12) as pool:
+        replies = list(pool.map(lambda _: live.chat(**LONG | {"max_tokens": 200}), range(12)))
     full = [reply for reply in replies if reply.status_code != 200]
-    assert 0 < len(full) < 16
+    assert 0 < len(full) < 12
     for reply in full:
         refused(reply, 429)
         assert int(reply.headers["retry-after"]) >= 1

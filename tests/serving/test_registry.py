@@ -15,12 +15,11 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from bedplate.core.errors import SkinError, UnknownModelError, UsageError
 from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models import residency
-from bedplate.serving.models.registry import Lease, ModelRequest, Registry
+from bedplate.serving.models.registry import Lease, ModelRequest, Registry, Scanned
 from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skins_directory import Scanned
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.skins.card import Card
+from bedplate.skins.files import Card
 from bedplate.skins.output import TextOutput
 from bedplate.skins.skin import BaseReference
 
@@ -185,7 +184,7 @@ class Machine(RuleBasedStateMachine):
         self.loop.close()
 
 
-Machine.TestCase.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+Machine.TestCase.settings = settings(max_examples=25, stateful_step_count=40, deadline=None)
 TestLeases = Machine.TestCase
 
 

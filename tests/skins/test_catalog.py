@@ -2,19 +2,19 @@
 
 import dataclasses
 import json
-import os
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 
 import pytest
+from tests.forked import Command
 
 from bedplate.core.errors import DataError, UnknownItemError, UsageError
 from bedplate.core.files import bedplate_home, sha256_file
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id, write_skin
+from bedplate.skins.lineage import trace
+from bedplate.skins.records import CatalogRecord, of_identity, of_report, of_skin
 from bedplate.skins.skin import Provenance
 
 
@@ -28,46 +28,45 @@ def test_lineage_from_the_base_to_a_child_and_back(tmp_path, catalog, base, buil
     corpus = "c" * 64
     report = tmp_path / "report.json"
     report.write_text("{}")
-    base_id = catalog.record_base("tiny", base.identity, tmp_path / "tiny", family="llama", parents=[corpus])
+    base_id = catalog.record([of_identity("tiny", base.identity, tmp_path / "tiny", "llama", (corpus,))])
     parent = build_skin(base, "prompt", "parent")
-    parent_id = catalog.record_skin(parent, tmp_path / "parent")
-    catalog.record_report(report, "reviews-sentiment")
+    parent_id = catalog.record(of_skin(parent, tmp_path / "parent"))
+    catalog.record([of_report(report, {"task": "reviews-sentiment"})])
     child = build_skin(base, "lora", "child", parents=(parent_id,))
     child = dataclasses.replace(child, provenance=child.provenance.model_copy(update={"report": sha256_file(report)}))
-    child_id = catalog.record_skin(child, tmp_path / "child")
-    catalog.record_run("run-1", "adapt", tmp_path, {"seed": 0}, parents=[base_id])
-    up = catalog.lineage("child")
-    assert {(e.artifact_type, e.name) for e in up.ancestors} == {
+    child_id = catalog.record(of_skin(child, tmp_path / "child"))
+    catalog.record([CatalogRecord("run", "run-1", "adapt", tmp_path, {"seed": 0}, (base_id,))])
+    up = trace("child", catalog)
+    assert {(node.what, node.name) for root in up.came_from for node in root.walk()} == {
         ("base", "tiny"),
         ("skin", "parent"),
         ("report", "reviews-sentiment"),
         ("data", "rows"),
+        ("unknown", corpus[:12]),
     }
-    assert up.unknown == (corpus,)
-    assert up.descendants == ()
-    down = catalog.lineage(base_id[:8])
-    assert {e.name for e in down.descendants} == {"parent", "child", "adapt"}
+    assert up.became == ()
+    down = trace(base_id[:8], catalog)
+    assert {node.name for root in down.became for node in root.walk()} == {"parent", "child", "adapt"}
     assert catalog.resolve(child_id).details["kind"] == "lora"
     assert catalog.resolve("parent").path == str(tmp_path / "parent")
     assert [e.details["seed"] for e in catalog.entries("run")] == [0]
 
 
 def test_recording_again_updates_and_does_not_double(tmp_path, catalog, skin):
-    first = catalog.record_skin(skin, tmp_path / "a")
-    assert catalog.record_skin(skin, tmp_path / "b") == first
+    first = catalog.record(of_skin(skin, tmp_path / "a"))
+    assert catalog.record(of_skin(skin, tmp_path / "b")) == first
     (skin_record,) = catalog.entries("skin")
     assert skin_record.path == str(tmp_path / "b")
 
 
 def test_a_cycle_of_parents_ends(tmp_path, catalog):
-    catalog.record_run("a", "a", tmp_path, parents=["b"])
-    catalog.record_run("b", "b", tmp_path, parents=["a"])
-    assert [e.id for e in catalog.lineage("a").ancestors] == ["b"]
+    catalog.record(CatalogRecord("run", a, a, tmp_path, parents=(b,)) for a, b in ("ab", "ba"))
+    assert [node.id for node in trace("a", catalog).came_from] == ["b"]
 
 
 def test_finding(tmp_path, catalog):
     for name in ("abcdef1", "abcdef2"):
-        catalog.record_run(name, "run", tmp_path)
+        catalog.record([CatalogRecord("run", name, "run", tmp_path)])
     with pytest.raises(UnknownItemError, match="nothing"):
         catalog.resolve("zzz")
     with pytest.raises(UnknownItemError):
@@ -77,45 +76,29 @@ def test_finding(tmp_path, catalog):
     assert catalog.resolve("run").id == "abcdef2"
 
 
-WRITER = """
-import sys
-from bedplate.skins.catalog import Catalog
-who, count = sys.argv[1], int(sys.argv[2])
-for i in range(count):
-    with Catalog.open() as catalog:  # opening races too
-        parents = [f"{who}-{i}-parent-{j}" for j in range(50)]
-        catalog.record_run(f"{who}-{i}", "run", ".", {"i": i}, parents=parents)
-    print(i, flush=True)
-"""
+def start(directory, writer: str, count: int) -> Command:
+    return Command(directory / writer, writer, str(count), main="tests.skins.catalog_writer")
 
 
-def start(writer: str, count: int) -> subprocess.Popen:
-    return subprocess.Popen([sys.executable, "-c", WRITER, writer, str(count)], env=os.environ, stdout=subprocess.PIPE)
-
-
-def test_several_writers_and_one_killed_in_the_middle(isolated_home):
+def test_several_writers_and_one_killed_in_the_middle(tmp_path):
     """Every finished record is whole, the killed writer leaves no half and no lock, and writing goes on."""
-    victim = start("victim", 100_000)
-    survivors = [start(f"w{n}", 25) for n in range(3)]
-    assert victim.stdout is not None
-    for _ in range(20):
-        victim.stdout.readline()
+    victim = start(tmp_path, "victim", 100_000)
+    survivors = [start(tmp_path, f"w{n}", 12) for n in range(2)]
+    while len(victim.output.splitlines()) < 10:
+        assert victim.poll() is None, victim.errors
+        time.sleep(0.005)
     victim.send_signal(signal.SIGKILL)
-    acknowledged = 20 + len(victim.stdout.readlines())
-    victim.stdout.close()
     victim.wait()
+    acknowledged = len(victim.output.splitlines())
     for process in survivors:
-        process.communicate(timeout=100)
-        assert process.returncode == 0
+        assert process.wait() == 0, process.errors
     started = time.monotonic()
     with Catalog.open() as catalog:
-        catalog.record_run("after", "run", ".")
+        catalog.record([CatalogRecord("run", "after", "run", ".")])
         entries = catalog.entries("run")
     assert time.monotonic() - started < 10
-    by_writer = {
-        writer: [e for e in entries if e.id.startswith(f"{writer}-")] for writer in ("victim", "w0", "w1", "w2")
-    }
-    assert [len(by_writer[f"w{n}"]) for n in range(3)] == [25, 25, 25]
+    by_writer = {writer: [e for e in entries if e.id.startswith(f"{writer}-")] for writer in ("victim", "w0", "w1")}
+    assert [len(by_writer[f"w{n}"]) for n in range(2)] == [12, 12]
     assert acknowledged <= len(by_writer["victim"]) <= acknowledged + 1
     connection = sqlite3.connect(bedplate_home() / "catalog.sqlite")
     rows = connection.execute("SELECT child, count(*) FROM parents GROUP BY child").fetchall()
@@ -124,11 +107,10 @@ def test_several_writers_and_one_killed_in_the_middle(isolated_home):
     assert {count for _, count in rows} == {50}
 
 
-def test_rebuilding_from_directories(tmp_path, catalog, base, build_skin):
+def test_what_lies_in_directories(tmp_path, catalog, base, build_skin):
     for skin_type in ("prompt", "lora"):
         skin = build_skin(base, skin_type, skin_type)
         write_skin(skin, tmp_path / "runs" / skin_type, {"report.json": b"{}"})
-        catalog.record_skin(skin, tmp_path / "runs" / skin_type)
     (tmp_path / "runs" / "report.json").write_text(json.dumps({"task": "t", "verdict": {"status": "PASS"}}))
     exported = tmp_path / "runs" / "export"
     exported.mkdir()
@@ -136,18 +118,15 @@ def test_rebuilding_from_directories(tmp_path, catalog, base, build_skin):
     damaged = tmp_path / "runs" / "damaged"
     write_skin(build_skin(base, "probe", "probe"), damaged)
     (damaged / "head.safetensors").write_bytes(b"")
-    before = {e.id for e in catalog.entries("skin")}
-    catalog.record_run("gone", "gone", tmp_path)
-    rebuilt = catalog.rebuild([tmp_path / "runs"])
-    assert rebuilt.counts == {"skin": 2, "base": 1, "report": 1}
-    assert len(rebuilt.problems) == 1
-    assert "head.safetensors" in rebuilt.problems[0]
-    assert {e.id for e in catalog.entries("skin")} == before
-    assert catalog.entries("run") == []
-    assert {e.name for e in catalog.lineage("export").descendants} == {"prompt", "lora"}
     with pytest.raises(UsageError, match="not a directory"):
-        catalog.rebuild([tmp_path / "nowhere"])
-    assert {e.id for e in catalog.entries("skin")} == before  # a rebuild that fails changes nothing
+        catalog.add([tmp_path / "runs", tmp_path / "nowhere"])
+    assert catalog.entries("skin") == []  # what fails changes nothing
+    scan = catalog.add([tmp_path / "runs"])
+    assert scan.counts == {"skin": 2, "base": 1, "report": 1}
+    assert len(scan.problems) == 1
+    assert "head.safetensors" in scan.problems[0]
+    assert {e.name for e in catalog.entries("skin")} == {"prompt", "lora"}
+    assert {node.name for node in trace("export", catalog).became} == {"prompt", "lora"}
 
 
 def test_files_that_are_no_catalogue(tmp_path):

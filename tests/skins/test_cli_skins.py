@@ -7,6 +7,7 @@ import pytest
 from bedplate.cli.main import main
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id, write_skin
+from bedplate.skins.records import CatalogRecord
 
 
 def run(capsys, *arguments: str) -> tuple[int, str, str]:
@@ -45,7 +46,7 @@ def test_mistakes(tmp_path, capsys):
     assert run(capsys, "verify", str(tmp_path))[0] == 1
     assert run(capsys, "polish")[0] == 2
     with Catalog.open() as catalog:
-        catalog.record_run("r1", "a-run", tmp_path)
+        catalog.record([CatalogRecord("run", "r1", "a-run", tmp_path)])
     code, _, err = run(capsys, "show", "a-run")
     assert code == 2
     assert "is a run" in err

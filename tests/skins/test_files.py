@@ -79,7 +79,7 @@ def test_a_skin_that_would_not_be_read_back_is_not_written(tmp_path, lora_skin):
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_changed_file_never_loads_silently(tmp_path_factory, skin, data):
     """One byte changed, cut, or added anywhere: SkinError, or (in skin.json alone) a skin that says the same."""
@@ -257,15 +257,14 @@ def test_bytes_do_not_depend_on_the_process(tmp_path, lora_skin):
     """Hash randomisation must not reach the files."""
     write_skin(lora_skin, tmp_path / "s")
     code = "import sys; from bedplate.skins.files import read_skin, skin_id; print(skin_id(read_skin(sys.argv[1])))"
-    for seed in ("1", "2"):
-        run = subprocess.run(
-            [sys.executable, "-c", code, str(tmp_path / "s")],
-            env=os.environ | {"PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        assert run.stdout.strip() == skin_id(lora_skin)
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "s")],
+        env=os.environ | {"PYTHONHASHSEED": "1"},  # ours is drawn
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stdout.strip() == skin_id(lora_skin)
 
 
 def test_a_json_skin_comes_back_with_its_schema(tmp_path, base, build_skin):

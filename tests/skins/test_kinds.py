@@ -16,10 +16,9 @@ from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.skins.card import card_of, read_card
 from bedplate.skins.classical import Classical
 from bedplate.skins.export import export_skin
-from bedplate.skins.files import SKIN_FILE, read_skin, skin_files, skin_id, write_skin
+from bedplate.skins.files import SKIN_FILE, card_of, read_card, read_skin, skin_files, skin_id, write_skin
 from bedplate.skins.lookup_index import Chunk, Neighbours, Passages
 from bedplate.skins.output import EmbeddingOutput, LabelOutput
 from bedplate.skins.prompt import Demonstration, Prompt

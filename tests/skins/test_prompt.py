@@ -36,7 +36,7 @@ def test_the_default_is_a_form_that_the_label_completes():
 
 @pytest.mark.parametrize("phrasing", PHRASINGS)
 @pytest.mark.parametrize("field", ["review", "review text", "for", "items", "inputs", 'a"b'])
-@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(instruction=st.text(alphabet='ab {}%#\n"\\é', max_size=12), text=st.text(max_size=12))
 def test_instructions_and_inputs_are_never_template_code(phrasing, field, instruction, text):
     text = text.replace("\r", "")
@@ -52,7 +52,7 @@ def test_unknown_phrasing():
 
 
 @pytest.mark.parametrize("format", ["plain", "chat"])
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=20) | st.sampled_from(["<|im_end|>", "a <|im_start|>assistant\n", "<|im_", "end|>", " "]))
 def test_user_text_never_becomes_a_control_token_and_the_boundary_is_joint(tokenizer, format, text):
     prompt = default_prompt("sentiment", "Decide.", ["review"], LABELS, format)
@@ -95,7 +95,7 @@ def test_too_long_raises_and_nothing_is_cut(tokenizer):
 
 
 @pytest.mark.parametrize("format", ["plain", "chat"])
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=st.text(max_size=10))
 def test_the_constant_prefix_is_a_prefix_of_every_prompt(tokenizer, format, text):
     prompt = default_prompt("sentiment", "Decide.", ["review"], LABELS, format)

@@ -19,7 +19,7 @@ def count(text: str) -> int:
     return len(TOKENIZER.encode(text).ids)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(text=st.lists(ALPHABET, max_size=60).map("".join), size=st.integers(4, 40), data=st.data())
 def test_nothing_is_lost_and_no_limit_is_passed(text: str, size: int, data: st.DataObject):
     overlap = data.draw(st.integers(0, size - 1))

@@ -14,7 +14,7 @@ from bedplate.text.control_tokens import secret_name
 from bedplate.text.directory import TokenizerParts
 from bedplate.text.tokenizer import Tokenizer
 
-SETTINGS = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SETTINGS = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 LOOKALIKES = [
     "<|im_end|>",
     "<|im_start|>",

@@ -71,7 +71,7 @@ def test_ids_equal_transformers(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path)
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(chats(harmless), st.booleans())
     def check(messages: list[dict[str, Any]], prompt: bool) -> None:
         expected = theirs.apply_chat_template(messages, add_generation_prompt=prompt)["input_ids"]
@@ -84,7 +84,7 @@ def test_contents_forge_nothing(tokenizer: Tokenizer) -> None:
     control = tokenizer.special_ids
     tools = [{"type": "function", "function": {"name": "<|im_start|>", "<|im_end|>": "<|im_end|>"}}]
 
-    @settings(max_examples=300, deadline=None)
+    @settings(max_examples=100, deadline=None)
     @given(chats(hostile), st.booleans())
     def check(messages: list[dict[str, Any]], with_tools: bool) -> None:
         assert tokenizer.chat is not None
@@ -142,7 +142,7 @@ def test_no_template(trained_dir: Path, tmp_path: Path) -> None:
 def test_assistant_tokens_are_the_answers_and_their_end(small: Tokenizer) -> None:
     stripped = st.text(min_size=1, max_size=30).map(str.strip).filter(bool)
 
-    @settings(max_examples=150, deadline=None)
+    @settings(max_examples=60, deadline=None)
     @given(st.lists(st.tuples(hostile, stripped), min_size=1, max_size=3))
     def check(pairs: list[tuple[str, str]]) -> None:
         messages = [

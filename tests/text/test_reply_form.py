@@ -156,7 +156,7 @@ def test_white_space_before_a_reply_is_looked_at_once() -> None:
         assert ("\n " * 30 in content) is not bool(reasoned)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(data=st.data(), name=st.sampled_from(sorted(SHAPES)))
 def test_reading_does_not_depend_on_the_cuts(data: st.DataObject, name: str) -> None:
     form = form_of(name, data.draw(st.booleans()))

@@ -60,13 +60,17 @@ def test_smollm2_equals_llamacpp(
     # this vocabulary has no token for some control characters, and says so
 
 
-@pytest.mark.parametrize("name", list(PRE_TOKENIZERS))
-def test_pre_tokenizers_equal_llamacpp(name: str, llamacpp: dict[str, Any], strings: list[str]) -> None:
+@pytest.mark.parametrize("number", range(len(PRE_TOKENIZERS)), ids=PRE_TOKENIZERS)
+def test_pre_tokenizers_equal_llamacpp(number: int, llamacpp: dict[str, Any], strings: list[str]) -> None:
+    """Each on a third of the strings."""
+    name = list(PRE_TOKENIZERS)[number]
     stored = llamacpp["names"]["gpt-2" if name == "gpt2" else name]  # gpt2 is transformers' spelling of it
     expected = llamacpp["names"][stored] if isinstance(stored, str) else stored
     ours = Tokenizer.from_fields(small_fields(llamacpp, name))
     # what a character is that no version of Unicode knows yet, tables differ on
-    indices = [i for i, text in enumerate(strings) if name not in BY_CATEGORY or not any(map(unassigned, text))]
+    indices = [
+        i for i in range(number % 3, len(strings), 3) if name not in BY_CATEGORY or not any(map(unassigned, strings[i]))
+    ]
     assert_same(
         ours,
         {special: [expected[special][i] for i in indices] for special in ("True", "False")},

@@ -10,12 +10,12 @@ import pytest
 import torch
 from tests.encoders import ENCODERS, converted
 from tests.near import assert_near
+from tests.peft_directory import write_peft
 from torch import nn
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
-from bedplate.adapters.peft import write_peft
 from bedplate.core.errors import DataError, UsageError
 from bedplate.training.batch import LabelledText, pack_texts
 from bedplate.training.config import TrainConfig

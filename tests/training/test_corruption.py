@@ -22,11 +22,16 @@ from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.contrastive import Crops
-from bedplate.training.objectives.corrupting import CorruptedSource, Corrupting, corrupted, documents_of
 from bedplate.training.objectives.language import NextToken
 from bedplate.training.objectives.masked import Masked, starts_word
 from bedplate.training.objectives.middle import FIM_TOKENS, FillInMiddle
-from bedplate.training.objectives.objective import CorruptionVocabulary
+from bedplate.training.objectives.objective import (
+    CorruptedSource,
+    Corrupting,
+    CorruptionVocabulary,
+    corrupted,
+    documents_of,
+)
 from bedplate.training.objectives.spans import SENTINELS, Denoiser, MixtureOfDenoisers, SpanCorruption, cut_out
 from bedplate.training.objectives.token_term import token_term
 from bedplate.training.sources import DocumentSource
@@ -100,10 +105,9 @@ def test_what_is_done_to_a_row_depends_on_nothing_but_seed_and_number(objective:
     reseeded = [[rows_of(batch) for batch in step] for step in CorruptedSource(source(), objective, words(), 6)]
     assert reseeded != steps
     assert whole.identity != CorruptedSource(source(), objective, words(), 6).identity
-    assert whole.identity_like(dict(whole.identity)) == whole.identity
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.integers(1, 200), st.floats(0.05, 0.6), st.one_of(st.none(), st.floats(1, 40)), st.integers(0, 2**32))
 def test_spans_lose_nothing(length: int, density: float, mean: float | None, seed: int) -> None:
     ids = np.arange(1000, 1000 + length)
@@ -131,7 +135,7 @@ def test_spans_lose_nothing(length: int, density: float, mean: float | None, see
     assert not any(a < 1000 and b < 1000 for a, b in pairwise(read))
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.text(max_size=30).filter(bool), min_size=1, max_size=4),
     st.sampled_from(["characters", "tokens"]),

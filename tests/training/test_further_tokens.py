@@ -15,7 +15,7 @@ from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
-from bedplate.models.layers.routing import collect_routings
+from bedplate.models.layers.experts import collect_routings
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
@@ -108,7 +108,7 @@ def test_what_the_batch_says_is_read_before_it_is_on_a_device(monkeypatch: pytes
 
 def test_a_model_without_the_modules_is_refused(make_decoder: Callable[..., Decoder], tmp_path: Path) -> None:
     model = make_decoder()
-    with pytest.raises(UsageError, match="2 modules that predict further tokens"):
+    with pytest.raises(UsageError, match="2 modules are to predict further tokens"):
         train(
             model,
             ExampleSource(examples(3), 3),

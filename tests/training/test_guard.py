@@ -10,11 +10,11 @@ import torch
 
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import GuardConfig, TrainConfig
-from bedplate.training.guard import StepGuard
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
 from bedplate.training.objectives.objective import Term
 from bedplate.training.sources import ExampleSource
+from bedplate.training.step_metrics import StepGuard
 
 PLAIN = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)
 

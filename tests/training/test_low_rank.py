@@ -14,8 +14,8 @@ from tests.references import LLAMA_VARIANTS, reference_llama
 from tests.training.against_peft import LLAMA, examples, loss_of, ours
 
 from bedplate.adapters.bank import Bank
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.models.inputs import Inputs
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
@@ -38,8 +38,19 @@ def peft_names(bank: Bank, slot: int, named: dict[str, Any]) -> dict[str, Any]:
     return peft_parameters
 
 
-@pytest.mark.parametrize("dora", [False, True])
-@pytest.mark.parametrize(("seed", "variant"), [(0, "tied"), (1, "untied"), (2, "biases"), (3, "multi_query")])
+@pytest.mark.parametrize(
+    ("seed", "variant", "dora"),
+    [
+        (0, "tied", False),
+        (1, "untied", True),
+        (2, "biases", True),
+        (3, "multi_query", False),
+        *(
+            pytest.param(*row, marks=pytest.mark.slow)
+            for row in ((0, "tied", True), (1, "untied", False), (2, "biases", False), (3, "multi_query", True))
+        ),
+    ],
+)
 def test_training_equals_pefts(tmp_path: Path, seed: int, variant: str, dora: bool):
     reference = reference_llama(seed, **LLAMA_VARIANTS[variant])
     model = ours(reference)

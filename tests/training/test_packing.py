@@ -167,7 +167,7 @@ def test_a_step_costs_what_its_tokens_do_in_equal_rows(row: int, lengths: list[i
     assert saved_bytes <= 1.2 * equal_held
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=15)
 @given(
     st.sampled_from([0, 5, 150]),
     st.lists(st.one_of(st.integers(1, 60), st.integers(90, 300)), min_size=1, max_size=5),

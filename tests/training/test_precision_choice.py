@@ -149,7 +149,7 @@ def test_what_is_asked_for_is_computed_in(make_decoder, make_examples, tmp_path)
         result, _, _ = lora_run(make_decoder(torch.bfloat16), make_examples(4), tmp_path / dtype, config)
         assert result.arithmetic.dtype == dtype
     bfloat16_config = CONFIG.model_copy(update={"dtype": "bfloat16"})
-    with pytest.raises(TrainingError, match=r'config\.dtype: saved "float32", now "bfloat16"'):
+    with pytest.raises(TrainingError, match=r'config\.dtype: "float32" before, "bfloat16" now'):
         lora_run(make_decoder(torch.bfloat16), make_examples(4), tmp_path / "float32", bfloat16_config)
     with pytest.raises(UsageError, match="training in bfloat16 is for bases in bfloat16 or float32"):
         lora_run(make_decoder(torch.float64), make_examples(4), tmp_path / "wide", bfloat16_config)
@@ -160,8 +160,6 @@ def test_what_is_asked_for_is_computed_in(make_decoder, make_examples, tmp_path)
 def test_memory_that_does_not_suffice(make_decoder, make_examples, tmp_path, monkeypatch, caplog) -> None:
     model, examples = make_decoder(torch.bfloat16), make_examples(4)
     needed = 4 * sum(p.numel() for p in model.parameters())
-    assert precision.extra_bytes({"policy": model}, F32) == needed
-    assert precision.extra_bytes({"policy": model}, BF16) == 0
     monkeypatch.setattr(precision, "free_bytes", lambda: needed)
     fake_measurement(monkeypatch, F32)
     result, _, _ = lora_run(model, examples, tmp_path / "auto")

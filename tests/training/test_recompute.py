@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.rows import slow_unless
 from tests.tiny import tiny_spec
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -16,10 +17,9 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.economics.training.saved_activations import kept_bytes
 from bedplate.models.build import build
-from bedplate.models.layers.activation_checkpointing import recomputing
-from bedplate.models.specs.attention import LatentAttention
-from bedplate.models.specs.recompute import Recompute
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.layers.gradients import recomputing
+from bedplate.models.specs.parts import DeltaRule, LatentAttention
+from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
@@ -39,7 +39,9 @@ SPECS: dict[str, TransformerSpec] = {
 }
 
 
-@pytest.mark.parametrize("name", [*SPECS, "state", "dropout"])
+@pytest.mark.parametrize(
+    "name", slow_unless({"gated", "experts", "state", "dropout"}.__contains__, [*SPECS, "state", "dropout"])
+)
 def test_weights_and_what_is_written_are_the_same(name: str, make_examples: Any, tmp_path: Path) -> None:
     """Bit by bit, after steps of several micro-batches; routers count what they chose once, and what is dropped is
     dropped again."""
@@ -93,7 +95,7 @@ class Alive(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("name", slow_unless({"gated", "latent", "experts"}.__contains__, SPECS))
 def test_kept_bytes_are_those_of_the_cost_model(name: str, setting: Recompute, make_examples: Any) -> None:
     model, batch = build(SPECS[name]), pack_examples(make_examples(40, prefix=0))
     inputs, T = batch.inputs, batch.tokens.numel()

@@ -14,7 +14,7 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 from bedplate.core.errors import UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.routing import Router
+from bedplate.models.layers.experts import Router
 from bedplate.models.specs.transformer import Experts
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
@@ -118,7 +118,7 @@ def test_balancing_shares_out_the_experts_work(
     for number, router in enumerate((RouterConfig(), RouterConfig(**how))):
         model, out = decoder(3), tmp_path / str(number)
         config = PLAIN.model_copy(update={"router": router, "learning_rate": 2e-3})
-        source = ExampleSource(make_examples(12, prefix=0), 12, epochs=25)
+        source = ExampleSource(make_examples(12, prefix=0), 12, epochs=15)
         train(model, source, Sft(), config, out, model.named_parameters())
         last = lines(out)[-1]
         heaviest.append(max(last[f"router/balance/{layer}"] for layer in (1, 2)))

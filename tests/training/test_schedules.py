@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import typing
+
 import pytest
 import torch
 import transformers
 
-from bedplate.training.config import SCHEDULES, TrainConfig
+from bedplate.training.config import ScheduleName, TrainConfig, schedule_factor
 
 
 def _reference(scheduler_of, total: int) -> list[float]:
@@ -23,7 +25,7 @@ def _reference(scheduler_of, total: int) -> list[float]:
 @pytest.mark.parametrize(("total", "warmup"), [(50, 10), (50, 0), (3, 1), (1, 0)])
 def test_cosine(total, warmup) -> None:
     expected = _reference(lambda o: transformers.get_cosine_schedule_with_warmup(o, warmup, total), total)
-    assert [SCHEDULES["cosine"](i, total, warmup, 0, 0.0) for i in range(total + 1)] == pytest.approx(expected)
+    assert [schedule_factor("cosine", i, total, warmup, 0, 0.0) for i in range(total + 1)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize(("total", "warmup", "decay", "final"), [(50, 10, 10, 0.0), (50, 5, 20, 0.1), (20, 0, 20, 0.0)])
@@ -39,18 +41,18 @@ def test_wsd(total, warmup, decay, final) -> None:
         ),
         total,
     )
-    ours = [SCHEDULES["wsd"](i, total, warmup, decay, final) for i in range(total + 1)]
+    ours = [schedule_factor("wsd", i, total, warmup, decay, final) for i in range(total + 1)]
     start = warmup if final else 0  # transformers warms up from the last rate, we from 0
     assert ours[start:] == pytest.approx(expected[start:])
 
 
 def test_constant() -> None:
     expected = _reference(lambda o: transformers.get_constant_schedule_with_warmup(o, 4), 20)
-    assert [SCHEDULES["constant"](i, 20, 4, 0, 0.0) for i in range(21)] == pytest.approx(expected)
+    assert [schedule_factor("constant", i, 20, 4, 0, 0.0) for i in range(21)] == pytest.approx(expected)
 
 
 def test_the_rate_of_no_step_is_zero_and_all_are_within_the_peak() -> None:
-    for name in SCHEDULES:
+    for name in typing.get_args(ScheduleName):
         config = TrainConfig(learning_rate=0.5, schedule=name, warmup=0.2, decay=0.4)
         rates = [config.learning_rate_at(step, 10) for step in range(10)]
         assert all(0 < rate <= 0.5 for rate in rates)

@@ -91,7 +91,7 @@ def test_the_file_holds_the_last_state(make_decoder, make_examples, tmp_path) ->
 
 
 def test_a_file_of_an_earlier_version_is_resumed(make_decoder, make_examples, tmp_path) -> None:
-    """Its layout, key by key; it named no arithmetic."""
+    """Its layout, key by key."""
     examples = make_examples(8)
     expected = run(make_decoder(torch.float32), examples, tmp_path / "whole")
     with pytest.raises(InterruptedError):
@@ -116,7 +116,6 @@ def test_a_file_of_an_earlier_version_is_resumed(make_decoder, make_examples, tm
     assert set(tensors) == {"rng/torch"} | {
         f"{key}/{name}" for key in ("parameter", "step", "exp_avg", "exp_avg_sq") for name in names
     }
-    del values["arithmetic"]
     save_file(tensors, path, {"bedplate": json.dumps(values)})
     resumed = run(make_decoder(torch.float32), examples, tmp_path / "parts")
     assert all(torch.equal(value, expected[name]) for name, value in resumed.items())

@@ -41,7 +41,7 @@ from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import file_lock, sha256_json
-from bedplate.core.statistics import spent_alpha
+from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.in_memory import given_rows, overrides_for, write_sources

@@ -9,15 +9,13 @@ A bank belongs to one thread, the one that runs its model's forwards: `select` c
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
 from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
 from bedplate.adapters.fixed import FixedPlaces
-from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter
-from bedplate.adapters.low_rank import LowRank
+from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter, LowRank
 from bedplate.adapters.modules import adaptable, check_tensors, initial_tensors
 from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
 from bedplate.core.errors import SkinError, UsageError
@@ -27,21 +25,10 @@ from bedplate.models.layers.linear import Linear
 __all__ = ["BASE_ROW", "Bank"]
 
 
-@dataclass
-class Slot:
-    """What a slot holds."""
-
-    paths: list[str]
-    originals: dict[str, Tensor] | None = field(default=None)
-    """The linears' own weights while this slot is merged into them."""
-
-
 class Bank:
-    """Adapters of one model, in numbered slots.
-
-    `hf_name` maps a module path to its Hugging Face name (`layers.0.attention.q` → `…self_attn.q_proj`), so that
-    targets may be given in those names. Not thread-safe: use it from the thread that runs the model.
-    """
+    """Adapters of one model, in numbered slots. `hf_name` maps a module path to its Hugging Face name
+    (`layers.0.attention.q` → `…self_attn.q_proj`), so that targets may be given in those names. Not thread-safe: use it
+    from the thread that runs the model."""
 
     def __init__(self, model: nn.Module, slots: int = 1, *, hf_name: Callable[[str], str] | None = None) -> None:
         if slots < 1:
@@ -54,19 +41,19 @@ class Bank:
             raise UsageError("this model has no linear layers that an adapter could attach to")
         self._hf_name = hf_name
         self._capacity = slots
-        self._slots: dict[int, Slot] = {}
+        self._slots: dict[int, list[str]] = {}
+        """The module paths of each slot's adapter."""
         self._active: tuple[int, ...] = ()
-        self._mixed = False
+        self._mixed = self._merged = False
         self._fixed = _fixed(model, self._sites)
 
     @property
     def slots(self) -> tuple[int, ...]:
-        """The slots in use."""
         return tuple(self._slots)
 
     @property
     def fixed(self) -> FixedPlaces:
-        """The places from which recorded steps read adapters. UsageError while one is merged."""
+        """The places from which recorded steps read adapters. UsageError after a merge."""
         self._check_unmerged()
         return self._fixed
 
@@ -100,7 +87,7 @@ class Bank:
             _check_held(path, adapter, values)
         for path, adapter in attached.items():
             self._sites[path].adapters[free] = adapter  # type: ignore[assignment]  # each made for its site
-        self._slots[free] = Slot(paths)
+        self._slots[free] = paths
         return free
 
     def _attached(
@@ -115,25 +102,20 @@ class Bank:
         return config.attach(path, site.module, tensors, train)
 
     def remove(self, slot: int) -> None:
-        """Free a slot. Raises UsageError while it is selected or merged."""
-        adapter_slot = self._slot(slot)
+        """Free a slot. Raises UsageError while it is selected."""
+        paths = self._slot(slot)
         if slot in self._active:
             raise UsageError(f"adapter slot {slot} is selected; select something else before removing it")
-        if adapter_slot.originals is not None:
-            raise UsageError(f"adapter slot {slot} is merged into the weights; unmerge it before removing it")
         self._fixed.drop(slot)
-        for path in adapter_slot.paths:
+        for path in paths:
             del self._sites[path].adapters[slot]
             self._sites[path].drop_stack()
         del self._slots[slot]
 
     def select(self, rows: int | Sequence[int] | Tensor | None) -> None:
-        """Choose the adapter of every row of the next forwards.
-
-        None or -1: the base. An int: that slot for every row. A sequence, or an int64 tensor [N], which is read back
-        from where it is: a slot (or -1) per row of the batch, or, for a flat batch [1, N, D], per token. Raises
-        UsageError for a slot that holds nothing.
-        """
+        """Choose the adapter of every row of the next forwards. None or -1: the base. An int: that slot for every row.
+        A sequence, or an int64 tensor [N], which is read back from where it is: a slot (or -1) per row of the batch,
+        or, for a flat batch [1, N, D], per token. Raises UsageError for a slot that holds nothing."""
         index = self._index_of(rows)
         distinct = tuple(sorted(set(index) - {BASE_ROW}))
         for slot in distinct:
@@ -154,8 +136,8 @@ class Bank:
         self._active, self._mixed = distinct, mixed
 
     def _check_unmerged(self) -> None:
-        if any(s.originals is not None for s in self._slots.values()):
-            raise UsageError("an adapter is merged into the weights; unmerge it before selecting adapters")
+        if self._merged:
+            raise UsageError("an adapter is merged into the weights for good; load the base again for other adapters")
 
     @staticmethod
     def _index_of(rows: int | Sequence[int] | Tensor | None) -> Sequence[int]:
@@ -171,12 +153,12 @@ class Bank:
 
     def parameters(self, slot: int) -> list[tuple[str, nn.Parameter]]:
         """The slot's parameters with their names, in the model's order: what an optimizer trains."""
-        adapters = [(path, self._sites[path].adapters[slot]) for path in self._slot(slot).paths]
+        adapters = [(path, self._sites[path].adapters[slot]) for path in self._slot(slot)]
         return [(f"{path}.{end}", p) for path, adapter in adapters for end, p in adapter.parameters().items()]
 
     def low_rank(self, slot: int) -> dict[str, LowRank]:
         """Module path → A, B and their scaling. UsageError for an adapter of another kind."""
-        adapters = {path: self._sites[path].adapters[slot] for path in self._slot(slot).paths}
+        adapters = {path: self._sites[path].adapters[slot] for path in self._slot(slot)}
         low_rank_adapters = {path: adapter for path, adapter in adapters.items() if isinstance(adapter, LowRank)}
         if len(low_rank_adapters) < len(adapters):
             raise UsageError(f"adapter slot {slot} holds no low-rank weights: only torch can run it")
@@ -189,52 +171,32 @@ class Bank:
             return {path: a.scale().float() for path, a in self.low_rank(slot).items() if a.magnitude is not None}
 
     def state(self, slot: int) -> dict[str, Tensor]:
-        """A copy of the slot's tensors on the CPU, float32: what `add` and `write_peft` take."""
+        """A copy of the slot's tensors on the CPU, float32: what `add` and `peft_files` take."""
         return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in self.parameters(slot)}
 
     @torch.no_grad()
     def merge(self, slot: int) -> None:
-        """Bring the slot's update into the linears' weights (computed in float32, stored in the weight's dtype).
-
-        The selection is cleared; only the merged model runs until `unmerge`. The original weights of the adapted
-        linears are kept, so `unmerge` restores them bit by bit.
-        """
-        adapter_slot = self._slot(slot)
-        if any(s.originals is not None for s in self._slots.values()):
-            raise UsageError("an adapter is merged into the weights already; unmerge it first")
+        """Bring the slot's update into the linears' weights for good (computed in float32, stored in the weight's
+        dtype). The selection is cleared, and nothing can be selected or merged any more."""
+        paths = self._slot(slot)
+        self._check_unmerged()
         self.select(None)
-        originals: dict[str, Tensor] = {}
-        for path in adapter_slot.paths:
-            weight = self._sites[path].module.weight
-            if not weight.is_floating_point():
-                raise UsageError(f"{path} holds {weight.dtype} weights; merge into the unquantised base instead")
-            originals[path] = weight.detach().clone()
-        for path in adapter_slot.paths:
-            weight, adapter = self._sites[path].module.weight, self._sites[path].adapters[slot]
-            weight.copy_(adapter.merged(weight.float()))
-        adapter_slot.originals = originals
-
-    @torch.no_grad()
-    def unmerge(self, slot: int) -> None:
-        """Undo `merge`, restoring the original weights exactly."""
-        adapter_slot = self._slot(slot)
-        if adapter_slot.originals is None:
-            raise UsageError(f"adapter slot {slot} is not merged")
-        for path, original in adapter_slot.originals.items():
-            self._sites[path].module.weight.copy_(original)
-        adapter_slot.originals = None
+        modules = {path: self._sites[path].module for path in paths}
+        for path, module in modules.items():
+            if not module.weight.is_floating_point():
+                raise UsageError(f"{path} holds {module.weight.dtype} weights; merge into the unquantised base instead")
+        for path, module in modules.items():
+            module.weight.copy_(self._sites[path].adapters[slot].merged(module.weight.float()))
+        self._merged = True
 
     def close(self) -> None:
-        """Undo any merge, detach from the model and drop every adapter."""
-        for slot, adapter_slot in self._slots.items():
-            if adapter_slot.originals is not None:
-                self.unmerge(slot)
+        """Detach from the model and drop every adapter."""
         self.select(None)
         for slot in list(self._slots):
             self.remove(slot)
         self._fixed.forget()
 
-    def _slot(self, slot: int) -> Slot:
+    def _slot(self, slot: int) -> list[str]:
         if slot not in self._slots:
             raise UsageError(f"adapter slot {slot} holds nothing; slots in use: {sorted(self._slots) or 'none'}")
         return self._slots[slot]

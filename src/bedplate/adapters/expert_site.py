@@ -6,15 +6,14 @@ rows of the index.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.adapters.site import BASE_ROW, AdapterRows
-from bedplate.core.errors import UsageError
+from bedplate.adapters.site import BASE_ROW, AdapterRows, HookedModule
 from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.grouped import ALIGNED, Segments, by_torch, grouped_product
 
@@ -45,27 +44,18 @@ class ExpertLowRank:
         return weight_EOI + torch.bmm(self.b.float(), self.a.float()) * self.scaling
 
 
-class ExpertSite:
+class ExpertSite(HookedModule[ExpertLinear]):
     """One layer of experts and the adapters that the bank's slots hold for it."""
 
     def __init__(self, path: str, module: ExpertLinear) -> None:
-        self.path, self.module = path, module
+        super().__init__(path, module)
         self.adapters: dict[int, ExpertLowRank] = {}
-        self._hook: Callable[[Tensor, Segments], Tensor] | None = None
-
-    def set_hook(self, hook: Callable[[Tensor, Segments], Tensor] | None) -> None:
-        if self.module.low_rank is not self._hook:
-            raise UsageError(
-                f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
-            )
-        self.module.low_rank = self._hook = hook
 
     def select_one(self, slot: int) -> None:
-        adapter = self.adapters.get(slot)
-        if adapter is None:
-            self.set_hook(None)
-            return
-        self.set_hook(lambda x, segments: self.module.plain(x, segments) + adapter.update(x, segments))
+        def run(x: Tensor, segments: Segments) -> Tensor:
+            return self.module.plain(x, segments) + self.adapters[slot].update(x, segments)
+
+        self.set_hook(run if slot in self.adapters else None)
 
     def select_rows(self, rows: AdapterRows) -> None:
         slot_adapters = {slot: self.adapters[slot] for slot in rows.slots if slot in self.adapters}

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bedplate.adapters.expert_site import ExpertSite
-from bedplate.adapters.low_rank import LowRank, without_bias
+from bedplate.adapters.linear_adapter import LowRank, without_bias
 from bedplate.adapters.site import Site
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import LowRankHook
@@ -36,8 +36,7 @@ LEAST_RANK = 8
 
 @dataclass(eq=False)
 class _PlaceBuffers:
-    """One linear's buffers: A of all places, B transposed and scaled, and DoRA's scale − 1 [1 + P, O], zeros for
-    LoRA."""
+    """A linear's buffers: A of all places, B transposed and scaled, DoRA's scale − 1 [1 + P, O], zeros for LoRA."""
 
     a_CI: Tensor
     b_CO: Tensor
@@ -46,8 +45,7 @@ class _PlaceBuffers:
 
 class FixedPlaces:
     """The buffers of one bank. sites: its adapted linears, by path. together: paths of linears that read the same
-    input.
-    version: changes when buffers are allocated anew; graphs recorded before read freed memory."""
+    input. version: changes when buffers are allocated anew; graphs recorded before read freed memory."""
 
     def __init__(self, sites: Mapping[str, Site | ExpertSite], together: Sequence[Sequence[str]]) -> None:
         self._all_sites, self._together = sites, together
@@ -73,7 +71,7 @@ class FixedPlaces:
         for slot in slots:
             if slot not in self._places:
                 self._assign_place(slot, slots, min(MAX_PLACES, loaded))
-        return _power(max(self._places[slot] for slot in slots))
+        return power_of_two(max(self._places[slot] for slot in slots))
 
     def place_of(self, slot: int) -> int:
         """Where a slot's adapter is, counted from 1; NOWHERE for one that has no place."""
@@ -85,7 +83,6 @@ class FixedPlaces:
         self._paths.pop(slot, None)
 
     def forget(self) -> None:
-        """Frees all buffers."""
         self._places, self._paths, self._laid, self._groups = {}, {}, {}, {}
         self._count = self._rank = 0
         self.version += 1
@@ -108,11 +105,7 @@ class FixedPlaces:
     def _adapters(self, slot: int) -> dict[str, LowRank] | None:
         if slot not in self._paths:
             adapters = {path: site.adapters[slot] for path, site in self._all_sites.items() if slot in site.adapters}
-            plain = {
-                path: adapter
-                for path, adapter in adapters.items()
-                if isinstance(adapter, LowRank) and _is_frozen(adapter)
-            }
+            plain = {path: a for path, a in adapters.items() if isinstance(a, LowRank) and _is_frozen(a)}
             self._paths[slot] = plain if len(plain) == len(adapters) else None
         return self._paths[slot]
 
@@ -125,11 +118,11 @@ class FixedPlaces:
         free = next((place for place in range(1, self._count + 1) if place not in occupied), None)
         count = self._count
         if free is None and (count < worth or len(step_slots) > count):
-            free, count = count + 1, _power(count + 1)
+            free, count = count + 1, power_of_two(count + 1)
         elif free is None:
             free = self._places.pop(next(idle_slot for idle_slot in self._places if idle_slot not in step_slots))
         self._places[slot] = free
-        rank = max([self._rank, LEAST_RANK, *(_power(len(adapter.a)) for adapter in adapters.values())])
+        rank = max([self._rank, LEAST_RANK, *(power_of_two(len(adapter.a)) for adapter in adapters.values())])
         magnitudes = {path for path, adapter in adapters.items() if adapter.magnitude is not None}
         fits = adapters.keys() <= self._laid.keys() and all(self._laid[p].less_one is not None for p in magnitudes)
         if (count, rank) == (self._count, self._rank) and fits:
@@ -155,11 +148,9 @@ class FixedPlaces:
             for group in (*groups, *((path,) for path in sorted(alone))):
                 modules, template = [self._sites[path].module for path in group], templates[group[0]]
                 stacked = self._groups[group] = template.new_zeros(len(group), C, modules[0].in_features)
-                for number, (path, module) in enumerate(zip(group, modules, strict=True)):
+                for i, (path, module) in enumerate(zip(group, modules, strict=True)):
                     less_one = template.new_zeros(1 + self._count, module.out_features) if path in scaled else None
-                    self._laid[path] = _PlaceBuffers(
-                        stacked[number], template.new_zeros(C, module.out_features), less_one
-                    )
+                    self._laid[path] = _PlaceBuffers(stacked[i], template.new_zeros(C, module.out_features), less_one)
         for slot in self._places:
             self._copy(slot)
 
@@ -192,8 +183,6 @@ class _Step:
 
 
 class _FixedHook:
-    """The hook of a batch whose rows have their adapters in places."""
-
     def __init__(self, site: Site, step: _Step) -> None:
         self.site, self._step = site, step
 
@@ -235,6 +224,5 @@ def _is_frozen(adapter: LowRank) -> bool:
     return not any(parameter.requires_grad for parameter in adapter.parameters().values())
 
 
-def _power(count: int) -> int:
-    """The next power of two."""
+def power_of_two(count: int) -> int:
     return 1 << (count - 1).bit_length()

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.core.errors import CheckpointError, SkinError, UnsupportedModelError
 from bedplate.models.build import build
 from bedplate.models.families.weights import BoundRule, WeightMap
@@ -29,10 +29,8 @@ Adapter = tuple[LoraConfig, dict[str, Tensor]]
 
 
 def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap, spec: TextSpec | None) -> Adapter:
-    """The adapter with each such group under the name of their module, in place of the parts' paths.
-
-    SkinError for DoRA on a part of a group, whose other rows' lengths it does not know.
-    """
+    """The adapter with each such group under the name of their module, in place of the parts' paths. SkinError for DoRA
+    on a part of a group, whose other rows' lengths it does not know."""
     paths = {name.rsplit(".", 1)[0] for name in tensors}
     whole = [path for path in paths if is_part(weights, path)]
     if not whole:
@@ -42,35 +40,28 @@ def joined(config: LoraConfig, tensors: Mapping[str, Tensor], weights: WeightMap
     joined_tensors, ranks, alphas = dict(tensors), dict(config.ranks), dict(config.alphas)
     for step in _groups(weights, spec):
         parts = [name.removesuffix(".weight") for name in step.ours]
-        adapted_parts = [path for path in parts if path in paths]
-        if not adapted_parts:
+        adapted = [path for path in parts if path in paths]
+        if not adapted:
             continue
         place = step.theirs[0].removesuffix(".weight")
-        part_tensors = [
-            {side: joined_tensors.pop(f"{path}.{side}") for side in _sides(config)} for path in adapted_parts
-        ]
-        scale, total = config.scaling(adapted_parts[0]), sum(len(part["lora_A"]) for part in part_tensors)
+        part_tensors = [{side: joined_tensors.pop(f"{path}.{side}") for side in _sides(config)} for path in adapted]
+        scale, total = config.scaling(adapted[0]), sum(len(part["lora_A"]) for part in part_tensors)
         blocks = [torch.zeros(row_counts(spec)[name], total) for name in step.ours]
         begin = 0
-        for path, part in zip(adapted_parts, part_tensors, strict=True):
+        for path, part in zip(adapted, part_tensors, strict=True):
             block = part["lora_B"] if config.scaling(path) == scale else part["lora_B"] * (config.scaling(path) / scale)
             blocks[parts.index(path)][:, begin : begin + block.shape[1]] = block
             begin += block.shape[1]
         joined_tensors[f"{place}.lora_A"] = torch.cat([part["lora_A"] for part in part_tensors])
         joined_tensors[f"{place}.lora_B"] = _forward(step, blocks, spec)
         if config.dora:
-            if len(adapted_parts) < len(parts):
-                raise SkinError(
-                    f"DoRA on {', '.join(adapted_parts)} alone cannot leave: {place} is one matrix with others"
-                )
-            joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(
-                step, [part[MAGNITUDE][:, None] for part in part_tensors], spec
-            )[:, 0]
-        root = (
-            math.sqrt(total / config.rank(adapted_parts[0])) if config.rslora else total / config.rank(adapted_parts[0])
-        )
-        alphas[place], ranks[place] = config.alphas.get(adapted_parts[0], config.alpha) * root, total
-        for path in adapted_parts:
+            if len(adapted) < len(parts):
+                raise SkinError(f"DoRA on {', '.join(adapted)} alone cannot leave {place}, which has others")
+            lengths = [part[MAGNITUDE][:, None] for part in part_tensors]
+            joined_tensors[f"{place}.{MAGNITUDE}"] = _forward(step, lengths, spec)[:, 0]
+        alpha = config.alphas.get(adapted[0], config.alpha)
+        alphas[place], ranks[place] = alpha * _alpha_ratio(config, total, config.rank(adapted[0])), total
+        for path in adapted:
             ranks.pop(path, None)
             alphas.pop(path, None)
     return config.model_copy(update={"ranks": ranks, "alphas": alphas}), joined_tensors
@@ -101,9 +92,9 @@ def split_fused(
         fused_tensors = {side: split_tensors.pop(f"{place}.{side}") for side in _sides(config)}
         rank, alpha = ranks.pop(place, config.r), alphas.pop(place, config.alpha)
         blocks = _inverse(step, fused_tensors["lora_B"], spec, location)
-        lengths = (
-            _inverse(step, fused_tensors[MAGNITUDE][:, None], spec, location) if config.dora else [None] * len(blocks)
-        )
+        lengths: list[Any] = [None] * len(blocks)
+        if config.dora:
+            lengths = _inverse(step, fused_tensors[MAGNITUDE][:, None], spec, location)
         used = [(block != 0).any(0) for block in blocks]
         if not any(bool(mask.any()) for mask in used):  # an adapter at its start
             used = [torch.ones_like(mask) for mask in used]
@@ -116,7 +107,7 @@ def split_fused(
             split_tensors[f"{path}.lora_B"] = block[:, used_columns].contiguous()
             if length is not None:
                 split_tensors[f"{path}.{MAGNITUDE}"] = length[:, 0].contiguous()
-            own_alpha = alpha * (math.sqrt(own_rank / rank) if config.rslora else own_rank / rank)
+            own_alpha = alpha * _alpha_ratio(config, own_rank, rank)
             targets.append(path)
             if own_rank != config.r:
                 ranks[path] = own_rank
@@ -125,6 +116,11 @@ def split_fused(
     if places:
         raise SkinError(f"{location}: {min(places)} is not a linear inside this family's blocks")
     return config.model_copy(update={"ranks": ranks, "alphas": alphas, "targets": tuple(targets)}), split_tensors
+
+
+def _alpha_ratio(config: LoraConfig, rank: int, before: int) -> float:
+    """What alpha is multiplied by with the rank, so that the scaling stays."""
+    return math.sqrt(rank / before) if config.rslora else rank / before
 
 
 def _sides(config: LoraConfig) -> tuple[str, ...]:
@@ -148,9 +144,7 @@ def row_counts(spec: TextSpec) -> Mapping[str, int]:
     if layers > DEEPEST:
         raise SkinError(f"an adapter for a model of {layers} layers; at most {DEEPEST} are read")
     try:
-        return {
-            name: len(parameter) for name, parameter in build(spec, device="meta").named_parameters() if parameter.dim()
-        }
+        return {name: len(p) for name, p in build(spec, device="meta").named_parameters() if p.dim()}
     except (RuntimeError, OverflowError, TypeError) as error:  # sizes that no tensor can have
         raise SkinError(f"an adapter for a model that cannot be built ({str(error).splitlines()[0]})") from error
 

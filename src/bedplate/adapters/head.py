@@ -37,10 +37,7 @@ class Head:
     def __call__(self, features_ND: Tensor) -> Tensor:
         """Features [N, D] of any floating type → logits float32 [N, C]. SkinError when D is not the head's."""
         if features_ND.shape[-1] != self.weight.shape[1]:
-            raise SkinError(
-                f"the head reads features of size {self.weight.shape[1]}, the base gives {features_ND.shape[-1]}: "
-                "was it trained on another base or layer?"
-            )
+            raise SkinError(f"the head reads {self.weight.shape[1]} features, the base gives {features_ND.shape[-1]}")
         device = features_ND.device
         return F.linear(features_ND.float(), self.weight.to(device), self.bias.to(device))
 

@@ -1,7 +1,7 @@
 """Low-rank adaptation as data: which linears, at which rank and scale, and how A and B start.
 
 LoRA: https://arxiv.org/abs/2106.09685; rank-stabilised scaling (α/√r): https://arxiv.org/abs/2312.03732; with lengths
-of their own (DoRA): see `adapters.low_rank`.
+of their own (DoRA): see `adapters.linear_adapter`.
 Conventions (initialisation, scaling, where dropout sits) are peft's, so that adapters move both ways unchanged.
 """
 
@@ -16,8 +16,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bedplate.adapters.expert_site import ExpertLowRank
-from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, stored
-from bedplate.adapters.low_rank import MAGNITUDE, LowRank, Magnitude, row_norms
+from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable, AdapterConfig, LowRank, Magnitude, row_norms, stored
 from bedplate.adapters.modules import are_experts
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError
@@ -52,7 +51,6 @@ class LoraConfig(Grown):
     dora: bool = False
 
     def rank(self, path: str) -> int:
-        """Rank of the adapter of one module path."""
         return self.ranks.get(path, self.r)
 
     def scaling(self, path: str) -> float:
@@ -80,23 +78,17 @@ class LoraConfig(Grown):
     def _check_experts(self, path: str) -> None:
         if self.dora or self.dropout:
             feature = "magnitudes (dora)" if self.dora else f"dropout ({self.dropout})"
-            raise UsageError(
-                f"LoRA with {feature} is not supported on experts, as {path} is; leave it out, or the experts"
-            )
+            raise UsageError(f"LoRA with {feature} is not supported on experts, as {path} is; leave it out")
 
     def initial(self, path: str, module: Adaptable, generator: torch.Generator) -> dict[str, Tensor]:
         """A Kaiming-uniform with a=√5, so U(±1/√in); B zeros; the magnitudes those of the weights."""
-        bound = 1.0 / math.sqrt(module.in_features)
-        if isinstance(module, ExpertLinear):
-            shapes = self.shapes(path, module)
-            a = torch.empty(shapes["lora_A"]).uniform_(-bound, bound, generator=generator)
-            return {"lora_A": a, "lora_B": torch.zeros(shapes["lora_B"])}
-        a = torch.empty(self.rank(path), module.in_features).uniform_(-bound, bound, generator=generator)
-        b = torch.zeros(module.out_features, self.rank(path))
-        if not self.dora:
-            return {"lora_A": a, "lora_B": b}
-        norms = row_norms(module.weight.detach().cpu(), a, b, self.scaling(path))
-        return {"lora_A": a, "lora_B": b, MAGNITUDE: norms.float()}
+        bound, shapes = 1.0 / math.sqrt(module.in_features), self.shapes(path, module)
+        a = torch.empty(shapes["lora_A"]).uniform_(-bound, bound, generator=generator)
+        tensors = {"lora_A": a, "lora_B": torch.zeros(shapes["lora_B"])}
+        if self.dora:
+            norms = row_norms(module.weight.detach().cpu(), a, tensors["lora_B"], self.scaling(path))
+            tensors[MAGNITUDE] = norms.float()
+        return tensors
 
     def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LowRank:
         """Frozen, B is held by columns, which is how the native decoder reads it; magnitudes are always float32."""
@@ -122,12 +114,9 @@ def attached_experts(
 def match_targets(
     targets: str | Iterable[str], paths: Iterable[str], hf_name: Callable[[str], str] | None = None
 ) -> list[str]:
-    """The module paths that `targets` name, in the order of `paths`.
-
-    `hf_name` gives a path's Hugging Face module name, when the family is known. Experts are named as such
-    ("experts.down"): "all-linear" does not mean them, and the end alone does neither.
-    Raises SkinError for a target that names nothing, with the names there are.
-    """
+    """The module paths that `targets` name, in the order of `paths`. `hf_name` gives a path's Hugging Face module name,
+    when the family is known. Experts are named as such ("experts.down"): "all-linear" does not mean them, and the end
+    alone does neither. Raises SkinError for a target that names nothing, with the names there are."""
     all_paths = list(paths)
     if targets == ALL_LINEAR:
         return [path for path in all_paths if not are_experts(path)]

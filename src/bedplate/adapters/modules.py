@@ -30,11 +30,7 @@ def are_experts(path: str) -> bool:
 
 def block_linears(model: nn.Module) -> dict[str, Linear]:
     """Every `Linear` inside a model's blocks (below a `layers` list), by module path, in the model's order."""
-    return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, Linear) and "layers" in path.split(".")[:-1]
-    }
+    return {path: module for path, module in adaptable(model).items() if isinstance(module, Linear)}
 
 
 def hf_module_name(weights: WeightMap, path: str) -> str:
@@ -58,9 +54,7 @@ def initial_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], see
 
 def check_tensors(config: AdapterConfig, modules: Mapping[str, Adaptable], tensors: Mapping[str, Tensor]) -> None:
     """Raise SkinError unless `tensors` holds exactly what the configuration says for every module, finite."""
-    expected = {
-        f"{path}.{end}": shape for path, module in modules.items() for end, shape in config.shapes(path, module).items()
-    }
+    expected = {f"{p}.{end}": shape for p, module in modules.items() for end, shape in config.shapes(p, module).items()}
     missing, unknown = sorted(expected.keys() - tensors.keys()), sorted(tensors.keys() - expected.keys())
     if missing or unknown:
         mismatch = f"{len(missing)} missing (first: {missing[0]})" if missing else f"{len(unknown)} unmatched"

@@ -18,9 +18,8 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.fused import is_part, joined, row_counts, split_fused
-from bedplate.adapters.linear_adapter import Adaptable
+from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
 from bedplate.adapters.peft_experts import (
     expert_keys,
@@ -72,9 +71,7 @@ def peft_files(
     fields: dict[str, Any] = {
         "peft_type": "LORA",
         "task_type": task_type,
-        "auto_mapping": None,
         "base_model_name_or_path": base_name,
-        "revision": None,
         "inference_mode": True,
         "r": config.r,
         "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
@@ -85,10 +82,8 @@ def peft_files(
         "fan_in_fan_out": any(weights.is_turned(f"{name}.weight") for name in hf.values()),
         "init_lora_weights": True,
         "target_modules": _target_modules(config, [hf[path] for path in paths if path not in parameters], weights),
-        "exclude_modules": None,
-        "modules_to_save": None,
-        "layers_to_transform": None,
-        "layers_pattern": None,
+        **dict.fromkeys(("auto_mapping", "revision", "exclude_modules", "modules_to_save")),
+        **dict.fromkeys(("layers_to_transform", "layers_pattern")),
         # peft reads these keys as regular expressions
         "rank_pattern": {re.escape((hf | parameters)[p]): r for p, r in sorted(config.ranks.items())},
         "alpha_pattern": {re.escape((hf | parameters)[p]): a for p, a in sorted(config.alphas.items())},
@@ -117,25 +112,6 @@ def task_type_of(weights: WeightMap) -> TaskType:
     if weights.to_external("decoder.layers.0.cross.q.weight") is not None:
         return "SEQ_2_SEQ_LM"
     return "FEATURE_EXTRACTION" if weights.to_external("lm_head.weight") is None else "CAUSAL_LM"
-
-
-def write_peft(
-    directory: Path,
-    config: LoraConfig,
-    tensors: Mapping[str, Tensor],
-    weights: WeightMap,
-    *,
-    base_name: str,
-    task_type: TaskType = "CAUSAL_LM",
-    spec: TextSpec | None = None,
-) -> None:
-    """Write an adapter alone into a new directory, whole or not at all (`skins.files.write_skin` writes skins)."""
-    from bedplate.core.files import atomic_directory
-
-    with atomic_directory(directory) as temporary:
-        files = peft_files(config, tensors, weights, base_name=base_name, task_type=task_type, spec=spec)
-        for name, content in files.items():
-            (temporary / name).write_bytes(content)
 
 
 def read_peft(
@@ -168,10 +144,8 @@ def read_peft(
     parameters = linear_parameters(places, fields.get("target_parameters"), config_path)
     parameters |= parameter_names(places, fields.get("target_parameters"), config_path)
     of = read_spec(directory, contents) if spec is None else spec
-    model_parameters = None if of is None else set(row_counts(of))
-    tensors, hf = _named_tensors(
-        stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, model_parameters
-    )
+    model_names = None if of is None else set(row_counts(of))
+    tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, model_names)
     linears = {path: name for path, name in hf.items() if not are_experts(path)}
     by_module = {path: name for path, name in linears.items() if name not in parameters.values()}
     check_targets(fields.get("target_modules"), by_module, config_path)
@@ -187,9 +161,7 @@ def read_peft(
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())
         if unknown:
-            raise SkinError(
-                f"{tensors_path} adapts {hf[unknown[0]]}, which is neither a linear layer nor experts of this base"
-            )
+            raise SkinError(f"{tensors_path} adapts {hf[unknown[0]]}, which is neither a linear nor experts here")
         config = config.model_copy(update={"targets": short_targets(hf, modules)})
         check_tensors(config, {path: modules[path] for path in modules if path in hf}, tensors)
     return config, tensors
@@ -222,7 +194,7 @@ def _named_tensors(
     path: Path,
     dora: bool,
     parameters: Mapping[str, str],
-    model_parameters: Collection[str] | None,
+    model_names: Collection[str] | None,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors by our names, and the Hugging Face name of each adapted module path."""
     tensors: dict[str, Tensor] = {}
@@ -233,7 +205,7 @@ def _named_tensors(
             raise SkinError(f"{path}: tensor {key!r} is not part of a plain LoRA adapter on linears")
         parameter = parameters.get(match["module"])
         name = parameter or match["module"] + ".weight"
-        ours = name if weights.is_group(name) else weights.from_external(name, model_parameters)
+        ours = name if weights.is_group(name) else weights.from_external(name, model_names)
         inside = ours is not None and ("layers" in ours.split(".") or ours == name)
         if ours is None or not inside or "norm" in ours.split(".")[-2]:
             raise SkinError(f"{path}: {match['module']} is not a linear inside this family's blocks")
@@ -266,15 +238,13 @@ def _check_ranks(config: LoraConfig, hf: Mapping[str, str], tensors: Mapping[str
 
 
 def _target_modules(config: LoraConfig, hf: Iterable[str], weights: WeightMap) -> list[str]:
-    """Names for peft: the shortest endings that match the adapted modules and no others of the family.
-
-    Full names when some target picks single layers, or when an ending would match too much.
-    """
+    """Names for peft: the shortest endings that match the adapted modules and no others of the family. Full names when
+    some target picks single layers, or when an ending would match too much."""
     names = in_order(hf)
     single_layers = config.targets != ALL_LINEAR and any(re.search(r"(^|\.)\d+(\.|$)", t) for t in config.targets)
     if single_layers:
         return names
-    chosen = {_pattern(name) for name in names}
+    chosen = {re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name, count=1) for name in names}
     all_names = {n.removesuffix(".weight") for r in weights.rules for n in r.theirs if n.endswith(".weight")}
     endings: set[str] = set()
     for name in chosen:
@@ -293,10 +263,6 @@ def _target_parameters(config: LoraConfig, names: Iterable[str]) -> list[str]:
     return in_order({name if single_layers else re.sub(r"^.*\.\d+\.", "", name) for name in names})
 
 
-def _pattern(name: str) -> str:
-    return re.sub(r"(?<=\.)\d+(?=\.)", "{i}", name, count=1)
-
-
 # --- adapter_config.json, read strictly: what would change the result unknown to us is refused by name
 
 _PATTERN_CHARACTERS, _PATTERN_SECONDS = 4000, 1.0
@@ -305,22 +271,13 @@ _READ = (
     *("peft_type", "r", "lora_alpha", "lora_dropout", "use_rslora", "use_dora"),
     *("target_modules", "target_parameters", "rank_pattern", "alpha_pattern", "init_lora_weights"),
 )
-# Fields that change what the adapter computes, with the values under which they change nothing.
-_INERT: dict[str, tuple[Any, ...]] = {
-    "bias": (None, "none"),
-    "lora_bias": (None, False),
-    "fan_in_fan_out": (None, False),
-    "modules_to_save": (None, []),
-    "layer_replication": (None, []),
-    "trainable_token_indices": (None, [], {}),
-    "use_qalora": (None, False),
-    "use_bdlora": (None, False),
-    "alora_invocation_tokens": (None, []),
-    "arrow_config": (None,),
-    "velora_config": (None,),
-    "kasa_config": (None,),
-    "monteclora_config": (None,),
-}
+_UNSUPPORTED = (
+    *("bias", "lora_bias", "fan_in_fan_out", "modules_to_save", "layer_replication", "trainable_token_indices"),
+    *("use_qalora", "use_bdlora", "alora_invocation_tokens", "arrow_config", "velora_config", "kasa_config"),
+    "monteclora_config",
+)
+"""Fields that change what the adapter computes, unless they say nothing."""
+_NOTHING = (None, False, [], {}, "none")
 _FREE = (
     # where it is from, and how it is held and run
     *("task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version"),
@@ -346,14 +303,14 @@ def check_fields(fields: Mapping[str, Any], path: Path, weights: WeightMap) -> N
     if fields.get("peft_type") != "LORA":
         raise SkinError(f"{path}: peft_type {fields.get('peft_type')!r} is not supported; only 'LORA' is")
     turned = any(rule.turned for rule in weights.rules)
-    for name, inert in _INERT.items():
+    for name in _UNSUPPORTED:
         # Matrices that are multiplied by from the other side: peft says so of them, and stores A and B as ever.
-        if fields.get(name) not in inert and not (name == "fan_in_fan_out" and turned):
+        if fields.get(name) not in _NOTHING and not (name == "fan_in_fan_out" and turned):
             supported = "LoRA and DoRA on linears, and LoRA on experts,"
             raise SkinError(f"{path}: {name}={fields[name]!r} is not supported; only {supported} are")
-    field_names = (*_READ, *_INERT, *_FREE)
+    field_names = (*_READ, *_UNSUPPORTED, *_FREE)
     for name, value in fields.items():
-        if name not in field_names and value not in (None, False, [], {}):
+        if name not in field_names and value not in _NOTHING:
             hint = did_you_mean(
                 nearest(name, field_names), "set it to null if it does not change what the adapter computes"
             )
@@ -370,11 +327,9 @@ def _check_start(start: Any, path: Path) -> None:
     if name in _BASE_KEPT:
         return
     if isinstance(name, str) and name.startswith(_BASE_CHANGED):
-        how = (
-            "train on plain weights, or on the quantised ones exported as a base"
-            if name.startswith("loftq")
-            else "save it as a plain one: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
-        )
+        how = "save it as a plain one: save_pretrained(..., path_initial_model_for_weight_conversion=...)"
+        if name.startswith("loftq"):
+            how = "train on plain weights, or on the quantised ones exported as a base"
         raise SkinError(
             f"{path}: init_lora_weights={start!r} changed the base's weights, and the adapter belongs to those; on the "
             f"base itself its answers would be wrong. With peft, {how}"

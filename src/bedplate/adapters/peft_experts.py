@@ -30,9 +30,7 @@ def expert_keys(hf: Mapping[str, str]) -> dict[str, str]:
 
 def _place(name: str, names: Iterable[str]) -> str:
     module, parameter = name.rsplit(".", 1)
-    siblings = sorted(
-        (full_name.rsplit(".", 1)[1] for full_name in names if full_name.rsplit(".", 1)[0] == module), key=_ORDER.index
-    )
+    siblings = sorted((full.rsplit(".", 1)[1] for full in names if full.rsplit(".", 1)[0] == module), key=_ORDER.index)
     return module + _INNER * (len(siblings) - 1 - siblings.index(parameter))
 
 
@@ -48,8 +46,7 @@ def from_peft(weights: WeightMap, path: str, a: Tensor, b: Tensor, rank: int, lo
     if a.dim() != 2 or b.dim() != 2 or a.shape[0] % rank or a.shape[0] != b.shape[1]:
         raise SkinError(
             f"{location}: {path} has lora_A {list(a.shape)} and lora_B {list(b.shape)}, but the configuration says "
-            "rank "
-            f"{rank} for each expert ([experts · {rank}, in] and [out, {rank} · experts])"
+            f"rank {rank} for each expert ([experts · {rank}, in] and [out, {rank} · experts])"
         )
     a_ErI, b_EOr = a.unflatten(0, (-1, rank)), b.unflatten(1, (rank, -1)).permute(2, 0, 1)
     rule = _rule(weights, path)
@@ -101,14 +98,10 @@ def parameter_names(stored: Iterable[str], targets: Any, location: Path) -> dict
     names_by_place: dict[str, str] = {}
     modules = {re.sub(rf"({re.escape(_INNER)})+$", "", place) for place in stored}
     for module in sorted(modules):
-        parameters = {
-            parameter for end, parameter in named if (_is_end(end, module) if end else _is_end("experts", module))
-        }
+        parameters = {name for end, name in named if _is_end(end or "experts", module)}
         unknown = sorted(parameters - set(_ORDER))
         if unknown:
-            raise SkinError(
-                f"{location}: target_parameters names {unknown[0]!r} of {module}; only {_ORDER} are supported"
-            )
+            raise SkinError(f"{location}: target_parameters names {unknown[0]!r} of {module}, not one of {_ORDER}")
         names = {f"{module}.{parameter}": f"{module}.{parameter}" for parameter in parameters}
         names_by_place |= {place: name for name, place in expert_keys(names).items()}
     lost = sorted(names_by_place.keys() - stored)

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -22,10 +22,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bedplate.adapters.linear_adapter import LinearAdapter
-from bedplate.adapters.low_rank import LowRank, dora_update, without_bias
+from bedplate.adapters.linear_adapter import LinearAdapter, LowRank, dora_update, without_bias
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
+from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.grouped import Segments, grouped_product, torch_product_works
 from bedplate.models.layers.linear import Linear, LowRankHook
 
@@ -88,41 +88,39 @@ class AdapterRows:
 
 
 def slots_of(columns: Sequence[tuple[int, int]], device: torch.device) -> Tensor:
-    """The slot of each column, int64 [R]."""
     return integers([slot for slot, rank in columns for _ in range(rank)], device)
 
 
-class Site:
+M = TypeVar("M", Linear, ExpertLinear)
+
+
+class HookedModule(Generic[M]):
+    """A module of the model whose `low_rank` hook one bank sets."""
+
+    def __init__(self, path: str, module: M) -> None:
+        self.path, self.module = path, module
+        self._hook: Any = None
+
+    def set_hook(self, hook: Any) -> None:
+        if self.module.low_rank is not self._hook:
+            raise UsageError(f"another adapter bank is active on {self.path}; close it, or select(None) on it, first")
+        self.module.low_rank = self._hook = hook
+
+
+class Site(HookedModule[Linear]):
     """One linear of the model and the adapters that the bank's slots hold for it."""
 
     def __init__(self, path: str, module: Linear) -> None:
-        self.path = path
-        self.module = module
+        super().__init__(path, module)
         self.adapters: dict[int, LinearAdapter] = {}
-        self._hook: LowRankHook | None = None
         self._merged: dict[int, tuple[object, Tensor]] = {}
-        self._stack: tuple[object, Tensor, Tensor, Tensor | None] | None = None
         self._joint: tuple[object, Joint] | None = None
 
-    def set_hook(self, hook: LowRankHook | None) -> None:
-        if self.module.low_rank is not self._hook:
-            raise UsageError(
-                f"another adapter bank is active on {self.path}; close it, or select(None) on it, before using this one"
-            )
-        self.module.low_rank = self._hook = hook
-
     def select_one(self, slot: int) -> None:
-        adapter = self.adapters.get(slot)
-        if adapter is None:
-            self.set_hook(None)
-            return
-        self.set_hook(_SingleHook(self, slot))
+        self.set_hook(_SingleHook(self, slot) if slot in self.adapters else None)
 
     def select_rows(self, rows: AdapterRows) -> None:
-        if any(slot in self.adapters for slot in rows.slots):
-            self.set_hook(_Rows(self, rows))
-        else:
-            self.set_hook(None)
+        self.set_hook(_Rows(self, rows) if any(slot in self.adapters for slot in rows.slots) else None)
 
     @torch.no_grad()
     def whole(self, slot: int) -> Tensor:
@@ -173,14 +171,13 @@ class Site:
     def stacked(self, x: Tensor, y: Tensor, rows: AdapterRows) -> Tensor:
         """Two GEMMs over all adapters of the batch; each row keeps only its own adapter's columns, whatever another
         adapter makes of it: 0 times an infinity would be NaN."""
-        active = self.low_rank(rows)
-        a_RI, b_OR, less_one = self._stacked_weights(active, x.dtype)
-        foreign = rows.foreign_columns(tuple((slot, a.a.shape[0]) for slot, a in active))
+        joint = self.joint([self], rows, x.dtype)
+        foreign = rows.foreign_columns(joint.columns, joint.slot_R)
         foreign = foreign.view(foreign.shape[0], *(1,) * (x.dim() - 2), foreign.shape[1])
-        update = F.linear(F.linear(x, a_RI).masked_fill_(foreign, 0), b_OR)
-        if less_one is None:
+        update = F.linear(F.linear(x, joint.a_RI).masked_fill_(foreign, 0), joint.each_OR[0])
+        if joint.less_one is None:
             return update
-        less_one_NO = less_one.index_select(0, rows.places(tuple(slot for slot, _ in active)))
+        less_one_NO = joint.less_one.index_select(0, rows.places(tuple(slot for slot, _ in joint.columns)))
         less_one_NO = less_one_NO.view(len(less_one_NO), *(1,) * (x.dim() - 2), -1)
         return dora_update(without_bias(y, self.module), update, less_one_NO)
 
@@ -218,65 +215,51 @@ class Site:
 
     def _grouped_weights(self, active: Mapping[int, LowRank], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """A [S, r, I] and scaled B [S, O, r], ranks padded with zeros to the alignment of grouped products."""
-        max_rank = max(adapter.a.shape[0] for adapter in active.values())
+        max_rank = max(a.a.shape[0] for a in active.values())
         max_rank += -max_rank % _ALIGNED
-        a_SrI = torch.stack(
-            [F.pad(adapter.a.to(dtype), (0, 0, 0, max_rank - len(adapter.a))) for adapter in active.values()]
-        )
-        b_SOr = torch.stack(
-            [
-                F.pad((adapter.b * adapter.scaling).to(dtype), (0, max_rank - adapter.b.shape[1]))
-                for adapter in active.values()
-            ]
-        )
+        a_SrI = torch.stack([F.pad(a.a.to(dtype), (0, 0, 0, max_rank - len(a.a))) for a in active.values()])
+        b_SOr = torch.stack([F.pad((a.b * a.scaling).to(dtype), (0, max_rank - a.b.shape[1])) for a in active.values()])
         return a_SrI, b_SOr
 
-    def _stacked_weights(
-        self, active: list[tuple[int, LowRank]], dtype: torch.dtype
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """A [R, I] and scaled B [O, R] of the active adapters, and what their magnitudes multiply by less one [1 +
-        adapters, O] (zeros for those without, and first for rows of the base), None when none has any. Kept for the
-        next step when none of them is being trained."""
-        frozen = not any(a.a.requires_grad or a.b.requires_grad for _, a in active)
-        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for slot, a in active))
-        if frozen and self._stack is not None and self._stack[0] == key:
-            return self._stack[1:]
-        a_RI = torch.cat([a.a.to(dtype) for _, a in active])
-        b_OR = torch.cat([(a.b * a.scaling).to(dtype) for _, a in active], dim=1)
-        less_one: Tensor | None = None
-        if any(a.magnitude is not None for _, a in active):
-            none = torch.zeros(self.module.out_features, device=a_RI.device)
-            scales = [none if a.magnitude is None else a.scale() - 1.0 for _, a in active]
-            less_one = torch.stack([none, *scales]).to(dtype)
-        self._stack = (key, a_RI, b_OR, less_one) if frozen else None
-        return a_RI, b_OR, less_one
+    def _less_one(self, active: list[tuple[int, LowRank]], dtype: torch.dtype) -> Tensor | None:
+        """What the adapters' magnitudes multiply by less one [1 + adapters, O] (zeros for those without, and first for
+        rows of the base); None when none has any."""
+        if all(a.magnitude is None for _, a in active):
+            return None
+        none = torch.zeros(self.module.out_features, device=self.module.weight.device)
+        scales = [none if a.magnitude is None else a.scale() - 1.0 for _, a in active]
+        return torch.stack([none, *scales]).to(dtype)
 
     def drop_stack(self) -> None:
-        self._stack = self._joint = None
+        self._joint = None
         self._merged = {slot: merged for slot, merged in self._merged.items() if slot in self.adapters}
 
     def joint(self, sites: Sequence[Site], rows: AdapterRows, dtype: torch.dtype) -> Joint:
-        """A of all adapters of the batch at all these sites below each other. Kept for the next step."""
+        """A of all adapters of the batch at all these sites below each other. Kept for the next step when none of them
+        is being trained."""
         active = [site.low_rank(rows) for site in sites]
-        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for adapters in active for slot, a in adapters))
-        if self._joint is None or self._joint[0] != key:
-            each_OR = [
-                torch.cat([(a.b * a.scaling).to(dtype) for _, a in site_adapters], dim=1) for site_adapters in active
-            ]
-            columns = tuple((slot, a.a.shape[0]) for site_adapters in active for slot, a in site_adapters)
-            a_RI = torch.cat([a.a.to(dtype) for site_adapters in active for _, a in site_adapters])
-            self._joint = key, Joint(a_RI, each_OR, columns, slots_of(columns, a_RI.device))
-        return self._joint[1]
+        adapters = [(slot, a) for site_adapters in active for slot, a in site_adapters]
+        key = (dtype, *((slot, id(a), a.a._version, a.b._version) for slot, a in adapters))
+        if self._joint is not None and self._joint[0] == key:
+            return self._joint[1]
+        a_RI = torch.cat([a.a.to(dtype) for _, a in adapters])
+        each_OR = [torch.cat([(a.b * a.scaling).to(dtype) for _, a in at_site], dim=1) for at_site in active]
+        columns = tuple((slot, a.a.shape[0]) for slot, a in adapters)
+        joint = Joint(a_RI, each_OR, columns, slots_of(columns, a_RI.device), self._less_one(active[0], dtype))
+        frozen = not any(a.a.requires_grad or a.b.requires_grad for _, a in adapters)
+        self._joint = (key, joint) if frozen else None
+        return joint
 
 
 class Joint(NamedTuple):
     """A [R, I] of several adapters at several linears, and of each linear their scaled B [O, its ranks]. columns:
-    (slot, rank) in order; slot_R: of each column its slot."""
+    (slot, rank) in order; slot_R: of each column its slot. less_one: see `Site._less_one`, of the first linear."""
 
     a_RI: Tensor
     each_OR: list[Tensor]
     columns: tuple[tuple[int, int], ...]
     slot_R: Tensor
+    less_one: Tensor | None
 
 
 class _Hook(ABC):
@@ -317,8 +300,6 @@ def _add_rows(parts: Sequence[tuple[Site, Tensor]], x: Tensor, rows: AdapterRows
 
 
 class _SingleHook(_Hook):
-    """The hook of one adapter for all rows."""
-
     def __init__(self, site: Site, slot: int) -> None:
         super().__init__(site, None)
         self._slot = slot
@@ -351,8 +332,6 @@ class _SingleHook(_Hook):
 
 
 class _Rows(_Hook):
-    """The hook of a batch that mixes adapters."""
-
     def __init__(self, site: Site, rows: AdapterRows) -> None:
         super().__init__(site, rows)
         self._rows = rows

@@ -1,8 +1,5 @@
 """Soft prompts: vectors that stand before a prompt's embeddings, how they are trained, and their files, also in PEFT's
-layout.
-
-Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of the context.
-"""
+layout. Prompt tuning: https://arxiv.org/abs/2104.08691. P vectors take P positions of the context."""
 
 from __future__ import annotations
 
@@ -18,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
-from bedplate.adapters.tensor_files import read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
@@ -62,11 +59,9 @@ def stand_ins(count: int) -> tuple[int, ...]:
 
 
 def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
-    """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit.
-
-    That is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
-    (https://arxiv.org/abs/2104.08691, section 3.2). UsageError without ids.
-    """
+    """`count` vectors to start from, float32 or wider [count, D]: the embeddings of `ids`, repeated or cut to fit. That
+    is PEFT's initialisation from a text. Words that belong to the task are a better start than random vectors
+    (https://arxiv.org/abs/2104.08691, section 3.2). UsageError without ids."""
     if not ids:
         raise UsageError("a soft prompt starts from the embeddings of some tokens; none were given")
     chosen = (list(ids) * -(-count // len(ids)))[:count]
@@ -79,11 +74,9 @@ def initial_vectors(model: Model, ids: Sequence[int], count: int) -> Tensor:
 
 @contextmanager
 def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
-    """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype.
-
-    Gradients reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared
-    prefix, or in each document.
-    """
+    """While it is open, `model` reads `stand_ins(P)` as the rows of `vectors` [P, D], rounded to its dtype. Gradients
+    reach `vectors`. The stand-ins may stand anywhere, so a packed batch may hold them once, in its shared prefix, or in
+    each document."""
     count = len(vectors)
 
     def insert_vectors(_: nn.Module, args: tuple[Inputs, ...]) -> tuple[Inputs, ...]:
@@ -100,7 +93,10 @@ def standing_in(model: Model, vectors: Tensor) -> Generator[None]:
 
 def read_soft_prompt(path: Path, content: bytes | None = None) -> SoftPrompt:
     """Read `soft_prompt.safetensors`. SkinError when it is corrupt, a link, or holds anything else."""
-    return SoftPrompt(_only(read_tensors(path, content), _NATIVE, path))
+    tensors = read_tensors(path, content)
+    if tensors.keys() != {_NATIVE}:
+        raise SkinError(f"{path} must hold exactly {_NATIVE!r}, not {sorted(tensors)}")
+    return SoftPrompt(tensors[_NATIVE])
 
 
 def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> dict[str, bytes]:
@@ -108,9 +104,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
     fields: dict[str, Any] = {
         "peft_type": "PROMPT_TUNING",
         "task_type": "CAUSAL_LM",
-        "auto_mapping": None,
         "base_model_name_or_path": base_name,
-        "revision": None,
         "inference_mode": True,
         "num_virtual_tokens": len(prompt),
         "token_dim": prompt.size,
@@ -118,34 +112,7 @@ def prompt_peft_files(prompt: SoftPrompt, spec: TextSpec, *, base_name: str) -> 
         "num_attention_heads": spec.main.attention.heads,
         "num_layers": spec.layers,
         "prompt_tuning_init": "RANDOM",
-        "prompt_tuning_init_text": None,
-        "tokenizer_name_or_path": None,
+        **dict.fromkeys(("auto_mapping", "revision", "prompt_tuning_init_text", "tokenizer_name_or_path")),
     }
     text = json.dumps(fields, indent=2, sort_keys=True) + "\n"
     return {CONFIG_FILE: text.encode(), TENSORS_FILE: tensor_bytes({_PEFT: prompt.vectors.float()})}
-
-
-def read_peft_prompt(directory: Path) -> SoftPrompt:
-    """Read PEFT's PromptTuning. SkinError for other kinds of adapters, and where configuration and vectors differ."""
-    config_path, tensors_path = directory / CONFIG_FILE, directory / TENSORS_FILE
-    fields = read_json_object(config_path)
-    if fields.get("peft_type") != "PROMPT_TUNING":
-        raise SkinError(f"{config_path}: peft_type {fields.get('peft_type')!r} is not a soft prompt ('PROMPT_TUNING')")
-    if fields.get("num_transformer_submodules") not in {None, 1}:
-        raise SkinError(
-            f"{config_path}: a soft prompt for {fields['num_transformer_submodules']} stacks; one is served"
-        )
-    prompt = SoftPrompt(_only(read_tensors(tensors_path), _PEFT, tensors_path))
-    declared = (fields.get("num_virtual_tokens"), fields.get("token_dim"))
-    if declared[0] != len(prompt) or declared[1] not in {None, prompt.size}:
-        raise SkinError(
-            f"{directory}: the configuration says [{declared[0]}, {declared[1]}], the vectors are "
-            f"{prompt.vectors.shape}"
-        )
-    return prompt
-
-
-def _only(tensors: dict[str, Tensor], name: str, path: Path) -> Tensor:
-    if tensors.keys() != {name}:
-        raise SkinError(f"{path} must hold exactly {name!r}, not {sorted(tensors)}")
-    return tensors[name]

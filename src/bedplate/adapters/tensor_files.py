@@ -45,11 +45,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
 
 
 def read_tensors(path: Path, content: bytes | None = None) -> dict[str, Tensor]:
-    """Every tensor of a safetensors file, as float32 on the CPU.
-
-    `content` is the file's bytes when they are at hand. Raises SkinError for a corrupt or truncated file, a tensor
-    that is not floating point, NaN or infinity.
-    """
+    """Every tensor of a safetensors file, as float32 on the CPU. `content` is the file's bytes when they are at hand.
+    Raises SkinError for a corrupt or truncated file, a tensor that is not floating point, NaN or infinity."""
     data = read_bytes(path, MAX_TENSOR_BYTES) if content is None else content
     try:
         tensors = safetensors.torch.load(data)

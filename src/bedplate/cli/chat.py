@@ -47,9 +47,7 @@ def chat(
     """Chat with a base, a skin, or a running server. Piped lines are turns; on a terminal /help lists the commands."""
     if url is None:
         paths.skin_or_base(model)
-    from bedplate.inference.chat.conversation import Conversation
-    from bedplate.inference.chat.partners import ChatEndpoint, open_local
-    from bedplate.inference.chat.terminal import pipe, talk
+    from bedplate.inference.chat import ChatEndpoint, Conversation, open_local, pipe, talk
 
     with contextlib.ExitStack() as stack:
         if url is not None:

@@ -13,9 +13,7 @@ VARIABLE = "_BEDPLATE_COMPLETE"
 """The environment variable by which the script asks for completions."""
 
 
-def completion(
-    shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Your shell.")],
-) -> None:
+def completion(shell: Annotated[Literal["bash", "zsh", "fish"], typer.Argument(help="Your shell.")]) -> None:
     """Print a script that completes verbs, options and their values; file names are completed as always.
 
     \b

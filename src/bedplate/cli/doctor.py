@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,10 +11,6 @@ from bedplate.cli import paths
 from bedplate.cli.options import AllColumns
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
-
-if TYPE_CHECKING:
-    from bedplate.inference.execution.trial import Pass
-    from bedplate.inference.measure.machine_report import Findings, PlanSpeeds
 
 
 def doctor(
@@ -50,40 +46,47 @@ def doctor(
     use_cores()
     findings = examine(base)
     if as_json:
-        print(json.dumps(findings.to_json(), allow_nan=False))
+        print(json.dumps(findings, allow_nan=False))
         return
     _show(findings)
 
 
-def _show(findings: Findings) -> None:
+def _show(findings: dict[str, Any]) -> None:
     from rich.markup import escape
 
-    screen = console()
-    for line in (*_machine(findings), *_kernel(findings), *_roofs(findings)):
+    screen, base, chosen = console(), findings["base"], findings["chosen"]
+    for line in (*_machine(findings), _kernel(findings["kernel"]), _roofs(findings["roofs"])):
         screen.print(escape(line))
     screen.print()
     columns = ("plan", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
-    rows = [(str(speeds.plan), *_cells(speeds), _note(speeds, findings)) for speeds in findings.speeds]
-    show(columns, rows, title=f"{findings.base}, stored as {' and '.join(findings.stored)}")
+    rows = [(_plan(way), *_cells(way), _note(way, chosen)) for way in findings["ways"]]
+    show(columns, rows, title=f"{base['name']}, stored as {' and '.join(base['stored'])}")
     screen.print()
-    screen.print(f"[bold]chosen: {findings.chosen}[/bold]: {escape(findings.why)}")
+    screen.print(f"[bold]chosen: {_plan(chosen)}[/bold]: {escape(chosen['why'])}")
 
 
-def _machine(findings: Findings) -> list[str]:
-    cpu = findings.processor
-    cores = f"{cpu.cores} core{'s' if cpu.cores > 1 else ''} on {cpu.allowed} of {cpu.online} logical processors"
-    places = f", {cpu.sockets} sockets, {cpu.nodes} NUMA nodes" if max(cpu.sockets, cpu.nodes) > 1 else ""
-    quota = "no quota" if cpu.quota is None else f"a quota of {cpu.quota:g} cores"
-    busy = "" if cpu.load is None else f", load {cpu.load:.2f}"
-    native, torch = findings.threads
-    source = " (as the environment says)" if findings.threads_said else ""
+def _plan(way: dict[str, Any]) -> str:
+    from bedplate.inference.execution.plan import ExecutionPlan
+
+    return str(ExecutionPlan(way["dtype"], way["kernel"], way["weights"]))
+
+
+def _machine(findings: dict[str, Any]) -> list[str]:
+    cpu, threads = findings["processor"], findings["threads"]
+    plural = "s" if cpu["cores"] > 1 else ""
+    cores = f"{cpu['cores']} core{plural} on {cpu['allowed']} of {cpu['online']} logical processors"
+    several = max(cpu["sockets"], cpu["nodes"]) > 1
+    places = f", {cpu['sockets']} sockets, {cpu['nodes']} NUMA nodes" if several else ""
+    quota = "no quota" if cpu["quota"] is None else f"a quota of {cpu['quota']:g} cores"
+    busy = "" if cpu["load"] is None else f", load {cpu['load']:.2f}"
+    source = " (as the environment says)" if threads["from_environment"] else ""
     lines = [
-        f"processor  {cpu.name} ({cpu.architecture}): {cores}{places}, {quota}{busy}",
-        f"threads    {native} of the kernel, {torch} of torch{source}",
+        f"processor  {cpu['name']} ({cpu['architecture']}): {cores}{places}, {quota}{busy}",
+        f"threads    {threads['native']} of the kernel, {threads['torch']} of torch{source}",
     ]
-    if cpu.caches:
-        lines.append("caches     " + ", ".join(f"{name} {_size(size)}" for name, size in cpu.caches.items()))
-    if cpu.load is not None and cpu.load > cpu.cores:
+    if cpu["caches"]:
+        lines.append("caches     " + ", ".join(f"{name} {_size(size)}" for name, size in cpu["caches"].items()))
+    if cpu["load"] is not None and cpu["load"] > cpu["cores"]:
         lines.append("note       other work is running: times below are too long, and may choose wrongly")
     return lines
 
@@ -92,33 +95,31 @@ def _size(size: int) -> str:
     return f"{size >> 20} MB" if size >= 1 << 20 else f"{size >> 10} KB"
 
 
-def _kernel(findings: Findings) -> list[str]:
-    kernel = findings.kernel
-    if kernel.reason is not None:
-        return [f"kernel     none: {kernel.reason}; torch computes, and in 8 or 4 bits only if asked for"]
-    extra_levels = [level for level in kernel.levels if level != kernel.level]
+def _kernel(kernel: dict[str, Any]) -> str:
+    if kernel["reason"] is not None:
+        return f"kernel     none: {kernel['reason']}; torch computes, and in 8 or 4 bits only if asked for"
+    extra_levels = [level for level in kernel["levels"] if level != kernel["level"]]
     levels_note = f"; it also has {', '.join(extra_levels)}" if extra_levels else ""
-    compiler = "no compiler" if kernel.compiler is None else f"compiler {kernel.compiler}"
-    return [f"kernel     {kernel.level}{levels_note} (build {(kernel.digest or '')[:12]}; {compiler})"]
+    compiler = "no compiler" if kernel["compiler"] is None else f"compiler {kernel['compiler']}"
+    return f"kernel     {kernel['level']}{levels_note} (build {kernel['digest'][:12]}; {compiler})"
 
 
-def _roofs(findings: Findings) -> list[str]:
-    machine = findings.machine
-    products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in machine.flops_per_second.items())
-    reads = machine.bandwidth_bytes_per_second / 1e9
-    return [f"roofs      memory reads {reads:.1f} GB/s; products in GFLOP/s: {products}"]
+def _roofs(roofs: dict[str, Any]) -> str:
+    products = ", ".join(f"{name} {rate / 1e9:,.0f}" for name, rate in roofs["flops_per_second"].items())
+    reads = roofs["bandwidth_bytes_per_second"] / 1e9
+    return f"roofs      memory reads {reads:.1f} GB/s; products in GFLOP/s: {products}"
 
 
-def _cells(speeds: PlanSpeeds) -> list[str]:
-    passes: tuple[Pass, ...] = ("decode_1", "decode_16", "prefill")
-    rates = speeds.rates
-    return [f"{rates[name]:,.0f} ({speeds.of_roof[name]:.0%})" if name in rates else "–" for name in passes]
+def _cells(way: dict[str, Any]) -> list[str]:
+    rates, shares = way["tokens_per_second"], way["of_roof"]
+    passes = ("decode_1", "decode_16", "prefill")
+    return [f"{rates[name]:,.0f} ({shares[name]:.0%})" if name in rates else "–" for name in passes]
 
 
-def _note(speeds: PlanSpeeds, findings: Findings) -> str:
-    if speeds.reason is not None:
-        return speeds.reason
-    if speeds.plan == findings.chosen:
+def _note(way: dict[str, Any], chosen: dict[str, Any]) -> str:
+    if way["reason"] is not None:
+        return way["reason"]
+    if _plan(way) == _plan(chosen):
         return "chosen"
-    notes = [] if speeds.lossless else ["does not keep what is stored"]
-    return ", ".join([*notes, "measured once, far behind"] if speeds.stopped else notes)
+    notes = [] if way["keeps_what_is_stored"] else ["does not keep what is stored"]
+    return ", ".join([*notes, "measured once, far behind"] if way["stopped_early"] else notes)

@@ -6,6 +6,9 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import product
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -90,19 +93,14 @@ def _check(selected: Sequence[str], as_json: bool) -> None:
 
 
 def _readings(name: str) -> Iterator[ParityCheck]:
-    from pathlib import Path
-    from tempfile import TemporaryDirectory
-
     from bedplate.inference.measure.parity import DType, read
     from bedplate.models.families import FAMILIES
 
     family = FAMILIES["hf", name]
     dtypes: tuple[DType, ...] = ("float32", "float64")
     with TemporaryDirectory() as scratch:
-        for example in range(len(family.examples)):
-            for seed in range(_SEEDS):
-                for dtype in dtypes:
-                    yield from read(family, Path(scratch) / f"{example}-{seed}-{dtype}", example, seed, dtype)
+        for example, seed, dtype in product(range(len(family.examples)), range(_SEEDS), dtypes):
+            yield from read(family, Path(scratch) / f"{example}-{seed}-{dtype}", example, seed, dtype)
 
 
 def _show_check(readings_by_family: dict[str, list[ParityCheck]]) -> None:

@@ -56,7 +56,12 @@ def feedback(
 
     store = FeedbackStore(state_directory(state) / DIRECTORY)
     if action == "list":
-        _list(store, as_json)
+        summary = store.summary()
+        columns = ("model", *numbers("replies", "with texts", "feedback", "corrections"))
+        if as_json:
+            print(json.dumps({"models": summary}))
+        else:
+            show(columns, [tuple(map(str, row.values())) for row in summary])
     elif action == "export":
         assert skin is not None
         assert out is not None
@@ -65,21 +70,11 @@ def feedback(
         _purge(store, skin, id or [], tenant or [], everything, as_json)
 
 
-def _list(store: FeedbackStore, as_json: bool) -> None:
-    summary = store.summary()
-    if as_json:
-        print(json.dumps({"models": summary}))
-        return
-    columns = ("model", *numbers("replies", "with texts", "feedback", "corrections"))
-    show(columns, [tuple(map(str, row.values())) for row in summary])
-
-
 def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, target: str, as_json: bool) -> None:
     if skin not in store.models():
         served_models = ", ".join(store.models()) or "none"
         raise UsageError(f"nothing was kept of {skin!r}; there is feedback of: {served_models}")
-    columns: dict[str, str] | None = None
-    group: str | None = None
+    columns, group = None, None
     if task is not None:
         from bedplate.evaluation.task import load_task
 
@@ -87,11 +82,11 @@ def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, targe
         columns = {name: spec.column for name, spec in read.inputs.items()}
         target, group = read.data.target, next(iter(read.data.group_columns), None)
     exported = store.export(skin, columns, target, group)
+    skipped = {reason: count for reason, count in exported.skipped.items() if count}
     if not exported.rows:
-        why = "; ".join(f"{count} {reason}" for reason, count in exported.skipped.items() if count)
+        why = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
         raise UsageError(f"no reply of {skin!r} can be an example ({why or 'none was kept'})")
     atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows))
-    skipped = {reason: count for reason, count in exported.skipped.items() if count}
     if as_json:
         print(json.dumps({"out": str(out), "rows": len(exported.rows), "skipped": skipped}))
         return
@@ -109,10 +104,11 @@ def _purge(
         raise UsageError("say what to purge: --id of a reply, --tenant, or --everything of a skin")
     if everything and skin is None:
         raise UsageError("--everything needs the name of the skin")
-    plain = {reply_id: plain_id(reply_id) for reply_id in ids}
-    wrong = next((reply_id for reply_id, parsed_id in plain.items() if parsed_id is None), None)
-    if wrong is not None:
-        raise UsageError(f"{wrong!r} is not a reply's id; it ends in 32 hexadecimal digits")
-    valid_ids = {parsed_id for parsed_id in plain.values() if parsed_id is not None}
-    purged = store.purge(valid_ids, set(tenants), () if skin is None else (skin,), everything=everything)
+    plain_ids: set[str] = set()
+    for reply_id in ids:
+        parsed = plain_id(reply_id)
+        if parsed is None:
+            raise UsageError(f"{reply_id!r} is not a reply's id; it ends in 32 hexadecimal digits")
+        plain_ids.add(parsed)
+    purged = store.purge(plain_ids, set(tenants), () if skin is None else (skin,), everything=everything)
     print(json.dumps({"lines": purged}) if as_json else f"{purged} lines are gone")

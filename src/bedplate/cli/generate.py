@@ -10,8 +10,8 @@ import typer
 
 from bedplate.cli.options import BaseSource, Dtype, Kernel, Weights, whole
 from bedplate.core.errors import UsageError
-from bedplate.core.garbage import left_alone
 from bedplate.core.libraries import complete_torch, leave_parts
+from bedplate.core.memory import left_alone
 
 
 def generate(

@@ -62,16 +62,15 @@ def keys(
     if which is None:
         raise UsageError(f"`bedplate keys {action}` needs {'a name' if action == 'create' else 'the id of a key'}")
     if action == "create":
-        limits = (("requests_per_minute", requests_per_minute), ("tokens_per_minute", tokens_per_minute))
-        dollars = (("usd_per_day", usd_per_day), ("usd_per_month", usd_per_month))
-        tokens = (("tokens_per_day", tokens_per_day), ("tokens_per_month", tokens_per_month))
+        per_minute = {"requests_per_minute": requests_per_minute, "tokens_per_minute": tokens_per_minute}
+        dollars = {"usd_per_day": usd_per_day, "usd_per_month": usd_per_month}
         fields: dict[str, Any] = {
             "name": which,
             "tenant": tenant,
             "models": tuple(models) if models else "all",
             "admin": admin,
-            "limits": dict((*limits, ("concurrent", concurrent))),
-            "quota": dict((*dollars, *tokens)),
+            "limits": {**per_minute, "concurrent": concurrent},
+            "quota": {**dollars, "tokens_per_day": tokens_per_day, "tokens_per_month": tokens_per_month},
             "expires": expires if expires is None else _moment(expires),
         }
         id_, secret = _create(path, fields)
@@ -90,7 +89,6 @@ def keys(
 
 
 def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
-    """Adds a key; its id and the key itself."""
     from datetime import UTC, datetime
 
     import pydantic
@@ -132,12 +130,12 @@ def _list(keys_file: KeysFile, as_json: bool) -> None:
         return
     names = ("id", "name", "state", "tenant", Column("models", prose=True), "admin")
     limits = (Column("limits", prose=True), Column("quota", prose=True), "expires")
-    show((*names, *limits), [(key.id, key.name, key.state(now), *_rights(key)) for key in keys_file.keys])
+    show((*names, *limits), [_row(key, key.state(now)) for key in keys_file.keys])
 
 
-def _rights(key: Key) -> tuple[str, ...]:
+def _row(key: Key, state: str) -> tuple[str, ...]:
     models = "all" if key.models == "all" else ", ".join(key.models)
     limits = ", ".join(f"{name}={value}" for name, value in key.limits.model_dump(exclude_none=True).items())
     quota = ", ".join(f"{name}={value:g}" for name, value in key.quota.model_dump(exclude_none=True).items())
     expires = "" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M}"
-    return key.tenant or "", models, "yes" if key.admin else "", limits, quota, expires
+    return key.id, key.name, state, key.tenant or "", models, "yes" if key.admin else "", limits, quota, expires

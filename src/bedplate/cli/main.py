@@ -20,7 +20,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "adapt": ("bedplate.cli.adapt", "Find the cheapest adaptation of a base that provably meets the bar (threshold)."),
     "chat": ("bedplate.cli.chat", "Talk with a base, a skin or a running server on the terminal."),
     "completion": ("bedplate.cli.completion", "Print a script that completes verbs and options in your shell."),
-    "convert": ("bedplate.cli.convert", "Convert a checkpoint to another layout, checked by reading it back."),
+    "convert": ("bedplate.cli.export", "Convert a checkpoint to another layout, checked by reading it back."),
     "data": ("bedplate.cli.data", "Build a corpus to pretrain on; what each rule kept, and the fate of a document."),
     "doctor": ("bedplate.cli.doctor", "What this machine can do with a base: its roofs, execution plans, the choice."),
     "evaluate": ("bedplate.cli.evaluate", "Score a skin on a split of a task or on new rows, or a base on suites."),
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BaseException as error:
         if not isinstance(error, KeyboardInterrupt):
             need_failure(error)
-        if _wants_traceback():
+        if os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}:
             traceback.print_exc()
         if is_interrupt(error):
             code = _fail("interrupted", "interrupted", _INTERRUPTED, arguments)
@@ -171,10 +171,6 @@ def _fail(message: str, code: str, exit_code: int, arguments: Sequence[str]) -> 
     if "--json" in arguments:
         print(json.dumps({"error": {"message": message, "code": code}}), flush=True)
     return exit_code
-
-
-def _wants_traceback() -> bool:
-    return os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.bulk import Counts, RowSource
-    from bedplate.inference.predict.composed import SkinPredictor
+    from bedplate.inference.predict.callable_skin import SkinPredictor
 
 Format = Literal["jsonl", "csv", "tsv", "parquet"]
 

@@ -45,7 +45,7 @@ def pretrain(
       bedplate pretrain run.yaml model.params=10M tokens=200M --dry-run
       torchrun --nproc-per-node 8 -m bedplate pretrain run.yaml
     """
-    from bedplate.pretraining.runfile.first_look import look  # loads no torch, so that a typo is answered at once
+    from bedplate.pretraining.runfile.file import look  # loads no torch, so that a typo is answered at once
 
     look(run, overrides or (), reads_data=not dry_run)
     from bedplate.pretraining.runfile.file import load_run

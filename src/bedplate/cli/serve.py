@@ -15,7 +15,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import duration, whole
 from bedplate.core.errors import UsageError
-from bedplate.core.garbage import left_alone
+from bedplate.core.memory import left_alone
 from bedplate.core.progress import Progress
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 BESIDE_CONFIG = frozenset(("base", "more", "config", "skin", "as_json"))
 """Parameters that also go with a server's file."""
-
-SHOWN = 20
 
 
 def serve(
@@ -114,17 +112,24 @@ def serve(
         paths.base(source)
     settings = None
     if config is not None:
-        _only_with_base(context)
+        for parameter in context.command.params:  # options are not dropped unread
+            source = context.get_parameter_source(parameter.name or "")
+            if source is not None and source.name == "COMMANDLINE" and parameter.name not in BESIDE_CONFIG:
+                raise UsageError(f"{parameter.opts[0]} does not go with --config; write it into the file")
         settings = load_config(config, ServerConfig, overrides)
-        _check_places(settings)
+        for base_config in settings.bases:
+            paths.base(base_config.source)
+        paths.skin_directories([str(skin_config.source) for skin_config in settings.skins])
+        paths.existing_directory(settings.skins_directory)
+        paths.existing(settings.keys)
     elif overrides:
         raise UsageError(f"{overrides[0]} is a value of a server's file; give it with --config, or use the options")
     try:
-        from bedplate.serving.server import app, startup
+        from bedplate.serving.server import app
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
     if settings is None:
-        settings = startup.server_config(
+        settings = app.server_config(
             *bases,
             skins_directory=skins_directory,
             host=host,
@@ -148,7 +153,7 @@ def serve(
 def _run(run: Callable[..., bool], settings: ServerConfig, skins: Sequence[str], as_json: bool) -> None:
     """Serves until a signal comes, and says where once the server is ready."""
     from bedplate.inference.execution.threads import use_cores
-    from bedplate.serving.settings.logs import write_logs
+    from bedplate.serving.settings.server_config import write_logs
 
     use_cores()
     write_logs(settings.logs)
@@ -157,11 +162,9 @@ def _run(run: Callable[..., bool], settings: ServerConfig, skins: Sequence[str],
     def announce(url: str, state: ServerState) -> None:
         starting.close()
         models = list(state.registry.models)
-        if as_json:
-            print(json.dumps({"url": url, "models": models}), flush=True)
-        else:
-            remainder = f" and {len(models) - SHOWN} more" if len(models) > SHOWN else ""
-            print(f"serving {', '.join(models[:SHOWN])}{remainder} at {url}", flush=True)
+        remainder = f" and {len(models) - 20} more" if len(models) > 20 else ""
+        line = f"serving {', '.join(models[:20])}{remainder} at {url}"
+        print(json.dumps({"url": url, "models": models}) if as_json else line, flush=True)
 
     with starting:
         # a look through all that was loaded stops every call for a third of a second
@@ -173,20 +176,3 @@ def _run(run: Callable[..., bool], settings: ServerConfig, skins: Sequence[str],
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
-
-
-def _check_places(settings: ServerConfig) -> None:
-    """What a server's file names is there, as far as that can be said without loading anything."""
-    for base in settings.bases:
-        paths.base(base.source)
-    paths.skin_directories([str(skin.source) for skin in settings.skins])
-    paths.existing_directory(settings.skins_directory)
-    paths.existing(settings.keys)
-
-
-def _only_with_base(context: typer.Context) -> None:
-    """UsageError for options that a server's file would have to give: they are not dropped unread."""
-    for parameter in context.command.params:
-        source = context.get_parameter_source(parameter.name or "")
-        if source is not None and source.name == "COMMANDLINE" and parameter.name not in BESIDE_CONFIG:
-            raise UsageError(f"{parameter.opts[0]} does not go with --config; write it into the file")

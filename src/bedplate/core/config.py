@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 import math
 import re
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast
 
 import pydantic
+import pydantic_core
 import yaml
 
-from bedplate.core.annotations import field_names, wants_number_only, wants_quantity
+from bedplate.core.display import shortened
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.quantities import SECONDS, count_of, seconds_of
@@ -32,19 +35,38 @@ class Strict(pydantic.BaseModel):
 
     @pydantic.model_validator(mode="before")
     @classmethod
-    def _no_boolean_numbers(cls, values: Any) -> Any:
-        # pydantic reads True as 1; in a file that is a typing mistake (`r: yes`)
-        if isinstance(values, Mapping):
-            values = cast("Mapping[Any, Any]", values)
-            numbers: dict[Any, Any] = {}
-            for name, value in values.items():
-                field = cls.model_fields.get(name) if isinstance(name, str) else None
-                if isinstance(value, bool) and field is not None and wants_number_only(field.annotation):
-                    raise ValueError(f"{name} is the boolean {str(value).lower()}, but a number is wanted")
-                if isinstance(value, str) and field is not None and wants_quantity(field.annotation):
-                    numbers[name] = _quantity(str(name), value)
-            return {**values, **numbers} if numbers else values
-        return values
+    def _check_keys_and_numbers(cls, values: Any) -> Any:
+        if not isinstance(values, Mapping):
+            return values
+        fields = {field.alias or name: field for name, field in cls.model_fields.items()} | cls.model_fields
+        numbers: dict[Any, Any] = {}
+        for key, value in cast("Mapping[Any, Any]", values).items():
+            field = fields.get(key) if isinstance(key, str) else None
+            if field is None and cls.model_config.get("extra") == "forbid":
+                names = sorted(field.alias or name for name, field in cls.model_fields.items())
+                hint = did_you_mean(nearest(str(key), names)) or f"the keys here are {', '.join(names) or 'none'}"
+                context = {"key": repr(key), "hint": hint, "at": key}
+                raise pydantic_core.PydanticCustomError("unknown_key", "unknown key {key}; {hint}", context)
+            members = [] if field is None else _members(field.annotation)
+            if bool in members or not (int in members or float in members):
+                continue
+            # pydantic reads True as 1; in a file that is a typing mistake (`r: yes`)
+            if isinstance(value, bool):
+                raise ValueError(f"{key} is the boolean {str(value).lower()}, but a number is wanted")
+            if isinstance(value, str) and str not in members:
+                numbers[key] = _quantity(key, value)
+        return {**values, **numbers} if numbers else values
+
+
+def _members(annotation: Any) -> list[Any]:
+    """A union's members (or the annotation alone), with Annotated and aliases unwrapped."""
+    annotation = getattr(annotation, "__value__", annotation)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return _members(typing.get_args(annotation)[0])
+    if origin is typing.Union or origin is types.UnionType:
+        return [m for argument in typing.get_args(annotation) for m in _members(argument)]
+    return [annotation]
 
 
 _UNITS = {"ms": "ms", "s": "s", "seconds": "s", "minutes": "m", "hours": "h", "days": "d"}
@@ -58,7 +80,8 @@ def _quantity(name: str, text: str) -> Any:
     value = count_of(text) if unit is None or seconds is None else seconds / SECONDS[unit]
     if value is None or not math.isfinite(value):
         return text
-    return int(value) if value.is_integer() else value
+    whole = round(value)
+    return whole if math.isclose(value, whole, rel_tol=1e-12) else value  # 1.13 M is no whole number of floats
 
 
 class Grown(Strict):
@@ -107,14 +130,11 @@ def parse_config(text: str, model: type[M], source: str, overrides: Sequence[str
         reported = [
             e
             for e in problems
-            if e["type"] != "too_short" or not any(_is_inside(e["loc"], location) for location in inner)
+            if e["type"] != "too_short"
+            or not any(location != e["loc"] and _covers(e["loc"], location) for location in inner)
         ]
-        lines = [_explain(e, model, data, root, source, overridden) for e in reported]
+        lines = [_explain(e, data, root, source, overridden) for e in reported]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from error
-
-
-def _is_inside(place: Sequence[str | int], inner: Sequence[str | int]) -> bool:
-    return len(inner) > len(place) and tuple(inner[: len(place)]) == tuple(place)
 
 
 def dump_config(config: pydantic.BaseModel) -> str:
@@ -125,7 +145,7 @@ def dump_config(config: pydantic.BaseModel) -> str:
 
 def one_line(value: Any) -> str:
     """A value as YAML on one line, which is read back as the same value."""
-    text = yaml.dump(value, Dumper=_LineDumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1e9)
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1e9)
     return text.removesuffix("\n").removesuffix("\n...")
 
 
@@ -147,40 +167,26 @@ class _Loader(yaml.SafeLoader):
             except TypeError:
                 break  # an unhashable key: super() below reports it with its place
             if duplicate:
-                raise ConfigError(
-                    f"line {line}: the key {key!r} appears twice (first on line {line_by_key[key]}); keep one"
-                )
+                raise ConfigError(f"line {line}: the key {key!r} appears twice (first on line {line_by_key[key]})")
             line_by_key[key] = line
         return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):
-    """Safe YAML that quotes the strings which `_Loader` would read as numbers, and escapes rare line breaks."""
+    """Safe YAML that quotes the strings which `_Loader` would read as numbers, and escapes line breaks."""
 
 
 def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
     # in its other styles PyYAML writes NEL, LS and PS as they are and reads them back as spaces
-    style = '"' if any(c in text for c in "\x85\u2028\u2029") else None
+    style = '"' if any(c in text for c in "\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029") else None
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
 
 
 _Dumper.add_representer(str, _represent_text)
 
 
-class _LineDumper(_Dumper):
-    """Writes no line breaks."""
-
-
-def _represent_line(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
-    style = '"' if any(c in text for c in "\r\n\v\f\x1c\x1d\x1e\x85\u2028\u2029") else None
-    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
-
-
-_LineDumper.add_representer(str, _represent_line)
-
-
 _FLOAT = re.compile(r"^[-+]?(?:[0-9][0-9_]*\.?[0-9_]*|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
-for _class in (_Loader, _Dumper, _LineDumper):
+for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789."))
 
 
@@ -279,13 +285,11 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
         if isinstance(container, list):
             sequence = cast("list[Any]", container)
             if not isinstance(key, int) or key >= len(sequence):
-                raise ConfigError(
-                    f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is not an index of it"
-                )
+                raise ConfigError(f"override {override!r}: {place} is a list of {len(sequence)}; {key!r} is no index")
             container = sequence
         elif isinstance(container, dict):
             mapping = cast("dict[Any, Any]", container)
-            key = _key_of(mapping, keys, depth, override)  # noqa: PLW2901
+            key = next((name for name in (key, str(key)) if name in mapping), str(key))  # noqa: PLW2901
             if not last and mapping.get(key) is None:
                 mapping[key] = {}
             container = mapping
@@ -298,25 +302,11 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             container = container[key]
 
 
-def _key_of(mapping: Mapping[Any, Any], keys: tuple[str | int, ...], depth: int, override: str) -> Any:
-    """The mapping's own key that is meant; where the rest of an override only fits a key with dots in it, an error."""
-    matching_key = next((key for key in (keys[depth], str(keys[depth])) if key in mapping), None)
-    if matching_key is not None:
-        return matching_key
-    for end in range(len(keys), depth + 1, -1):
-        dotted = ".".join(map(str, keys[depth:end]))
-        if dotted in mapping:
-            meant = key_path((*keys[:depth], dotted, *keys[end:]))
-            raise ConfigError(f"override {override!r}: the key {dotted!r} has a dot in it; quote it: {meant}=…")
-    return str(keys[depth])
-
-
 # --- messages
 
 
 def _explain(
     error: Any,
-    model: type[pydantic.BaseModel],
     data: dict[Any, Any],
     root: yaml.Node | None,
     source: str,
@@ -325,19 +315,17 @@ def _explain(
     """One pydantic error as `source, line n: key: what is wrong; what to do`."""
     location: tuple[str | int, ...] = error["loc"]
     keys = _data_keys(location, data, missing=error["type"] == "missing")
+    if error["type"] == "unknown_key":
+        keys = (*keys, error["ctx"]["at"])
     by = next((text for path, text in overridden.items() if _covers(path, keys)), None)
     node, line = (None, None) if by else _locate(root, keys)
     place = f"override {by!r}" if by else source if line is None else f"{source}, line {line}"
     key = key_path(keys)
-    return f"{place}: {key + ': ' if key else ''}{_problem(error, model, keys, node)}"
+    return f"{place}: {key + ': ' if key else ''}{_problem(error, node)}"
 
 
-def _problem(error: Any, model: type[pydantic.BaseModel], keys: tuple[str | int, ...], node: yaml.Node | None) -> str:
+def _problem(error: Any, node: yaml.Node | None) -> str:
     error_type, value = error["type"], error["input"]
-    if error_type == "extra_forbidden":
-        valid = sorted(field_names(model, error["loc"][:-1]))
-        hint = did_you_mean(nearest(str(keys[-1]), valid)) or f"the keys here are {', '.join(valid) or 'none'}"
-        return f"unknown key {str(keys[-1])!r}; {hint}"
     if error_type == "missing":
         return "this key is required and missing"
     if error_type in {"string_type", "literal_error", "enum"} and isinstance(value, bool | int | float):
@@ -346,7 +334,8 @@ def _problem(error: Any, model: type[pydantic.BaseModel], keys: tuple[str | int,
         was = "yes, no, on, off, true and false are booleans in YAML" if isinstance(value, bool) else "it is a number"
         return f'read as {_type_name(value)} {read_as}, but text is wanted ({was}): quote it, as in "{written}"'
     message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
-    shown = "" if error_type in {"value_error", "assertion_error"} else f" (got {_shorten(value)})"
+    says_all = error_type in {"value_error", "assertion_error", "unknown_key"}
+    shown = "" if says_all else f" (got {shortened(repr(value), 80)})"
     return f"{message[:1].lower()}{message[1:]}{shown}"
 
 
@@ -377,8 +366,3 @@ def _data_keys(location: Sequence[str | int], data: Any, missing: bool) -> tuple
 def _type_name(value: Any) -> str:
     names = {bool: "boolean", int: "number", float: "number", str: "text", list: "list", dict: "mapping"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
-
-
-def _shorten(value: Any, limit: int = 80) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"

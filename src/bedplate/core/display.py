@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import PurePath
 
@@ -56,16 +56,16 @@ def join_names(names: Sequence[str], max_names: int = 5) -> str:
 def table(title: str, header: Sequence[str], rows: Iterable[Sequence[object]], note: str = "") -> str:
     """An HTML table below its title, for a notebook. Without a header the first cell of each row names it."""
     head = "".join(f"<th>{_text(cell)}</th>" for cell in header)
-    body = "".join(_row(row, named=not header) for row in rows)
+    first = "td" if header else "th"
+    body = "".join(f"<tr>{''.join(_cells(row, first))}</tr>" for row in rows)
     note_html = f"<p>{_text(note)}</p>" if note else ""
     titled = f"<thead><tr>{head}</tr></thead>" if header else ""
     return f"<div><strong>{_text(title)}</strong>{note_html}<table>{titled}<tbody>{body}</tbody></table></div>"
 
 
-def _row(cells: Sequence[object], *, named: bool) -> str:
-    shown = [_text(cell) for cell in cells]
-    first = f"<th>{shown[0]}</th>" if named else f"<td>{shown[0]}</td>"
-    return f"<tr>{first}{''.join(f'<td>{cell}</td>' for cell in shown[1:])}</tr>"
+def _cells(row: Sequence[object], first: str) -> Iterator[str]:
+    for tag, cell in zip((first, *["td"] * len(row)), row, strict=False):
+        yield f"<{tag}>{_text(cell)}</{tag}>"
 
 
 def _text(value: object) -> str:

@@ -1,29 +1,5 @@
 """The error tree. Every message says what was wrong, where, and what to do.
 
-    BedplateError
-    ├── UsageError                  a call or a command line that cannot be carried out as asked
-    ├── ConfigError                 a task, run or config file: unknown key, wrong value
-    ├── DataError                   rows, encodings, labels, splits
-    ├── HubError                    pulling an item
-    │   ├── UnknownItemError        no such catalogue name or path
-    │   ├── UnreachableError        the index or hub cannot be reached
-    │   ├── LicenceError            a licence that must be accepted first
-    │   └── HashMismatchError       what arrived is not what was pinned
-    ├── CheckpointError             a checkpoint's files: missing, truncated, inconsistent
-    │   └── UnsupportedModelError   an architecture or a field that no family can express
-    ├── TokenizerError              a tokenizer's files or vocabulary
-    │   └── TemplateError           a chat or prompt template
-    ├── SkinError                   a skin's files, or a skin on a base that is not its own
-    ├── TrainingError               a training run that cannot start, go on or resume
-    │   └── RankError               another process of the run has ended, and says why
-    ├── RequestError                one inference request; `param` and `code` go into the HTTP error object
-    │   ├── ContextLengthExceeded   prompt plus output do not fit the context
-    │   └── UnknownModelError       no such model or skin is being served
-    ├── NotFiniteError              infinities or NaN where a request's numbers were to be
-    ├── DeadlineError               a request that did not end in its time
-    ├── BusyError                   the queue is full; try again later
-    └── EndpointError               a remote model: not reached, refused, failed, or broke off
-
 `exit_code` is what the command line exits with, `status` the HTTP status, `code` the machine-readable name.
 """
 

@@ -40,9 +40,8 @@ class Job:
         if missing:
             raise UsageError(f"the job {self.name} cannot run here: it needs {', '.join(missing)}")
         module, _, function = self.function.partition(":")
-        return getattr(import_module(module), function)(
-            **self.arguments, **{name: resources[name] for name in self.needs}
-        )
+        needed = {name: resources[name] for name in self.needs}
+        return getattr(import_module(module), function)(**self.arguments, **needed)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def atomic_write(path: Path | str, content: str | bytes, *, durable: bool = True
             temporary.unlink(missing_ok=True)
             raise
         if durable:
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ def atomic_directory(path: Path | str, replace: bool = False) -> Generator[Path]
                 _exchange(temporary, path)  # `temporary` now holds the old content
             else:
                 temporary.rename(path)
-            _sync_directory(path.parent)
+            sync_directory(path.parent)
     except OSError as error:  # of whoever fills the directory
         if error.errno not in DISK_FULL:
             raise
@@ -188,7 +188,8 @@ def check_writable(path: Path | str) -> None:
         raise UsageError(f"cannot write {path}: {parent} does not allow it; choose a place that can be written")
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Makes names that were written in a directory safe on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -271,9 +272,7 @@ def on_closed(prefix: str = "") -> Callable[[OSError], None]:
     """For `os.walk`: a folder that may not be read is a DataError, which begins with `prefix`, and not passed over."""
 
     def refuse(error: OSError) -> None:
-        raise DataError(
-            f"{prefix}{error.filename} cannot be read: {error.strerror}; make it readable, or take it out"
-        ) from error
+        raise DataError(f"{prefix}{error.filename} cannot be read: {error.strerror}; make it readable") from error
 
     return refuse
 
@@ -304,9 +303,7 @@ def read_jsonl(path: Path | str, *, allow_torn_tail: bool = False) -> list[dict[
                 break
             raise DataError(f"{path}, line {number}: not valid JSON: {error}") from error
         if not isinstance(row, dict):
-            raise DataError(
-                f"{path}, line {number}: each line must be a JSON object, this one is {line.strip()[:40]!r}"
-            )
+            raise DataError(f"{path}, line {number}: each line must be a JSON object, not {line.strip()[:40]!r}")
         rows.append(cast("dict[str, Any]", row))
     return rows
 
@@ -324,7 +321,8 @@ def _text_without_torn_character(path: Path) -> str:
 def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
     """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off."""
     path = Path(path)
-    data = "".join(_json_line(row) for row in rows).encode("utf-8")
+    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
+    data = "".join(lines).encode("utf-8")
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer, of which closing the file would write the rest after all.
@@ -362,10 +360,6 @@ def _whole_end(file: Any) -> int:
     file.write(b"\n")
     file.flush()
     return size + 1
-
-
-def _json_line(row: Mapping[str, Any]) -> str:
-    return json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def safe_join(root: Path | str, relative: str) -> Path:

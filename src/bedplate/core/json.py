@@ -67,6 +67,13 @@ def flat(value: Any, prefix: str = "") -> dict[str, Any]:
     return {prefix: json.loads(json.dumps(value))}
 
 
+def differences(before: Any, after: Any) -> dict[str, str]:
+    """What differs between two nested objects, by dotted key, such as "256 before, 512 now"."""
+    old, new = flat(before), flat(after)
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return {key: f"{key}: {brief(old.get(key))} before, {brief(new.get(key))} now" for key in keys}
+
+
 def brief(value: Any, max_chars: int = 60) -> str:
     """A value as JSON text of at most so many characters, for messages."""
     text = json.dumps(value, ensure_ascii=False)

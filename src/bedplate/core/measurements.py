@@ -56,11 +56,8 @@ def measured_once(
 
 def _was_disturbed(record: Mapping[str, Any], load: float | None) -> bool:
     """Whether a record was made beside other work, most of which is gone. Each is made again a few times at most, since
-    the load average halves each time. load: the present one. One that does not say its load was made by an earlier
-    version, and is not known to be undisturbed."""
+    the load average halves each time. load: the present one."""
     if load is None or is_busy(load):
         return False
-    if "load" not in record:
-        return True
     before = record["load"]
     return before is not None and is_busy(before) and load <= before / 2

@@ -1,4 +1,5 @@
-"""The processor that this process may use: its cores, not hyperthreads, and what a container's quota leaves of them.
+"""The processor that this process may use: its cores, not hyperthreads, and what the quota of its control groups, which
+limit containers and services, leaves of them.
 
 Everything is read from Linux's own files under a root (`/` by default, another in tests); what is not there is left
 out. Where the files lie:
@@ -15,9 +16,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from bedplate.core.control_groups import lines, own_groups, text
 from bedplate.core.files import sha256_json
 
 _CPUS = Path("sys/devices/system/cpu")
@@ -90,7 +90,7 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
         sockets=len({_package(root, cpu) for cpu in mask}),
         nodes=max(_nodes(root, mask), 1),
         caches=_caches(root, mask[0]),
-        load=_load(root),
+        load=load_average(),
     )
 
 
@@ -199,42 +199,24 @@ def _bytes(text: str) -> int | None:
 
 def _quota(root: Path) -> float | None:
     """The smallest of the limits of this process's control group and of those above it."""
-    return min(_quotas(root), default=None)
+    quotas = (_group_quota(group) for group in own_groups("cpu", root))
+    return min((quota for quota in quotas if quota is not None), default=None)
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    for group in own_groups("cpu", root):
-        quota = _limit_v2(group.directory) if group.version == 2 else _limit_v1(group.directory)
-        if quota is not None:
-            yield quota
-
-
-def _limit_v2(group: Path) -> float | None:
-    quota, _, period = (text(group / "cpu.max") or "max").partition(" ")
-    return _cores(quota, period or "100000")
-
-
-def _limit_v1(group: Path) -> float | None:
-    return _cores(text(group / "cpu.cfs_quota_us") or "-1", text(group / "cpu.cfs_period_us") or "")
-
-
-def _cores(quota: str, period: str) -> float | None:
+def _group_quota(group: ControlGroup) -> float | None:
     """Microseconds of every period → cores; None for "max", −1 and damaged files."""
+    if group.version == 2:
+        quota, _, period = (text(group.directory / "cpu.max") or "max").partition(" ")
+    else:
+        quota, period = (text(group.directory / f"cpu.cfs_{name}_us") or "" for name in ("quota", "period"))
     try:
-        time, span = int(quota), int(period)
+        time, span = int(quota), int(period or "100000")
     except ValueError:
         return None
     return time / span if time > 0 and span > 0 else None
 
 
 # --- files
-
-
-def _load(root: Path) -> float | None:
-    try:
-        return float((text(root / "proc/loadavg") or "").split()[0])
-    except (ValueError, IndexError):
-        return None
 
 
 def _number(text: str | None) -> int | None:
@@ -249,3 +231,49 @@ def _children(path: Path) -> list[Path]:
         return sorted(path.iterdir())
     except OSError:
         return []
+
+
+# --- control groups
+
+_MOUNT = Path("sys/fs/cgroup")
+
+
+class ControlGroup(NamedTuple):
+    """One group, by the version of the interface, in whose directory its files are."""
+
+    version: Literal[1, 2]
+    directory: Path
+
+
+def own_groups(controller: str, root: Path = Path("/")) -> Iterator[ControlGroup]:
+    """This process's group of a controller ("cpu", "memory") and all above it, in both versions."""
+    for line in lines(root / "proc/self/cgroup"):
+        number, _, remainder = line.partition(":")
+        controllers, _, path = remainder.partition(":")
+        if number == "0" and not controllers:
+            for mount in (_MOUNT, _MOUNT / "unified"):  # the second where both versions are mounted
+                yield from (ControlGroup(2, directory) for directory in _upwards(root / mount, path))
+        elif controller in controllers.split(","):
+            for mount in sorted({controllers, controller, "cpu,cpuacct"} if controller == "cpu" else {controllers}):
+                yield from (ControlGroup(1, directory) for directory in _upwards(root / _MOUNT / mount, path))
+
+
+def _upwards(mount: Path, path: str) -> Iterator[Path]:
+    """A group and all above it. In a container the path may be the host's, which is not there: its mount then begins
+    with the container's own group."""
+    parts = [part for part in path.split("/") if part not in ("", ".", "..")]
+    for depth in range(len(parts), -1, -1):
+        yield mount.joinpath(*parts[:depth])
+
+
+def text(path: Path) -> str | None:
+    """A file of the system's, None where there is none."""
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return None
+
+
+def lines(path: Path) -> list[str]:
+    """A file's lines, none where there is no file."""
+    return (text(path) or "").splitlines()

@@ -38,22 +38,28 @@ def seconds_of(text: str, unit: str | None = None) -> float | None:
 
 def parse_count(name: str, text: str) -> float:
     """As `count_of`; UsageError, which names what it was for, for anything else, and for what is not above 0."""
-    value = count_of(text)
+    return _above_zero(name, text, count_of(text), "a number; write for example 1e12, 15.6T, 300B or 50k")
+
+
+def parse_seconds(name: str, text: str, unit: str | None = None) -> float:
+    """As `seconds_of`; UsageError, which names what it was for, for anything else, and for what is not above 0."""
+    return _above_zero(name, text, seconds_of(text, unit), "a length of time; write for example 90s, 10m or 1.5h")
+
+
+def _above_zero(name: str, text: str, value: float | None, what: str) -> float:
     if value is None:
-        raise UsageError(f"{name} {text!r} is not a number; write for example 1e12, 15.6T, 300B or 50k")
+        raise UsageError(f"{name} {text!r} is not {what}")
     if not 0 < value < math.inf:
         raise UsageError(f"{name} is {text.strip()}: it must be a number above 0")
     return value
 
 
-def parse_seconds(name: str, text: str, unit: str | None = None) -> float:
-    """As `seconds_of`; UsageError, which names what it was for, for anything else, and for what is not above 0."""
-    value = seconds_of(text, unit)
-    if value is None:
-        raise UsageError(f"{name} {text!r} is not a length of time; write for example 90s, 10m or 1.5h")
-    if not 0 < value < math.inf:
-        raise UsageError(f"{name} is {text.strip()}: it must be above 0")
-    return value
+def shown_count(count: float) -> str:
+    """A count with three digits and a suffix: 5.24 M."""
+    for suffix, size in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
+        if count >= size:
+            return f"{count / size:.3g} {suffix}"
+    return f"{count:g}"
 
 
 def adding_up(values: Sequence[float], digits: int) -> list[float]:

@@ -1,8 +1,9 @@
 """Tables for people, in which no number, id or name is ever cut.
 
 A table that is wider than the terminal first wraps its columns of prose between words, then leaves out the columns that
-are marked as extra and says so, and where that is not enough is printed as one block of lines for each row. Without a
-terminal it is as wide as it has to be. (Tables of rich cut cells where these guarantees need more room than there is.)
+are marked as extra and says which, and where that is not enough is printed as one block of lines for each row. Without
+a terminal it is as wide as it has to be. (Tables of rich cut cells where these guarantees need more room than there
+is.)
 """
 
 from __future__ import annotations
@@ -46,39 +47,30 @@ def show_wide(enabled: bool) -> None:
     _all_columns.set(enabled)
 
 
-def show(
-    columns: Sequence[Column | str],
-    rows: Sequence[Sequence[str]],
-    *,
-    title: str | None = None,
-    footer: Sequence[str] = (),
-) -> None:
-    """Print a table on stdout, as wide as the terminal is. footer: a last row, of sums."""
+def show(columns: Sequence[Column | str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:
+    """Print a table on stdout, as wide as the terminal is."""
     out = console()
     free = _all_columns.get() or not (sys.stdout.isatty() or os.environ.get("COLUMNS"))
     heads = [Column(column) if isinstance(column, str) else column for column in columns]
-    lines = laid_out(heads, rows, width=None if free else out.width, footer=footer)
+    lines = laid_out(heads, rows, width=None if free else out.width)
     if title is not None:
         out.print(_styled(title, "italic"))
     for number, line in enumerate(lines):
         out.print(_styled(line, "bold" if number == 0 else ""))
 
 
-def laid_out(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None, footer: Sequence[str] = ()
-) -> list[str]:
+def laid_out(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width: int | None) -> list[str]:
     """The lines of a table, none of which is longer than `width` unless a single word of it is. None: as wide as it is.
 
     Raises ValueError for a row of another length than the columns.
     """
-    table_rows = [list(row) for row in (*rows, *([footer] if footer else []))]
+    table_rows = [list(row) for row in rows]
     for row in table_rows:
         if len(row) != len(columns):
             raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
     shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in table_rows)]
-    extra = [] if width is None else [place for place in shown if columns[place].extra]
-    for count in range(len(extra), -1, -1):  # all columns, then one extra one less each time, the last first
-        left_out = extra[count:]
+    extra = [place for place in shown if columns[place].extra]
+    for left_out in ([], extra):
         visible = [place for place in shown if place not in left_out]
         heads = [columns[place] for place in visible]
         cells = [[row[place] for place in visible] for row in table_rows]
@@ -90,7 +82,7 @@ def laid_out(
             note = _wrapped(f"(not shown: {names}; --wide shows all)", width) if names else []
             return [*_grid(heads, cells, widths), *note]
     heads, cells = [columns[place] for place in shown], [[row[place] for place in shown] for row in table_rows]
-    return _stacked(heads, cells, width or 0, footer=bool(footer))
+    return _stacked(heads, cells, width or 0)
 
 
 def _widths(columns: Sequence[Column], rows: Sequence[Sequence[str]], prose: int | None = None) -> list[int]:
@@ -133,13 +125,12 @@ def _grid(columns: Sequence[Column], rows: Sequence[Sequence[str]], widths: Sequ
     return lines
 
 
-def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int, *, footer: bool) -> list[str]:
+def _stacked(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[str]:
     """Each row as a block: its first cell, then a line for each other cell that is not empty."""
     lines: list[str] = []
     name_width = max((_length(column.name) for column in columns[1:]), default=0)
-    for number, row in enumerate(rows):
-        is_footer = footer and number == len(rows) - 1
-        lines += _wrapped(" ".join(filter(None, (columns[0].name, row[0]))) or ("in all" if is_footer else "-"), width)
+    for row in rows:
+        lines += _wrapped(" ".join(filter(None, (columns[0].name, row[0]))) or "-", width)
         for column, cell in zip(columns[1:], row[1:], strict=True):
             if cell:
                 indent = "  " + _padded(column.name, name_width, False) + "  "

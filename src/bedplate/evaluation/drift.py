@@ -21,9 +21,10 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core import statistics
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import BettingEvidence, Gains, InsufficientGroups
+from bedplate.core.statistics import betting, multiplicity
+from bedplate.core.statistics.betting import BettingEvidence, Gains
+from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.evaluated import Evaluation
 
@@ -127,16 +128,16 @@ class _Looks:
             for sample, numbers, fresh_places in zip(samples, rows, (before, after), strict=True)
         )
         look = 1 if len(before) == len(old) else len(self.earlier) + 1
-        level = statistics.spent_alpha(self.level / 2, look) / old.shape[1]
-        means = (statistics.mean_bounds(column, old_groups, level) for column in old[before].T)
+        level = multiplicity.spent_alpha(self.level / 2, look) / old.shape[1]
+        means = (betting.mean_bounds(column, old_groups, level) for column in old[before].T)
         bounds = list(means) if before else [(0.0, 1.0)] * old.shape[1]
-        new_gains = statistics.gains_apart(new[after], groups, bounds, self.largest)
+        new_gains = betting.gains_apart(new[after], groups, bounds, self.largest)
         looked = [look[aspect] for look in self.earlier if aspect in look and look[aspect].shape == new_gains.shape]
         extremes = [(np.full((len(after), 1), end), [bound]) for bound in bounds for end in (0, 1)]
-        sure = (statistics.gains_apart(marks, groups, bound, self.largest) for marks, bound in extremes)
-        max_evidence = max(statistics.evidence([bet]).value for bet in sure) / old.shape[1]
+        sure = (betting.gains_apart(marks, groups, bound, self.largest) for marks, bound in extremes)
+        max_evidence = max(betting.evidence([bet]).value for bet in sure) / old.shape[1]
         caveat = "; so few groups could not show a difference" if not looked and max_evidence < self.enough else ""
-        return statistics.evidence([*looked, new_gains]), new_gains, caveat
+        return betting.evidence([*looked, new_gains]), new_gains, caveat
 
     @property
     def enough(self) -> float:
@@ -344,14 +345,14 @@ def quality(
     floors = {"promise": promise.floor, "bar": promise.target}
     floors = {name: floor for name, floor in floors.items() if floor is not None}
     if after.scoring == "counts":
-        at = None if bounds is None else _bounds(after, statistics.spent_alpha(level, look))[1]
+        at = None if bounds is None else _bounds(after, multiplicity.spent_alpha(level, look))[1]
         below = {name: at is not None and at < floor for name, floor in floors.items()}
         evidence_by_floor: dict[str, BettingEvidence | None] = dict.fromkeys(floors)
         gained: dict[str, Gains] = {}
     else:
         gained = {name: _gains(after, floor, unseen, largest) for name, floor in floors.items()}
         bets = {name: [*(look[name] for look in earlier if name in look), gained[name]] for name in floors}
-        evidence_by_floor = {name: statistics.evidence(bets[name]) for name in floors}
+        evidence_by_floor = {name: betting.evidence(bets[name]) for name in floors}
         below = {name: bet is not None and bet.against(level) for name, bet in evidence_by_floor.items()}
     return replace(
         plain,
@@ -376,7 +377,7 @@ def _gains(after: Evaluation, floor: float, unseen: Sequence[bool] | None, large
     row_indices = after.judged_rows[counted[after.judged_rows]]
     rows = [after.rows[row] for row in row_indices.tolist()]
     groups = [row.group for row in rows] if after.groups < after.n else None
-    return statistics.gains([row.score for row in rows], groups, floor, largest)
+    return betting.gains([row.score for row in rows], groups, floor, largest)
 
 
 def _needed(after: Evaluation, target: float, confidence: float) -> int | None:
@@ -384,7 +385,7 @@ def _needed(after: Evaluation, target: float, confidence: float) -> int | None:
     estimate, deff = after.estimate, max(1.0, after.design_effect)
     if estimate < target:
         estimate, target = 1 - estimate, 1 - target
-    return statistics.needed_n(estimate, target, confidence, deff=deff, variance=after.row_variance)
+    return multiplicity.needed_n(estimate, target, confidence, deff=deff, variance=after.row_variance)
 
 
 Verdict = Literal["climb", "label", "keep", "undecided"]

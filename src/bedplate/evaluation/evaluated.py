@@ -13,12 +13,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core import display, statistics
+from bedplate.core import display
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import InsufficientGroups, enough_groups
-from bedplate.core.statistics.bootstrap import influence
+from bedplate.core.statistics.bootstrap import Bootstrap, bca_of_sums, influence, mean_of_sums
+from bedplate.core.statistics.clusters import (
+    design_effect,
+    effective_n_bound,
+    effective_n_interval,
+    intraclass_correlation,
+)
 from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
+from bedplate.core.statistics.paired import agreeing, paired_difference, swap_test
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.metrics import METRICS, Counts, Scoring
@@ -136,13 +143,13 @@ class Evaluation(display.Brief):
             scores, groups, weights = self.judged
             if not groups:  # nothing was answered: anything may be true
                 return float(side == "upper")
-            return statistics.effective_n_bound(scores, groups, confidence, side, weights=weights).value
+            return effective_n_bound(scores, groups, confidence, side, weights=weights).value
         if self._label_groups is not None:
             check_labels(self.labels, self._label_groups)
         boot = self.bootstrap(confidence)
         return boot.lower if side == "lower" else boot.upper
 
-    def bootstrap(self, confidence: float, minimum_groups: int = statistics.MINIMUM_GROUPS) -> statistics.Bootstrap:
+    def bootstrap(self, confidence: float, minimum_groups: int = MINIMUM_GROUPS) -> Bootstrap:
         """Bounds of a metric that is no proportion. Raises InsufficientGroups."""
         group_counts = self._label_groups
 
@@ -151,7 +158,7 @@ class Evaluation(display.Brief):
             counts = self.parts.sum(0).reshape(3, len(self.labels))
             return unseen_macro_f1(counts, group_counts, a)
 
-        return statistics.bca_of_sums(
+        return bca_of_sums(
             self.parts,
             self.of_sums,
             self._groups,
@@ -218,7 +225,7 @@ class Evaluation(display.Brief):
             right, total = sums[..., 0], sums[..., 1]
             return np.divide(right, total, out=np.zeros_like(right), where=total > 0)
         if self.scoring != "counts":
-            return statistics.mean_of_sums(sums)
+            return mean_of_sums(sums)
         whole = METRICS[self.metric].statistic
         assert whole is not None
         return whole(sums.reshape(*sums.shape[:-1], 3, len(self.labels)))
@@ -299,9 +306,9 @@ def with_bounds(draft: Evaluation) -> Evaluation:
     whole = replace(draft, estimate=draft.statistic(np.arange(draft.n)), interval=_interval(draft))
     scores, groups, weights = draft.judged
     if groups:
-        icc = statistics.intraclass_correlation(scores, groups)
+        icc = intraclass_correlation(scores, groups)
         # of `n` rows only the judged ones count: a row that is not answered is worth nothing
-        effect = statistics.design_effect(scores, groups, weights) * draft.n / len(groups)
+        effect = design_effect(scores, groups, weights) * draft.n / len(groups)
         whole = replace(whole, icc=None if math.isnan(icc) else icc, design_effect=effect)
     try:
         return replace(whole, lower_bound=whole.bound(whole.confidence))
@@ -315,7 +322,7 @@ def _interval(draft: Evaluation) -> tuple[float, float]:
             return draft.bootstrap(draft.confidence, 2).interval
         scores, groups, weights = draft.judged
         if groups:
-            return statistics.effective_n_interval(scores, groups, draft.confidence, minimum_groups=2, weights=weights)
+            return effective_n_interval(scores, groups, draft.confidence, minimum_groups=2, weights=weights)
     except InsufficientGroups:  # one group says nothing about others
         pass
     return 0.0, 1.0
@@ -350,7 +357,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
     rows = _paired(a, b)
     groups = [row.group for row in a.rows]
     if a.scoring not in ("counts", "answered"):
-        paired = statistics.paired_difference(
+        paired = paired_difference(
             [row.score for row in a.rows],
             [row.score for row in rows],
             groups,
@@ -362,7 +369,7 @@ def compare(a: Evaluation, b: Evaluation, seed: int = 0, confidence: float = 0.9
         difference, interval, p_value, test = paired.difference, paired.interval, paired.p_value, paired.test
     else:
         difference, interval, p_value = _compare_statistic(a, replace(b, rows=tuple(rows)), groups, seed, confidence)
-        interval = statistics.agreeing(interval, p_value, confidence)
+        interval = agreeing(interval, p_value, confidence)
         test = "clustered_swap" if a.groups < a.n else "swap"
     return PairedComparison(
         a.metric, a.split, a.estimate, b.estimate, difference, interval, confidence, p_value, test, a.n, a.groups
@@ -428,10 +435,10 @@ def _compare_statistic(
         first, second = np.split(sums, 2, axis=-1)
         return a.of_sums(first) - a.of_sums(second)
 
-    p_value = statistics.swap_test(swapped, groups, seed=seed)
+    p_value = swap_test(swapped, groups, seed=seed)
     difference = a.estimate - b.estimate
     try:
-        boot = statistics.bca_of_sums(
+        boot = bca_of_sums(
             np.concatenate([ours, theirs], axis=1),
             difference_of,
             groups,

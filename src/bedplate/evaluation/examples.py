@@ -13,7 +13,7 @@ import numpy as np
 
 from bedplate.core import display
 from bedplate.core.errors import DataError, RequestError, UsageError
-from bedplate.core.statistics import worth
+from bedplate.core.statistics.unequal import worth
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values
 from bedplate.data import splits

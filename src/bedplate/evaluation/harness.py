@@ -154,7 +154,7 @@ def _answers(predictor: Predicts, rows: Sequence[Values]) -> Iterable[tuple[int,
 
 def _identity(model: object) -> str:
     """What was asked: a skin's id, or a base's; anything else is new each time."""
-    from bedplate.inference.predict.composed import SkinPredictor
+    from bedplate.inference.predict.callable_skin import SkinPredictor
     from bedplate.inference.predict.local import LocalModel
     from bedplate.skins.files import skin_id
 

@@ -15,8 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import bca_of_sums, effective_n_interval, mean_of_sums
-from bedplate.core.statistics.calibration_error import CalibrationBounds, calibration_bounds
+from bedplate.core.statistics.bootstrap import bca_of_sums, mean_of_sums
+from bedplate.core.statistics.clusters import effective_n_interval
+from bedplate.core.statistics.noninferiority import CalibrationBounds, calibration_bounds
 from bedplate.evaluation.evaluated import Evaluation, with_bounds
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.metrics import METRICS

@@ -43,18 +43,17 @@ def _check_sides(spec: EncoderDecoderSpec) -> None:
         raise UnsupportedModelError("an encoder–decoder that hears cannot be built yet, only counted and priced")
     for side in (spec.encoder, spec.decoder):
         if side.norm.placement not in ("pre", "post") or side.parallel:
-            feature = "parallel" if side.parallel else f"norm_placement = {side.norm.placement!r}"
-            raise UnsupportedModelError(f"a side of an encoder–decoder with {feature} cannot be built yet")
+            raise UnsupportedModelError(
+                "a parallel side of an encoder–decoder, or one with such norms, cannot be built yet"
+            )
         _check(side, EncoderDecoder.reads)
 
 
 def _check(spec: TransformerSpec, reads: frozenset[str]) -> None:
     field = unbuildable(spec, reads)
     if field is not None:
-        shown: Any = spec.flat()[field]
-        raise UnsupportedModelError(
-            f"a {spec.kind} with {field} = {shown!r} cannot be built yet, only counted and priced"
-        )
+        value: Any = spec.flat()[field]
+        raise UnsupportedModelError(f"a {spec.kind} with {field} = {value!r} cannot be built yet, only counted")
 
 
 def unbuildable(spec: TransformerSpec, reads: frozenset[str]) -> str | None:

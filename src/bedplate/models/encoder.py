@@ -1,25 +1,29 @@
 """The encoder: tokens to hidden states in which every token sees every other, or its neighbours (BERT,
-https://arxiv.org/abs/1810.04805; ModernBERT, https://arxiv.org/abs/2412.13663)."""
+https://arxiv.org/abs/1810.04805; ModernBERT, https://arxiv.org/abs/2412.13663), and the heads behind it: label logits
+from a pooled vector, and token logits for masked language modelling.
+
+Shapes: N texts or tokens, D features, L labels, V vocabulary.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
-from bedplate.models.layers.block import BLOCK_FIELDS, Block
-from bedplate.models.layers.classifier import ClassifierHead, TokenHead
+from bedplate.models.layers.block import BLOCK_FIELDS
+from bedplate.models.layers.feedforward import ACTIVATIONS
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
-from bedplate.models.layers.positions import Rotations
-from bedplate.models.model import EmbeddingTable, Model
+from bedplate.models.model import Model
 from bedplate.models.precision import Device
-from bedplate.models.specs.transformer import TransformerSpec
-from bedplate.models.stack import run_blocks
+from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
+from bedplate.models.stack import EmbeddingTable, Stack, draw_tables
 
 
 class Pooler(Linear):
@@ -29,7 +33,44 @@ class Pooler(Linear):
         return torch.tanh(super().forward(x))
 
 
-class Encoder(Model):
+class ClassifierHead(nn.Module):
+    """A linear layer to the labels, after a dense layer and a norm where `spec.classifier` has them."""
+
+    def __init__(self, spec: TransformerSpec, head: Classifier, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden = spec.hidden_size
+        self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype) if head.dense else None
+        self.activation = torch.tanh if head.activation == "tanh" else ACTIVATIONS[head.activation]
+        self.norm = make_norm(spec, device, dtype) if head.norm else None
+        self.out = Linear(hidden, len(head.labels), True, device, dtype)
+
+    def forward(self, pooled_ND: Tensor) -> Tensor:
+        """Logits [N, L]."""
+        if self.dense is not None:
+            pooled_ND = self.activation(self.dense(pooled_ND))
+        return self.out(pooled_ND if self.norm is None else self.norm(pooled_ND))
+
+
+class TokenHead(nn.Module):
+    """BERT's head for masked tokens: a dense layer, a norm, and the transposed token table, which is passed in."""
+
+    bias: nn.Parameter | None
+
+    def __init__(self, spec: TransformerSpec, head: MaskedHead, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        hidden = spec.hidden_size
+        self.dense = Linear(hidden, hidden, head.dense_bias, device, dtype)
+        self.activation = ACTIVATIONS[head.activation]
+        self.norm = make_norm(spec, device, dtype)
+        bias = nn.Parameter(torch.zeros(spec.vocab_size, device=device, dtype=dtype)) if head.bias else None
+        self.register_parameter("bias", bias)
+
+    def forward(self, hidden_ND: Tensor, table_VD: Tensor) -> Tensor:
+        """Logits [N, V]."""
+        return F.linear(self.norm(self.activation(self.dense(hidden_ND))), table_VD, self.bias)
+
+
+class Encoder(Stack, Model):
     """A bidirectional transformer with learned or rotary positions."""
 
     can = frozenset(("embed", "classify"))
@@ -42,60 +83,33 @@ class Encoder(Model):
         super().__init__()
         self.spec = spec
         hidden = spec.hidden_size
-
-        def table(rows: int) -> nn.Embedding | None:
-            return EmbeddingTable(rows, hidden, device=device, dtype=dtype) if rows else None
-
         self.embedding = EmbeddingTable(spec.vocab_size, hidden, device=device, dtype=dtype)
-        self.position_embedding = table(spec.positions)
-        self.token_type_embedding = table(spec.token_types)
-        self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else nn.Identity()
-        self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
-        self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
-        self._rotations = Rotations(spec)
+        self.add_stack(spec, device, dtype)
         # Without a classifier on it, it is carried for lossless export: sentence embeddings pool the hidden states.
         self.pooler = Pooler(hidden, hidden, True, device, dtype) if spec.pooler else None
         head = spec.classifier
         self.classifier = None if head is None else ClassifierHead(spec, head, device, dtype)
         masked = spec.masked_head
         self.masked_head = None if masked is None else TokenHead(spec, masked, device, dtype)
-        if masked is not None and not self.embedding.weight.is_meta:
-            nn.init.normal_(self.embedding.weight, std=hidden**-0.5)  # it gives logits too
+        if masked is not None:
+            draw_tables(self.embedding)  # it gives logits too
 
     def token_table(self) -> nn.Embedding:
         """The vectors of tokens [V, D]."""
         return self.embedding
 
     def forward(
-        self,
-        inputs: Inputs,
-        cache: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, cache: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """Hidden states [B, T, D]: after the final norm where there is one, or, with `depth`, after that many blocks
         and before it."""
-        positions = inputs.resolved_positions()
         last = inputs.last_position()
         if last >= self.spec.context_length:
             raise ContextLengthExceeded(
                 f"a text of {last + 1} tokens is longer than the encoder's {self.spec.context_length}"
             )
-        x_BTD = self._embedded(inputs, positions)
-        rotations = self._rotations.at(positions, x_BTD.dtype, last)
         attend = inputs.layout(causal=False) if cache is None else cache
-        x_BTD, captured = run_blocks(self.layers, x_BTD, rotations, attend, capture, depth)
-        return Outputs(x_BTD if depth is not None else self.norm(x_BTD), captured)
-
-    def _embedded(self, inputs: Inputs, positions_BT: Tensor) -> Tensor:
-        """What the first block gets."""
-        x_BTD = inputs.embedded(self.embedding)
-        if self.token_type_embedding is not None:
-            types = self.token_type_embedding
-            x_BTD = x_BTD + (types.weight[0] if inputs.types is None else types(inputs.types))
-        if self.position_embedding is not None:
-            x_BTD = x_BTD + self.position_embedding(positions_BT + self.spec.main.position.offset)
-        return self.embedding_norm(x_BTD)
+        return self.states(inputs, self.embedding, attend, capture, depth, last)
 
     def head(self, hidden_ND: Tensor) -> Tensor:
         """Logits [N, V] of the tokens that stood where the states [N, D] are from. UsageError for an encoder without

@@ -145,8 +145,7 @@ class _Parser:
             raise CheckpointError(f"{self.path} holds no model: its general.type is {reprlib.repr(general_type)}")
         if parts not in (0, 1):
             raise CheckpointError(
-                f"{self.path} is one of {reprlib.repr(parts)} parts of a model; join them with llama.cpp's "
-                "`llama-gguf-split --merge`"
+                f"{self.path} is one of {reprlib.repr(parts)} parts; join them with `llama-gguf-split --merge`"
             )
 
     def tensor_header(self) -> tuple[str, tuple[int, ...], int, int]:

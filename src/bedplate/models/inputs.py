@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend, RowAttention
-from bedplate.models.layers.routing import Routing
+from bedplate.models.layers.experts import Routing
 from bedplate.models.packed.packed_attention import PackedAttention
 from bedplate.models.packed.placement import Placement
 from bedplate.models.precision import rounded

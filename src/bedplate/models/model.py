@@ -17,15 +17,6 @@ from bedplate.models.specs import TextSpec
 Ability = Literal["generate", "score", "embed", "classify", "denoise", "transcribe", "encode"]
 
 
-class EmbeddingTable(nn.Embedding):
-    """A table of vectors by token or position. On device "meta" there are no values to draw: drawing them there loads
-    torch's compiler first, which takes about as long as torch itself."""
-
-    def reset_parameters(self) -> None:
-        if not self.weight.is_meta:
-            super().reset_parameters()
-
-
 class Model(nn.Module, ABC):
     """A module that computes what a spec says.
 
@@ -57,20 +48,12 @@ class Model(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self,
-        inputs: Inputs,
-        cache: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, cache: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """Hidden states [B, T, D]: of the last block, or after `depth` blocks; those named in `capture` beside them."""
 
     def encode(
-        self,
-        inputs: Inputs,
-        attend: Attend | None = None,
-        capture: Collection[str] = (),
-        depth: int | None = None,
+        self, inputs: Inputs, attend: Attend | None = None, capture: Collection[str] = (), depth: int | None = None
     ) -> Outputs:
         """The states of what is read: for all but an encoder–decoder, those that it has anyway. attend: who sees whom,
         where that is not for `inputs.segments` to say."""

@@ -73,9 +73,8 @@ class Law:
         slope = _jacobian(self.form, self._theta, inputs)[0]
         spread = float(np.sqrt(max(0.0, slope @ self._covariance @ slope) + self.residual**2))
         reach = float(stats.t.ppf((1 + confidence) / 2, self.degrees)) * spread
-        return LossPrediction(
-            float(np.exp(center)), float(np.exp(center - reach)), float(np.exp(center + reach)), confidence
-        )
+        loss, low, high = (float(np.exp(log_loss)) for log_loss in (center, center - reach, center + reach))
+        return LossPrediction(loss, low, high, confidence)
 
 
 def fit(points: Sequence[ScalingPoint], form: Form | None = None) -> Law:
@@ -85,21 +84,17 @@ def fit(points: Sequence[ScalingPoint], form: Form | None = None) -> Law:
     if form not in MIN_RUNS:
         raise UsageError(f"there is no law {form!r}; there are {', '.join(MIN_RUNS)}")
     if len(points) < MIN_RUNS[form]:
-        raise UsageError(
-            f"the law {form!r} needs at least {MIN_RUNS[form]} runs beside the held-out one, not {len(points)}"
-        )
+        raise UsageError(f"the law {form!r} needs {MIN_RUNS[form]} runs beside the held-out one, not {len(points)}")
     inputs, losses = _inputs(points), np.log([point.loss for point in points])
     if len(np.unique(inputs[:, 0])) < 2:
         raise UsageError("all runs are of one size; a law needs runs of several")
     theta = _least_squares(form, inputs, losses)
-    names, number = _FORMS[form][1], len(theta)
-    residuals = losses - _FORMS[form][0](theta, inputs)
-    degrees = len(points) - number
-    variance = float(residuals @ residuals) / degrees
+    log_loss, constants = _FORMS[form]
+    residuals = losses - log_loss(theta, inputs)
+    variance = float(residuals @ residuals) / (len(points) - len(theta))
     jacobian = _jacobian(form, theta, inputs)
     covariance = variance * np.linalg.pinv(jacobian.T @ jacobian)
-    constants = {name: float(value) for name, value in zip(names, _FORMS[form][2](theta), strict=True)}
-    return Law(form, constants, float(np.sqrt(variance)), len(points), theta, covariance)
+    return Law(form, constants(theta), float(np.sqrt(variance)), len(points), theta, covariance)
 
 
 def _inputs(points: Sequence[ScalingPoint]) -> np.ndarray:
@@ -120,26 +115,26 @@ def _chinchilla(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     return np.logaddexp(theta[4], terms)
 
 
-def _power_constants(t: np.ndarray) -> tuple[float, ...]:
-    return float(np.exp(t[0] + t[1] * np.log(1e12))), float(t[1])
+def _power_constants(t: np.ndarray) -> dict[str, float]:
+    return {"a": float(np.exp(t[0] + t[1] * np.log(1e12))), "alpha": float(t[1])}
 
 
-def _floor_constants(t: np.ndarray) -> tuple[float, ...]:
-    return *_power_constants(t), float(np.exp(t[2]))
+def _floor_constants(t: np.ndarray) -> dict[str, float]:
+    return {**_power_constants(t), "floor": float(np.exp(t[2]))}
 
 
-def _chinchilla_constants(t: np.ndarray) -> tuple[float, ...]:
+def _chinchilla_constants(t: np.ndarray) -> dict[str, float]:
     a, b = np.exp(t[0] + t[1] * np.log(1e6)), np.exp(t[2] + t[3] * np.log(1e6))
-    return float(a), float(t[1]), float(b), float(t[3]), float(np.exp(t[4]))
+    return {"a": float(a), "alpha": float(t[1]), "b": float(b), "beta": float(t[3]), "floor": float(np.exp(t[4]))}
 
 
 _Log = Callable[[np.ndarray, np.ndarray], np.ndarray]
-_FORMS: dict[Form, tuple[_Log, tuple[str, ...], Callable[[np.ndarray], tuple[float, ...]]]] = {
-    "power": (_power, ("a", "alpha"), _power_constants),
-    "floor": (_floor, ("a", "alpha", "floor"), _floor_constants),
-    "chinchilla": (_chinchilla, ("a", "alpha", "b", "beta", "floor"), _chinchilla_constants),
+_FORMS: dict[Form, tuple[_Log, Callable[[np.ndarray], dict[str, float]]]] = {
+    "power": (_power, _power_constants),
+    "floor": (_floor, _floor_constants),
+    "chinchilla": (_chinchilla, _chinchilla_constants),
 }
-"""Form: log loss of (constants, inputs), the constants' names, and their values as the law is written."""
+"""Form: log loss of (constants, inputs), and the constants by name, as the law is written."""
 
 
 def _least_squares(form: Form, inputs: np.ndarray, losses: np.ndarray) -> np.ndarray:
@@ -149,9 +144,7 @@ def _least_squares(form: Form, inputs: np.ndarray, losses: np.ndarray) -> np.nda
     log_loss = _FORMS[form][0]
     best, lowest_cost = None, np.inf
     for start in _starts(form, losses):
-        solution = optimize.least_squares(
-            lambda theta: log_loss(theta, inputs) - losses, start, method="trf", x_scale="jac"
-        )
+        solution = optimize.least_squares(lambda theta: log_loss(theta, inputs) - losses, start, x_scale="jac")
         if solution.cost < lowest_cost:
             best, lowest_cost = solution.x, solution.cost
     assert best is not None
@@ -198,15 +191,11 @@ class Ladder:
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
+        law = {"form": self.law.form, "constants": self.law.constants, "residual": self.law.residual}
         return {
             "runs": [asdict(point) for point in self.points],
             "held_out": asdict(self.held_out),
-            "law": {
-                "form": self.law.form,
-                "constants": self.law.constants,
-                "residual": self.law.residual,
-                "degrees_of_freedom": self.law.degrees,
-            },
+            "law": {**law, "degrees_of_freedom": self.law.degrees},
             "prediction": asdict(self.prediction),
             "error": self.held_out.loss - self.prediction.loss,
             "inside": self.inside,
@@ -252,9 +241,7 @@ def read_point(path: Path) -> tuple[ScalingPoint, Any]:
     """A finished run as a point, and what runs must have in common to be compared."""
     record, judged = read_record(path), evaluations(path)
     if record.get("status") != "finished" or not judged:
-        raise UsageError(
-            f"{path} holds no finished run ({record.get('status', 'no pretraining.json')}); finish it first"
-        )
+        raise UsageError(f"{path} holds no finished run ({record.get('status', 'no pretraining.json')})")
     learned = {name: score for name, score in judged[-1]["held_out"].items() if not score["general"]}
     if not learned:
         failed = "; ".join(judged[-1].get("errors", ())) or "all of its texts are general"

@@ -47,13 +47,11 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
 
 def _contents(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Sections that have something to say, with their titles."""
+    focus = report["focus"]
+    empty = {"curve": report["curve"] is None, "focus": focus is None, "examples": not report["examples"]["rows"]}
     for name, title in SECTIONS.items():
-        if name in ("curve", "focus") and report[name] is None:
-            continue
-        if name == "examples" and not report["examples"]["rows"]:
-            continue
-        focus = report["focus"]
-        yield name, f"{title} at {focus['rung']} on {focus['split']}" if name == "focus" else title
+        if not empty.get(name):
+            yield name, f"{title} at {focus['rung']} on {focus['split']}" if name == "focus" else title
 
 
 def headline(report: Mapping[str, Any]) -> str:
@@ -64,10 +62,11 @@ def headline(report: Mapping[str, Any]) -> str:
     if verdict["status"] == "PASS":
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
+        side, word = ("upper", "at most") if costs(report) else ("lower", "at least")
         return (
             f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on "
-            f"{row['n']} test rows, {_bounded(report, won)} confidence, at "
-            f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
+            f"{row['n']} test rows, {word} {shown_estimate(report, won[side])} with {won[f'{side}_confidence']:.1%} "
+            f"confidence, at ${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
     if verdict["status"] == "OUT_OF_BUDGET":
         first = next(iter(verdict.get("kept_out", ())), None)
@@ -84,19 +83,10 @@ def headline(report: Mapping[str, Any]) -> str:
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {best_score}."
 
 
-def _bounded(report: Mapping[str, Any], won: Mapping[str, Any]) -> str:
-    side = "upper" if costs(report) else "lower"
-    word = "at most" if costs(report) else "at least"
-    return f"{word} {shown_estimate(report, won[side])} with {won[f'{side}_confidence']:.1%}"
-
-
 def _untried(report: Mapping[str, Any]) -> str:
     """What a budget or a rule of thumb left out: the cheapest of those that were tried need not be the cheapest."""
-    names = [
-        omission["rung"]
-        for omission in report["not_tried"]
-        if omission["what"] == "rung" and omission["kind"] != "impossible"
-    ]
+    omissions = [omission for omission in report["not_tried"] if omission["what"] == "rung"]
+    names = [omission["rung"] for omission in omissions if omission["kind"] != "impossible"]
     return f" (not tried: {', '.join(names)})" if names else ""
 
 
@@ -118,15 +108,12 @@ def confusions(report: Mapping[str, Any]) -> list[tuple[str, str | None, int, fl
 def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Each rung in turn: what became of it, why, what it was expected to take and took, what it tried and left out."""
     forecasts = {forecast["rung"]: forecast for forecast in report["forecasts"]}
+    parts = [omission for omission in report["not_tried"] if omission["what"] == "part"]
     return [
         {
             **{key: row[key] for key in ("rung", "status", "reason")},
             "forecast": forecasts.get(row["rung"]),
-            "left_out": [
-                omission["reason"]
-                for omission in report["not_tried"]
-                if omission["rung"] == row["rung"] and omission["what"] == "part"
-            ],
+            "left_out": [part["reason"] for part in parts if part["rung"] == row["rung"]],
             "export": report["export"].get(row["rung"]),
             "tried": [{"failure": None, "estimate": None, **tried} for tried in report["search"].get(row["rung"], [])],
         }
@@ -154,9 +141,7 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
         ),
         "seeds": plots.seed_spread(seeds, target["metric"]),
         "calibration": None if calibration is None else plots.reliability(calibration["bins"]),
-        "lengths": plots.lengths(
-            {name: column["deciles"] for name, column in report["data"]["card"]["lengths"].items()}
-        ),
+        "lengths": plots.lengths({name: split["deciles"] for name, split in report["data"]["card"]["lengths"].items()}),
         "curve": None if curve is None else plots.learning_curve(curve, target["value"]),
     }
 

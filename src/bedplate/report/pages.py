@@ -6,17 +6,17 @@ request). Its data goes in as JSON, and its script makes elements of text only, 
 
 from __future__ import annotations
 
-from functools import cache
-from importlib.resources import files
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    import jinja2
 import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.resources import files
 from importlib.resources.abc import Traversable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import jinja2
 
 
 def page(name: str, package: str = "bedplate.report", **values: Any) -> str:

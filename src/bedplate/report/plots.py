@@ -20,23 +20,19 @@ SERIES = ("#0102f0", "#f00102", "#02f001", "#8101f0", "#01b0f0", "#f001b0")
 """Lines that are told apart by colour."""
 LAYOUT: Literal["constrained"] | None = "constrained"
 """How room is made for what stands around a plot, which takes as long as drawing it."""
-LIGHT = {
-    "--ink": "#1b1f24",
-    "--faint": "#c9ced6",
-    "--accent": "#2457d6",
-    "--muted": "#5b6573",
-    "--target": "#c2410c",
-    "--c0": "#2457d6",
-    "--c1": "#c2410c",
-    "--c2": "#15803d",
-    "--c3": "#7e22ce",
-    "--c4": "#0e7490",
-    "--c5": "#be185d",
+LIGHT = ("#2457d6", "#c2410c", "#15803d", "#7e22ce", "#0e7490", "#be185d")
+VARIABLES = {
+    INK: "var(--ink, #1b1f24)",
+    FAINT: "var(--faint, #c9ced6)",
+    ACCENT: "var(--accent, #2457d6)",
+    REFERENCE: "var(--muted, #5b6573)",
+    TARGET: "var(--target, #c2410c)",
+    **{colour: f"var(--c{n}, {light})" for n, (colour, light) in enumerate(zip(SERIES, LIGHT, strict=True))},
 }
-"""The page's light theme, for pictures that stand on their own."""
-VARIABLES = {INK: "--ink", FAINT: "--faint", ACCENT: "--accent", REFERENCE: "--muted", TARGET: "--target"} | {
-    colour: f"--c{number}" for number, colour in enumerate(SERIES)
-}
+"""The page's variables; a picture that stands by itself has the colours of the light theme."""
+
+
+_ERROR_BARS: dict[str, Any] = {"fmt": "o", "color": ACCENT, "capsize": 3, "linewidth": 1.3}
 
 
 def quality_against_cost(
@@ -49,38 +45,16 @@ def quality_against_cost(
     """
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
-    axes.annotate(
-        f"target {chosen(target)}",
-        (0.995, target),
-        xycoords=("axes fraction", "data"),
-        ha="right",
-        va="bottom",
-        color=TARGET,
-    )
+    at_right: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
+    axes.annotate(f"target {chosen(target)}", (0.995, target), color=TARGET, **at_right)
     priced = [row for row in rows if not row["reference"]]
     for row in priced:
-        filled = row["split"] == "test"
-        axes.errorbar(
-            row["usd_per_1k_calls"],
-            row["estimate"],
-            yerr=errors([row]),
-            fmt="o",
-            color=ACCENT,
-            markerfacecolor=ACCENT if filled else "none",
-            markersize=7,
-            capsize=3,
-            linewidth=1.3,
-        )
+        usd, estimate = row["usd_per_1k_calls"], row["estimate"]
+        fill = ACCENT if row["split"] == "test" else "none"
+        axes.errorbar(usd, estimate, errors([row]), markerfacecolor=fill, markersize=7, **_ERROR_BARS)
         if row.get("bound") is not None:
-            place = row["usd_per_1k_calls"], row["bound"]
-            axes.plot(*place, marker="_", color=TARGET, markersize=16, markeredgewidth=2, linestyle="none")
-        axes.annotate(
-            row["rung"],
-            (row["usd_per_1k_calls"], row["estimate"]),
-            xytext=(8, 5),
-            textcoords="offset points",
-            color=INK,
-        )
+            axes.plot(usd, row["bound"], "_", color=TARGET, markersize=16, markeredgewidth=2)
+        axes.annotate(row["rung"], (usd, estimate), (8, 5), textcoords="offset points", color=INK)
     for row in rows:
         if row["reference"]:
             axes.axhline(row["estimate"], color=REFERENCE, linewidth=1, linestyle=":")
@@ -92,14 +66,8 @@ def quality_against_cost(
                 color=REFERENCE,
             )
     front = pareto(priced, lower_is_better=lower_is_better)
-    axes.plot(
-        [row["usd_per_1k_calls"] for row in front],
-        [row["estimate"] for row in front],
-        color=ACCENT,
-        linewidth=1,
-        alpha=0.5,
-        zorder=0,
-    )
+    x, y = [row["usd_per_1k_calls"] for row in front], [row["estimate"] for row in front]
+    axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.5, zorder=0)
     axes.margins(x=0.18, y=0.12)
     axes.set_xlabel("US dollars per 1,000 calls")
     axes.set_ylabel(metric.replace("_", " "))
@@ -126,16 +94,8 @@ def seed_spread(seeds: Mapping[str, Sequence[Mapping[str, Any]]], metric: str) -
     for rung, rows in shown.items():
         for row in rows:
             chosen = row.get("chosen", False)
-            axes.errorbar(
-                row["estimate"],
-                len(names),
-                xerr=errors([row]),
-                fmt="o",
-                color=ACCENT,
-                markerfacecolor=ACCENT if chosen else "none",
-                capsize=3,
-                linewidth=1.3,
-            )
+            fill = ACCENT if chosen else "none"
+            axes.errorbar(row["estimate"], len(names), xerr=errors([row]), markerfacecolor=fill, **_ERROR_BARS)
             names.append(f"{rung}, seed {row['seed']}" + (" (chosen)" if chosen else ""))
     axes.set_yticks(range(len(names)), names)
     axes.margins(y=0.25)
@@ -158,6 +118,8 @@ def reliability(bins: Sequence[Mapping[str, Any]]) -> str:
 
 def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
     """For each split its shortest to longest input as a line, the middle 80% thick, a dot at the median."""
+    from matplotlib.ticker import LogLocator
+
     figure, axes = new_figure(7.4, 0.9 + 0.34 * len(deciles))
     for place, values in enumerate(deciles.values()):
         shown = [max(1, value) for value in values]
@@ -166,21 +128,11 @@ def lengths(deciles: Mapping[str, Sequence[int]]) -> str:
         axes.plot(shown[5], place, "o", color=ACCENT)
     axes.set_yticks(range(len(deciles)), list(deciles))
     axes.set(xscale="log", ylim=(len(deciles) - 0.5, -0.5), xlabel="characters")
-    for set_formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        set_formatter(_numbers())
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    # As numbers: powers would be set as formulas, each anew, which takes as long as all else of the picture.
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.xaxis.set_minor_formatter("")
     return svg_of(figure, "Lengths of inputs")
-
-
-def _numbers() -> Any:
-    """Labels of a logarithmic axis as numbers, such as 1,000. Powers would be set as formulas, each anew for each
-    picture, which takes as long as all else of it."""
-    from matplotlib.ticker import LogFormatter
-
-    class Numbers(LogFormatter):
-        def __call__(self, x: float, pos: int | None = None) -> str:
-            return f"{x:,.0f}" if super().__call__(x, pos) else ""
-
-    return Numbers()
 
 
 def errors(rows: Sequence[Mapping[str, Any]], name: str = "estimate") -> list[list[float]]:
@@ -221,17 +173,8 @@ def svg_of(figure: Figure, label: str) -> str:
     text = re.sub(r' id="([^"]+)"', lambda match: match[0] if match[1] in used else "", text)
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{label.replace(' ', '-')}-", text)
     for colour, variable in VARIABLES.items():
-        text = text.replace(colour, f"var({variable})")
+        text = text.replace(colour, variable)
     return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
-
-
-def standalone(svg: str) -> str:
-    """A picture for a file of its own: in the light theme's colours, on white."""
-    for name, colour in LIGHT.items():
-        svg = svg.replace(f"var({name})", colour)
-    if "xmlns=" not in svg:
-        svg = svg.replace("<svg", '<svg xmlns="http://www.w3.org/2000/svg"', 1)
-    return re.sub(r"(<svg[^>]*>)", r'\1<rect width="100%" height="100%" fill="#ffffff"/>', svg, count=1)
 
 
 _MARKERS = "osD^vP"
@@ -246,9 +189,8 @@ def learning_curve(curve: Mapping[str, Any], target: float) -> str:
     figure, axes = new_figure(7.4, 4.4)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--", label=f"target {chosen(target)}")
     for number, flat in enumerate(curve["flat"]):
-        axes.axhline(
-            flat["estimate"], color=REFERENCE, linewidth=1.3, linestyle=(":", "-.")[number % 2], label=flat["rung"]
-        )
+        style = (":", "-.")[number % 2]
+        axes.axhline(flat["estimate"], color=REFERENCE, linewidth=1.3, linestyle=style, label=flat["rung"])
     names = list(dict.fromkeys(point["rung"] for point in curve["points"]))
     for number, name in enumerate(names):
         points = [point for point in curve["points"] if point["rung"] == name]

@@ -104,7 +104,5 @@ def load_report(directory: Path | str) -> Report:
     if lacks:
         raise DataError(f"{path} is not a report of `adapt`: it has no {lacks[0]!r}")
     if data.get("schema_version") != SCHEMA_VERSION:
-        raise DataError(
-            f"{path} is a report of schema version {data.get('schema_version')}; this Bedplate reads {SCHEMA_VERSION}"
-        )
+        raise DataError(f"{path} is a report of schema version {data.get('schema_version')}; {SCHEMA_VERSION} is read")
     return Report(data, path.parent)

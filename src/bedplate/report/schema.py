@@ -16,26 +16,24 @@ from bedplate.report.schema_parts import (
     Curve,
     Examples,
     Focus,
+    Forecast,
+    Formats,
     Grouping,
+    Guard,
+    GuardRow,
     Interval,
     LabelBudget,
+    Limit,
+    Machine,
+    NotTried,
     Part,
     Requirement,
+    RulePrediction,
     SecondLabels,
     Seconds,
     Sha256,
     Share,
     Split,
-)
-from bedplate.report.schema_plan import (
-    Forecast,
-    Formats,
-    Guard,
-    GuardRow,
-    Limit,
-    Machine,
-    NotTried,
-    RulePrediction,
     Timing,
 )
 
@@ -119,8 +117,7 @@ class Row(Part):
     """Directory of its skin, relative to the report's; null where it made none."""
     weights: str | None = None
     kernel: str | None = None
-    """What it was judged and is served with; null without a base, for remote models and cascades (whose two skins have
-    their own)."""
+    """What it was judged and is served with; null without a base, for remote models and for cascades."""
 
 
 class Confirmation(Part):
@@ -136,11 +133,9 @@ class Confirmation(Part):
     reached: bool = True
     """False where nominees are tested in a fixed order, and one before it did not pass."""
     expected: float | None = None
-    """What its truth probably is: valid, drawn toward the other candidates, and test together. A nominee that passed
-    scores higher on test than it truly is. Null in reports from before this was said."""
+    """What its truth probably is: valid, drawn toward the other candidates, and test together; null in old reports."""
     needed_n: Count | None
-    """Test rows in all for 80% power at the next verdict, were it the only nominee and `expected` the truth; null where
-    none are promised."""
+    """Test rows in all for 80% power at the next verdict, were `expected` the truth; null where none are promised."""
     reason: str | None
     """Why its rows allow no bound; null where there is one."""
 
@@ -184,11 +179,9 @@ class Comparison(Part):
 class Target(Part):
     metric: str
     value: float
-    """The bar. Where the target gives none it is the estimate of what it is against on the same rows, less the margin.
-    """
+    """The bar. Where the target gives none, the estimate of what it is against on the same rows, less the margin."""
     value_given: bool = True
-    """False where the target gives no value: `value` is then an estimate, and a nominee's bounds are those of the
-    difference from it, which say nothing of how good the nominee is by itself."""
+    """False where the target gives no value: `value` is then an estimate, and bounds are of the difference from it."""
     confidence: Share
     against: str | None = None
     """What a skin is compared with: `current`, the system that runs today, or a candidate; null for nothing."""
@@ -197,8 +190,7 @@ class Target(Part):
     better_by: float | None = None
     """A skin has to be better than that by more than this."""
     lower_is_better: bool = False
-    """Whether estimates are US dollars of a call: what answers cost, and in the rungs' rows, confirmations and
-    comparisons the price of the call as well."""
+    """Whether estimates are US dollars of a call: what answers cost, and in rows the price of the call as well."""
     worst_usd: float | None = None
     """Then a row's score is 1 - cost / worst_usd."""
 

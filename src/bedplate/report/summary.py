@@ -16,29 +16,19 @@ def summary(report: Mapping[str, Any]) -> str:
     """The Markdown of report.json's values: the verdict, what a budget kept out, a table of candidates, and what was
     left out."""
     verdict, target = report["verdict"], report["target"]
-    lines = [
-        f"## {cell(report['task'])}: {verdict['status']}",
-        "",
-        cell(headline(report)),
-        "",
-        cell(verdict["reason"]),
-        "",
-    ]
-    second = report["data"].get("second_labels")
-    label_notes = [labels["said"] for labels in (report.get("labels"), second) if labels]
-    lines += [line for text in label_notes for line in (cell(text), "")]
+    labels = (report.get("labels"), report["data"].get("second_labels"))
+    texts = [headline(report), verdict["reason"], *(part["said"] for part in labels if part)]
+    lines = [f"## {cell(report['task'])}: {verdict['status']}", ""]
+    lines += [line for text in texts for line in (cell(text), "")]
     kept_out = verdict.get("kept_out", ())
     if kept_out:
         head = ("would be admitted", "key of `budget`", "given", "would do", f"{target['metric']} on valid")
         rows = [
             (
-                exclusion["rung"],
-                f"`{exclusion['key']}`",
-                f"{exclusion['given']:g}",
-                f"{exclusion['needed']:g}",
-                _shown_score(report, exclusion["estimate"]),
+                *(change["rung"], f"`{change['key']}`", f"{change['given']:g}", f"{change['needed']:g}"),
+                "not tried" if change["estimate"] is None else shown_estimate(report, change["estimate"]),
             )
-            for exclusion in kept_out
+            for change in kept_out
         ]
         lines += ["### Kept out by the budget", "", *table(head, rows), ""]
     head = ("rung", "split", target["metric"], "95% interval", "rows", "USD per 1,000 calls", "p95 ms")
@@ -47,12 +37,9 @@ def summary(report: Mapping[str, Any]) -> str:
     required = report.get("requirements") or {}
     if required:
         answers = {True: "yes", False: "no", None: "undecided"}
-        requirement_rows = [
-            (name, answers[check["holds"]], cell(check["reason"]))
-            for name, checks in required.items()
-            for check in checks
-        ]
-        lines += ["### Required", "", *table(("nominee", "holds", "what was found"), requirement_rows), ""]
+        checks = [(name, check) for name, of_nominee in required.items() for check in of_nominee]
+        rows = [(name, answers[check["holds"]], cell(check["reason"])) for name, check in checks]
+        lines += ["### Required", "", *table(("nominee", "holds", "what was found"), rows), ""]
     missing = report["not_tried"]
     if missing:
         lines += ["### Not tried", ""]
@@ -78,10 +65,6 @@ def _row(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def _shown_score(report: Mapping[str, Any], value: float | None) -> str:
-    return "not tried" if value is None else shown_estimate(report, value)
-
-
 def junit(report: Mapping[str, Any]) -> str:
     """The XML of report.json's values."""
     verdict, task, timing = report["verdict"], report["task"], report["timing"]
@@ -96,14 +79,11 @@ def junit(report: Mapping[str, Any]) -> str:
     }
     suites = ET.Element("testsuites", {"name": "bedplate adapt", **counts})
     suite = ET.SubElement(suites, "testsuite", {"name": _text(task), **counts})
-    verdict_case = _case(suite, task, "verdict", sum(timing["tests"].values()))
+    verdict_case, reason = _case(suite, task, "verdict", sum(timing["tests"].values())), _text(verdict["reason"])
     if verdict["status"] != "PASS":
-        failure = ET.SubElement(
-            verdict_case, "failure", {"type": verdict["status"], "message": _text(verdict["reason"])}
-        )
-        failure.text = _text(verdict["reason"])
+        ET.SubElement(verdict_case, "failure", {"type": verdict["status"], "message": reason}).text = reason
     else:
-        ET.SubElement(verdict_case, "system-out").text = _text(verdict["reason"])
+        ET.SubElement(verdict_case, "system-out").text = reason
     for row in climbed:
         case = _case(suite, task, row["rung"], timing["rungs"].get(row["rung"], 0.0))
         if row["status"] == "done":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -26,8 +26,7 @@ from bedplate.core.errors import SkinError
 CLASSICAL_FILE = "classical.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
 WORD = r"\w+|[^\w\s]"
-"""A run of letters, digits and underscores, or any other single character that is no white space: so that no text that
-says something is left without a word."""
+"""Letters, digits and underscores, or any other single character that is no white space: no text is without."""
 MOST_WORDS = 3
 """At most so many words stand in one term."""
 MAX_TERMS = 1_000_000
@@ -62,10 +61,8 @@ class Classical:
         count, labels = len(self.terms), len(self.head.labels)
         check_size(count, labels)
         if self.idf.shape != (count,) or self.head.weight.shape[1] != count:
-            raise SkinError(
-                f"a classical model of {count:,} terms needs an idf [{count}] and a weight [{labels}, {count}], "
-                f"got {list(self.idf.shape)} and {list(self.head.weight.shape)}"
-            )
+            message = f"a classical model of {count:,} terms needs an idf [{count}] and a weight [{labels}, {count}],"
+            raise SkinError(f"{message} got {list(self.idf.shape)} and {list(self.head.weight.shape)}")
         if self.idf.dtype != np.float32 or not bool((np.isfinite(self.idf) & (self.idf > 0)).all()):
             raise SkinError("a classical model's idf are finite float32 numbers above 0")
         if len(set(self.terms)) != count:
@@ -80,8 +77,7 @@ class Classical:
         return self.head.labels
 
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
-        """A number for each text and label, [N, C]: what the head gives, before any softmax. A text without a known
-        term gets the biases."""
+        """The head's number for each text and label, [N, C]. A text without a known term gets the biases."""
         return np.stack([self.logits_of(words_of(text)) for text in texts])
 
     def logits_of(self, words: Sequence[str]) -> NDArray[np.float64]:
@@ -90,8 +86,7 @@ class Classical:
         return self._bias + values @ self._weight_VC[columns]
 
     def features(self, words: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
-        """The terms of a text's words by number, ascending, and what each weighs; together of unit length, where there
-        are any."""
+        """The terms of a text's words by number, ascending, and their weights, together of unit length."""
         counts = Counter(self._term_columns(words))
         columns = np.fromiter(sorted(counts), np.intp, len(counts))
         values = np.fromiter((counts[column] for column in columns.tolist()), np.float64, len(counts))
@@ -122,11 +117,8 @@ class Classical:
 
     def files(self) -> dict[str, bytes]:
         """File name → content: idf, weight and bias; and the terms in their order."""
-        tensors = {
-            "idf": torch.from_numpy(self.idf),
-            "weight": self.head.weight.float(),
-            "bias": self.head.bias.float(),
-        }
+        weight, bias = self.head.weight.float(), self.head.bias.float()
+        tensors = {"idf": torch.from_numpy(self.idf), "weight": weight, "bias": bias}
         # half a surrogate pair, which is no UTF-8, is a word too: JSON has an escape for it
         terms = json.dumps({"terms": self.terms}, ensure_ascii=False).encode("utf-8", "backslashreplace")
         return {CLASSICAL_FILE: tensor_bytes(tensors), VOCABULARY_FILE: terms + b"\n"}
@@ -145,35 +137,27 @@ def most_terms(labels: int) -> int:
 def check_size(terms: int, labels: int) -> None:
     """SkinError for a model without terms, or with more than are taken."""
     if not 1 <= terms <= most_terms(labels):
-        raise SkinError(
-            f"a classical model has 1 to {most_terms(labels):,} terms for {labels} labels, this one has {terms:,}"
-        )
+        most = most_terms(labels)
+        raise SkinError(f"a classical model has 1 to {most:,} terms for {labels} labels, this one has {terms:,}")
 
 
 def read_classical(
-    weights: Path,
-    vocabulary: Path,
-    labels: tuple[str, ...],
-    words: tuple[int, int],
-    sublinear: bool,
-    contents: tuple[bytes, bytes],
+    directory: Path, contents: Mapping[str, bytes], labels: tuple[str, ...], words: tuple[int, int], sublinear: bool
 ) -> Classical:
-    """A classical model from its two files, whose bytes are at hand. SkinError where one is corrupt, holds anything
-    else, or does not fit the other or the labels."""
-    terms = read_json_object(vocabulary, contents[1])
+    """A classical model from the bytes of its files. SkinError where they are corrupt or do not fit the labels."""
+    weights, vocabulary = directory / CLASSICAL_FILE, directory / VOCABULARY_FILE
+    terms = read_json_object(vocabulary, contents[VOCABULARY_FILE])
     listed = terms.get("terms")
-    if terms.keys() != {"terms"} or not isinstance(listed, list):
-        raise SkinError(f"{vocabulary} must hold 'terms', a list of texts, and nothing else")
-    check_size(len(listed), max(len(labels), 1))
-    if not all(type(term) is str for term in listed):
+    if isinstance(listed, list):
+        check_size(len(listed), max(len(labels), 1))
+    if terms.keys() != {"terms"} or not isinstance(listed, list) or not all(type(term) is str for term in listed):
         raise SkinError(f"{vocabulary} must hold 'terms', a list of texts, and nothing else")
     max_bytes = 4 * (len(listed) * (len(labels) + 1) + len(labels)) + _HEADER_BYTES
-    if len(contents[0]) > max_bytes:  # before anything of it takes memory
-        raise SkinError(
-            f"{weights} has {len(contents[0]):,} bytes, more than the {max_bytes:,} that {len(listed):,} terms and "
-            f"{len(labels)} labels need"
-        )
-    tensors = read_tensors(weights, contents[0])
+    size = len(contents[CLASSICAL_FILE])
+    if size > max_bytes:  # before anything of it takes memory
+        need = f"{len(listed):,} terms and {len(labels)} labels need"
+        raise SkinError(f"{weights} has {size:,} bytes, more than the {max_bytes:,} that {need}")
+    tensors = read_tensors(weights, contents[CLASSICAL_FILE])
     if tensors.keys() != _NAMES:
         raise SkinError(f"{weights} must hold exactly {', '.join(sorted(_NAMES))}, not {sorted(tensors)}")
     head = Head(tensors["weight"], tensors["bias"], labels)

@@ -47,7 +47,6 @@ def compare_skins(old: Skin, new: Skin) -> tuple[FileDifference, ...]:
 
 
 def compare_files(name: str, old: Path, new: Path) -> FileDifference:
-    """One file in two places."""
     if not old.is_file() or not new.is_file():
         return FileDifference(f"{name} (only one has it)", False)
     if sha256_file(old) == sha256_file(new):
@@ -93,7 +92,8 @@ def _of_tensors(old: Path, new: Path) -> float | None:
 def _of_json(name: str, old: Path, new: Path) -> FileDifference:
     ignored_keys = _IGNORED_KEYS.get(Path(name).name, ())
     a, b = (dict(_leaves(json.loads(path.read_bytes()))) for path in (old, new))
-    a, b = ({key: value for key, value in leaves.items() if not _is_under(key, ignored_keys)} for leaves in (a, b))
+    under = tuple(f"{key}." for key in ignored_keys)
+    a, b = ({key: v for key, v in leaves.items() if not f"{key}.".startswith(under)} for leaves in (a, b))
     if a == b:
         return FileDifference(name, True, 0.0)
     if a.keys() != b.keys():
@@ -113,7 +113,3 @@ def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _leaves(inner, f"{path}.{number}")
     else:
         yield path, value
-
-
-def _is_under(path: str, ignored_keys: tuple[str, ...]) -> bool:
-    return any(path == key or path.startswith(f"{key}.") for key in ignored_keys)

@@ -5,8 +5,7 @@ from __future__ import annotations
 
 import io
 import json
-import re
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -38,15 +37,11 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None, replac
     something that it is not to `replace`.
     """
     if skin.cascade is not None:
-        raise UsageError(
-            f"skin {skin.name!r} is a cascade: export its two skins, the directories first and second in it"
-        )
+        raise UsageError(f"skin {skin.name!r} is a cascade: export its two skins, in first and second")
     if skin.index is not None:
         retrieved = "demonstrations" if skin.passages is None else "passages"
-        raise UsageError(
-            f"skin {skin.name!r} chooses its {retrieved} for each call, for which other programs have no form; "
-            "its index/ holds their vectors and texts"
-        )
+        message = f"skin {skin.name!r} chooses its {retrieved} for each call, for which other programs have no form;"
+        raise UsageError(f"{message} its index/ holds their vectors and texts")
     if skin.lora is not None and skin.soft_prompt is not None:
         raise UsageError(
             f"skin {skin.name!r} has LoRA weights and a soft prompt, and peft reads one of them from a directory: merge"
@@ -69,8 +64,7 @@ def export_skin(skin: Skin, out: Path, *, base: str | Path | None = None, replac
 
 
 def prompt_fields(skin: Skin) -> dict[str, Any]:
-    """What is asked of the base, as JSON. `template` is jinja over the inputs; a chat has also its `messages`, the last
-    of which is the template that the caller fills in."""
+    """What is asked of the base, as JSON: a jinja template over the inputs, and a chat's `messages` before it."""
     prompt = skin.prompt
     fields: dict[str, Any] = {
         "name": skin.name,
@@ -109,29 +103,18 @@ def head_files(skin: Skin) -> dict[str, bytes]:
     """File name → content for a skin with a head. UsageError where the package onnx is missing."""
     head, model = skin.head, skin.classical
     assert head is not None
-    recipe = "states.py" if model is None else "words.py"
     arrays = _arrays(head, skin.output) | ({} if model is None else {"idf": model.idf})
     packed = io.BytesIO()
     np.savez(packed, allow_pickle=False, **arrays)
     contents = {
         ONNX_FILE: _graph(skin, arrays),
         WEIGHTS_FILE: packed.getvalue(),
-        RECIPE_FILE: _recipe(recipe),
+        RECIPE_FILE: (resources.files("bedplate.skins") / "export_recipe.py").read_bytes(),
     }
     return contents | ({} if model is None else {VOCABULARY_FILE: model.files()[VOCABULARY_FILE]})
 
 
-def _recipe(name: str) -> bytes:
-    """A recipe as it is exported: what it imports of Bedplate stands in it, before its own functions."""
-    folder = files("bedplate.skins.export_recipes")
-    source, shared = ((folder / filename).read_text("utf-8") for filename in (name, "labels.py"))
-    functions = shared[shared.index("def ") :].strip()
-    source = re.sub(r"^from bedplate\..*\n\n", "", source, flags=re.MULTILINE)
-    return source.replace("\n\n\ndef ", f"\n\n\n{functions}\n\n\ndef ", 1).encode()
-
-
 def head_fields(skin: Skin) -> dict[str, Any]:
-    """What the head reads, for prompt.json."""
     if skin.classical is not None:
         model = skin.classical
         return {"word": WORD, "lower_case": True, "words": list(model.words), "sublinear": model.sublinear}
@@ -159,7 +142,9 @@ def _graph(skin: Skin, arrays: dict[str, NDArray[np.float32]]) -> bytes:
         features = _tfidf(graph, graph.add_input("lower_case_text", "STRING", ["N"]), skin.classical)
     logits = graph.add("Gemm", features, graph.constant(arrays["weight"]), graph.constant(arrays["bias"]), transB=1)
     _outputs(graph, logits, skin.output)
-    return graph.model(skin.name, _described(skin))
+    described = {"labels": skin.head and skin.head.labels, "head": head_fields(skin)}
+    facts = {name: json.dumps(value, ensure_ascii=False) for name, value in described.items()}
+    return graph.model(skin.name, {**facts, "template": skin.prompt.template})
 
 
 def _tfidf(graph: _Graph, text: str, model: Classical) -> str:
@@ -211,15 +196,6 @@ def _outputs(graph: _Graph, logits: str, output: Any) -> None:
     graph.add_output(scores, "log_probabilities", "FLOAT", ["N", len(labels)])
 
 
-def _described(skin: Skin) -> dict[str, str]:
-    output: Any = skin.output
-    return {
-        "labels": json.dumps(output.labels, ensure_ascii=False),
-        "head": json.dumps(head_fields(skin), ensure_ascii=False),
-        "template": skin.prompt.template,
-    }
-
-
 class _Graph:
     """Nodes as they are added, each with one output."""
 
@@ -246,7 +222,6 @@ class _Graph:
         return name
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """The name of what comes of it."""
         name = f"{operator}_{len(self._nodes)}"
         self._nodes.append(self._onnx.helper.make_node(operator, inputs, [name], **attributes))
         return name
@@ -259,9 +234,8 @@ class _Graph:
         helper = self._onnx.helper
         graph = helper.make_graph(self._nodes, name, self._inputs, self._outputs, self._constants)
         sets = [helper.make_opsetid("", OPSET), helper.make_opsetid("com.microsoft", 1)]
-        proto = helper.make_model(
-            graph, opset_imports=sets, ir_version=IR, producer_name="bedplate", producer_version=__version__
-        )
+        producer = {"producer_name": "bedplate", "producer_version": __version__}
+        proto = helper.make_model(graph, opset_imports=sets, ir_version=IR, **producer)
         helper.set_model_props(proto, facts)
         return proto.SerializeToString(deterministic=True)
 

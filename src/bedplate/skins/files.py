@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import cast
@@ -35,20 +36,22 @@ from bedplate.skins.lookup_index import (
     PASSAGES_FILE,
     ROWS_FILE,
     VECTORS_FILE,
+    Chunk,
     Neighbours,
     Passages,
-    read_chunks,
-    read_pool_rows,
     read_vectors,
 )
 from bedplate.skins.manifest import (
     EXTRAS,
+    REPORT_FILE,
     SCHEMA_VERSION,
     SKIN_FILE,
     CascadeFields,
+    ChunkRow,
     ClassicalFields,
     DemonstrationRow,
     KnnFields,
+    M,
     ProbeFields,
     PromptFields,
     RetrievalFields,
@@ -59,8 +62,18 @@ from bedplate.skins.manifest import (
     read_manifest,
     validate,
 )
-from bedplate.skins.prompt import Demonstration, Prompt
-from bedplate.skins.skin import BaseReference, CascadePart, LoraPart, ProbePart, Skin
+from bedplate.skins.output import Output
+from bedplate.skins.prompt import Demonstration, Format, Prompt
+from bedplate.skins.skin import (
+    BaseReference,
+    CascadePart,
+    EndpointReference,
+    EvaluatedWith,
+    LoraPart,
+    ProbePart,
+    Skin,
+    kind_of,
+)
 
 PROMPT_FILE = "prompt.jinja"
 DEMONSTRATIONS_FILE = "demonstrations.jsonl"
@@ -87,6 +100,16 @@ _LIMITS = {
 
 def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[str, bytes]:
     """File name → content of a skin's directory, `skin.json` included."""
+    files = _part_files(skin)
+    for name, content in (extras or {}).items():
+        if name not in EXTRAS:
+            raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
+        files[name] = content
+    files[SKIN_FILE] = manifest_bytes(_manifest(skin, files))
+    return files
+
+
+def _part_files(skin: Skin) -> dict[str, bytes]:
     files: dict[str, bytes] = {PROMPT_FILE: skin.prompt.template.encode()}
     if skin.demonstrations:
         rows = [{"inputs": dict(d.inputs), "answer": d.answer} for d in skin.demonstrations]
@@ -108,15 +131,26 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         files |= skin.classical.files()
     if skin.soft_prompt is not None:
         files[SOFT_PROMPT_FILE] = skin.soft_prompt.to_bytes()
-    files |= index_of(skin)
+    if skin.index is not None:
+        files |= skin.index.files()
     if skin.cascade is not None:
         for place, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
             files |= {f"{place}/{name}": content for name, content in skin_files(part).items()}
-    for name, content in (extras or {}).items():
-        if name not in EXTRAS:
-            raise SkinError(f"a skin cannot carry a file {name!r}; besides its own it may have: {', '.join(EXTRAS)}")
-        files[name] = content
-    manifest = SkinManifest(
+    return files
+
+
+def _manifest(skin: Skin, files: Mapping[str, bytes]) -> SkinManifest:
+    knn = retrieval = cascade = classical = None
+    embedded = skin.embedded_with
+    if (pool := skin.neighbours) is not None:
+        knn = KnnFields(k=pool.k, order=pool.order, pooling=pool.pooling, depth=pool.depth, embedded_with=embedded)
+    if (index := skin.passages) is not None:
+        retrieval = RetrievalFields(k=index.k, pooling=index.pooling, depth=index.depth, embedded_with=embedded)
+    if (part := skin.cascade) is not None:
+        cascade = CascadeFields(threshold=part.threshold, first=skin_id(part.first), second=skin_id(part.second))
+    if (model := skin.classical) is not None:
+        classical = ClassicalFields(words=model.words, sublinear=model.sublinear)
+    return SkinManifest(
         schema_version=SCHEMA_VERSION,
         name=skin.name,
         kind=skin.kind,
@@ -126,34 +160,26 @@ def skin_files(skin: Skin, extras: Mapping[str, bytes] | None = None) -> dict[st
         prompt=PromptFields(format=skin.prompt.format, system=skin.prompt.system),
         lora=None if skin.lora is None else skin.lora.config,
         probe=None if skin.probe is None else ProbeFields(layer=skin.probe.layer, pooling=skin.probe.pooling),
-        knn=knn_fields(skin),
-        retrieval=retrieval_fields(skin),
-        cascade=_cascade_fields(skin),
-        classical=_classical_fields(skin.classical),
+        knn=knn,
+        retrieval=retrieval,
+        cascade=cascade,
+        classical=classical,
         provenance=skin.provenance,
         generation=dict(skin.generation),
         limits=skin.limits,
         evaluated_with=skin.evaluated_with,
         files={name: sha256_bytes(content) for name, content in files.items()},
     )
-    files[SKIN_FILE] = manifest_bytes(manifest)
-    return files
 
 
-def _cascade_fields(skin: Skin) -> CascadeFields | None:
-    if skin.cascade is None:
-        return None
-    first, second = skin_id(skin.cascade.first), skin_id(skin.cascade.second)
-    return CascadeFields(threshold=skin.cascade.threshold, first=first, second=second)
-
-
-def _classical_fields(model: Classical | None) -> ClassicalFields | None:
-    return None if model is None else ClassicalFields(words=model.words, sublinear=model.sublinear)
+def manifest_of(skin: Skin) -> SkinManifest:
+    """The `skin.json` of a skin without extras."""
+    return _manifest(skin, _part_files(skin))
 
 
 def skin_id(skin: Skin) -> str:
     """sha256 that names a skin by everything it consists of (reports and other extras apart)."""
-    return sha256_bytes(skin_files(skin)[SKIN_FILE])
+    return manifest_id(manifest_of(skin))
 
 
 def write_skin(
@@ -198,9 +224,7 @@ def family_of(name: str) -> Family:
     family = FAMILIES.get(("hf", name))
     if family is None:
         family_names = ", ".join(sorted(key[1] for key in FAMILIES if key[0] == "hf"))
-        raise SkinError(
-            f"the skin's base is of the family {name!r}, which is not known here; known are: {family_names}"
-        )
+        raise SkinError(f"the family {name!r} of the skin's base is not known here; known are: {family_names}")
     return family
 
 
@@ -208,10 +232,8 @@ def _read_listed(directory: Path, manifest: SkinManifest) -> dict[str, bytes]:
     """The listed files' bytes, read once, so that what was hashed is what is used."""
     for name in manifest.files:
         if not _is_known(name):
-            raise SkinError(
-                f"{directory / SKIN_FILE} lists the file {name!r}, which is not a part of a skin "
-                f"(paths are plain names; known are {', '.join(sorted(_FILE_NAMES))})"
-            )
+            message = f"{directory / SKIN_FILE} lists the file {name!r}, which is not a part of a skin"
+            raise SkinError(f"{message} (paths are plain names; known are {', '.join(sorted(_FILE_NAMES))})")
     for path in _entries(directory):
         name = path.relative_to(directory).as_posix()
         if name != SKIN_FILE and name not in manifest.files:
@@ -230,9 +252,7 @@ def _read_listed(directory: Path, manifest: SkinManifest) -> dict[str, bytes]:
 def _is_known(name: str) -> bool:
     """Whether a skin can have such a file; the skins in a cascade have no extras."""
     place, _, inner_name = name.partition("/")
-    return (
-        inner_name == SKIN_FILE or inner_name in _FILE_NAMES - set(EXTRAS) if place in CASCADED else name in _FILE_NAMES
-    )
+    return inner_name in {SKIN_FILE, *_FILE_NAMES} - set(EXTRAS) if place in CASCADED else name in _FILE_NAMES
 
 
 def _entries(directory: Path, inner: Sequence[str] = (INDEX_DIRECTORY, *CASCADED)) -> list[Path]:
@@ -255,21 +275,35 @@ def _assemble(directory: Path, manifest: SkinManifest, contents: Mapping[str, by
     if not required <= contents.keys() or not contents.keys() <= required | optional:
         odd = sorted((required - contents.keys()) | (contents.keys() - required - optional))
         raise SkinError(f"{directory}: {odd[0]} does not fit a skin of kind {manifest.kind!r}")
+    try:
+        template = contents[PROMPT_FILE].decode()
+    except UnicodeDecodeError as error:
+        raise SkinError(f"{directory / PROMPT_FILE} is not UTF-8 at byte {error.start}") from error
+    neighbours = passages = None
+    if (knn := manifest.knn) is not None:
+        rows = _demonstrations(directory / ROWS_FILE, contents[ROWS_FILE])
+        vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
+        neighbours = Neighbours(vectors, rows, knn.k, knn.order, knn.pooling, knn.depth)
+    if (retrieval := manifest.retrieval) is not None:
+        rows = _rows(ChunkRow, directory / PASSAGES_FILE, contents[PASSAGES_FILE])
+        chunks = tuple(Chunk(row.document, row.start, row.text) for row in rows)
+        vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
+        passages = Passages(vectors, chunks, retrieval.k, retrieval.pooling, retrieval.depth)
     embedded = manifest.knn or manifest.retrieval
     return Skin(
         name=manifest.name,
         bases=manifest.bases,
         inputs=manifest.inputs,
         output=manifest.output,
-        prompt=Prompt(_text(directory / PROMPT_FILE, contents), manifest.prompt.format, manifest.prompt.system),
-        demonstrations=_demonstrations(directory / DEMONSTRATIONS_FILE, contents),
+        prompt=Prompt(template, manifest.prompt.format, manifest.prompt.system),
+        demonstrations=_demonstrations(directory / DEMONSTRATIONS_FILE, contents.get(DEMONSTRATIONS_FILE, b"")),
         lora=None if manifest.lora is None else _lora(directory, manifest, manifest.lora, contents),
         probe=_probe(directory, manifest, contents),
         soft_prompt=None
         if SOFT_PROMPT_FILE not in required
         else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
-        neighbours=read_neighbours(directory, manifest.knn, contents),
-        passages=read_passages(directory, manifest.retrieval, contents),
+        neighbours=neighbours,
+        passages=passages,
         cascade=cascade,
         classical=_classical(directory, manifest, contents),
         embedded_with=None if embedded is None else embedded.embedded_with,
@@ -295,19 +329,16 @@ def _cascade(directory: Path, fields: CascadeFields, contents: Mapping[str, byte
     return CascadePart(parts[0], parts[1], fields.threshold)
 
 
-def _text(path: Path, contents: Mapping[str, bytes]) -> str:
-    try:
-        return contents[path.name].decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise SkinError(f"{path} is not UTF-8 at byte {error.start}") from error
+def _rows(model: type[M], path: Path, content: bytes) -> Iterator[M]:
+    """The objects of a JSON lines file. SkinError naming the line."""
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line:
+            place = Path(f"{path}, line {number}")
+            yield validate(model, read_json_object(place, line), place)
 
 
-def _demonstrations(path: Path, contents: Mapping[str, bytes]) -> tuple[Demonstration, ...]:
-    if path.name not in contents:
-        return ()
-    lines = [line for line in _text(path, contents).split("\n") if line]
-    rows = [validate(DemonstrationRow, read_json_object(path, line.encode()), path) for line in lines]
-    return tuple(Demonstration(row.inputs, row.answer) for row in rows)
+def _demonstrations(path: Path, content: bytes) -> tuple[Demonstration, ...]:
+    return tuple(Demonstration(row.inputs, row.answer) for row in _rows(DemonstrationRow, path, content))
 
 
 def _lora(directory: Path, manifest: SkinManifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
@@ -334,57 +365,106 @@ def _classical(directory: Path, manifest: SkinManifest, contents: Mapping[str, b
     if fields is None:
         return None
     labels = _told_apart(directory, manifest, "a classical model")
-    weights_and_terms = contents[CLASSICAL_FILE], contents[VOCABULARY_FILE]
-    places = directory / CLASSICAL_FILE, directory / VOCABULARY_FILE
-    return read_classical(*places, labels, fields.words, fields.sublinear, weights_and_terms)
+    return read_classical(directory, contents, labels, fields.words, fields.sublinear)
 
 
 def _told_apart(directory: Path, manifest: SkinManifest, part_name: str) -> tuple[str, ...]:
     """The labels that a head scores. SkinError where the output has none."""
     labels = manifest.output.scored_labels
     if not labels:
-        raise SkinError(
-            f"{directory / SKIN_FILE}: {part_name}'s output must be a label, or labels with a threshold, not the "
-            f"{manifest.output.kind} that it names"
-        )
+        message = f"{directory / SKIN_FILE}: {part_name}'s output must be a label, or labels with a threshold, not the"
+        raise SkinError(f"{message} {manifest.output.kind} that it names")
     return labels
 
 
-def index_of(skin: Skin) -> dict[str, bytes]:
-    """File name → content; empty for a skin without."""
-    index = skin.index
-    return {} if index is None else index.files()
+@dataclass(frozen=True, slots=True)
+class Card:
+    """id: the skin_id. base: None where none is needed. directory: None for a skin that was never written."""
+
+    id: str
+    name: str
+    parts: tuple[str, ...]
+    base: BaseReference | EndpointReference | None
+    inputs: tuple[str, ...]
+    output: Output
+    format: Format
+    evaluated_with: EvaluatedWith | None
+    directory: Path | None
+    embedder: BaseReference | None = None
+    """The base that chooses its demonstrations, where it is another than the main one."""
+    second: BaseReference | EndpointReference | None = None
+    """What a cascade passes on to."""
+    embedded_with: EvaluatedWith | None = None
+    """How the embedder was held."""
+    report: bool = False
+    """Whether a page that says how it was judged is one of its files."""
+
+    @property
+    def kind(self) -> str:
+        return kind_of(self.parts)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What it chooses from, one or some of them; () where it writes what it answers."""
+        return self.output.scored_labels
 
 
-def knn_fields(skin: Skin) -> KnnFields | None:
-    pool = skin.neighbours
-    if pool is None:
-        return None
-    return KnnFields(
-        k=pool.k, order=pool.order, pooling=pool.pooling, depth=pool.depth, embedded_with=skin.embedded_with
+def read_card(directory: Path | str) -> Card:
+    """A skin's card, with no other file read: nothing is verified but `skin.json` itself. SkinError."""
+    directory = Path(directory)
+    return _card(read_manifest(directory), directory.absolute())
+
+
+def card_of(skin: Skin) -> Card:
+    manifest, directory = manifest_of(skin), skin.directory
+    if directory is not None and (directory / REPORT_FILE).is_file():
+        manifest = manifest.model_copy(update={"files": {**manifest.files, REPORT_FILE: ""}})
+    return _card(manifest, directory)
+
+
+def _card(manifest: SkinManifest, directory: Path | None) -> Card:
+    embedder, embedded = manifest.bases.get("embedder"), manifest.knn or manifest.retrieval
+    return Card(
+        id=manifest_id(manifest),
+        name=manifest.name,
+        parts=manifest.parts,
+        base=manifest.bases.get("main"),
+        inputs=tuple(manifest.inputs),
+        output=manifest.output,
+        format=manifest.prompt.format,
+        evaluated_with=manifest.evaluated_with,
+        directory=directory,
+        embedder=embedder if isinstance(embedder, BaseReference) else None,
+        second=manifest.bases.get("second"),
+        embedded_with=None if embedded is None else embedded.embedded_with,
+        report=REPORT_FILE in manifest.files,
     )
 
 
-def retrieval_fields(skin: Skin) -> RetrievalFields | None:
-    index = skin.passages
-    if index is None:
+def report_of(card: Card) -> bytes | None:
+    """The page that says how the skin was judged: the very bytes that `skin.json` lists, or None."""
+    if card.directory is None:
         return None
-    return RetrievalFields(k=index.k, pooling=index.pooling, depth=index.depth, embedded_with=skin.embedded_with)
-
-
-def read_neighbours(directory: Path, fields: KnnFields | None, contents: Mapping[str, bytes]) -> Neighbours | None:
-    """The pool of a skin of kind knn. SkinError."""
-    if fields is None:
+    try:
+        listed = read_manifest(card.directory).files.get(REPORT_FILE)
+        content = None if listed is None else read_bytes(card.directory / REPORT_FILE, MAX_JSON_BYTES)
+    except BedplateError:
         return None
-    vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
-    rows = read_pool_rows(directory / ROWS_FILE, contents[ROWS_FILE])
-    return Neighbours(vectors, rows, fields.k, fields.order, fields.pooling, fields.depth)
+    return content if content is not None and sha256_bytes(content) == listed else None
 
 
-def read_passages(directory: Path, fields: RetrievalFields | None, contents: Mapping[str, bytes]) -> Passages | None:
-    """The passages of a skin of kind retrieval. SkinError."""
-    if fields is None:
-        return None
-    vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
-    chunks = read_chunks(directory / PASSAGES_FILE, contents[PASSAGES_FILE])
-    return Passages(vectors, chunks, fields.k, fields.pooling, fields.depth)
+def parts_of(card: Card) -> list[Card]:
+    """The cards of a cascade's two skins, in their order; [] for every other skin, and for one that lies nowhere."""
+    if "cascade" not in card.parts or card.directory is None:
+        return []
+    return [read_card(card.directory / place) for place in CASCADED]
+
+
+def skin_directories(root: Path) -> Iterator[Path]:
+    """Every directory below `root` that has a `skin.json`, in order. Links are not followed; a skin holds no skins."""
+    if (root / SKIN_FILE).is_file():
+        yield root
+        return
+    for child in sorted(root.iterdir()):
+        if child.is_dir() and not child.is_symlink() and not child.name.startswith("."):
+            yield from skin_directories(child)

@@ -7,8 +7,8 @@ lie, and it alone knows what came after.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,11 @@ from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import BASE_FILE
 from bedplate.skins import records
 from bedplate.skins.catalog import Catalog
-from bedplate.skins.files import CASCADED, read_skin, skin_id
+from bedplate.skins.files import CASCADED
 from bedplate.skins.manifest import SKIN_FILE, manifest_id, read_manifest
-from bedplate.skins.records import CatalogRecord
-from bedplate.skins.run import RUN_FILE, Run
-from bedplate.skins.skin import EndpointReference, Skin
+from bedplate.skins.records import RUN_FILE, ArtifactType
+
+_FILES: dict[ArtifactType, str] = {"skin": SKIN_FILE, "base": BASE_FILE, "run": RUN_FILE}
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,6 @@ class LineageNode:
     nodes: tuple[LineageNode, ...] = ()
 
     def walk(self) -> Iterator[LineageNode]:
-        """Itself and everything below it."""
         yield self
         for node in self.nodes:
             yield from node.walk()
@@ -64,139 +63,75 @@ def trace(target: str | Path, catalog: Catalog) -> Trace:
     """The lineage of a skin, base or run by its directory, of a data file by its content, or of anything by its name,
     its id or hash, or the beginning of one, in the catalogue. UnknownItemError; UsageError for a beginning of several;
     SkinError for a skin that does not read."""
-    resolver = _Resolver(catalog)
-    id_ = resolver.identify(target)
-    subject = replace(resolver.node(id_), parents=tuple(resolver.parents(id_)))
-    return Trace(subject, _tree(id_, resolver.parents, resolver), _tree(id_, catalog.children, resolver))
+    with _View(catalog) as view:
+        id_ = view.identify(Path(target))
+        came_from = _tree(id_, view.sources, view)
+        return Trace(view.node(id_), came_from, _tree(id_, view.children, view))
 
 
-class _Resolver:
-    """The catalogue, and before it what is read in directories on the way."""
+class _View(Catalog):
+    """A copy of the catalogue in memory: what is read in directories on the way is recorded there."""
 
     def __init__(self, catalog: Catalog) -> None:
-        self._catalog = catalog
-        self._read: dict[str, CatalogRecord] = {}
-        self._looked: set[str] = set()
+        self.path, self._connection = catalog.path, sqlite3.connect(":memory:", isolation_level=None)
+        catalog._connection.backup(self._connection)
+        self._present: dict[str, bool] = {}
 
-    def identify(self, target: str | Path) -> str:
-        path = Path(target)
-        for name in (SKIN_FILE, BASE_FILE, RUN_FILE):
-            if (path / name).is_file():
-                if name == SKIN_FILE:
-                    return self._of_skin(read_skin(path), path)
-                return self._remember(records.of_file(path / name))
-        if path.exists():
-            artifact = self._catalog.get(sha256_file(path)) if path.is_file() else None
-            artifact = artifact or self._catalog.lying_at(path)
-            if artifact is None:
-                raise UnknownItemError(
-                    f"the catalogue {self._catalog.path} knows nothing that was made from {path} as it is now; "
-                    "`bedplate skins list DIR` records what lies below a directory"
-                )
-            return artifact.id
-        return self._catalog.resolve(str(target)).id
+    def identify(self, target: Path) -> str:
+        """The id of what lies there, or is called so."""
+        file = next((target / name for name in _FILES.values() if (target / name).is_file()), None)
+        if file is not None:
+            return self._read(file)
+        if not target.exists():
+            return self.resolve(str(target)).id
+        artifact = (self.get(sha256_file(target)) if target.is_file() else None) or self.lying_at(target)
+        if artifact is None:
+            message = f"the catalogue {self.path} knows nothing that was made from {target} as it is now;"
+            raise UnknownItemError(f"{message} `bedplate skins list DIR` records what lies below a directory")
+        return artifact.id
 
-    def parents(self, id_: str) -> list[str]:
-        self._look(id_)
-        read = self._read.get(id_)
-        return list(dict.fromkeys([*(() if read is None else read.parents), *self._catalog.parents(id_)]))
+    def sources(self, id_: str) -> list[str]:
+        """`parents`, those that its own directory names as well."""
+        self._is_present(id_)
+        return self.parents(id_)
 
     def node(self, id_: str) -> LineageNode:
         """It without what is above or below."""
-        is_present = self._look(id_)
-        read, artifact = self._read.get(id_), self._catalog.get(id_)
-        if read is not None:
-            path = read.path if artifact is None or read.path is not None else artifact.path
-            return LineageNode(
-                read.artifact_type, read.name, id_, None if path is None else str(path), is_present, dict(read.details)
-            )
+        is_present, artifact, parents = self._is_present(id_), self.get(id_), tuple(self.parents(id_))
         if artifact is None:
-            return LineageNode("unknown", id_[:12], id_)
-        return LineageNode(
-            artifact.artifact_type, artifact.name, id_, artifact.path, is_present, dict(artifact.details)
-        )
+            return LineageNode("unknown", id_[:12], id_, parents=parents)
+        type_, path, details = artifact.artifact_type, artifact.path, dict(artifact.details)
+        return LineageNode(type_, artifact.name, id_, path, is_present, details, parents)
 
-    def _look(self, id_: str) -> bool:
-        """Read what lies where the thing lay; whether that is still it."""
-        read, artifact = self._read.get(id_), self._catalog.get(id_)
-        path = read.path if read is not None and read.path is not None else None if artifact is None else artifact.path
-        if path is None:
-            return False
-        place, artifact_type = (
-            Path(path),
-            read.artifact_type if read is not None else artifact.artifact_type if artifact is not None else "",
-        )
-        if id_ not in self._looked:
-            self._looked.add(id_)
-            with suppress(BedplateError, OSError, ValueError):  # gone, or something else lies there now
-                self._read_again(id_, place, artifact_type)
-        return self._lies_at(id_, place, artifact_type)
+    def _is_present(self, id_: str) -> bool:
+        """Whether the thing still lies where it lay; what lies there is read."""
+        artifact = self.get(id_)
+        if id_ not in self._present and artifact is not None and artifact.path is not None:
+            try:
+                self._present[id_] = self._lies_at(id_, artifact.artifact_type, Path(artifact.path))
+            except (BedplateError, OSError, ValueError):  # gone, or something else lies there now
+                self._present[id_] = False
+        return self._present.get(id_, False)
 
-    def _read_again(self, id_: str, place: Path, artifact_type: str) -> None:
-        if artifact_type == "skin" and manifest_id(read_manifest(place)) == id_ and id_ not in self._read:
-            self._of_skin(read_skin(place), place)
-        elif artifact_type == "base" and (place / BASE_FILE).is_file():
-            record = records.of_base(place / BASE_FILE)
-            if record.id == id_:
-                self._remember([record])
-        elif artifact_type == "run" and Run.read(place).id == id_:
-            self._remember(records.of_run(place))
-
-    @staticmethod
-    def _lies_at(id_: str, place: Path, artifact_type: str) -> bool:
-        try:
-            if artifact_type == "skin":
-                return manifest_id(read_manifest(place)) == id_
-            if artifact_type == "run":
-                return Run.read(place).id == id_
-            if artifact_type == "report":
-                return place.is_file() and sha256_file(place) == id_
-            if artifact_type == "base" and (place / BASE_FILE).is_file():
-                return records.of_base(place / BASE_FILE).id == id_
+    def _lies_at(self, id_: str, artifact_type: ArtifactType, place: Path) -> bool:
+        if artifact_type == "report":
+            return sha256_file(place) == id_
+        name = _FILES.get(artifact_type)
+        if name is None or (artifact_type == "base" and not (place / name).is_file()):
             return place.exists()
-        except (BedplateError, OSError, ValueError):
+        if artifact_type == "skin" and manifest_id(read_manifest(place)) != id_:
             return False
+        return self._read(place / name) == id_
 
-    def _of_skin(self, skin: Skin, directory: Path) -> str:
-        """A skin with what it names, and of a cascade the two within it."""
-        if skin.cascade is not None:
-            for name, part in zip(CASCADED, (skin.cascade.first, skin.cascade.second), strict=True):
-                artifact = self._catalog.get(skin_id(part))
-                part_directory = None if artifact is None or artifact.path is None else Path(artifact.path)
-                self._of_skin(
-                    part, directory / name if part_directory is None or not part_directory.is_dir() else part_directory
-                )
-        *before, skin_record = records.of_skin(skin, directory.absolute())
-        return self._remember([*before, replace(skin_record, details={**skin_record.details, **_facts(skin)})])
-
-    def _remember(self, new_records: Iterable[CatalogRecord]) -> str:
-        last = ""
-        for record in new_records:
-            details, last = dict(record.details), record.id
-            if record.hearsay and (record.id in self._read or self._catalog.get(record.id) is not None):
-                continue
-            if record.artifact_type == "run" and record.path is not None:
-                run_fields = Run.read(Path(record.path)).model_dump(
-                    mode="json", exclude={"id", "bases", "data", "task"}
-                )
-                details |= {key: value for key, value in run_fields.items() if value is not None}
-            self._read[record.id] = replace(record, details=details)
-        return last
+    def _read(self, file: Path) -> str:
+        """Records what a file is about, and of a cascade the two skins within it."""
+        for part in (file.parent / name / SKIN_FILE for name in CASCADED):
+            if file.name == SKIN_FILE and part.is_file():
+                self.record(replace(record, hearsay=True) for record in records.of_file(part))
+        return self.record(records.of_file(file))
 
 
-def _facts(skin: Skin) -> dict[str, Any]:
-    """What a skin says of how it was made, besides what has a hash."""
-    origin = skin.provenance
-    remote = [used.name for used in skin.bases.values() if isinstance(used, EndpointReference)]
-    return {
-        "seed": origin.seed,
-        "code_version": origin.code_version,
-        "evaluated_with": None if skin.evaluated_with is None else skin.evaluated_with.model_dump(),
-        **({"endpoints": remote} if remote else {}),
-    }
-
-
-def _tree(start: str, following: Callable[[str], Iterable[str]], resolver: _Resolver) -> tuple[LineageNode, ...]:
+def _tree(start: str, following: Callable[[str], Iterable[str]], view: _View) -> tuple[LineageNode, ...]:
     """What is reached from `start`, each thing once: below the farthest of those that lead to it."""
     edges = _reached(start, following)
     rank = {id_: number for number, id_ in enumerate(edges)}
@@ -212,9 +147,7 @@ def _tree(start: str, following: Callable[[str], Iterable[str]], resolver: _Reso
     nodes: dict[str, LineageNode] = {}
     for id_ in reversed(edges):
         nodes[id_] = replace(
-            resolver.node(id_),
-            parents=tuple(resolver.parents(id_)),
-            nodes=_sorted(nodes[child] for child in below.get(id_, ())),
+            view.node(id_), nodes=tuple(sorted((nodes[child] for child in below.get(id_, ())), key=_order))
         )
     return nodes[start].nodes
 
@@ -236,6 +169,5 @@ def _reached(start: str, following: Callable[[str], Iterable[str]]) -> dict[str,
     return {id_: edges[id_] for id_ in reversed(finished)}
 
 
-def _sorted(nodes: Iterable[LineageNode]) -> tuple[LineageNode, ...]:
-    order = ("run", "skin", "base", "data", "report", "unknown")
-    return tuple(sorted(nodes, key=lambda node: (order.index(node.what), node.name, node.id)))
+def _order(node: LineageNode) -> tuple[int, str, str]:
+    return ("run", "skin", "base", "data", "report", "unknown").index(node.what), node.name, node.id

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from bedplate.adapters.tensor_files import MAX_TENSOR_BYTES, read_bytes, read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import MAX_TENSOR_BYTES, read_bytes, read_tensors, tensor_bytes
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text
@@ -31,8 +31,7 @@ PoolPooling = Literal["mean", "first", "own"]
 
 
 def check_vectors(vectors: np.ndarray, count: int, k: int, index_name: str) -> None:
-    """SkinError unless these are `count` finite vectors of unit length, float32 [N, D], of which k can be taken.
-    index_name: the name of what holds them, for messages."""
+    """SkinError unless these are `count` finite vectors of unit length, float32 [N, D], of which k can be taken."""
     shape = vectors.shape
     if vectors.dtype != np.float32 or len(shape) != 2 or not vectors.size:
         raise SkinError(f"a {index_name}'s vectors are float32 [N, D], got {vectors.dtype} {list(shape)}")
@@ -108,13 +107,7 @@ class Neighbours:
     def __len__(self) -> int:
         return len(self.rows)
 
-    @property
-    def size(self) -> int:
-        """D, the features of one vector."""
-        return self.vectors.shape[1]
-
     def nearest(self, query_D: np.ndarray) -> list[int]:
-        """The k rows nearest to a vector (`nearest`)."""
         return nearest(self.vectors, query_D, self.k)
 
     def demonstrations(self, query_D: np.ndarray) -> tuple[Demonstration, ...]:
@@ -126,22 +119,6 @@ class Neighbours:
         """File name → content of `index/`."""
         lines = [json.dumps({"inputs": dict(r.inputs), "answer": r.answer}, ensure_ascii=False) for r in self.rows]
         return {VECTORS_FILE: vector_bytes(self.vectors), ROWS_FILE: "".join(line + "\n" for line in lines).encode()}
-
-
-def read_pool_rows(path: Path, content: bytes) -> tuple[Demonstration, ...]:
-    """The rows of `index/rows.jsonl`. SkinError naming the line."""
-    rows: list[Demonstration] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line:
-            continue
-        row = read_json_object(path, line)
-        inputs, answer = row.get("inputs"), row.get("answer")
-        texts = isinstance(inputs, dict) and all(type(value) is str for value in inputs.values())
-        if row.keys() != {"inputs", "answer"} or not texts or type(answer) is not str:
-            raise SkinError(f"{path}, line {number}: a row is its inputs and its answer, all of them texts")
-        assert isinstance(inputs, dict)
-        rows.append(Demonstration(inputs, answer))
-    return tuple(rows)
 
 
 def text_of(inputs: Values, names: Sequence[str]) -> str:
@@ -181,46 +158,16 @@ class Passages:
     def __len__(self) -> int:
         return len(self.chunks)
 
-    @property
-    def size(self) -> int:
-        """D, the features of one vector."""
-        return self.vectors.shape[1]
-
     @cached_property
     def digest(self) -> str:
-        """Names the chunks and their order."""
         return sha256_json([[chunk.document, chunk.start, chunk.text] for chunk in self.chunks])
 
     def retrieve(self, query_D: np.ndarray) -> tuple[Passage, ...]:
-        """What goes into the prompt of a call whose inputs have this vector, numbered from 1. RequestError for a query
-        of another size, or that is not finite."""
-        indices = nearest(self.vectors, query_D, self.k)
-        return tuple(
-            Passage(number, self.chunks[i].text, self.chunks[i].document, self.chunks[i].start)
-            for number, i in enumerate(indices, start=1)
-        )
+        """The passages of a prompt, numbered from 1. RequestError for a query of another size, or not finite."""
+        chunks = [self.chunks[i] for i in nearest(self.vectors, query_D, self.k)]
+        return tuple(Passage(number, c.text, c.document, c.start) for number, c in enumerate(chunks, start=1))
 
     def files(self) -> dict[str, bytes]:
         """File name → content of `index/`."""
-        lines = [
-            json.dumps({"document": c.document, "start": c.start, "text": c.text}, ensure_ascii=False)
-            for c in self.chunks
-        ]
-        return {
-            VECTORS_FILE: vector_bytes(self.vectors),
-            PASSAGES_FILE: "".join(line + "\n" for line in lines).encode(),
-        }
-
-
-def read_chunks(path: Path, content: bytes) -> tuple[Chunk, ...]:
-    """The rows of `index/passages.jsonl`. SkinError naming the line."""
-    chunks: list[Chunk] = []
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if not line:
-            continue
-        row = read_json_object(path, line)
-        document, start, text = row.get("document"), row.get("start"), row.get("text")
-        if len(row) != 3 or type(document) is not str or type(start) is not int or type(text) is not str or start < 0:
-            raise SkinError(f"{path}, line {number}: a passage is its document, its start there and its text")
-        chunks.append(Chunk(document, start, text))
-    return tuple(chunks)
+        lines = [json.dumps(asdict(chunk), ensure_ascii=False) + "\n" for chunk in self.chunks]
+        return {VECTORS_FILE: vector_bytes(self.vectors), PASSAGES_FILE: "".join(lines).encode()}

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.tensor_files import read_json_object
@@ -77,9 +77,21 @@ class ClassicalFields(Strict):
     sublinear: bool
 
 
-class DemonstrationRow(Strict):
+class Row(BaseModel):
+    """A line of a JSON lines file."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class DemonstrationRow(Row):
     inputs: dict[str, str]
     answer: str
+
+
+class ChunkRow(Row):
+    document: str
+    start: Annotated[int, Field(ge=0)]
+    text: str
 
 
 class SkinManifest(Strict):
@@ -113,18 +125,9 @@ class SkinManifest(Strict):
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The names of the skin's parts (`Skin.parts`)."""
-        return name_parts(
-            self.bases,
-            self.output,
-            cascade=self.cascade,
-            classical=self.classical,
-            lora=self.lora,
-            soft_prompt=True if "soft_prompt" in self.kind.split("+") else None,
-            knn=self.knn,
-            retrieval=self.retrieval,
-            probe=self.probe,
-        )
+        own = {name: getattr(self, name) for name in ("cascade", "classical", "lora", "knn", "retrieval", "probe")}
+        soft_prompt = True if "soft_prompt" in self.kind.split("+") else None
+        return name_parts(self.bases, self.output, soft_prompt=soft_prompt, **own)
 
 
 def manifest_bytes(manifest: SkinManifest) -> bytes:
@@ -157,9 +160,8 @@ def parse_manifest(path: Path, fields: dict[str, Any]) -> SkinManifest:
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise SkinError(f"{path}: schema_version must be a positive number, got {version!r}")
     if version > SCHEMA_VERSION:
-        raise SkinError(
-            f"{path} has schema version {version}, this Bedplate reads up to {SCHEMA_VERSION}; update Bedplate"
-        )
+        newest = f"this Bedplate reads up to {SCHEMA_VERSION}; update Bedplate"
+        raise SkinError(f"{path} has schema version {version}, {newest}")
     return validate(SkinManifest, fields, path)
 
 

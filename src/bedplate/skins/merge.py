@@ -104,9 +104,8 @@ def _prompts(skin: Skin, base: Base) -> list[list[int]]:
     if "generate" in base.can:
         encoded_prompts = [skin.prompt.tokens(tokenizer, inputs, skin.demonstrations) for inputs in input_values]
     else:
-        encoded_prompts = [
-            tokenizer.encode(str(skin.prompt.text(inputs)), add_special_tokens=True) for inputs in input_values
-        ]
+        texts = [str(skin.prompt.text(inputs)) for inputs in input_values]
+        encoded_prompts = [tokenizer.encode(text, add_special_tokens=True) for text in texts]
     return [tokens[-base.spec.context_length :] for tokens in encoded_prompts]
 
 

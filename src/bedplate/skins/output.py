@@ -16,9 +16,9 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.text.json_schema import check_schema, labels_rules, schema_form
 
 AnsweredBy = Literal["generate", "score", "embed"]
+GrammarSource = tuple[Literal["json_schema", "ebnf", "choice"], str]
 ORDERED_LABELS = 90
-"""A grammar of two rules for each label holds as many to their order (`grammar.RULES`); more are only held to be
-labels."""
+"""More labels are not held to their order: a grammar has two rules for each (`grammar.RULES`)."""
 
 
 class Abstain(Strict):
@@ -35,6 +35,10 @@ class OutputForm(Grown):
     say of it beside its kind; `needs`: those of them without which it is nothing.
     """
 
+    is_one_label: ClassVar[bool] = False
+    """Whether every answer is exactly one label, or an abstention."""
+    structure: ClassVar[str | None] = None
+    """The fixed structure of every answer, in a few words; None for free text and vectors."""
     task_fields: ClassVar[frozenset[str]] = frozenset()
     needs: ClassVar[frozenset[str]] = frozenset()
     json_targets: ClassVar[bool] = False
@@ -61,19 +65,9 @@ class OutputForm(Grown):
         return ()
 
     @property
-    def is_one_label(self) -> bool:
-        """Whether every answer is exactly one label, or an abstention."""
-        return False
-
-    @property
     def label_texts(self) -> tuple[str, ...]:
         """The text that is scored after the prompt for each label; () where a head decides, or nothing is scored."""
         return ()
-
-    @property
-    def structure(self) -> str | None:
-        """The fixed structure of every answer, in a few words; None for free text and vectors."""
-        return None
 
     @property
     def json_form(self) -> Mapping[str, Any] | None:
@@ -125,7 +119,7 @@ class OutputForm(Grown):
         """
         raise RequestError("this output is not decided by scores")
 
-    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str] | None:
+    def grammar(self) -> GrammarSource | None:
         """Syntax and source of the grammar that generated text is held to; None for free text and for scores."""
         return None
 
@@ -150,6 +144,11 @@ class OutputForm(Grown):
         return self
 
 
+def _need_distinct(name: str, texts: Sequence[str]) -> None:
+    if len(set(texts)) != len(texts) or not all(texts):
+        raise ValueError(f"{name} must be different and not empty, got {list(texts)}")
+
+
 class LabelOutput(OutputForm):
     """One label out of a list, or `abstain`'s answer.
 
@@ -159,6 +158,8 @@ class LabelOutput(OutputForm):
     """
 
     LATE = ("abstain",)
+    is_one_label = True
+    structure = "one of few labels"
     task_fields = frozenset({"labels", "abstain"})
     needs = frozenset({"labels"})
 
@@ -179,12 +180,10 @@ class LabelOutput(OutputForm):
     @model_validator(mode="after")
     def _one_each(self) -> LabelOutput:
         count = len(self.labels)
-        if len(set(self.labels)) != count or not all(self.labels):
-            raise ValueError(f"labels must be different and not empty, got {list(self.labels)}")
+        _need_distinct("labels", self.labels)
+        _need_distinct("continuations", self.continuations)
         if self.continuations and len(self.continuations) != count:
             raise ValueError(f"{len(self.continuations)} continuations for {count} labels; give one for each label")
-        if len(set(self.continuations)) != len(self.continuations) or not all(self.continuations):
-            raise ValueError(f"continuations must be different and not empty, got {list(self.continuations)}")
         if len(self.bias) != count:
             raise ValueError(f"{len(self.bias)} biases for {count} labels; give one for each label")
         if self.abstain is not None and self.abstain.answer in self.labels:
@@ -202,14 +201,6 @@ class LabelOutput(OutputForm):
     @property
     def all_labels(self) -> tuple[str, ...]:
         return self.labels
-
-    @property
-    def is_one_label(self) -> bool:
-        return True
-
-    @property
-    def structure(self) -> str:
-        return "one of few labels"
 
     @property
     def label_texts(self) -> tuple[str, ...]:
@@ -259,8 +250,7 @@ class LabelOutput(OutputForm):
 
 
 class TextOutput(OutputForm):
-    """Free text of at most `max_tokens` tokens, ended by any of the `stop` strings; where there are `choices`, one of
-    them and nothing else."""
+    """Free text, ended by any of the `stop` strings; where there are `choices`, one of them and nothing else."""
 
     task_fields = frozenset({"max_tokens", "stop"})
 
@@ -282,7 +272,7 @@ class TextOutput(OutputForm):
     def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
         return type(self)(max_tokens=max_tokens, stop=stop)
 
-    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str] | None:
+    def grammar(self) -> GrammarSource | None:
         if not self.choices:
             return None
         # after a prompt like "Answer:" the natural token begins with a space, which `read_text` removes
@@ -321,8 +311,7 @@ class EmbeddingOutput(OutputForm):
         return self
 
     def full_size(self, pooled: int, hidden: int) -> int:
-        """The size of a vector before it is cut to `dimensions`. pooled: of what the base's own configuration makes;
-        hidden: of a state."""
+        """The size of an uncut vector. pooled: of the base's own pooling; hidden: of a state."""
         return pooled if self.pooling is None and self.depth is None else hidden
 
     def parse(self, vector: Sequence[float]) -> tuple[float, ...]:
@@ -336,10 +325,23 @@ class EmbeddingOutput(OutputForm):
         return tuple(number / length for number in truncated)
 
 
-class JsonOutput(OutputForm):
+class JsonText(OutputForm):
+    """An answer that is written as JSON, and compared in one way of writing it."""
+
+    def read_text(self, text: str, *, finished: bool = True) -> str:
+        """The parsed answer. Text that is none (cut off, or with a number such as 1e999, which the grammar allows and
+        no float holds) is returned unchanged: it equals no parsed answer."""
+        try:
+            return self.comparable(text) if finished else text
+        except RequestError:
+            return text
+
+
+class JsonOutput(JsonText):
     """A JSON value that `json_schema` describes, of at most `max_tokens` tokens. What is generated is held to the
     schema, so its keywords must be ones that can be enforced (`bedplate.text.json_schema`)."""
 
+    structure = "JSON of one schema"
     task_fields = frozenset({"json_schema", "max_tokens"})
     needs = frozenset({"json_schema"})
     json_targets = True
@@ -361,33 +363,23 @@ class JsonOutput(OutputForm):
         return self.max_tokens
 
     @property
-    def structure(self) -> str:
-        return "JSON of one schema"
-
-    @property
     def json_form(self) -> Mapping[str, Any]:
         return self.json_schema
 
     def for_prompt(self, texts: tuple[str, ...], max_tokens: int, stop: tuple[str, ...]) -> Self:
         return type(self)(json_schema=self.json_schema, max_tokens=max_tokens)
 
-    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str]:
+    def grammar(self) -> GrammarSource:
         return "json_schema", json.dumps(self.json_schema, ensure_ascii=False)
 
     def answer_text(self, target: str, lead_in: Callable[[str], str]) -> str:
         return schema_form(self.json_schema, json.loads(target))
 
-    def comparable(self, text: str) -> str:
-        return self.parse(text)
-
-    def read_text(self, text: str, *, finished: bool = True) -> str:
-        return _parsed_or_raw(self.parse, text, finished)
-
     def remote_settings(self) -> dict[str, Any]:
         schema = {"name": "answer", "schema": dict(self.json_schema), "strict": True}
         return {**super().remote_settings(), "response_format": {"type": "json_schema", "json_schema": schema}}
 
-    def parse(self, text: str) -> str:
+    def comparable(self, text: str) -> str:
         """The value as JSON with sorted keys and without white space, so that equal values are equal texts.
 
         Raises RequestError where the text is no JSON of the schema: it was cut off, or a stop string cut it.
@@ -401,11 +393,12 @@ class JsonOutput(OutputForm):
         return _compact(value)
 
 
-class LabelsOutput(OutputForm):
+class LabelsOutput(JsonText):
     """Any of the labels, each at most once, as a JSON list in the order of `labels`: written, in at most `max_tokens`
     tokens, or, where there is a `threshold`, those whose probability by a head is at least that."""
 
     LATE = ("threshold",)
+    structure = "some of few labels"
     task_fields = frozenset({"labels", "max_tokens", "separator"})
     needs = frozenset({"labels"})
     json_targets = True
@@ -418,8 +411,7 @@ class LabelsOutput(OutputForm):
 
     @model_validator(mode="after")
     def _distinct(self) -> LabelsOutput:
-        if len(set(self.labels)) != len(self.labels) or not all(self.labels):
-            raise ValueError(f"labels must be different and not empty, got {list(self.labels)}")
+        _need_distinct("labels", self.labels)
         return self
 
     @property
@@ -433,10 +425,6 @@ class LabelsOutput(OutputForm):
     @property
     def all_labels(self) -> tuple[str, ...]:
         return self.labels
-
-    @property
-    def structure(self) -> str:
-        return "some of few labels"
 
     @property
     def json_form(self) -> Mapping[str, Any]:
@@ -453,7 +441,7 @@ class LabelsOutput(OutputForm):
     def token_limit(self) -> int:
         return self.max_tokens
 
-    def grammar(self) -> tuple[Literal["json_schema", "ebnf", "choice"], str] | None:
+    def grammar(self) -> GrammarSource | None:
         if self.threshold is not None:
             return None
         if len(self.labels) <= ORDERED_LABELS:
@@ -463,24 +451,16 @@ class LabelsOutput(OutputForm):
     def answer_text(self, target: str, lead_in: Callable[[str], str]) -> str:
         return target
 
-    def comparable(self, text: str) -> str:
-        return self.parse(text)
-
-    def read_text(self, text: str, *, finished: bool = True) -> str:
-        return _parsed_or_raw(self.parse, text, finished)
-
     def canonical(self, chosen: Iterable[str]) -> str:
-        """The JSON list of some labels in their order, without white space; one that stands twice is one label.
-        RequestError for what is none of them."""
+        """The JSON list of some labels in their order, each once. RequestError for what is none of them."""
         names = set(chosen)
         for name in sorted(names.difference(self.labels)):
             hint = did_you_mean(nearest(name, self.labels), f"labels: {', '.join(self.labels)}")
             raise RequestError(f"{name!r} is not one of the labels; {hint}")
         return _compact([label for label in self.labels if label in names])
 
-    def parse(self, text: str) -> str:
-        """A JSON list of labels, in any order, in canonical form. RequestError where the text is something else: it was
-        cut off, or holds what is no label."""
+    def comparable(self, text: str) -> str:
+        """A JSON list of labels in canonical form. RequestError where the text is something else or cut off."""
         value = _json_value(text)
         if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
             raise RequestError(f"the output is not a JSON list of labels: {text[:80]!r}")
@@ -489,25 +469,13 @@ class LabelsOutput(OutputForm):
     def read_scores(
         self, scores: Sequence[float], token_counts: Sequence[int] | None = None
     ) -> tuple[str, dict[str, float]]:
-        """The labels that a head's logits give, as `canonical` writes them; each label's log-probability of being right
-        is independent of the others'."""
+        """The labels that a head's logits give; each label's log-probability is independent of the others'."""
         assert self.threshold is not None
         if len(scores) != len(self.labels) or any(math.isnan(logit) for logit in scores):
             raise RequestError(f"the head's scores are not one number for each of {len(self.labels)} labels")
         log_probabilities = {name: -_softplus(-logit) for name, logit in zip(self.labels, scores, strict=True)}
         least = math.log(self.threshold)
         return self.canonical(name for name, value in log_probabilities.items() if value >= least), log_probabilities
-
-
-def _parsed_or_raw(parse: Callable[[str], str], text: str, finished: bool) -> str:
-    """The parsed answer. Text that is none (cut off, or with a number such as 1e999, which the grammar allows and no
-    float holds) is returned unchanged: it equals no parsed answer."""
-    if not finished:
-        return text
-    try:
-        return parse(text)
-    except RequestError:
-        return text
 
 
 def _softplus(x: float) -> float:

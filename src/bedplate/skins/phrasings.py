@@ -23,8 +23,7 @@ PHRASINGS: dict[str, tuple[bool, str]] = {
     "question": (False, "Question: {instructions}\nAnswer:"),
 }
 BELOW = "below"
-"""The phrasing of a text task whose answer begins on the line below the cue: some bases break the line first, and a
-text that ends with its line would then be empty."""
+"""The phrasing of a text task whose answer begins on the line below the cue, as some bases break it first."""
 
 CONTINUATION = "continuation"
 """The phrasing that is nothing but the one input of a text task: the answer is how it goes on."""
@@ -79,16 +78,12 @@ def generation_prompt(
         return Prompt(f"{{% for shown in demonstrations %}}{shown}\n\n{{% endfor %}}{_field(inputs[0], None)}")
     if phrasing not in (*PHRASINGS, BELOW):
         names = ", ".join((*PHRASINGS, BELOW, CONTINUATION))
-        raise UsageError(
-            f"there is no phrasing {phrasing!r} for this task; there are: {names} (of one input, continued as text)"
-        )
-    instruction_text = _literal(
-        "\n".join(filter(None, [instructions.strip(), "" if schema is None else _fields_line(schema)]))
-    )
+        about = f"there are: {names} (of one input, continued as text)"
+        raise UsageError(f"there is no phrasing {phrasing!r} for this task; {about}")
+    asked = [instructions.strip(), "" if schema is None else _fields_line(schema)]
+    instruction_text = _literal("\n".join(filter(None, asked)))
     if format == "chat":
-        return Prompt(
-            f"{instruction_text}\n\n{_form(inputs, None)}" if instruction_text else _form(inputs, None), "chat"
-        )
+        return Prompt("\n\n".join(filter(None, [instruction_text, _form(inputs, None)])), "chat")
     opens, cue_template = PHRASINGS["form" if phrasing == BELOW else phrasing]
     cue = cue_template.replace("{cue}", "JSON" if schema is not None else _literal(_cue(task_name)))
     cue = cue.replace("{instructions}", _literal(instructions.strip()))
@@ -104,9 +99,7 @@ def _fields_line(schema: Schema) -> str:
     fields = schema_fields(schema)
     if not fields:
         return f"Answer as JSON: {type_words(schema, schema)}."
-    named = [
-        f"{name} ({type_text}{f': {description}' if description else ''})" for name, type_text, description in fields
-    ]
+    named = [f"{name} ({types}{f': {about}' if about else ''})" for name, types, about in fields]
     return f"Answer as JSON with the field{'s' if len(named) > 1 else ''}: {', '.join(named)}."
 
 
@@ -116,9 +109,7 @@ def _form(inputs: Sequence[str], owner: str | None) -> str:
 
 def text_prompt(inputs: Sequence[str]) -> Prompt:
     """The inputs and nothing else, for a base that reads and does not write; several each under its name."""
-    if len(inputs) == 1:
-        return Prompt(_field(inputs[0], None))
-    return Prompt("\n".join(f"{_title(name)}: {_field(name, None)}" for name in inputs))
+    return Prompt(_field(inputs[0], None) if len(inputs) == 1 else _form(inputs, None))
 
 
 def values_prompt(inputs: Sequence[str]) -> Prompt:

@@ -20,7 +20,7 @@ from bedplate.core.values import Values
 from bedplate.data.rows import text_in_prompt
 from bedplate.skins.output import Output
 from bedplate.text import sandbox
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.tokenizer import Tokenizer, common_length
 
 Format = Literal["plain", "chat"]
 Messages = list[dict[str, str]]
@@ -34,8 +34,7 @@ _PROBES = ("a", "7", " The", "\n", "中", "<", "…", "zebra zebra", "")
 
 @dataclass(frozen=True)
 class Demonstration:
-    """A worked example. `answer` is exactly the text that follows the prompt, as in a label's continuation.
-    RequestError for inputs that are not texts."""
+    """A worked example. answer: exactly the text that follows the prompt. RequestError for inputs that are no texts."""
 
     inputs: Values
     answer: str
@@ -46,8 +45,7 @@ class Demonstration:
 
 @dataclass(frozen=True)
 class Passage:
-    """A piece of a document as a prompt shows it: by its number, from 1. start: the place of its first character in
-    the document."""
+    """A piece of a document in a prompt, by its number from 1. start: of its first character in the document."""
 
     number: int
     text: str
@@ -76,16 +74,14 @@ class Prompt:
 
     @property
     def variables(self) -> frozenset[str]:
-        """The names that the template reads."""
         return _compiled(self.template)[1]
 
     def check(self, fields: Sequence[str], demonstrations: Sequence[Demonstration] = ()) -> None:
         """Raise SkinError when the template reads something that is no input field, or ignores demonstrations."""
         unknown = sorted(self.variables - set(fields) - RESERVED_VARIABLES)
         if unknown:
-            raise SkinError(
-                f"the prompt template reads {unknown[0]!r}, which is not an input; the inputs are: {', '.join(fields)}"
-            )
+            message = f"the prompt template reads {unknown[0]!r}, which is not an input"
+            raise SkinError(f"{message}; the inputs are: {', '.join(fields)}")
         if not self.variables & {*fields, "inputs"}:
             raise SkinError(f"the prompt template reads none of the inputs ({', '.join(fields)})")
         if demonstrations and self.format == "plain" and "demonstrations" not in self.variables:
@@ -158,9 +154,8 @@ class Prompt:
         if isinstance(rendered, str):
             if tokenizer.answers_apart:
                 prompt = self._encode(tokenizer, rendered)
-                return _check_limit(prompt, 0, limit), tuple(
-                    tuple(tokenizer.encode_answer(c)) for c in output.label_texts
-                )
+                answers = tuple(tuple(tokenizer.encode_answer(c)) for c in output.label_texts)
+                return _check_limit(prompt, 0, limit), answers
             self.check_continuations(output.label_texts)
             prompt, answers = _split_plain(lambda t: self._encode(tokenizer, t), rendered, output.label_texts)
         else:
@@ -184,10 +179,7 @@ class Prompt:
         names = names or sorted({name for shown in demonstrations for name in shown.inputs})
         prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations, passages) for probe in _PROBES]
         first, last = min(prompts), max(prompts)
-        common_length = next(
-            (i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last))
-        )
-        return first[: max(common_length - 1, 0)]
+        return first[: max(common_length(first, last) - 1, 0)]
 
     def _render(
         self, inputs: Values, demonstrations: Sequence[Demonstration] = (), passages: Sequence[Passage] = ()
@@ -234,9 +226,8 @@ def _split_chat(
     prompt = tokenizer.encode_chat(messages)
     answers: list[tuple[int, ...]] = []
     for continuation in continuations:
-        ids = tokenizer.encode_chat(
-            [*messages, {"role": "assistant", "content": continuation}], add_generation_prompt=False
-        )
+        answered = [*messages, {"role": "assistant", "content": continuation}]
+        ids = tokenizer.encode_chat(answered, add_generation_prompt=False)
         if ids[: len(prompt)] != prompt:
             raise TemplateError(
                 f"under this chat template the answer {continuation!r} merges with the prompt before it, so it cannot "
@@ -252,26 +243,20 @@ def _split_chat(
 
 def _check_limit(ids: list[int], answer_tokens: int, limit: int | None) -> list[int]:
     if limit is not None and len(ids) + answer_tokens > limit:
-        raise ContextLengthExceeded(
-            f"the prompt has {len(ids):,} "
-            f"tokens{f' and its answer up to {answer_tokens:,}' if answer_tokens else ''}, more than the {limit:,} "
-            "that fit; shorten the input or show fewer examples (nothing is cut off silently)",
-            param="input",
-        )
+        asked = f"{len(ids):,} tokens{f' and its answer up to {answer_tokens:,}' if answer_tokens else ''}"
+        message = f"the prompt has {asked}, more than the {limit:,} that fit; shorten the input or show fewer examples"
+        raise ContextLengthExceeded(f"{message} (nothing is cut off silently)", param="input")
     return ids
 
 
 @lru_cache(maxsize=256)
 def _refuse_control_tokens(tokenizer: Tokenizer, template: str) -> None:
     """A plain prompt is encoded as user text: control tokens written into it would silently become mere characters."""
-    control_ids = [i for i in tokenizer.encode(template) if i in tokenizer.special_ids]
-    if control_ids and control_ids != [
-        i for i in tokenizer.encode(template, parse_special=False) if i in tokenizer.special_ids
-    ]:
-        raise TemplateError(
-            f"the plain prompt template contains the control token {tokenizer.id_to_token(control_ids[0])!r}; "
-            "use format: chat, which places control tokens itself"
-        )
+    parsed, plain = tokenizer.encode(template), tokenizer.encode(template, parse_special=False)
+    control_ids, plain_ids = ([i for i in ids if i in tokenizer.special_ids] for ids in (parsed, plain))
+    if control_ids and control_ids != plain_ids:
+        message = f"the plain prompt template contains the control token {tokenizer.id_to_token(control_ids[0])!r};"
+        raise TemplateError(f"{message} use format: chat, which places control tokens itself")
 
 
 @lru_cache(maxsize=1)
@@ -378,10 +363,4 @@ def completion_tokens(
         whole = tokenizer.encode_conversation([*rendered, {"role": "assistant", "content": answer}])
         start, end = whole.spans[-1]
         ids, answer_ids = whole.ids[:start], whole.ids[start:end]
-    if limit is not None and len(ids) + len(answer_ids) > limit:
-        raise ContextLengthExceeded(
-            f"the prompt has {len(ids):,} tokens and its answer {len(answer_ids):,}, more than the {limit:,} that fit; "
-            "shorten the input (nothing is cut off silently)",
-            param="input",
-        )
-    return ids, answer_ids
+    return _check_limit(ids, len(answer_ids), limit), answer_ids

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,9 +14,8 @@ from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core import display
-from bedplate.core.address import api_address
 from bedplate.core.config import Grown, Strict
-from bedplate.core.endpoint_spec import EndpointSpec
+from bedplate.core.endpoint_spec import EndpointSpec, api_address
 from bedplate.core.errors import SkinError
 from bedplate.data.rows import check_input_kind
 from bedplate.models.checkpoints.identity import Identity
@@ -60,14 +59,7 @@ class BaseReference(Strict):
     @classmethod
     def of(cls, name: str, family: str, identity: Identity) -> BaseReference:
         """`family` is the Hugging Face model type, whatever file format the base was loaded from."""
-        return cls(
-            name=name,
-            family=family,
-            weights_id=identity.weights_id,
-            tokenizer_id=identity.tokenizer_id,
-            template_id=identity.template_id,
-            equivalent_of=identity.equivalent_of,
-        )
+        return cls(name=name, family=family, **asdict(identity))
 
     def has_weights_of(self, identity: Identity) -> bool:
         """Whether this is the same model, in this or another form whose equality was verified."""
@@ -87,7 +79,6 @@ class EndpointReference(EndpointSpec):
 
     @property
     def name(self) -> str:
-        """The model and who serves it."""
         return f"{self.model} at {self.url}"
 
     def has_weights_of(self, identity: Identity) -> bool:
@@ -147,8 +138,7 @@ class ProbePart:
 
 @dataclass(frozen=True, eq=False)
 class CascadePart:
-    """Two whole skins: `first` answers every call, and where the probability that it gives its own label is below
-    `threshold`, what `second` answers counts instead."""
+    """`first` answers; where its own label's probability is below `threshold`, what `second` answers counts."""
 
     first: Skin
     second: Skin
@@ -219,104 +209,85 @@ class Skin(display.Displayable):
 
     def __post_init__(self) -> None:
         if not self.name or self.name in {".", ".."} or any(c in self.name for c in "/\\:\0\n"):
-            raise SkinError(
-                f"a skin cannot be called {self.name!r}: it is served as a model name; use letters and dashes"
-            )
+            raise SkinError(f"a skin cannot be called {self.name!r}, as a model is; use letters and dashes")
         check_parts(self.name, self.bases, self.parts)
         if not self.inputs:
-            raise SkinError(f"skin {self.name!r} has no inputs")
+            raise self._wrong("has no inputs")
         self._check_output()
         self._check_pool()
         self._check_cascade()
         self.prompt.check(list(self.inputs), self.demonstrations)
-        for number, demonstration in enumerate(self.demonstrations):
-            if demonstration.inputs.keys() != self.inputs.keys():
-                raise SkinError(
-                    f"demonstration {number} of skin {self.name!r} has the inputs {sorted(demonstration.inputs)}, "
-                    f"the skin has {sorted(self.inputs)}"
-                )
+        self._check_inputs("demonstration", self.demonstrations)
+
+    def _wrong(self, message: str) -> SkinError:
+        return SkinError(f"skin {self.name!r} {message}")
+
+    def _check_inputs(self, what: str, rows: Sequence[Demonstration]) -> None:
+        for number, row in enumerate(rows):
+            if row.inputs.keys() != self.inputs.keys():
+                theirs = sorted(row.inputs)
+                raise self._wrong(f"has the inputs {sorted(self.inputs)}, and its {what} {number} has {theirs}")
 
     def _check_pool(self) -> None:
         roles = {"main"} | ({"embedder"} if self.index else set()) | ({"second"} if self.cascade else set())
         odd = sorted(self.bases.keys() - roles)
         if odd:
-            raise SkinError(f"skin {self.name!r} of kind {self.kind!r} has no use for a base {odd[0]!r}")
+            raise self._wrong(f"of kind {self.kind!r} has no use for a base {odd[0]!r}")
         if self.embedded_with is not None and self.embedder is None:
-            raise SkinError(f"skin {self.name!r} says how its embedder was held, but has none")
+            raise self._wrong("says how its embedder was held, but has none")
         loops = "passages" in self.prompt.variables - self.inputs.keys()
         if loops != (self.passages is not None):
-            raise SkinError(
-                f"skin {self.name!r}: a skin with passages, and no other, has a prompt that loops over `passages`"
-            )
+            raise self._wrong("has passages, or a prompt that loops over `passages`, and not both")
         if self.neighbours is None:
             return
         if self.demonstrations:
-            raise SkinError(f"skin {self.name!r} chooses its demonstrations from a pool; it has none of its own")
+            raise self._wrong("chooses its demonstrations from a pool; it has none of its own")
         self.prompt.check(list(self.inputs), self.neighbours.rows[:1])
-        wrong = next((i for i, row in enumerate(self.neighbours.rows) if row.inputs.keys() != self.inputs.keys()), None)
-        if wrong is not None:
-            raise SkinError(
-                f"row {wrong} of the pool of skin {self.name!r} has the inputs "
-                f"{sorted(self.neighbours.rows[wrong].inputs)}, the skin has {sorted(self.inputs)}"
-            )
+        self._check_inputs("pool's row", self.neighbours.rows)
 
     def _check_cascade(self) -> None:
         if self.cascade is None:
             return
         first, second = self.cascade.first, self.cascade.second
         if self.bases != _bases_of(first, second) or self.prompt != first.prompt:
-            raise SkinError(f"skin {self.name!r}: a cascade's bases and prompt are those of its two skins")
+            raise self._wrong("is a cascade: a cascade's bases and prompt are those of its two skins")
         for part in (first, second):
             if part.cascade is not None or not part.output.is_one_label:
-                raise SkinError(f"skin {self.name!r} is a cascade of {part.name!r}, which does not choose one label")
+                raise self._wrong(f"is a cascade of {part.name!r}, which does not choose one label")
             if part.inputs != self.inputs or not self.output.is_one_label:
-                raise SkinError(f"skin {self.name!r}: its inputs are not those of {part.name!r}")
+                raise self._wrong(f"is a cascade: its inputs are not those of {part.name!r}")
             if part.output.all_labels != self.output.all_labels:
-                raise SkinError(f"skin {self.name!r}: its labels are not those of {part.name!r}, in the same order")
+                raise self._wrong(f"is a cascade: its labels are not those of {part.name!r}, in the same order")
         if not 0 < self.cascade.threshold <= 1:
-            raise SkinError(f"skin {self.name!r}: the threshold {self.cascade.threshold} is not a probability above 0")
+            raise self._wrong(f"is a cascade: the threshold {self.cascade.threshold} is not a probability above 0")
 
     def _check_output(self) -> None:
-        if self.output.answered_by == "embed" and (self.demonstrations or self.prompt.format == "chat"):
-            raise SkinError(f"skin {self.name!r} embeds texts: its prompt is plain and has no demonstrations")
-        if self.classical is not None and (self.demonstrations or self.prompt.format == "chat" or self.evaluated_with):
-            raise SkinError(
-                f"skin {self.name!r} is a bag-of-words model: its prompt is plain, it has no demonstrations, and "
-                "no base's weights that it was judged with"
+        output, head, is_form = self.output, self.head, not self.demonstrations and self.prompt.format != "chat"
+        if output.answered_by == "embed" and not is_form:
+            raise self._wrong("embeds texts: its prompt is plain and has no demonstrations")
+        if self.classical is not None and (not is_form or self.evaluated_with):
+            raise self._wrong(
+                "is a bag-of-words model: its prompt is plain, it has no demonstrations, and no base's weights that it "
+                "was judged with"
             )
-        head = self.head
         if head is None:
-            if self.output.probability_threshold is not None:
-                raise SkinError(f"skin {self.name!r} has a threshold for its labels' probabilities, but no head")
+            if output.probability_threshold is not None:
+                raise self._wrong("has a threshold for its labels' probabilities, but no head")
             scored = not {"hosted", "cascade"} & set(self.parts)
-            if scored and self.output.is_one_label and not self.output.label_texts:
-                raise SkinError(f"skin {self.name!r} scores labels by their text, but has no continuations for them")
-            return
-        labels = self.output.scored_labels
-        if not labels:
-            raise SkinError(
-                f"skin {self.name!r} answers by a head, so its output must be one of some labels, or any by a threshold"
-            )
-        if head.labels != labels:
-            raise SkinError(
-                f"skin {self.name!r}: its head was made for the labels {list(head.labels)}, "
-                f"its output has {list(labels)}"
-            )
+            if scored and output.is_one_label and not output.label_texts:
+                raise self._wrong("scores labels by their text, but has no continuations for them")
+        elif not output.scored_labels:
+            raise self._wrong("answers by a head, so its output must be one of some labels, or any by a threshold")
+        elif head.labels != output.scored_labels:
+            labels = list(output.scored_labels)
+            raise self._wrong(f"has output labels {labels}, and its head was made for the labels {list(head.labels)}")
 
     @property
     def parts(self) -> tuple[str, ...]:
         """What it has besides its prompt, by name, out of PARTS."""
-        return name_parts(
-            self.bases,
-            self.output,
-            cascade=self.cascade,
-            classical=self.classical,
-            lora=self.lora,
-            soft_prompt=self.soft_prompt,
-            knn=self.neighbours,
-            retrieval=self.passages,
-            probe=self.probe,
-        )
+        index = {"knn": self.neighbours, "retrieval": self.passages}
+        own = {name: getattr(self, name) for name in ("cascade", "classical", "lora", "soft_prompt", "probe")}
+        return name_parts(self.bases, self.output, **own, **index)
 
     @property
     def kind(self) -> str:
@@ -340,11 +311,9 @@ class Skin(display.Displayable):
         """The main base. SkinError where a remote model answers, or none has to be asked."""
         reference = self.bases.get("main")
         if reference is None:
-            raise SkinError(
-                f"skin {self.name!r} of kind {self.kind!r} answers without a base: it fits none, and needs none"
-            )
+            raise self._wrong(f"of kind {self.kind!r} answers without a base: it fits none, and needs none")
         if isinstance(reference, EndpointReference):
-            raise SkinError(f"skin {self.name!r} is answered by {reference.name}: it has no base on this machine")
+            raise self._wrong(f"is answered by {reference.name}: it has no base on this machine")
         return reference
 
     @property

@@ -2,41 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-import torch
-from torch import nn
-
 from bedplate.adapters.lora import match_targets
 from bedplate.adapters.modules import adaptable, check_tensors, hf_module_name
 from bedplate.core.errors import SkinError
-from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.checkpoints.base import Base
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs import TextSpec
 from bedplate.skins.files import family_of
 from bedplate.skins.prompt import Format
 from bedplate.skins.skin import BaseReference, EvaluatedWith, Skin
 
-
-class OnBase(Protocol):
-    """What verifying needs of a loaded base (`models.checkpoints.base.Base` has it)."""
-
-    @property
-    def identity(self) -> Identity: ...
-    @property
-    def spec(self) -> TextSpec: ...
-    @property
-    def model(self) -> nn.Module: ...
-    @property
-    def dtype(self) -> torch.dtype: ...
-    @property
-    def embedding_size(self) -> int: ...
+_UNPROVEN = "its measured quality may not hold. Load the base"
 
 
 def verify_skin(
     skin: Skin,
-    base: OnBase,
+    base: Base,
     *,
+    embedder: bool = False,
     weights: str | None = None,
     kernel: str | None = None,
     weights_version: int = 1,
@@ -44,67 +27,37 @@ def verify_skin(
 ) -> list[str]:
     """Check that a skin belongs on this base, running with these weights. SkinError says what differs.
 
-    `weights` is how the base's weights are held (default: its dtype's name), `kernel` what computes with them,
-    `weights_version` how often they were loaded or updated. Other ones than the skin was judged with are an error, or
-    with `allow_other_weights` a warning in the returned list.
+    embedder: `base` is the second one, which embedded the skin's pool. `weights` is how the base's weights are held
+    (default: its dtype's name), `kernel` what computes with them, `weights_version` how often they were loaded or
+    updated. Other ones than the skin was judged with are an error, or with `allow_other_weights` a warning in the
+    returned list.
     """
-    check_base(skin.name, skin.base, skin.prompt.format, base)
-    _check_parts(skin, base)
-    weights_name = weights or dtype_name(base.dtype)
-    return _check_updates(skin.name, weights_version, allow_other_weights) + check_judged(
-        skin.name, skin.evaluated_with, weights_name, kernel, allow_other_weights, dtype_name(base.dtype)
-    )
+    mine, judged, prompt_format = skin.embedder, skin.embedded_with, "plain"
+    if not embedder or mine is None:
+        mine, judged, prompt_format = skin.base, skin.evaluated_with, skin.prompt.format
+    check_base(skin.name, mine, prompt_format, base)
+    check_parts = _check_pool if embedder else _check_parts
+    check_parts(skin, base)
+    dtype, warnings = dtype_name(base.dtype), list[str]()
+    if weights_version > 1:
+        warnings.append(f"the weights of the base of skin {skin.name!r} were updated after loading")
+        if not allow_other_weights:
+            raise SkinError(f"{warnings[0]}: {_UNPROVEN} again, or allow other weights explicitly")
+    return warnings + check_judged(skin.name, judged, weights or dtype, kernel, allow_other_weights, dtype)
 
 
-def verify_embedder(
-    skin: Skin,
-    base: OnBase,
-    *,
-    weights: str | None = None,
-    kernel: str | None = None,
-    weights_version: int = 1,
-    allow_other_weights: bool = False,
-) -> list[str]:
-    """Check that `base` is what embedded the pool of a skin with a second base, as `verify_skin` does for the first."""
-    assert skin.embedder is not None
-    check_base(skin.name, skin.embedder, "plain", base)
-    _check_pool(skin, base)
-    weights_name = weights or dtype_name(base.dtype)
-    return _check_updates(skin.name, weights_version, allow_other_weights) + check_judged(
-        skin.name, skin.embedded_with, weights_name, kernel, allow_other_weights, dtype_name(base.dtype)
-    )
-
-
-def check_base(name: str, mine: BaseReference, prompt_format: Format, base: OnBase) -> None:
+def check_base(name: str, mine: BaseReference, prompt_format: Format, base: Base) -> None:
     """SkinError unless the skin `name` was made for these weights, this tokenizer, and (for a chat) this template."""
     its = base.identity
     if not mine.has_weights_of(its):
-        raise SkinError(
-            f"skin {name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…), "
-            f"this base has the weights {its.weights_id[:12]}…; load the skin's own base"
-        )
+        message = f"skin {name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…),"
+        raise SkinError(f"{message} this base has the weights {its.weights_id[:12]}…; load the skin's own base")
     if mine.tokenizer_id != its.tokenizer_id:
-        raise SkinError(
-            f"skin {name!r} was made with the tokenizer {mine.tokenizer_id[:12]}…, "
-            f"this base has {its.tokenizer_id[:12]}…; the same text would become other tokens"
-        )
+        message = f"skin {name!r} was made with the tokenizer {mine.tokenizer_id[:12]}…,"
+        raise SkinError(f"{message} this base has {its.tokenizer_id[:12]}…; the same text would become other tokens")
     if prompt_format == "chat" and mine.template_id != its.template_id:
-        raise SkinError(
-            f"skin {name!r} was made with the chat template {mine.template_id[:12]}…, "
-            f"this base has {its.template_id[:12]}…; restore the base's own template"
-        )
-
-
-def _check_updates(name: str, weights_version: int, allow_other_weights: bool) -> list[str]:
-    """SkinError, or where allowed a warning, for a base whose weights are no longer those that its identity names."""
-    if weights_version == 1:
-        return []
-    difference = f"the weights of the base of skin {name!r} were updated after loading (version {weights_version})"
-    if not allow_other_weights:
-        raise SkinError(
-            f"{difference}: its measured quality may not hold. Load the base again, or allow other weights explicitly"
-        )
-    return [difference]
+        message = f"skin {name!r} was made with the chat template {mine.template_id[:12]}…,"
+        raise SkinError(f"{message} this base has {its.template_id[:12]}…; restore the base's own template")
 
 
 def check_judged(
@@ -129,14 +82,14 @@ def check_judged(
         differences.append(f"skin {name!r} was judged with the {judged.kernel} kernel and would run with {kernel}")
     if differences and not allow_other_weights:
         raise SkinError(
-            f"{'; '.join(differences)}: its measured quality may not hold. Load the base as it was judged "
+            f"{'; '.join(differences)}: {_UNPROVEN} as it was judged "
             f"(weights {judged.weights}, kernel {judged.kernel}"
             f"{'' if judged.dtype is None else f', dtype {judged.dtype}'}), or allow other weights explicitly"
         )
     return differences
 
 
-def _check_parts(skin: Skin, base: OnBase) -> None:
+def _check_parts(skin: Skin, base: Base) -> None:
     spec = base.spec
     if spec.kind == "encoder" and set(skin.parts) - {"lora"} not in ({"probe"}, {"embed"}):
         raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} needs a decoder; this base is an encoder")
@@ -167,14 +120,15 @@ def _check_parts(skin: Skin, base: OnBase) -> None:
             raise _sizes(skin.name, f"embeddings of {embedding.dimensions} dimensions", size)
 
 
-def _check_pool(skin: Skin, base: OnBase) -> None:
+def _check_pool(skin: Skin, base: Base) -> None:
     pool = skin.index
     if pool is None:
         return
     _check_depth(skin.name, pool.depth or 0, base.spec)
     size = base.embedding_size if pool.pooling == "own" else base.spec.hidden_size
-    if pool.size != size:
-        raise _sizes(skin.name, f"an index of vectors of size {pool.size}", size)
+    own_size = pool.vectors.shape[1]
+    if own_size != size:
+        raise _sizes(skin.name, f"an index of vectors of size {own_size}", size)
 
 
 def _check_depth(name: str, depth: int, spec: TextSpec) -> None:

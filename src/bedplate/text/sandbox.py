@@ -35,8 +35,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
-from bedplate.core.nested import nested_size
-
 OUTPUT_CHARACTERS = 4 * 1024 * 1024  # of one rendering, and of any value on the way
 AMPLIFIED = 4 * OUTPUT_CHARACTERS  # what one call such as center or batch may make, where that is not known exactly
 MADE_BYTES = 128 * 1024 * 1024  # by all of one rendering: its output, the buffers of macros, and values on the way
@@ -103,9 +101,31 @@ def charged(value: Any, *, of_text: bool = False) -> Any:
     return value
 
 
+_CONTAINER = 8  # what an empty list weighs: about its share of memory, and a bound on how many are walked
+
+
 def weigh(value: Any) -> int:
-    """Characters and elements of a nested value; it stops soon after the most that a value may have."""
-    return nested_size(value, OUTPUT_CHARACTERS)
+    """Characters and elements of a nested value, as if it were written out (a list that holds one string twice weighs
+    it twice). Stops soon after the most that a value may have."""
+    total = 0
+    stack: list[Any] = [value]
+    while stack:
+        node = stack.pop()
+        total += 1
+        if isinstance(node, (str, bytes)):
+            total += len(node)
+        elif isinstance(node, int):
+            total += node.bit_length() // 3
+        elif isinstance(node, Mapping):
+            total += len(node) + _CONTAINER
+            stack.extend(node.keys())
+            stack.extend(node.values())
+        elif isinstance(node, (list, tuple, set, frozenset)):
+            total += _CONTAINER
+            stack.extend(node)
+        if total > OUTPUT_CHARACTERS or len(stack) > OUTPUT_CHARACTERS:
+            return OUTPUT_CHARACTERS + 1
+    return total
 
 
 def checked(value: Any) -> Any:

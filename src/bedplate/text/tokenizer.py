@@ -414,6 +414,12 @@ class Tokenizer:
         return index
 
 
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """How many ids the two begin with alike."""
+    unlike = (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b)
+    return next(unlike, min(len(first), len(second)))
+
+
 def _valid(text: str) -> str:
     """Text that can be UTF-8, or DataError naming the position of the lone surrogate."""
     try:

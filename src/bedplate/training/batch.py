@@ -4,18 +4,16 @@ encoders. Shapes: B rows, T tokens, N texts, C labels."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol, Self
 
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import DataError, TemplateError
+from bedplate.core.errors import DataError
 from bedplate.models.device_memory import sent
 from bedplate.models.inputs import Inputs, segment_positions
 from bedplate.models.packed.placement import Placement
-from bedplate.text.chat_template import Message
-from bedplate.text.tokenizer import Tokenizer
 
 NO_TARGET = -100
 """In `PackedBatch.targets`: no loss here (torch's own `ignore_index`)."""
@@ -81,6 +79,7 @@ class PackedBatch:
     examples (or pieces) by row and segment; lengths: tokens of each, after those of the shared prefix; losses: tokens
     of each that carry loss. placement: where they stand. sources, source_segments: int64 [B, S], encoder inputs under
     the same numbers, at `source_placement`. rows: each row's number in the whole run, where the source has one.
+    further_counts: beside tokens and targets.
     """
 
     tokens: Tensor
@@ -96,6 +95,7 @@ class PackedBatch:
     source_segments: Tensor | None = field(default=None, kw_only=True)
     source_placement: Placement | None = field(default=None, kw_only=True)
     rows: tuple[int, ...] = field(default=(), kw_only=True)
+    further_counts: Mapping[str, int] = field(default_factory=dict[str, int], kw_only=True)
 
     @classmethod
     def of(
@@ -134,19 +134,13 @@ class PackedBatch:
 
     @property
     def counts(self) -> Mapping[str, int]:
-        read = (
-            0
-            if self.source_placement is None
-            else sum(document.token_count for document in self.source_placement.documents)
-        )
-        return {"tokens": self.token_count + read, "targets": self.target_count}
+        documents = () if self.source_placement is None else self.source_placement.documents
+        read = sum(document.token_count for document in documents)
+        return {"tokens": self.token_count + read, "targets": self.target_count, **self.further_counts}
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device, its subclasses' tensors as well."""
-        field_values = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(
-            self, **{name: sent(value, device) for name, value in field_values.items() if isinstance(value, Tensor)}
-        )
+        return replace(self, **_sent_tensors(self, device))
 
 
 def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str) -> TrainingExample:
@@ -165,18 +159,6 @@ def answer_example(start: Sequence[int], source: Sequence[int], answer: Sequence
     return TrainingExample((*start, *answer), loss, id, tuple(source))
 
 
-def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:
-    """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
-
-    Raises DataError when it cannot be trained on as it would be served (see `text.training_chat`).
-    """
-    try:
-        encoded = tokenizer.encode_conversation(messages)
-    except TemplateError as error:
-        raise DataError(f"example {id!r}: {error}") from error
-    return TrainingExample(tuple(encoded.ids), tuple(encoded.assistant), id)
-
-
 @dataclass(frozen=True)
 class LabelledText:
     """A text's token ids, and of each label 1 where it is right, else 0. DataError for a text without tokens."""
@@ -191,13 +173,14 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
-class Texts:
-    """A micro-batch. tokens, segments: int64 [1, T], the texts one after the other, numbered from 1. ids: of what is
-    learned from."""
+class TextBatch:
+    """A micro-batch of labelled texts. tokens, segments: int64 [1, T], the texts one after the other, numbered from 1;
+    targets: float32 [N, C]."""
 
     tokens: Tensor
     segments: Tensor
     ids: tuple[str, ...]
+    targets: Tensor
 
     @property
     def inputs(self) -> Inputs:
@@ -208,33 +191,24 @@ class Texts:
         return {"tokens": self.tokens.numel(), "targets": len(self.ids)}
 
     def to(self, device: torch.device) -> Self:
-        field_values = ((field.name, getattr(self, field.name)) for field in fields(self))
-        return replace(self, **{name: sent(value, device) for name, value in field_values if isinstance(value, Tensor)})
-
-
-@dataclass(frozen=True)
-class TextBatch(Texts):
-    """targets: float32 [N, C]."""
-
-    targets: Tensor
+        return replace(self, **_sent_tensors(self, device))
 
 
 def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
     """The texts as one micro-batch. DataError when there are none."""
     if not texts:
         raise DataError("a batch needs at least one example")
+    lengths = torch.tensor([len(text.ids) for text in texts])
     return TextBatch(
-        *in_one_row([text.ids for text in texts]),
+        torch.tensor([[token for text in texts for token in text.ids]]),
+        torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None],
         tuple(text.id for text in texts),
         torch.tensor([text.targets for text in texts], dtype=torch.float32),
     )
 
 
-def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Tokens and segments of a micro-batch."""
-    lengths = torch.tensor([len(text) for text in texts])
-    tokens = torch.tensor([[token for text in texts for token in text]])
-    return tokens, torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None]
+def _sent_tensors(batch: PackedBatch | TextBatch, device: torch.device) -> dict[str, Tensor]:
+    return {name: sent(value, device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
 
 
 def pooled(states_TD: Tensor, segments_T: Tensor, texts: int, pooling: str) -> Tensor:

@@ -2,50 +2,36 @@
 
 Schedules are pure functions of the step: warm-up, then cosine (https://arxiv.org/abs/1608.03983), warm-up-stable-decay
 (https://arxiv.org/abs/2404.06395) or constant.
+
+And the `parallel` part of a run file: how many ranks share what.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from bedplate.core.config import Grown, Strict
-from bedplate.models.specs.recompute import Recompute
+from bedplate.core.errors import UsageError
+from bedplate.models.specs.split import Recompute
 
 ScheduleName = Literal["cosine", "wsd", "constant"]
 
 
-def cosine(step: float, total: int, warmup: int, decay: int, final: float) -> float:
-    """Linear from 0 over `warmup` steps, then half a cosine from 1 to `final` over all the others."""
+def schedule_factor(name: ScheduleName, step: float, total: int, warmup: int, decay: int, final: float) -> float:
+    """The share of the peak learning rate at a step: linear from 0 over `warmup` steps; then 1 ("constant"), half a
+    cosine to `final` over all other steps, or 1 until a linear fall to `final` over the last `decay` steps ("wsd")."""
     if step < warmup:
         return step / warmup
-    progress = (step - warmup) / max(1, total - warmup)
-    return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
-
-
-def wsd(step: float, total: int, warmup: int, decay: int, final: float) -> float:
-    """Linear from 0 over `warmup` steps, constant, then linear from 1 to `final` over the last `decay` steps."""
-    if step < warmup:
-        return step / warmup
-    if step < total - decay:
+    if name == "constant":
         return 1.0
+    if name == "cosine":
+        progress = (step - warmup) / max(1, total - warmup)
+        return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
     progress = (step - (total - decay)) / max(1, decay)
-    return final + (1.0 - final) * (1.0 - min(1.0, progress))
-
-
-def constant(step: float, total: int, warmup: int, decay: int, final: float) -> float:
-    """Linear from 0 over `warmup` steps, then 1."""
-    return step / warmup if step < warmup else 1.0
-
-
-SCHEDULES: dict[ScheduleName, Callable[[float, int, int, int, float], float]] = {
-    "cosine": cosine,
-    "wsd": wsd,
-    "constant": constant,
-}
+    return 1.0 if progress < 0 else final + (1.0 - final) * (1.0 - min(1.0, progress))
 
 
 DtypeChoice = Literal["auto", "bfloat16", "float32"]
@@ -165,25 +151,51 @@ class TrainConfig(Grown):
     guard: GuardConfig = GuardConfig()
     compile: bool = False
 
-    @field_validator("dtype", mode="before")
-    @classmethod
-    def _no_float8(cls, value: Any) -> Any:
-        if value in ("fp8", "float8", "float8_e4m3fn", "float8_e5m2"):
-            raise ValueError(
-                "training in 8 bits needs linears with scaled products and gradients, which torch itself does not have "
-                "(torchao does); use bfloat16"
-            )
-        return value
-
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that
         neither the first nor the last step is spent at a rate of zero."""
-        factor = SCHEDULES[self.schedule]
-        return self.learning_rate * factor(
-            step + 0.5, total, round(self.warmup * total), round(self.decay * total), self.final
-        )
+        warmup, decay = round(self.warmup * total), round(self.decay * total)
+        return self.learning_rate * schedule_factor(self.schedule, step + 0.5, total, warmup, decay, self.final)
 
     def numbers(self) -> dict[str, Any]:
         """What decides the outcome: all fields but how often the state is saved and steps are written, and what is
         made again."""
         return self.model_dump(mode="json", exclude=set(_NO_MATTER))
+
+
+Axis = Literal["data", "shard", "expert", "tensor"]
+AXES: tuple[Axis, ...] = ("data", "shard", "expert", "tensor")
+Count = Annotated[int, Field(ge=1)]
+
+
+class ParallelConfig(Strict):
+    """How many ranks share what; the product is the number of processes.
+
+    data: groups that each hold everything. shard: ranks that each hold a part of every parameter and its moments
+    (FSDP2: https://arxiv.org/abs/2304.11277); None: all that are left. tensor: ranks that share each product. expert:
+    ranks with their own data that share the experts; they shard everything else. context: 1, since torch shares a row
+    for plain attention only, which packed rows are not.
+    """
+
+    data: Count = 1
+    shard: Count | None = None
+    tensor: Count = 1
+    expert: Count = 1
+    context: Literal[1] = 1
+
+    @property
+    def min_processes(self) -> int:
+        """The fewest processes that it is for."""
+        return self.data * (self.shard or 1) * self.tensor * self.expert
+
+    def sizes(self, world: int) -> dict[Axis, int]:
+        """By axis, for so many processes. UsageError where they do not fit."""
+        unsharded_size = self.data * self.tensor * self.expert
+        shard = self.shard if self.shard is not None else max(1, world // unsharded_size)
+        axis_sizes: dict[Axis, int] = {"data": self.data, "shard": shard, "expert": self.expert, "tensor": self.tensor}
+        if math.prod(axis_sizes.values()) != world:
+            layout = " x ".join(f"{axis} {size}" for axis, size in axis_sizes.items())
+            start = "; start them with torchrun or srun" if world == 1 else ""
+            count = math.prod(axis_sizes.values())
+            raise UsageError(f"{layout} is for {count} processes, and there are {world}{start}")
+        return axis_sizes

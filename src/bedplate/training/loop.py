@@ -6,7 +6,7 @@
 3. `_step` sums each term's weight over micro-batches and ranks before the first forward pass (`_weights`).
 4. `_backward` runs a micro-batch through the objective (objectives/) and collects its gradients in float32.
 5. The gradient is added up over ranks (ranks.py) and clipped; the guard decides on the device whether the step is
-   applied (guard.py); optimizer and routers (routers.py) step. Nothing is read back.
+   applied (step_metrics.py); optimizer and routers (routers.py) step. Nothing is read back.
 6. `_read` reads the metrics of `log_steps` steps at once and writes a line for each (step_metrics.py).
 7. `_save` writes the state (state.py); `on_checkpoint` looks at the models. Interrupts are answered between steps.
 """
@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, Generic, Self, TypeVar
 
 import torch
@@ -29,11 +29,10 @@ from torch import Tensor
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
-from bedplate.models.layers.activation_checkpointing import recomputing
-from bedplate.models.layers.routing import collect_routings
+from bedplate.models.layers.experts import collect_routings
+from bedplate.models.layers.gradients import recomputing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
-from bedplate.training.guard import Skipped, StepGuard
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Term, evaluate_loss
 from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
 from bedplate.training.precision import (
@@ -60,7 +59,7 @@ from bedplate.training.state import (
     seeded,
     set_random_states,
 )
-from bedplate.training.step_metrics import LOSS, MetricsLog, UnreadStep, read_steps
+from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, read_steps
 from bedplate.training.utilisation import Utilisation
 
 
@@ -210,20 +209,17 @@ class _Run(Generic[B]):
         self.resumed_at: int | None = None
         self.total = self._total_steps()
 
-    def _fingerprint(self, source: Mapping[str, Any]) -> dict[str, Any]:
-        config = self.config.numbers()
-        return {"objective": self.objective.name, "config": config, "source": dict(source), **self.about}
+    def _fingerprint(self) -> dict[str, Any]:
+        config, source = self.config.numbers(), dict(self.source.identity)
+        return {"objective": self.objective.name, "config": config, "source": source, **self.about}
 
     def _total_steps(self) -> int:
         available, requested = self.source.steps, self.config.steps
-        if available is None and requested is None:
+        total = available if requested is None else requested
+        if total is None:
             raise UsageError("this source has no end: say how many steps to train (steps)")
-        if available is not None and requested is not None and requested > available:
-            raise UsageError(
-                f"{requested} steps are asked for, but the source holds {available}; add epochs or lower steps"
-            )
-        total = requested if requested is not None else available
-        assert total is not None
+        if available is not None and total > available:
+            raise UsageError(f"{total} steps are asked for, but the source holds {available}; lower steps")
         return total
 
     def finish(self, description: str) -> TrainResult:
@@ -235,16 +231,13 @@ class _Run(Generic[B]):
         ):
             bar.advance(self.tally.step)
             self._steps(log, bar, interrupts)
-        tally = self.tally
+        counters = dict(vars(self.tally))
         return TrainResult(
-            tally.step,
-            tally.examples,
-            tally.tokens,
-            tally.seconds,
-            tally.losses,
-            self.resumed_at,
-            self.out / METRICS_FILE,
-            self.arithmetic,
+            steps=counters.pop("step"),
+            **counters,
+            resumed_at=self.resumed_at,
+            metrics_path=self.out / METRICS_FILE,
+            arithmetic=self.arithmetic,
         )
 
     def _steps(self, log: MetricsLog, bar: Progress, interrupts: Interrupts) -> None:
@@ -283,14 +276,8 @@ class _Run(Generic[B]):
         counts["examples"] = sum(len(batch.ids) for batch in batches)
         weights, passes = self._weights(number, batches), self.ranks.maximum(len(batches))
         if self.ranks.agreed(not batches and self.spare is None)[0]:  # at the first step of this process
-            self.spare = next(
-                (
-                    candidate
-                    for candidate in self.ranks.gather(batches[-1] if batches else None)
-                    if candidate is not None
-                ),
-                None,
-            )
+            everyones = self.ranks.gather(batches[-1] if batches else None)
+            self.spare = next((batch for batch in everyones if batch is not None), None)
         with recomputing(self.config.recompute):
             parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
             for _ in range(passes - len(batches)):
@@ -313,9 +300,7 @@ class _Run(Generic[B]):
         """A pass that adds nothing: other ranks have more micro-batches in this step, and meet this one in each."""
         spare = batches[-1] if batches else self.spare
         if spare is None:
-            raise TrainingError(
-                f"step {number}: there is nothing in it for some ranks; take larger steps or fewer ranks"
-            )
+            raise TrainingError(f"step {number}: nothing is in it for some ranks; take larger steps or fewer ranks")
         terms = self.objective(self.models, spare.to(self.device))
         loss = torch.stack([term.total * 0.0 for term in terms.values()]).sum()
         if loss.requires_grad:
@@ -326,10 +311,8 @@ class _Run(Generic[B]):
         """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
         local_weights: dict[str, float] = {}
         for batch in batches:
-            batch_weights = self.objective.weights(batch)
-            for name, weight in (
-                batch_weights if self.routers is None else {**batch_weights, **self.routers.weights(batch)}
-            ).items():
+            router_weights = {} if self.routers is None else self.routers.weights(batch)
+            for name, weight in (self.objective.weights(batch) | router_weights).items():
                 local_weights[name] = local_weights.get(name, 0.0) + weight
         weights = self.ranks.sums(local_weights)
         for name, weight in weights.items():
@@ -370,47 +353,39 @@ class _Run(Generic[B]):
             # of all ranks: this one may have had no share of the step
             named = {name for names in self.ranks.gather(list(step.counts)) for name in names}
             counts = {name: int(value) for name, value in sums.items() if name in named}
-            several = {
-                name: value
-                for name, value in sums.items()
-                if name not in named and (len(losses) > 1 or not name.startswith(LOSS))
-            }
-            row = {
+            hidden = named if len(losses) > 1 else named | {f"{LOSS}{name}" for name in losses}
+            values = {
                 "step": step.number,
                 "loss": sum(losses.values()),
-                **several,
+                **{name: value for name, value in sums.items() if name not in hidden},
                 "learning_rate": step.learning_rate,
                 "gradient_norm": reading.norm,
                 **counts,
                 "tokens_per_second": counts["tokens"] / seconds,
                 "examples_per_second": counts["examples"] / seconds,
-                **self._share_of_peak(counts["tokens"], seconds),
                 **about,
             }
-            log.write({name: _finite(value) for name, value in row.items()})
+            if self.utilisation is not None:
+                values["mfu"] = self.utilisation.share(counts["tokens"], seconds, self.ranks.world)
+            # JSON has no numbers that are not finite.
+            log.write({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
             bar.advance(1, loss=sum(losses.values()))
-            before = self.tally
-            self.tally = _Tally(
-                step.number,
-                before.examples + counts["examples"],
-                before.tokens + counts["tokens"],
-                before.seconds + seconds,
-                before.losses if reading.skipped else losses,
-            )
+            self.tally.step = step.number
+            self.tally.examples += counts["examples"]
+            self.tally.tokens += counts["tokens"]
+            self.tally.seconds += seconds
+            self.tally.losses = self.tally.losses if reading.skipped else losses
         self.unread, self.unread_seconds = [], 0.0
-
-    def _share_of_peak(self, tokens: int, seconds: float) -> dict[str, float]:
-        return {} if self.utilisation is None else {"mfu": self.utilisation.share(tokens, seconds, self.ranks.world)}
 
     def _save(self, log: MetricsLog) -> None:
         random_tensors, random_values = random_states()
         values = {
-            "fingerprint": self._fingerprint(self.source.identity),
+            "fingerprint": self._fingerprint(),
             "arithmetic": self.arithmetic.to_json(),
             "source": self.source.state(),
             "metrics_bytes": log.position(),
             "random": random_values,
-            "tally": vars(self.tally),
+            "tally": dict(vars(self.tally)),
         }
         self.store.save(self.tally.step, RunState(self._tensors() | random_tensors, values))
 
@@ -420,9 +395,7 @@ class _Run(Generic[B]):
 
     def restore(self, step: int) -> None:
         """Everything as it was when the state after this step was written."""
-        before = self.store.values(step)["fingerprint"]
-        fingerprint = self._fingerprint(self.source.identity_like(before["source"]))
-        check_fingerprint(self.out, self.store, before, fingerprint)
+        check_fingerprint(self.out, self.store, self.store.values(step)["fingerprint"], self._fingerprint())
         saved = self.store.load(step, self._tensors())
         self.optimization.load(saved.tensors)
         if self.routers is not None:
@@ -432,11 +405,6 @@ class _Run(Generic[B]):
         set_random_states(saved.tensors, saved.values["random"])
         self.tally = _Tally(**saved.values["tally"])
         self.metrics_at, self.resumed_at = int(saved.values["metrics_bytes"]), self.tally.step
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no numbers that are not finite."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Interrupts:
@@ -455,9 +423,7 @@ class Interrupts:
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
 
-    def __exit__(
-        self, error_type: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

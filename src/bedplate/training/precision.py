@@ -28,11 +28,11 @@ from bedplate.core.measurements import measured_once
 from bedplate.core.memory import free_bytes, keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
+from bedplate.models.encoder_decoder import EncoderStatesLayout
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.linear import Linear, Products, has_onednn
 from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BlockAttention
-from bedplate.models.packed.cross_attention import EncoderStatesLayout
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.training.batch import TrainingExample
@@ -158,14 +158,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
         return [[arithmetic.to_json(), seconds] for arithmetic, seconds in seconds_by_arithmetic.items()]
 
     def from_json(record: Any) -> dict[Arithmetic, float]:
-        seconds_by_arithmetic = {Arithmetic.of_json(fields): float(seconds) for fields, seconds in record}
-        if (
-            not seconds_by_arithmetic
-            or not set(seconds_by_arithmetic) <= set(arithmetics)
-            or not all(0 < seconds < 1e6 for seconds in seconds_by_arithmetic.values())
-        ):
-            raise ValueError("times that cannot be")
-        return seconds_by_arithmetic
+        return {Arithmetic.of_json(fields): float(seconds) for fields, seconds in record}
 
     return measured_once("training", key, lambda: measure(spec, trained, arithmetics), to_json, from_json)
 
@@ -199,9 +192,7 @@ def by_turns(
             if turn:  # the first warms everything up
                 best[arithmetic] = min(best.get(arithmetic, float("inf")), clock() - start)
         fastest = min(best.values(), default=float("inf"))
-        running = {
-            candidate: step for candidate, step in running.items() if best.get(candidate, 0.0) <= _HOPELESS * fastest
-        }
+        running = {way: step for way, step in running.items() if best.get(way, 0.0) <= _HOPELESS * fastest}
         if turn >= _LEAST_TURNS and clock() > until:
             break
     if not best:
@@ -212,7 +203,8 @@ def by_turns(
 def _step_of(spec: TransformerSpec, trained: TrainedPart, arithmetic: Arithmetic) -> Callable[[], None]:
     """A forward and backward pass of the first blocks over one packed batch."""
     model = Decoder(spec.with_(layers=_blocks(spec), vocab_size=_VOCABULARY)).to(arithmetic.torch_dtype).train()
-    set_products(model, arithmetic.products)
+    for linear in _linears(model):
+        linear.products = arithmetic.products
     parameters = list(model.parameters())
     if trained == "adapters":
         model.requires_grad_(False)
@@ -249,11 +241,8 @@ def _blocks(spec: TransformerSpec) -> int:
     return 1 if large else min(2, spec.layers)
 
 
-def set_products(model: torch.nn.Module, products: Products) -> None:
-    """By which library the linears of the model multiply while gradients are recorded."""
-    for module in model.modules():
-        if isinstance(module, Linear):
-            module.products = products
+def _linears(model: AnyModel) -> list[Linear]:
+    return [module for module in model.modules() if isinstance(module, Linear)]
 
 
 logger = logging.getLogger("bedplate.training")
@@ -281,26 +270,19 @@ def run_arithmetic(
     that were given out to ranks, what they were given out with."""
     policy = policy_of(roles)
     native = native_arithmetic(policy)
+    try:
+        before = None if saved is None else Arithmetic.of_json(saved["arithmetic"])
+    except (KeyError, ValueError, TypeError) as error:
+        raise TrainingError(f"{store}: the saved state names no arithmetic ({error}); delete it") from error
     if ranks.world > 1:
         native = Arithmetic(dtype_name(ranks.computes_in(next(iter(trained.values())))))
-        before = native.dtype if saved is None else saved.get("arithmetic", native.to_json()).get("dtype")
-        if before != native.dtype:
-            raise TrainingError(
-                f"{store}: this run computes in {before}, and the ranks were given models in {native.dtype}"
-            )
+        if before is not None and before.dtype != native.dtype:
+            raise TrainingError(f"{store}: this run computes in {before.dtype}, and the ranks in {native.dtype}")
         if config.dtype not in ("auto", native.dtype):
-            raise UsageError(
-                f"dtype is {config.dtype}, but the ranks hold models in {native.dtype}; give dtype to `parallelised`"
-            )
+            raise UsageError(f"dtype is {config.dtype}, but the ranks were given models in {native.dtype}")
         return native
-    if saved is not None:
-        try:
-            # runs of earlier versions computed in what their models were held in
-            return Arithmetic.of_json(saved.get("arithmetic", native.to_json()))
-        except (KeyError, ValueError, TypeError) as error:
-            raise TrainingError(
-                f"{store}: the saved state names no arithmetic ({error}); delete it to start anew"
-            ) from error
+    if before is not None:
+        return before
     if not of_one_dtype(roles):
         return native
     weights = {id(p) for model in roles.values() for p in model.parameters()}
@@ -313,14 +295,10 @@ def run_arithmetic(
     return native
 
 
-def extra_bytes(models: Models, arithmetic: Arithmetic) -> int:
-    """Memory that the models' weights take in this arithmetic, beside what they take now."""
-    return sum(p.numel() * arithmetic.torch_dtype.itemsize for p in _changed(models, arithmetic.torch_dtype))
-
-
 def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
     """Why the models cannot be put into this arithmetic, beside what they are now, or None."""
-    needed, free = extra_bytes(models, arithmetic), free_bytes()
+    dtype, free = arithmetic.torch_dtype, free_bytes()
+    needed = sum(p.numel() * dtype.itemsize for p in _changed(models, dtype))
     if needed and any(isinstance(model, Model) and model.readers > 0 for model in models.values()):
         return "an engine answers with these weights, which do not change under it (hold it by `Engine.exclusive`)"
     device = next(next(iter(models.values())).parameters()).device
@@ -339,12 +317,6 @@ def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Ten
 
     TrainingError where the memory does not suffice, or another run of this process computes with one of the weights.
     """
-    with _taken_alone(models):
-        yield from _computing(models, arithmetic)
-
-
-@contextmanager
-def _taken_alone(models: Models) -> Generator[None]:
     weight_ids = {id(p) for model in models.values() for p in model.parameters()}
     with _taking:
         if _claimed_weights & weight_ids:
@@ -354,7 +326,7 @@ def _taken_alone(models: Models) -> Generator[None]:
             )
         _claimed_weights.update(weight_ids)
     try:
-        yield
+        yield from _computing(models, arithmetic)
     finally:
         with _taking:
             _claimed_weights.difference_update(weight_ids)
@@ -364,16 +336,15 @@ def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Te
     reason = lacks_room(models, arithmetic)
     if reason is not None:
         raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; mend that, or use a smaller base")
-    before: list[tuple[nn.Parameter, Tensor]] = []
-    linears = [m for model in models.values() for m in model.modules() if isinstance(m, Linear)]
+    before = [(parameter, parameter.data) for parameter in _changed(models, arithmetic.torch_dtype)]
+    linears = [linear for model in models.values() for linear in _linears(model)]
     products: list[Products] = [linear.products for linear in linears]
     converted = [model for model in models.values() if isinstance(model, Model) and not model.converted]
     try:
-        for model in converted if _changed(models, arithmetic.torch_dtype) else ():
+        for model in converted if before else ():
             model.converted = True
-        for parameter in _changed(models, arithmetic.torch_dtype):
-            before.append((parameter, parameter.data))
-            parameter.data = parameter.data.to(arithmetic.torch_dtype)
+        for parameter, original in before:
+            parameter.data = original.to(arithmetic.torch_dtype)
         for linear in linears:
             linear.products = arithmetic.products
         yield {id(parameter): original for parameter, original in before}

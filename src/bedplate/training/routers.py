@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.routing import Router, Routing
+from bedplate.models.layers.experts import Router, Routing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import RouterConfig
 from bedplate.training.objectives.objective import AnyModel, Term
@@ -31,23 +31,14 @@ _STATE = "selection_bias/"
 class Routers:
     """The routers of the model that is trained."""
 
-    def __init__(
-        self,
-        routers: Sequence[Router],
-        config: RouterConfig,
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, routers: Sequence[Router], config: RouterConfig, ranks: Ranks) -> None:
         self._routers, self._config, self._ranks = routers, config, ranks
         self._load: dict[Router, Tensor] = {}
         self._weights: dict[tuple[str, ...], float] = {}
 
     @classmethod
     def of(
-        cls,
-        model: AnyModel,
-        config: RouterConfig,
-        trained: Iterable[nn.Parameter],
-        ranks: Ranks = ALONE,
+        cls, model: AnyModel, config: RouterConfig, trained: Iterable[nn.Parameter], ranks: Ranks = ALONE
     ) -> Routers | None:
         """None for a model without experts. UsageError for what such a model, or a base that stays as it is, cannot be
         taught."""
@@ -150,9 +141,8 @@ class RoutedDocuments:
         """Sums over each document's tokens, [L, S, E]; zeros for what is no document."""
         L, _, E = values_LNE.shape
         own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
-        prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(
-            1, self._row_S, own_LSE * self._is_prefix_S[:, None]
-        )
+        of_prefixes_LSE = own_LSE * self._is_prefix_S[:, None]
+        prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(1, self._row_S, of_prefixes_LSE)
         return (own_LSE + prefix_LBE[:, self._row_S]) * self._is_document_S[:, None]
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import random
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, Generic, Literal, Protocol, TypedDict, TypeVar, Unpack
+from typing import Any, Generic, Literal, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
@@ -41,10 +41,6 @@ class BatchSource(Protocol[B_co]):
         """What decides every batch (content's hash, sizes, seed), on any rank: a resumed run must have the same."""
         ...
 
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """`identity`, with the content named as `saved` names it, where that is another name of the same."""
-        ...
-
     @property
     def steps(self) -> int | None:
         """Steps from the start to the end; None when there is no end."""
@@ -59,21 +55,17 @@ class BatchSource(Protocol[B_co]):
     def load_state(self, state: dict[str, Any]) -> None: ...
 
 
-class TransformedSource(ABC):
-    """Another source's steps, each micro-batch transformed as it is drawn."""
+class MappedSource:
+    """Another source's steps, each micro-batch transformed as it is drawn. identity: what that adds to the source's."""
 
-    def __init__(self, inner: BatchSource[PackedBatch]) -> None:
-        self._inner = inner
-
-    @abstractmethod
-    def _transformed(self, batch: PackedBatch) -> PackedBatch: ...
+    def __init__(
+        self, inner: BatchSource[PackedBatch], transform: Callable[[PackedBatch], PackedBatch], **identity: Any
+    ) -> None:
+        self._inner, self._transform, self._identity = inner, transform, identity
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        return self._inner.identity
-
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        return self._inner.identity_like(saved)
+        return {**self._inner.identity, **self._identity}
 
     @property
     def steps(self) -> int | None:
@@ -81,7 +73,7 @@ class TransformedSource(ABC):
 
     def __iter__(self) -> Iterator[tuple[PackedBatch, ...]]:
         for step in self._inner:
-            yield tuple(map(self._transformed, step))
+            yield tuple(map(self._transform, step))
 
     def state(self) -> dict[str, Any]:
         return self._inner.state()
@@ -101,8 +93,6 @@ class EpochSource(ABC, Generic[B]):
     ) -> None:
         if epochs < 1:
             raise DataError(f"epochs is {epochs}: it must be at least 1")
-        if not 0 <= shard[0] < shard[1]:
-            raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
         self._per_epoch, self._epochs, self._drawn = -(-count // step_size), epochs, 0
         self._step_size, self._shard, self._content, self._settings = step_size, shard, content, settings
         self._order: tuple[int, list[list[int]]] | None = None
@@ -110,11 +100,6 @@ class EpochSource(ABC, Generic[B]):
     @property
     def identity(self) -> Mapping[str, Any]:
         return {self.made_of: self._content or self._tokens_hash, **self._settings}
-
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Earlier versions named every content by the hash of its tokens, which is computed for their runs alone."""
-        is_unchanged = saved.get(self.made_of) == self.identity[self.made_of]
-        return self.identity if is_unchanged else {**self.identity, self.made_of: self._tokens_hash}
 
     @property
     def steps(self) -> int | None:
@@ -154,18 +139,6 @@ class EpochSource(ABC, Generic[B]):
         if not isinstance(epoch, int) or not isinstance(step, int):
             raise TrainingError(f"the saved position {state!r} is not this source's: it needs epoch and step")
         self._drawn = epoch * self._per_epoch + step
-
-
-class SourceOptions(TypedDict, total=False):
-    """Options of every source of examples."""
-
-    seed: int
-    epochs: int
-    order: Shuffling
-    micro_tokens: int
-    context_length: int | None
-    content: str | None
-    shard: Shard
 
 
 class _ExampleSource(EpochSource[B], Generic[E, B]):
@@ -241,12 +214,7 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
     made_of = "examples"
 
     def __init__(
-        self,
-        examples: Sequence[TrainingExample],
-        batch_size: int,
-        *,
-        share_prefix: bool = True,
-        **options: Unpack[SourceOptions],
+        self, examples: Sequence[TrainingExample], batch_size: int, *, share_prefix: bool = True, **options: Any
     ) -> None:
         self._share_prefix = share_prefix
         super().__init__(examples, batch_size, settings={"share_prefix": share_prefix}, **options)
@@ -330,8 +298,6 @@ class DocumentSource(EpochSource[PackedBatch]):
             raise DataError("batch_rows and micro_rows must be at least 1")
         self._documents, self._seed, self._micro_rows = documents, seed, micro_rows or batch_rows
         self._ids = [str(i) for i in range(len(documents))] if ids is None else ids
-        if len(self._ids) != len(documents):
-            raise DataError(f"{len(documents)} documents, but {len(self._ids)} ids")
         lengths = [len(d) for d in documents] if lengths is None else lengths
         self.packed: PackedRows = pack_documents(lengths, row_length, method)
         settings = {
@@ -371,8 +337,6 @@ class CorpusSource:
     ) -> None:
         if batch_rows < 1 or (micro_rows is not None and micro_rows < 1):
             raise DataError("batch_rows and micro_rows must be at least 1")
-        if not 0 <= shard[0] < shard[1]:
-            raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
         if loader.total < batch_rows:
             raise DataError(
                 f"{loader.corpus.directory}: {loader.total} rows of {loader.row_length} tokens are too few for one "
@@ -386,10 +350,6 @@ class CorpusSource:
     def identity(self) -> Mapping[str, Any]:
         return {**self.loader.identity, "batch_rows": self._batch_rows, "micro_rows": self._micro_rows}
 
-    def identity_like(self, saved: Mapping[str, Any]) -> Mapping[str, Any]:
-        """A corpus has one name."""
-        return self.identity
-
     @property
     def steps(self) -> int:
         return self.loader.total // self._batch_rows
@@ -398,20 +358,13 @@ class CorpusSource:
         while self._drawn + self._batch_rows <= self.loader.total:
             share = rank_share(self._drawn // self._batch_rows, self._batch_rows, *self._shard)
             self._drawn += self._batch_rows
-            yield tuple(
-                self._packed(share[start : start + self._micro_rows])
-                for start in range(0, len(share), self._micro_rows)
-            )
+            starts = range(0, len(share), self._micro_rows)
+            yield tuple(self._packed(share[start : start + self._micro_rows]) for start in starts)
 
     def _packed(self, indices: range) -> PackedBatch:
         read = self.loader.read(indices)
         batch = rows_batch(read.rows, read.documents, read.names, self.loader.row_length)
         return replace(batch, rows=tuple(indices))
-
-    @property
-    def rows_by_source(self) -> Mapping[str, int]:
-        """Rows of each source so far."""
-        return self.loader.drawn(self._drawn)
 
     def state(self) -> dict[str, Any]:
         return {"rows": self._drawn}
@@ -419,7 +372,5 @@ class CorpusSource:
     def load_state(self, state: dict[str, Any]) -> None:
         rows = state.get("rows")
         if not isinstance(rows, int) or isinstance(rows, bool) or rows < 0 or rows % self._batch_rows:
-            raise TrainingError(
-                f"the saved position {state!r} is not this source's: it needs rows, a multiple of {self._batch_rows}"
-            )
+            raise TrainingError(f"the saved position {state!r} is not this source's, in steps of {self._batch_rows}")
         self._drawn = rows

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.files import file_lock
-from bedplate.core.json import brief, flat
+from bedplate.core.json import differences
 
 STATE_FILE = "state.safetensors"
 SHARDS = "states"
@@ -53,10 +53,8 @@ class StateStore(Protocol):
         ...
 
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
-        """The state that was saved at this step. TrainingError where it cannot be read.
-
-        templates: tensors placed as this run's ranks hold them; they may be filled in place. Other tensors are whole.
-        """
+        """The state that was saved at this step. TrainingError where it cannot be read. templates: tensors placed as
+        this run's ranks hold them; they may be filled in place. Other tensors are whole."""
         ...
 
     def settle(self) -> None:
@@ -97,52 +95,41 @@ class StateFile:
             return int(values["tally"]["step"])
 
     def values(self, step: int) -> dict[str, Any]:
-        with self._opened() as (_, values):
-            self._check_step(values, step)
+        with self._opened(step) as (_, values):
             return values
 
     def settle(self) -> None:
         """What is saved is on the disk at once."""
 
-    def _check_step(self, values: Mapping[str, Any], step: int) -> None:
-        if values["tally"]["step"] != step:
-            raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
-
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
-        with self._opened() as (file, values):
-            self._check_step(values, step)
+        with self._opened(step) as (file, values):
             return RunState({name: file.get_tensor(name) for name in file.keys()}, values)  # noqa: SIM118
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
 
     @contextmanager
-    def _opened(self) -> Generator[tuple[Any, dict[str, Any]]]:
-        """The open file, and what its header says. Raises TrainingError when it is not one of ours."""
+    def _opened(self, step: int | None = None) -> Generator[tuple[Any, dict[str, Any]]]:
+        """The open file, and what its header says. TrainingError when it is not one of ours, or of another step."""
         try:
             with safe_open(self.path, "pt") as file:
                 values = json.loads((file.metadata() or {})["bedplate"])
                 if values.pop("version", None) != _VERSION:
                     raise TrainingError(f"{self}: written by another version of Bedplate; delete it to start anew")
+                if step not in (None, values["tally"]["step"]):
+                    raise TrainingError(f"{self}: holds the state after step {values['tally']['step']}, not {step}")
                 yield file, values
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise TrainingError(
-                f"{self}: not a training state that can be read ({error}); delete it to start anew"
-            ) from error
+            raise TrainingError(f"{self}: not a training state that can be read ({error}); delete it") from error
 
 
 def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Raises TrainingError naming the fields in which the run saved in `out` and the one asked for differ."""
-    before, current_fields = flat(saved), flat(current)
-    changed = [
-        f"{key}: saved {brief(before.get(key))}, now {brief(current_fields.get(key))}"
-        for key in sorted(before.keys() | current_fields.keys())
-        if before.get(key) != current_fields.get(key)
-    ]
+    changed = differences(saved, current)
     if changed:
         raise TrainingError(
-            f"{out} holds the state of another run and cannot be resumed with this one; changed: {'; '.join(changed)}. "
-            f"Give another directory, or delete {store} to start anew"
+            f"{out} holds the state of another run and cannot be resumed with this one; changed: "
+            f"{'; '.join(changed.values())}. Give another directory, or delete {store} to start anew"
         )
 
 

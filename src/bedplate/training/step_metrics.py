@@ -1,4 +1,8 @@
-"""Metrics of training steps: left on the device by each step, read back together, written as one JSON line per step."""
+"""Metrics of training steps: left on the device by each step, read back together, written as one JSON line per step.
+And the step guard: skips steps whose loss or gradient is not finite, and spikes, and stops a run that has too many.
+
+The guard decides on the device without reading anything back, by the rule that `GuardConfig` describes.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +19,8 @@ from torch import Tensor
 
 from bedplate.core.closing import Closing
 from bedplate.core.errors import TrainingError
+from bedplate.training.config import GuardConfig
+from bedplate.training.ranks import Ranks
 
 LOSS = "loss/"
 """What the names of the losses begin with; a metric's begins with its term's."""
@@ -115,3 +121,99 @@ class MetricsLog(Closing):
             return 0
         os.fsync(self._file.fileno())
         return self._file.tell()
+
+
+_STATE = "guard/"
+
+
+class StepGuard:
+    """Sees every step once, in their order. Rings of the last `window` steps are numbered by the step."""
+
+    def __init__(self, config: GuardConfig, device: torch.device) -> None:
+        self._config = config
+        empty = torch.full((config.window,), torch.nan, dtype=torch.float32, device=device)
+        self._rings = {"loss": empty, "norm": empty.clone()}
+        self._skipped = torch.zeros(config.window, device=device)
+        self._stopped = torch.zeros((), device=device)
+
+    def judge(self, number: int, loss: Tensor, norm: Tensor, unsound: Tensor) -> tuple[Tensor, Tensor]:
+        """Judges step `number` (from 1). Returns 1 where it is not to be applied, and 1 where the run is to stop, from
+        then on; scalars that are not read. unsound: 1 where something in the step is not finite."""
+        at, values = number % self._config.window, {"loss": loss, "norm": norm}
+        bad = unsound > 0
+        for name, value in values.items():
+            bad = bad | ~value.isfinite()
+            if self._config.sigmas is not None:
+                bad = bad | _is_far(self._rings[name], value, self._config.sigmas)
+        for name, value in values.items() if self._config.sigmas is not None else ():
+            ring = self._rings[name]
+            ring[at] = torch.where(bad, torch.nan, value.to(ring.dtype))
+        self._skipped[at] = bad.to(self._skipped.dtype)
+        too_many = self._skipped.sum() > self._config.allowed
+        self._stopped = torch.maximum(self._stopped, too_many.to(self._stopped.dtype))
+        return torch.maximum(bad.to(self._stopped.dtype), self._stopped), self._stopped.clone()
+
+    @property
+    def _state_tensors(self) -> Mapping[str, Tensor]:
+        return {**{f"{_STATE}{name}": ring for name, ring in self._rings.items()}, f"{_STATE}skipped": self._skipped}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What a run that goes on needs again: nothing, where it stops at the first."""
+        has_state = self._config != GuardConfig()
+        return {name: ring.clone() for name, ring in self._state_tensors.items()} if has_state else {}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave."""
+        for name, ring in self._state_tensors.items():
+            if name in tensors:
+                ring.copy_(tensors[name])
+
+
+def _is_far(ring: Tensor, value: Tensor, sigmas: float) -> Tensor:
+    """Whether it is above what the ring's numbers allow; NaN stands for none."""
+    finite = ring.isfinite()
+    count = finite.sum()
+    mean = torch.where(finite, ring, 0).sum() / count
+    spread = (torch.where(finite, ring - mean, 0).square().sum() / (count - 1)).sqrt()
+    return (count >= len(ring) // 2) & (value > mean + sigmas * spread)
+
+
+_SHOWN_IDS, _SHOWN_STEPS = 8, 8
+
+
+class Skipped:
+    """The steps of this process's part of the run that were not applied."""
+
+    def __init__(self, guard: GuardConfig) -> None:
+        self._guard = guard
+        self._steps: list[tuple[int, str]] = []
+
+    def add(self, number: int, reading: ReadStep, ranks: Ranks) -> dict[str, Any]:
+        """What the step's line says: why it was not applied, and the examples in it, of all ranks."""
+        local_report = {"broken": [[list(ids), problem] for ids, problem in reading.broken], "ids": list(reading.ids)}
+        everyone = ranks.gather(local_report)
+        broken = [(ids, problem) for report in everyone for ids, problem in report["broken"]]
+        ids = [id for report in everyone for id in report["ids"]]
+        if broken:
+            ids, why = broken[0]
+        elif not math.isfinite(reading.norm):
+            why = f"the gradient's norm is {reading.norm}"
+        else:
+            why = f"a spike of the loss or of the gradient, whose norm is {reading.norm:.4g}"
+        self._steps.append((number, f"step {number}: {why}, on the examples {_shown(ids)}"))
+        return {"skipped": why, "skipped_examples": ids}
+
+    def error(self) -> TrainingError:
+        """The error that stops the run: names the last skipped step and those shortly before it."""
+        guard, last = self._guard, self._steps[-1][0]
+        recent = [message for number, message in self._steps if number > last - guard.window]
+        allowed = f" {guard.allowed} such steps are allowed among {guard.window}." if guard.allowed else ""
+        return TrainingError(
+            f"{'; '.join(recent[-_SHOWN_STEPS:])}.{allowed} The state before this step is kept; "
+            "lower the learning rate, or look at these examples"
+        )
+
+
+def _shown(ids: Sequence[str]) -> str:
+    remainder = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
+    return ", ".join(ids[:_SHOWN_IDS]) + remainder

@@ -48,16 +48,14 @@ def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str
 
 def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
     """Operations a second of dense products, and where that is from."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_kind()
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
         try:
-            device_spec = find_device(name)
-            return device_spec.peak(
-                _NUMBERS.get(dtype, dtype)
-            ), f"{device_spec.title}'s peak in {dtype} ({device_spec.source})"
+            spec = find_device(name)
+            return spec.peak(_NUMBERS.get(dtype, dtype)), f"{spec.title}'s peak in {dtype} ({spec.source})"
         except UsageError:
-            return _measured(device, dtype, name)
-    return _measured(device, dtype, processor_kind())
+            pass  # a device that is not listed
+    return _measured(device, dtype, name)
 
 
 def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:
@@ -69,7 +67,7 @@ def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:
         "cores": processor().threads,
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
     }
-    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, _rate)
+    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, float)
     return peak, f"products in {dtype}, measured here"
 
 
@@ -84,9 +82,3 @@ def measure_peak(device: torch.device, dtype: str) -> float:
             (a @ b)[0, 0].item()  # waits for the device
             best = min(best, time.perf_counter() - start)
     return 2 * side**3 / best
-
-
-def _rate(rate: object) -> float:
-    if not isinstance(rate, int | float) or not rate > 0:
-        raise ValueError("not a rate")
-    return float(rate)

@@ -20,7 +20,7 @@ from tests.serving.conftest import Server, running
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin
 

@@ -21,7 +21,7 @@ from bedplate.inference.engine.requests import Generation
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin
 from bedplate.skins.output import LabelOutput

@@ -24,7 +24,7 @@ from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base, export_gguf
 from bedplate.models.families import FAMILIES
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.skin import Skin

@@ -19,7 +19,7 @@ from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
-from bedplate.skins.run import Run
+from bedplate.skins.records import Run
 
 
 class ByWord:

@@ -29,8 +29,7 @@ from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
-from bedplate.core.statistics import spent_alpha
-from bedplate.core.statistics.repeated_looks import look_levels
+from bedplate.core.statistics.multiplicity import look_levels, spent_alpha
 from bedplate.evaluation.pool import load_pool
 from bedplate.evaluation.task import load_task
 from bedplate.report.schema_parts import LabelBudget, Look
@@ -289,7 +288,7 @@ def test_labels_are_not_written_over_where_the_plan_is_gone(unlabelled: tuple[Pa
 def test_bounds_of_all_looks_hold_together_for_several_nominees() -> None:
     """Three nominees at the bar, five looks, Holm at each: how often any passes at any look."""
     rng = np.random.default_rng(0)
-    runs, n, bar = 250, 150, 0.8
+    runs, n, bar = 120, 150, 0.8
     ends = [30, 60, 90, 120, 150]
     right = np.sqrt(0.6) * rng.standard_normal((runs, 1, n)) + np.sqrt(0.4) * rng.standard_normal((runs, 3, n))
     passed = 0

@@ -11,7 +11,8 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import binomial_lower, holm_bounds, sequence_bounds
+from bedplate.core.statistics.multiplicity import holm_bounds, sequence_bounds
+from bedplate.core.statistics.proportions import binomial_lower
 
 BAR, ALPHA = 0.8, 0.05
 

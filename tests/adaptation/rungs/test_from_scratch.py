@@ -25,8 +25,8 @@ from bedplate.core.errors import ConfigError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import evaluate
 from bedplate.evaluation.task import load_task
+from bedplate.inference.predict.callable_skin import CascadePredictor
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import LoadedCascade
 from bedplate.inference.predict.loaded import load
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin, write_skin
@@ -152,7 +152,7 @@ def test_a_cascade_begins_with_it(ladder_run: tuple[Report, Path], tmp_path: Pat
     threshold = (sure[1] + sure[2]) / 2
     cascade = cascaded("both", first, second, threshold)
     with load(write_skin(cascade, tmp_path / "both")) as loaded:
-        assert isinstance(loaded, LoadedCascade)
+        assert isinstance(loaded, CascadePredictor)
         predictions = loaded.predict(texts)
     for a, b, answer in zip(*alone, predictions, strict=True):
         unsure = math.exp(a.scores[a.output]) < threshold

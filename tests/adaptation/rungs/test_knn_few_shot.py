@@ -13,6 +13,7 @@ from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
+from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.context import embedding
 from bedplate.adaptation.ladder import adapt
@@ -22,7 +23,7 @@ from bedplate.core.errors import ConfigError, HubError, SkinError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.lookup_index import read_vectors
 
@@ -150,12 +151,12 @@ def test_another_encoder_than_the_pools_is_refused(run: tuple[Report, Path, Path
 def test_an_interrupted_search_asks_and_embeds_nothing_twice(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    task = write_task(tmp_path / "task", tiny_base, rungs=["zero_shot", "knn_few_shot"])
+    task = write_task(tmp_path / "task", tiny_base, groups=40, rungs=["zero_shot", "knn_few_shot"])
     queries: list[tuple[str, str]] = []
     original_ask = successive_halving._predict
 
     def counted(context, variant, rows):
-        if variant.neighbours is not None and len(queries) > 100:
+        if variant.neighbours is not None and len(queries) > 50:
             raise KeyboardInterrupt
         answers = original_ask(context, variant, rows)
         queries.extend((variant.key, row.id) for row in rows if variant.neighbours is not None)
@@ -184,23 +185,23 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
 def test_an_interrupted_embedding_goes_on_part_by_part(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    task = write_task(tmp_path / "task", tiny_base, groups=150, rungs=["zero_shot", "knn_few_shot"])
-    monkeypatch.setattr(embedding, "_AT_ONCE", 50)
+    task = write_task(tmp_path / "task", tiny_base, groups=75, rungs=["zero_shot", "knn_few_shot"])
+    monkeypatch.setattr(embedding, "_AT_ONCE", 25)
     embed, embedded_texts = embedding.embed_texts, list[str]()
 
     def stopping(engine, texts, *args):
-        if len(texts) == 50 and len(embedded_texts) == 100:
+        if len(texts) == 25 and len(embedded_texts) == 50:
             embedded_texts.append("stopped")
             raise KeyboardInterrupt
-        embedded_texts.extend(texts if len(texts) == 50 else ())
+        embedded_texts.extend(texts if len(texts) == 25 else ())
         return embed(engine, texts, *args)
 
     monkeypatch.setattr(embedding, "embed_texts", stopping)
     with pytest.raises(KeyboardInterrupt):
         adapt(task, tmp_path / "out")
     pool = tmp_path / "out" / "rungs" / "knn_few_shot" / "pool-0.safetensors"
-    assert len(read_vectors(pool)) == 100
-    first_texts, resumed = set(embedded_texts[:100]), list[tuple[int | None, str]]()
+    assert len(read_vectors(pool)) == 50
+    first_texts, resumed = set(embedded_texts[:50]), list[tuple[int | None, str]]()
 
     def recorded(engine, texts, pooling, depth=None):
         resumed.extend((depth, text) for text in texts)
@@ -218,14 +219,15 @@ def test_an_interrupted_embedding_goes_on_part_by_part(
     assert len(read_vectors(pool)) == len(skin.neighbours)
 
 
-def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Path, tiny_base: Path):
+def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Path):
+    base = write_tiny_base(tmp_path / "base")
     rows = write_rows(tmp_path / "rows.jsonl")
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     for line in lines[::10]:
         line["text"] = "great product " * 12 + line["text"]
     rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
     budget = {"budget": {"p95_ms": 60000, "max_prompt_tokens": 320}, "rungs": ["zero_shot", "knn_few_shot"]}
-    report = adapt(write_task(tmp_path / "some", tiny_base, rows=rows, **budget), tmp_path / "out")
+    report = adapt(write_task(tmp_path / "some", base, rows=rows, **budget), tmp_path / "out")
     assert report.row("knn_few_shot")["status"] == "done", report.row("knn_few_shot")["reason"]
     skin = read_skin(tmp_path / "out" / report.row("knn_few_shot")["skin"])
     assert skin.neighbours is not None
@@ -233,7 +235,7 @@ def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Pat
     result = json.loads((tmp_path / "out" / "rungs" / "knn_few_shot" / "result.json").read_text())
     assert 250 < result["prompt_tokens"] <= 320
     budget["budget"] = {"p95_ms": 60000, "max_prompt_tokens": 90}
-    report = adapt(write_task(tmp_path / "none", tiny_base, rows=rows, **budget), tmp_path / "none-out")
+    report = adapt(write_task(tmp_path / "none", base, rows=rows, **budget), tmp_path / "none-out")
     assert report.row("knn_few_shot")["status"] == "skipped"
     assert "do not fit 90 prompt tokens" in report.row("knn_few_shot")["reason"]
 

@@ -20,7 +20,7 @@ from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.loaded import LoadedSkin, load
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 
 WORDS = "the answer is yes or no and the question was asked by the user"

@@ -18,7 +18,7 @@ from bedplate.adaptation.verdict.acceptance import Bar, OnTest
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
 from bedplate.adaptation.verdict.requirements import CallPrice, Priced, RequirementResult, requirements_of
 from bedplate.core.errors import ConfigError
-from bedplate.core.statistics import binomial_lower, binomial_upper
+from bedplate.core.statistics.proportions import binomial_lower, binomial_upper
 from bedplate.evaluation.evaluated import Evaluation
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions

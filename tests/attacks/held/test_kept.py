@@ -15,11 +15,11 @@ import pytest
 from tests.attacks.conftest import attacked, head
 
 from bedplate.serving.api import openai
-from bedplate.serving.callers.quotas import Spending, SpendLedger
+from bedplate.serving.callers.limits import Spending, SpendLedger
 from bedplate.serving.durable import feedback_service
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore
-from bedplate.serving.schemas.responses_fields import ResponsesRequest
+from bedplate.serving.schemas.turn_fields import ResponsesRequest
 from bedplate.serving.settings.server_config import ResponsesConfig
 
 CHAT = "/v1/chat/completions"

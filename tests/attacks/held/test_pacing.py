@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from tests.attacks.conftest import attacked, head
 from tests.serving.conftest import Files
 
-from bedplate.serving.request import interpreter_turns as module
-from bedplate.serving.request.interpreter_turns import PART, REFUSED, SECONDS, TIMES, Pacing
+from bedplate.serving.request import preparation as module
+from bedplate.serving.request.preparation import PART, REFUSED, SECONDS, TIMES, Pacing
 from bedplate.serving.schemas.http_errors import LimitError
 
 
@@ -88,7 +88,7 @@ def test_what_the_loop_does_for_a_call_is_spent_on_its_tenant_and_thrice_if_it_c
 def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "WAITING", 3)
+    monkeypatch.setattr(module, "MOST_IN_LINE", 3)
     clocks, order = Clocks(), list[int]()
     pacing = clocks.pacing()
     pacing.spent("them", 2.0)

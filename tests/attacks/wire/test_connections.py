@@ -18,7 +18,7 @@ import h11
 import pytest
 from tests.attacks.conftest import listening
 
-from bedplate.serving.server import connections
+from bedplate.serving.server import uvicorn_server
 
 LARGE = 32 * 1024 * 1024
 BUFFER = 1024 * 1024
@@ -63,8 +63,8 @@ class Timers:
 @pytest.fixture
 def timers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Timers]:
     timers = Timers()
-    monkeypatch.setattr(connections, "UNREAD_SECONDS", UNREAD)
-    monkeypatch.setattr(connections, "TAKE_SECONDS", TAKE_DELAY)
+    monkeypatch.setattr(uvicorn_server, "UNREAD_SECONDS", UNREAD)
+    monkeypatch.setattr(uvicorn_server, "TAKE_SECONDS", TAKE_DELAY)
     original = asyncio.BaseEventLoop.call_later
 
     def call_later(loop: Any, delay: float, callback: Callable[[], Any], *args: Any, **kwargs: Any) -> Any:
@@ -190,5 +190,5 @@ def test_a_client_that_has_gone_when_its_answer_ends_is_no_failure():
             closed.append(True)
 
     conn: Any = SimpleNamespace(our_state=h11.CLOSED, their_state=h11.SEND_BODY)
-    connections._Answering(ClosedTransport(), conn).close()
+    uvicorn_server._Answering(ClosedTransport(), conn).close()
     assert closed == [True]

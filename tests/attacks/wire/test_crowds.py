@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.attacks.conftest import listening
 
-from bedplate.serving.server import connections
+from bedplate.serving.server import uvicorn_server
 
 MAX_CONNECTIONS = 8
 
@@ -64,7 +64,7 @@ def read_reply(connection: socket.socket) -> bytes:
 
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    monkeypatch.setattr(connections, "MOST_CONNECTIONS", MAX_CONNECTIONS)
+    monkeypatch.setattr(uvicorn_server, "MOST_CONNECTIONS", MAX_CONNECTIONS)
     door = Door()
     with listening(door) as door.port:
         yield door
@@ -103,17 +103,17 @@ def test_who_is_being_answered_is_not_sent_away(door):
     ("soft", "hard", "raised", "expected"),
     [
         (1024, 2048, 2048, 512),
-        (1024, 2**20, connections.MOST_CONNECTIONS + connections.OTHER_FILES, 512),
-        (1024, resource.RLIM_INFINITY, connections.MOST_CONNECTIONS + connections.OTHER_FILES, 512),
-        (2**20, 2**20, None, connections.MOST_CONNECTIONS),
-        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, connections.MOST_CONNECTIONS),
+        (1024, 2**20, uvicorn_server.MOST_CONNECTIONS + uvicorn_server.OTHER_FILES, 512),
+        (1024, resource.RLIM_INFINITY, uvicorn_server.MOST_CONNECTIONS + uvicorn_server.OTHER_FILES, 512),
+        (2**20, 2**20, None, uvicorn_server.MOST_CONNECTIONS),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, uvicorn_server.MOST_CONNECTIONS),
         (100, 100, 100, 1),
     ],
 )
 def test_files_are_left_for_everything_else(monkeypatch, soft, hard, raised, expected):
     requested_limits: list[tuple[int, int]] = []
-    monkeypatch.setattr(connections.resource, "getrlimit", lambda _: (soft, hard))
-    monkeypatch.setattr(connections.resource, "setrlimit", lambda _, limits: requested_limits.append(limits))
-    assert connections.most_connections() == expected
-    connections.allow_connections()
+    monkeypatch.setattr(uvicorn_server.resource, "getrlimit", lambda _: (soft, hard))
+    monkeypatch.setattr(uvicorn_server.resource, "setrlimit", lambda _, limits: requested_limits.append(limits))
+    assert uvicorn_server.most_connections() == expected
+    uvicorn_server.allow_connections()
     assert requested_limits == ([] if raised is None else [(raised, hard)])

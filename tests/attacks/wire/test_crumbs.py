@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.attacks.conftest import listening
 
-from bedplate.serving.server.connections import CHUNK_BYTES, FEW_CHUNKS
+from bedplate.serving.server.uvicorn_server import CHUNK_BYTES, FEW_CHUNKS
 
 
 async def counting(scope: Any, receive: Any, send: Any) -> None:

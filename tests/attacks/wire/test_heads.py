@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from bedplate.serving.request.observers import Exchange
-from bedplate.serving.server.telemetry import Telemetry
+from bedplate.serving.request.server_state import Exchange
+from bedplate.serving.server.monitoring import Telemetry
 from bedplate.serving.server.uvicorn_server import Server
 from bedplate.serving.settings.server_config import TelemetryConfig
 

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from scipy import integrate, stats
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.betting import STAKES
-from bedplate.core.statistics.counted_bets import capital, lower_bound, upper_bound
+from bedplate.core.statistics.betting import STAKES, capital, lower_bound, upper_bound
 
 
 def test_capital_is_the_mean_of_gamblers_who_bet_on_each_value_in_turn() -> None:

@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import effective_n_bound
-from bedplate.core.statistics.repeated_looks import look_levels
+from bedplate.core.statistics.clusters import effective_n_bound
+from bedplate.core.statistics.multiplicity import look_levels
 
 FIFTHS = (0.2, 0.4, 0.6, 0.8, 1.0)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from bedplate.core.statistics import InsufficientGroups
-from bedplate.core.statistics.calibration_error import calibration_bounds
+from bedplate.core.statistics.noninferiority import calibration_bounds
+from bedplate.core.statistics.unequal import InsufficientGroups
 
 BINS = 10
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import statsmodels.api as sm
 
-from bedplate.core import statistics as bs
 from bedplate.core.errors import UsageError
+from bedplate.core.statistics import bootstrap, clusters, paired, unequal
 from bedplate.core.statistics.noninferiority import mean_drop
 
 
@@ -21,14 +21,14 @@ def test_the_mean_and_its_error_are_those_of_a_weighted_regression_with_clustere
     fit: Any = sm.WLS(x, np.ones(200), weights=weights).fit(  # pyright: ignore[reportArgumentType]
         cov_type="cluster", cov_kwds={"groups": groups}
     )
-    estimate = bs.robust_mean(x, groups, weights)
+    estimate = clusters.robust_mean(x, groups, weights)
     assert (estimate.mean, estimate.se) == pytest.approx((fit.params[0], fit.bse[0]))
     drop = mean_drop(np.ones(200), x, groups.tolist(), weights=weights)
     assert (drop.value, drop.se) == pytest.approx((1 - fit.params[0], fit.bse[0]))
-    difference = bs.paired_difference(x, np.ones(200), groups.tolist(), weights=weights)
+    difference = paired.paired_difference(x, np.ones(200), groups.tolist(), weights=weights)
     assert difference.difference == pytest.approx(fit.params[0] - 1)
     rows = weights[:, None] * np.stack([x, np.ones(200)], axis=1)
-    boot = bs.bca_of_sums(rows, bs.mean_of_sums, groups.tolist(), weights=weights)
+    boot = bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, groups.tolist(), weights=weights)
     assert boot.estimate == pytest.approx(fit.params[0])
     assert boot.se == pytest.approx(fit.bse[0], rel=0.1)
 
@@ -38,8 +38,8 @@ def test_independent_rows_are_worth_what_kish_says() -> None:
     weights = rng.choice([1.0, 2.0, 9.0], 4000)
     x = (rng.random(4000) < 0.7).astype(float)
     kish = 1 + weights.var() / weights.mean() ** 2
-    assert bs.design_effect(x, range(4000), weights) == pytest.approx(kish, rel=0.05)
-    bound = bs.effective_n_bound(x, None, weights=weights)
+    assert clusters.design_effect(x, range(4000), weights) == pytest.approx(kish, rel=0.05)
+    bound = clusters.effective_n_bound(x, None, weights=weights)
     assert bound.estimate == pytest.approx(np.average(x, weights=weights))
     assert bound.effective_n == pytest.approx(4000 / kish, rel=0.05)
 
@@ -49,19 +49,19 @@ def test_equal_weights_change_nothing() -> None:
     groups = np.repeat(np.arange(60), rng.integers(1, 9, 60))
     x = (rng.random(groups.size) < 0.8).astype(float)
     equal_weights = np.full(groups.size, 2.5)
-    assert bs.effective_n_bound(x, groups, weights=equal_weights) == bs.effective_n_bound(x, groups)
-    assert bs.effective_n_bound(x, None, weights=equal_weights) == bs.effective_n_bound(x, None)
-    assert bs.robust_mean(x, groups, equal_weights) == bs.robust_mean(x, groups)
+    assert clusters.effective_n_bound(x, groups, weights=equal_weights) == clusters.effective_n_bound(x, groups)
+    assert clusters.effective_n_bound(x, None, weights=equal_weights) == clusters.effective_n_bound(x, None)
+    assert clusters.robust_mean(x, groups, equal_weights) == clusters.robust_mean(x, groups)
 
 
 def test_few_heavy_rows_allow_no_bound_and_bad_weights_are_refused() -> None:
     x = np.ones(300)
     heavy = np.where(np.arange(300) < 5, 500.0, 1.0)
-    with pytest.raises(bs.InsufficientGroups, match="300 groups of very unequal sizes are worth 6"):
-        bs.effective_n_bound(x, None, weights=heavy)
+    with pytest.raises(unequal.InsufficientGroups, match="300 groups of very unequal sizes are worth 6"):
+        clusters.effective_n_bound(x, None, weights=heavy)
     for bad in (np.zeros(300), np.ones(299), np.full(300, np.nan)):
         with pytest.raises(UsageError, match="300 positive numbers"):
-            bs.effective_n_bound(x, None, weights=bad)
+            clusters.effective_n_bound(x, None, weights=bad)
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -81,7 +81,7 @@ def test_weighted_bounds_hold_where_heavy_rows_are_harder(grouped: bool) -> None
             lift = np.repeat(rng.normal(0, 0.25, 80), 5)
             rate = np.clip(truth + lift * truth * (1 - truth), 0, 1)
         x = (rng.random(400) < rate).astype(float)
-        passed += bs.effective_n_bound(x, codes, 0.95, weights=weights).value > bar
-        by_rows += bs.effective_n_bound(x, codes, 0.95).value > bar
+        passed += clusters.effective_n_bound(x, codes, 0.95, weights=weights).value > bar
+        by_rows += clusters.effective_n_bound(x, codes, 0.95).value > bar
     assert passed / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
     assert by_rows / 400 > 0.5

@@ -59,7 +59,7 @@ def test_what_is_remembered_of_a_vocabulary_has_an_end(monkeypatch: pytest.Monke
     monkeypatch.setattr(vocabulary, "_CACHE_SIZE", 40)
     vocab = vocabulary.WordTable("en")
     vocab._splits_on_spaces = spaced  # as for a language without white space between its words
-    for number in range(150):
+    for number in range(70):
         long = "".join(chr(97 + (number + place) % 26) for place in range(200))
         unique_word = f"x{word(number)}"
         tokens = vocab.words(f"the {unique_word} is {long} and {long}.")

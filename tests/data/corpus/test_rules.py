@@ -211,7 +211,7 @@ def test_settings_over_a_preset() -> None:
     assert set().union(*PRESETS.values()) <= set(RULES)
     for over, message in (
         ({"gofer": {}}, "no rule 'gofer'; did you mean 'gopher'"),
-        ({"gopher": {"min_word": 3}}, r"rules.gopher.min_word: Extra inputs.*min_words"),
+        ({"gopher": {"min_word": 3}}, r"rules.gopher: unknown key 'min_word'; did you mean 'min_words'"),
         ({"gopher": {"min_words": "many"}}, r"rules.gopher.min_words: Input should be a valid integer"),
     ):
         with pytest.raises(ConfigError, match=message):

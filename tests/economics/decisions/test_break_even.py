@@ -72,7 +72,7 @@ def test_the_uncached_price_would_have_hidden_a_never() -> None:
 
 
 @given(prefixes=st.tuples(st.floats(0, 1e5), st.floats(0, 1e5)), multiplier=st.floats(0.8, 3))
-@settings(deadline=None, max_examples=10)
+@settings(deadline=None, max_examples=5)
 def test_with_fewer_spared_tokens_it_never_pays_earlier(prefixes: tuple[float, float], multiplier: float) -> None:
     short_prefix, long_prefix = sorted(round(prefix, 6) for prefix in prefixes)
     prices = PRICES.replace("price_multiplier: 1.5", f"price_multiplier: {multiplier!r}")

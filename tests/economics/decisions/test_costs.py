@@ -273,7 +273,7 @@ RISING = {
 
 @pytest.mark.parametrize("name", RISING)
 @given(data=st.data(), waiting=st.sampled_from([0.0, 0.3, 1.0]), growth=st.sampled_from([0.0, 0.5]))
-@settings(deadline=None, max_examples=8)
+@settings(deadline=None, max_examples=4)
 def test_no_total_falls_as_prices_volumes_or_tokens_rise(
     name: str, data: st.DataObject, waiting: float, growth: float
 ) -> None:

@@ -22,7 +22,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.phrasings import default_continuations, default_prompt
-from bedplate.skins.run import SETTINGS_FILE, Run
+from bedplate.skins.records import SETTINGS_FILE, Run
 from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Provenance, Skin
 
 

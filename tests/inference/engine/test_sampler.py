@@ -52,7 +52,7 @@ def _warped(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
     return warped.softmax(-1)[0]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     seed=st.integers(0, 1000),
     row_options=st.lists(SAMPLINGS, min_size=1, max_size=4),
@@ -74,7 +74,7 @@ def test_truncation_equals_transformers(seed: int, row_options: list[dict[str, A
             torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     spread=st.sampled_from([0.5, 2.0, 6.0]),
@@ -263,7 +263,7 @@ def test_draws_follow_the_distribution(vocabulary: int, extra: dict[str, Any]) -
     assert chisquare(*bins).pvalue > 1e-3
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), rate=st.floats(0.5, 2.0))
 def test_repetition_penalty_equals_transformers(seed: int, rate: float) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 import torch
 from tests.inference.mixtures import random_prompt
+from tests.tiny import write_tiny_base
 from torch import Tensor
 
 from bedplate.adapters.lora import LoraConfig
@@ -18,6 +19,7 @@ from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import BedplateError, TrainingError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
+from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.training.precision import Arithmetic, computing
 
@@ -75,13 +77,13 @@ def test_an_update_puts_the_older_cache_out_of_reach_and_keeps_pinned_prefixes(e
 
 def test_running_requests_end_on_the_version_that_they_began_with(engine: Engine, tiny_dir: Path) -> None:
     engine.load_adapter("a", CONFIG, _tensors(engine.base, 1))
-    running = engine.submit(_request(200))
+    running = engine.submit(_request(100))
     next(iter(running))
     engine.update("a", _tensors(engine.base, 2))
     later = engine.submit(_request(10))
     assert (running.weights_version, later.weights_version) == (1, 2)
     assert cast(Generation, later.result(60)).token_ids == _fresh(tiny_dir, 2, 10)
-    assert cast(Generation, running.result(60)).token_ids == _fresh(tiny_dir, 1, 200)
+    assert cast(Generation, running.result(60)).token_ids == _fresh(tiny_dir, 1, 100)
     engine.unload_adapter("a", wait=True)
     assert engine.bank.slots == ()
 
@@ -223,6 +225,16 @@ def test_a_base_that_another_engine_computes_with_is_not_updated(engine: Engine)
     with engine.exclusive():
         assert engine.update(None, changed) == 2
     assert engine.update(None, changed) == 3
+
+
+@pytest.mark.parametrize(("weights", "kernel"), [("int8", "torch"), ("int8", "auto"), ("auto", "auto")])
+def test_a_base_whose_copies_answer_elsewhere_is_not_updated(tmp_path: Path, weights: Weights, kernel: Kernel) -> None:
+    sizes = {"hidden_size": 64, "heads": 4, "kv_heads": 2, "head_dim": 16, "feedforward_size": 96}
+    base = load_base(write_tiny_base(tmp_path / "base", **sizes))
+    with Engine(base, kernel="torch") as engine:
+        with Engine(base, weights=weights, kernel=kernel), pytest.raises(UsageError, match="another engine computes"):
+            engine.update(None, _changed_base(engine))
+        assert engine.update(None, _changed_base(engine)) == 2
 
 
 def test_an_engine_that_is_being_closed_lends_its_base_without_counting_itself(engine: Engine) -> None:

@@ -17,8 +17,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine import engine as engine_module

@@ -15,10 +15,9 @@ from tests.interpreted import NO_TRITON, interpreting
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
-from bedplate.inference.forward import paged_attention
+from bedplate.inference.forward import paged
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.paged import PagedCache
-from bedplate.inference.forward.paged_attention import PagedAttention
+from bedplate.inference.forward.paged import PagedAttention, PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.attention_options import AttentionOptions
@@ -45,11 +44,11 @@ def one_operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PagedAttention, "_one_operation", lambda self: True)
     if request.param == "kernel":
         interpreting(monkeypatch)
-        from bedplate.inference.forward import kernels, kv_write
+        from bedplate.inference.forward import cache_ops, kernels
 
-        monkeypatch.setattr(paged_attention, "paged_attention", kernels.paged_attention)
-        monkeypatch.setattr(paged_attention, "write_kv", kernels.write_kv)
-        assert kv_write.write_kv is not kernels.write_kv
+        monkeypatch.setattr(paged, "paged_attention", kernels.paged_attention)
+        monkeypatch.setattr(paged, "write_kv", kernels.write_kv)
+        assert cache_ops.write_kv is not kernels.write_kv
 
 
 @pytest.mark.parametrize("how", HOWS)

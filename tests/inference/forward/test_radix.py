@@ -70,7 +70,7 @@ keys = st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple)
 spaces = st.sampled_from(["base", "skin"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(spaces, keys, st.lists(st.integers(0, 12), max_size=2)), max_size=20), keys, st.data())
 def test_without_a_bound_it_equals_the_set_of_all_beginnings(
     inserted: list[tuple[str, Key, list[int]]], query: Key, data: st.DataObject
@@ -92,7 +92,7 @@ def test_without_a_bound_it_equals_the_set_of_all_beginnings(
     assert tree.used == live.bytes == SIZE * sum(namespace == "base" for namespace, _ in beginnings)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.integers(0, 30),
     st.sampled_from([1, 2, 4]),

@@ -16,7 +16,8 @@ from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.specs.cache import cache_layout
-from bedplate.models.specs.transformer import LatentAttention, TransformerSpec
+from bedplate.models.specs.parts import LatentAttention
+from bedplate.models.specs.transformer import TransformerSpec
 
 CPU = torch.device("cpu")
 STEP = 8

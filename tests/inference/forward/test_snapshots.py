@@ -18,7 +18,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.forward.radix import Key, RadixTree
 from bedplate.models.checkpoints.base import Base
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.specs.parts import DeltaRule
 
 SNAPSHOT, SIZE, CAPACITY = 70, 10, 500
 

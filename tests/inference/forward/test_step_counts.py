@@ -20,7 +20,7 @@ from bedplate.inference.engine.requests import Generate, Generation, Result, Sam
 from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
-from bedplate.inference.forward import slot_attention
+from bedplate.inference.forward import kv_cache
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch
 from bedplate.inference.forward.kv_cache import SlotCache
@@ -111,8 +111,8 @@ def test_keys_that_layers_share_are_written_once(monkeypatch: pytest.MonkeyPatch
     local_base = made_base(family.to_spec(dict(family.examples[0])), family)
     cache = SlotCache(local_base.spec, torch.float32, local_base.device)
     cache.reserve({0: 20, 1: 20})
-    forward, written, original = TorchForward(local_base, None, cache), list[int](), slot_attention.write_kv
-    monkeypatch.setattr(slot_attention, "write_kv", lambda *arguments: (written.append(1), original(*arguments)))
+    forward, written, original = TorchForward(local_base, None, cache), list[int](), kv_cache.write_kv
+    monkeypatch.setattr(kv_cache, "write_kv", lambda *arguments: (written.append(1), original(*arguments)))
     sources = {local_base.spec.keys_of(layer) for layer in range(local_base.spec.layers)}
     assert len(sources) < local_base.spec.layers
     pieces = [Span(0, 0, 7)], [Span(0, 7, 3), Span(1, 0, 5)], [Span(0, 10, 1), Span(1, 5, 1)]

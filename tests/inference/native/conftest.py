@@ -20,7 +20,7 @@ def library(request: pytest.FixtureRequest) -> Library:
     if request.param == EVEX:
         base_level, vnni_flags = LEVELS["avx2_vnni"], ("-mavx512vnni", "-mavx512vl")
         flags = (*(flag for flag in base_level.flags if flag != "-mavxvnni"), *vnni_flags)
-        level = Level(EVEX, flags=flags, defines=(*base_level.defines, "BEDPLATE_EVEX"))
+        level = Level(EVEX, flags=flags, defines=(*base_level.defines, "EVEX"))
         loaded = compiler.opened(level, lambda built: Library(built.path, built.digest))
     else:
         loaded = load(request.param)

@@ -11,7 +11,7 @@ from tests.inference.native.native_specs import spec_of
 from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
-from bedplate.inference.native import detection
+from bedplate.inference.native import library
 from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
 from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
@@ -19,11 +19,11 @@ from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.experts import ExpertLinear
+from bedplate.models.layers.experts import ExpertLinear, Router
 from bedplate.models.layers.linear import Linear
-from bedplate.models.layers.routing import Router
 from bedplate.models.model import Model
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, TransformerSpec
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling
+from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 FORMATS: tuple[WeightFormat, ...] = ("float32", "bfloat16", "int8", "int4")
 
@@ -53,7 +53,7 @@ SPECS = {
 
 def supported_levels() -> tuple[str, ...]:
     """The levels that this processor runs."""
-    levels = detection.supported()
+    levels = library.supported()
     return () if isinstance(levels, str) else levels
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from bedplate.models.specs.parts import SharedKeys
+from bedplate.models.specs.position import LinearScaling, YarnScaling
 from bedplate.models.specs.transformer import (
     AttentionSpec,
     Experts,
     FeedForwardSpec,
     FullAttention,
-    LinearScaling,
     LongRopeScaling,
     PositionSpec,
     Rope,
     Scales,
-    SharedKeys,
     TransformerSpec,
-    YarnScaling,
 )
 
 

@@ -33,7 +33,8 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import UsageError
-from bedplate.inference.native import compiler, detection
+from bedplate.inference.native import compiler
+from bedplate.inference.native import library as kernel_library
 from bedplate.inference.native.levels import FEATURES, LEVELS, machine
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.native_decoder import NativeDecoder
@@ -301,7 +302,7 @@ def test_levels_differ_by_rounding_only() -> None:
         errors = {name: relative(output, reference) for name, output in outputs.items()}
         plain = errors["plain"]
         for name, error in errors.items():
-            widest = 3.0 if LEVELS[name].defines.count("BEDPLATE_BF16") and weights == "bfloat16" else 1.25
+            widest = 3.0 if LEVELS[name].defines.count("BF16") and weights == "bfloat16" else 1.25
             assert plain / widest <= error <= plain * widest, (weights, name)
             assert relative(outputs[name], outputs["plain"]) <= 1.5 * max(error, plain)
 
@@ -353,23 +354,23 @@ def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     best = load()
     assert isinstance(best, Library)
     assert best.level == next(name for name in supported_levels() if LEVELS[name].chosen)
-    monkeypatch.setenv(detection.OVERRIDE, "plain")
+    monkeypatch.setenv(kernel_library.OVERRIDE, "plain")
     plain = load()
     assert isinstance(plain, Library)
     assert plain.level == "plain"
-    monkeypatch.setenv(detection.OVERRIDE, "avx1024")
+    monkeypatch.setenv(kernel_library.OVERRIDE, "avx1024")
     with pytest.raises(UsageError, match="is not a level; use avx512_bf16"):
         load()
     foreign = "neon_dotprod" if machine() != "aarch64" else "avx2"
-    monkeypatch.setenv(detection.OVERRIDE, foreign)
+    monkeypatch.setenv(kernel_library.OVERRIDE, foreign)
     with pytest.raises(UsageError, match="this processor does not run"):
         load()
     assert "does not run" in str(load(foreign))
 
 
 def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(detection.OVERRIDE, raising=False)
-    monkeypatch.setattr(detection, "machine", lambda: "x86_64")
+    monkeypatch.delenv(kernel_library.OVERRIDE, raising=False)
+    monkeypatch.setattr(kernel_library, "machine", lambda: "x86_64")
     for names, best in (
         ((), "plain"),
         (("fma", "avx2"), "plain"),
@@ -379,12 +380,12 @@ def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.Monkey
         (("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"), "avx512_vnni"),
         (FEATURES["x86_64"], "avx512_bf16"),
     ):
-        monkeypatch.setattr(detection, "features", lambda names=names: frozenset(names))
-        assert detection.levels_to_try()[0] == best
-    monkeypatch.setattr(detection, "machine", lambda: "aarch64")
+        monkeypatch.setattr(kernel_library, "features", lambda names=names: frozenset(names))
+        assert kernel_library.levels_to_try()[0] == best
+    monkeypatch.setattr(kernel_library, "machine", lambda: "aarch64")
     for names, best in (((), "plain"), (("asimddp",), "neon_dotprod"), (("asimddp", "i8mm"), "neon_i8mm")):
-        monkeypatch.setattr(detection, "features", lambda names=names: frozenset(names))
-        assert detection.levels_to_try()[0] == best
+        monkeypatch.setattr(kernel_library, "features", lambda names=names: frozenset(names))
+        assert kernel_library.levels_to_try()[0] == best
 
 
 # Building

@@ -12,22 +12,17 @@ from tests.inference.native.native_specs import encoder_of, spec_of
 from bedplate.inference.native.allowed import ALLOWED, refused_field
 from bedplate.inference.native.packed_weights import unsupported
 from bedplate.models.specs.flat import flat_defaults
-from bedplate.models.specs.state_mixers import ShortConvolution
+from bedplate.models.specs.parts import LatentAttention, SharedKeys, ShortConvolution
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, RelativeBias, YarnScaling
 from bedplate.models.specs.transformer import (
     Classifier,
     Experts,
     FullAttention,
-    LatentAttention,
-    LinearScaling,
-    Llama3Scaling,
     LongRopeScaling,
     MaskedHead,
-    RelativeBias,
     Rope,
     Scales,
-    SharedKeys,
     TransformerSpec,
-    YarnScaling,
 )
 
 LATENT = LatentAttention(kv_rank=16, nope_dim=8, rope_dim=8, value_dim=8)

@@ -23,13 +23,12 @@ from tests.inference.native.test_native_blocks import random_blocks
 from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
-from bedplate.inference.native.block_types import SOURCES
-from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
+from bedplate.inference.native.levels import LEVELS, features_of, levels_of, machine, runs
 from bedplate.inference.native.library import load
 from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.native_encoder import NativeEncoder
-from bedplate.inference.native.packed_weights import NativeAdapter, WeightFormat
-from bedplate.inference.native.prebuild import levels_of, prebuild
+from bedplate.inference.native.packed_weights import NativeAdapter, NativeEncoder, WeightFormat
+from bedplate.inference.native.prebuild import prebuild
+from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder

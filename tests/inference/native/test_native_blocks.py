@@ -23,9 +23,9 @@ from tests.inference.native.native_specs import EXPERTS, spec_of
 from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
-from bedplate.inference.native.block_types import SOURCES
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.layers.experts import ExpertLinear
 

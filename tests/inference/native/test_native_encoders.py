@@ -30,8 +30,7 @@ from bedplate.inference.engine.requests import Classification, Embed, Embedding,
 from bedplate.inference.execution import choice
 from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_encoder import NativeEncoder
-from bedplate.inference.native.packed_weights import WeightFormat
+from bedplate.inference.native.packed_weights import NativeEncoder, WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import load_base

@@ -13,8 +13,8 @@ import transformers
 from tests.inference.mixtures import random_prompt
 from tests.tiny import write_tiny_base
 
+from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.low_rank import MAGNITUDE
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling, Score, Scores
@@ -199,7 +199,7 @@ def test_what_the_kernel_reads_itself_is_left_in_the_file_until_torch_is_asked(
         engine.load_adapter("a", LORA, tensors)
         adapted = numbers(engine.run([replace(request, adapter="a")])[0])
     with open_base(path, OpenOptions(weights=weights)).model() as model:
-        engine, outline = model.engine, model.base.outline
+        engine, outline = model.engine, model.base.raw_model
         waiting = {name for name, p in outline.named_parameters() if p.is_meta}
         assert waiting == {f"{name}.weight" for name in block_linears(outline)}
         assert numbers(engine.run([request])[0]) == expected
@@ -210,7 +210,7 @@ def test_what_the_kernel_reads_itself_is_left_in_the_file_until_torch_is_asked(
         assert numbers(engine.run([request])[0]) == expected
     with open_base(path, OpenOptions(weights=weights)).model() as model:
         assert np.isfinite(model.logits([1, 2, 3])).all()
-        assert not any(p.is_meta for p in model.base.outline.parameters())
+        assert not any(p.is_meta for p in model.base.raw_model.parameters())
 
 
 @pytest.mark.parametrize(("ggml_type", "weights", "bits"), [("q4_1", "int4", 4), ("q8_0", "int8", 8)])

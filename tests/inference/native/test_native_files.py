@@ -18,8 +18,8 @@ import pytest
 
 from bedplate.inference.native import compiler
 from bedplate.inference.native.compiler import ELF_MACHINES, BuiltKernel, build, find_compiler, opened, source_digest
-from bedplate.inference.native.detection import features
 from bedplate.inference.native.levels import LEVELS, features_of, machine, runs
+from bedplate.inference.native.library import features
 
 pytestmark = pytest.mark.skipif(
     find_compiler() is None or machine() not in ELF_MACHINES, reason="no C++ compiler, or no levels here"

@@ -32,7 +32,8 @@ from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import write_gguf
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES, Family
-from bedplate.models.specs.transformer import FullAttention, SharedKeys, TransformerSpec
+from bedplate.models.specs.parts import SharedKeys
+from bedplate.models.specs.transformer import FullAttention, TransformerSpec
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 FAMILY, GGUF = FAMILIES["hf", "gemma4_text"], FAMILIES["gguf", "gemma4"]
@@ -120,7 +121,7 @@ def test_a_files_blocks_are_used_as_they_lie(number: int, ggml_type: str, weight
         path, "gemma4", GGUF.to_config(spec) | {"tokenizer.ggml.model": "none"}, [*tables, *parameters], ggml_type
     )
     part = load_base(path, dtype="float32", leave=left_in_file(ExecutionPlan("float32", "native", weights)))
-    model = part.outline
+    model = part.raw_model
     assert isinstance(model, Decoder)
     names = {matrix.name for matrix in matrices(model)}
     assert {name for name, parameter in model.named_parameters() if parameter.is_meta} == names - {"embedding.weight"}

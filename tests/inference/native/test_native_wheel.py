@@ -20,8 +20,8 @@ from tests.inference.native.native_record import read_output
 from tests.inference.native.test_native_arm import BOUNDS, EXACT, FIRST, SPEC, record, relative
 
 from bedplate.inference.native.compiler import ELF_MACHINES, find_compiler
-from bedplate.inference.native.levels import machine
-from bedplate.inference.native.prebuild import levels_of, platform_tag
+from bedplate.inference.native.levels import levels_of, machine
+from bedplate.inference.native.prebuild import platform_tag
 
 ROOT = Path(__file__).parents[3]
 QEMU = "qemu-x86_64"
@@ -219,6 +219,7 @@ def elf(path: Path, arch: str) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_the_build_step(tmp_path: Path) -> None:
     checkout(tmp_path)
     for arch in ("x86_64", "aarch64"):  # the second finds what the first left in build/

@@ -117,7 +117,7 @@ def test_vectors_are_an_array(model: LocalModel, base: Path) -> None:
     [
         (3, UsageError, "rows is int; give a list of texts"),
         (None, UsageError, "rows is NoneType"),
-        (["a", 3], UsageError, r"rows\[1\] is int; give a text, or a mapping of the inputs review"),
+        (["a", 3], UsageError, r"rows\[1\] is int; give texts or mappings of the inputs"),
         (b"bytes", UsageError, "rows is bytes"),
         ([b"bytes"], UsageError, r"rows\[0\] is bytes"),
         (pd.DataFrame({"review": ["a", None]}), DataError, "row 2: column 'review' holds None, which is not a text"),

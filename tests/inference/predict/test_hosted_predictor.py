@@ -19,10 +19,9 @@ import bedplate
 from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core.errors import BusyError, DataError, DeadlineError, EndpointError, SkinError, UsageError
 from bedplate.core.files import read_jsonl
-from bedplate.inference.predict.hosted_predictor import HostedPredictor
+from bedplate.inference.predict.hosted_predictor import HostedPredictor, label_scores, read_label
 from bedplate.inference.remote.account import Account, TokenPrices
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
-from bedplate.inference.remote.remote_labels import label_scores, read_label
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain, JsonOutput, LabelOutput, Output, TextOutput
 from bedplate.skins.prompt import Demonstration, Prompt

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from bedplate.core.errors import SkinError
-from bedplate.inference.predict.skin_execution import SkinExecution, dtype_of, evaluated_now, held_as
+from bedplate.inference.predict.opening import SkinExecution, dtype_of, evaluated_now, held_as
 from bedplate.skins.skin import EvaluatedWith
 from bedplate.skins.verify import check_judged
 

@@ -12,7 +12,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.base import load_base
-from bedplate.models.checkpoints.generation import never_written, unfollowed
+from bedplate.models.checkpoints.text_files import never_written, unfollowed
 
 FOLLOWED: dict[str, Any] = {
     "num_beams": 1,

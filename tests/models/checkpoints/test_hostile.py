@@ -109,8 +109,6 @@ def test_json_that_cannot_be_meant(tiny: Path) -> None:
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"architectures": ["Qwen3ForCausalLM"]}, "architectures names Qwen3ForCausalLM, a class of qwen3"),
-        ({"architectures": 3}, "architectures must be a list of names, not 3"),
         ({"auto_map": {"AutoModel": "code.LlamaOther"}}, "its model is 'LlamaOther', not 'LlamaForCausalLM'"),
         ({"trust_remote_code": True}, "trust_remote_code is set; the Python code"),
         (
@@ -187,7 +185,7 @@ def parts(name: str, ending: str, change: Callable[[Tensor], Tensor] | None) -> 
         (packed("gptq4", group_size=16), "groups of 16 inputs ask for zeros and real scales of shape"),
         (packed("gptq4", group_size=0), "group_size is 0: it must be at least 1"),
         (packed("awq", group_size=16), "groups of 16 inputs ask for"),
-        (packed("fp8", weight_block_size=[32, 32]), r"blocks of 32 by 32 ask for factors of shape"),
+        (packed("fp8", weight_block_size=[32, 32]), r"blocks of \(32, 32\) ask for factors of shape"),
         (packed("fp8", weight_block_size=[16]), "weight_block_size is"),
         (parts("gptq8 reordered", ".g_idx", None), r"g_idx' is missing, so its matrix cannot be unpacked"),
         (parts("gptq4", ".g_idx", lambda tensor: tensor[:1]), "g_idx must name one of"),
@@ -311,7 +309,7 @@ def sentence(directory: Path, dense: dict[str, Any] | None = None, weight: Tenso
         (
             DENSE | {"out_features": 10**12},
             None,
-            r"linear\.weight is \[4, 48\], but its config asks for \[1000000000000",
+            r"size mismatch for dense\.0\.weight: .*\[4, 48\].*\[1000000000000",
         ),
         (DENSE | {"out_features": -1}, None, "out_features is -1"),
         (DENSE | {"out_features": [4]}, None, r"out_features = \[4\] .* whole number"),

@@ -74,8 +74,8 @@ def test_an_epsilon_of_zero_is_one(tmp_path: Path, content: Content) -> None:
 @pytest.mark.parametrize(
     ("name", "shape", "words"),
     [
-        ("rope_freqs.weight", (1 << 17,), "where a number for each pair of a head's features is wanted"),
-        ("rope_freqs.weight", (2, 4), "where a number for each pair of a head's features is wanted"),
+        ("rope_freqs.weight", (1 << 17,), "where one number a pair is wanted"),
+        ("rope_freqs.weight", (2, 4), "where one number a pair is wanted"),
         ("rope_factors_short.weight", (8,), "there is only one; they belong together"),
     ],
 )

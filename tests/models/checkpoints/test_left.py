@@ -15,7 +15,6 @@ from bedplate.core.errors import CheckpointError
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
-from bedplate.models.checkpoints.weight_loading import PartialModel
 from bedplate.models.gguf_header import read_header
 from bedplate.models.model import Model
 
@@ -34,7 +33,7 @@ def path(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
 
 
 def deferred_names(base: Base) -> set[str]:
-    return {name for name, tensor in base.outline.state_dict().items() if tensor.is_meta}
+    return {name for name, tensor in base.raw_model.state_dict().items() if tensor.is_meta}
 
 
 def test_what_is_left_is_read_when_the_model_is_wanted_and_is_the_same(path: Path) -> None:
@@ -43,10 +42,10 @@ def test_what_is_left_is_read_when_the_model_is_wanted_and_is_the_same(path: Pat
     assert deferred_names(base) == {name for name in matrices if name.startswith("layers.")} != set()
     assert (base.can, base.identity) == (whole.can, whole.identity)
     assert deferred_names(base)  # neither asks for the weights of the model
-    embedding = base.outline.embedding.weight.data_ptr()
+    embedding = base.raw_model.embedding.weight.data_ptr()
     with torch.inference_mode():
         model = base.model
-    assert model is base.outline
+    assert model is base.raw_model
     assert not deferred_names(base)
     assert model.embedding.weight.data_ptr() == embedding  # a kernel may hold on to it
     for name, tensor in whole.model.state_dict().items():
@@ -68,7 +67,7 @@ def test_threads_that_want_it_at_once_read_it_once(path: Path) -> None:
 
 def test_a_file_that_has_changed_is_not_taken_for_what_was_loaded(path: Path) -> None:
     base = load_base(path, leave=blocks_only)
-    assert isinstance(base.raw_model, PartialModel)
+    assert base.deferred is not None
     path.write_bytes(path.read_bytes())
     for _ in range(2):
         with pytest.raises(CheckpointError, match="has changed since it was loaded"):
@@ -81,7 +80,7 @@ def test_a_file_that_has_changed_is_not_taken_for_what_was_loaded(path: Path) ->
 def test_nothing_is_left_where_nothing_is_in_blocks(tmp_path: Path) -> None:
     export_gguf(load_base(write_tiny_base(tmp_path / "base", **SIZES)), tmp_path / "x.gguf", "f16")
     base = load_base(tmp_path / "x.gguf", leave=blocks_only)
-    assert base.raw_model is base.model
+    assert base.deferred is None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -30,8 +30,7 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
 from bedplate.models.packed import block_attention
-from bedplate.models.packed.block_attention import BlockAttention
-from bedplate.models.packed.blocks import BLOCK, Cutting, batch_blocks
+from bedplate.models.packed.block_attention import BLOCK, BlockAttention, Cutting, batch_blocks
 from bedplate.models.packed.placement import PlacedDocument, Placement
 
 H, G, D, V = 6, 2, 8, 5
@@ -196,7 +195,7 @@ def test_whole_rows(how: str, causal: bool, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("causal", [True, False])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     rows=st.lists(
         st.tuples(st.integers(0, 5), st.lists(st.integers(1, 9), min_size=1, max_size=3)), min_size=1, max_size=3
@@ -223,7 +222,7 @@ def test_packed_documents(how: str, causal: bool, rows: list[tuple[int, list[int
 
 @pytest.mark.parametrize("how", HOWS)
 @pytest.mark.parametrize("layout", ["slots", "blocks"])
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.data())
 def test_cached_sequences(how: str, layout: str, data: st.DataObject) -> None:
     """Sequences in pieces, beside each other, from slots or blocks: each as the whole sequence."""
@@ -356,7 +355,7 @@ def test_pieces_of_several_long_documents_are_computed_as_one(
 
 
 @given(st.integers(1, 6), st.integers(BLOCK + 1, 400), st.integers(1, 1 << 18))
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=15)
 def test_every_block_is_in_one_group(rows: int, length: int, limit: int) -> None:
     documents = tuple(PlacedDocument(n * length, (n + 1) * length, row=n) for n in range(rows))
     blocks = Cutting(Placement((rows, length), documents), True, None, CPU).blocks

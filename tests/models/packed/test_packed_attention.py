@@ -18,8 +18,8 @@ from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, pl
 from bedplate.models.packed import flex, packed_attention
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.flex import FlexAttention
+from bedplate.models.packed.packed_attention import VarlenAttention
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.varlen import VarlenAttention
 
 
 def varlen(

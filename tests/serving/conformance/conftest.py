@@ -15,7 +15,7 @@ from tests.serving.conftest import Server, running
 from tests.tiny import write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt

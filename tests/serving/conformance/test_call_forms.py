@@ -17,7 +17,7 @@ from bedplate.serving.api.anthropic import _block
 from bedplate.serving.api.turns import AssistantTurn
 from bedplate.serving.models.served import Answer
 from bedplate.serving.schemas.tool_fields import Spoken
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.text.calls.call_formats import BY_NAME, written_calls
 from bedplate.text.calls.reply_form import ReplyForm
 

@@ -15,8 +15,8 @@ from tests.serving.conftest import INPUTS, LABELS, Files, Server, running, words
 
 from bedplate.core.files import sha256_file
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.serving.models.served_classical import ServedClassical
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.models.served_skin import ServedClassical
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.classical import VOCABULARY_FILE
 from bedplate.skins.files import SKIN_FILE, read_skin, write_skin
 from bedplate.skins.output import LabelOutput, LabelsOutput

@@ -10,9 +10,9 @@ import openai
 import pytest
 from tests.serving.conftest import Server, running
 
-from bedplate.serving.api.replies import FULL_LENGTH
-from bedplate.serving.schemas.schema_dialects import as_held
-from bedplate.serving.server.startup import loaded_server, server_config
+from bedplate.serving.api.openai import FULL_LENGTH
+from bedplate.serving.schemas.response_formats import as_held
+from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.server_config import ResponsesConfig
 from bedplate.text.calls.reply_form import effort_variables
 from bedplate.text.chat_template import ChatTemplate

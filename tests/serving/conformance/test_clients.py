@@ -9,8 +9,7 @@ import openai
 import pytest
 from langchain_core.messages import HumanMessage, SystemMessage
 
-from bedplate.serving.server.app import ROUTERS
-from bedplate.serving.server.openapi import document, request_bodies
+from bedplate.serving.server.app import ROUTERS, document, request_bodies
 
 
 def user_messages(text):

@@ -15,7 +15,7 @@ from sentence_transformers.sentence_transformer.modules import Dense, Normalize,
 from tests.inference.predict.test_sentence import TEXTS, saved, write_body
 from tests.serving.conftest import Server, running
 
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 
 QUERY = "a lazy dog"

@@ -13,10 +13,9 @@ from tests.serving.conftest import Server, running
 from tests.tiny import CHATML, tokenizer_json, write_tiny_base
 from tokenizers import AddedToken, Tokenizer
 
-from bedplate.inference.chat.conversation import Conversation
-from bedplate.inference.chat.partners import ChatEndpoint, open_local
+from bedplate.inference.chat import ChatEndpoint, Conversation, open_local
 from bedplate.inference.remote.endpoint import Endpoint
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 
 MESSAGES: list[Any] = [{"role": "user", "content": "is it great?"}]
 OPENED = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n") + "{# </think> #}"

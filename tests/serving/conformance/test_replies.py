@@ -7,7 +7,7 @@ from pathlib import Path
 from tests.tiny import write_tiny_base
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.api.replies import token_entries
+from bedplate.serving.api.openai import token_entries
 from bedplate.text.tokenizer import Tokenizer
 
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.serving.server.startup import loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from bedplate.core.statistics.counted_bets import lower_bound
+from bedplate.core.statistics.betting import lower_bound
 from bedplate.serving.durable.feedback_service import (
     Latest,
     _note,  # pyright: ignore[reportPrivateUsage]
 )
-from bedplate.serving.rollout.shadow_comparison import AnsweredCall, ShadowPair, answer_digest, compare
-from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
-from bedplate.serving.settings.route_config import JUDGED_WRONG, RouteConfig, RouteVerdict
+from bedplate.serving.rollout.verdict import AnsweredCall, Digests, OnlineVerdict, ShadowPair, answer_digest, compare
+from bedplate.serving.settings.server_config import JUDGED_WRONG, RouteConfig, RouteVerdict
 
 VERSIONS = {"old": 0.9, "new": 0.1}
 

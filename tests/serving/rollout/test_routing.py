@@ -22,10 +22,9 @@ from tests.serving.conftest import Files, Server, running
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
-from bedplate.serving.rollout.shadow_comparison import AnsweredCall, ShadowPair, compare
-from bedplate.serving.server.startup import loaded_server, server_config
-from bedplate.serving.settings.route_config import RouteConfig, pick, unit_of
-from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
+from bedplate.serving.rollout.verdict import AnsweredCall, ShadowPair, compare
+from bedplate.serving.server.app import loaded_server, server_config
+from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule, RouteConfig, pick, unit_of
 
 WEIGHTS = {"prompted": 0.9, "tuned": 0.1}
 
@@ -205,7 +204,7 @@ def outcomes(server: Server, count: int, name: str = "sentiment") -> dict[str, A
 
 
 def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
-    texts = [f"row {i} {word}" for i in range(6) for word in ("great", "terrible", "works")]
+    texts = [f"row {i} {word}" for i in range(4) for word in ("great", "terrible", "works")]
     route = {"versions": {"prompted": 1}, "shadow": "tuned"}
     with serving(files, tmp_path, retain=True, sentiment=route) as server:
         ours = {text: post_chat(server, "prompted", text).json()["choices"][0]["message"]["content"] for text in texts}
@@ -270,10 +269,10 @@ def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
 
 def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path, monkeypatch):
     from bedplate.serving.request.server_state import ServerState
-    from bedplate.serving.rollout import shadow
+    from bedplate.serving.rollout import version_router
 
-    monkeypatch.setattr(shadow, "MOST_WAITING", 2)
-    monkeypatch.setattr(shadow, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(version_router, "MOST_WAITING", 2)
+    monkeypatch.setattr(version_router, "WAIT_SECONDS", 0.3)
     idle = [True]
     monkeypatch.setattr(ServerState, "has_free_rows", property(lambda state: idle[0]))
     with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "tuned"}) as server:

@@ -11,11 +11,11 @@ from torch import nn
 from bedplate.core.errors import UnsupportedModelError, UsageError
 from bedplate.models.build import build
 from bedplate.models.layers.linear import Linear
+from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.split import expert_plan, tensor_plan
-from bedplate.models.specs.state_mixers import DeltaRule
 from bedplate.models.specs.transformer import Experts
-from bedplate.training.parallel import ParallelConfig
+from bedplate.training.config import ParallelConfig
 from bedplate.training.parallel.launch import Process, first_host, process_of
 
 TORCHRUN = {"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "one", "MASTER_PORT": "1234"}
@@ -71,11 +71,6 @@ def test_ranks_that_are_left_shard(data: int, shard: int, expert: int, tensor: i
     if config.min_processes > 1:
         with pytest.raises(UsageError, match="and there are 1; start them with torchrun or srun"):
             config.sizes(1)
-
-
-def test_a_row_is_not_shared() -> None:
-    with pytest.raises(UsageError, match="packed documents are not"):
-        ParallelConfig(context=2).sizes(2)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import torch
 from tests.pretraining import rank_checks
 from tests.training.parallel import checks
 
-from bedplate.training.parallel import launched
+from bedplate.training.parallel.launch import launched
 
 Check = Callable[[Path], None]
 PHASES: list[tuple[int, list[Check], list[Check]]] = [

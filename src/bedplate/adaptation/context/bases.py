@@ -13,8 +13,7 @@ from bedplate.evaluation.task import Task
 from bedplate.inference.execution.plan import QUANTISED, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import OpenOptions, open_base
-from bedplate.inference.predict.skin_execution import KERNELS
+from bedplate.inference.predict.opening import KERNELS, OpenOptions, open_base
 from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.device_memory import free_on

@@ -19,17 +19,17 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths, task_prompt
 from bedplate.core.executor import Executor
 from bedplate.core.files import sha256_bytes
-from bedplate.core.statistics import enough_groups, values_needed
 from bedplate.core.statistics.noninferiority import units_needed
+from bedplate.core.statistics.proportions import values_needed
+from bedplate.core.statistics.unequal import enough_groups
 from bedplate.core.version import __version__
 from bedplate.data.documents import Documents, read_whole_documents
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.task import Task
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import OpenOptions, open_base
+from bedplate.inference.predict.opening import OpenOptions, evaluated_now, open_base
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.predict.skin_execution import evaluated_now
 from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Format, Prompt

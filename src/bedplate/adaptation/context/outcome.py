@@ -10,8 +10,8 @@ from typing import Any, Literal, Protocol
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.core.processor import load_average
-from bedplate.core.statistics import quantile_bounds, robust_mean
-from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.clusters import robust_mean
+from bedplate.core.statistics.proportions import Side, quantile_bounds
 from bedplate.evaluation.harness import Evaluation, Predicts
 
 SLOW = 0.95

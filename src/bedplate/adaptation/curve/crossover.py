@@ -18,10 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics import enough_groups, worth
 from bedplate.core.statistics.bootstrap import unseen_ends
 from bedplate.core.statistics.clusters import group_codes
-from bedplate.core.statistics.unequal import stretch
+from bedplate.core.statistics.unequal import enough_groups, stretch, worth
 from bedplate.evaluation.harness import Evaluation
 
 RESAMPLES = 2000

@@ -22,8 +22,8 @@ from bedplate.adaptation.context.outcome import BoundedEstimate, Resting
 from bedplate.core.config import Strict
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
+from bedplate.core.statistics.multiplicity import look_levels
 from bedplate.core.statistics.proportions import Side
-from bedplate.core.statistics.repeated_looks import look_levels
 from bedplate.data.rows import SourceRows, blank
 from bedplate.data.sources import read_rows
 from bedplate.data.splits import Assigned, SplitRecord, split_hash

@@ -20,7 +20,7 @@ from bedplate.adaptation.rungs.answers import predict_examples, single_calls
 from bedplate.adaptation.task.spec import MachineSpec
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
-from bedplate.core.statistics import spent_alpha
+from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.economics.numbers.money import figures
 from bedplate.evaluation.evaluated import PairedComparison, compare

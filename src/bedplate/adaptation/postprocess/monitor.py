@@ -25,7 +25,7 @@ from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
-from bedplate.core.statistics import Gains
+from bedplate.core.statistics.betting import Gains
 from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
 from bedplate.evaluation.examples import Example
@@ -34,7 +34,7 @@ from bedplate.evaluation.in_memory import FreshRows, every_row, fresh_rows
 from bedplate.evaluation.ledger.ledger import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
+from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.lookup import embed_texts

@@ -16,7 +16,7 @@ from bedplate.evaluation.leaks.seen_rows import made_in, read_splits, read_texts
 from bedplate.evaluation.ledger import keys_of
 from bedplate.evaluation.task import Task, load_task
 from bedplate.skins.files import read_identified
-from bedplate.skins.run import REPORT_FILE, SETTINGS_FILE, SPLITS_FILE, Run
+from bedplate.skins.records import REPORT_FILE, SETTINGS_FILE, SPLITS_FILE, Run
 from bedplate.skins.skin import Skin
 
 REPORT_CONFIDENCE = 0.95

@@ -39,7 +39,7 @@ from bedplate.inference.predict.local import LocalModel
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.difference import FileDifference, compare_skins
 from bedplate.skins.files import read_identified, read_skin, skin_id
-from bedplate.skins.run import REPORT_FILE, RUN_FILE, SETTINGS_FILE, Run
+from bedplate.skins.records import REPORT_FILE, RUN_FILE, SETTINGS_FILE, Run
 from bedplate.skins.skin import Skin
 
 REPRODUCTION_FILE = "reproduction.json"

@@ -26,13 +26,13 @@ from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
-from bedplate.report import schema, schema_parts, schema_plan
+from bedplate.report import schema, schema_parts
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
 from bedplate.report.schema_parts import Curve, LabelBudget, Split
+from bedplate.skins import records
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_skin, write_skin
-from bedplate.skins.records import opened_by
 from bedplate.skins.skin import BaseReference
 
 MEASURED_FIELDS = (
@@ -64,7 +64,7 @@ def build_report(run: LadderRun) -> Report:
         target=_target(run),
         requirements={name: tuple(requirements) for name, requirements in verdict.requirements.items()},
         predictions=tuple(
-            schema_plan.RulePrediction(**prediction)
+            schema_parts.RulePrediction(**prediction)
             for prediction in rules.score(run.expectations, outcomes, tested, context.seed)
         ),
         guards={name: tuple(guards) for name, guards in run.guards.items()},
@@ -103,7 +103,7 @@ def build_report(run: LadderRun) -> Report:
     return Report(values, context.out)
 
 
-def _verdict(run: LadderRun, left_out: Sequence[schema_plan.NotTried], classical: str | None) -> schema.Verdict:
+def _verdict(run: LadderRun, left_out: Sequence[schema_parts.NotTried], classical: str | None) -> schema.Verdict:
     decision, opening = run.verdict.decision, run.opening
     passed = None if decision.rung is None else run.results[decision.rung]
     untried = _untried(left_out) if decision.status == "PASS" else None
@@ -149,8 +149,8 @@ def _settings(context: Context) -> schema.Settings:
     )
 
 
-def _machine(context: Context) -> schema_plan.Machine:
-    return schema_plan.Machine(
+def _machine(context: Context) -> schema_parts.Machine:
+    return schema_parts.Machine(
         **context.spec.machine.model_dump(mode="json"),
         processor=platform.machine(),
         cores=os.cpu_count(),
@@ -159,9 +159,9 @@ def _machine(context: Context) -> schema_plan.Machine:
     )
 
 
-def _time_spent(run: LadderRun) -> schema_plan.Timing:
+def _time_spent(run: LadderRun) -> schema_parts.Timing:
     clock, watch = run.context.clock, run.watch
-    return schema_plan.Timing(
+    return schema_parts.Timing(
         seconds=round(clock.used, 1),
         usd=clock.spent,
         rungs={name: round(o.seconds, 2) for name, o in run.outcomes.items()},
@@ -348,7 +348,7 @@ def _target(run: LadderRun) -> schema.Target:
     return schema.Target(metric=metric, value=value, confidence=target.confidence, **given)
 
 
-def _untried(left_out: Sequence[schema_plan.NotTried]) -> str | None:
+def _untried(left_out: Sequence[schema_parts.NotTried]) -> str | None:
     names = [omission.rung for omission in left_out if omission.what == "rung" and omission.kind != "impossible"]
     return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
 
@@ -406,12 +406,12 @@ def record(report: Report, out: Path, task: str, bases: Sequence[BaseFacts], res
     """Bases, skins, run and report. results: of all candidates, places below `out`."""
     all_results = list(results)
     with Catalog.open() as catalog:
-        weights = [catalog.record_base(b.short, b.identity, b.path, family=b.family) for b in bases]
-        skins = [catalog.record_skin(read_skin(out / result.skin)) for result in all_results if result.skin is not None]
-        details = {"verdict": report.data["verdict"], "opened": opened_by(report.data)}
-        catalog.record_report(out / "report.json", task, details, [*weights, *skins])
+        catalog.record(records.of_identity(b.short, b.identity, b.path, b.family) for b in bases)
+        for place in [out / result.skin for result in all_results if result.skin is not None]:
+            catalog.record(records.of_skin(read_skin(place), place))
+        catalog.record([records.of_report(out / "report.json", report.data)])
         catalog.add([out / result.child for result in all_results if result.child is not None])
-        catalog.record_run_of(out)
+        catalog.record(records.of_run(out))
 
 
 def in_dollars(report: dict[str, Any], scale: Scale) -> None:

@@ -15,7 +15,7 @@ from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
 from bedplate.evaluation.slices import confidence_of
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Output

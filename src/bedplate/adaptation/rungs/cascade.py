@@ -23,7 +23,7 @@ from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
-from bedplate.inference.predict.composed import CascadePredictor, SkinPredictor
+from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
 from bedplate.skins.files import read_skin, skin_id
 from bedplate.skins.skin import Skin, cascaded
 

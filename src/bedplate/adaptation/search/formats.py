@@ -27,15 +27,15 @@ from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.task.adapt_parts import Format
 from bedplate.core.errors import BedplateError, UsageError
 from bedplate.core.files import sha256_json
-from bedplate.core.statistics import enough_groups
 from bedplate.core.statistics.noninferiority import hidden, units_needed
+from bedplate.core.statistics.unequal import enough_groups
 from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import SkinPredictor
+from bedplate.inference.predict.opening import evaluated_now, evaluated_on
 from bedplate.inference.predict.predictor import Prediction, Predictor
-from bedplate.inference.predict.skin_execution import evaluated_now, evaluated_on
-from bedplate.report.schema_plan import FormatLeftOut, Formats, NotTried, TriedFormat
+from bedplate.report.schema_parts import FormatLeftOut, Formats, NotTried, TriedFormat
 from bedplate.skins.files import read_identified, read_skin, skin_id, write_skin
 from bedplate.skins.skin import EvaluatedWith, Skin
 

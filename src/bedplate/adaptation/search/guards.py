@@ -26,7 +26,7 @@ from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.suites import SUITES, general_text, question_sets, refusals
 from bedplate.evaluation.suites.suite import SampleSet, grades, together
 from bedplate.inference.predict.local import LocalModel
-from bedplate.report.schema_plan import Guard, GuardRow
+from bedplate.report.schema_parts import Guard, GuardRow
 
 GuardName = Literal["retention", "loss", "refusal"]
 Answers = list[list[float]]

@@ -14,7 +14,7 @@ from bedplate.adaptation.context.throughput import FIRST_CALLS
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
 from bedplate.core.processor import load_average
-from bedplate.report.schema_plan import Forecast, NotTried
+from bedplate.report.schema_parts import Forecast, NotTried
 
 
 def ruled_out(context: Context, rung: Rung) -> Skip | None:

@@ -32,7 +32,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import PredictionLike
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import SkinPredictor
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain

@@ -35,7 +35,7 @@ from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.task import Task
 from bedplate.skins.prompt import answer_text, prompt_and_longest_answer
-from bedplate.skins.run import RUN_FILE, SETTINGS_FILE, Run
+from bedplate.skins.records import RUN_FILE, SETTINGS_FILE, Run
 
 log = logging.getLogger("bedplate.adaptation")
 

@@ -15,7 +15,7 @@ from bedplate.data.splits import Assigned
 from bedplate.evaluation.leaks.seen_rows import made_in, read_splits
 from bedplate.evaluation.task import Task
 from bedplate.skins.files import read_identified
-from bedplate.skins.run import SPLITS_FILE
+from bedplate.skins.records import SPLITS_FILE
 from bedplate.skins.skin import Skin
 
 

@@ -101,7 +101,7 @@ def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> No
     prompt = Prompt("{{ inputs }}")
     for example in examples:
         text = answer_text(prompt, output, example.target)
-        if not engine.accepts(grammar, text):
+        if not engine.grammars.accepts(grammar, text):
             raise DataError(
                 f"row {example.id}: the target {text[:200]} is valid, but no text that the grammar of the output lets "
                 "a model write; simplify the schema, or remove the row"

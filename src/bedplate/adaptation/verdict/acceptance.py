@@ -34,8 +34,7 @@ from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.ledger import Opening
 from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_parts import Requirement, SecondLabels
-from bedplate.report.schema_plan import Formats
+from bedplate.report.schema_parts import Formats, Requirement, SecondLabels
 
 
 @dataclass

@@ -23,11 +23,10 @@ from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.core.processor import is_busy
-from bedplate.core.statistics import groups_needed
+from bedplate.core.statistics.clusters import groups_needed
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_parts import Requirement
-from bedplate.report.schema_plan import Guard, Limit
+from bedplate.report.schema_parts import Guard, Limit, Requirement
 
 _SHAPES = {
     "p95_ms": ("p95 latency", "{:.0f} ms"),

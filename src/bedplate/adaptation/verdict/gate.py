@@ -19,12 +19,12 @@ import numpy as np
 from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.decision import Nominable, Nomination, infeasible
-from bedplate.core import statistics
+from bedplate.core.statistics import multiplicity, proportions, unequal
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema import Confirmation
-from bedplate.report.schema_plan import Limit
+from bedplate.report.schema_parts import Limit
 
 MOST_NOMINEES = 3
 
@@ -51,7 +51,7 @@ def nominate(
     feasible = [candidate for candidate in candidates if excluded[candidate.rung] is None]
     if not feasible:
         return Nomination((), None, None, reasons)
-    level = statistics.simultaneous(confidence, MOST_NOMINEES)
+    level = multiplicity.simultaneous(confidence, MOST_NOMINEES)
     whole = [c for c in feasible if not c.short]
     likely = [c for c in whole if _enough(c, target, level, test_n)]
     above_target = [c for c in whole if c.estimate > target]
@@ -70,7 +70,7 @@ def nominate(
 def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
     effect = max(candidate.design_effect, 1.0)
     estimate = min(max(candidate.estimate, 0.0), 1.0)  # the price of a call may take it below 0
-    needed = statistics.needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
+    needed = multiplicity.needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 
@@ -112,23 +112,23 @@ def confirm(
     """
     if not tested:
         return []
-    level = statistics.simultaneous(1 - alpha, len(tested) * claims)
+    level = multiplicity.simultaneous(1 - alpha, len(tested) * claims)
     unbounded: dict[int, str] = {}
 
     def lower_of(i: int, at: float) -> float:
         try:
             return tested[i][1].bound(at)
-        except statistics.InsufficientGroups as error:
+        except unequal.InsufficientGroups as error:
             unbounded[i] = error.message
             return -math.inf
 
     rung_checks: list[Callable[[float], bool]] = [(checks or {}).get(rung, lambda _: True) for rung, _ in tested]
     bounds = [partial(lower_of, i) for i in range(len(tested))]
     if order is None:
-        lower = statistics.holm_bounds(bounds, target, 1 - alpha, rung_checks)
+        lower = multiplicity.holm_bounds(bounds, target, 1 - alpha, rung_checks)
     else:
         names = [rung for rung, _ in tested]
-        lower = statistics.sequence_bounds(
+        lower = multiplicity.sequence_bounds(
             bounds, target, 1 - alpha, rung_checks, [names.index(rung) for rung in order]
         )
     upper = [None if i in unbounded else judged.bound(level, "upper") for i, (_, judged) in enumerate(tested)]
@@ -149,7 +149,9 @@ def confirm(
                 passed=lower[i].passed,
                 reached=lower[i].reached,
                 expected=likely,
-                needed_n=statistics.needed_n(likely, target, next_confidence, deff=effect, variance=hope.row_variance),
+                needed_n=multiplicity.needed_n(
+                    likely, target, next_confidence, deff=effect, variance=hope.row_variance
+                ),
                 reason=unbounded.get(i),
             )
         )
@@ -204,7 +206,7 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
     """
     bounds = [None if bound is None else 1000 * bound for bound in timed.p95_bounds(confidence)]
     lower, upper = bounds
-    needed, calls = statistics.values_needed(SLOW, confidence), len(timed.seconds)
+    needed, calls = proportions.values_needed(SLOW, confidence), len(timed.seconds)
     observed = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
     if upper is not None and upper <= budget_ms:
@@ -237,5 +239,5 @@ def compare_with(
     if versus is None or versus not in tested:
         return []
     pairs = [(rung, compare(tested[rung], tested[versus], seed)) for rung in nominees if rung != versus]
-    corrected = statistics.holm([comparison.p_value for _, comparison in pairs])
+    corrected = multiplicity.holm([comparison.p_value for _, comparison in pairs])
     return [(rung, versus, c, p) for (rung, c), p in zip(pairs, corrected, strict=True)]

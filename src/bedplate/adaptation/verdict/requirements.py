@@ -21,9 +21,11 @@ import numpy as np
 
 from bedplate.adaptation.context.outcome import Resting
 from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
-from bedplate.core.statistics import MINIMUM_GROUPS, InsufficientGroups, independent_difference, needed_n, worth
+from bedplate.core.statistics.multiplicity import needed_n
 from bedplate.core.statistics.noninferiority import Drop
+from bedplate.core.statistics.paired import independent_difference
 from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, worth
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.evaluated import Evaluation, drop_between
 from bedplate.evaluation.grading import GradedRow

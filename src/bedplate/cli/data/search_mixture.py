@@ -16,7 +16,7 @@ from bedplate.core.quantities import parse_count
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.pretraining.mixing.best import ValueInterval
+    from bedplate.pretraining.mixing.response import ValueInterval
     from bedplate.pretraining.mixing.search import Proxy, Search
 
 
@@ -61,7 +61,7 @@ def search_mixture(
     \b
       bedplate data search-mixture run.yaml model.params=1M tokens=2M --tokens 2B
     """
-    from bedplate.pretraining.runfile.first_look import look  # loads no torch, so that a typo is answered at once
+    from bedplate.pretraining.runfile.file import look  # loads no torch, so that a typo is answered at once
 
     goal_weights = None if not goal else _goal(goal)
     count = None if tokens is None else parse_count("--tokens", tokens)

@@ -123,4 +123,4 @@ def _table(title: str, rows: Sequence[StatementRow]) -> None:
         exact_usd(revenue - machine - base, digits),
     )
     names = (*numbers("calls"), *numbers("tokens", "compute s", extra=True), *numbers("machine", "base"))
-    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), lines, footer=sums)
+    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), [*lines, sums])

@@ -10,22 +10,27 @@ look at once (Waudby-Smith & Ramdas 2024, JRSS B 86:1, for means; Shekhar & Ramd
 The capital is spread over some stakes, for nobody knows which is right, and over the looks at which a change may begin,
 1/(j(j + 1)) of it for the j-th (as in Shin, Ramdas & Rinaldo 2023, e-detectors). What a look gained is all that has to
 be kept of it: a further one costs its own rows, and a few numbers for each look before.
+
+The means that bets have not refuted are a confidence sequence, which holds at every moment of a stream. Where each bet
+is a fixed part of what is safe and the capital their mean (Robbins 1970), the order of the values does not enter:
+counts of them are all that has to be kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import effective_n_interval, group_codes, robust_mean
-from bedplate.core.statistics.unequal import InsufficientGroups
+from bedplate.core.statistics.proportions import check_confidence
+from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints
 
-Gains = NDArray[np.float64]
+Gains = Floats
 """Logarithm of what each stake made of one unit of capital at one look [..., stakes]."""
 STAKES = 0.95 * 2.0 ** -np.arange(8)
 """Shares of the largest stake that a unit of rows can never lose more than all of."""
@@ -47,11 +52,7 @@ class BettingEvidence:
 
 
 def gains(
-    scores: ArrayLike,
-    groups: Sequence[Hashable] | None,
-    floor: float,
-    largest: int = 1,
-    times: ArrayLike | None = None,
+    scores: ArrayLike, groups: Sequence[Hashable] | None, floor: float, largest: int = 1, times: ArrayLike | None = None
 ) -> Gains:
     """What bets that scores [n] in [0, 1] are below `floor` on average gain on these rows [stakes].
 
@@ -61,9 +62,7 @@ def gains(
     """
     x = np.asarray(scores, dtype=np.float64)
     if x.ndim != 1 or (groups is not None and len(groups) != x.size):
-        raise UsageError(
-            f"{x.shape} scores and {None if groups is None else len(groups)} groups: give one for each row"
-        )
+        raise UsageError(f"{x.shape} scores and {None if groups is None else len(groups)} groups: one for each row")
     if x.size and not (x.min() >= 0 and x.max() <= 1):  # nan is neither
         raise UsageError("scores must lie between 0 and 1 to bet on")
     if largest < 1:
@@ -79,7 +78,7 @@ def gains(
     return won.sum(1) if times is None else won @ np.asarray(times, dtype=np.float64)
 
 
-def _first_of_each(values: Gains, codes: NDArray[np.int64], count: int, max_rows: int) -> Gains:
+def _first_of_each(values: Gains, codes: Ints, count: int, max_rows: int) -> Gains:
     """Sums over the first `max_rows` rows of each group [count]."""
     order = np.argsort(codes, kind="stable")
     sizes = np.bincount(codes, minlength=count)
@@ -133,10 +132,7 @@ def mean_bounds(scores: ArrayLike, groups: Sequence[Hashable] | None, alpha: flo
 
 
 def gains_apart(
-    scores: NDArray[np.float64],
-    groups: Sequence[Hashable] | None,
-    bounds: Sequence[tuple[float, float]],
-    largest: int = 1,
+    scores: Floats, groups: Sequence[Hashable] | None, bounds: Sequence[tuple[float, float]], largest: int = 1
 ) -> Gains:
     """What bets gain that the means of the columns of scores [n, d] lie outside of `bounds` [d], each below and above
     [2d, stakes]. Where the bounds hold what an unchanging sample's means are with probability 1 - a, evidence of these
@@ -146,3 +142,43 @@ def gains_apart(
         side_gains.append(gains(column, groups, low, largest))
         side_gains.append(gains(1 - column, groups, 1 - high, largest))
     return np.stack(side_gains)
+
+
+def capital(counts: Mapping[float, int], mean: float) -> float:
+    """The logarithm of what 1 has become by betting that the mean of values in [0, 1] is above `mean`, from how often
+    each value came. At most log(1/alpha) at every moment, with probability 1 - alpha, if it is not."""
+    values, times = _arrays(counts)
+    if not 0 < mean <= 1:
+        raise UsageError(f"a mean to bet against lies above 0 and up to 1, not {mean}")
+    growth = gains(1 - values, None, 1 - mean, times=times)
+    peak = float(growth.max())
+    return peak + math.log(float(np.exp(growth - peak).mean()))
+
+
+def lower_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
+    """One-sided: at every moment of the stream the mean is at least this, with this confidence."""
+    check_confidence(confidence)
+    values, times = _arrays(counts)
+    total = float(times.sum())
+    if total == 0:
+        return 0.0
+    threshold, low, high = -math.log(1 - confidence), 0.0, float(values @ times) / total
+    if high == 0:
+        return 0.0
+    for _ in range(40):  # capital falls as the mean to bet against rises
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle > 0 and capital(counts, middle) >= threshold else (low, middle)
+    return low
+
+
+def upper_bound(counts: Mapping[float, int], confidence: float = 0.95) -> float:
+    """One-sided: at every moment of the stream the mean is at most this, with this confidence."""
+    return 1 - lower_bound({1 - value: count for value, count in counts.items()}, confidence)
+
+
+def _arrays(counts: Mapping[float, int]) -> tuple[Floats, Floats]:
+    values = np.array(list(counts), dtype=np.float64)
+    times = np.array(list(counts.values()), dtype=np.float64)
+    if ((values < 0) | (values > 1)).any() or (times < 0).any():
+        raise UsageError(f"values lie between 0 and 1, and come so many times: {dict(counts)}")
+    return values, times

@@ -16,14 +16,13 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import MINIMUM_GROUPS, check_groups, stretch, worth
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, Floats, Ints, check_groups, stretch, worth
 
-SumStatistic = Callable[[NDArray[np.float64]], NDArray[np.float64]]
+SumStatistic = Callable[[Floats], Floats]
 UnseenEnds = Callable[[float], tuple[float, float]]
 """One-sided error → the least and the most that groups which were not seen could make of the statistic."""
 
@@ -46,7 +45,7 @@ class Bootstrap:
 
 
 def bca_of_sums(
-    rows: NDArray[np.float64],
+    rows: Floats,
     statistic: SumStatistic,
     groups: Sequence[Hashable],
     confidence: float = 0.95,
@@ -56,7 +55,7 @@ def bca_of_sums(
     support: tuple[float, float] = (0.0, 1.0),
     unseen: bool | UnseenEnds = True,
     minimum_groups: int = MINIMUM_GROUPS,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
 ) -> Bootstrap:
     """Bounds of a statistic of sums over rows, resampling whole groups.
 
@@ -93,7 +92,7 @@ def bca_of_sums(
     return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen, shape)
 
 
-def influence(rows: NDArray[np.float64], statistic: SumStatistic) -> NDArray[np.float64]:
+def influence(rows: Floats, statistic: SumStatistic) -> Floats:
     """What each row adds to a statistic of sums, to first order (the delta method), from what rows add to the sums
     [n, d] → [n], with mean 0: the statistic of n independent rows has their variance over n."""
     mean, step = rows.mean(0), 1e-6 * np.eye(rows.shape[1])
@@ -102,7 +101,7 @@ def influence(rows: NDArray[np.float64], statistic: SumStatistic) -> NDArray[np.
     return (rows - mean) @ slope
 
 
-def mean_of_sums(sums: NDArray[np.float64]) -> NDArray[np.float64]:
+def mean_of_sums(sums: Floats) -> Floats:
     """Sums of value and 1 [..., 2] → mean [...], as `bca_of_sums` takes it."""
     return sums[..., 0] / sums[..., 1]
 
@@ -117,17 +116,15 @@ class _Shape:
     worth: float
 
 
-def _shape(codes: NDArray[np.int64], icc: float, weights: NDArray[np.float64]) -> _Shape:
-    sizes, squares = (
-        np.bincount(codes, weights=row_weights).astype(np.float64) for row_weights in (weights, weights**2)
-    )
+def _shape(codes: Ints, icc: float, weights: Floats) -> _Shape:
+    sizes, squares = (np.bincount(codes, weights=power).astype(np.float64) for power in (weights, weights**2))
     return _Shape(*stretch(sizes, icc, squares), worth(sizes))
 
 
 def _bootstrap(
     estimate: float,
-    draws: NDArray[np.float64],
-    jackknife: NDArray[np.float64],
+    draws: Floats,
+    jackknife: Floats,
     confidence: float,
     support: tuple[float, float],
     unseen: bool | UnseenEnds,
@@ -151,9 +148,7 @@ def _bootstrap(
     return Bootstrap(estimate, (low, high), lower, upper, float(draws.std(ddof=1)), confidence, count, draws.size)
 
 
-def _ends(
-    estimate: float, draws: NDArray[np.float64], jackknife: NDArray[np.float64], a: float, shape: _Shape
-) -> tuple[float, float]:
+def _ends(estimate: float, draws: Floats, jackknife: Floats, a: float, shape: _Shape) -> tuple[float, float]:
     from scipy.special import ndtr, ndtri, stdtrit
 
     # ties count half: with 0/1-like statistics many resamples equal the estimate exactly

@@ -16,9 +16,8 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from bedplate.core.statistics.unequal import worth
+from bedplate.core.statistics.unequal import Floats, Ints, worth
 
 FEW_FAILING, MANY_FAILING = 15, 22
 """Numbers of groups with a failure, in groups of one size. From the second on they say by themselves how
@@ -31,7 +30,7 @@ _DAMPED = 1e-8  # how much of the coefficients that a transform folds back onto 
 
 
 @functools.cache
-def _correlations() -> NDArray[np.float64]:
+def _correlations() -> Floats:
     """Correlations within groups, of equal weight before any row was seen [_NODES]."""
     from scipy.special import betaincinv
 
@@ -41,7 +40,7 @@ def _correlations() -> NDArray[np.float64]:
 class FewFailures:
     """Failures and rows of groups [G], whole numbers, and how likely so few are."""
 
-    def __init__(self, failures: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    def __init__(self, failures: Ints, sizes: Ints) -> None:
         self.total = int(failures.sum())
         self._max_size = int(sizes.max())
         pairs, self._times = np.unique(np.stack([sizes, failures]), axis=1, return_counts=True)
@@ -55,11 +54,10 @@ class FewFailures:
     def chance(self, mean: float) -> float:
         """The probability of no more failures than there are, if this were the mean of the groups' rates (0 to 1)."""
         spread = 1 / _correlations() - 1
-        fails, passes, any_of = (
-            _log_rising(shape, self._max_size) for shape in ((1 - mean) * spread, mean * spread, spread)
-        )
+        shapes = (1 - mean) * spread, mean * spread, spread
+        fails, passes, any_of = (_log_rising(shape, self._max_size) for shape in shapes)
 
-        def log_chance(size: NDArray[np.int64], failures: NDArray[np.int64]) -> NDArray[np.float64]:
+        def log_chance(size: Ints, failures: Ints) -> Floats:
             log_combinations = self._factorials[size] - self._factorials[failures] - self._factorials[size - failures]
             return log_combinations + fails[:, failures] + passes[:, size - failures] - any_of[:, size]
 
@@ -103,9 +101,7 @@ class FewFailures:
         return float(root)
 
 
-def missed_groups_bound(
-    failures: NDArray[np.float64], sizes: NDArray[np.float64], rows: float, start: float, confidence: float
-) -> float:
+def missed_groups_bound(failures: Floats, sizes: Floats, rows: float, start: float, confidence: float) -> float:
     """The lower bound of a share of successes that is no nearer than `start`, nor than what missed groups could hide.
 
     failures, sizes: of the groups [G], or what those rows weigh; `rows` is what all of them are worth, of one weight:
@@ -122,7 +118,7 @@ def missed_groups_bound(
     return start - part * (start - FewFailures(failed, whole).lower(start, 1 - confidence))
 
 
-def _log_rising(first: NDArray[np.float64], max_steps: int) -> NDArray[np.float64]:
+def _log_rising(first: Floats, max_steps: int) -> Floats:
     """log of x (x + 1) ... (x + j - 1) for each x in `first` [K] and j from 0 to `max_steps` [K, most + 1]."""
     logs = np.log(first[:, None] + np.arange(max_steps))
     return np.concatenate([np.zeros((first.size, 1)), np.cumsum(logs, axis=1)], axis=1)

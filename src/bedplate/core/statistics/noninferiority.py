@@ -3,6 +3,11 @@
 Non-inferiority by the bound of the difference (Blackwelder 1982, Controlled Clinical Trials 3:345). Several guards that
 must all hold need no correction: each is tested at the full level (intersection-union, Berger 1982, Technometrics
 24:295).
+
+The expected calibration error is bounded by the same drops: it is the largest of the means of ±(confidence - right)
+over all choices of one sign for each bin. One choice is that of the truth, so that the largest of their one-sided upper
+bounds is one at the same confidence, without any correction. From below, bins are bounded one by one and share the
+error (Bonferroni). Bins are fixed beforehand (Naeini, Cooper & Hauskrecht 2015).
 """
 
 from __future__ import annotations
@@ -10,15 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import InsufficientGroups, check_groups, robust, worth
+from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints, check_groups, robust, worth
 
 
 @dataclass(frozen=True)
@@ -58,7 +64,7 @@ def mean_drop(
     confidence: float = 0.95,
     *,
     units: float | None = None,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
     scattered: bool = False,
 ) -> Drop:
     """Mean of before - after over the same rows [n], scores from 0 to 1.
@@ -90,11 +96,7 @@ def mean_drop(
 
 
 def _not_nearer(
-    upper: float,
-    of: tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]],
-    sizes: NDArray[np.float64],
-    rows: float,
-    confidence: float,
+    upper: float, of: tuple[Floats, Floats, Floats], sizes: Floats, rows: float, confidence: float
 ) -> float:
     """An upper bound of the mean of losses less gains. of: weights of the rows of each group that lost something, what
     they lost, and what others gained [G]."""
@@ -108,11 +110,7 @@ def _not_nearer(
 
 
 def bounded_change(
-    change: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    confidence: float,
-    unseen: float,
-    weights: NDArray[np.float64] | None = None,
+    change: Floats, groups: Ints, confidence: float, unseen: float, weights: Floats | None = None
 ) -> Drop:
     """The mean of `change` [n] as `mean_drop` bounds that of a drop; the bounds are never nearer than `unseen`."""
     codes, count = group_codes(groups)
@@ -149,7 +147,7 @@ def rate_rise(
 
 def _pair(
     before: ArrayLike, after: ArrayLike, groups: Sequence[Hashable], confidence: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64], int]:
+) -> tuple[Floats, Floats, Ints, int]:
     check_confidence(confidence)
     x, y = np.asarray(before, dtype=float), np.asarray(after, dtype=float)
     if x.shape != y.shape or x.ndim != 1 or x.size == 0 or len(groups) != x.size:
@@ -160,14 +158,14 @@ def _pair(
 
 
 def _drop(
-    change: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    codes: NDArray[np.int64],
+    change: Floats,
+    weights: Floats,
+    codes: Ints,
     count: int,
     confidence: float,
     unseen: float,
     icc: float,
-    squares: NDArray[np.float64] | None = None,
+    squares: Floats | None = None,
 ) -> Drop:
     from scipy.special import stdtrit
 
@@ -190,3 +188,43 @@ def _drop(
     lean = (float((residuals**3).sum()) / scale if scale > 0 else 0.0) * (2 * t_quantile**2 + 1) / 6
     below, above = (max(unseen, max(t_quantile, t_quantile + extra) * se) for extra in (-lean, lean))
     return Drop(value, value - below, value + above, se, confidence, change.size, count)
+
+
+@dataclass(frozen=True)
+class CalibrationBounds:
+    """The error of these bins, and its one-sided bounds, each at `confidence`."""
+
+    error: float
+    lower: float
+    upper: float
+    confidence: float
+
+
+def calibration_bounds(
+    gaps: Floats, bins: Ints, groups: Sequence[Hashable], confidence: float = 0.95, *, weights: Floats | None = None
+) -> CalibrationBounds:
+    """Bounds from rows [n] with `gaps` confidence - right, in these bins (at most ten have rows, or it takes long).
+
+    Bounds are those of a drop (`noninferiority`), and the upper one is never nearer than what rows of a kind that was
+    not seen could make it.
+    Raises InsufficientGroups as bounds of a mean do.
+    """
+    codes, count = group_codes(groups)
+    w = checked_weights(weights, gaps.size)
+    sizes = group_sums(w, codes, count)
+    check_groups(sizes)
+    unseen = hidden(worth(sizes), confidence)
+    used, place = np.unique(bins, return_inverse=True)
+    error = sum(abs(float((w * gaps)[place == bin_index].sum())) for bin_index in range(used.size)) / gaps.size
+    upper = 0.0
+    for signs in product((-1.0, 1.0), repeat=used.size):
+        signed = bounded_change(np.array(signs)[place] * gaps, codes, confidence, unseen, weights)
+        assert signed.upper is not None
+        upper = max(upper, signed.upper)
+    lower, bin_confidence = 0.0, 1 - (1 - confidence) / (2 * used.size)
+    for bin_index in range(used.size):
+        bin_bounds = bounded_change(np.where(place == bin_index, gaps, 0.0), codes, bin_confidence, 0.0, weights)
+        assert bin_bounds.lower is not None
+        assert bin_bounds.upper is not None
+        lower += max(0.0, bin_bounds.lower, -bin_bounds.upper)
+    return CalibrationBounds(error, lower, min(1.0, upper), confidence)

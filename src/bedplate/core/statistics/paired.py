@@ -1,4 +1,5 @@
 """Two candidates on the same rows. The pair of outcomes of a row is never broken up; neither is a group of rows.
+And two estimates from different rows (MOVER: Zou & Donner 2008, Statistics in Medicine 27:1693).
 
 McNemar (1947), Psychometrika 12:153, exact form. Sign-flip: Fisher's randomisation test on the sums of whole groups
 (Cameron, Gelbach & Miller 2008 for few clusters); Monte Carlo p = (1 + count) / (1 + B), Phipson & Smyth (2010).
@@ -16,6 +17,7 @@ from numpy.typing import ArrayLike, NDArray
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, robust_mean
 from bedplate.core.statistics.proportions import check_confidence
+from bedplate.core.statistics.unequal import Floats
 
 _ENUMERATE_UP_TO = 20_000
 _TOLERANCE = 1e-9
@@ -116,7 +118,7 @@ def paired_difference(
     *,
     seed: int = 0,
     binary: bool | None = None,
-    weights: NDArray[np.float64] | None = None,
+    weights: Floats | None = None,
 ) -> PairedDifference:
     """Mean of a - b over the same rows: clustered t interval (`robust_mean`), and the test that fits.
 
@@ -153,3 +155,14 @@ def paired_difference(
     )
     interval = agreeing((max(-1.0, mean.mean - half), min(1.0, mean.mean + half)), p_value, confidence)
     return PairedDifference(mean.mean, interval, p_value, test, mean.n, mean.groups)
+
+
+def independent_difference(
+    a: float, b: float, a_bounds: tuple[float, float], b_bounds: tuple[float, float]
+) -> tuple[float, float]:
+    """Bounds of a - b from the lower and the upper bound of each, for estimates from different rows (MOVER): at the
+    same confidence as those, one-sided or two-sided."""
+    (a_low, a_high), (b_low, b_high) = a_bounds, b_bounds
+    if not (a_low <= a <= a_high and b_low <= b <= b_high):
+        raise UsageError(f"estimates lie between their bounds: {a_low} ≤ {a} ≤ {a_high}, {b_low} ≤ {b} ≤ {b_high}")
+    return a - b - math.hypot(a - a_low, b_high - b), a - b + math.hypot(a_high - a, b - b_low)

@@ -1,13 +1,18 @@
-"""Bounds of a proportion when rows are independent.
+"""Bounds from the binomial distribution when rows are independent: of a proportion, and of a quantile.
 
 Exact: Clopper & Pearson (1934), Biometrika 26:404. Wilson: Wilson (1927), JASA 22:209.
 `successes` and `n` may be fractional: an effective n is (Korn & Graubard 1998, Survey Methodology 24:193).
+Of a quantile by order statistics, whatever the values' distribution: of n values the number below the q-quantile is
+binomial (n, q) (David & Nagaraja 2003, Order Statistics, §7.1; scipy's `quantile_test`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal
+
+import numpy as np
 
 from bedplate.core.errors import UsageError
 
@@ -32,12 +37,6 @@ def binomial_upper(successes: float, n: float, confidence: float = 0.95) -> floa
     if successes == n:
         return 1.0
     return float(betaincinv(successes + 1, n - successes, confidence))
-
-
-def binomial_interval(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
-    """Exact two-sided interval, (1 - confidence) / 2 on each side."""
-    side_confidence = 1 - (1 - confidence) / 2
-    return binomial_lower(successes, n, side_confidence), binomial_upper(successes, n, side_confidence)
 
 
 def wilson(successes: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -67,3 +66,28 @@ def check_confidence(confidence: float) -> None:
     """Raise UsageError unless 0.5 < confidence < 1 (below one half a 'bound' would lie past the estimate)."""
     if not 0.5 < confidence < 1:
         raise UsageError(f"confidence must be above 0.5 and below 1, not {confidence}")
+
+
+def quantile_bounds(
+    values: Sequence[float], quantile: float, confidence: float = 0.95
+) -> tuple[float | None, float | None]:
+    """One-sided lower and upper bound of a quantile, each at `confidence`; None where there are too few values for
+    it."""
+    from scipy.special import bdtr
+
+    check_confidence(confidence)
+    if not 0 < quantile < 1:
+        raise UsageError(f"a quantile lies between 0 and 1, not {quantile}")
+    ordered, n = sorted(values), len(values)
+    if not n:
+        return None, None
+    at_most = np.asarray(bdtr(np.arange(n), n, quantile))  # P(so many of them are below, or fewer)
+    high = np.flatnonzero(at_most >= confidence)  # X(k + 1) is above where at most k are below
+    low = np.flatnonzero(1 - at_most >= confidence)  # X(k + 1) is below where more than k are
+    lower = ordered[int(low[-1])] if low.size else None
+    return lower, ordered[int(high[0])] if high.size else None
+
+
+def values_needed(quantile: float, confidence: float = 0.95) -> int:
+    """The least values whose largest bounds the quantile from above: quantile^n ≤ 1 - confidence."""
+    return math.ceil(math.log(1 - confidence) / math.log(quantile))

@@ -10,6 +10,7 @@ groups of one size this is the common rule: G / (G - 1), and G - 1 degrees of fr
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import DataError
 
+Floats = NDArray[np.float64]
+Ints = NDArray[np.int64]
 MINIMUM_GROUPS = 40
 """So many groups at least, which must be worth half as many of one size (`worth`). By simulation (benchmarks/gate.py):
 with fewer groups of one size, at a bar of 0.9 and a correlation of 0.2, candidates at the bar pass in over 5%; unequal
@@ -57,13 +60,13 @@ class Robust:
     icc: float
 
 
-def worth(weights: NDArray[np.float64]) -> float:
+def worth(weights: Floats) -> float:
     """How many groups of one size are as good as groups of these sizes [G], where rows of a group are alike:
     (Σm)² / Σm² (Kish 1965)."""
     return float(weights.sum() ** 2 / (weights @ weights))
 
 
-def check_groups(weights: NDArray[np.float64], minimum: int = MINIMUM_GROUPS) -> None:
+def check_groups(weights: Floats, minimum: int = MINIMUM_GROUPS) -> None:
     """Raises InsufficientGroups for fewer than `minimum` groups, or ones worth less than half of it."""
     if weights.size < max(2, minimum):
         raise InsufficientGroups(weights.size, max(2, minimum))
@@ -74,22 +77,14 @@ def check_groups(weights: NDArray[np.float64], minimum: int = MINIMUM_GROUPS) ->
 
 def enough_groups(groups: Sequence[Hashable]) -> bool:
     """Whether rows with these groups [n] allow a bound."""
-    counts: dict[Hashable, int] = {}
-    for group in groups:
-        counts[group] = counts.get(group, 0) + 1
     try:
-        check_groups(np.array(list(counts.values()), dtype=np.float64))
+        check_groups(np.array(list(Counter(groups).values()), dtype=np.float64))
     except InsufficientGroups:
         return False
     return True
 
 
-def robust(
-    residuals: NDArray[np.float64],
-    weights: NDArray[np.float64],
-    icc: float,
-    squares: NDArray[np.float64] | None = None,
-) -> Robust:
+def robust(residuals: Floats, weights: Floats, icc: float, squares: Floats | None = None) -> Robust:
     """Variance of Σ(sums) / Σ(weights) over groups, from `residuals` [G] = sums - mean × weights.
 
     weights: rows of each group (or what its rows weigh in a ratio) [G], at least two groups. icc: the correlation
@@ -103,9 +98,7 @@ def robust(
     return Robust(observed / expected, freedom, rho)
 
 
-def stretch(
-    weights: NDArray[np.float64], icc: float, squares: NDArray[np.float64] | None = None
-) -> tuple[float, float]:
+def stretch(weights: Floats, icc: float, squares: Floats | None = None) -> tuple[float, float]:
     """What the standard error of a bootstrap of groups with these weights [G] is short by, as a factor, and its degrees
     of freedom. A resample's variance is that of `robust` without the division. squares: as for `robust`."""
     rho = min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0
@@ -113,14 +106,12 @@ def stretch(
     return 1 / math.sqrt(expected), freedom
 
 
-def _variances(weights: NDArray[np.float64], rho: float, squares: NDArray[np.float64] | None) -> NDArray[np.float64]:
+def _variances(weights: Floats, rho: float, squares: Floats | None) -> Floats:
     """Variances of the groups' sums, up to a factor, under the working model: Σw² (1 - ρ) + (Σw)² ρ."""
     return (weights if squares is None else squares) * (1 - rho) + weights**2 * rho
 
 
-def moments(
-    weights: NDArray[np.float64], variances: NDArray[np.float64], a: NDArray[np.float64]
-) -> tuple[float, float]:
+def moments(weights: Floats, variances: Floats, a: Floats) -> tuple[float, float]:
     """Moments of Q = Σ a r² over groups, whose sums are independent with `variances` [G]; r is what a sum is off
     the common mean: E[Q] / Σ variances, and Satterthwaite's degrees of freedom 2 E[Q]² / Var[Q].
 
@@ -136,11 +127,7 @@ def moments(
 
 
 def skewness(
-    sizes: NDArray[np.float64],
-    mean: float,
-    icc: float,
-    squares: NDArray[np.float64] | None = None,
-    cubes: NDArray[np.float64] | None = None,
+    sizes: Floats, mean: float, icc: float, squares: Floats | None = None, cubes: Floats | None = None
 ) -> float:
     """Skewness of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two
     rows of a group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial). squares, cubes: Σw² and

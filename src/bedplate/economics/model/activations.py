@@ -24,7 +24,7 @@ from bedplate.models.specs import (
     TransformerSpec,
     VisionSpec,
 )
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, NormSpec
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 ATTENDING = ("attention", "latent")

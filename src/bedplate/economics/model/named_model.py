@@ -11,7 +11,7 @@ from bedplate.core.files import MODEL_JSON_BYTES, read_text
 from bedplate.core.json import load_model_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.families import find_family
-from bedplate.models.families.claims import claimed_family, refuse_other_classes
+from bedplate.models.families.claims import claimed_family
 from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.gguf_header import read_header
@@ -51,9 +51,7 @@ def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
         config = config if outer is None else outer.text_config(config, str(file))
         if format_ == "gguf":
             return find_family(format_, config.get("general.architecture"), str(file)).to_spec(config)
-        family = claimed_family(config, str(file))
-        refuse_other_classes(config, family, str(file))
-        return family.to_spec(config)
+        return claimed_family(config, str(file)).to_spec(config)
     except UnsupportedModelError as error:
         raise located(error, str(file)) from error
     except KeyError as error:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from bedplate.core.errors import UsageError
 from bedplate.economics.model.mixer_flops import attends, state_values
 from bedplate.models.specs import EncoderDecoderSpec, TransformerSpec
-from bedplate.models.specs.recompute import Recompute
+from bedplate.models.specs.split import Recompute
 
 _STATISTIC = 4.0
 """Bytes of what a norm keeps of a row, in float32; layer norms keep two."""

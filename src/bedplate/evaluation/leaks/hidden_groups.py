@@ -26,9 +26,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import ConfigError
-from bedplate.core.statistics import holm, worth
-from bedplate.core.statistics.clusters import group_codes
-from bedplate.core.statistics.likeness import Likeness, likeness
+from bedplate.core.statistics.clusters import Likeness, group_codes, likeness
+from bedplate.core.statistics.multiplicity import holm
+from bedplate.core.statistics.unequal import worth
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.recipe import MinHashSettings
 from bedplate.data.corpus.repeated import MinHash, clusters, word_hashes

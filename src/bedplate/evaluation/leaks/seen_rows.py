@@ -22,7 +22,7 @@ from bedplate.evaluation.ledger.row_keys import keys_of
 from bedplate.evaluation.task import Task
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import skin_id
-from bedplate.skins.run import SETTINGS_FILE, SPLITS_FILE, run_above
+from bedplate.skins.records import SETTINGS_FILE, SPLITS_FILE, run_above
 from bedplate.skins.skin import Skin
 
 BEFORE: Mapping[str, tuple[str, ...]] = {"train": (), "valid": ("train",), "test": ("train", "valid")}
@@ -45,7 +45,7 @@ def judged_by(
 ) -> EvaluatedRows:
     """The rows of a task's split that the skin of a predictor has not seen (of anything else all, and with
     `include_seen`). UsageError where it has seen them all."""
-    from bedplate.inference.predict.composed import SkinPredictor
+    from bedplate.inference.predict.callable_skin import SkinPredictor
 
     row_splits = None
     if isinstance(model, SkinPredictor) and model.skin.directory is not None:

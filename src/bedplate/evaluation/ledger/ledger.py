@@ -34,7 +34,7 @@ import numpy as np
 from bedplate.core.errors import DataError
 from bedplate.core.files import append_jsonl, bedplate_home, file_lock, read_text, sha256_bytes, sha256_json
 from bedplate.core.json import load_json
-from bedplate.core.statistics import Gains
+from bedplate.core.statistics.betting import Gains
 from bedplate.data.sources import is_file
 from bedplate.evaluation.ledger.row_keys import Keys, matching_rows
 from bedplate.evaluation.task import Task
@@ -171,7 +171,7 @@ def told_at_home(ledger_verdicts: Collection[str]) -> list[ReportedOpening]:
 
 
 def _rows(report: Path) -> LedgerRecord | None:
-    from bedplate.skins.run import SPLITS_FILE
+    from bedplate.skins.records import SPLITS_FILE
 
     if not report.is_file():
         return None

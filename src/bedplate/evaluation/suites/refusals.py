@@ -17,7 +17,7 @@ from typing import Any, cast
 import yaml
 
 from bedplate.core.files import sha256_json
-from bedplate.core.statistics import wilson
+from bedplate.core.statistics.proportions import wilson
 from bedplate.evaluation.suites.suite import SampleSet, SingleTurnItem
 from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Generate, Generation, Result, Sampling

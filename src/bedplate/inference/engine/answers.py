@@ -1,8 +1,5 @@
-"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint.
-
-Suites, predictors and the server's routes hold an `Answers`; only the code that loads models knows the engine behind
-it.
-"""
+"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint. Suites, predictors
+and the server's routes hold an `Answers`; only the code that loads models knows the engine behind it."""
 
 from __future__ import annotations
 
@@ -17,12 +14,9 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """The description of an answerer.
-
-    name: of the base, the skin or the endpoint's model. can: the answers it gives ("generate", "score", "embed",
-    "classify", …), as `Model.can`. context_length: tokens of a prompt with its answer. tokenizer: None where texts are
-    sent as they are, so that tokens are the bytes of the text.
-    """
+    """The description of an answerer. name: of the base, the skin or the endpoint's model. can: the answers it gives
+    ("generate", "score", "embed", "classify", …), as `Model.can`. context_length: tokens of a prompt with its answer.
+    tokenizer: None where texts are sent as they are, so that tokens are the bytes of the text."""
 
     name: str
     can: frozenset[str]
@@ -32,32 +26,22 @@ class Facts:
     def need_tokenizer(self) -> Tokenizer:
         """UsageError for one that is not asked by token ids."""
         if self.tokenizer is None:
-            raise UsageError(
-                f"{self.name} has no tokenizer here, so it cannot be asked by token ids; give a base with one"
-            )
+            raise UsageError(f"{self.name} has no tokenizer here, so it cannot be asked by token ids")
         return self.tokenizer
 
 
 class Answers(Protocol):
-    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`."""
+    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`.
+
+    alive: whether submitted requests still get answers. submit: queues a request; RequestError for one that cannot run,
+    BusyError where the queue is full. run: answers requests together and returns their results in order. tokenize:
+    token ids of a text as a prompt, with the special tokens that the tokenizer adds. describe: what is known without
+    asking.
+    """
 
     @property
-    def alive(self) -> bool:
-        """Whether submitted requests still get answers."""
-        ...
-
-    def submit(self, request: Request, /) -> Stream:
-        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        ...
-
-    def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Answers requests together and returns their results in order."""
-        ...
-
-    def tokenize(self, text: str, /) -> list[int]:
-        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
-        ...
-
-    def describe(self) -> Facts:
-        """Facts that are known without asking anything."""
-        ...
+    def alive(self) -> bool: ...
+    def submit(self, request: Request, /) -> Stream: ...
+    def run(self, requests: Sequence[Request], /) -> list[Result]: ...
+    def tokenize(self, text: str, /) -> list[int]: ...
+    def describe(self) -> Facts: ...

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 def check_decoder(base: Base, verb: str) -> None:
     """RequestError where the base reads texts and writes none."""
-    if "generate" not in base.can:
+    if not base.writes:
         description = "a decoder without its head" if base.causal else "an encoder"
         raise RequestError(f"{base.name} is {description}: it embeds texts, and cannot {verb}")
 
@@ -30,7 +30,7 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, new_tokens: in
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
     check_ids(base, tokens, vocabulary=base.spec.source_vocab_size)
-    if "encode" in base.can:
+    if base.has_encoder:
         _check_sides(base, len(tokens), new_tokens)
     elif len(tokens) + virtual + new_tokens > base.spec.context_length:
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
@@ -47,27 +47,15 @@ def _longer(base: Base) -> str:
     return "" if longest is None else f"; what `bedplate convert --long-context` writes of this base has {longest}"
 
 
-def answer_room(base: Base, prompt: int) -> int:
-    """The number of tokens that can follow a prompt of this length."""
-    if "encode" in base.can:
-        return base.spec.main.context_length - len(base.decoder_start)
-    return base.spec.context_length - prompt
-
-
 def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
     """ContextLengthExceeded where a prompt is too long for the encoder, or an answer for the decoder."""
     if prompt > base.spec.context_length:
-        raise ContextLengthExceeded(
-            f"the prompt has {prompt} tokens, but the encoder of {base.name} reads {base.spec.context_length}; "
-            "shorten it",
-            param="prompt",
-        )
-    if new_tokens > answer_room(base, prompt):
-        raise ContextLengthExceeded(
-            f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {answer_room(base, prompt)}; "
-            "ask for fewer",
-            param="max_tokens",
-        )
+        message = f"the prompt has {prompt} tokens, but the encoder of {base.name} reads {base.spec.context_length}"
+        raise ContextLengthExceeded(f"{message}; shorten it", param="prompt")
+    room = base.answer_room(prompt)
+    if new_tokens > room:
+        message = f"{new_tokens} tokens are asked for, but the decoder of {base.name} writes {room}; ask for fewer"
+        raise ContextLengthExceeded(message, param="max_tokens")
 
 
 def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabulary: int | None = None) -> None:
@@ -93,7 +81,6 @@ def check_room(longest: int | None, prompt: int, new_tokens: int, pinned: int = 
 
 
 def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
-    """The error of a request whose numbers are not finite."""
     dtype = str(base.dtype).removeprefix("torch.")
     owner = base.name if adapter is None else f"adapter {adapter!r} on {base.name}"
     return NotFiniteError(
@@ -103,14 +90,13 @@ def not_finite(base: Base, adapter: str | None) -> NotFiniteError:
 
 
 def check_depth(base: Base, depth: int | None) -> None:
-    """RequestError for a number of blocks that the base has not."""
     if depth is not None and not 0 <= depth <= base.spec.layers:
         raise RequestError(f"depth {depth} is not between 0 and {base.spec.layers}", param="depth")
 
 
 def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int) -> None:
     """RequestError for vectors that do not fit the base or the prompt of so many tokens."""
-    if "encode" in base.can or not base.causal:
+    if not base.continues:
         raise RequestError(f"the encoder of {base.name} reads token ids; it takes no vectors", param="vectors")
     for part in parts:
         shape, size = list(part.vectors_PD.shape), base.spec.hidden_size
@@ -121,20 +107,14 @@ def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int
                 param="vectors",
             )
         if not re.fullmatch("[0-9a-f]{64}", part.sha256):
-            raise RequestError(
-                "the sha256 of vectors must be 64 lower-case hexadecimal digits; it names them in the prefix cache",
-                param="vectors",
-            )
+            raise RequestError("the sha256 of vectors must be 64 lower-case hexadecimal digits", param="vectors")
 
 
 def check_vectors(base: Base, vectors: Tensor) -> Tensor:
     """A soft prompt's vectors on the base's device, in its dtype. Raises UsageError where they do not fit."""
     size = base.spec.hidden_size
     if vectors.dim() != 2 or vectors.shape[1] != size or not 0 < len(vectors) < base.spec.context_length:
-        raise UsageError(
-            f"a soft prompt for {base.name} is a matrix [P, {size}] of fewer than {base.spec.context_length} rows, not "
-            f"{list(vectors.shape)}"
-        )
+        raise UsageError(f"a soft prompt for {base.name} is a shorter matrix [P, {size}], not {list(vectors.shape)}")
     vectors = vectors.detach().to(base.device, base.dtype)
     if not bool(torch.isfinite(vectors).all()):
         raise UsageError("the soft prompt holds numbers that are not finite in the base's dtype; train it again")

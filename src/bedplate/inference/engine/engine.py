@@ -19,6 +19,7 @@ import os
 import threading
 import time
 from collections.abc import Generator, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -30,15 +31,15 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
 from bedplate.inference.engine.answers import Facts
-from bedplate.inference.engine.grammar import Grammars, TrialCompiler
+from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import Request, Result, Stream
 from bedplate.inference.engine.requests.job import EngineResources, RequestJob
 from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
-from bedplate.inference.engine.sizes import check_sizes, engine_sizes, open_caches
-from bedplate.inference.engine.stats import Counters, OnStep, Stats, stats_of
+from bedplate.inference.engine.sizes import engine_sizes, open_caches
+from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.engine.weight_loader import WeightLoader
 from bedplate.inference.execution.choice import choose_forward, torch_base
@@ -60,20 +61,18 @@ Compute = contextlib.AbstractContextManager[object]
 
 
 class Engine(Closing):
-    """Runs requests on one base.
+    """Runs requests on one base. Close it, or use it as a context manager. It belongs to the process that made it. What
+    goes wrong with a request, infinities and NaN of its numbers too, fails that request alone.
 
     max_step_tokens: tokens of one step: running generations take one each, prompts the rest in chunks. max_rows:
     generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
     slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
     bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
-    What is not said of these sizes follows from the memory that is free (`engine_sizes`).
-    weights: what products read: "auto" the base's own dtype. kernel: "auto" is native where the machine has it for this
-    base. speculate: guess tokens by prompt look-up; by default where the native kernel makes it cheap. What is said
-    does not depend on it. paged: keep keys and values in shared blocks, and weights that read the same input together;
-    by default on GPUs. compute: a lock to share with other engines of this machine. on_step: told of every step, in the
-    thread that ran it. Close it, or use it as a context manager.
-    It belongs to the process that made it, not to one that is forked off. What goes wrong with a request, infinities
-    and NaN of its numbers too, fails that request alone.
+    Sizes that are not given follow from the memory that is free (`engine_sizes`). weights: what products read: "auto"
+    the base's own dtype. kernel: "auto" is native where the machine has it for this base. speculate: guess tokens by
+    prompt look-up, which changes no answer; by default where the native kernel makes it cheap. paged: keep keys and
+    values in shared blocks, and weights that read the same input together; by default on GPUs. compute: a lock to share
+    with other engines of this machine. on_step: told of every step, in the thread that ran it.
     """
 
     def __init__(
@@ -94,12 +93,15 @@ class Engine(Closing):
         compute: Compute | None = None,
         on_step: OnStep | None = None,
     ) -> None:
-        check_sizes(max_step_tokens=max_step_tokens, max_rows=max_rows, step_adapters=step_adapters)
-        _check_unconverted(base.outline)
+        given = {"max_step_tokens": max_step_tokens, "max_rows": max_rows, "step_adapters": step_adapters}
+        for name, size in given.items():
+            if size is not None and size < 1:
+                raise UsageError(f"{name} is {size}, with which no request would ever run; give 1 or more")
+        _check_unconverted(base.raw_model)
         self.base, run, causal = base, torch_base(base, weights, kernel), base.causal
         family = in_format(base.family, "hf")
         names = None if family is None else partial(hf_module_name, family.weights)
-        self.bank = Bank(run.outline, 2 * adapters, hf_name=names)  # as many again for versions that still run
+        self.bank = Bank(run.raw_model, 2 * adapters, hf_name=names)  # as many again for versions that still run
         self._counters = Counters()
         paged = base.device.type != "cpu" if paged is None else paged
         sizes = engine_sizes(
@@ -119,13 +121,10 @@ class Engine(Closing):
         self._forward = choose_forward(run, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
-            raise UnsupportedModelError(
-                f"{base.name} keeps states, which cannot take back tokens that were guessed wrongly; leave `speculate` "
-                "out"
-            )
-        self._grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
+            raise UnsupportedModelError(f"{base.name} keeps states, which take back no guess; leave `speculate` out")
+        self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
-        self._resources = EngineResources(base, self._grammars, base.text_ends, speculates, base.never_written, longest)
+        self._resources = EngineResources(base, self.grammars, base.text_ends, speculates, base.never_written, longest)
         self._runner = Runner(
             cache,
             self._forward,
@@ -148,7 +147,7 @@ class Engine(Closing):
         self._compute: Compute = ComputeLock() if compute is None else compute
         self._closed = self._freed = False
         self._process = os.getpid()
-        self._weights = run.outline
+        self._weights = base.raw_model  # copies in other formats share what is not quantised
         self._is_reader = False
         self._count_as_reader(True)
         self._thread = threading.Thread(target=self._serve, name="bedplate-engine", daemon=True)
@@ -156,13 +155,11 @@ class Engine(Closing):
 
     @property
     def kernel(self) -> str:
-        """The backend of forward passes: "torch" or "native"."""
         return self._forward.name
 
     @property
     def weights(self) -> str:
-        """The format in which products read the weights: the dtype of the base, or the integers they were quantised
-        to."""
+        """The format in which products read the weights: the base's dtype, or integers."""
         return self._forward.weights
 
     @property
@@ -182,28 +179,17 @@ class Engine(Closing):
         return self.base.need_tokenizer().encode_prompt(text)
 
     def describe(self) -> Facts:
-        """Describes the base."""
         base = self.base
         return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
         many others are compiled. RequestError for one that cannot be used. For any thread. tenant: who asks."""
-        return self._grammars.ready(grammar, tenant)
-
-    def try_grammars_in(self, trial: TrialCompiler) -> None:
-        """Compiles new grammars in `trial` first, and here only when that went well."""
-        self._grammars.trial = trial
-
-    def accepts(self, grammar: Grammar, text: str) -> bool:
-        """Whether the whole text is one that the grammar lets a model write. RequestError as `compile`."""
-        return self._grammars.accepts(grammar, text)
+        return self.grammars.ready(grammar, tenant)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
-        """Runs requests together and returns their results in order. The first error is raised after all have ended.
-
-        Requests are queued by length, so that a batch holds alike ones; beginnings that they share are computed once.
-        """
+        """Runs requests together and returns their results in order; the first error is raised after all have ended.
+        They are queued by length, so that a batch holds alike ones; shared beginnings are computed once."""
         self._check_open()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
         # The caller's thread computes, and the engine's is not woken. Each thread has an OpenMP pool of its own, and
@@ -263,7 +249,6 @@ class Engine(Closing):
             self._lock.notify_all()
 
     def _check_open(self) -> None:
-        """UsageError where nothing would ever be answered."""
         if os.getpid() != self._process:
             raise UsageError(
                 "this engine's thread is in the process that this one was forked from; load the base again here, or "
@@ -284,18 +269,24 @@ class Engine(Closing):
 
     @property
     def running(self) -> int:
-        """The number of requests being computed."""
         return len(self._runner.active)
 
     @property
     def waiting(self) -> int:
-        """The number of requests in the queue."""
         return self._steps.waiting
 
     def stats(self) -> Stats:
         """Counts and gauges of this moment; cheap, and callable from any thread."""
-        return stats_of(
-            self._counters, self._tree, running=self.running, waiting=self.waiting, adapters=len(self._adapters)
+        tree = self._tree
+        return Stats(
+            **asdict(self._counters),
+            running=self.running,
+            waiting=self.waiting,
+            adapters=len(self._adapters),
+            cache_bytes=tree.used,
+            cache_pinned_bytes=tree.pinned,
+            cache_capacity_bytes=tree.capacity,
+            evictions=tree.evictions,
         )
 
     # Adapters and prefixes
@@ -308,9 +299,8 @@ class Engine(Closing):
             self._loader.load_adapter(key, config, tensors)
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
-        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that stand
-        before every prompt in the place of token embeddings, on the base or on a loaded adapter. They take P positions
-        of the context."""
+        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] before every
+        prompt, on the base or on a loaded adapter. They take P positions of the context."""
         self._loader.check_soft_prompts()
         self._check_open()
         with self._compute:
@@ -344,11 +334,9 @@ class Engine(Closing):
             return self._loader.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
-        """Takes the key away: new requests are refused at once, those that hold the adapter end with it.
-
-        Its slot and its cached prefixes are freed when the last of them has ended; `wait` returns only then.
-        UsageError where no such adapter is loaded. A closed engine has none, and nothing happens.
-        """
+        """Takes the key away: new requests are refused at once, those that hold the adapter end with it. Its slot and
+        its cached prefixes are freed when the last of them has ended; `wait` returns only then. UsageError where no
+        such adapter is loaded. A closed engine has none, and nothing happens."""
         if self._closed:
             return
         self._check_open()
@@ -361,12 +349,10 @@ class Engine(Closing):
             self._adapters.sweep()
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
-        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes.
-
-        public: it is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose
-        `shared_tokens` hold all of it: the time and the cached tokens of others do not tell whether they guessed it.
-        """
-        if not tokens or not self.base.causal or "encode" in self.base.can:
+        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes. public: it
+        is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose `shared_tokens`
+        hold all of it: the time and the cached tokens of others do not tell whether they guessed it."""
+        if not tokens or not self.base.continues:
             return
         self._check_open()
         with self._compute:

@@ -12,7 +12,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 from weakref import WeakValueDictionary
 
 import numpy as np
@@ -25,26 +25,20 @@ from bedplate.text.tokenizer import Tokenizer
 if TYPE_CHECKING:
     import llguidance
 
+    from bedplate.inference.engine.grammar_trial import GrammarTrial
+
 CACHED = 128
 """Compiled grammars that are kept."""
 ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 """Processor time that one row's masks may take: so much, and so much more for each token."""
 
 
-class TrialCompiler(Protocol):
-    """Somewhere else, where a grammar is compiled first: one that takes too much of anything takes it there."""
-
-    def check(self, vocabulary: TokenVocabulary, grammar: Grammar, tenant: str = "") -> bool:
-        """RequestError where it could not be compiled. False where nothing could be tried. tenant: who asks."""
-        ...
-
-
 class Grammars:
     """Compiles grammars for one tokenizer, and keeps the latest `CACHED`, and those that somebody holds. Safe to share
     between threads."""
 
-    trial: TrialCompiler | None = None
-    """Where new ones are compiled first, if anywhere."""
+    trial: GrammarTrial | None = None
+    """The process in which new ones are compiled first, if any."""
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Iterable[int]) -> None:
         """vocab_size: of the model's logits, which may be more than the tokenizer's. eos_ids: what ends a text."""
@@ -56,9 +50,8 @@ class Grammars:
         self._vocabulary: tuple[TokenVocabulary, llguidance.LLTokenizer] | None = None
 
     def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
-        """A factory of matchers at the start of a text, valid however many other grammars are compiled meanwhile.
-        Raises RequestError (code invalid_grammar) for a grammar that is malformed, unsupported, too costly or that no
-        text matches."""
+        """A factory of matchers at the start of a text. RequestError (code invalid_grammar) for a grammar that is
+        malformed, unsupported, too costly or that no text matches."""
         compiled_grammar = self._cached_grammar(grammar)
         return lambda: Matcher(compiled_grammar.matcher.deep_copy())
 
@@ -136,21 +129,16 @@ class Matcher:
             allowed_W.fill(-1)
 
     def without_mask(self, token: int) -> int | None:
-        """The token that a mask would leave, where that is known without one at a hundredth of the cost: the first
-        forced token (others that spell the same are left out), or `token`, the likeliest and no end of a text, where it
-        is allowed. None: a mask must tell."""
+        """The token that a mask would leave, where that is known at a hundredth of the mask's cost: the first forced
+        token, or `token`, the likeliest and no end of a text, where it is allowed. None: a mask must tell."""
         if self.failure is not None:
             return None
         begin = time.thread_time()
         forced = self._inner.compute_ff_tokens()
-        if forced:
-            allowed_token = forced[0]
-        else:
-            allowed_token = token if self._inner.validate_tokens([token]) == 1 else None
+        allowed_token = forced[0] if forced else token if self._inner.validate_tokens([token]) == 1 else None
         self._remaining_seconds -= time.thread_time() - begin
-        self._remaining_seconds += (
-            0.0 if allowed_token is None else STEP_SECONDS
-        )  # where a mask is made, its own call grants the step's time
+        if allowed_token is not None:  # where a mask is made, its own call grants the step's time
+            self._remaining_seconds += STEP_SECONDS
         return allowed_token
 
     def advance(self, token: int) -> None:

@@ -82,18 +82,16 @@ class _Wrapped:
         spelled = None if self._tokenizer is None else self._tokenizer.spelled(text)
         return spelled or self._longest(text.encode())
 
-    def _longest(self, remaining: bytes) -> list[int]:
+    def _longest(self, rest: bytes) -> list[int]:
         """The text by the longest token at each place, as far as that goes."""
         ids = {token: index for index, token in enumerate(self.tokens) if token and index not in self._special}
         longest, token_ids = max(map(len, ids)), list[int]()
-        while remaining:
-            part = next(
-                (remaining[:n] for n in range(min(longest, len(remaining)), 0, -1) if remaining[:n] in ids), None
-            )
+        while rest:
+            part = next((rest[:n] for n in range(min(longest, len(rest)), 0, -1) if rest[:n] in ids), None)
             if part is None:
                 break
             token_ids.append(ids[part])
-            remaining = remaining[len(part) :]
+            rest = rest[len(part) :]
         return token_ids
 
 
@@ -108,8 +106,7 @@ def _behind_a_space(source: str) -> str:
 def compiled(
     vocabulary: TokenVocabulary, opened: llguidance.LLTokenizer, grammar: Grammar, *, timed: bool = True
 ) -> llguidance.LLMatcher:
-    """A matcher at its start. Raises as `Grammars.compile` does. timed: False where it is known how little time it
-    takes."""
+    """A matcher at its start. Raises as `Grammars.compile` does. timed: False where it is known to be quick."""
     try:
         source = _source(grammar)
     except ValueError as error:  # what the library's own JSON reader does not take

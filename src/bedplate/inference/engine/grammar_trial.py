@@ -1,9 +1,8 @@
-"""A process in which grammars of strangers are compiled first, within limits: one that takes too much of them ends the
-process, and not the server.
+"""A process in which grammars of strangers are compiled first: one that takes too much ends the process, not the
+server.
 
-The bounds of `grammar_rules` are what keeps grammars cheap; this is for what nobody foresaw. The process is started
-when the first grammar comes, knows no model and no secret, and ends with its parent. What it has compiled is compiled
-again where it is used, since automata do not travel; by then it is known how little that takes.
+The bounds of `grammar_rules` keep grammars cheap; this is for what nobody foresaw. The process knows no model and no
+secret, and ends with its parent. What it has compiled is compiled again where it is used, since automata do not travel.
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -29,6 +27,7 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.grammar_rules import TokenVocabulary, compiled, refused
 from bedplate.inference.engine.sampling import Grammar
+from bedplate.inference.forward.compute_lock import ComputeLock
 
 log = logging.getLogger("bedplate.inference")
 
@@ -36,9 +35,8 @@ CPU_SECONDS = 2.0
 """Processor seconds of one grammar, which may be compiled twice there."""
 MEMORY_BYTES = 512 * 1024 * 1024
 """Memory beside what the process has when it has read its vocabulary."""
-ANSWER_SECONDS, LOOKS = 30.0, 10
-"""Wall seconds until a silent process is looked at, and how often it may have been waiting for a processor then, as on
-an overloaded machine; after that it is given up."""
+ANSWER_SECONDS = 120.0
+"""Wall seconds until a silent process is given up; on an overloaded machine it may wait long for a processor."""
 COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
@@ -48,34 +46,13 @@ class _Ended(Exception):
     """The process has ended, or does not answer."""
 
 
-class _InOrder:
-    """A lock that is given in the order in which it is asked for; who lets go of `threading.Lock` may have it again
-    before those that wait."""
-
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
-        self.waiters: deque[object] = deque()
-        """The holder of the lock and those waiting for it."""
-
-    def __enter__(self) -> None:
-        mine = object()
-        with self._changed:
-            self.waiters.append(mine)
-            self._changed.wait_for(lambda: self.waiters[0] is mine)
-
-    def __exit__(self, *error: object) -> None:
-        with self._changed:
-            self.waiters.popleft()
-            self._changed.notify_all()
-
-
 class GrammarTrial(Closing):
     """Safe to share between threads and engines. Grammars wait for each other, and a tenant's for its own first: no
     more than one of each other tenant is before anybody's. command: what is run."""
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
-        self._lock, self._naming = _InOrder(), threading.Lock()
+        self._lock, self._naming = ComputeLock(), threading.Lock()
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         """Locks of the tenants that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -132,18 +109,13 @@ class GrammarTrial(Closing):
 
     def _query(self, message: tuple[Any, ...]) -> dict[str, Any]:
         process = self._process
-        assert process is not None
-        assert process.stdin is not None
-        assert process.stdout is not None
+        assert process is not None and process.stdin is not None and process.stdout is not None  # noqa: PT018
         pickle.dump(message, process.stdin)
         process.stdin.flush()
         waiting = select.poll()
         waiting.register(process.stdout, select.POLLIN | select.POLLHUP)
-        looks = 0
-        while not waiting.poll(1000 * ANSWER_SECONDS):
-            looks += 1
-            if looks > LOOKS or not _wants_a_processor(process.pid):
-                raise _Ended("it does not answer")
+        if not waiting.poll(1000 * ANSWER_SECONDS):
+            raise _Ended("it does not answer")
         line = process.stdout.readline()
         if not line.endswith(b"\n"):
             raise _Ended("it has ended")
@@ -172,15 +144,6 @@ def _environment() -> dict[str, str]:
     variables = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**variables, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-def _wants_a_processor(process: int) -> bool:
-    """Whether it computes, or would if it were its turn. (proc_pid_stat(5): what follows the name in parentheses.)"""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text("utf-8", "replace")
-    except OSError:  # it has ended, or the system does not say
-        return False
-    return stat.rpartition(")")[2].split()[:1] in (["R"], ["D"])
 
 
 # --- in the process
@@ -223,7 +186,6 @@ def _limit_memory(extra_bytes: int | None) -> None:
 
 
 def main() -> None:
-    """Runs in the process."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     answer(sys.stdin.buffer, sys.stdout.buffer)
 

@@ -23,7 +23,6 @@ class Occurrences:
         self._place = {token: place for place, token in enumerate(self._ids.tolist())}
 
     def add(self, token: int) -> None:
-        """One more token that follows."""
         place = self._place.setdefault(token, len(self._place))
         if place == len(self._ids):  # doubled, so that most tokens find room
             room = len(self._ids) + 16
@@ -43,10 +42,8 @@ class Occurrences:
 
 @dataclass
 class RowState:
-    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to.
-
-    end_ids: the base's own end tokens. never: tokens that its publisher says are no part of any text.
-    """
+    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to. end_ids:
+    the base's own end tokens. never: tokens that its publisher says are no part of any text."""
 
     sampling: Sampling
     prompt: Sequence[int]
@@ -71,7 +68,6 @@ class RowState:
         return token in settings.stop_token_ids or (token in self.end_ids and not settings.ignore_eos)
 
     def append(self, token: int) -> None:
-        """Makes a chosen token part of the output."""
         self.output.append(token)
         if self.matcher is not None:
             self.matcher.advance(token)
@@ -105,7 +101,6 @@ class RowState:
 
     @property
     def complete(self) -> bool:
-        """Whether the grammar is complete, so that nothing may follow."""
         return self.matcher is not None and self.matcher.complete
 
     @property

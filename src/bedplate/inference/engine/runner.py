@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import NotFiniteError, UsageError, need_failure
-from bedplate.inference.engine.cache_rows import CacheRows
-from bedplate.inference.engine.prefix_store import PrefixStore, namespace, shares_prefix
+from bedplate.inference.engine.prefix_store import CacheRows, PrefixStore, namespace, shares_prefix
 from bedplate.inference.engine.requests.job import PassRequest, PassResult, RequestJob, give_error
 from bedplate.inference.engine.sampler import sample
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, build_batch, compatible_shares
@@ -361,11 +360,7 @@ class Runner:
                     self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
                 # Each piece is kept as soon as it is there; the next one holds it.
                 self.tree.pin(
-                    adapter,
-                    key[:end],
-                    lambda begin, end: cache.save(row, begin, end),
-                    cache.token_bytes,
-                    public=public,
+                    adapter, key[:end], lambda begin, end: cache.save(row, begin, end), cache.token_bytes, public=public
                 )
                 if at > match.length:
                     self.tree.unpin(adapter, key[:at], public=public)

@@ -65,8 +65,7 @@ def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: S
 
 
 def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | None) -> int:
-    """The first of the largest logits among those allowed. A grammar mostly allows few, which are then all that is
-    looked at."""
+    """The first of the largest logits among those allowed; of a grammar's few, only those are looked at."""
     if allowed_W is None:
         return int(logits_V.argmax())
     if np.count_nonzero(allowed_W) > MANY_WORDS:
@@ -127,17 +126,11 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     logits_BV, device = logits_BV.clone(), logits_BV.device
     numbers = partial(torch.tensor, dtype=torch.float32, device=device)
     if biased:
-        at = _places(
-            [np.array([token for token, _ in sampling.logit_bias], dtype=np.int64) for sampling in settings], device
-        )
-        logits_BV.index_put_(
-            at, numbers([bias for sampling in settings for _, bias in sampling.logit_bias]), accumulate=True
-        )
+        at = _places([np.array([token for token, _ in s.logit_bias], dtype=np.int64) for s in settings], device)
+        logits_BV.index_put_(at, numbers([bias for s in settings for _, bias in s.logit_bias]), accumulate=True)
     if any(penalised):
         none = Occurrences(())
-        occurrences = [
-            row.occurrences() if is_penalized else none for row, is_penalized in zip(rows, penalised, strict=True)
-        ]
+        occurrences = [row.occurrences() if changed else none for row, changed in zip(rows, penalised, strict=True)]
         at = _places([row_occurrences.ids for row_occurrences in occurrences], device)
         times = torch.from_numpy(np.concatenate([row_occurrences.times for row_occurrences in occurrences])).to(device)
         penalties = [
@@ -161,8 +154,7 @@ def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[
 def _draw(
     logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
 ) -> Tensor:
-    """A token of each row that draws, int64 [B] of them, by one number from the row's own generator: what it draws is
-    its own."""
+    """A token of each row that draws, int64 [B] of them, by one number from the row's own generator."""
     device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
     uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
     temperature_B = torch.tensor([max(sampling.temperature, COLDEST) for sampling in settings], device=device)
@@ -220,9 +212,7 @@ def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tens
     return torch.where(probabilities_BV >= least_B1, probabilities_BV, 0)
 
 
-def _from_head(
-    probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor
-) -> tuple[Tensor, Sequence[bool]]:
+def _from_head(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> tuple[Tensor, list[bool]]:
     """The tokens drawn, and for which rows the likeliest few tell them: where the limit is among them for certain."""
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
     # By numpy, which makes no copy of all probabilities in this type.
@@ -232,9 +222,7 @@ def _from_head(
     at_B = placed(apply_limits(values_BK.gather(1, order_BK), row_limits), uniform_B)
     # Beyond the head there may be more that are as likely as its last; of what would top-p be a share is not known.
     told_B = row_limits.least_B > values_BK[:, -1]
-    resolved = [
-        is_certain and sampling.top_k <= HEAD for is_certain, sampling in zip(told_B.tolist(), settings, strict=True)
-    ]
+    resolved = [certain and sampling.top_k <= HEAD for certain, sampling in zip(told_B.tolist(), settings, strict=True)]
     return ids_BK.gather(1, at_B[:, None])[:, 0], resolved
 
 

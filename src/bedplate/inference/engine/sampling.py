@@ -75,13 +75,10 @@ def _check_range(name: str, value: float | int | None, low: float, high: float, 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a generated text must look like, whatever the model would say.
-
-    json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: a regular
-    expression that matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation whose start
-    rule is `start`; tool_calls: what `text.calls.call_grammar.call_grammar_source` gives. named: what its caller calls
-    it, in messages about it. compiled: what an engine compiled of it, kept for as long as this lives
-    (`Engine.compile`)."""
+    """What a generated text must look like. json_schema: `source` is the schema as JSON text; json_object: any JSON
+    object, `source` is empty; regex: matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's
+    notation that begins at `start`; tool_calls: see `text.calls.call_grammar`. named: what its caller calls it, in
+    messages. compiled: what an engine compiled of it (`Engine.compile`), kept for as long as this lives."""
 
     syntax: GrammarKind
     source: str = ""

@@ -14,10 +14,8 @@ from bedplate.inference.forward.spans import Span
 
 @dataclass(frozen=True)
 class ScheduledTokens:
-    """The `count` next tokens of a job, and the drafted tokens guessed to follow them.
-
-    An encoder's text is scheduled in shares like any other, and is read as a whole with the last of them.
-    """
+    """The `count` next tokens of a job, and the drafted tokens guessed to follow them. An encoder's text is scheduled
+    in shares like any other, and is read as a whole with the last of them."""
 
     job: RequestJob
     count: int
@@ -44,9 +42,7 @@ class ScheduledTokens:
 
 def compatible_shares(work: Sequence[ScheduledTokens], tokens_only: bool) -> list[list[ScheduledTokens]]:
     """The shares that can go through the model together: to one depth, and on one side of an encoder–decoder.
-
-    tokens_only: the forward takes nothing but tokens, so that shares of vectors and latents go apart.
-    """
+    tokens_only: the forward takes nothing but tokens, so that shares of vectors and latents go apart."""
     groups: dict[Hashable, list[ScheduledTokens]] = defaultdict(list)
     for share in work:
         job = share.job

@@ -78,11 +78,9 @@ class Scheduler(Generic[I_]):
 
     @property
     def waiting(self) -> int:
-        """The number of requests not admitted yet."""
         return self._waiting
 
     def pending(self) -> list[I_]:
-        """Those that are not let in yet."""
         return [request for queue in self._ring for request in queue.waiting]
 
     def add(self, name: Hashable, request: I_) -> None:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import torch
 
-from bedplate.core.errors import UsageError
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
@@ -27,19 +26,10 @@ POOLED = 0.9
 
 @dataclass(frozen=True)
 class EngineSizes:
-    """The sizes that an engine uses."""
-
     max_step_tokens: int
     max_rows: int
     cache_bytes: int
     slot_bytes: int
-
-
-def check_sizes(**sizes: int | None) -> None:
-    """UsageError for one that lets nothing run."""
-    for name, value in sizes.items():
-        if value is not None and value < 1:
-            raise UsageError(f"{name} is {value}, with which no request would ever run; give 1 or more")
 
 
 def engine_sizes(
@@ -72,12 +62,9 @@ def engine_sizes(
 def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
     """Bytes of activations in a pass over so many tokens: the states, queries, keys, values and feed-forward features
     of one block, then float32 logits, their log-probabilities and one more copy."""
-    main = spec.main
-    block = (
-        6 * main.hidden_size
-        + 2 * (main.attention.heads + 2 * main.attention.kv_heads) * main.attention.head_dim
-        + 3 * main.feedforward.size
-    )
+    attention, feedforward = spec.main.attention, spec.main.feedforward
+    heads = 2 * (attention.heads + 2 * attention.kv_heads) * attention.head_dim
+    block = 6 * spec.main.hidden_size + heads + 3 * feedforward.size
     return tokens * (block * dtype.itemsize + 3 * 4 * spec.vocab_size)
 
 
@@ -93,16 +80,13 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
 def open_caches(
     base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
 ) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache and the cache of running sequences (None for an encoder). step: most tokens of one row in one
-    pass."""
+    """The prefix cache and the one of running sequences (None for an encoder). step: most tokens of a row in a pass."""
     if not base.causal:
         return RadixTree(cache_bytes), None
     if not paged:
         slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
         return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
-    tree = RadixTree(
-        cache_bytes, BLOCK, snapshots=any(layer_cache.of_sequence for layer_cache in cache_layout(base.spec))
-    )
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(layer.of_sequence for layer in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
         base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
-
-from bedplate.inference.forward.radix import RadixTree
+from dataclasses import dataclass
 
 
 @dataclass(kw_only=True)
 class Counters:
-    """Totals since the engine was opened, in tokens where nothing else is said.
-
-    prompt_tokens: computed of prompts; prefix_hits: found among the prefix_queries looked up. generated_tokens: of
-    answers. computed_tokens: all that went through the model, drafted ones included. speculated: drafted; accepted: of
-    these, those that were right. steps, step_seconds: engine steps and the time they took.
-    """
+    """Totals since the engine was opened, in tokens where nothing else is said. prompt_tokens: computed of prompts;
+    prefix_hits: found among the prefix_queries looked up. generated_tokens: of answers. computed_tokens: all that went
+    through the model, drafted ones included. speculated: drafted; accepted: of these, those that were right. steps,
+    step_seconds: engine steps and the time they took."""
 
     preemptions: int = 0
     prompt_tokens: int = 0
@@ -31,11 +27,9 @@ class Counters:
 
 @dataclass(kw_only=True)
 class Stats(Counters):
-    """The counters and gauges of one moment.
-
-    running: admitted requests; waiting: those not admitted yet. cache_bytes: size of the prefix cache; of these,
-    cache_pinned_bytes are never evicted and not counted against cache_capacity_bytes. adapters: loaded ones.
-    """
+    """The counters and gauges of one moment. running: admitted requests; waiting: those not admitted yet. cache_bytes:
+    size of the prefix cache; of these, cache_pinned_bytes are never evicted and not counted against
+    cache_capacity_bytes. adapters: loaded ones."""
 
     running: int
     waiting: int
@@ -46,28 +40,12 @@ class Stats(Counters):
     evictions: int
 
 
-def stats_of(counters: Counters, tree: RadixTree, *, running: int, waiting: int, adapters: int) -> Stats:
-    """The stats of this moment."""
-    return Stats(
-        **asdict(counters),
-        running=running,
-        waiting=waiting,
-        adapters=adapters,
-        cache_bytes=tree.used,
-        cache_pinned_bytes=tree.pinned,
-        cache_capacity_bytes=tree.capacity,
-        evictions=tree.evictions,
-    )
-
-
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of an engine, for those who measure it.
-
-    spans: for each sequence (tokens it had before, tokens computed for it, whether its next token was chosen).
-    decodes: how many of them, from the front, were running generations. adapters: different ones that took part.
-    copied: cached tokens that requests which began in it were given. ended: requests that it brought to their end.
-    """
+    """One step of an engine, for those who measure it. spans: for each sequence (tokens it had before, tokens computed
+    for it, whether its next token was chosen). decodes: how many of them, from the front, were running generations.
+    adapters: different ones that took part. copied: cached tokens that requests which began in it were given. ended:
+    requests that it brought to their end."""
 
     spans: tuple[tuple[int, int, bool], ...]
     decodes: int

@@ -1,7 +1,5 @@
-"""The steps of the engine: arrivals, deadlines and cancellations, the schedule, the computation, departures.
-
-Called by one thread at a time; only `add` and cancelling a stream are safe from any thread.
-"""
+"""The steps of the engine: arrivals, deadlines and cancellations, the schedule, the computation, departures. Called by
+one thread at a time; only `add` and cancelling a stream are safe from any thread."""
 
 from __future__ import annotations
 
@@ -61,7 +59,6 @@ class Steps:
 
     @property
     def waiting(self) -> int:
-        """The number of queued requests."""
         return len(self._arrivals) + self._scheduler.waiting
 
     def open(self) -> Counter[str]:
@@ -142,15 +139,17 @@ class Steps:
         while self._cancelled:
             job = self._cancelled.popleft()
             if not job.over:
-                _cancel(job)
+                try:
+                    job.cancel()
+                except BaseException as error:
+                    need_failure(error)
+                    job.failed = error
                 ending.append(job)
         current_time = time.monotonic()
         while self._deadlines and (self._deadlines[0][0] <= current_time or self._deadlines[0][1] not in self._timed):
             job = self._timed.get(heapq.heappop(self._deadlines)[1])
             if job is not None and not job.over:
-                job.failed = DeadlineError(
-                    "the request did not end before its deadline; allow more time or ask for less"
-                )
+                job.failed = DeadlineError("the request missed its deadline; allow more time or ask for less")
                 ending.append(job)
         if ending:
             self._end(ending)
@@ -190,14 +189,6 @@ class Steps:
         self._arrive()
         self._fail([*self._scheduler.pending(), *self._runner.active], error)
         self._adapters.sweep()
-
-
-def _cancel(job: RequestJob) -> None:
-    try:
-        job.cancel()
-    except BaseException as error:
-        need_failure(error)
-        job.failed = error
 
 
 def _record(

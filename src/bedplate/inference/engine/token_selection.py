@@ -22,23 +22,17 @@ Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
 
 class Writer(Protocol):
-    """A row whose next token is to be chosen."""
+    """A row whose next token is to be chosen. plain: whether the likeliest is all that is asked for, of those that
+    its grammar allows if it has one. accept: takes the token that was chosen; whether it goes on. fail: ends the row;
+    without an error because its logits are not finite. learn: so many tokens were chosen in a pass; how many of the
+    draft were among them."""
 
     state: RowState
     plain: bool
-    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
 
-    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
-        """Takes the token that was chosen; whether it goes on."""
-        ...
-
-    def fail(self, error: Exception | None) -> None:
-        """Ends the row; without an error because its logits are not finite, so that no token can be chosen."""
-        ...
-
-    def learn(self, chosen_count: int, draft: Sequence[int]) -> int:
-        """`chosen_count` tokens were chosen in a pass; how many of the draft were among them."""
-        ...
+    def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool: ...
+    def fail(self, error: Exception | None) -> None: ...
+    def learn(self, chosen_count: int, draft: Sequence[int]) -> int: ...
 
 
 @dataclass(eq=False, slots=True)
@@ -118,8 +112,7 @@ def _drawn(
     logits_BV: Tensor, states: Sequence[RowState], sums: Sequence[float] | None, sample: Sample
 ) -> list[tuple[int, float, float, Alternatives]]:
     """Each row's next token with its log-probability, the logarithm of what makes its logits into probabilities, and
-    its likeliest alternatives, in one read from the device.
-    sums: those logarithms, where they are known."""
+    its likeliest alternatives, in one read from the device. sums: those logarithms, where they are known."""
     chosen = sample(logits_BV, states)
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
     sums_B1 = sums_B[:, None].double()

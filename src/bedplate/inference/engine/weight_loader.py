@@ -1,7 +1,5 @@
-"""Weights that come and go between the base and its requests: adapters, soft prompts, pinned prefixes, updates.
-
-Called by whoever holds the engine's compute lock, that is between two steps.
-"""
+"""Weights that come and go between the base and its requests: adapters, soft prompts, pinned prefixes, updates. Called
+by whoever holds the engine's compute lock, that is between two steps."""
 
 from __future__ import annotations
 
@@ -28,10 +26,8 @@ if TYPE_CHECKING:
 
 class WeightLoader:
     """Loads into `bank` and `tree`. adapters: what is loaded, by key. capacity: how many adapters may be loaded; the
-    bank has as many slots again, for older versions that running requests still use.
-
-    forward: what computes; plain: the same in torch, whose weights adapters are checked against.
-    """
+    bank has as many slots again, for older versions that running requests still use. forward: what computes; plain: the
+    same in torch, whose weights adapters are checked against."""
 
     def __init__(
         self,
@@ -52,10 +48,7 @@ class WeightLoader:
         self.adapters.check_new(key)
         self.adapters.sweep()
         if len(self._bank.slots) >= self._capacity:
-            raise UsageError(
-                f"all {self._capacity} adapter slots are in use; unload an adapter, or open the engine with more "
-                "(adapters)"
-            )
+            raise UsageError(f"all {self._capacity} adapter slots are in use; unload one, or open more (adapters)")
         self.adapters.add(LoadedAdapter(key, self._add(config, tensors), config=config))
 
     def _add(self, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> int:
@@ -119,11 +112,8 @@ class WeightLoader:
         return base.version
 
     def fingerprint(self, key: str | None) -> str:
-        """SHA-256 of the weights that requests with this key run on now, beside the base's; of the base itself for
-        None."""
-        return self._fingerprint_of(self.adapters.get(key))
-
-    def _fingerprint_of(self, loaded: LoadedAdapter) -> str:
+        """SHA-256 of the weights that requests with this key run on now; None: of the base itself."""
+        loaded = self.adapters.get(key)
         if loaded.fingerprint is None:
             if loaded is self.adapters.base:
                 loaded.fingerprint = self._base.identity.weights_id
@@ -132,10 +122,9 @@ class WeightLoader:
         return loaded.fingerprint
 
     def check_soft_prompts(self) -> None:
-        """UsageError where the base takes none."""
-        if "generate" not in self._base.can:
+        if not self._base.writes:
             raise UsageError(f"{self._base.name} writes no text; soft prompts are for decoders that do")
-        if "encode" in self._base.can:
+        if self._base.has_encoder:
             raise UsageError(f"{self._base.name} is an encoder–decoder; soft prompts are for decoders alone")
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None) -> None:
@@ -150,7 +139,7 @@ class WeightLoader:
         parent = self.adapters.acquire(adapter)
         loaded = LoadedAdapter(key, parent.slot, len(vectors), parent)
         try:
-            parent_fingerprint = "" if adapter is None else self._fingerprint_of(parent)
+            parent_fingerprint = "" if adapter is None else self.fingerprint(adapter)
             loaded.fingerprint = _digest([("on", parent_fingerprint), ("soft", vectors)])
             self._runner.compute_prefix(loaded, loaded.virtual_tokens, vectors)
             self.adapters.add(loaded)

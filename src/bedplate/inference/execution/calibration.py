@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -26,7 +26,7 @@ from bedplate.core.measurements import measured_once
 from bedplate.core.processor import processor_kind
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.execution.threads import engine_threads
-from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, PlanTrial, Step, made_up, shortened, timed_as
+from bedplate.inference.execution.trial import ROWS, Pass, PlanTrial, Step, made_up, shortened, timed_as
 from bedplate.inference.native.library import load
 from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
@@ -61,20 +61,14 @@ class PlanTimings:
 
     def cost(self, plan: ExecutionPlan, use: Use = "generate") -> float:
         """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
-        sequences that are decoded together. For "score" such a prompt and a short one of a quarter of its tokens, in
-        which what a pass costs by itself counts: its time lies between one token's and the long one's. For encoders,
-        of which prompts alone are timed, the long one."""
+        sequences. For "score" such a prompt and one of a quarter of its tokens, whose time lies between one token's and
+        the long one's. For encoders, of which prompts alone are timed, the long one."""
         times = self.seconds[plan]
         if "decode_1" not in times:
             return times["prefill"]
         if use == "score":
             return times["prefill"] + times["decode_1"] + SHORT * (times["prefill"] - times["decode_1"])
         return 2 * times["prefill"] + ANSWER * (times["decode_1"] + times["decode_16"] / ROWS["decode_16"])
-
-    def rate(self, plan: ExecutionPlan, name: Pass) -> float | None:
-        """Tokens a second of a pass, over all its rows; None where the base has no such pass."""
-        times = self.seconds[plan]
-        return ROWS.get(name, PROMPT) / times[name] if name in times else None
 
     def fastest(self, plans: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
         """The plan whose mix takes least time, the first of equal ones. Torch's plans are candidates like the others,
@@ -85,20 +79,22 @@ class PlanTimings:
 def plan_timings(
     spec: TextSpec, plans: Sequence[ExecutionPlan], *, brief: Use | None = None, remeasure: bool = False
 ) -> PlanTimings:
-    """The timings of these plans for a base of this architecture on this machine's CPU: read, or made now.
+    """The timings of these plans, which must be possible here, for a base of this architecture: read, or made now.
+    brief: only the fastest plan for this use is asked for; somebody waits for it. Another use, or a caller who asks for
+    the times, has them measured thoroughly, which serves every use. remeasure: whatever was kept."""
+    spec, brief_uses = timed_as(spec), list[Use]()
 
-    Every plan must be possible here. brief: only the fastest plan for this use is asked for; somebody waits for it. Who
-    asks for the times themselves later has them measured anew. remeasure: whatever was kept.
-    """
-    spec = timed_as(spec)
-    return measured_once(
-        "ways",
-        _key(spec, plans),
-        lambda: measure(spec, plans, brief),
-        _to_json,
-        lambda record: _from_json(record, plans, brief),
-        remeasure=remeasure,
-    )
+    def read(record: Mapping[str, Any]) -> PlanTimings:
+        timings = _from_json(record, plans)
+        if timings.brief not in (None, brief):
+            brief_uses.append(timings.brief)
+            raise ValueError("a brief measurement for another use")
+        return timings
+
+    def make() -> PlanTimings:
+        return measure(spec, plans, None if brief_uses else brief)
+
+    return measured_once("ways", _key(spec, plans), make, _to_json, read, remeasure=remeasure)
 
 
 def _key(spec: TransformerSpec, plans: Sequence[ExecutionPlan]) -> dict[str, Any]:
@@ -120,11 +116,8 @@ def _to_json(timings: PlanTimings) -> dict[str, Any]:
     return {"seconds": seconds, "dropped": [list(plan) for plan in timings.dropped], "brief": timings.brief}
 
 
-def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
-    """The inverse of `_to_json`. Raises ValueError and the like for what are no timings of these plans, or too brief
-    ones."""
-    if record["brief"] not in (None, brief):
-        raise ValueError("a measurement for another use")
+def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan]) -> PlanTimings:
+    """The inverse of `_to_json`. Raises ValueError and the like for what are no timings of these plans."""
     seconds = {ExecutionPlan(*plan): _times(times) for plan, times in record["seconds"]}
     dropped = tuple(ExecutionPlan(*plan) for plan in record["dropped"])
     if set(seconds) != set(plans) or len({frozenset(times) for times in seconds.values()}) != 1:
@@ -135,10 +128,9 @@ def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan], brief:
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
     """Times of all passes, or, for a base that only reads, of prompts alone."""
     passes: tuple[Pass, ...] = (*ROWS, "prefill") if len(times) > 1 else ("prefill",)
-    read: dict[Pass, float] = {name: float(times[name]) for name in passes}
-    if not all(math.isfinite(value) and value > 0 for value in read.values()):
+    if not all(0 < float(times[name]) < math.inf for name in passes):
         raise ValueError("a time that cannot be")
-    return read
+    return {name: float(times[name]) for name in passes}
 
 
 def measure(spec: TransformerSpec, plans: Sequence[ExecutionPlan], brief: Use | None = None) -> PlanTimings:
@@ -194,12 +186,10 @@ def _is_clear(timings: PlanTimings, use: Use) -> bool:
 
 
 def _hopeful(timings: PlanTimings, plans: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
-    """The plans that are not far behind the best in both uses. The best of torch's stays: the chosen one is reported
-    against it."""
+    """The plans not far behind the best in both uses, and torch's best, against which the chosen one is reported."""
     hopeful: list[ExecutionPlan] = []
     torch_plans = [plan for plan in plans if plan.kernel == "torch"]
-    uses: tuple[Use, ...] = ("generate", "score")
-    for use in uses:
+    for use in get_args(Use):
         limit = HOPELESS_RATIO * timings.cost(timings.fastest(plans, use), use)
         hopeful += [plan for plan in plans if timings.cost(plan, use) <= limit]
         hopeful += [timings.fastest(torch_plans, use)] if torch_plans else []

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache, lru_cache
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 
@@ -28,10 +28,10 @@ from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.quantised import quantised
 from bedplate.inference.forward.torch import Forward, TorchForward
-from bedplate.inference.native.block_types import accepts_blocks
 from bedplate.inference.native.description import Stack, matrices
 from bedplate.inference.native.library import load, native_absent
 from bedplate.inference.native.packed_weights import WeightFormat, unsupported
+from bedplate.inference.native.quantize import accepts_blocks
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, Leave
 from bedplate.models.checkpoints.gguf import StoredBlocks
@@ -46,8 +46,7 @@ TIE_RATIO = 1.03
 """Plans whose times differ by less are not told apart."""
 
 
-@dataclass(frozen=True)
-class Choice:
+class Choice(NamedTuple):
     """A plan, and why it is this one."""
 
     plan: ExecutionPlan
@@ -55,12 +54,7 @@ class Choice:
 
 
 def choose(
-    spec: TextSpec,
-    plans: Sequence[ExecutionPlan],
-    device: torch.device,
-    use: Use = "generate",
-    *,
-    loaded: bool = False,
+    spec: TextSpec, plans: Sequence[ExecutionPlan], device: torch.device, use: Use = "generate", *, loaded: bool = False
 ) -> Choice:
     """The fastest of these plans on this machine. loaded: the module is in memory already, so that only what lies
     beside it needs room. Raises UsageError where none is possible, with the reason."""
@@ -110,8 +104,7 @@ def fitting(spec: TextSpec, plans: Sequence[ExecutionPlan], *, loaded: bool = Fa
 
 
 def pick(spec: TextSpec, timings: PlanTimings, plans: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
-    """The fastest plan; of those that are as fast, as far as a short measurement can tell, the one that takes least
-    memory."""
+    """The fastest plan; of those as fast, as far as a short measurement can tell, the smallest."""
     best = timings.cost(timings.fastest(plans, use), use)
     tied = [plan for plan in plans if timings.cost(plan, use) <= TIE_RATIO * best]
     return min(tied, key=lambda plan: (needs(spec, plan), timings.cost(plan, use)))
@@ -151,32 +144,21 @@ def torch_base(base: Base, weights: Weights, kernel: Kernel) -> Base:
 
 
 def choose_forward(
-    base: Base,
-    bank: Bank | None,
-    cache: KVCache | None,
-    torch_forward: TorchForward,
-    weights: Weights,
-    kernel: Kernel,
+    base: Base, bank: Bank | None, cache: KVCache | None, torch_forward: TorchForward, weights: Weights, kernel: Kernel
 ) -> Forward:
     """The forward pass of a loaded base: on its own weights where nothing else is asked for, natively where that
-    measured faster.
-
-    Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give.
-    """
-    base_dtype = dtype_name(base.dtype)
-    if torch_forward.weights in QUANTISED and torch_forward.weights == weights and kernel != "native":
+    measured faster. Raises UsageError where `weights` or `kernel` ask for what this base or machine cannot give."""
+    base_dtype, asked_quantised = dtype_name(base.dtype), weights in QUANTISED
+    if asked_quantised and torch_forward.weights == weights and kernel != "native":
         return torch_forward
-    asked_quantised = weights in QUANTISED
-    if weights != "auto" and not asked_quantised and weights != base_dtype:
+    if not asked_quantised and weights not in ("auto", base_dtype):
         raise UsageError(f"{base.name} was loaded as {base_dtype}; load it as {weights} to run with {weights} weights")
-    if kernel != "torch" and cache is not None and not isinstance(cache, SlotCache):
-        if kernel == "native" or asked_quantised:
-            raise UsageError(
-                f"{base.name} cannot run with kernel {kernel!r} and weights {weights!r}: the native path keeps keys "
-                "and values in slots, and this engine in blocks"
-            )
+    in_blocks = cache is not None and not isinstance(cache, SlotCache)
+    if in_blocks and kernel == "auto" and not asked_quantised:
         return torch_forward
     try:
+        if in_blocks and kernel != "torch":
+            raise UsageError("the native path keeps keys and values in slots, and this engine in blocks")
         plans = matching_plans((base_dtype,), dtype=base_dtype, weights=weights, kernel=kernel)
         plan = choose(base.spec, plans, base.device, loaded=True).plan
     except UsageError as error:
@@ -185,7 +167,7 @@ def choose_forward(
         return torch_forward
     assert cache is None or isinstance(cache, SlotCache)
     blocks = stored_blocks(base) if asked_quantised else {}
-    model, weights_as = base.outline if asked_quantised else base.model, cast("WeightFormat", plan.weights)
+    model, weights_as = base.raw_model if asked_quantised else base.model, cast("WeightFormat", plan.weights)
     return native_forward(model, weights_as, blocks, bank, cache, threads=engine_threads())
 
 

@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 
 from bedplate.core.errors import CheckpointError, UsageError
 from bedplate.inference.execution.names import Kernel, Weights
-from bedplate.inference.native.block_types import accepts_blocks
+from bedplate.inference.native.quantize import accepts_blocks
 from bedplate.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import TextSpec
@@ -98,11 +98,9 @@ def matching_plans(
     kernel: Kernel | None = None,
     quantised: bool = True,
 ) -> tuple[ExecutionPlan, ...]:
-    """The plans among which a measurement may choose under these options (None and "auto" leave everything open).
-
-    A dtype alone means weights in it; quantised weights are made from bfloat16 where no dtype is named, for the native
-    kernel or else for torch. Raises UsageError for options that do not go together.
-    """
+    """The plans among which a measurement may choose under these options (None and "auto" leave everything open). A
+    dtype alone means weights in it; quantised weights are made from bfloat16 where no dtype is named, for the native
+    kernel or else for torch. Raises UsageError for options that do not go together."""
     dtype = None if dtype == "auto" else dtype
     weights = None if weights == "auto" else weights
     kernel = None if kernel == "auto" else kernel
@@ -123,11 +121,10 @@ def matching_plans(
 
 
 def _quantised(weights: Literal["int8", "int4"], dtype: str, kernel: str | None) -> tuple[ExecutionPlan, ...]:
-    native = (ExecutionPlan(dtype, "native", weights),) if dtype in NATIVE else ()
-    plans = (*native, ExecutionPlan(dtype, "torch", weights))
-    available = tuple(plan for plan in plans if kernel in (None, plan.kernel))
-    if not available:
-        raise UsageError(
-            f"the native kernel makes {weights} weights from {' or '.join(NATIVE)}, and dtype {dtype!r} was asked for"
-        )
-    return available
+    native, plain = ExecutionPlan(dtype, "native", weights), ExecutionPlan(dtype, "torch", weights)
+    if dtype in NATIVE:
+        return {None: (native, plain), "native": (native,)}.get(kernel, (plain,))
+    if kernel == "native":
+        sources = " or ".join(NATIVE)
+        raise UsageError(f"the native kernel makes {weights} weights from {sources}, and dtype {dtype!r} was asked for")
+    return (plain,)

@@ -1,9 +1,8 @@
 """Times a base's passes under one execution plan, on a few blocks of its sizes with made-up weights.
 
-What a weight is does not change what it costs, so that plans can be timed before a checkpoint is read. Fixed costs,
-blocks and head are timed apart and scaled up to the whole base. Between two passes as much memory is read as the blocks
-that are left out would have taken, up to the size of the last cache: a whole base does not stay in it from one token to
-the next.
+Plans can so be timed before a checkpoint is read. Fixed costs, blocks and head are timed apart and scaled up to the
+whole base. Between two passes as much memory is read as the blocks that are left out would have taken, up to the size
+of the last cache: a whole base does not stay in it from one token to the next.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bedplate.core.processor import processor
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.kv_cache import SlotCache
-from bedplate.inference.forward.native import NativeForward, native_forward
+from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import FlatBatch, Forward, TorchForward
 from bedplate.inference.native.packed_weights import WeightFormat
@@ -45,8 +44,7 @@ TEXT_LENGTHS = (8, 12, 20, 28, 36, 44, 52, 56)
 BITS = {"int8": 8.5, "int4": 5.0}  # with a block's scale, and of 4 bits its minimum, of 16 bits each
 
 
-@dataclass(frozen=True)
-class TimedPart:
+class TimedPart(NamedTuple):
     """A timed run: a step of a pass, with what comes before it. sweep: bytes of memory to read before each run."""
 
     step: Step
@@ -132,8 +130,7 @@ class PlanTrial:
 
     def close(self) -> None:
         """Frees what the kernel holds."""
-        if isinstance(self._forward, NativeForward):
-            self._forward.close()
+        self._forward.close()
 
 
 def sweep_bytes() -> int:
@@ -193,39 +190,24 @@ def shortened(spec: TransformerSpec) -> TransformerSpec:
 
 
 def made_up(spec: TransformerSpec, dtype: torch.dtype) -> Model:
-    """A model of ordinary numbers, made faster than random ones."""
+    """A model of ordinary numbers: what they are does not change what a pass costs."""
     model = build(spec, dtype, "meta")
-    # ones_like of what is on the meta device would load torch's decompositions, and with them computer algebra.
-    tile = (torch.linspace(-1.0, 1.0, 4093) * 0.05).to(dtype)
     state = {
-        name: torch.ones(p.shape, dtype=p.dtype) if p.dim() == 1 else _tiled(tile, p.numel()).view(p.shape)
+        name: torch.full(p.shape, 1.0 if p.dim() == 1 else 0.01, dtype=p.dtype)
         for name, p in model.state_dict().items()
     }
     model.load_state_dict(state, assign=True)
-    model.requires_grad_(False)
-    return model.eval()
-
-
-def _tiled(tile: Tensor, count: int) -> Tensor:
-    return tile.repeat(-(-count // len(tile)))[:count]
+    return model.requires_grad_(False).eval()
 
 
 def _made_up_blocks(model: nn.Module, weights: str) -> dict[str, RawBlocks]:
     """Quantised matrices that need no quantising; the head's are of 8 bits, as they are everywhere."""
-    if weights not in QUANTISED:
-        return {}
     blocks: dict[str, RawBlocks] = {}
-    scale, minimum = torch.tensor([0.001, -0.008], dtype=torch.float16).view(torch.uint8).split(2)
-    tile = torch.arange(-127, 128, dtype=torch.int8).view(torch.uint8)
-    for name, p in model.named_parameters():
-        if p.dim() < 2 or p.shape[-1] % BLOCK:
-            continue
-        *rows, size = p.shape  # of experts one matrix each
-        eight_bits = weights == "int8" or name in ("embedding.weight", "lm_head.weight")
-        width = BLOCK if eight_bits else BLOCK // 2
-        count = p.numel() // BLOCK
-        quants = _tiled(tile, count * width).view(count, width)
-        header = scale if eight_bits else torch.cat((scale, minimum))
-        raw = torch.cat((header.expand(count, -1), quants), dim=1).view(*rows, size // BLOCK, -1)
-        blocks[name] = RawBlocks("Q8_0" if eight_bits else "Q4_1", raw)
+    for name, p in model.named_parameters() if weights in QUANTISED else ():
+        if p.dim() >= 2 and p.shape[-1] % BLOCK == 0:
+            eight_bits = weights == "int8" or name in ("embedding.weight", "lm_head.weight")
+            # A scale, of 4 bits a minimum too, and the integers.
+            width = 2 + BLOCK if eight_bits else 4 + BLOCK // 2
+            raw = torch.ones(*p.shape[:-1], p.shape[-1] // BLOCK, width, dtype=torch.uint8)
+            blocks[name] = RawBlocks("Q8_0" if eight_bits else "Q4_1", raw)
     return blocks

@@ -1,8 +1,7 @@
 """The adapters and soft prompts of an engine, which are loaded, updated and unloaded while requests run.
 
-A key names one version of some weights at a time. Unloading or updating takes the key from the version at once; its
-weights and cached prefixes are freed when the last request that uses them has ended. So running requests end on the
-version that they began with, and a new version starts with an empty cache of its own.
+A key names one version of some weights at a time. Unloading or updating takes the key away at once; weights and cached
+prefixes are freed when the last request that uses them has ended, on the version that it began with.
 """
 
 from __future__ import annotations
@@ -18,12 +17,9 @@ from bedplate.core.errors import RequestError, UsageError
 
 @dataclass(eq=False)
 class LoadedAdapter:
-    """One version of an adapter, or the base (key None). The object is the namespace of its cached prefixes.
-
-    slot: its slot in the bank. virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users:
-    requests and soft prompts that hold it. config: its shape, for an update. version: 1 as loaded. fingerprint: SHA-256
-    of its weights, once computed.
-    """
+    """One version of an adapter, or the base (key None); the namespace of its cached prefixes. slot: in the bank.
+    virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users: requests and soft prompts that
+    hold it. config: its shape, for an update. fingerprint: SHA-256 of its weights, once computed."""
 
     key: str | None
     slot: int = BASE_ROW
@@ -117,8 +113,7 @@ class Adapters:
 
     @property
     def leaving(self) -> bool:
-        """Whether `sweep` would free any. Those that are still used, by requests or by a soft prompt, may stay so for
-        long."""
+        """Whether `sweep` would free any. Those still used, by requests or a soft prompt, may stay so for long."""
         return any(adapter.users == 0 for adapter in tuple(self._leaving))
 
     @property

@@ -7,11 +7,8 @@ from collections import deque
 
 
 class ComputeLock:
-    """A reentrant lock that is handed to whoever has waited longest.
-
-    `threading.RLock` lets the thread that releases it take it again at once, so that an engine under load would keep
-    others (a second engine, the loading of an adapter) waiting for as long as it has work.
-    """
+    """A reentrant lock that is handed to whoever has waited longest. (`threading.RLock` lets the thread that releases
+    it take it again at once, so that an engine under load would keep others waiting.)"""
 
     def __init__(self) -> None:
         self._inner = threading.Lock()

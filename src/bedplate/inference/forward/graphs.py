@@ -13,12 +13,13 @@ import logging
 from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.adapters.fixed import power_of_two
 from bedplate.inference.forward.batch import FlatBatch, PassOutput
 from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.paged import PagedCache
@@ -31,22 +32,17 @@ log = logging.getLogger("bedplate.inference")
 
 Run = Callable[[], tuple[Tensor, Tensor]]
 """Starts a step: logits [M, V] and hidden states [M, D]."""
+Recorder = Callable[[Run], Run]
+"""Returns a replay of all that a run starts, over the same memory; the run may be called for it."""
 MAX_RECORDINGS = 48
 """Recordings that are held; the one that was not used for longest goes."""
 MOST_ROWS = 64
 
 
-class Recorder(Protocol):
-    def __call__(self, run: Run) -> Run:
-        """Returns a replay of all that `run` starts, over the same memory; `run` may be called for it."""
-        ...
-
-
 class CudaRecorder:
     """Records CUDA graphs, which share the memory of what stands between."""
 
-    def __init__(self) -> None:
-        self._pool: Any = None
+    _pool: Any = None
 
     def __call__(self, run: Run) -> Run:
         side = torch.cuda.Stream()
@@ -108,7 +104,7 @@ class RecordedDecode:
         if places is None:
             return None
         block = self._cache.block
-        rows, blocks = _power(N), _power(max(-(-span.end // block) for span in batch.spans))
+        rows, blocks = power_of_two(N), power_of_two(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
         transfer, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
         tokens = transfer.add([[*batch.tokens, *made_up]])
@@ -166,13 +162,11 @@ class RecordedDecode:
             return None
 
     def forget(self) -> None:
-        """Frees what is held."""
         self._recordings.clear()
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:
-    """The reason a model's decode steps cannot be recorded, if any: what the host reads on the way is not in a
-    recording."""
+    """Why a model's decode steps cannot be recorded, if so: what the host reads on the way is in no recording."""
     spec = model.spec
     if not isinstance(spec, TransformerSpec) or spec.kind != "decoder":
         return "it is not a decoder alone"
@@ -186,8 +180,3 @@ def unrecordable(model: Model, cache: PagedCache) -> str | None:
     if experts and not by_torch(next(model.parameters())):
         return "its experts' tokens are counted by the host"
     return None
-
-
-def _power(count: int) -> int:
-    """The next power of two."""
-    return 1 << (count - 1).bit_length()

@@ -3,27 +3,30 @@
 A layer with a window keeps a ring of its last tokens: position p stands at p % C, where C is what the ring holds. C is
 more than any position of a layer that keeps all, so that one rule does for both.
 
-Shapes: R rows (slots), S sequences of a batch, N tokens of a flat batch, C tokens that a layer has room for, K keys a
-sequence may see, M layers of one size, G key-value heads, H query heads, D features of one head.
+Shapes: R rows (slots), S sequences of a batch or group, N tokens of a flat batch, C tokens that a layer has room for, K
+keys a sequence may see, M layers of one size, G key-value heads, H query heads, D features of one head, V of its value.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
+from weakref import ref
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.inference.forward.host_to_device import HostToDevice
-from bedplate.inference.forward.kv_write import CachedAttend
+from bedplate.inference.forward.cache_ops import write_kv
+from bedplate.inference.forward.host_to_device import DeviceTensors, HostToDevice, Numbers
 from bedplate.inference.forward.radix import Segment
 from bedplate.inference.forward.recurrent_states import RecurrentStates, Snapshot
-from bedplate.inference.forward.slot_attention import SlotAttention
-from bedplate.inference.forward.spans import Span
+from bedplate.inference.forward.spans import Padded, Span, grouped, span_index
+from bedplate.models.layers.attention import Attend, whole_attention
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, CrossAttend, KeysOf, Recurrence
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import LayerCache, row_layout
 
@@ -43,6 +46,20 @@ def stores_of(layer_cache: LayerCache) -> tuple[Store, ...]:
     return Store(layer_cache.heads, layer_cache.key_size, layer_cache.window), Store(
         layer_cache.heads, layer_cache.value_size, layer_cache.window
     )
+
+
+def layer_views(
+    stores: Mapping[Store, Tensor], layout: Sequence[LayerCache], layers: int
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Each layer's keys and values in the tensors of its stores; nothing for layers that keep none."""
+    of_store = {store: iter(data.unbind(0)) for store, data in stores.items()}
+    keys, values = ([torch.empty(0)] * layers for _ in range(2))
+    for layer_cache in layout:
+        tensors = [next(of_store[store]) for store in stores_of(layer_cache)]
+        keys[layer_cache.layer] = tensors[0]
+        # A latent is one key, whose last features are the value.
+        values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
+    return keys, values
 
 
 class SlotSegment:
@@ -74,8 +91,25 @@ STEP = 512
 """Tokens of one row in one pass, where nothing else is said."""
 
 
+class CachedAttend(Attend, CrossAttend, Protocol):
+    """Attention of a flat batch over a cache. write: keeps keys and values of what an encoder has read (a decoder's own
+    are kept when it attends)."""
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None: ...
+
+
 class KVCache(Protocol):
-    """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …"""
+    """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …
+
+    reserve: makes room for so many tokens in each of these rows; returns {} or, where these rows had to be renumbered
+    and what others held is lost, the new number of each. rewinds: whether the row can go on from its position `to`, as
+    if it had no more tokens. save: tokens begin … end of a row for the prefix cache, of the first `depth` layers or
+    all; None where the row does not have them all any more; snapshot: with the row's states, where they are those after
+    the last. load: the first `count` tokens of a segment as the row's tokens from `begin` on. attend: attention of a
+    flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself; what the device is to
+    know of them goes with the transfer. commit: the pass over the spans last attended is over, and what it computed
+    stands.
+    """
 
     block: int
     """Saved segments are multiples of so many tokens."""
@@ -103,40 +137,16 @@ class KVCache(Protocol):
         """Whether rows of these lengths fit together."""
         ...
 
-    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
-        """Makes room for so many tokens in each of these rows. Returns {} or, where these rows had to be renumbered
-        and what others held is lost, the new number of each."""
-        ...
-
-    def rewinds(self, row: int, to: int) -> bool:
-        """Whether the row can go on from its position `to`, as if it had no more tokens."""
-        ...
-
-    def save(self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True) -> Segment | None:
-        """Tokens begin … end of a row, for the prefix cache: of the first `depth` layers, or all. None where the row
-        does not have them all any more. snapshot: with the row's states, where they are those after the last one."""
-        ...
-
-    def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
-        """The first `count` tokens of a segment as the row's tokens from `begin` on."""
-        ...
-
-    def free(self, row: int) -> None:
-        """The row is no longer used."""
-        ...
-
-    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
-        """Attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself.
-        transfer: what the device is to know of them goes with it."""
-        ...
-
-    def commit(self) -> None:
-        """The pass over the spans last attended is over, and what it computed stands."""
-        ...
-
-    def close(self) -> None:
-        """Gives its memory back; it cannot be used after it."""
-        ...
+    def reserve(self, lengths: dict[int, int]) -> dict[int, int]: ...
+    def rewinds(self, row: int, to: int) -> bool: ...
+    def save(
+        self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True
+    ) -> Segment | None: ...
+    def load(self, row: int, begin: int, segment: Segment, count: int) -> None: ...
+    def free(self, row: int) -> None: ...
+    def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend: ...
+    def commit(self) -> None: ...
+    def close(self) -> None: ...
 
 
 class SlotCache:
@@ -154,12 +164,7 @@ class SlotCache:
     longest = None
 
     def __init__(
-        self,
-        spec: TextSpec,
-        dtype: torch.dtype,
-        device: torch.device,
-        limit_bytes: int = 1 << 40,
-        step: int = STEP,
+        self, spec: TextSpec, dtype: torch.dtype, device: torch.device, limit_bytes: int = 1 << 40, step: int = STEP
     ) -> None:
         self._spec, self.dtype, self.device, self.step = spec, dtype, device, step
         layout = row_layout(spec)
@@ -174,9 +179,7 @@ class SlotCache:
         # How far each row was ever written, and which of them hold behind their own tokens what others left there.
         self._reach: dict[int, int] = {}
         self._stale: set[int] = set()
-        self.latents = frozenset(
-            layer_cache.layer for layer_cache in self._layout if layer_cache.cache_type == "latent"
-        )
+        self.latents = frozenset(entry.layer for entry in self._layout if entry.cache_type == "latent")
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._allocate(1, min(256, spec.sequence_length), ())
@@ -197,7 +200,6 @@ class SlotCache:
         return capacity if window is None else min(capacity, window + 2 * self.step)
 
     def _bytes(self, rows: int, capacity: int) -> int:
-        """Bytes of so many slots of so many tokens."""
         stores = self._stores(None).items()
         values_per_row = sum(n * store.heads * store.size * self._ring(store.window, capacity) for store, n in stores)
         return rows * (values_per_row * self.dtype.itemsize + self.states.nbytes)
@@ -242,13 +244,7 @@ class SlotCache:
         self.states.reserve(rows, live_rows)
         self._data = new_data
         self.rows, self.capacity = rows, capacity
-        layer_tensors = {store: iter(data.unbind(0)) for store, data in self._data.items()}
-        nothing = torch.empty(0, dtype=self.dtype, device=self.device)
-        self.keys, self.values = [nothing] * self._spec.main.layers, [nothing] * self._spec.main.layers
-        for layer_cache in self._layout:
-            tensors = [next(layer_tensors[store]) for store in stores_of(layer_cache)]
-            self.keys[layer_cache.layer] = tensors[0]
-            self.values[layer_cache.layer] = tensors[1] if len(tensors) > 1 else tensors[0][..., layer_cache.key_size :]
+        self.keys, self.values = layer_views(self._data, self._layout, self._spec.main.layers)
 
     def rewinds(self, row: int, to: int) -> bool:
         if to and not self.states.is_at(row, to):
@@ -330,3 +326,111 @@ class SlotCache:
                 raise UsageError(f"a pass has {longest} tokens of one row, and this cache takes {self.step} at a time")
         for span in spans:
             self._ends[span.row] = span.end if span.start == 0 else max(self._ends.get(span.row, 0), span.end)
+
+
+class SlotAttention:
+    """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
+
+    is_cached = True
+
+    def __init__(self, cache: SlotCache, spans: Sequence[Span], transfer: HostToDevice) -> None:
+        self._cache, self._spans, self._transfer = cache, spans, transfer
+        self._rows, self._positions = span_index(spans)
+        self._end = max(span.end for span in spans)
+        self._longest = max(span.length for span in spans)
+        self._written: dict[int, ref[Tensor]] = {}
+        self._rings: dict[int | None, tuple[DeviceTensors | None, DeviceTensors, DeviceTensors]] = {}
+        self._place(None)
+        for capacity in {keys.shape[2] for keys in cache.keys if keys.dim() == 4}:
+            if self._end > capacity:
+                self._place(capacity)
+        # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
+        self._alone = len(spans) == 1 and spans[0].start == 0
+        groups = [] if self._alone else grouped(spans)
+        self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, transfer) for group in groups]
+
+    def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        written, rows, places = self._rings[keys.shape[2] if self._end > keys.shape[2] else None]
+        if written is not None:
+            k_NGD, v_NGV = k_NGD[written.tensor], v_NGV[written.tensor]
+        if layer in self._cache.latents:
+            keys[rows.tensor, :, places.tensor] = k_NGD
+        else:
+            write_kv(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
+
+    def _place(self, capacity: int | None) -> None:
+        """Which tokens are written (None: all; never two to one place) and where, for a capacity (None: for all)."""
+        rows, positions, written = self._rows, self._positions, None
+        if capacity is not None and self._longest > capacity:
+            ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])
+            (written,) = (positions >= ends - capacity).nonzero()
+            rows, positions = rows[written], positions[written]
+        places: Numbers = positions if capacity is None else positions % capacity
+        add = self._transfer.add
+        self._rings[capacity] = None if written is None else add(written), add(rows), add(places)
+
+    def __call__(
+        self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
+    ) -> Tensor:
+        # Layers that share keys and values give those of an earlier one, which stand in their places then.
+        written = self._written.get(layer)
+        if written is None or written() is not k_BTGD:
+            self.write(layer, k_BTGD[0], v_BTGV[0])
+            self._written[layer] = ref(k_BTGD)
+        if self._alone:
+            return whole_attention(q_BTHD, k_BTGD, v_BTGV, options, causal=True)
+        return self._mix_groups(layer, q_BTHD, lambda group, q, keys, values: group(q, keys, values, options))
+
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
+        return self._mix_groups(layer, q_BTHD, lambda group, q, k, v: group.cross_attend(q, k, v, options))
+
+    def _mix_groups(
+        self, layer: int, q_BTHD: Tensor, mix: Callable[[_SlotGroup, Tensor, Tensor, Tensor], Tensor]
+    ) -> Tensor:
+        """Applies `mix` to each group's queries and the layer's keys and values; outputs in the tokens' order."""
+        keys, values = self._cache.keys[layer], self._cache.values[layer]
+        if self._groups[0].padded.whole:
+            return mix(self._groups[0], q_BTHD[0], keys, values)[None]
+        out_NHV = q_BTHD.new_empty(*q_BTHD.shape[1:3], values.shape[3])
+        for group in self._groups:
+            out_NHV[group.padded.tokens_N] = mix(group, q_BTHD[0], keys, values)
+        return out_NHV[None]
+
+    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
+        return self._cache.states.recur(layer, run, x_BTC, [group.padded for group in self._groups])
+
+
+class _SlotGroup:
+    """Spans padded to one length T, with the rows they read."""
+
+    def __init__(
+        self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
+    ) -> None:
+        spans = [span for _, span in numbered]
+        self.padded = Padded(numbered, total, dtype, transfer)
+        rows = [span.row for span in spans]
+        together = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._view = slice(rows[0], rows[0] + len(rows)) if together else None
+        self._rows_S = transfer.add(rows)
+
+    def __call__(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
+        K, C = self.padded.keys, keys.shape[2]
+        if options.window is not None:
+            nearby = self.padded.keys_in_window(options.window)
+            # To read all of the row and mask most is cheaper than to gather, where most is not much more.
+            if K > C or 2 * nearby.position_SK.shape[1] < K:
+                at = (self._rows_S.tensor[:, None], slice(None), nearby.position_SK % C)
+                return self.padded.attend_near(q_NHD, keys[at], values[at], options, nearby)
+        key_range = slice(self.padded.first, K)
+        return self.padded.attend(q_NHD, self._picked(keys, key_range), self._picked(values, key_range), options)
+
+    def cross_attend(self, q_NHD: Tensor, keys: Tensor, values: Tensor, options: AttentionOptions) -> Tensor:
+        read = slice(self.padded.sources)
+        return self.padded.cross_attend(q_NHD, self._picked(keys, read), self._picked(values, read), options)
+
+    def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
+        """The rows' keys or values at these places."""
+        if self._view is not None:
+            return kept_RGCD[self._view, :, places]
+        return kept_RGCD[:, :, places].index_select(0, self._rows_S.tensor)

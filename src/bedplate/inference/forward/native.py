@@ -1,11 +1,8 @@
-"""One forward pass as one compiled call, where the machine and the base allow it.
-
-Same signature as the torch way, and the same cache: a pass may take either.
-"""
+"""One forward pass as one compiled call, where the machine and the base allow it. Same signature as the torch way, and
+the same cache: a pass may take either."""
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Mapping
 
 from bedplate.adapters.bank import BASE_ROW, Bank
@@ -13,25 +10,59 @@ from bedplate.inference.forward.batch import FlatBatch, Greedy, PassOutput
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.torch import Forward
 from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.native_encoder import NativeEncoder
-from bedplate.inference.native.packed_weights import NativeAdapter, PackedWeights, WeightFormat
+from bedplate.inference.native.packed_weights import NativeAdapter, NativeEncoder, WeightFormat
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.model import Model
 
 
 class NativeForward(Forward):
-    """The part that decoders and encoders share: a base's packed weights, and the bank's adapters as the kernel reads
-    them."""
+    """Passes of a base's packed weights with the bank's adapters: a decoder's over slots, or an encoder's, whose spans
+    are whole texts."""
 
     name = "native"
 
-    def __init__(self, packed: PackedWeights, bank: Bank | None) -> None:
-        self._packed, self._bank = packed, bank
+    def __init__(self, packed: NativeDecoder | NativeEncoder, bank: Bank | None, cache: SlotCache | None) -> None:
+        self._packed, self._bank, self._cache = packed, bank, cache
         self.weights: str = packed.weights
         self._adapters: dict[int, NativeAdapter] = {}
 
-    @abstractmethod
-    def __call__(self, batch: FlatBatch) -> PassOutput: ...
+    def __call__(self, batch: FlatBatch) -> PassOutput:
+        if isinstance(self._packed, NativeEncoder):
+            adapters = [self._adapter(adapter.slot) for adapter in batch.adapters]
+            lengths = [span.length for span in batch.spans]
+            return PassOutput(None, self._packed.forward(batch.tokens, lengths, batch.types, adapters, batch.depth))
+        assert self._cache is not None
+        return self._decode(batch, self._packed, self._cache)
+
+    def _decode(self, batch: FlatBatch, decoder: NativeDecoder, cache: SlotCache) -> PassOutput:
+        rows: list[int] = []
+        positions: list[int] = []
+        adapters: list[NativeAdapter | None] | None = None
+        if any(adapter.slot != BASE_ROW for adapter in batch.adapters):
+            adapters = []
+        for span, adapter in zip(batch.spans, batch.adapters, strict=True):
+            rows += [span.row] * span.length
+            positions += range(span.start, span.start + span.length)
+            if adapters is not None:
+                adapters += [self._adapter(adapter.slot)] * span.length
+        cache.note(batch.spans)
+        out = decoder.forward(
+            batch.tokens,
+            rows,
+            positions,
+            cache.keys,
+            cache.values,
+            batch.logit_indices,
+            adapters=adapters,
+            depth=batch.depth,
+            states=batch.states,
+            keep_logits=not batch.likeliest,
+        )
+        greedy = None
+        if len(out.argmax_W):
+            top, total = out.top_W.tolist(), out.logsumexp_W.tolist()
+            greedy = Greedy(out.argmax_W.tolist(), [a - b for a, b in zip(top, total, strict=True)], total)
+        return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 
     def _adapter(self, slot: int) -> NativeAdapter | None:
         """The bank's adapter as the kernel reads it, made once; None for the base's own row."""
@@ -53,58 +84,6 @@ class NativeForward(Forward):
         self._packed.close()
 
 
-class NativeReading(NativeForward):
-    """The native encoder: spans are whole texts."""
-
-    def __init__(self, encoder: NativeEncoder, bank: Bank | None) -> None:
-        super().__init__(encoder, bank)
-        self._encoder = encoder
-
-    def __call__(self, batch: FlatBatch) -> PassOutput:
-        adapters = [self._adapter(adapter.slot) for adapter in batch.adapters]
-        lengths = [span.length for span in batch.spans]
-        return PassOutput(None, self._encoder.forward(batch.tokens, lengths, batch.types, adapters, batch.depth))
-
-
-class NativeWriting(NativeForward):
-    """The native decoder over slots."""
-
-    def __init__(self, decoder: NativeDecoder, bank: Bank | None, cache: SlotCache) -> None:
-        super().__init__(decoder, bank)
-        self._decoder, self._cache = decoder, cache
-
-    def __call__(self, batch: FlatBatch) -> PassOutput:
-        rows: list[int] = []
-        positions: list[int] = []
-        adapters: list[NativeAdapter | None] | None = None
-        if any(adapter.slot != BASE_ROW for adapter in batch.adapters):
-            adapters = []
-        for span, adapter in zip(batch.spans, batch.adapters, strict=True):
-            rows += [span.row] * span.length
-            positions += range(span.start, span.start + span.length)
-            if adapters is not None:
-                adapters += [self._adapter(adapter.slot)] * span.length
-        cache = self._cache
-        cache.note(batch.spans)
-        out = self._decoder.forward(
-            batch.tokens,
-            rows,
-            positions,
-            cache.keys,
-            cache.values,
-            batch.logit_indices,
-            adapters=adapters,
-            depth=batch.depth,
-            states=batch.states,
-            keep_logits=not batch.likeliest,
-        )
-        greedy = None
-        if len(out.argmax_W):
-            top, total = out.top_W.tolist(), out.logsumexp_W.tolist()
-            greedy = Greedy(out.argmax_W.tolist(), [a - b for a, b in zip(top, total, strict=True)], total)
-        return PassOutput(out.logits_WV, out.hidden_ND, greedy)
-
-
 def native_forward(
     model: Model,
     weights: WeightFormat,
@@ -115,6 +94,5 @@ def native_forward(
     threads: int,
 ) -> NativeForward:
     """The passes of a model that the kernel takes: a decoder's over slots, or an encoder's, which has no cache."""
-    if cache is None:
-        return NativeReading(NativeEncoder(model, weights, blocks=blocks, threads=threads), bank)
-    return NativeWriting(NativeDecoder(model, weights, blocks=blocks, threads=threads), bank, cache)
+    packed = (NativeEncoder if cache is None else NativeDecoder)(model, weights, blocks=blocks, threads=threads)
+    return NativeForward(packed, bank, cache)

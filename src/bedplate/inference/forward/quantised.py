@@ -1,9 +1,8 @@
 """Weights of 8 or 4 bits on torch, for devices: a linear whose weight is integers in blocks of 32 along its input.
 
-The integers and scales are the native kernel's (`quantise_int8`, `quantise_int4`). 4 bits run on torch's own product of
-packed weights where that gives what the plain way gives here, which is tried once; the plain way makes the weight again
-for each product, which saves memory and no time. The embedding, a head that is tied to it, and experts stay as they
-are.
+They are the native kernel's (`quantise_int8`, `quantise_int4`). 4 bits run on torch's own product of packed weights
+where a trial shows that it is right here; the plain way makes the weight again for each product, which saves memory and
+no time. The embedding, a head that is tied to it, and experts stay as they are.
 """
 
 # Shape suffixes: T tokens, O out_features, I in_features, N blocks of a row, G the values of one block (32).
@@ -84,8 +83,7 @@ class QuantisedLinear(Linear):
 
 
 def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weights as torch's product reads them: integers in tiles, and [N, O, 2] of scales and of the value that 8
-    stands for."""
+    """The weights as torch's product reads them: integers in tiles, and [N, O, 2] of scales and what 8 stands for."""
     quants_OI = quants_ONG.flatten(1)
     middle_ON = minimum_ON.float() + 8 * scale_ON.float()
     scale_and_zero = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)

@@ -1,10 +1,8 @@
-"""The prefix cache: segments of keys and values by their tokens (SGLang's RadixAttention,
-https://arxiv.org/abs/2312.07104).
+"""The prefix cache: keys and values by their tokens (SGLang's RadixAttention, https://arxiv.org/abs/2312.07104).
 
-One tree per namespace. An edge holds a run of key elements and the segment of keys and values that belongs to them.
-Leaves that nobody pinned are evicted, least recently used first, to stay under `capacity` bytes. The tree knows nothing
-of tensors: a segment is whatever the cache underneath saves (a copy, or counted references to blocks). Key elements are
-token ids, with a tenant's salt in the first one that is not shared, or hashes of media.
+One tree per namespace. An edge holds a run of key elements and their segment: whatever the cache underneath saves (a
+copy, or counted references to blocks). Leaves that nobody pinned are evicted, least recently used first, to stay under
+`capacity` bytes. Key elements are token ids, with a tenant's salt in the first that is not shared, or hashes of media.
 """
 
 from __future__ import annotations
@@ -17,6 +15,8 @@ from functools import lru_cache
 from typing import Protocol
 
 Key = tuple[int, ...]
+Save = Callable[[int, int], "Segment | None"]
+"""Makes the segment of the key elements from one to before another; None where they are gone."""
 _SALT_SHIFT = 64
 
 
@@ -34,10 +34,8 @@ def _salt(tenant: str) -> int:
 
 
 def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
-    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone.
-
-    The tenant enters into one element, from which on paths of different tenants are apart.
-    """
+    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone. The tenant
+    enters into one element, from which on paths of different tenants are apart."""
     if shared >= len(tokens):
         return tuple(tokens)
     return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
@@ -51,23 +49,16 @@ def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
 
 
 class Segment(Protocol):
-    """Keys and values of a run of tokens."""
+    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end (trees with snapshots).
+    split: the first `at` tokens and the rest; this segment is not used afterwards. release: called once, when the tree
+    lets go of it."""
 
     @property
     def nbytes(self) -> int: ...
-
     @property
-    def resumes(self) -> bool:
-        """Whether a sequence can go on from its end, in a tree of segments with snapshots."""
-        ...
-
-    def split(self, at: int) -> tuple[Segment, Segment]:
-        """The first `at` tokens and the rest; this segment is not used afterwards."""
-        ...
-
-    def release(self) -> None:
-        """Called once, when the tree lets go of it."""
-        ...
+    def resumes(self) -> bool: ...
+    def split(self, at: int) -> tuple[Segment, Segment]: ...
+    def release(self) -> None: ...
 
 
 @dataclass(eq=False)
@@ -100,11 +91,8 @@ class Match:
 
 
 class RadixTree:
-    """Segments by key. `block`: matches and edges are multiples of so many elements (paged caches share whole blocks).
-    snapshots: a sequence can go on only from the end of a segment that `resumes`.
-
-    Not thread-safe: it belongs to the thread that computes.
-    """
+    """Segments by key. block: matches and edges are multiples of so many elements. snapshots: a sequence can go on only
+    from the end of a segment that `resumes`. It belongs to the thread that computes."""
 
     def __init__(self, capacity: int, block: int = 1, *, snapshots: bool = False) -> None:
         self.capacity, self.block, self.snapshots = capacity, block, snapshots
@@ -155,30 +143,14 @@ class RadixTree:
         return longest
 
     def insert(
-        self,
-        namespace: Hashable,
-        key: Key,
-        save: Callable[[int, int], Segment | None],
-        size: int,
-        cuts: Sequence[int] = (),
-        renew: bool = False,
+        self, namespace: Hashable, key: Key, save: Save, size: int, cuts: Sequence[int] = (), renew: bool = False
     ) -> int:
-        """Adds what is not there yet. `save(begin, end)` makes the segment of those elements, of `size` bytes each, or
-        None where they are gone; an edge ends at each of `cuts`. Returns how many elements were added: 0 too where
-        they cannot be made to fit. renew: where all of it is there, its last segment is saved anew if it has no
-        snapshot.
+        """Adds what is not there yet, with elements of `size` bytes each; an edge ends at each of `cuts`. Returns how
+        many elements were added. renew: where all of it is there, its last segment is saved anew if it has no snapshot.
         """
         return self._insert(namespace, key, save, size, cuts, pin=False, renew=renew)[1]
 
-    def pin(
-        self,
-        namespace: Hashable,
-        key: Key,
-        save: Callable[[int, int], Segment | None],
-        size: int,
-        *,
-        public: bool = True,
-    ) -> None:
+    def pin(self, namespace: Hashable, key: Key, save: Save, size: int, *, public: bool = True) -> None:
         """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice. public: it is everybody's."""
         node, _ = self._insert(namespace, key, save, size, (), pin=True, renew=True)
         node.ends += 1
@@ -229,8 +201,7 @@ class RadixTree:
             self._cut(node)
 
     def forget(self, namespace: Hashable, key: Key) -> None:
-        """Forgets all that is on the way to `key` or goes on from there, but for what is pinned: none of it is to be
-        trusted."""
+        """Forgets what is on the way to `key` or goes on from there, but for what is pinned: it cannot be trusted."""
         node, at = self._roots.get(namespace), 0
         while node is not None and at < len(key):
             child = node.children.get(key[at : at + self.block])
@@ -255,7 +226,6 @@ class RadixTree:
             node.children, node.parent = {}, None
 
     def close(self) -> None:
-        """Forgets everything."""
         for namespace in list(self._roots):
             self.drop(namespace)
         self._leaves.clear()
@@ -271,14 +241,7 @@ class RadixTree:
         self._evict(self.capacity, None)
 
     def _insert(
-        self,
-        namespace: Hashable,
-        key: Key,
-        save: Callable[[int, int], Segment | None],
-        size: int,
-        cuts: Sequence[int],
-        pin: bool,
-        renew: bool,
+        self, namespace: Hashable, key: Key, save: Save, size: int, cuts: Sequence[int], *, pin: bool, renew: bool
     ) -> tuple[RadixNode, int]:
         self._clock += 1
         node = self._roots.setdefault(namespace, RadixNode((), None, None))
@@ -312,7 +275,7 @@ class RadixTree:
             self._evict(0, None)  # snapshots were not counted before they were made
         return node, added
 
-    def _renew(self, node: RadixNode, save: Callable[[int, int], Segment | None]) -> None:
+    def _renew(self, node: RadixNode, save: Save) -> None:
         """Gives a node's segment the snapshot that it has not."""
         if node.segment is None or node.segment.resumes:
             return

@@ -16,7 +16,7 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 from bedplate.inference.forward.spans import Padded, Span
 from bedplate.models.device_memory import integers
-from bedplate.models.layers.recurrence_inputs import Recurrence, State
+from bedplate.models.layers.attention_options import Recurrence, State
 from bedplate.models.specs.cache import LayerCache
 
 
@@ -56,11 +56,7 @@ class RecurrentStates:
     def bytes_of(self, depth: int | None) -> int:
         """Bytes of a snapshot of the first layers, or of all."""
         layers = zip(self._layout, self._dtypes, strict=True)
-        return sum(
-            layer_cache.values * dtype.itemsize
-            for layer_cache, dtype in layers
-            if depth is None or layer_cache.layer < depth
-        )
+        return sum(entry.values * dtype.itemsize for entry, dtype in layers if depth is None or entry.layer < depth)
 
     def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
         """Room for so many rows, of which the first ones are those that were `live_rows`, or all."""
@@ -134,16 +130,13 @@ class RecurrentStates:
         if not self or not self.is_at(row, position):
             return None
         layers = zip(self._layout, self._data, strict=True)
-        return Snapshot(
-            tuple(data[row].clone() for layer_cache, data in layers if depth is None or layer_cache.layer < depth)
-        )
+        return Snapshot(tuple(data[row].clone() for entry, data in layers if depth is None or entry.layer < depth))
 
     def forget(self, row: int) -> None:
         """Lets a row continue from its beginning only."""
         self._at.pop(row, None)
 
     def close(self) -> None:
-        """Gives the memory back."""
         self._data, self._pending, self._at = [], [], {}
 
     def load(self, row: int, position: int, snapshot: Snapshot | None) -> None:
@@ -156,8 +149,6 @@ class RecurrentStates:
 
 
 def _shape(layer_cache: LayerCache) -> tuple[int, ...]:
-    return (
-        (layer_cache.value_size, layer_cache.key_size)
-        if layer_cache.cache_type == "convolution"
-        else (layer_cache.heads, layer_cache.key_size, layer_cache.value_size)
-    )
+    if layer_cache.cache_type == "convolution":
+        return layer_cache.value_size, layer_cache.key_size
+    return layer_cache.heads, layer_cache.key_size, layer_cache.value_size

@@ -21,11 +21,8 @@ from bedplate.models.layers.attention_options import AttentionOptions
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache.
-
-    source: how many tokens stand before the sequence in its row, which an encoder has read: only attention across sees
-    them, and positions are counted after them.
-    """
+    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache. source:
+    tokens before the sequence in its row, which an encoder has read: only attention across sees them."""
 
     row: int
     start: int
@@ -38,10 +35,8 @@ class Span:
 
 
 class Padded:
-    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens.
-
-    What the device is to know of them goes with a transfer, if nothing of it was asked for before that was sent.
-    """
+    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens. What
+    the device is to know of them goes with a transfer, if nothing of it was asked for before that was sent."""
 
     def __init__(
         self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
@@ -83,8 +78,7 @@ class Padded:
         return None if self._lengths_S is None else self._lengths_S.tensor
 
     def _mask(self, repeats: int) -> Tensor | None:
-        """The mask added to the scores [S, 1, repeats · T, K], made where the keys are; None where every query sees all
-        keys."""
+        """The mask added to the scores [S, 1, repeats · T, K], on the keys' device; None where all see all keys."""
         if self._folded is None and self._masked:
             seen_STK = self.keys_in_window(None).seen_STK
             mask_STK = torch.zeros(seen_STK.shape, dtype=self._dtype, device=seen_STK.device)

@@ -25,27 +25,23 @@ from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.linears import fuse_linears
-from bedplate.models.layers.whole_texts import WholeTexts
 from bedplate.models.model import Model
+from bedplate.models.packed.packed_attention import WholeTexts
 
 
 class Forward(Protocol):
-    """A way to run the base. Keys and values of the batch's tokens end up in the cache."""
+    """A way to run the base. Keys and values of the batch's tokens end up in the cache.
+
+    weights: how products read them: "float32", "bfloat16", "int8", "int4". add_adapter: the slot's adapter has come to
+    the bank; UsageError where it cannot be run this way. forget: it leaves the bank. close: frees what is its own."""
 
     name: str
     weights: str
-    """The dtype that the products read the weights in: "float32", "bfloat16", "int8", "int4"."""
 
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
-
-    def add_adapter(self, slot: int) -> None:
-        """The slot's adapter has come to the bank. Raises UsageError where it cannot be run this way."""
-
-    def forget(self, slot: int) -> None:
-        """The slot's adapter is leaving the bank: what is kept of it goes."""
-
-    def close(self) -> None:
-        """Frees what is its own; it cannot be used after it."""
+    def add_adapter(self, slot: int) -> None: ...
+    def forget(self, slot: int) -> None: ...
+    def close(self) -> None: ...
 
 
 class Resident(Protocol):
@@ -60,13 +56,9 @@ class Resident(Protocol):
 
 
 class TorchForward(Forward):
-    """The base's own module.
-
-    joined: linears that read the same input are one product, for which their weights are moved together: by default on
-    devices, whatever the cache, and over blocks. On a CPU that gains nothing (a decode step of 135 million parameters
-    takes as long, bound by memory), and weights that are the file's own pages would no longer be. record: decode steps
-    over blocks are recorded and replayed.
-    """
+    """The base's own module. joined: linears that read the same input are one product, their weights moved together: by
+    default on devices and over blocks. (On a CPU that gains nothing, and mapped pages of the file would be copied.)
+    record: decode steps over blocks are recorded and replayed."""
 
     name = "torch"
 
@@ -160,12 +152,8 @@ class TorchForward(Forward):
         positions = transfer.add([[place for length in inside for place in range(length)]])
         token_types = transfer.add([[types[token] for token in at]]) if types else None
         back = None if order == list(range(len(order))) else transfer.add(np.argsort(at))
-        inputs = Inputs(
-            read.tensor,
-            positions.tensor,
-            types=None if token_types is None else token_types.tensor,
-            last=max(lengths, default=0) - 1,
-        )
+        types = None if token_types is None else token_types.tensor
+        inputs = Inputs(read.tensor, positions.tensor, types=types, last=max(lengths, default=0) - 1)
         self._select([adapters[number].slot for number in order], inside)
         try:
             found_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]

@@ -115,9 +115,7 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError as error:
-        raise UsageError(
-            "families are checked against transformers, which is not installed; install bedplate[test]"
-        ) from error
+        raise UsageError("families are checked against transformers; install bedplate[test]") from error
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
@@ -126,32 +124,27 @@ def _transformers() -> Any:
 
 
 def _decoder_passes(pair: Pair) -> Differences:
-    """Logits, loss and gradients of whole rows."""
+    """Compares logits, loss and gradients of whole rows."""
     tokens = pair.tokens(3, _ROW)
     labels = tokens.clone()
     labels[:, :3] = -100
     with _uncast(pair.reference):
         theirs = pair.reference(tokens, labels=labels)
-    theirs.loss.backward()
     ours = _logits(pair, Inputs(tokens))
     loss = F.cross_entropy(ours[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
-    loss.backward()
-    bound = BOUNDS[pair.dtype]
-    yield "logits", relative_difference(ours, theirs.logits), bound
-    yield "loss", relative_difference(loss, theirs.loss), bound
-    yield "gradients", _gradients_apart(pair), max(bound, pair.family.noise)
+    yield "logits", relative_difference(ours, theirs.logits), BOUNDS[pair.dtype]
+    yield "loss", relative_difference(loss, theirs.loss), BOUNDS[pair.dtype]
+    yield _gradients(pair, loss, theirs.loss)
 
 
 def _encoder_passes(pair: Pair) -> Differences:
-    """Hidden states, and gradients of their squares."""
+    """Compares hidden states, and gradients of their squares."""
     tokens = pair.tokens(3, _ROW)
     with _uncast(pair.reference):
         theirs = pair.reference(tokens).last_hidden_state
-    theirs.square().mean().backward()
-    ours = _grown(pair.base)(Inputs(tokens)).hidden
-    ours.square().mean().backward()
+    ours: Tensor = _trainable(pair)(Inputs(tokens)).hidden
     yield "states", relative_difference(ours, theirs), BOUNDS[pair.dtype]
-    yield "gradients", _gradients_apart(pair), BOUNDS[pair.dtype]
+    yield _gradients(pair, ours.square().mean(), theirs.square().mean())
 
 
 def _padded(pair: Pair) -> Differences:
@@ -200,8 +193,9 @@ def _exported(pair: Pair) -> Differences:
     state = pair.reference.state_dict()
     equal_names = [name for name in state.keys() & theirs.keys() if torch.equal(theirs[name], state[name])]
     yield "exported weights", 1 - len(equal_names) / len(state.keys() | theirs.keys()), 0.0
-    reloaded = load_base(out, device="cpu")
-    yield "base read again", float((reloaded.spec, reloaded.identity.weights_id) != _identity(pair.base)), 0.0
+    reloaded, base = load_base(out, device="cpu"), pair.base
+    changed = (reloaded.spec, reloaded.identity.weights_id) != (base.spec, base.identity.weights_id)
+    yield "base read again", float(changed), 0.0
 
 
 def _both_sides(pair: Pair) -> Differences:
@@ -209,19 +203,16 @@ def _both_sides(pair: Pair) -> Differences:
     source, labels = pair.tokens(3, _ROW), pair.tokens(3, _ROW - 7).flip(1)
     with _uncast(pair.reference):
         theirs = pair.reference(source, labels=labels)
-    theirs.loss.backward()
     start = torch.full((len(labels), 1), pair.reference.config.decoder_start_token_id)
     tokens = torch.cat((start, labels[:, :-1]), dim=1)
     ours = _logits(pair, Inputs(tokens, encoder=Inputs(source)))
     loss = F.cross_entropy(ours.flatten(0, 1), labels.flatten())
-    loss.backward()
-    bound = BOUNDS[pair.dtype]
-    yield "logits", relative_difference(ours, theirs.logits), bound
-    yield "loss", relative_difference(loss, theirs.loss), bound
-    yield "gradients", _gradients_apart(pair), bound
+    yield "logits", relative_difference(ours, theirs.logits), BOUNDS[pair.dtype]
+    yield "loss", relative_difference(loss, theirs.loss), BOUNDS[pair.dtype]
+    yield _gradients(pair, loss, theirs.loss)
     packed, sources = (_packed(tensor, order) for tensor, order in ((tokens, (0, 1, 2)), (source, (2, 0, 1))))
     [ours] = _logits(pair, Inputs(*packed, encoder=Inputs(*sources)))
-    yield "packed rows", relative_difference(ours.unflatten(0, tokens.shape), theirs.logits), bound
+    yield "packed rows", relative_difference(ours.unflatten(0, tokens.shape), theirs.logits), BOUNDS[pair.dtype]
 
 
 def _packed(tokens: Tensor, order: Sequence[int]) -> tuple[Tensor, None, Tensor]:
@@ -297,27 +288,23 @@ def relative_difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
-def _identity(base: Base) -> tuple[object, str]:
-    return base.spec, base.identity.weights_id
-
-
-def _grown(base: Base) -> Any:
+def _trainable(pair: Pair) -> Any:
     """The model, its parameters with gradients."""
-    return base.model.requires_grad_(True)
+    return pair.base.model.requires_grad_(True)
 
 
 def _logits(pair: Pair, inputs: Inputs) -> Tensor:
-    model = _grown(pair.base)
+    model = _trainable(pair)
     hidden = model(inputs).hidden
     return model.head(hidden.flatten(0, 1)).unflatten(0, hidden.shape[:2])
 
 
-def _gradients_apart(pair: Pair) -> float:
+def _gradients(pair: Pair, loss: Tensor, their_loss: Tensor) -> tuple[str, float, float]:
     """The largest of all parameters' differences, each relative to the parameter's own largest gradient (or to a
-    hundredth of the largest of all, where it should vanish, as that of a bias of keys).
-
-    Theirs come to our names as weights do: saved in the weights' place, and read through the family's rules.
-    """
+    hundredth of the largest of all, where it should vanish, as that of a bias of keys). Theirs come to our names as
+    weights do: saved in the weights' place, and read through the family's rules."""
+    their_loss.backward()
+    loss.backward()
     copy = deepcopy(pair.reference)
     for parameter, original in zip(copy.parameters(), pair.reference.parameters(), strict=True):
         parameter.data = torch.zeros_like(original) if original.grad is None else original.grad
@@ -334,4 +321,4 @@ def _gradients_apart(pair: Pair) -> float:
         ours = torch.zeros_like(theirs) if grad is None else grad
         scale = max(float(theirs.abs().max()), 1e-2 * largest)
         worst = max(worst, float((ours - theirs).abs().max()) / scale)
-    return worst
+    return "gradients", worst, max(BOUNDS[pair.dtype], pair.family.noise)

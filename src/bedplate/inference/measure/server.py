@@ -49,39 +49,30 @@ async def _measure(url: str, model: str, speed: EngineSpeed, vocabulary: int, ke
     headers = {} if key is None else {"authorization": f"Bearer {key}"}
     generator = random.Random(0)
     turn_of = CALL_SHAPES[:3] * SHORTS + CALL_SHAPES[3:]
-    seconds_by_shape: dict[CallShape, list[float]] = {call_shape: [] for call_shape in CALL_SHAPES}
+    seconds_by_shape: dict[CallShape, list[float]] = {shape: [] for shape in CALL_SHAPES}
     async with httpx.AsyncClient(base_url=url, headers=headers, timeout=120, trust_env=False) as client:
         with Progress(f"{model}: its server", TURNS * len(turn_of), "turns") as bar:
             for turn in range(TURNS):
-                for call_shape in turn_of:
-                    rows, prompt, output = call_shape
+                for shape in turn_of:
+                    rows, prompt, output = shape
                     bodies = [_body(model, generator, vocabulary, prompt, output) for _ in range(rows)]
                     seconds = await _together(client, bodies)
                     bar.advance(1)
                     if turn:  # the first turn warms it up
-                        seconds_by_shape[call_shape].append(seconds)
-    return fit_server(
-        speed, {call_shape: statistics.median(seconds) for call_shape, seconds in seconds_by_shape.items()}
-    )
+                        seconds_by_shape[shape].append(seconds)
+    return fit_server(speed, {shape: statistics.median(seconds) for shape, seconds in seconds_by_shape.items()})
 
 
 def fit_server(speed: EngineSpeed, call_times: Mapping[CallShape, float]) -> ServerSpeed:
-    """From the seconds that calls of each kind took.
-
-    r calls of n tokens at once take pace · engine + call + r · start + n · (step + r · row). Nothing adds less than
-    nothing.
-    """
-    engine = {call_shape: _simulated(speed, *call_shape) for call_shape in CALL_SHAPES}
+    """From the seconds that calls of each kind took. r calls of n tokens at once take pace · engine + call + r · start
+    + n · (step + r · row). Nothing adds less than nothing."""
+    engine = {shape: _simulated(speed, *shape) for shape in CALL_SHAPES}
     short, long_prompt = CALL_SHAPES[:2]
     engine_difference = engine[long_prompt] - engine[short]
-    pace = (
-        max((call_times[long_prompt] - call_times[short]) / engine_difference, _LEAST_PACE)
-        if engine_difference > 0
-        else 1.0
-    )
-    single, _, several, long, several_long = (
-        call_times[call_shape] - pace * engine[call_shape] for call_shape in CALL_SHAPES
-    )
+    pace = 1.0
+    if engine_difference > 0:
+        pace = max((call_times[long_prompt] - call_times[short]) / engine_difference, _LEAST_PACE)
+    single, _, several, long, several_long = (call_times[shape] - pace * engine[shape] for shape in CALL_SHAPES)
     alone = max((long - single) / (LONG - SHORT), 0.0)
     together = max((several_long - several) / (LONG - SHORT), alone)
     row = min((together - alone) / (TOGETHER - 1), alone)
@@ -119,6 +110,4 @@ async def _send_completion(client: httpx.AsyncClient, body: dict[str, Any]) -> N
             async for _ in reply.aiter_raw():
                 pass
     except httpx.HTTPError as error:
-        raise EndpointError(
-            f"{client.base_url} was not reached or broke off: {error or type(error).__name__}"
-        ) from error
+        raise EndpointError(f"{client.base_url} was not reached or broke off: {error!r}") from error

@@ -43,17 +43,12 @@ _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
 
 def measure_machine() -> MeasuredMachine:
     """Memory bandwidth and products of this machine, as torch on its threads reaches them."""
-    with Progress("this machine", 4, "measurements") as bar:
-        bandwidth = _bandwidth()
-        bar.advance(1)
-        flops: dict[str, float] = {}
-        for dtype in (torch.float32, torch.bfloat16):
-            flops[str(dtype).removeprefix("torch.")] = _products(dtype)
-            bar.advance(1)
+    with Progress("measuring this machine", unit=""):
+        values = torch.ones(_BYTES // 4)
+        bandwidth = _BYTES / _best(values.sum)  # of a vector that no cache holds
+        flops = {str(dtype).removeprefix("torch."): _products(dtype) for dtype in (torch.float32, torch.bfloat16)}
         eight = _int8_products()
-        if eight is not None:
-            flops["int8"] = eight
-        bar.advance(1)
+    flops |= {} if eight is None else {"int8": eight}
     return MeasuredMachine(
         cpu=processor().name,
         threads=torch.get_num_threads(),
@@ -63,12 +58,6 @@ def measure_machine() -> MeasuredMachine:
         bandwidth_bytes_per_second=bandwidth,
         flops_per_second=flops,
     )
-
-
-def _bandwidth() -> float:
-    """Bytes read a second: the sum of a vector that no cache holds."""
-    values = torch.ones(_BYTES // 4)
-    return _BYTES / _best(values.sum)
 
 
 def _products(dtype: torch.dtype) -> float:
@@ -95,16 +84,6 @@ def _best(run: Callable[[], object]) -> float:
     return best
 
 
-class StepLog:
-    """An engine's observer that keeps what its steps did and took."""
-
-    def __init__(self) -> None:
-        self.records: list[StepRecord] = []
-
-    def __call__(self, record: StepRecord) -> None:
-        self.records.append(record)
-
-
 def load_of(record: StepRecord) -> Load:
     """What a step had to do, as economics counts it."""
     prompts = record.spans[record.decodes :]
@@ -126,26 +105,17 @@ def measure_engine(
 ) -> EngineSpeed:
     """Runs steps of planned sizes on an engine of its own, on the base and under LoRA adapters of all linears, and fits
     their costs. `name`: what the base is to be found under. UsageError for an encoder."""
-    if "generate" not in base.can:
+    if not base.writes:
         raise UsageError(f"{base.name} is an encoder; the steps of decoders can be measured")
     context = base.spec.context_length - _DECODES - 1
     contexts = sorted({min(length, context) for length in CONTEXTS})
     prompts = [prompt for prompt in PROMPTS if prompt <= context]
-    log, batch = StepLog(), max(BATCHES)
-    with Engine(
-        base,
-        max_rows=batch,
-        adapters=batch,
-        step_adapters=batch,
-        weights=weights,
-        kernel=kernel,
-        speculate=False,
-        on_step=log,
-    ) as engine:
-        plan = _Plan(engine, log, contexts, prompts)
-        measured_steps = plan.steps(BATCHES, [None])
+    records, batch = list[StepRecord](), max(BATCHES)
+    slots: dict[str, Any] = {"max_rows": batch, "adapters": batch, "step_adapters": batch}
+    with Engine(base, **slots, weights=weights, kernel=kernel, speculate=False, on_step=records.append) as engine:
+        measured_steps = _run_steps(engine, records, contexts, prompts, BATCHES, [None])
         keys = _load_adapters(engine, batch, adapter_rank)
-        measured_steps += _Plan(engine, log, contexts[:1], prompts[-2:]).steps((1, 4, batch), keys)
+        measured_steps += _run_steps(engine, records, contexts[:1], prompts[-2:], (1, 4, batch), keys)
         return EngineSpeed(
             base=name,
             shape=shape_of(base.spec.main),
@@ -181,59 +151,46 @@ class MeasuredStep:
     times: int
 
 
-class _Plan:
-    """The steps that an engine is made to take."""
+def _run_steps(
+    engine: Engine,
+    records: list[StepRecord],
+    contexts: Sequence[int],
+    prompts: Sequence[int],
+    batches: Sequence[int],
+    adapters: Sequence[str | None],
+) -> list[MeasuredStep]:
+    """Prompts of every size alone, one in several steps, and every batch at every context, a few times over. records:
+    those that the engine's steps write."""
+    generator, timings = random.Random(0), defaultdict[Load, list[tuple[float, float]]](list)
 
-    def __init__(self, engine: Engine, log: StepLog, contexts: Sequence[int], prompts: Sequence[int]) -> None:
-        self._engine, self._log = engine, log
-        self._contexts, self._prompts = contexts, prompts
-        self._random = random.Random(0)
-        self._timings: dict[Load, list[tuple[float, float]]] = defaultdict(list)
+    def tokens(count: int) -> tuple[int, ...]:
+        return tuple(generator.randrange(engine.base.spec.vocab_size) for _ in range(count))
 
-    def steps(self, batches: Sequence[int], adapters: Sequence[str | None]) -> list[MeasuredStep]:
-        """Prompts of every size alone, one in several steps, and every batch at every context, a few times over."""
-        total = _REPEATS * (len(self._prompts) + 1 + len(self._contexts) * len(batches))
-        label = "steps" if adapters[0] is None else "steps under adapters"
-        with Progress(f"{self._engine.base.name}: {label}", total, "runs") as bar:
-            for _ in range(_REPEATS):
-                for tokens in (*self._prompts, self._longest()):
-                    self._record([self._request(self._tokens(tokens), 1, adapters[0])])
-                    bar.advance(1)
-                for context in self._contexts:
-                    shared = self._tokens(context - 1)
-                    for batch in batches:
-                        last = self._tokens(batch)
-                        self._record(
-                            [
-                                self._request((*shared, token), _DECODES, adapters[i % len(adapters)])
-                                for i, token in enumerate(last)
-                            ]
-                        )
-                        bar.advance(1)
-        return [
-            MeasuredStep(load._replace(keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
-            for load, timings in self._timings.items()
-            for seconds, keys in [tuple(zip(*timings, strict=True))]
-        ]
-
-    def _longest(self) -> int:
-        """A prompt of several steps."""
-        return min(3 * max(self._prompts), self._engine.base.spec.context_length - _DECODES)
-
-    def _tokens(self, count: int) -> tuple[int, ...]:
-        size = self._engine.base.spec.vocab_size
-        return tuple(self._random.randrange(size) for _ in range(count))
-
-    @staticmethod
-    def _request(tokens: tuple[int, ...], count: int, adapter: str | None) -> Generate:
-        return Generate(tokens, Sampling(max_tokens=count, ignore_eos=True), adapter=adapter)
-
-    def _record(self, requests: Sequence[Generate]) -> None:
-        self._log.records.clear()
-        self._engine.run(requests)
-        for record in self._log.records:
+    def run(prompts: Sequence[tuple[int, ...]], count: int) -> None:
+        sampling = Sampling(max_tokens=count, ignore_eos=True)
+        records.clear()
+        engine.run([Generate(ids, sampling, adapter=adapters[i % len(adapters)]) for i, ids in enumerate(prompts)])
+        for record in records:
             load = load_of(record)
-            self._timings[_bucket(load)].append((record.seconds, load.keys))
+            timings[_bucket(load)].append((record.seconds, load.keys))
+        bar.advance(1)
+
+    several_steps = min(3 * max(prompts), engine.base.spec.context_length - _DECODES)
+    total = _REPEATS * (len(prompts) + 1 + len(contexts) * len(batches))
+    label = "steps" if adapters[0] is None else "steps under adapters"
+    with Progress(f"{engine.base.name}: {label}", total, "runs") as bar:
+        for _ in range(_REPEATS):
+            for count in (*prompts, several_steps):
+                run([tokens(count)], 1)
+            for context in contexts:
+                shared = tokens(context - 1)
+                for batch in batches:
+                    run([(*shared, token) for token in tokens(batch)], _DECODES)
+    return [
+        MeasuredStep(load._replace(keys=statistics.fmean(keys)), statistics.median(seconds), len(seconds))
+        for load, times in timings.items()
+        for seconds, keys in [tuple(zip(*times, strict=True))]
+    ]
 
 
 def _bucket(load: Load) -> Load:
@@ -287,10 +244,8 @@ def _features(load: Load, tokens: Sequence[int], rows: Sequence[int]) -> list[fl
 def _knots(measurements: Sequence[MeasuredStep]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Counts at which the blocks' and the head's curves have a value of their own, not beyond what steps had. Steps of
     few tokens choose as many, so the head's curve has two points only: what it costs at all, and by row."""
-    tokens, rows = (
-        max(measurement.load.tokens for measurement in measurements),
-        max(measurement.load.rows for measurement in measurements),
-    )
+    loads = [measurement.load for measurement in measurements]
+    tokens, rows = max(load.tokens for load in loads), max(load.rows for load in loads)
     return tuple(sorted({n for n in (*BATCHES, *PROMPTS) if n <= tokens})), tuple(sorted({1, rows}))
 
 

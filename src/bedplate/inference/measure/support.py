@@ -12,7 +12,6 @@ from bedplate.models.families import FAMILIES, Family, in_format
 from bedplate.models.families.multimodal import MULTIMODAL
 from bedplate.models.layers.linear import Linear
 from bedplate.models.model import Model
-from bedplate.models.specs import TextSpec
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -42,20 +41,17 @@ def supported() -> Iterator[Support]:
 def _support(family: Family) -> Support:
     specs = [family.to_spec(example) for example in family.examples]
     models = [build(spec, device="meta") for spec in specs]
+    fields = [refused_field(spec) if isinstance(spec, TransformerSpec) else "encoder" for spec in specs]
     gguf = in_format(family, "gguf")
     return Support(
         family=family.name,
         kind=specs[0].kind,
         can=tuple(sorted(frozenset.intersection(*(model.can for model in models)))),
         adapters=tuple(name for name in ADAPTERS if all(_attaches(name, model) for model in models)),
-        kernel=next((field for field in map(_in_the_way, specs) if field is not None), None),
+        kernel=next((field for field in fields if field is not None), None),
         gguf=None if gguf is None else gguf.key[1],
         text_of=tuple(outer.name for outer in MULTIMODAL.values() if family.key[1] in outer.texts),
     )
-
-
-def _in_the_way(spec: TextSpec) -> str | None:
-    return refused_field(spec) if isinstance(spec, TransformerSpec) else "encoder"
 
 
 def _attaches(name: str, model: Model) -> bool:

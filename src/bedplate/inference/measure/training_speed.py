@@ -1,7 +1,5 @@
 """Measures LoRA training steps of a base on this machine, for `economics`: a few steps of several sizes, fitted.
-
-seconds = fixed + token_seconds · tokens + pair_seconds · query-key pairs + target_seconds · tokens to learn
-"""
+seconds = fixed + token_seconds · tokens + pair_seconds · query-key pairs + target_seconds · tokens to learn"""
 
 from __future__ import annotations
 
@@ -44,42 +42,24 @@ class StepKind:
     targets: int
 
     @property
-    def step_tokens(self) -> int:
-        return self.examples * self.tokens
-
-    @property
-    def step_pairs(self) -> float:
-        """Query-key pairs of all examples, each causal."""
-        return self.examples * self.tokens * (self.tokens + 1) / 2
-
-    @property
-    def step_targets(self) -> int:
-        return self.examples * self.targets
+    def loads(self) -> tuple[int, float, int]:
+        """Tokens, query-key pairs (each example is causal) and tokens to learn, of all examples."""
+        tokens = self.examples * self.tokens
+        return tokens, tokens * (self.tokens + 1) / 2, self.examples * self.targets
 
 
-STEP_SHAPES = (
-    StepKind(2, 16, 1),
-    StepKind(8, 32, 1),
-    StepKind(16, 64, 1),
-    StepKind(4, 256, 1),
-    StepKind(2, 512, 1),
-    StepKind(8, 64, 48),
-    StepKind(4, 256, 192),
-)
+_SIZES = ((2, 16, 1), (8, 32, 1), (16, 64, 1), (4, 256, 1), (2, 512, 1), (8, 64, 48), (4, 256, 192))
+STEP_SHAPES = tuple(StepKind(*sizes) for sizes in _SIZES)
 
 
-def measure_tuning(
-    base: Base, name: str, *, rank: int = 16, step_shapes: Sequence[StepKind] = STEP_SHAPES
-) -> TuningSpeed:
+def measure_tuning(base: Base, name: str, *, rank: int = 16, shapes: Sequence[StepKind] = STEP_SHAPES) -> TuningSpeed:
     """Trains an adapter of all linears for a few steps of each kind, and fits what they took. The base is left as it
     was. UsageError for an encoder."""
     from scipy.optimize import nnls
 
-    seconds = fastest_steps(base, name, step_shapes, rank)
-    matrix = np.array(
-        [[1.0, step_shape.step_tokens, step_shape.step_pairs, step_shape.step_targets] for step_shape in step_shapes]
-    )
-    costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(step_shapes)))
+    seconds = fastest_steps(base, name, shapes, rank)
+    matrix = np.array([[1.0, *step_shape.loads] for step_shape in shapes])
+    costs, _ = nnls(matrix / np.array(seconds)[:, None], np.ones(len(shapes)))
     fixed, token, pair, target = costs.tolist()
     return TuningSpeed(
         base=name,
@@ -96,16 +76,16 @@ def measure_tuning(
 
 
 def fastest_steps(
-    base: Base, name: str, step_shapes: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
+    base: Base, name: str, shapes: Sequence[StepKind], rank: int = 16, turns: int = TURNS, steps: int = STEPS
 ) -> list[float]:
     """Seconds of the fastest training step of each kind: other work on the machine disturbs it least. The first of each
     turn is left out. UsageError for an encoder."""
-    if "generate" not in base.can:
+    if not base.writes:
         raise UsageError(f"{base.name} is an encoder; LoRA training is measured on decoders")
-    seconds_by_shape: list[list[float]] = [[] for _ in step_shapes]
-    with Progress(f"{name}: tuning", turns * len(step_shapes), "steps") as bar:
+    seconds_by_shape: list[list[float]] = [[] for _ in shapes]
+    with Progress(f"{name}: tuning", turns * len(shapes), "steps") as bar:
         for _ in range(turns):
-            for step_shape, seconds in zip(step_shapes, seconds_by_shape, strict=True):
+            for step_shape, seconds in zip(shapes, seconds_by_shape, strict=True):
                 seconds.extend(_step_seconds(base, base.model, step_shape, rank, steps))
                 bar.advance(1)
     return [min(seconds) for seconds in seconds_by_shape]

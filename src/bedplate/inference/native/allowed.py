@@ -1,24 +1,20 @@
-"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements.
-
-A list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch.
-"""
+"""The allow-list of architectures that the kernel runs: every field of a spec, with the values that it implements. A
+list of what is known and not of what is not, so that whatever a spec learns to say later runs on torch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from bedplate.models.specs.parts import SharedKeys
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, YarnScaling
 from bedplate.models.specs.transformer import (
     Experts,
     FullAttention,
-    LinearScaling,
-    Llama3Scaling,
     LongRopeScaling,
     Rope,
     Scales,
-    SharedKeys,
     TransformerSpec,
-    YarnScaling,
 )
 
 _ANY = (
@@ -46,14 +42,8 @@ _SCALINGS: Mapping[type, tuple[str, ...]] = {
     LinearScaling: ("factor",),
     Llama3Scaling: ("factor", "low_freq_factor", "high_freq_factor", "original_context"),
     YarnScaling: (
-        "factor",
-        "original_context",
-        "beta_fast",
-        "beta_slow",
-        "scale",
-        "scale_all",
-        "attention_factor",
-        "truncate",
+        *("factor", "original_context", "beta_fast", "beta_slow"),
+        *("scale", "scale_all", "attention_factor", "truncate"),
     ),
     LongRopeScaling: ("short", "long", "original_context", "factor", "attention_factor"),
 }

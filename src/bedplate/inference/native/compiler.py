@@ -24,16 +24,7 @@ from bedplate.core.files import atomic_write, bedplate_home, file_lock
 from bedplate.inference.native.levels import BASELINE, Level, machine
 
 COMPILERS = ("c++", "g++", "clang++")
-FLAGS = (
-    "-O3",
-    "-std=c++20",
-    "-shared",
-    "-fPIC",
-    "-pthread",
-    "-fvisibility=hidden",
-    "-ffp-contract=off",
-    "-Wno-psabi",
-)
+FLAGS = ("-O3", "-std=c++20", "-shared", "-fPIC", "-pthread", "-fvisibility=hidden", "-ffp-contract=off", "-Wno-psabi")
 """No contraction of a·b + c by the compiler's own choice: it could differ between a vector loop and its remainder. No
 remarks on how vectors are passed to functions: no function that others call takes one."""
 KERNEL = Path(__file__).parent / "kernel"
@@ -69,7 +60,7 @@ def unit_of(level: Level | None, arch: str) -> Unit:
     baseline = BASELINE.get(arch, ())
     if level is None:
         return Unit("detect", "detect.cpp", (*FLAGS, *baseline))
-    defines = (*(f"-D{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"')
+    defines = (*(f"-DBEDPLATE_{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"')
     return Unit(level.name, "decoder.cpp", (*FLAGS, *baseline, *level.flags, *defines))
 
 
@@ -97,24 +88,18 @@ def build(level: Level | None) -> BuiltKernel | str:
 
 
 def opened(level: Level | None, load: Callable[[BuiltKernel], T]) -> T | str:
-    """What `load` makes of the kernel for a level, or the reason why it cannot be had.
-
-    load may raise OSError or AttributeError. A shipped file that this system does not load is built here instead.
-    """
-    built = build(level)
-    if isinstance(built, str):
-        return built
-    try:
-        return load(built)
-    except (OSError, AttributeError) as error:
-        reason = _unloadable(built, error)
-    if built.shipped:
-        rebuilt = _compiled(unit_of(level, machine()))
-        if isinstance(rebuilt, BuiltKernel):
+    """What `load` makes of the kernel for a level, or the reason why it cannot be had. load may raise OSError or
+    AttributeError. A shipped file that this system does not load is built here instead."""
+    unit, reason = unit_of(level, machine()), ""
+    for find in (lambda: _shipped(unit.name), lambda: _compiled(unit)):
+        built = find()
+        if isinstance(built, str):
+            return reason or built
+        if built is not None:
             try:
-                return load(rebuilt)
+                return load(built)
             except (OSError, AttributeError) as error:
-                return _unloadable(rebuilt, error)
+                reason = _unloadable(built, error)
     return reason
 
 
@@ -156,12 +141,8 @@ def _compiled(unit: Unit) -> BuiltKernel | str:
     """Results lie in $BEDPLATE_HOME/native; processes that want the same one wait for the first."""
     command = find_compiler()
     if command is None:
-        named_compiler = os.environ.get("CXX", "").strip()
-        return (
-            f"$CXX names {named_compiler!r}, which is not there"
-            if named_compiler
-            else f"no C++ compiler ({', '.join(COMPILERS)})"
-        )
+        named = os.environ.get("CXX", "").strip()
+        return f"$CXX names {named!r}, which is not there" if named else f"no C++ compiler ({', '.join(COMPILERS)})"
     try:
         version = _version(tuple(command))
     except (OSError, ValueError, subprocess.SubprocessError) as error:
@@ -221,15 +202,9 @@ def _compile_into(command: Sequence[str], unit: Unit, target: Path) -> str | Non
 
 def run_compiler(command: Sequence[str], unit: Unit, target: Path, extra_flags: Sequence[str] = ()) -> str | None:
     """Compiles to `target`, with `extra_flags` flags; returns the reason where that fails."""
-    source = KERNEL / unit.source
     try:
-        process = subprocess.run(
-            [*command, *unit.flags, *extra_flags, str(source), "-o", str(target)],
-            capture_output=True,
-            text=True,
-            timeout=_SECONDS,
-            check=False,
-        )
+        arguments = [*command, *unit.flags, *extra_flags, str(KERNEL / unit.source), "-o", str(target)]
+        process = subprocess.run(arguments, capture_output=True, text=True, timeout=_SECONDS, check=False)
     except (OSError, subprocess.SubprocessError) as error:
         return f"{shlex.join(command)} failed on the kernel: {error}"
     if process.returncode:

@@ -13,13 +13,12 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
 from bedplate.models.layers.attention import Attention
 from bedplate.models.layers.block import Block
-from bedplate.models.layers.experts import MixtureOfExperts
+from bedplate.models.layers.experts import MixtureOfExperts, Router
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import LayerNorm, RMSNorm
 from bedplate.models.layers.positions import rotary_factor, rotary_frequencies
-from bedplate.models.layers.routing import Router
-from bedplate.models.specs.feedforward import Scoring
-from bedplate.models.specs.transformer import Activation, Experts, Rope, Scales, TransformerSpec
+from bedplate.models.specs.parts import Activation, Scoring
+from bedplate.models.specs.transformer import Experts, Rope, Scales, TransformerSpec
 
 ACTIVATIONS: dict[Activation, int] = {
     "silu": 0,
@@ -111,8 +110,7 @@ def _routing(part: Experts) -> dict[str, float]:
 
 
 def ropes_of(spec: TransformerSpec) -> tuple[list[tuple[Rope, int]], list[int]]:
-    """The kinds of rotary positions that layers have, with the size of a head, and each layer's number of one, −1 for
-    none."""
+    """The rotary positions that layers have, with the size of a head, and each layer's number of one (−1: none)."""
     layer_ropes = [(spec.rope_of(layer), spec.head_dim_of(layer)) for layer in range(spec.layers)]
     distinct_ropes = list(dict.fromkeys((rope, size) for rope, size in layer_ropes if rope is not None))
     return distinct_ropes, [-1 if rope is None else distinct_ropes.index((rope, size)) for rope, size in layer_ropes]

@@ -1,7 +1,5 @@
-"""The instruction sets that the kernel is built for, and what a processor must offer to run them.
-
-One source, compiled once for each level that is wanted; `detection` chooses among them at run time.
-"""
+"""The instruction sets that the kernel is built for, and what a processor must offer to run them. One source, compiled
+once for each level that is wanted; `detection` chooses among them at run time."""
 
 from __future__ import annotations
 
@@ -21,10 +19,8 @@ BASELINE: Mapping[str, tuple[str, ...]] = {"x86_64": ("-march=x86-64",), "aarch6
 @dataclass(frozen=True)
 class Level:
     """needs: features (see FEATURES) of `machine`; None: any. flags: for the compiler, no more than what `needs` allows
-    (so Armv8.0, not the later version that brought them). defines: see simd.h.
-
-    chosen: whether it is taken without being asked for. What nobody could run yet is not.
-    """
+    (so Armv8.0, not the later version that brought them). defines: see simd.h. chosen: whether it is taken without
+    being asked for. What nobody could run yet is not."""
 
     name: str
     machine: str | None = None
@@ -41,31 +37,12 @@ _AVX512_FLAGS = (*_AVX2_FLAGS, *(f"-m{name}" for name in _AVX512[3:]))
 LEVELS: Mapping[str, Level] = {
     level.name: level
     for level in (
-        Level(
-            "avx512_bf16",
-            "x86_64",
-            (*_AVX512, "avx512bf16"),
-            (*_AVX512_FLAGS, "-mavx512bf16"),
-            ("BEDPLATE_AVX512", "BEDPLATE_BF16"),
-        ),
-        Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("BEDPLATE_AVX512",)),
-        Level(
-            "avx2_vnni",
-            "x86_64",
-            (*_AVX2, "avxvnni"),
-            (*_AVX2_FLAGS, "-mavxvnni"),
-            ("BEDPLATE_AVX2", "BEDPLATE_VNNI"),
-            chosen=False,
-        ),
-        Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS, ("BEDPLATE_AVX2",)),
-        Level(
-            "neon_i8mm",
-            "aarch64",
-            ("asimddp", "i8mm"),
-            ("-march=armv8-a+dotprod+i8mm",),
-            ("BEDPLATE_NEON", "BEDPLATE_I8MM"),
-        ),
-        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8-a+dotprod",), ("BEDPLATE_NEON",)),
+        Level("avx512_bf16", "x86_64", (*_AVX512, "avx512bf16"), (*_AVX512_FLAGS, "-mavx512bf16"), ("AVX512", "BF16")),
+        Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("AVX512",)),
+        Level("avx2_vnni", "x86_64", (*_AVX2, "avxvnni"), (*_AVX2_FLAGS, "-mavxvnni"), ("AVX2", "VNNI"), chosen=False),
+        Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS, ("AVX2",)),
+        Level("neon_i8mm", "aarch64", ("asimddp", "i8mm"), ("-march=armv8-a+dotprod+i8mm",), ("NEON", "I8MM")),
+        Level("neon_dotprod", "aarch64", ("asimddp",), ("-march=armv8-a+dotprod",), ("NEON",)),
         Level("plain"),
     )
 }
@@ -83,10 +60,10 @@ def features_of(bits: int, arch: str) -> frozenset[str]:
     return frozenset(name for i, name in enumerate(FEATURES.get(arch, ())) if bits >> i & 1)
 
 
+def levels_of(arch: str) -> tuple[Level, ...]:
+    return tuple(level for level in LEVELS.values() if level.machine in (None, arch))
+
+
 def runs(cpu_features: frozenset[str], arch: str) -> tuple[str, ...]:
     """The levels that a processor with these features runs, best first."""
-    return tuple(
-        level.name
-        for level in LEVELS.values()
-        if level.machine in (None, arch) and cpu_features.issuperset(level.needs)
-    )
+    return tuple(level.name for level in levels_of(arch) if cpu_features.issuperset(level.needs))

@@ -1,20 +1,27 @@
-"""The compiled kernel as Python sees it: its structs, its functions, loaded once per process."""
+"""The compiled kernel as Python sees it: its structs and functions, and the level that is loaded, once per process.
+
+The processor is asked at run time (`cpuid`, or the system's auxiliary vector), so that no instruction is loaded that it
+lacks.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import logging
+import os
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from bedplate.core.errors import UsageError
 from bedplate.inference.native.compiler import opened
-from bedplate.inference.native.detection import levels_to_try, supported
-from bedplate.inference.native.levels import LEVELS, Level
+from bedplate.inference.native.levels import LEVELS, Level, features_of, machine, runs
 
 log = logging.getLogger("bedplate.inference")
 
+OVERRIDE = "BEDPLATE_KERNEL_LEVEL"
+"""Environment variable that asks for one level; a lower one than the best is how levels are compared on one machine."""
 PLACES = (
     *(f"attention.{name}" for name in ("q", "k", "v", "o")),
     *(f"feedforward.{name}" for name in ("gate", "up", "down")),
@@ -89,21 +96,48 @@ class Library:
         self.forward = function("forward", c_int, c_void_p, POINTER(Call))
 
 
-def load(level: str | None = None) -> Library | str:
-    """The kernel of a level, built if need be, or the reason why there is none.
+@cache
+def features() -> frozenset[str] | str:
+    """What this processor offers of FEATURES, or the reason why it could not be asked."""
+    probe = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
+    if isinstance(probe, str):
+        return probe
+    probe.restype = ctypes.c_uint64
+    return features_of(probe(), machine())
 
-    level: default the best that this processor runs and that can be had. One that it does not run is refused: nothing
-    is loaded that could hold an instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
-    """
+
+def supported() -> tuple[str, ...] | str:
+    """The levels that this processor runs, best first; or the reason why that is not known."""
+    cpu_features = features()
+    if isinstance(cpu_features, str):
+        return cpu_features
+    return runs(cpu_features, machine())
+
+
+def levels_to_try() -> tuple[str, ...] | str:
+    """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked. Raises
+    UsageError for a level that is not known or that this processor does not run."""
+    override, supported_levels = os.environ.get(OVERRIDE, "").strip(), supported()
+    if override and override not in LEVELS:
+        raise UsageError(f"{OVERRIDE} is {override!r}, which is not a level; use {', '.join(LEVELS)}")
+    if isinstance(supported_levels, str):
+        return supported_levels
+    if not override:
+        return tuple(name for name in supported_levels if LEVELS[name].chosen)
+    if override not in supported_levels:
+        raise UsageError(f"this processor does not run {OVERRIDE} {override!r}; it runs {', '.join(supported_levels)}")
+    return (override,)
+
+
+def load(level: str | None = None) -> Library | str:
+    """The kernel of a level, built if need be, or the reason why there is none. level: default the best that this
+    processor runs and that can be had. One that it does not run is refused: nothing is loaded that could hold an
+    instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL."""
     if level is not None:
-        supported_levels = supported()
-        if isinstance(supported_levels, str) or level not in supported_levels:
-            return (
-                supported_levels
-                if isinstance(supported_levels, str)
-                else f"this processor does not run the level {level}"
-            )
-        return _open(LEVELS[level])
+        names = supported()
+        if isinstance(names, str):
+            return names
+        return _open(LEVELS[level]) if level in names else f"this processor does not run the level {level}"
     names, reasons = levels_to_try(), list[str]()
     if isinstance(names, str):
         return names
@@ -124,10 +158,8 @@ def _warn(better: str, reason: str, level: str) -> None:
 
 
 def native_absent() -> str | None:
-    """One line that says that there is no native kernel here, why, and what is lost; None where there is one.
-
-    Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL.
-    """
+    """One line that says that there is no native kernel here, why, and what is lost; None where there is one. Raises
+    UsageError for a bad BEDPLATE_KERNEL_LEVEL."""
     library = load()
     if isinstance(library, Library):
         return None

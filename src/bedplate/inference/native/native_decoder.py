@@ -1,7 +1,5 @@
-"""A decoder whose whole forward pass is one compiled call: decode, chunked prefill, verification of drafted tokens.
-
-A token's result is bit for bit the same whatever else is in the call and however its sequence is cut into calls.
-"""
+"""A decoder whose whole forward pass is one compiled call: decode, chunked prefill, verification of drafted tokens. A
+token's result is bit for bit the same whatever else is in the call and however its sequence is cut into calls."""
 
 from __future__ import annotations
 
@@ -24,12 +22,10 @@ _ANY = 1 << 31
 
 @dataclass(frozen=True, eq=False)
 class Forwarded:
-    """What a forward yields. W wanted tokens, N tokens, V vocabulary, D features.
-
-    Of the wanted tokens (empty when none are): logits_WV float32, where they were asked for; argmax_W int64, and top_W
-    float32, the logits that stand there; logsumexp_W float32. hidden_ND float32 where it was asked for: after the final
-    norm, or, with `depth`, after so many blocks and before it.
-    """
+    """What a forward yields. W wanted tokens, N tokens, V vocabulary, D features. Of the wanted tokens (empty when none
+    are): logits_WV float32, where they were asked for; argmax_W int64, and top_W float32, the logits that stand there;
+    logsumexp_W float32. hidden_ND float32 where it was asked for: after the final norm, or, with `depth`, after so many
+    blocks and before it."""
 
     logits_WV: Tensor | None
     argmax_W: Tensor

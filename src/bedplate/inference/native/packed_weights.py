@@ -8,17 +8,17 @@ bfloat16 weights where the processor multiplies those, else float32; sums, norms
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import Bank
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import ContextLengthExceeded, UsageError
 from bedplate.inference.native.allowed import refused_field
-from bedplate.inference.native.block_types import accepts_blocks
 from bedplate.inference.native.description import (
     OUTER,
     Matrix,
@@ -30,8 +30,8 @@ from bedplate.inference.native.description import (
     turning,
     vectors,
 )
-from bedplate.inference.native.library import PLACES, Library, NativeLowRank, load
-from bedplate.inference.native.quantize import quantise_int4, quantise_int8
+from bedplate.inference.native.library import PLACES, Call, Library, NativeLowRank, load
+from bedplate.inference.native.quantize import accepts_blocks, quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.decoder import Decoder
 from bedplate.models.encoder import Encoder
@@ -44,17 +44,14 @@ WeightFormat = Literal["float32", "bfloat16", "int8", "int4"]
 _DTYPES: dict[torch.dtype, WeightFormat] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 _BLOCK_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
 _BLOCK, _MAX_HEAD, _MAX_SHARED, _MAX_RANK = 32, 512, 64, 4096
-_PLACES = len(PLACES)
 
 
 @dataclass(frozen=True, eq=False)
 class NativeAdapter:
     """A LoRA or DoRA adapter as the kernel reads it: pointers into tensors that this holds on to, whoever else does.
-
     pairs: module path (`layers.0.attention.q`) → (A [r, in], B [out, r], scaling), in the base's dtype, A contiguous
     and B with contiguous columns (its transpose [r, out] contiguous). scales: module path → (scale, shift), float32
-    [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias.
-    """
+    [out], that the outputs there are multiplied by and moved by; shift where the linear has a bias."""
 
     pairs: Mapping[str, tuple[Tensor, Tensor, float]]
     scales: Mapping[str, tuple[Tensor, Tensor | None]]
@@ -132,9 +129,7 @@ class PackedWeights:
         self._dtype = model.dtype
         base_format = _DTYPES[self._dtype]
         if weights not in (base_format, "int8", "int4"):
-            raise UsageError(
-                f"a {base_format} base runs natively with weights {base_format}, int8 or int4, not {weights}"
-            )
+            raise UsageError(f"a {base_format} base runs natively as {base_format}, int8 or int4, not {weights}")
         self.weights: WeightFormat = weights
         self.spec = spec
         self.threads = threads or torch.get_num_threads()
@@ -194,32 +189,20 @@ class PackedWeights:
     ) -> NativeAdapter:
         """Prepares an adapter once (see `NativeAdapter`). Raises UsageError for tensors that cannot be shared, and for
         linears that the kernel adds nothing to (those of experts)."""
-        table = (NativeLowRank * (self.spec.layers * _PLACES))()
-        places = {f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES}
-        unsupported_path = next((path for path in (*pairs, *(scales or {})) if path not in places), None)
+        paths = [f"layers.{layer}.{name}" for layer in range(self.spec.layers) for name in PLACES]
+        numbers, table = {path: number for number, path in enumerate(paths)}, (NativeLowRank * len(paths))()
+        unsupported_path = next((path for path in (*pairs, *(scales or {})) if path not in numbers), None)
         if unsupported_path is not None:
             raise UsageError(f"the native path has no adapters at {unsupported_path}; run this one with kernel torch")
-        for layer in range(self.spec.layers):
-            for place, name in enumerate(PLACES):
-                pair = pairs.get(f"layers.{layer}.{name}")
-                if pair is None:
-                    continue
-                a, b, scaling = pair
-                if a.dtype != self._dtype or b.dtype != self._dtype:
-                    raise UsageError(f"layers.{layer}.{name}: the adapter is {a.dtype}, and the base is {self._dtype}")
-                if not a.is_contiguous() or not b.t().is_contiguous():
-                    raise UsageError(f"layers.{layer}.{name}: A must be contiguous, and B's transpose")
-                if a.shape[0] > _MAX_RANK:
-                    raise UsageError(f"layers.{layer}.{name}: rank {a.shape[0]} is over {_MAX_RANK}")
-                scale, shift = (scales or {}).get(f"layers.{layer}.{name}", (None, None))
-                table[layer * _PLACES + place] = NativeLowRank(
-                    a.data_ptr(),
-                    b.data_ptr(),
-                    a.shape[0],
-                    scaling,
-                    None if scale is None else scale.data_ptr(),
-                    None if shift is None else shift.data_ptr(),
-                )
+        for path, (a, b, scaling) in pairs.items():
+            if a.dtype != self._dtype or b.dtype != self._dtype:
+                raise UsageError(f"{path}: the adapter is {a.dtype}, and the base is {self._dtype}")
+            if not a.is_contiguous() or not b.t().is_contiguous():
+                raise UsageError(f"{path}: A must be contiguous, and B's transpose")
+            if a.shape[0] > _MAX_RANK:
+                raise UsageError(f"{path}: rank {a.shape[0]} is over {_MAX_RANK}")
+            at = (None if tensor is None else tensor.data_ptr() for tensor in (scales or {}).get(path, (None, None)))
+            table[numbers[path]] = NativeLowRank(a.data_ptr(), b.data_ptr(), a.shape[0], scaling, *at)
         return NativeAdapter(dict(pairs), dict(scales or {}), table)
 
     def adapter_of(self, bank: Bank, slot: int) -> NativeAdapter:
@@ -260,3 +243,67 @@ def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor 
     layer_inputs = model.layer_inputs if isinstance(model, Decoder) else None
     rows = None if layer_inputs is None else layer_inputs.embedding.weight.detach().contiguous()
     return model.embedding.weight.detach().contiguous(), learned, parts, rows
+
+
+class NativeEncoder(PackedWeights):
+    """An encoder whose whole forward pass is one compiled call: whole texts behind each other, without padding. The
+    states of a text are bit for bit the same beside any others. Shapes: N tokens of all texts, D features."""
+
+    def forward(
+        self,
+        tokens: Sequence[int],
+        lengths: Sequence[int],
+        types: Sequence[int] = (),
+        adapters: Sequence[NativeAdapter | None] | None = None,
+        depth: int | None = None,
+    ) -> Tensor:
+        """The states float32 [N, D] of whole texts: after the final norm where there is one, or, with `depth`, after so
+        many blocks and before it. lengths: tokens of each text, in their order. types: of each token, which part of its
+        text it is of; () where all are 0. adapters: each text's, or None. Raises UsageError for numbers that the model
+        has no vectors of, ContextLengthExceeded for a text that is longer than it takes."""
+        N = len(tokens)
+        self._check(tokens, lengths, types, depth)
+        hidden_ND = torch.empty(N, self.spec.hidden_size)
+        if not N:
+            return hidden_ND
+        sizes = np.array(lengths, dtype=np.int64)
+        starts = np.cumsum(sizes) - sizes
+        index = np.zeros((5, N), dtype=np.int64)
+        index[0], index[1], index[2] = tokens, np.repeat(starts, sizes), np.repeat(sizes, sizes)
+        index[3] = np.arange(N) - index[1]
+        if types:
+            index[4] = types
+        of_token, row, length, position, token_type = (index.ctypes.data + 8 * N * i for i in range(5))
+        table = None
+        if adapters is not None and any(adapter is not None for adapter in adapters):
+            addresses = [None if adapter is None else adapter.address for adapter in adapters]
+            token_addresses = (address for address, size in zip(addresses, lengths, strict=True) for _ in range(size))
+            table = (ctypes.c_void_p * N)(*token_addresses)
+        call = Call(
+            tokens_count=N,
+            depth=-1 if depth is None else depth,
+            tokens=of_token,
+            rows=row,
+            positions=position,
+            lengths=length,
+            types=token_type if types else None,
+            adapters=None if table is None else ctypes.addressof(table),
+            hidden=hidden_ND.data_ptr(),
+        )
+        self._check_code(self._library.forward(self._handle, call))
+        return hidden_ND
+
+    def _check(self, tokens: Sequence[int], lengths: Sequence[int], types: Sequence[int], depth: int | None) -> None:
+        """What would otherwise read or write outside the memory it was given."""
+        spec, N = self.spec, len(tokens)
+        if sum(lengths) != N or min(lengths, default=1) < 1 or (types and len(types) != N):
+            raise UsageError(f"{N} tokens, {len(types)} types and texts of {list(lengths)} tokens do not go together")
+        limits = {"token": (tokens, spec.vocab_size), "type": (types, max(spec.token_types, 1))}
+        for name, (values, limit) in limits.items():
+            if values and not 0 <= min(values) <= max(values) < limit:
+                raise UsageError(f"a {name} number of a native forward is outside 0 … {limit - 1}")
+        longest = min(spec.context_length, spec.context_length if self.learned is None else self.learned)
+        if max(lengths, default=0) > longest:
+            raise ContextLengthExceeded(f"a text of {max(lengths)} tokens is longer than the encoder's {longest}")
+        if depth is not None and not 0 <= depth <= spec.layers:
+            raise UsageError(f"depth {depth} is outside 0 … {spec.layers}")

@@ -25,14 +25,11 @@ from bedplate.inference.native.compiler import (
     source_digest,
     unit_of,
 )
-from bedplate.inference.native.levels import LEVELS, Level, machine
+from bedplate.inference.native.levels import levels_of, machine
 
 _LINKED_IN = (
-    "-static-libstdc++",
-    "-static-libgcc",
-    "-ffunction-sections",
+    *("-static-libstdc++", "-static-libgcc", "-ffunction-sections", "-s"),
     "-Wl,--exclude-libs,ALL,--gc-sections,--as-needed",
-    "-s",
 )
 _OLDEST = (2, 17)
 """The oldest C library that is asked for, that of manylinux2014 (https://peps.python.org/pep-0599/)."""
@@ -46,16 +43,9 @@ def compiler_for(arch: str) -> list[str] | None:
     return [name] if shutil.which(name) else None
 
 
-def levels_of(arch: str) -> tuple[Level, ...]:
-    """The levels that an architecture has, best first."""
-    return tuple(level for level in LEVELS.values() if level.machine in (None, arch))
-
-
 def prebuild(folder: Path, arch: str, command: Sequence[str]) -> Mapping[str, str]:
-    """Compiles everything into `folder`, with manifest.json, and returns the reasons of what failed, by name.
-
-    Raises UsageError for an architecture that has no levels, and for a compiler of another one.
-    """
+    """Compiles everything into `folder`, with manifest.json, and returns the reasons of what failed, by name. Raises
+    UsageError for an architecture that has no levels, and for a compiler of another one."""
     if arch not in ELF_MACHINES:
         raise UsageError(f"there is no kernel for {arch!r}; use one of {', '.join(ELF_MACHINES)}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -74,10 +64,8 @@ def prebuild(folder: Path, arch: str, command: Sequence[str]) -> Mapping[str, st
 
 
 def platform_tag(folder: Path, arch: str) -> str:
-    """The oldest manylinux platform (https://peps.python.org/pep-0600/) that has what the files in `folder` ask for.
-
-    It follows from the versions of the C library's functions that they name: built on an older system, it is older.
-    """
+    """The oldest manylinux platform (https://peps.python.org/pep-0600/) that has what the files in `folder` ask for. It
+    follows from the versions of the C library's functions that they name: built on an older system, it is older."""
     versions = {_OLDEST}
     for path in folder.glob("*.so"):
         names = re.findall(rb"GLIBC_(\d+)\.(\d+)", path.read_bytes())

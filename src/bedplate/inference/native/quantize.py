@@ -13,12 +13,19 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
-from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks
+from bedplate.models.checkpoints.gguf_blocks import BLOCK, RawBlocks, block_bits
 
+SOURCES = frozenset(["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "IQ4_NL", "MXFP4", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"])
+"""Types of GGUF blocks that the kernel reads as they are stored, by the gguf package's names (`Source` in pack.h)."""
 _RANGES = (1.0, 0.9, 0.8)
 """Shares of a block's range that the 4-bit search tries."""
 _CHUNK = 1 << 22
 """Values quantised at once: temporaries stay in the cache."""
+
+
+def accepts_blocks(block_type: str, weights: str) -> bool:
+    """Whether the kernel holds blocks of this type as they are where weights of so many bits are asked for."""
+    return block_type in SOURCES and (weights == "int4" or (weights == "int8" and block_bits(block_type) >= 8))
 
 
 def quantise_int8(weight_OI: Tensor) -> RawBlocks:

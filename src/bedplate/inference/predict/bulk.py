@@ -20,19 +20,15 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
-from bedplate.core.files import atomic_write, sha256_json
+from bedplate.core.files import atomic_write, sha256_json, writable
 from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading
-from bedplate.inference.engine.requests import LookupContext, Request
-from bedplate.inference.predict.callable_skin import Prediction, columns_for
-from bedplate.inference.predict.composed import SkinPredictor
+from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor, columns_for
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
 _OF_A_ROW = (RequestError, TemplateError, SkinError)
 """Errors that one row can be at fault for, whatever answers; others end the run, which can be resumed."""
-
-
 SHOWN = 5
 """Rows with errors that are named when a run is over."""
 
@@ -134,36 +130,30 @@ def predict_file(
     advance: Callable[[int], None] = lambda n: None,
 ) -> Counts:
     """Predicts every row of `source`, whose file has this sha256 (`survey`), into `out`; call it again after a kill and
-    it goes on.
-
-    overwrite: `out` is replaced where it exists, once the new one is whole, and what another run left unfinished is
-    begun again. Otherwise both raise UsageError. `advance` is told the number of rows as they are written.
-    """
+    it goes on. overwrite: `out` is replaced where it exists, once the new one is whole, and what another run left
+    unfinished is begun again. Otherwise both raise UsageError. `advance` is told the number of rows as they are
+    written."""
     if out.exists() and not overwrite:
         raise UsageError(f"{out} exists already; choose another name, or replace it (--overwrite)")
     run: dict[str, Any] = {"input_sha256": sha256, "skin": skin_id(predictor.skin), "batch": batch}
     if source.keep_going:
         run["keep_going"] = True
     if isinstance(predictor, Predictor):
-        run |= {
-            "base": predictor.engine.base.identity.weights_id,
-            "dtype": dtype_name(predictor.engine.base.dtype),
-            "weights": predictor.engine.weights,
-            "kernel": predictor.engine.kernel,
-        }
+        engine = predictor.engine
+        run |= {"base": engine.base.identity.weights_id, "dtype": dtype_name(engine.base.dtype)}
+        run |= {"weights": engine.weights, "kernel": engine.kernel}
     with _partial(out, run, overwrite) as file:
         counts = _resume(file, batch)
         advance(counts.resumed)
         with _opened(source.path) as stream:
             rows = islice(source.rows(stream), counts.resumed, None)
             for answers in predict_rows(predictor, rows, batch):
-                with _writing(out):
+                with writable(out):
                     file.write(b"".join(_line(answer) for answer in answers))
                     file.flush()
                     os.fsync(file.fileno())
                 _count(counts, answers)
                 advance(len(answers))
-        _finish(out)
     return counts
 
 
@@ -182,45 +172,19 @@ def write_stream(
 
 
 def _answers(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
-    if isinstance(predictor, Predictor):
-        return _on_engine(predictor, group, tenant)
-    return _predict_rows(predictor, group, tenant)
-
-
-def _predict_rows(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
-    """Whatever is behind the skin; where one row cannot be answered, each is tried alone."""
+    """Answers rows together; where one cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
+    row_errors = BedplateError if isinstance(predictor, Predictor) else _OF_A_ROW
     try:
         return [_success(prediction) for prediction in predictor.predict(rows, tenant=tenant)]
-    except _OF_A_ROW:
+    except row_errors:
         answers: list[dict[str, Any]] = []
         for row in rows:
             try:
                 answers.append(_success(predictor.predict([row], tenant=tenant)[0]))
-            except _OF_A_ROW as error:
+            except row_errors as error:
                 answers.append(_failure(error))
         return answers
-
-
-def _on_engine(predictor: Predictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
-    answers: dict[int, dict[str, Any]] = {}
-    requests: dict[int, Request] = {}
-    for i, row in enumerate(group):
-        try:
-            requests[i] = predictor.request(_inputs(predictor, row.value), terms=LookupContext(tenant))
-        except BedplateError as error:
-            answers[i] = _failure(error)
-    try:
-        predictions = predictor.run_requests(list(requests.values()), tenant=tenant) if requests else []
-        answers |= {i: _success(prediction) for i, prediction in zip(requests, predictions, strict=True)}
-    except BedplateError:
-        # One row's error must not take its neighbours along: each is tried alone.
-        for i, request in requests.items():
-            try:
-                answers[i] = _success(predictor.run_requests([request], tenant=tenant)[0])
-            except BedplateError as error:
-                answers[i] = _failure(error)
-    return [answers[i] for i in range(len(group))]
 
 
 def _inputs(predictor: SkinPredictor, value: dict[str, Any]) -> dict[str, Any]:
@@ -284,51 +248,33 @@ def _opened(path: Path) -> Generator[BufferedReader]:
 
 
 @contextlib.contextmanager
-def _writing(path: Path) -> Generator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UsageError(f"cannot write {path}: {error.strerror or error}; choose another place") from error
-
-
-@contextlib.contextmanager
 def whole_file(out: Path) -> Generator[BinaryIO]:
     """A file to write, which gets its name at the end, or vanishes on any failure."""
     draft = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    with _writing(out):
+    with writable(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         file = draft.open("wb")
     try:
         with file:
             yield file
-        with _writing(out):
+        with writable(out):
             draft.rename(out)
     finally:
         draft.unlink(missing_ok=True)
 
 
-def _rows_path(out: Path) -> Path:
-    return out.with_name(out.name + ".partial")
-
-
-def _run_path(out: Path) -> Path:
-    return out.with_name(out.name + ".partial.json")
-
-
 @contextlib.contextmanager
 def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[BinaryIO]:
-    """The growing file, locked, and known to belong to this very run."""
-    rows, header = _rows_path(out), _run_path(out)
-    with _writing(rows):
+    """The growing file, locked, and known to belong to this very run; it gets its name at the end."""
+    rows, header = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
+    with writable(rows):
         out.parent.mkdir(parents=True, exist_ok=True)
         file = rows.open("a+b")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UsageError(
-                f"another process is predicting into {out}; wait for it, or choose another name"
-            ) from error
+            raise UsageError(f"another process is predicting into {out}; wait, or choose another name") from error
         if overwrite and not _belongs(header, run):
             file.truncate(0)
         if file.seek(0, os.SEEK_END) == 0:
@@ -339,6 +285,9 @@ def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[Binar
                 "weights, the kernel or the batch differ); finish that run, or begin anew (--overwrite)"
             )
         yield file
+        with writable(out):
+            rows.rename(out)
+            header.unlink(missing_ok=True)
 
 
 def _belongs(header: Path, run: dict[str, Any]) -> bool:
@@ -364,9 +313,3 @@ def _resume(file: BinaryIO, batch: int) -> Counts:
     file.truncate(end)
     file.seek(end)
     return counts
-
-
-def _finish(out: Path) -> None:
-    with _writing(out):
-        _rows_path(out).rename(out)
-        _run_path(out).unlink(missing_ok=True)

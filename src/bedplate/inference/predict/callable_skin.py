@@ -1,11 +1,16 @@
-"""Skins that are called: rows in, predictions and label probabilities out; the checks of rows and inputs."""
+"""Skins that are called: rows in, predictions and label probabilities out; the checks of rows and inputs; cascades.
+
+A cascade is two skins, of which the second is asked where the first is not sure (Chen et al., FrugalGPT, arXiv
+2305.05176), with the first skin's own probability as the score.
+"""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias, cast, overload
 
 import numpy as np
@@ -13,7 +18,7 @@ from numpy.typing import NDArray
 
 from bedplate.core import display
 from bedplate.core.closing import Closing
-from bedplate.core.errors import DataError, RequestError, UsageError
+from bedplate.core.errors import DataError, RequestError, SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import TaskInput, Value, Values, as_text
 from bedplate.data.tables import is_table, records
@@ -47,9 +52,8 @@ class Prediction:
     def __repr__(self) -> str:
         sure = self.probabilities.get(self.output)
         confidence = None if sure is None else f"probability {sure:.3f}"
-        return display.line(
-            "prediction", repr(display.shortened(self.output, 80)), confidence, f"{1000 * self.seconds:.1f} ms"
-        )
+        output = repr(display.shortened(self.output, 80))
+        return display.line("prediction", output, confidence, f"{1000 * self.seconds:.1f} ms")
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -62,8 +66,9 @@ RowsLike: TypeAlias = Iterable[TaskInput] | Any
 (pandas, polars, `datasets`, pyarrow) with the inputs as its columns."""
 
 
-class ReadySkin(Closing, display.Displayable):
-    """Call it with one text or mapping of inputs for one answer, or with several rows for a list of answers."""
+class SkinPredictor(Closing, display.Displayable):
+    """Predicts rows for a skin, whatever is behind it: an engine, an endpoint, other skins. Call it with one text or
+    mapping of inputs for one answer, or with several rows for a list of answers."""
 
     skin: Skin
     warnings: list[str]
@@ -92,9 +97,7 @@ class ReadySkin(Closing, display.Displayable):
         little. UsageError for a skin that scores no labels."""
         labels = self.labels
         if not labels:
-            raise UsageError(
-                f"skin {self.skin.name!r} gives {self.skin.output.kind}, no labels; it has no probabilities"
-            )
+            raise UsageError(f"skin {self.skin.name!r} gives {self.skin.output.kind}, no labels with probabilities")
         if not self.skin.output.scored_labels:
             raise UsageError(f"skin {self.skin.name!r} writes its labels and scores none of them")
         predictions = self.predict(rows)
@@ -122,10 +125,7 @@ def rows_for(skin: Skin, rows: RowsLike) -> list[TaskInput]:
     inputs = _listed(rows)
     wrong = next((i for i, row in enumerate(inputs) if not isinstance(row, Value | Mapping)), None)
     if wrong is not None:
-        raise UsageError(
-            f"rows[{wrong}] is {type(inputs[wrong]).__name__}; give a text, or a mapping of the inputs "
-            f"{', '.join(skin.inputs)}"
-        )
+        raise UsageError(f"rows[{wrong}] is {type(inputs[wrong]).__name__}; give texts or mappings of the inputs")
     return inputs
 
 
@@ -165,9 +165,7 @@ def inputs_of(skin: Skin, row: TaskInput) -> Values:
     names = list(skin.inputs)
     if isinstance(row, Value):
         if len(names) != 1:
-            raise RequestError(
-                f"skin {skin.name!r} takes the inputs {', '.join(names)}; give a mapping of them, not one text"
-            )
+            raise RequestError(f"skin {skin.name!r} takes a mapping of the inputs {', '.join(names)}")
         row = {names[0]: row}
     missing, unknown = sorted(set(names) - row.keys()), sorted(row.keys() - set(names))
     if missing or unknown:
@@ -177,3 +175,56 @@ def inputs_of(skin: Skin, row: TaskInput) -> Values:
     if wrong is not None:
         raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
     return row
+
+
+class CascadePredictor(SkinPredictor):
+    """A cascade on its two skins' predictors. Closing it closes what was `opened` for it, else nothing."""
+
+    def __init__(
+        self, skin: Skin, first: SkinPredictor, second: SkinPredictor, opened: ExitStack | None = None
+    ) -> None:
+        if skin.cascade is None:
+            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a cascade")
+        self.skin, self.parts = skin, skin.cascade
+        self.first, self.second, self._opened = first, second, opened
+        self.warnings = [*first.warnings, *second.warnings]
+
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+        """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
+        inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
+        predictions = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
+        unsure = [i for i, prediction in enumerate(predictions) if is_unsure(self.parts.threshold, prediction)]
+        if unsure:
+            second_predictions = self.second.predict([inputs[i] for i in unsure], one_by_one=one_by_one, tenant=tenant)
+            for i, prediction in zip(unsure, second_predictions, strict=True):
+                predictions[i] = merge_predictions(predictions[i], prediction)
+        return predictions
+
+    def close(self) -> None:
+        if self._opened is not None:
+            self._opened.close()
+
+
+def confidence(prediction: Prediction) -> float:
+    """The probability that an answer gives its own label, 0 where it says nothing of it."""
+    scores = prediction.scores
+    return math.exp(scores[prediction.output]) if prediction.output in scores else 0.0
+
+
+def is_unsure(threshold: float, prediction: Prediction) -> bool:
+    """Whether a cascade with this threshold asks the second skin after this answer of the first."""
+    return confidence(prediction) < threshold
+
+
+def merge_predictions(first: Prediction, second: Prediction) -> Prediction:
+    """The second skin's answer, with what the two took together."""
+    charged = [prediction.usd for prediction in (first, second) if prediction.usd is not None]
+    return replace(
+        second,
+        prompt_tokens=first.prompt_tokens + second.prompt_tokens,
+        completion_tokens=first.completion_tokens + second.completion_tokens,
+        cached_tokens=first.cached_tokens + second.cached_tokens,
+        seconds=first.seconds + second.seconds,
+        usd=sum(charged) if charged else None,
+        passed_on=True,
+    )

@@ -9,23 +9,19 @@ from typing import cast
 from bedplate.core.errors import ContextLengthExceeded, SkinError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.requests import Classification, RequestTiming, Usage
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.skins.classical import words_of
 from bedplate.skins.skin import Skin
 
 
-class ClassicalPredictor(ReadySkin):
-    """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread.
-
-    The tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises
-    RequestError for missing or unknown inputs, and ContextLengthExceeded where the skin allows fewer words.
-    """
+class ClassicalPredictor(SkinPredictor):
+    """A classical skin. Call it with a text (one input) or a mapping of inputs. It may be asked from any thread. The
+    tokens that it counts are words and marks. SkinError for a skin that is not one; asking raises RequestError for
+    missing or unknown inputs, and ContextLengthExceeded where the skin allows fewer words."""
 
     def __init__(self, skin: Skin) -> None:
         if skin.classical is None:
-            raise SkinError(
-                f"skin {skin.name!r} of kind {skin.kind!r} is not a bag-of-words model: load it with its base"
-            )
+            raise SkinError(f"skin {skin.name!r} of kind {skin.kind!r} is not a bag-of-words model")
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 
@@ -45,7 +41,8 @@ class ClassicalPredictor(ReadySkin):
             )
         scores = tuple(self._model.logits_of(words).tolist())
         seconds = time.perf_counter() - start
-        return Classification(scores, Usage(len(words)), RequestTiming(0.0, seconds, seconds, seconds))
+        timing = RequestTiming(0.0, seconds, seconds, seconds)
+        return Classification(scores, usage=Usage(len(words)), timing=timing)
 
     def read(self, result: Classification, seconds: float = 0.0) -> Prediction:
         """A result, parsed."""

@@ -4,7 +4,9 @@ skin's output. The key comes from the environment, and is written nowhere."""
 from __future__ import annotations
 
 import json
+import math
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,13 +25,15 @@ from bedplate.core.errors import (
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.data.splits import normalise
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, is_key
-from bedplate.inference.remote.remote_labels import label_scores, read_label
+from bedplate.skins.output import Output
 from bedplate.skins.skin import EndpointReference, Skin
 
 ALTERNATIVES = 20
+_AROUND = " \t\n\r.,;:!?\"'`*_()[]{}<>«»“”‘’-–—"
 _OPTIONAL = frozenset(("temperature", "logprobs", "top_logprobs", "seed"))
 """Fields that a server may refuse, and that are then left out of every further request."""
 _FILTERED = frozenset(("content_filter", "content_policy_violation"))
@@ -44,25 +48,19 @@ def api_key(reference: EndpointSpec) -> str | None:
         return None
     key = os.environ.get(name)
     if not key:
-        raise UsageError(
-            f"{reference.url} wants the key in the environment variable {name}, which is not set; export it (a key is "
-            "written into no file)"
-        )
+        raise UsageError(f"{reference.url} wants a key in the environment variable {name}, which is not set")
     if not is_key(key):
         raise UsageError(
-            f"the environment variable {name}, for {reference.url}, holds no key: something in it is not printable "
-            "ASCII, or white space (a line break at its end?); export the key alone"
+            f"the environment variable {name}, for {reference.url}, holds no key but white space or no ASCII"
         )
     return key
 
 
-class HostedPredictor(ReadySkin):
-    """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs.
-
-    account: the answers that are known already, and the cap on spending. Raises UsageError without the key. Asking
-    raises EndpointError (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been
-    answered by then is in the account.
-    """
+class HostedPredictor(SkinPredictor):
+    """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs. account: the answers
+    that are known already, and the cap on spending. Raises UsageError without the key. Asking raises EndpointError
+    (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been answered by then is in
+    the account."""
 
     def __init__(
         self, skin: Skin, *, account: Account | None = None, sleep: Callable[[float], None] = time.sleep
@@ -101,7 +99,8 @@ class HostedPredictor(ReadySkin):
         return prediction
 
     def _predict_row(self, inputs: Values) -> Prediction:
-        messages = self._messages(inputs)
+        content = self.skin.prompt.text(inputs, self.skin.demonstrations)
+        messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         request = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
         key = sha256_json(request)
         answer = self.account.cached_answer(key)
@@ -161,10 +160,6 @@ class HostedPredictor(ReadySkin):
                     raise
                 self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
 
-    def _messages(self, inputs: Values) -> list[dict[str, str]]:
-        content = self.skin.prompt.text(inputs, self.skin.demonstrations)
-        return [{"role": "user", "content": content}] if isinstance(content, str) else content
-
     def _read(self, answer: ChatAnswer, usd: float | None) -> Prediction:
         output, text = self.skin.output, answer.text
         parsed, scores = text, dict[str, float]()
@@ -175,20 +170,11 @@ class HostedPredictor(ReadySkin):
                 parsed = output.answer(label, scores)
         else:
             parsed = output.read_text(text)
-        return Prediction(
-            parsed,
-            text,
-            scores,
-            answer.prompt_tokens or 0,
-            answer.completion_tokens or 0,
-            answer.cached_tokens or 0,
-            answer.seconds,
-            usd=usd,
-            finish_reason=answer.finish_reason,
-        )
+        tokens = (answer.prompt_tokens or 0, answer.completion_tokens or 0, answer.cached_tokens or 0)
+        ending = answer.finish_reason
+        return Prediction(parsed, text, scores, *tokens, answer.seconds, usd=usd, finish_reason=ending)
 
     def close(self) -> None:
-        """Closes the connections."""
         self._endpoint.close()
 
 
@@ -219,3 +205,59 @@ def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
     if output.scored_labels and reference.logprobs:
         settings |= {"logprobs": True, "top_logprobs": ALTERNATIVES}
     return settings
+
+
+def read_label(labels: Sequence[str], text: str) -> str | None:
+    """The label that an answer gives, or None where it gives none, or more than one. The answer is the label (whatever
+    the case, and the quotes and punctuation around it), or names exactly one of them as whole words; a label within a
+    longer one that is named does not count."""
+    reply = text.strip()
+    if reply in labels:
+        return reply
+    folded = {normalise(label): label for label in labels}
+    if len(folded) < len(labels):  # labels that differ in their case only are read exactly
+        folded = {label: label for label in labels}
+    else:
+        reply = normalise(reply)
+    whole = reply.strip(_AROUND)
+    if whole in folded:
+        return folded[whole]
+    matches: set[str] = set()
+    remaining = reply
+    for name in sorted(folded, key=len, reverse=True):
+        pattern = rf"(?<!\w){re.escape(name)}(?!\w)"
+        if re.search(pattern, remaining):
+            matches.add(folded[name])
+            remaining = re.sub(pattern, "\0", remaining)
+    return matches.pop() if len(matches) == 1 else None
+
+
+def label_scores(output: Output, label: str, answer: ChatAnswer) -> dict[str, float]:
+    """Each label's log-probability among the labels, for an answer that was read as `label`; {} where it tells too
+    little. They are Bedplate's own scores, or those of the first token's likeliest alternatives, each counted for the
+    label that it alone begins; a label that none of them begins is as likely as the least of them at most. What an
+    answer begins with says nothing of a label that comes later in it."""
+    labels = output.scored_labels
+    reported_scores = answer.extension.get("scores")
+    if isinstance(reported_scores, Mapping) and set(reported_scores) == set(labels):
+        return _normalised(output, [float(reported_scores[candidate]) for candidate in labels])
+    if not answer.text.strip().casefold().startswith(label.casefold()):
+        return {}
+    alternatives = answer.alternatives
+    mass = dict.fromkeys(labels, 0.0)
+    for token, logprob in alternatives:
+        begun = token.strip().casefold()
+        owners = [candidate for candidate in labels if begun and candidate.casefold().startswith(begun)]
+        if len(owners) == 1:
+            mass[owners[0]] += math.exp(logprob)
+    if not any(mass.values()):
+        return {}
+    floor = math.exp(min(logprob for _, logprob in alternatives))
+    return _normalised(output, [math.log(max(mass[candidate], floor, 1e-30)) for candidate in labels])
+
+
+def _normalised(output: Output, totals: Sequence[float]) -> dict[str, float]:
+    try:
+        return output.read_scores(totals)[1]
+    except RequestError:  # NaN, or nothing but minus infinity
+        return {}

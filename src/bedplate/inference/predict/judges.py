@@ -31,9 +31,7 @@ def judges_of(recipe: CorpusRecipe, directory: Path) -> Generator[dict[str, Judg
 def _judge(loaded: object, path: Path, label: str) -> Judge:
     """Judges a text, the skin's one input, by the probability of a label."""
     if not isinstance(loaded, LoadedSkin | ClassicalPredictor):
-        raise ConfigError(
-            f"rules.judged: {path} is not a skin whose weights run on this machine, such as a probe or a classical one"
-        )
+        raise ConfigError(f"rules.judged: {path} is not a skin whose weights run on this machine")
     inputs, labels = list(loaded.skin.inputs), getattr(loaded.skin.output, "labels", ())
     if len(inputs) != 1 or label not in labels:
         raise ConfigError(

@@ -12,13 +12,20 @@ from bedplate.core.progress import Progress
 from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredictor
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.composed import LoadedCascade, SkinPredictor
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import Opened, OpenOptions, open_as, open_base
+from bedplate.inference.predict.opening import (
+    Opened,
+    OpenOptions,
+    SkinExecution,
+    check_here,
+    held_as,
+    open_as,
+    open_base,
+)
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.inference.predict.skin_execution import SkinExecution, check_here, held_as
 from bedplate.skins.files import SKIN_FILE, read_skin
 from bedplate.skins.skin import BaseReference, Skin
 
@@ -44,7 +51,7 @@ class LoadedSkin(Predictor):
         self._opened.close()
 
 
-Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | LoadedCascade | ClassicalPredictor
+Loaded: TypeAlias = LocalModel | LoadedSkin | HostedPredictor | CascadePredictor | ClassicalPredictor
 
 
 class _Bases(ExitStack):
@@ -125,16 +132,12 @@ def load(
         bases = unfinished.enter_context(_Bases(device, allow_other_weights))
         if skin.cascade is not None:
             first, second = bases.answers(skin.cascade.first), bases.answers(skin.cascade.second)
-            loaded_skin = LoadedCascade(skin, first, second, bases)
+            loaded_skin = CascadePredictor(skin, first, second, bases)
         else:
             load_format = held_as(skin.evaluated_with, dtype=dtype, weights=weights, kernel=kernel)
-            model, embedder_model = (
-                bases.model(skin, skin.base, load_format, base, kernel),
-                bases.embedder(skin, embedder),
-            )
-            loaded_skin = LoadedSkin(
-                model, skin, bases, embedder=embedder_model, allow_other_weights=allow_other_weights
-            )
+            model = bases.model(skin, skin.base, load_format, base, kernel)
+            second = bases.embedder(skin, embedder)
+            loaded_skin = LoadedSkin(model, skin, bases, embedder=second, allow_other_weights=allow_other_weights)
         unfinished.pop_all()
         return loaded_skin
 
@@ -143,7 +146,4 @@ def _only_as_written(skin: Skin, *options: object) -> None:
     if any(option is not None for option in options):
         how = "is loaded as it was judged, from where its bases were"
         how = how if skin.classical is None else "answers without a base"
-        raise UsageError(
-            f"skin {skin.name!r} of kind {skin.kind!r} {how}; dtype, weights, kernel, base and embedder do not "
-            "go with it"
-        )
+        raise UsageError(f"skin {skin.name!r} of kind {skin.kind!r} {how}: leave base, dtype and the like out")

@@ -32,14 +32,45 @@ from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
-from bedplate.text.tokenizer import TextOrPair, Tokenizer
+from bedplate.text.tokenizer import TextOrPair, Tokenizer, common_length
 
 if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.inference.predict.predictor import Predictor
     from bedplate.skins.skin import Skin
 
 
-class LocalModel(Closing, display.Displayable):
+class EngineAnswers:
+    """Answers requests (`engine.answers.Answers`) on an engine, each as `on_weights` has it."""
+
+    engine: Engine
+
+    def on_weights(self, request: Request) -> Request:
+        """The request, on the weights that are asked."""
+        return request
+
+    @property
+    def alive(self) -> bool:
+        """Whether submitted requests still get answers."""
+        return self.engine.alive
+
+    def submit(self, request: Request, /) -> Stream:
+        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
+        return self.engine.submit(self.on_weights(request))
+
+    def run(self, requests: Sequence[Request], /) -> list[Result]:
+        """Answers requests together and returns their results in order."""
+        return self.engine.run([self.on_weights(request) for request in requests])
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
+        return self.engine.tokenize(text)
+
+    def describe(self) -> Facts:
+        """The base's name, abilities, context length and tokenizer."""
+        return self.engine.describe()
+
+
+class LocalModel(EngineAnswers, Closing, display.Displayable):
     """A base with its engine, opened with these weights and kernel. compute: the lock of several that take turns.
     Close it, or use it as a context manager."""
 
@@ -72,11 +103,9 @@ class LocalModel(Closing, display.Displayable):
         logprobs: int | None = None,
         prompt_logprobs: int | None = None,
     ) -> Generation:
-        """Continues a text, answers a conversation (a list of messages), or continues token ids.
-
-        See Sampling for the settings. Raises RequestError, or ContextLengthExceeded where prompt and max_tokens do not
-        fit together (nothing is cut off).
-        """
+        """Continues a text, answers a conversation (a list of messages), or continues token ids. See Sampling for the
+        settings. Raises RequestError, or ContextLengthExceeded where prompt and max_tokens do not fit together (nothing
+        is cut off)."""
         sampling = Sampling(
             max_tokens=max_tokens,
             temperature=temperature,
@@ -95,11 +124,9 @@ class LocalModel(Closing, display.Displayable):
 
     @checked
     def score(self, prompt: str, continuations: Sequence[str]) -> list[float]:
-        """The total log-probability (natural log) of each continuation after the prompt.
-
-        Prompt and continuation are tokenised together; where a continuation's first characters merge with the prompt's
-        last into one token, that token is scored too.
-        """
+        """The total log-probability (natural log) of each continuation after the prompt. Prompt and continuation are
+        tokenised together; where a continuation's first characters merge with the prompt's last into one token, that
+        token is scored too."""
         scores: list[float] = []
         requests: list[Score] = []
         if self.tokenizer.answers_apart:
@@ -108,7 +135,7 @@ class LocalModel(Closing, display.Displayable):
         alone = self._ids(prompt)
         for continuation in continuations:
             whole = self._ids(prompt + continuation)
-            shared_length = next((i for i, (a, b) in enumerate(zip(alone, whole, strict=False)) if a != b), len(alone))
+            shared_length = common_length(alone, whole)
             if len(whole) <= shared_length or shared_length == 0:
                 raise RequestError(f"{continuation!r} adds no token to the prompt, so there is nothing to score")
             requests.append(Score(whole[:shared_length], (whole[shared_length:],)))
@@ -158,7 +185,7 @@ class LocalModel(Closing, display.Displayable):
     @checked
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Next-token logits after each of the tokens, float32 [T, V]."""
-        if "generate" not in self.base.can:
+        if not self.base.writes:
             raise RequestError(f"{self.base.name} writes no text; it has no next-token logits")
         if not tokens or not all(0 <= token < self.base.spec.vocab_size for token in tokens):
             raise RequestError(f"logits needs one or more token ids between 0 and {self.base.spec.vocab_size - 1}")
@@ -188,43 +215,15 @@ class LocalModel(Closing, display.Displayable):
             return tuple(self.tokenizer.encode_chat(cast(Sequence[Mapping[str, str]], prompt)))
         return tuple(cast(Sequence[int], prompt))
 
-    # Answers: what suites ask a model by
-
-    @property
-    def alive(self) -> bool:
-        """Whether submitted requests still get answers."""
-        return self.engine.alive
-
-    def submit(self, request: Request) -> Stream:
-        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        return self.engine.submit(request)
-
-    def run(self, requests: Sequence[Request]) -> list[Result]:
-        """Answers requests together and returns their results in order."""
-        return self.engine.run(requests)
-
-    def tokenize(self, text: str) -> list[int]:
-        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
-        return self.engine.tokenize(text)
-
-    def describe(self) -> Facts:
-        """The base's name, abilities, context length and tokenizer."""
-        return self.engine.describe()
-
     @property
     def facts(self) -> dict[str, str]:
         """The model's key facts, a few words each."""
         able = ", ".join(sorted(self.base.can))
         runtime = f"{self.engine.weights} weights, kernel {self.engine.kernel}, on {self.base.device}"
-        return {
-            "name": self.base.name,
-            "context": f"{self.base.spec.context_length:,} tokens of context",
-            "can": able,
-            "held": runtime,
-        }
+        context = f"{self.base.spec.context_length:,} tokens of context"
+        return {"name": self.base.name, "context": context, "can": able, "held": runtime}
 
     def close(self) -> None:
-        """Stops the engine's thread."""
         self.engine.close()
 
 

@@ -26,12 +26,10 @@ from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.lookup_index import Neighbours, PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration, Passage
 from bedplate.skins.skin import Skin
-from bedplate.skins.verify import verify_embedder
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.skins.verify import verify_skin
+from bedplate.text.tokenizer import Tokenizer, common_length
 
 _AT_ONCE = 1024
-_PULSE_SECONDS = 2.0
-"""Seconds between checks that the engine's thread still lives, while waiting for it."""
 # Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
 _PROBES = ("a", "7", "中")
 
@@ -59,12 +57,11 @@ class Lookup:
             return
         if embedder is None:
             material = "demonstrations" if skin.passages is None else "passages"
-            raise SkinError(
-                f"skin {skin.name!r} chooses its {material} with the base {skin.embedder.name}; load that too"
-            )
-        self.warnings = verify_embedder(
+            raise SkinError(f"skin {skin.name!r} chooses its {material} with {skin.embedder.name}; load that too")
+        self.warnings = verify_skin(
             skin,
             embedder.base,
+            embedder=True,
             weights=embedder.weights,
             kernel=embedder.kernel,
             weights_version=embedder.weights_version,
@@ -93,16 +90,16 @@ class Lookup:
     def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
         """The tokens with which the prompts of all calls begin, whatever is looked up."""
         prompt, names = self._skin.prompt, self._names
-        shared: list[int] | None = None
+        beginnings: list[list[int]] = []
         for probe in _PROBES:
             shown, passages = self._skin.demonstrations, tuple[Passage, ...]()
             if isinstance(self._index, Neighbours):
                 shown = (Demonstration(dict.fromkeys(names, probe), probe),) * self._index.k
             else:
                 passages = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
-            prefix_ids = prompt.constant_prefix(tokenizer, shown, names, passages)
-            shared = prefix_ids if shared is None else _common(shared, prefix_ids)
-        return tuple((shared or [])[:-1])
+            beginnings.append(prompt.constant_prefix(tokenizer, shown, names, passages))
+        first, last = min(beginnings), max(beginnings)
+        return tuple(first[: max(common_length(first, last) - 1, 0)])
 
 
 def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], ...]:
@@ -119,11 +116,6 @@ def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], .
             citation["cited"] = f"[{passage.number}]" in result.text
         cited_passages.append(citation)
     return tuple(cited_passages)
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> list[int]:
-    common_length = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
-    return list(a[:common_length])
 
 
 def embed_texts(engine: Engine, texts: Sequence[str], pooling: PoolPooling, depth: int | None = None) -> np.ndarray:
@@ -146,12 +138,9 @@ def embedded(
     terms: LookupContext = NO_TERMS,
 ) -> Iterator[Embedding]:
     """The texts' vectors, of unit length. ContextLengthExceeded for a text that the base cannot take whole,
-    RequestError for one without tokens.
-
-    queued: the engine's own thread computes, in turn with what it serves, and BusyError where its queue is full;
-    otherwise the caller's does. terms: beginnings are shared within their tenant only; DeadlineError after their
-    deadline.
-    """
+    RequestError for one without tokens. queued: the engine's own thread computes, in turn with what it serves, and
+    BusyError where its queue is full; otherwise the caller's does. terms: beginnings are shared within their tenant
+    only; DeadlineError after their deadline."""
     base = engine.base
     tokenizer, limit = base.need_tokenizer(), base.spec.context_length
     for start in range(0, len(texts), _AT_ONCE):
@@ -176,17 +165,8 @@ def _queued(engine: Engine, requests: Sequence[Embed]) -> list[Result]:
     try:
         for request in requests:
             streams.append(engine.submit(request))
-        return [_wait(engine, stream) for stream in streams]
+        return [stream.result() for stream in streams]
     finally:
         for stream in streams:
             if not stream.finished:
                 stream.cancel()
-
-
-def _wait(engine: Engine, stream: Stream) -> Result:
-    while True:
-        try:
-            return stream.result(_PULSE_SECONDS)
-        except TimeoutError:
-            if not engine.alive:
-                raise RuntimeError("the engine's thread has ended") from None

@@ -1,16 +1,18 @@
-"""Opens a base under the execution plan that options name, or else the fastest one that keeps what is stored.
+"""Opens a base under the execution plan that options name, or else the fastest that keeps what is stored; for a skin as
+it was judged, where nothing else is requested.
 
 The plan is chosen from the checkpoint's header, so that the base is read once, in the dtype that it then has.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import SkinError, UsageError
 from bedplate.inference.execution.calibration import Use
 from bedplate.inference.execution.choice import Choice, choose, left_in_file
 from bedplate.inference.execution.plan import (
@@ -23,10 +25,27 @@ from bedplate.inference.execution.plan import (
     read_stored,
 )
 from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.inference.native.packed_weights import unsupported
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.skin_execution import SkinExecution
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.models.precision import resolve_device
+from bedplate.models.precision import DTYPES, dtype_name, resolve_device
+
+if TYPE_CHECKING:  # a base alone has no need of them
+    from bedplate.inference.engine.engine import Engine
+    from bedplate.skins.skin import EvaluatedWith, Skin
+
+
+KERNELS: dict[str, Kernel] = {"torch": "torch", "native": "native"}
+"""Kernels by their names in `evaluated_with`."""
+
+
+@dataclass(frozen=True)
+class SkinExecution:
+    """dtype: as the base is loaded; weights, kernel: as its engine is opened."""
+
+    dtype: str
+    weights: Weights
+    kernel: Kernel
 
 
 @dataclass(frozen=True)
@@ -51,18 +70,13 @@ class Opened:
     load_format: SkinExecution
 
     def model(self, compute: ComputeLock | None = None) -> LocalModel:
-        """The base on its engine."""
         return LocalModel(self.base, weights=self.load_format.weights, kernel=self.load_format.kernel, compute=compute)
 
 
 def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Choice:
-    """The execution plan under which `open_base` would open a base, without reading its weights.
-
-    Raises HubError, CheckpointError, UnsupportedModelError; UsageError where this machine or base cannot do what was
-    asked.
-    """
-    target = resolve_device(device)
-    return _chosen(read_stored(source), source, options, target)
+    """The execution plan under which `open_base` would open a base, without reading its weights. Raises HubError,
+    CheckpointError, UnsupportedModelError; UsageError where this machine or base cannot do what was asked."""
+    return _chosen(read_stored(source), source, options, resolve_device(device))
 
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
@@ -73,17 +87,12 @@ def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, devi
 
 
 def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Opened:
-    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the
-    options name, or the chosen one.
-
-    Raises what `chosen` and `load_base` raise.
-    """
-    target = resolve_device(device)
+    """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the options
+    name, or the chosen one. Raises what `chosen` and `load_base` raise."""
     stored = read_stored(source)
-    plan = _chosen(stored, source, options, target).plan
-    load_format = execution_of(plan)
-    leave, checkpoint = left_in_file(plan), stored.checkpoint
-    return Opened(load_base(source, load_format.dtype, device, leave, checkpoint), load_format)
+    plan = _chosen(stored, source, options, resolve_device(device)).plan
+    base = load_base(source, plan.dtype, device, left_in_file(plan), stored.checkpoint)
+    return Opened(base, execution_of(plan))
 
 
 def open_as(
@@ -96,16 +105,71 @@ def open_as(
 
 
 def execution_of(plan: ExecutionPlan) -> SkinExecution:
-    """How a base is loaded and its engine opened under a plan."""
     return SkinExecution(plan.dtype, QUANTISED.get(plan.weights, "auto"), plan.kernel)
 
 
 def _plans(stored: StoredFormat, options: OpenOptions) -> tuple[ExecutionPlan, ...]:
-    weights, kernel = options.weights, options.kernel
-    plans = matching_plans(
-        stored.types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised
-    )
+    types, weights, kernel = stored.types, options.weights, options.kernel
+    plans = matching_plans(types, dtype=options.dtype, weights=weights, kernel=kernel, quantised=options.quantised)
     if options.loaded is None:
         return plans
     fitting = tuple(plan for plan in plans if plan.dtype == options.loaded)
-    return fitting or matching_plans(stored.types, dtype=options.loaded, weights=weights, kernel=kernel)
+    return fitting or matching_plans(types, dtype=options.loaded, weights=weights, kernel=kernel)
+
+
+def dtype_of(weights: str, beneath: str | None = None) -> str:
+    """The dtype that a base is loaded as for weights of this name: quantised ones are made from bfloat16, where it is
+    not said what lies beneath them."""
+    if weights in QUANTISED:
+        return beneath or "bfloat16"
+    return weights if weights in DTYPES else "auto"
+
+
+def evaluated_now(engine: Engine) -> EvaluatedWith:
+    """The weights and the kernel that this engine answers with."""
+    return evaluated_on(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
+
+
+def evaluated_on(weights: str, kernel: str, beneath: str) -> EvaluatedWith:
+    """The same for weights of this name; `beneath` is the dtype of the base that they stand beside."""
+    from bedplate.skins.skin import EvaluatedWith
+
+    records_dtype = weights in QUANTISED and beneath != "bfloat16"
+    return EvaluatedWith(weights=weights, kernel=kernel, dtype=beneath if records_dtype else None)
+
+
+def held_as(
+    judged: EvaluatedWith | None,
+    *,
+    dtype: str | None = None,
+    weights: Weights | None = None,
+    kernel: Kernel | None = None,
+) -> SkinExecution:
+    """The requested values (None: not requested), else as `judged`; "auto" where neither says."""
+    if dtype is None and weights is None and judged is not None:
+        dtype, weights = dtype_of(judged.weights, judged.dtype), QUANTISED.get(judged.weights)
+    elif dtype is None:
+        beneath = judged.dtype if judged is not None and judged.weights == weights else None
+        dtype = "auto" if weights is None else dtype_of(weights, beneath)
+    # For quantised weights that it was not judged with, the engine finds the kernel.
+    if kernel is None and judged is not None and (weights not in QUANTISED or judged.weights in QUANTISED):
+        kernel = KERNELS.get(judged.kernel)
+    return SkinExecution(dtype, weights or "auto", kernel or "auto")
+
+
+def check_here(
+    skin: Skin, base: Base, load_format: SkinExecution, kernel: Kernel | None, allow_other_weights: bool
+) -> SkinExecution:
+    """`load_format` where this machine can run it. Where it lacks the judged kernel (and `kernel` requests none),
+    SkinError, or with `allow_other_weights` what the machine has."""
+    if kernel is not None or load_format.kernel != "native":
+        return load_format
+    reason = unsupported(base.spec, base.dtype, base.device)
+    if reason is None:
+        return load_format
+    if allow_other_weights:
+        return replace(load_format, weights="auto", kernel="auto")
+    raise SkinError(
+        f"skin {skin.name!r} was judged with the native kernel, which cannot run here: {reason}. Its measured quality "
+        "may not hold with another; to run it all the same, give --allow-other-weights (allow_other_weights=True)"
+    )

@@ -30,18 +30,17 @@ from bedplate.inference.engine.requests import (
     Sampling,
     Score,
     Scores,
-    Stream,
 )
-from bedplate.inference.predict.callable_skin import Prediction, ReadySkin, RowsLike, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
+from bedplate.inference.predict.local import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
-from bedplate.skins.output import EmbeddingOutput
 from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
 
 
-class Predictor(ReadySkin):
+class Predictor(EngineAnswers, SkinPredictor):
     """A skin bound to an engine whose base it belongs to. Its adapter is loaded and its own prompt's beginning computed
     once. Call it with a text (one input) or a mapping of inputs; `close` takes its adapter out of the engine again.
 
@@ -171,9 +170,7 @@ class Predictor(ReadySkin):
         if self._lookup is None:
             return [self._request(row_inputs, None, sampling) for row_inputs in inputs]
         lookups = self._lookup.retrieve(inputs, queued=queued, terms=terms)
-        return [
-            self._request(row_inputs, with_it, sampling) for row_inputs, with_it in zip(inputs, lookups, strict=True)
-        ]
+        return [self._request(values, lookup, sampling) for values, lookup in zip(inputs, lookups, strict=True)]
 
     def _request(self, inputs: Values, lookup_result: LookupResult | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
@@ -181,28 +178,24 @@ class Predictor(ReadySkin):
         limit = min(skin.limits.max_prompt_tokens or self._context, self._context - virtual)
         embedding = skin.output.as_embedding
         if embedding is not None:
-            return self._embedding_request(embedding, inputs, limit)
+            tokens = self._text_tokens(inputs, limit)
+            return Embed(tuple(tokens), embedding.pooling, embedding.depth, normalise=False, **self._common)
         shown = skin.demonstrations if lookup_result is None else lookup_result.demonstrations
         looked_up = None if lookup_result is None else lookup_result.looked_up
         passages = () if looked_up is None else looked_up.passages
         common: dict[str, Any] = {**self._common, "looked_up": looked_up}
         if skin.probe is not None:
-            tokens = (
-                self._text_tokens(inputs, limit)
-                if self._reads_only
-                else skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
-            )
             depth = int(skin.probe.layer.removeprefix("layers."))
+            if self._reads_only:
+                tokens = self._text_tokens(inputs, limit)
+            else:
+                tokens = skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
             return Classify(tuple(tokens), skin.probe.head, depth, skin.probe.pooling, **common)
         if skin.output.answered_by == "score":
             ids, continuations = skin.prompt.label_tokens(tokenizer, inputs, shown, skin.output, passages, limit=limit)
             return Score(tuple(ids), continuations, **common)
         tokens = skin.prompt.tokens(tokenizer, inputs, shown, passages, limit=limit)
         return Generate(tuple(tokens), sampling or self.sampling(), self.grammar, **common)
-
-    def _embedding_request(self, output: EmbeddingOutput, inputs: Values, limit: int) -> Embed:
-        tokens = self._text_tokens(inputs, limit)
-        return Embed(tuple(tokens), output.pooling, output.depth, normalise=False, **self._common)
 
     def _text_tokens(self, inputs: Values, limit: int) -> Sequence[int]:
         """The prompt as a text that is embedded: the special tokens that the tokenizer sets take part."""
@@ -217,8 +210,7 @@ class Predictor(ReadySkin):
 
     @property
     def _reads_only(self) -> bool:
-        """Whether the base is an encoder."""
-        return "generate" not in self.engine.base.can
+        return not self.engine.base.writes
 
     @property
     def _common(self) -> dict[str, Any]:
@@ -267,27 +259,11 @@ class Predictor(ReadySkin):
             raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
         return embedding.parse(cast(Embedding, result).vector)
 
-    # What `Answers` asks for: requests in the skin's name, on its weights
-
-    @property
-    def alive(self) -> bool:
-        """Whether the engine still answers."""
-        return self.engine.alive
-
-    def submit(self, request: Request, /) -> Stream:
-        """Queues a request of any type on the skin's weights, under its name."""
-        return self.engine.submit(replace(request, adapter=self.adapter, skin=self.skin.name))
-
-    def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Answers requests on the skin's weights together, and returns their results in order."""
-        return self.engine.run([replace(request, adapter=self.adapter, skin=self.skin.name) for request in requests])
-
-    def tokenize(self, text: str, /) -> list[int]:
-        """Token ids of a text as a prompt, without the skin's own prompt."""
-        return self.engine.tokenize(text)
+    def on_weights(self, request: Request) -> Request:
+        """The request on the skin's weights, under its name."""
+        return replace(request, adapter=self.adapter, skin=self.skin.name)
 
     def describe(self) -> Facts:
-        """Describes the base, under the skin's name."""
         return replace(self.engine.describe(), name=self.skin.name)
 
     def close(self) -> None:

@@ -23,8 +23,7 @@ Read = TextOrPair | tuple[int, ...]
 
 
 def prompt_of(base: Base, name: str | None = None) -> str:
-    """The publisher's prompt before a text, by name; None: the default one. RequestError for a name that the base does
-    not have."""
+    """The publisher's prompt before a text, by name (None: the default one). RequestError for an unknown name."""
     spec = None if base.sentence is None else base.sentence.spec
     prompts = {} if spec is None else dict(spec.prompts)
     name = name if name is not None or spec is None else spec.default_prompt
@@ -106,21 +105,16 @@ def _tokens(base: Base, inputs: Sequence[Read], truncate: bool | int) -> list[En
         if not encoder_input.ids:
             raise RequestError(f"input {number} has no tokens, so there is nothing to read", param="input")
         if len(encoder_input.ids) > base.spec.context_length:
-            raise ContextLengthExceeded(
-                f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads {base.spec.context_length:,} "
-                "at most: shorten it, or ask for it to be cut",
-                param="input",
-            )
+            message = f"input {number} has {len(encoder_input.ids):,} tokens; {base.name} reads"
+            advice = "at most: shorten it, or ask for it to be cut"
+            raise ContextLengthExceeded(f"{message} {base.spec.context_length:,} {advice}", param="input")
     return encoded_inputs
 
 
 def _written(raw_input: Read) -> TextOrPair | None:
     """The text or pair; None for token ids."""
-    return (
-        cast(TextOrPair, raw_input)
-        if isinstance(raw_input, str) or (raw_input and isinstance(raw_input[0], str))
-        else None
-    )
+    written = isinstance(raw_input, str) or (raw_input and isinstance(raw_input[0], str))
+    return cast(TextOrPair, raw_input) if written else None
 
 
 def _prompt_tokens(base: Base, prompt: str) -> int:

@@ -38,13 +38,10 @@ class TokenPrices:
 
 
 class Account:
-    """Answers by the hash of what was asked, and the money spent on them.
-
-    path: where they are kept (None: in memory only). price: None where it is not known; an answer then costs what its
-    server says, if that says it. max_usd: no request is sent that could take the whole past it; UsageError without a
-    price. Requests that failed after they were sent may have been charged, and count with the most they can have cost.
-    Safe to share between threads.
-    """
+    """Answers by the hash of what was asked, and the money spent on them. path: where they are kept (None: in memory
+    only). price: None where it is not known; an answer then costs what its server says, if that says it. max_usd: no
+    request is sent that could take the whole past it; UsageError without a price. Requests that failed after they were
+    sent may have been charged, and count with the most they can have cost. Safe to share between threads."""
 
     def __init__(
         self, path: Path | None = None, *, price: TokenPrices | None = None, max_usd: float | None = None
@@ -78,9 +75,7 @@ class Account:
                 # What was asked before a price was known is priced now.
                 self._record(str(row["key"]), answer, usd or self._usd(answer))
             except (KeyError, TypeError, ValueError) as error:
-                raise DataError(
-                    f"{path}, line {number}: no answer of a remote model; remove the file to ask everything again"
-                ) from error
+                raise DataError(f"{path}, line {number}: no answer of a remote model; remove the file") from error
 
     def cached_answer(self, key: str) -> ChatAnswer | None:
         """The answer that was paid for already."""

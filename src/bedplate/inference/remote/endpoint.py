@@ -1,25 +1,22 @@
-"""Client of remote models: an OpenAI-compatible server asked over HTTP, its answers read as they come.
-
-Reference: the API's published schema, "create chat completion"; server-sent events as the HTML standard has them.
-"""
+"""Client of remote models: an OpenAI-compatible server asked over HTTP, its answers read as they come. Reference: the
+API's published schema, "create chat completion"; server-sent events as the HTML standard has them."""
 
 from __future__ import annotations
 
 import contextlib
 import email.utils
-import ipaddress
 import json
 import random
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from urllib.parse import urlsplit
 
 import httpx
 
-from bedplate.core.address import api_address
 from bedplate.core.closing import Closing
+from bedplate.core.endpoint_spec import api_address, is_loopback
 from bedplate.core.errors import (
     BedplateError,
     BusyError,
@@ -44,11 +41,9 @@ _EVENT_BYTES = 16 * 1024 * 1024
 @dataclass(frozen=True)
 class ChatAnswer:
     """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
-
     extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
-    reasoning: what the model reasoned before it answered, where the server keeps it apart.
-    alternatives: the answer's first token as it could have been, each with its log-probability, where that was asked.
-    """
+    reasoning: what the model reasoned before it answered, where the server keeps it apart. alternatives: the answer's
+    first token as it could have been, each with its log-probability, where that was asked."""
 
     text: str
     finish_reason: str
@@ -93,11 +88,10 @@ class Endpoint(Closing):
             # Who asks decides how many requests there are at once: none waits here, its time running, for another.
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=None),
             # A proxy of the environment is not asked about this machine.
-            trust_env=not _is_local(self.url),
+            trust_env=not is_loopback(urlsplit(self.url).hostname or ""),
         )
 
     def models(self) -> list[dict[str, Any]]:
-        """The entries of /v1/models."""
         content = self._send("GET", "/models").json()
         try:
             return [{**model, "id": str(model["id"])} for model in content["data"]]
@@ -105,15 +99,13 @@ class Endpoint(Closing):
             raise EndpointError(f"{self.url}/models does not answer with a list of models") from None
 
     def chat(self, model: str, messages: Sequence[Mapping[str, str]], **settings: Any) -> ChatStream:
-        """Asks for an answer. `settings`: fields of the API (temperature, max_tokens, seed, stop, …).
-
-        Raises RequestError (ContextLengthExceeded, UnknownModelError) for what the server refuses, BusyError where it
-        stays busy, DeadlineError, EndpointError.
-        """
+        """Asks for an answer. `settings`: fields of the API (temperature, max_tokens, seed, stop, …). Raises
+        RequestError (ContextLengthExceeded, UnknownModelError) for what the server refuses, BusyError where it stays
+        busy, DeadlineError, EndpointError."""
         body = {"model": model, "messages": [dict(message) for message in messages], **settings}
         body |= {"stream": True, "stream_options": {"include_usage": True}}
         start = time.perf_counter()
-        return ChatStream(self._send("POST", "/chat/completions", body), self.url, start)
+        return ChatStream(self._send("POST", "/chat/completions", body, streamed=True), self.url, start)
 
     def complete(
         self,
@@ -123,14 +115,11 @@ class Endpoint(Closing):
         before_retry: Callable[[BedplateError], None] = lambda _: None,
         **settings: Any,
     ) -> ChatAnswer:
-        """Asks for an answer and waits for the whole of it; `seconds` has the waits between attempts in it. Raises what
-        `chat` raises.
-
-        before_retry: is told how each attempt failed that is made again; what it raises ends the attempts.
-        """
+        """Asks for an answer and waits for the whole of it; its `seconds` include waits between attempts. Raises what
+        `chat` raises. before_retry: is told how each attempt failed that is made again; what it raises ends them."""
         start = time.perf_counter()
         body = {"model": model, "messages": [dict(message) for message in messages], **settings}
-        response = self._send("POST", "/chat/completions", body, whole=True, before_retry=before_retry)
+        response = self._send("POST", "/chat/completions", body, before_retry=before_retry)
         return _whole_answer(response, self.url, time.perf_counter() - start)
 
     def _send(
@@ -139,23 +128,21 @@ class Endpoint(Closing):
         path: str,
         body: Any = None,
         *,
-        whole: bool = False,
+        streamed: bool = False,
         before_retry: Callable[[BedplateError], None] = lambda _: None,
     ) -> httpx.Response:
-        """The good response; of a POST only the head has been read, unless the `whole` is wanted."""
+        """The good response, of which only the head has been read where it is `streamed`."""
         for attempt in range(self._retries + 1):
             last = attempt == self._retries
             try:
                 with _failures(self.url):
                     request = self._client.build_request(method, self.url + path, json=body)
                     response = self._client.send(request, stream=True)
+                    if not (streamed and response.is_success):
+                        with contextlib.closing(response):
+                            response.read()
                     if response.is_success:
-                        if whole or body is None:
-                            with contextlib.closing(response):
-                                response.read()
                         return response
-                    with contextlib.closing(response):
-                        response.read()
             except (EndpointError, DeadlineError) as error:
                 if last or not self._patient:
                     raise
@@ -196,29 +183,28 @@ class Endpoint(Closing):
         self._client.close()
 
 
+def _answer(
+    text: str, reason: str, usage: Mapping[str, Any], extension: Mapping[str, Any], seconds: float
+) -> ChatAnswer:
+    cached = (usage.get("prompt_tokens_details") or {}).get("cached_tokens")
+    extra = {name: value for name, value in extension.items() if name != "cost_usd"}
+    tokens = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"))
+    return ChatAnswer(text, reason, *tokens, extension.get("cost_usd"), seconds=seconds, extension=extra)
+
+
 def _whole_answer(response: httpx.Response, url: str, seconds: float) -> ChatAnswer:
     """The answer in a reply that was not streamed. EndpointError where it is none of the API."""
     try:
         content: dict[str, Any] = response.json()
         choice: dict[str, Any] = content["choices"][0]
         text = choice["message"]["content"]
-        usage: dict[str, Any] = content.get("usage") or {}
-        details: dict[str, Any] = usage.get("prompt_tokens_details") or {}
         extension = {**(content.get("bedplate") or {}), **(choice.get("bedplate") or {})}
         tokens: list[dict[str, Any]] = (choice.get("logprobs") or {}).get("content") or []
         first = tokens[0].get("top_logprobs") or [] if tokens else []
-        return ChatAnswer(
-            "" if text is None else str(text),
-            str(choice.get("finish_reason") or "stop"),
-            usage.get("prompt_tokens"),
-            details.get("cached_tokens"),
-            usage.get("completion_tokens"),
-            extension.pop("cost_usd", None),
-            None,
-            seconds,
-            extension,
-            tuple((str(alternative["token"]), float(alternative["logprob"])) for alternative in first),
-        )
+        reason, usage = str(choice.get("finish_reason") or "stop"), content.get("usage") or {}
+        answer = _answer("" if text is None else str(text), reason, usage, extension, seconds)
+        alternatives = ((str(alternative["token"]), float(alternative["logprob"])) for alternative in first)
+        return replace(answer, alternatives=tuple(alternatives))
     except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
         raise EndpointError(f"{url} sent an answer that is none of the API: {response.text[:80]!r}") from error
 
@@ -257,7 +243,9 @@ class ChatStream:
         try:
             chunk = json.loads(data)
             if "error" in chunk:
-                raise _stream_error(chunk["error"], self._url)
+                error = chunk["error"]
+                message = error.get("message") if isinstance(error, dict) else error
+                raise EndpointError(f"{self._url} failed on the answer: {message}", status=500)
             self._usage = chunk.get("usage") or self._usage
             self._extension |= chunk.get("bedplate") or {}
             text = thought = ""
@@ -279,20 +267,8 @@ class ChatStream:
 
     def answer(self) -> ChatAnswer:
         """What came; of a stream that was closed early what had come by then, reason "cancelled"."""
-        extension = dict(self._extension)
-        details = self._usage.get("prompt_tokens_details") or {}
-        return ChatAnswer(
-            self.text,
-            self._finish or "cancelled",
-            self._usage.get("prompt_tokens"),
-            details.get("cached_tokens"),
-            self._usage.get("completion_tokens"),
-            extension.pop("cost_usd", None),
-            self._first,
-            self._seconds,
-            extension,
-            reasoning=self.reasoning,
-        )
+        answer = _answer(self.text, self._finish or "cancelled", self._usage, self._extension, self._seconds)
+        return replace(answer, first_seconds=self._first, reasoning=self.reasoning)
 
     def close(self) -> None:
         """Ends the answer; a second time does nothing."""
@@ -338,14 +314,6 @@ def is_key(text: str) -> bool:
     return bool(text) and all("!" <= character <= "~" for character in text)
 
 
-def _is_local(url: str) -> bool:
-    host = urlsplit(url).hostname or ""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def _retry_after(value: str | None) -> float | None:
     """Seconds, from a number of them or a date (RFC 9110, 10.2.3)."""
     if value is None:
@@ -367,8 +335,3 @@ def _error_fields(response: httpx.Response) -> tuple[str, str | None, str | None
         return f"{response.reason_phrase or 'an error'}, without saying more", None, None
     code = error.get("code") or error.get("type") or "invalid_request"
     return message, cast("str | None", error.get("param")), str(code)
-
-
-def _stream_error(error: Any, url: str) -> EndpointError:
-    message = error.get("message") if isinstance(error, dict) else error
-    return EndpointError(f"{url} failed on the answer: {message}", status=500)

@@ -16,7 +16,6 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import RequestError, UsageError, need_failure
 from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.requests import (
-    FinishReason,
     Generate,
     Generation,
     Request,
@@ -27,11 +26,10 @@ from bedplate.inference.engine.requests import (
     Stream,
     Usage,
 )
-from bedplate.inference.remote.endpoint import Endpoint
+from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
 
-_SETTINGS = ("top_p", "presence_penalty", "frequency_penalty", "seed")
-"""Sampling settings of the protocol's chat requests; they are sent where they differ from the defaults."""
-_SENT = frozenset({"max_tokens", "temperature", "stop", *_SETTINGS})
+_SENT = frozenset(("max_tokens", "temperature", "stop", "top_p", "presence_penalty", "frequency_penalty", "seed"))
+"""Sampling settings of the protocol's chat requests."""
 
 
 class RemoteModel(Closing):
@@ -51,50 +49,39 @@ class RemoteModel(Closing):
     def submit(self, request: Request, /) -> Stream:
         """Sends the prompt as one message of a user. RequestError for a request or a setting that the API of endpoints
         does not have, UsageError where the model is closed."""
-        if not self.alive:
-            raise self._closed_error()
-        if not isinstance(request, Generate) or request.grammar is not None or request.vectors:
-            asked = "a grammar or vectors" if isinstance(request, Generate) else type(request).__name__
-            raise RequestError(
-                f"{self.model} at {self.endpoint.url} generates text only; it cannot be asked for {asked}"
-            )
-        self._check_sendable(request)
-        stream = Stream(request)
+        settings, stream = self._settings(request), Stream(request)
 
         def fail_where_dropped(future: Future[None]) -> None:
             if future.cancelled():
                 stream.fail(UsageError("the model was closed before this request was sent"))
 
         try:
-            future = self._pool.submit(self._answer, stream, request)
-        except RuntimeError:  # another thread has closed it meanwhile
-            raise self._closed_error() from None
+            future = self._pool.submit(self._answer, stream, settings)
+        except RuntimeError:
+            raise UsageError(f"the connection to {self.endpoint.url} is closed; open the model again") from None
         future.add_done_callback(fail_where_dropped)
         return stream
 
-    def _closed_error(self) -> UsageError:
-        return UsageError(f"the connection to {self.endpoint.url} is closed; open the model again")
-
-    def _check_sendable(self, request: Generate) -> None:
-        """RequestError for a part of the request that would be lost on the way."""
+    def _settings(self, request: Request) -> dict[str, Any]:
+        """The fields of a chat request beside its messages. RequestError for what would be lost on the way."""
         endpoint = f"{self.model} at {self.endpoint.url}"
+        if not isinstance(request, Generate) or request.grammar is not None or request.vectors:
+            raise RequestError(f"{endpoint} generates text only")
         if request.adapter is not None:
             raise RequestError(f"{endpoint} takes no adapter of this process; leave it out", param="model")
         if any(not 0 <= token < 256 for token in request.tokens):
-            raise RequestError(
-                f"the prompts of {endpoint} are the bytes of a text, as its `tokenize` gives them; a token id is "
-                "outside 0 … 255",
-                param="prompt",
-            )
-        default = Sampling()
-        for setting in fields(Sampling):
-            if setting.name not in _SENT and getattr(request.sampling, setting.name) != getattr(default, setting.name):
-                raise RequestError(
-                    f"{setting.name} cannot be sent to {endpoint}; leave it at its default", param=setting.name
-                )
+            raise RequestError(f"{endpoint} takes the bytes of a text: ids from 0 to 255", param="prompt")
+        settings, default = dict[str, Any](), Sampling()
+        for name in (setting.name for setting in fields(Sampling)):
+            value = getattr(request.sampling, name)
+            changed = value != getattr(default, name)
+            if changed and name not in _SENT:
+                raise RequestError(f"{name} cannot be sent to {endpoint}; leave it at its default", param=name)
+            if changed or name in ("temperature", "max_tokens"):
+                settings[name] = list(value) if name == "stop" else value
+        return {name: value for name, value in settings.items() if value is not None}
 
     def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Sends all requests and returns their results in order."""
         streams = [self.submit(request) for request in requests]
         return [stream.result() for stream in streams]
 
@@ -103,49 +90,37 @@ class RemoteModel(Closing):
         return list(text.encode("utf-8", "replace"))
 
     def describe(self) -> Facts:
-        """Describes the model as far as it is known without asking it."""
         return Facts(self.model, frozenset({"generate"}), self._context_length)
 
-    def _answer(self, stream: Stream, request: Generate) -> None:
+    def _answer(self, stream: Stream, settings: dict[str, Any]) -> None:
         started = time.monotonic()
         try:
             if stream.cancelled:
                 raise RequestError("the request was cancelled before it was sent", code="cancelled")
-            message = {"role": "user", "content": bytes(request.tokens).decode("utf-8", "replace")}
-            reply = self.endpoint.chat(self.model, [message], **_settings(request.sampling))
+            message = {"role": "user", "content": bytes(stream.request.tokens).decode("utf-8", "replace")}
+            reply = self.endpoint.chat(self.model, [message], **settings)
             for piece in reply:
                 stream.push(Step(None, piece))
                 stream.notify()
                 if stream.cancelled:
                     reply.close()
                     break
-            answer = reply.answer()
-            ends: dict[str, FinishReason] = {"length": "length", "cancelled": "cancelled"}
-            usage = Usage(answer.prompt_tokens or 0, answer.completion_tokens or 0, answer.cached_tokens or 0)
-            timing = RequestTiming(0.0, answer.first_seconds or 0.0, time.monotonic() - started)
-            tokens = tuple(answer.text.encode("utf-8", "replace"))
-            finish_reason = ends.get(answer.finish_reason, "stop")
-            stream.push(Step(None, "", finish_reason=finish_reason))
-            stream.finish(Generation(answer.text, tokens, (), finish_reason, usage, timing=timing))
+            generation = self._generation(reply.answer(), time.monotonic() - started)
+            stream.push(Step(None, "", finish_reason=generation.finish_reason))
+            stream.finish(generation)
         except BaseException as error:
             need_failure(error)
             stream.fail(error)
+
+    def _generation(self, answer: ChatAnswer, seconds: float) -> Generation:
+        usage = Usage(answer.prompt_tokens or 0, answer.completion_tokens or 0, answer.cached_tokens or 0)
+        timing, reason = RequestTiming(0.0, answer.first_seconds or 0.0, seconds), answer.finish_reason
+        finish_reason = reason if reason in ("length", "cancelled") else "stop"
+        tokens = tuple(self.tokenize(answer.text))
+        return Generation(answer.text, tokens, (), finish_reason, usage=usage, timing=timing)
 
     def close(self) -> None:
         """Waits for running requests, fails those that were not sent yet, and closes the connections."""
         self.alive = False
         self._pool.shutdown(cancel_futures=True)
         self.endpoint.close()
-
-
-def _settings(sampling: Sampling) -> dict[str, Any]:
-    default = Sampling()
-    settings: dict[str, Any] = {"temperature": sampling.temperature}
-    for name in _SETTINGS:
-        if getattr(sampling, name) != getattr(default, name):
-            settings[name] = getattr(sampling, name)
-    if sampling.max_tokens is not None:
-        settings["max_tokens"] = sampling.max_tokens
-    if sampling.stop:
-        settings["stop"] = list(sampling.stop)
-    return settings

@@ -15,19 +15,11 @@ from torch import Tensor, nn
 from bedplate.core.errors import CheckpointError
 from bedplate.core.progress import Progress
 from bedplate.models.checkpoints.checkpoint import Checkpoint, open_checkpoint
-from bedplate.models.checkpoints.generation import never_written
 from bedplate.models.checkpoints.gguf import GgufReader, StoredBlocks
 from bedplate.models.checkpoints.hf_checkpoint import BASE_FILE
-from bedplate.models.checkpoints.identity import (
-    NO_TEMPLATE,
-    NO_TOKENIZER,
-    Identity,
-    LazyValue,
-    dense_id,
-    with_dense,
-)
-from bedplate.models.checkpoints.tokenizer_files import fitting, written_id
-from bedplate.models.checkpoints.weight_loading import PartialModel, WeightLoader
+from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Identity, Lazy, dense_id, with_dense
+from bedplate.models.checkpoints.text_files import fitting, never_written, written_id
+from bedplate.models.checkpoints.weight_loading import WeightLoader
 from bedplate.models.families import Family
 from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.model import Ability, Model
@@ -44,17 +36,17 @@ that a kernel reads from the file itself."""
 class Base:
     """A loaded base. Its parameters do not require gradients until something trains them.
 
-    raw_model: its model, or an `PartialModel` one some of whose weights are still in the file. identified: its
-    identity, or a `LazyValue` that hashes the weights. tokenizer: None for a directory without one; such a base takes
+    raw_model: its model; what `deferred` has still to read has its shape and dtype only (device "meta"). identified:
+    its identity, or a `Lazy` that hashes the weights. tokenizer: None for a directory without one; such a base takes
     token ids only. sentence: how its own library turns states into sentence vectors, where the files say so. headless:
     the files hold a decoder's body without its head, as embedding models do, so that its logits are no predictions.
     gguf: the tensors of the file, where the base came from a GGUF file."""
 
     spec: TextSpec
-    raw_model: Model | PartialModel
+    raw_model: Model
     tokenizer: Tokenizer | None
     family: Family
-    identified: Identity | LazyValue
+    identified: Identity | Lazy[Identity]
     source: str
     path: Path
     dtype: torch.dtype
@@ -65,16 +57,14 @@ class Base:
     sentence: Sentence | None = None
     headless: bool = False
     gguf: GgufReader | None = None
+    deferred: Lazy[None] | None = None
 
     @property
     def model(self) -> Model:
         """The model with all its weights; those that were left in the file are read on first use."""
-        return self.raw_model.get() if isinstance(self.raw_model, PartialModel) else self.raw_model
-
-    @property
-    def outline(self) -> Model:
-        """The model as far as it was read: what was left in the file has its shape and dtype only (device "meta")."""
-        return self.raw_model.model if isinstance(self.raw_model, PartialModel) else self.raw_model
+        if self.deferred is not None:
+            self.deferred.get()
+        return self.raw_model
 
     @property
     def can(self) -> frozenset[Ability]:
@@ -87,9 +77,24 @@ class Base:
         return "generate" in self.raw_model.can
 
     @property
+    def writes(self) -> bool:
+        """Whether it writes text."""
+        return "generate" in self.can
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt beside the decoder that writes the answer."""
+        return "encode" in self.can
+
+    @property
+    def continues(self) -> bool:
+        """Whether it is a decoder alone, so that what it has read stays as it is when more follows."""
+        return self.causal and not self.has_encoder
+
+    @property
     def identity(self) -> Identity:
         """Hashed when it is first read."""
-        return self.identified.get() if isinstance(self.identified, LazyValue) else self.identified
+        return self.identified.get() if isinstance(self.identified, Lazy) else self.identified
 
     @property
     def embedding_size(self) -> int:
@@ -107,15 +112,12 @@ class Base:
     def decoder_start(self) -> tuple[int, ...]:
         """The tokens that the decoder of an encoder–decoder starts from: its start token, and a forced first token
         where the files name one. () for other bases. CheckpointError where the files do not name a start token."""
-        if "encode" not in self.can:
+        if not self.has_encoder:
             return ()
         defaults = self.generation_defaults
         start = defaults.get("decoder_start_token_id", defaults.get("bos_token_id"))
         if start is None:
-            raise CheckpointError(
-                f"{self.source} does not say what its decoder starts with; add decoder_start_token_id to its "
-                "generation_config.json"
-            )
+            raise CheckpointError(f"{self.source} has no decoder_start_token_id; add it to its generation_config.json")
         named = {"decoder_start_token_id": start, "forced_bos_token_id": defaults.get("forced_bos_token_id")}
         present = ((name, value) for name, value in named.items() if value is not None)
         return tuple(written_id(value, self.spec.vocab_size, name, self.source) for name, value in present)
@@ -123,10 +125,16 @@ class Base:
     def prompt_room(self, answer: int = 0) -> int:
         """How many tokens a prompt may have when the answer has `answer` tokens, which take no room beside the prompt
         in an encoder–decoder; below one where the answer itself does not fit."""
-        if "encode" not in self.can:
+        if not self.has_encoder:
             return self.spec.context_length - answer
         fits = answer + len(self.decoder_start) <= self.spec.main.context_length
         return self.spec.context_length if fits else 0
+
+    def answer_room(self, prompt: int) -> int:
+        """How many tokens can follow a prompt of `prompt` tokens."""
+        if self.has_encoder:
+            return self.spec.main.context_length - len(self.decoder_start)
+        return self.spec.context_length - prompt
 
     @property
     def text_ends(self) -> frozenset[int]:
@@ -145,9 +153,7 @@ class Base:
     def need_tokenizer(self) -> Tokenizer:
         """The tokenizer, or a CheckpointError for a base that came without one."""
         if self.tokenizer is None:
-            raise CheckpointError(
-                f"{self.source} has no tokenizer, so it takes token ids only; add its tokenizer.json to {self.path}"
-            )
+            raise CheckpointError(f"{self.source} has no tokenizer; add its tokenizer.json to {self.path}")
         return self.tokenizer
 
 
@@ -180,15 +186,16 @@ def _load(
     target_dtype = resolve_dtype(dtype, checkpoint.stored_dtype)
     copies = _copies(spec, family, checkpoint.names, checkpoint.get, str(path))
     filling = WeightLoader(spec, family, checkpoint.names, str(path), copies)
+
+    def left(model: Model) -> Collection[str]:
+        if leave is None or gguf is None:
+            return ()
+        return leave(model, StoredBlocks(gguf, family.weights, spec.main).block_types)
+
     with ThreadPoolExecutor(1) as executor:
         reading = executor.submit(checkpoint.tokenizer)
-        if leave is None or gguf is None:
-            raw_model: Model | PartialModel = filling.model(checkpoint.get, target_dtype, device, checkpoint.release)
-        else:
-            block_types = StoredBlocks(gguf, family.weights, spec.main).block_types
-            raw_model = filling.part(
-                gguf.get, target_dtype, device, checkpoint.states, lambda model: leave(model, block_types)
-            )
+        get = checkpoint.get if gguf is None else gguf.get
+        raw_model, deferred = filling.load(get, target_dtype, device, checkpoint.states, left, checkpoint.release)
         tokenizer = fitting(reading.result(), spec, str(path))
     sentence = checkpoint.sentence()
     dense, reopen, states, packing = dense_id(sentence), checkpoint.reopener(), checkpoint.states, checkpoint.packing
@@ -202,11 +209,10 @@ def _load(
         weights_id = with_dense(filling.kept_id(hashed, states, packing), dense)
         return _identify(weights_id, tokenizer, record.get("equivalent_of"))
 
-    identity = LazyValue(identify)
+    identity = Lazy(identify)
     if record and record.get("weights_id") != identity.get().weights_id:
         raise CheckpointError(
-            f"{path}: the weights are not those that {BASE_FILE} describes; export the base again, "
-            f"or delete {BASE_FILE} if the change is intended"
+            f"{path}: the weights are not those that {BASE_FILE} describes; export again or delete {BASE_FILE}"
         )
     checkpoint.log_omitted(source)
     return Base(
@@ -225,6 +231,7 @@ def _load(
         sentence=None if sentence is None else sentence.to(device),
         headless=checkpoint.headless,
         gguf=gguf,
+        deferred=deferred,
     )
 
 

@@ -37,15 +37,10 @@ def spec_of_fields(family: Family, config: Mapping[str, Any], names: Sequence[st
         raise CheckpointError(f"{location} has no {error}; it is not a whole model") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError, LookupError, RecursionError) as error:
         raise CheckpointError(f"{location}: a field has a value of the wrong kind ({error})") from error
-    _refuse_deeper(spec, len(names), location)
+    if spec.deepest > len(names):
+        raise CheckpointError(f"{location} asks for {spec.deepest} layers, but there are {len(names)} tensors")
     _refuse_longrope(spec, location)
     return spec
-
-
-def _refuse_deeper(spec: TextSpec, tensors: int, location: str) -> None:
-    """CheckpointError for a spec of more layers than the checkpoint has tensors, before a model is built of it."""
-    if spec.deepest > tensors:
-        raise CheckpointError(f"{location} asks for {spec.deepest} layers, but the checkpoint holds {tensors} tensors")
 
 
 def _refuse_longrope(spec: TextSpec, location: str) -> None:
@@ -53,17 +48,12 @@ def _refuse_longrope(spec: TextSpec, location: str) -> None:
     would be other keys than those of the whole text. (Phi's family ends its context there.)"""
     rope = spec.position.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
     scaling = None if rope is None else rope.scaling
-    if (
-        not isinstance(scaling, LongRopeScaling)
-        or scaling.is_uniform
-        or spec.context_length <= scaling.original_context
-    ):
-        return
-    raise UnsupportedModelError(
-        f"{location}: longrope turns the positions of a text of more than {scaling.original_context} tokens otherwise "
-        "(short_factor and long_factor differ), which is supported for phi3 alone; where long_factor stands for "
-        "short_factor as well, every text is read as a long one"
-    )
+    is_uniform = not isinstance(scaling, LongRopeScaling) or scaling.is_uniform
+    if not is_uniform and spec.context_length > scaling.original_context:
+        raise UnsupportedModelError(
+            f"{location}: longrope turns the positions of a text of more than {scaling.original_context} tokens "
+            "otherwise (short_factor and long_factor differ), which is supported for phi3 alone"
+        )
 
 
 class ConversionStep(NamedTuple):
@@ -80,7 +70,40 @@ def readings(
 
     CheckpointError, before anything is read, naming every tensor that is missing or that has no place.
     """
-    return [ConversionStep(step, theirs) for step, theirs in _plan(family, spec, names, targets, location)]
+    weights = family.weights
+    external_names = {weights.bare(name): name for name in names}
+    candidate_steps: list[BoundRule] = []
+    max_tensors, tensor_count = _MAX_TENSORS + _MAX_SPELLINGS * len(names), 0
+    for step in weights.steps(spec):
+        tensor_count += len(step.theirs)
+        if tensor_count > max_tensors:
+            raise CheckpointError(
+                f"{location}: the config asks for more than {max_tensors:,} tensors, but the checkpoint holds "
+                f"{len(names):,}; they do not belong together"
+            )
+        if targets.keys() >= set(step.ours):
+            candidate_steps.append(step)
+    # Of several ways to store the same parameters, that in which the checkpoint holds them, or else the first.
+    steps = [
+        next((step for step in spellings if external_names.keys() >= set(step.theirs)), spellings[0])
+        for spellings in _by_parameters(candidate_steps).values()
+    ]
+    nameless = sorted(targets.keys() - {name for step in steps for name in step.ours})
+    if nameless:
+        raise CheckpointError(f"{location}: {_listed(nameless)} has no name in the {' '.join(family.key)} family")
+    used = {name for step in steps for name in step.theirs}
+    missing = sorted(used - external_names.keys())
+    places = {external_names[name] for name in used & external_names.keys()}
+    surplus = sorted(name for name in names if name not in places and not weights.is_ignorable(name))
+    if missing or surplus:
+        problems = [f"lacks {_listed(missing)}"] if missing else []
+        problems += [f"holds {_listed(surplus)}, for which the config has no place"] if surplus else []
+        raise CheckpointError(
+            f"{location}: the checkpoint {' and '.join(problems)} ({len(missing)} missing, {len(surplus)} surplus)"
+        )
+    order = {name: number for number, name in enumerate(names)}
+    planned = [ConversionStep(step, tuple(external_names[name] for name in step.theirs)) for step in steps]
+    return sorted(planned, key=lambda reading: order[reading.theirs[0]])
 
 
 def read(
@@ -141,42 +164,6 @@ def _check_labels(name: str, tensor: Tensor, spec: TextSpec, location: str) -> N
         )
 
 
-def _plan(
-    family: Family, spec: TextSpec, names: Sequence[str], targets: Mapping[str, Tensor], location: str
-) -> list[tuple[BoundRule, tuple[str, ...]]]:
-    """The steps that make the wanted parameters, each with the names that its tensors have in the checkpoint."""
-    weights = family.weights
-    external_names = {weights.bare(name): name for name in names}
-    candidate_steps: list[BoundRule] = []
-    max_tensors, tensor_count = _MAX_TENSORS + _MAX_SPELLINGS * len(names), 0
-    for step in weights.steps(spec):
-        tensor_count += len(step.theirs)
-        if tensor_count > max_tensors:
-            raise CheckpointError(
-                f"{location}: the config asks for more than {max_tensors:,} tensors, but the checkpoint holds "
-                f"{len(names):,}; they do not belong together"
-            )
-        if targets.keys() >= set(step.ours):
-            candidate_steps.append(step)
-    steps = [_spelled(spellings, external_names) for spellings in _by_parameters(candidate_steps).values()]
-    nameless = sorted(targets.keys() - {name for step in steps for name in step.ours})
-    if nameless:
-        raise CheckpointError(f"{location}: {_listed(nameless)} has no name in the {' '.join(family.key)} family")
-    used = {name for step in steps for name in step.theirs}
-    missing = sorted(used - external_names.keys())
-    places = {external_names[name] for name in used & external_names.keys()}
-    surplus = sorted(name for name in names if name not in places and not weights.is_ignorable(name))
-    if missing or surplus:
-        problems = [f"lacks {_listed(missing)}"] if missing else []
-        problems += [f"holds {_listed(surplus)}, for which the config has no place"] if surplus else []
-        raise CheckpointError(
-            f"{location}: the checkpoint {' and '.join(problems)} ({len(missing)} missing, {len(surplus)} surplus)"
-        )
-    order = {name: number for number, name in enumerate(names)}
-    planned = [(step, tuple(external_names[name] for name in step.theirs)) for step in steps]
-    return sorted(planned, key=lambda plan: order[plan[1][0]])
-
-
 def _by_parameters(steps: Sequence[BoundRule]) -> dict[tuple[str, ...], list[BoundRule]]:
     """Several ways to store the same parameters stand together, in the order of the rules."""
     steps_by_parameters: dict[tuple[str, ...], list[BoundRule]] = {}
@@ -185,19 +172,12 @@ def _by_parameters(steps: Sequence[BoundRule]) -> dict[tuple[str, ...], list[Bou
     return steps_by_parameters
 
 
-def _spelled(spellings: Sequence[BoundRule], external_names: Mapping[str, str]) -> BoundRule:
-    """The way in which the checkpoint holds them, or else the first, which is what it lacks."""
-    return next((step for step in spellings if external_names.keys() >= set(step.theirs)), spellings[0])
-
-
 def write_parameters(family: Family, spec: TextSpec, parameters: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
     """The family's tensors of these parameters, in their order. CheckpointError for one that it has no name for."""
     steps = [step for step in family.weights.steps(spec) if parameters.keys() >= set(step.ours)]
     nameless = sorted(parameters.keys() - {name for step in steps for name in step.ours})
     if nameless:
-        raise CheckpointError(
-            f"{_listed(nameless)} has no name in the {' '.join(family.key)} family; it cannot be exported"
-        )
+        raise CheckpointError(f"{_listed(nameless)} has no name in the {' '.join(family.key)} family")
     first = {spellings[0].ours[0]: spellings[0] for spellings in _by_parameters(steps).values()}
     for step in (first[name] for name in parameters if name in first):
         theirs = [family.weights.written(name, spec) for name in step.theirs]

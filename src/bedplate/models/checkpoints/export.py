@@ -59,11 +59,8 @@ def export_base(
 def _stored(base: Base, family: Family, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """The tensors as they are written: what is not trained keeps the type that it is computed with."""
     exact = {family.weights.to_external(name) for name, _ in base.model.named_buffers()}
-    return ((name, tensor if name in exact else tensor.to(dtype)) for name, tensor in _tensors(base, family))
-
-
-def _tensors(base: Base, family: Family) -> Iterator[tuple[str, Tensor]]:
-    return write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
+    tensors = write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
+    return ((name, tensor if name in exact else tensor.to(dtype)) for name, tensor in tensors)
 
 
 def _record(base: Base, draft: Path) -> dict[str, Any]:
@@ -81,23 +78,18 @@ def _record(base: Base, draft: Path) -> dict[str, Any]:
                 raise CheckpointError(f"the export of {name} does not read back as it was written; check the disk")
     if written.tokenizer is not None and written.identity.tokenizer_id != base.identity.tokenizer_id:
         raise CheckpointError("the exported tokenizer does not read back as it was written")
-    source_file = base.path if base.path.is_file() else None
+    is_same_file = weights_match and base.path.is_file()
     return {
         "schema": 1,
         "weights_id": written.identity.weights_id,
         "tokenizer_id": written.identity.tokenizer_id,
         "template_id": written.identity.template_id,
         # Claimed only when every value of the source file is the same here.
-        "equivalent_of": sha256_file(source_file)
-        if weights_match and source_file is not None
-        else base.identity.equivalent_of,
+        "equivalent_of": sha256_file(base.path) if is_same_file else base.identity.equivalent_of,
         # What was trained from nothing has no weights before it.
-        "lineage": dict(base.lineage)
-        | {
-            "parent": base.identity.weights_id or None,
-            "source": base.source.rsplit("/", 1)[-1],
-            "same_values": weights_match,
-        },
+        "lineage": base.lineage
+        | {"parent": base.identity.weights_id or None, "source": base.source.rsplit("/", 1)[-1]}
+        | {"same_values": weights_match},
     }
 
 
@@ -115,10 +107,11 @@ def export_gguf(base: Base, path: Path, ggml_type: str, *, replace: bool = False
     metadata = named | family.to_config(base.spec) | dict(tokenizer_fields(base))
     if "encode" in base.can and base.generation_defaults:
         metadata[f"{family.key[1]}.decoder_start_token_id"] = base.decoder_start[0]
+    tensors = write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_gguf(draft, family.key[1], metadata, chain(tables, _tensors(base, family)), ggml_type, family.whole)
+        write_gguf(draft, family.key[1], metadata, chain(tables, tensors), ggml_type, family.whole)
         draft.replace(path)
     except OSError as error:
         # numpy reports a short write without the system's reason

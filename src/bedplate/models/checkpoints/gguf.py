@@ -16,9 +16,9 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError, UnsupportedModelError, UsageError
 from bedplate.core.files import FileState, file_state
 from bedplate.models.checkpoints.conversion import spec_of_fields
-from bedplate.models.checkpoints.generation import gguf_generation
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks, block_size, dequantise, raw_blocks
 from bedplate.models.checkpoints.sentence_transformers import gguf_sentence
+from bedplate.models.checkpoints.text_files import gguf_generation
 from bedplate.models.families import find_family
 from bedplate.models.families.weights import BoundRule, WeightMap, unchanged
 from bedplate.models.gguf_header import TYPES, GgufHeader, GgufTensor, read_header
@@ -89,8 +89,7 @@ class GgufReader:
                 shape = self.shape(name)
                 if len(shape) != 1 or shape[0] > _PAIRS:
                     raise CheckpointError(
-                        f"{self.path}: tensor {name!r} has the shape {list(shape)}, where a number for each pair of a "
-                        "head's features is wanted"
+                        f"{self.path}: {name!r} has the shape {list(shape)}, where one number a pair is wanted"
                     )
                 rope_factors[name] = self.get(name).tolist()
         return rope_factors
@@ -163,11 +162,8 @@ class GgufCheckpoint:
 
     @property
     def generation(self) -> dict[str, Any]:
-        return (
-            gguf_generation(self._reader.metadata, self.family.key[1])
-            if isinstance(self.spec, EncoderDecoderSpec)
-            else {}
-        )
+        metadata = self._reader.metadata if isinstance(self.spec, EncoderDecoderSpec) else {}
+        return gguf_generation(metadata, self.family.key[1])
 
     def sentence(self) -> Sentence | None:
         return gguf_sentence(self._reader.metadata, self.family.key[1], str(self.path))
@@ -260,9 +256,7 @@ class StoredBlocks(Mapping[str, RawBlocks]):
         blocks = self._reader.blocks(name)
         assert blocks is not None  # by its type
         if not blocks.finite():
-            raise CheckpointError(
-                f"{self._reader.path}: {name} holds NaN or infinite values; the checkpoint is damaged"
-            )
+            raise CheckpointError(f"{self._reader.path}: {name} holds NaN or infinite values; it is damaged")
         return blocks
 
 

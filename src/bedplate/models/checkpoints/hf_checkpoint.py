@@ -16,15 +16,13 @@ from torch import Tensor
 from bedplate.core.errors import CheckpointError
 from bedplate.core.files import file_state
 from bedplate.models.checkpoints.conversion import spec_of_fields
-from bedplate.models.checkpoints.generation import read_generation
-from bedplate.models.checkpoints.json_file import read_object
 from bedplate.models.checkpoints.onnx import OnnxReader
 from bedplate.models.checkpoints.packed_weights import unpacked
-from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader
+from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader, read_object
 from bedplate.models.checkpoints.sentence_transformers import MODULES, read_scored, read_sentence
-from bedplate.models.checkpoints.tokenizer_files import read_tokenizer
+from bedplate.models.checkpoints.text_files import read_generation, read_tokenizer
 from bedplate.models.families import Family
-from bedplate.models.families.claims import claimed_family, refuse_other_classes
+from bedplate.models.families.claims import claimed_family
 from bedplate.models.families.multimodal import Multimodal, find_multimodal
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.layers.sentence_layers import Sentence
@@ -59,7 +57,6 @@ class HfCheckpoint:
         self.names = tuple(self._tensors.names)
         self.config = config = config if outer is None else outer.with_head(config, self.names)
         spec = read_scored(path, spec_of_fields(family, config, self.names, self.location))
-        refuse_other_classes(config, family, self.location)
         self.headless = is_headless(spec, family, self.names, config, path)
         # Its model makes predictions of the token table, which nobody is to use.
         self.spec = spec.with_(tied_head=True) if self.headless and isinstance(spec, TransformerSpec) else spec
@@ -100,13 +97,8 @@ class HfCheckpoint:
         self._files.__exit__()
 
     def reopener(self) -> Callable[[], AbstractContextManager[Callable[[str], Tensor]]]:
-        path, weights, outer, packing, location = (
-            self.path,
-            self.family.weights,
-            self._outer,
-            self.packing,
-            self.location,
-        )
+        path, weights, outer = self.path, self.family.weights, self._outer
+        packing, location = self.packing, self.location
 
         @contextmanager
         def reopen() -> Generator[Callable[[str], Tensor]]:
@@ -150,8 +142,8 @@ def is_headless(spec: TextSpec, family: Family, names: Collection[str], config: 
         return False
     if any(family.weights.from_external(name) == "lm_head.weight" for name in names):
         return False
-    architectures = config.get("architectures") or ()
-    classes = [architectures] if isinstance(architectures, str) else architectures
+    architectures = config.get("architectures")
+    classes = architectures if isinstance(architectures, list) else [architectures]
     # GPT-2's class with a head ends in "LMHeadModel".
     bodies = (str(class_name).endswith("Model") and not str(class_name).endswith("HeadModel") for class_name in classes)
     return (path / MODULES).is_file() or any(bodies)
@@ -166,15 +158,21 @@ class TextPart:
         self._stored_names: dict[str, str] = {}
         sizes: Counter[str] = Counter()
         for name in files.names:
-            text = outer.text_name(name)
-            if text is None:
-                sizes[_part(outer, name, origin)] += files.nbytes(name)
-            elif text in self._stored_names:
-                raise CheckpointError(
-                    f"{origin}: {self._stored_names[text]!r} and {name!r} are both the text model's {text!r}"
-                )
-            else:
+            text, part = outer.text_name(name), outer.part_of(name)
+            if text is not None:
+                if text in self._stored_names:
+                    raise CheckpointError(
+                        f"{origin}: {self._stored_names[text]!r} and {name!r} are both the text model's {text!r}"
+                    )
                 self._stored_names[text] = name
+            elif part is not None:
+                sizes[part] += files.nbytes(name)
+            else:
+                parts = ", ".join(dict.fromkeys(part for _, part in outer.parts))
+                raise CheckpointError(
+                    f"{origin}: the checkpoint holds {name!r}, which is neither of the text model nor of another part "
+                    f"of {outer.name} ({parts})"
+                )
         self.left_out = dict(sorted(sizes.items()))
 
     @property
@@ -194,14 +192,3 @@ class TextPart:
         """What is not loaded, in one line."""
         parts = ", ".join(f"{part} ({size:,} bytes)" for part, size in self.left_out.items()) or "nothing"
         log.warning("%s: of this %s checkpoint the text model alone is loaded; left out: %s", source, outer.name, parts)
-
-
-def _part(outer: Multimodal, name: str, origin: str) -> str:
-    part_name = outer.part_of(name)
-    if part_name is None:
-        part_names = ", ".join(dict.fromkeys(part for _, part in outer.parts))
-        raise CheckpointError(
-            f"{origin}: the checkpoint holds {name!r}, which is neither of the text model nor of another part of "
-            f"{outer.name} ({part_names})"
-        )
-    return part_name

@@ -6,12 +6,14 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Lock
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from bedplate.models.layers.sentence_layers import Sentence
 
+T = TypeVar("T")
 NO_TOKENIZER = NO_TEMPLATE = "none"
 _PART = 1 << 20
 """Values that are widened at a time: few enough for a processor's cache."""
@@ -68,17 +70,15 @@ def with_dense(weights_id: str, dense: str | None) -> str:
     return weights_id if dense is None else hashlib.sha256(f"{weights_id} {dense}".encode()).hexdigest()
 
 
-class LazyValue:
+class Lazy(Generic[T]):
     """A value that is computed on first use, by whichever thread needs it first."""
 
-    def __init__(self, compute: Callable[[], Identity]) -> None:
-        self._compute: Callable[[], Identity] | None = compute
+    def __init__(self, compute: Callable[[], T]) -> None:
+        self._compute: Callable[[], T] | None = compute
         self._lock = Lock()
-        self._identity: Identity | None = None
 
-    def get(self) -> Identity:
+    def get(self) -> T:
         with self._lock:
-            if self._identity is None:
-                assert self._compute is not None
-                self._identity, self._compute = self._compute(), None
-            return self._identity
+            if self._compute is not None:
+                self._value, self._compute = self._compute(), None
+            return self._value

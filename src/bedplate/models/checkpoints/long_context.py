@@ -30,8 +30,7 @@ def with_long_context(base: Base) -> Base:
     spec, scaling, context = base.spec, _scaling(base), extended_context(base)
     if not isinstance(spec, TransformerSpec) or spec.position.rope is None or scaling is None or context is None:
         raise UsageError(
-            f"{base.source} has no context beyond its {base.spec.context_length} tokens: its positions do not turn by "
-            "LongRoPE with factors of two kinds; leave --long-context out"
+            f"{base.source} has no context beyond its {base.spec.context_length} tokens; leave --long-context out"
         )
     longer = spec.with_(
         context_length=context, rope=replace(spec.position.rope, scaling=replace(scaling, short=scaling.long))

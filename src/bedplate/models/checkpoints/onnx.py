@@ -15,16 +15,16 @@ from __future__ import annotations
 import mmap
 import struct
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError
-from bedplate.models.checkpoints.json_file import is_file_name
 from bedplate.models.families.weights import WeightMap
 
 _FILES = {
@@ -78,9 +78,6 @@ class OnnxReader:
                 if name in self._stored and not torch.equal(self._stored[name].values(), parameter.values()):
                     raise CheckpointError(f"{directory}: {name!r} differs between {', '.join(self.files)}")
                 self._stored[name] = parameter
-        parts = [part for stored in self._stored.values() for part in (stored.placed, stored.scale, stored.zero)]
-        companion_files = {part.file.name for part in parts if part is not None} - set(self.files)
-        self.files = (*self.files, *sorted(companion_files))
         if weights is not None:
             self._name_the_table(weights)
 
@@ -116,15 +113,13 @@ class OnnxReader:
     def _parameters(self, graph: Graph, side: str) -> Iterator[tuple[str, _StoredParameter]]:
         factors = dict(_factors(graph))
         for name, parameter in _held_by_name(graph):
-            parameter_name = self._named(name, side)
+            parameter_name, placed = self._named(name, side), parameter.placed
             turned = parameter_name is None and name in factors
             if turned:
                 parameter_name = self._named(f"{factors[name]}.weight", side)
             if parameter_name is not None:
                 yield parameter_name, replace(parameter, turned=turned)
-            elif (
-                parameter.placed.dtype.is_floating_point and len(parameter.placed.shape) > 1
-            ) or parameter.scale is not None:
+            elif parameter.scale is not None or (placed.dtype.is_floating_point and len(placed.shape) > 1):
                 # A matrix that no parameter is called like: whoever reads the names says that it has no place.
                 yield name, parameter
 
@@ -204,8 +199,7 @@ _DTYPES: dict[int, tuple[str, torch.dtype]] = {
 _WRITTEN_OUT = {_FLOATS: "<f4", _DOUBLES: "<f8"}
 
 
-@dataclass(frozen=True)
-class OnnxNode:
+class OnnxNode(NamedTuple):
     """One operation, with the names of what it reads and makes."""
 
     operation: str
@@ -259,159 +253,120 @@ class OnnxTensor:
         return CheckpointError(f"{self.file}: {self.name!r} of shape {shape} holds {count} values; the file is damaged")
 
 
-@dataclass
-class Graph:
-    nodes: list[OnnxNode] = field(default_factory=list[OnnxNode])
-    tensors: dict[str, OnnxTensor] = field(default_factory=dict[str, OnnxTensor])
+class Graph(NamedTuple):
+    """The operations, and the tensors by name."""
+
+    nodes: list[OnnxNode]
+    tensors: dict[str, OnnxTensor]
+
+
+@dataclass(frozen=True)
+class _Span:
+    """Bytes of the mapped file that hold a message, a text, or numbers behind each other."""
+
+    path: Path
+    data: mmap.mmap
+    begin: int
+    end: int
+
+    def fields(self) -> Iterator[tuple[int, int | _Span]]:
+        """Each field of a message: its number, and its value where that is a whole number, or else its bytes."""
+        at = self.begin
+        while at < self.end:
+            tag, start = self._varint(at)
+            number, wire_type, value = tag >> 3, tag & 7, 0
+            if wire_type == _VARINT:
+                value, at = self._varint(start)
+            elif wire_type == _BYTES:
+                length, start = self._varint(start)
+                at = start + length
+            elif wire_type in (_FIXED32, _FIXED64):
+                at = start + (4 if wire_type == _FIXED32 else 8)
+            else:
+                raise CheckpointError(f"{self.path} is not an ONNX model, or is damaged at byte {start:,}")
+            if at > self.end or number == 0:
+                raise CheckpointError(f"{self.path} is damaged, or is cut off at byte {start:,}")
+            yield number, value if wire_type == _VARINT else _Span(self.path, self.data, start, at)
+
+    def texts(self, *numbers: int) -> dict[int, list[str]]:
+        """The texts among a message's fields, by the fields' numbers."""
+        texts: dict[int, list[str]] = {number: [] for number in numbers}
+        for number, value in self.fields():
+            if number in texts and isinstance(value, _Span):
+                texts[number].append(value.text())
+        return texts
+
+    def text(self) -> str:
+        try:
+            return self.data[self.begin : self.end].decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(f"{self.path} is damaged: a name in it is not UTF-8") from error
+
+    def varints(self) -> list[int]:
+        numbers, at = list[int](), self.begin
+        while at < self.end:
+            value, at = self._varint(at)
+            numbers.append(value)
+        return numbers
+
+    def _varint(self, begin: int) -> tuple[int, int]:
+        """A number and where it ends."""
+        value = 0
+        for place, byte in enumerate(self.data[begin : min(begin + 10, self.end)]):
+            value |= (byte & 0x7F) << (7 * place)
+            if byte < 0x80:
+                return value, begin + place + 1
+        raise CheckpointError(f"{self.path} is damaged, or is cut off: no number ends at byte {begin:,}")
 
 
 def read_graph(path: Path) -> Graph:
     """CheckpointError for a file that is no ONNX model, or that ends before it should."""
     try:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            graph = Graph()
-            has_graph = False
-            for number, begin, end, _ in _fields(data, 0, len(data), path):
-                if number == _MODEL_GRAPH:
-                    has_graph = True
-                    _read_parts(data, begin, end, path, graph)
+            graphs = [v for n, v in _Span(path, data, 0, len(data)).fields() if n == _MODEL_GRAPH]
+            parts = [part for graph in graphs if isinstance(graph, _Span) for part in graph.fields()]
+            if not graphs:
+                raise CheckpointError(f"{path} is not an ONNX model: it holds no graph")
+            nodes = [_node(span) for number, span in parts if number == _GRAPH_NODE and isinstance(span, _Span)]
+            tensors = [_tensor(v) for number, v in parts if number == _GRAPH_INITIALIZER and isinstance(v, _Span)]
+            return Graph(nodes, {tensor.name: tensor for tensor in tensors})
     except (OSError, ValueError) as error:  # an empty file cannot be mapped
         raise CheckpointError(f"{path} cannot be read: {error}") from error
-    if not has_graph:
-        raise CheckpointError(f"{path} is not an ONNX model: it holds no graph")
-    return graph
 
 
-def _read_parts(data: mmap.mmap, begin: int, end: int, path: Path, graph: Graph) -> None:
-    for number, start, stop, _ in _fields(data, begin, end, path):
-        if number == _GRAPH_NODE:
-            graph.nodes.append(_node(data, start, stop, path))
-        elif number == _GRAPH_INITIALIZER:
-            placed = _tensor(data, start, stop, path)
-            graph.tensors[placed.name] = placed
+def _node(message: _Span) -> OnnxNode:
+    texts = message.texts(_NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATION)
+    name, operation = ("".join(texts[number][-1:]) for number in (_NODE_NAME, _NODE_OPERATION))
+    return OnnxNode(operation, name, tuple(texts[_NODE_INPUT]), tuple(texts[_NODE_OUTPUT]))
 
 
-def _node(data: mmap.mmap, begin: int, end: int, path: Path) -> OnnxNode:
-    ports: dict[int, list[str]] = {_NODE_INPUT: [], _NODE_OUTPUT: []}
-    labels = {_NODE_NAME: "", _NODE_OPERATION: ""}
-    for number, start, stop, _ in _fields(data, begin, end, path):
-        if number in ports:
-            ports[number].append(_text(data[start:stop], path))
-        elif number in labels:
-            labels[number] = _text(data[start:stop], path)
-    inputs, outputs = (tuple(names) for names in ports.values())
-    return OnnxNode(labels[_NODE_OPERATION], labels[_NODE_NAME], inputs, outputs)
-
-
-def _tensor(data: mmap.mmap, begin: int, end: int, path: Path) -> OnnxTensor:
-    shape: list[int] = []
-    numbers: list[float] = []
-    outside: dict[str, str] = {}
-    name, data_type, at, size = "", 0, 0, 0
-    for number, start, stop, value in _fields(data, begin, end, path):
-        if number == _DIMS:
-            shape += [value] if value is not None else _varints(data, start, stop, path)
-        elif number == _DATA_TYPE:
-            data_type = value or 0
+def _tensor(message: _Span) -> OnnxTensor:
+    path, shape, numbers = message.path, list[int](), list[float]()
+    name, data_type, raw = "", 0, (0, 0)
+    for number, value in message.fields():
+        if number == _DATA_TYPE and isinstance(value, int):
+            data_type = value
+        elif number in (_DIMS, _INT32S, _INT64S):
+            whole = [value] if isinstance(value, int) else value.varints()
+            if number == _DIMS:
+                shape += whole
+            else:
+                numbers += map(_signed, whole)
+        elif isinstance(value, int):
+            continue
         elif number == _NAME:
-            name = _text(data[start:stop], path)
+            name = value.text()
         elif number == _RAW:
-            at, size = start, stop - start
+            raw = value.begin, value.end - value.begin
         elif number in _WRITTEN_OUT:
-            numbers += np.frombuffer(data[start:stop], _WRITTEN_OUT[number]).tolist()
-        elif number in (_INT32S, _INT64S):
-            numbers += map(_signed, [value] if value is not None else _varints(data, start, stop, path))
+            numbers += np.frombuffer(value.data[value.begin : value.end], _WRITTEN_OUT[number]).tolist()
         elif number == _EXTERNAL:
-            key, text = _key_value(data, start, stop, path)
-            outside[key] = text
+            raise CheckpointError(f"{path}: values that lie in another file are not read; export it with them inside")
     if any(not 0 <= dim < _MAX_DIM for dim in shape):
         raise CheckpointError(f"{path}: {name!r} has the shape {shape}; the file is damaged")
-    if outside:
-        return _outside(OnnxTensor(name, data_type, tuple(shape), path), outside)
-    return OnnxTensor(name, data_type, tuple(shape), path, at, size, tuple(numbers))
-
-
-def _outside(placed: OnnxTensor, external_data: dict[str, str]) -> OnnxTensor:
-    """A tensor whose values lie in a file beside this one."""
-    location, path = external_data.get("location", ""), placed.file
-    if not is_file_name(location):
-        raise CheckpointError(f"{path}: {placed.name!r} lies in {location!r}; a file of the same directory is wanted")
-    data_file = path.with_name(location)
-    if not data_file.is_file():
-        raise CheckpointError(f"{data_file} is missing, where {path.name} keeps {placed.name!r}")
-    try:
-        begin = int(external_data.get("offset", "0"))
-        size = int(external_data.get("length", str(data_file.stat().st_size - begin)))
-    except ValueError as error:
-        raise CheckpointError(f"{path}: {placed.name!r} has no place in {location}: {error}") from error
-    if begin < 0 or size < 0 or begin + size > data_file.stat().st_size:
-        raise CheckpointError(
-            f"{path}: {placed.name!r} should be {size:,} bytes from byte {begin:,} of {location} on, which ends before "
-            "that; the files are damaged, or do not belong together"
-        )
-    return OnnxTensor(placed.name, placed.data_type, placed.shape, data_file, begin, size)
-
-
-def _key_value(data: mmap.mmap, begin: int, end: int, path: Path) -> tuple[str, str]:
-    texts = {1: "", 2: ""}
-    for number, start, stop, _ in _fields(data, begin, end, path):
-        if number in texts:
-            texts[number] = _text(data[start:stop], path)
-    return texts[1], texts[2]
-
-
-def _fields(data: mmap.mmap, begin: int, end: int, path: Path) -> Iterator[tuple[int, int, int, int | None]]:
-    """Each field of a message: its number, where its bytes begin and end, and its value where it is a number."""
-    at = begin
-    while at < end:
-        tag, at = _varint(data, at, end, path)
-        number, wire_type = tag >> 3, tag & 7
-        value: int | None = None
-        start = at
-        if wire_type == _VARINT:
-            value, at = _varint(data, at, end, path)
-        elif wire_type == _BYTES:
-            length, start = _varint(data, at, end, path)
-            at = start + length
-        elif wire_type in (_FIXED32, _FIXED64):
-            at += 4 if wire_type == _FIXED32 else 8
-        else:
-            raise CheckpointError(f"{path} is not an ONNX model, or is damaged at byte {at:,}")
-        if at > end or number == 0:
-            raise CheckpointError(
-                f"{path} is damaged, or is cut off: the field at byte {start:,} is longer than the rest"
-            )
-        yield number, start, at, value
-
-
-def _varint(data: mmap.mmap, at: int, end: int, path: Path) -> tuple[int, int]:
-    value = 0
-    for place in range(10):
-        if at + place >= end:
-            break
-        byte = data[at + place]
-        value |= (byte & 0x7F) << (7 * place)
-        if byte < 0x80:
-            return value, at + place + 1
-    raise CheckpointError(f"{path} is damaged, or is cut off: no number ends at byte {at:,}")
-
-
-def _varints(data: mmap.mmap, begin: int, end: int, path: Path) -> list[int]:
-    numbers: list[int] = []
-    at = begin
-    while at < end:
-        value, at = _varint(data, at, end, path)
-        numbers.append(value)
-    return numbers
+    return OnnxTensor(name, data_type, tuple(shape), path, *raw, tuple(numbers))
 
 
 def _signed(value: int) -> int:
     """A negative number is written as the 64 bits of its two's complement."""
     return struct.unpack("<q", struct.pack("<Q", value & (2**64 - 1)))[0]
-
-
-def _text(data: bytes, path: Path) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is damaged: a name in it is not UTF-8") from error

@@ -198,9 +198,7 @@ class Float8(PackedCheckpoint):
         fields.only("fmt", "e4m3")
         block = fields.sequence("weight_block_size") or [128, 128]
         if len(block) != 2 or not all(isinstance(size, int) and size > 0 for size in block):
-            raise ValueError(
-                f"weight_block_size is {shown(block)}, where a number of rows and one of columns are wanted"
-            )
+            raise ValueError(f"weight_block_size is {shown(block)}, where two numbers are wanted")
         self.block: tuple[int, int] = (block[0], block[1])
         # Activations are rounded by programs that multiply in float8; nothing here does.
         fields.ignore(("activation_scheme", "modules_to_not_convert", "dequantize", "scale_fmt"))
@@ -210,9 +208,7 @@ class Float8(PackedCheckpoint):
         rows, columns = weight.shape
         grid_shape = -(-rows // self.block[0]), -(-columns // self.block[1])
         if parts[".weight_scale_inv"].shape != grid_shape:
-            raise IndexError(
-                f"blocks of {self.block[0]} by {self.block[1]} ask for factors of shape {list(grid_shape)}"
-            )
+            raise IndexError(f"blocks of {self.block} ask for factors of shape {list(grid_shape)}")
         scales = parts[".weight_scale_inv"].float().repeat_interleave(self.block[0], 0)[:rows]
         return weight.mul_(scales.repeat_interleave(self.block[1], 1)[:, :columns])
 

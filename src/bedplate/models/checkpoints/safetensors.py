@@ -1,4 +1,5 @@
-"""Hugging Face safetensors directories, one file or an index with shards: read lazily, written whole."""
+"""Hugging Face safetensors directories, one file or an index with shards: read lazily, written whole. And a
+checkpoint's JSON files, read with errors that name them."""
 
 from __future__ import annotations
 
@@ -13,15 +14,40 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from bedplate.core.errors import CheckpointError, UsageError
-from bedplate.core.files import atomic_write
+from bedplate.core.errors import CheckpointError, DataError, UsageError
+from bedplate.core.files import MODEL_JSON_BYTES, atomic_write, read_text
+from bedplate.core.json import load_model_json
 from bedplate.core.memory import forget_pages
-from bedplate.models.checkpoints.json_file import is_file_name, read_json
 from bedplate.models.families.fields import shown
 
 _INDEX_BYTES = 128 << 20
 """The largest index that is read: about a hundred bytes a tensor."""
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a file holds. CheckpointError for one that is missing or holds something else."""
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return value
+
+
+def read_json(path: Path, max_bytes: int = MODEL_JSON_BYTES) -> Any:
+    """What a file of at most so many bytes holds. CheckpointError for one that is missing or no JSON."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing; download the checkpoint again")
+    try:
+        return load_model_json(read_text(path, max_bytes))
+    except DataError as error:
+        raise CheckpointError(str(error)) from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from error
+
+
+def is_file_name(name: str) -> bool:
+    """Whether what a file says is the name of another beside it, and no path."""
+    return Path(name).name == name and name != ".." and 0 < len(name) < 256 and "\0" not in name
 
 
 class SafetensorsReader:
@@ -42,12 +68,8 @@ class SafetensorsReader:
             self._file_by_name = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
         else:
             raise CheckpointError(
-                f"{directory} holds neither {SINGLE} nor {INDEX}"
-                + (
-                    "; its pytorch_model.bin is a pickle, which Bedplate does not load: convert it to safetensors first"
-                    if any(directory.glob("*.bin"))
-                    else ""
-                )
+                f"{directory} holds neither {SINGLE} nor {INDEX}; a pytorch_model.bin is a pickle, not loaded: "
+                "convert it to safetensors first"
             )
 
     @property
@@ -60,7 +82,7 @@ class SafetensorsReader:
             return self._open(self._file_by_name[name]).get_tensor(name)
         except (SafetensorError, RuntimeError, OSError) as error:
             raise CheckpointError(
-                f"{self.directory / self._file_by_name[name]}: cannot read {name!r}: {error}"
+                f"{self.directory}: cannot read {name!r} of {self._file_by_name[name]}: {error}"
             ) from error
 
     def release(self, name: str) -> None:
@@ -100,18 +122,13 @@ class SafetensorsReader:
         lost = [name for name, shard in shard_by_name.items() if name not in names_by_shard[shard]]
         if lost:
             raise CheckpointError(f"{path} promises {lost[0]!r} in {shard_by_name[lost[0]]}, which does not hold it")
-        unindexed = sorted(
-            (name, shard)
-            for shard, names in names_by_shard.items()
-            for name in names
-            if shard_by_name.get(name) != shard
-        )
+        stored = ((name, shard) for shard, names in names_by_shard.items() for name in names)
+        unindexed = sorted((name, shard) for name, shard in stored if shard_by_name.get(name) != shard)
         if unindexed:
             name, shard = unindexed[0]
             raise CheckpointError(
                 f"{path} does not say that {shard} holds {name!r}, as it does ({len(unindexed)} such tensors); shards "
-                "and "
-                "index are of different downloads: download the checkpoint again"
+                "and index are of different downloads: download the checkpoint again"
             )
         return shard_by_name
 
@@ -126,7 +143,7 @@ class SafetensorsReader:
                 self._files[name] = safe_open(path, framework="pt").__enter__()
             except (SafetensorError, OSError) as error:
                 raise CheckpointError(
-                    f"{path} is not a readable safetensors file ({error}); it may be truncated: download it again"
+                    f"{path} is not a readable safetensors file ({error}); download it again"
                 ) from error
         return self._files[name]
 

@@ -12,11 +12,16 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import atomic_write
-from bedplate.models.checkpoints.json_file import is_file_name, read_json, read_object
-from bedplate.models.checkpoints.safetensors import SafetensorsReader, write_safetensors
-from bedplate.models.families.encoders.labels import is_raw
+from bedplate.models.checkpoints.safetensors import (
+    SafetensorsReader,
+    is_file_name,
+    read_json,
+    read_object,
+    write_safetensors,
+)
+from bedplate.models.families.encoders.bert import is_raw
 from bedplate.models.families.fields import Fields, shown
-from bedplate.models.families.gguf.metadata import POOLING
+from bedplate.models.families.gguf_metadata import POOLING
 from bedplate.models.layers.sentence_layers import Sentence
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
@@ -45,7 +50,7 @@ _ACTIVATIONS: dict[str, DenseActivation] = {
 }
 _MAX_MODULES = 100
 """Modules; published encoders have two to five."""
-_SIMILARITIES = ("cosine", "dot", "euclidean", "manhattan")
+_SIMILARITIES = {name: name for name in ("cosine", "dot", "euclidean", "manhattan")}
 
 
 def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
@@ -59,9 +64,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     (module_type, first), later_modules = modules[0], modules[1:]
     if module_type != "Transformer" or first:
         raise UnsupportedModelError(
-            f"{directory / MODULES}: the first module must be a Transformer in the directory itself, not a "
-            f"{module_type} in "
-            f"{first!r}"
+            f"{directory / MODULES}: the first module must be a Transformer in the directory itself"
         )
     if not later_modules:
         return None
@@ -81,11 +84,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
             _plain(Fields(_optional(folder / "config.json"), str(folder / "config.json")))
             steps.append("normalise")
         else:
-            raise UnsupportedModelError(
-                f"{directory / MODULES}: the module {module_type} is not supported (only Transformer, Pooling, Dense "
-                "and "
-                "Normalize)"
-            )
+            raise UnsupportedModelError(f"{directory / MODULES}: the module {module_type} is not supported")
     spec = SentenceSpec(poolings, tuple(steps), pools_prompt, **_texts(directory))
     spec.output_size(hidden_size)
     return _filled(spec, denses)
@@ -131,11 +130,7 @@ def _modules(path: Path) -> list[tuple[str, str]]:
         raise CheckpointError(f"{path} lists {len(modules):,} modules; up to {_MAX_MODULES} are read")
     for class_name, place in modules:
         if not class_name.startswith("sentence_transformers."):
-            raise UnsupportedModelError(
-                f"{path}: {class_name} is code of the checkpoint's own, which is not run; only modules of the library "
-                "are "
-                "supported"
-            )
+            raise UnsupportedModelError(f"{path}: {class_name} is code of the checkpoint's own, which is not run")
         parts = Path(place).parts
         if Path(place).is_absolute() or ".." in parts or not all(map(is_file_name, parts)):
             raise CheckpointError(f"{path} names a module outside the directory: {shown(place)}")
@@ -158,28 +153,20 @@ def _pooling(path: Path, hidden_size: int) -> tuple[tuple[Pooling, ...], bool]:
         raise UnsupportedModelError(f"{path}: none of its poolings is on; set one of {', '.join(_POOLINGS)} to true")
     if named is None:
         return tuple(_POOLINGS[name][1] for name in on) or ("mean",), pools_prompt
-    names = (
-        [named] if isinstance(named, str) else Fields({"pooling_mode": named}, str(path)).sequence("pooling_mode") or []
-    )
-    for name in names:
-        if not isinstance(name, str) or name not in _BY_NAME:
-            supported = ", ".join(_BY_NAME)
-            raise UnsupportedModelError(f"{path}: the pooling {shown(name)} is not supported (only {supported})")
-    return tuple(_BY_NAME[name] for name in names), pools_prompt
+    names = [named] if isinstance(named, str) else Fields({"pooling_mode": named}, str(path)).sequence("pooling_mode")
+    return tuple(
+        Fields({"pooling_mode": name}, str(path)).named("pooling_mode", "", _BY_NAME) for name in names or ()
+    ), pools_prompt
 
 
 def _dense(path: Path) -> Dense:
     fields = Fields(read_object(path), str(path))
     _plain(fields)
     fields.only("use_residual", False)
-    name = fields.text("activation_function", next(iter(_ACTIVATIONS)))
-    if name not in _ACTIVATIONS:
-        raise UnsupportedModelError(
-            f"{path}: the activation {shown(name)} is not supported (only {', '.join(_ACTIVATIONS)})"
-        )
+    activation = fields.named("activation_function", next(iter(_ACTIVATIONS)), _ACTIVATIONS)
     inputs, outputs, bias = fields.size("in_features"), fields.size("out_features"), fields.flag("bias", True)
     fields.finish()
-    return Dense(inputs, outputs, bias, _ACTIVATIONS[name])
+    return Dense(inputs, outputs, bias, activation)
 
 
 def _plain(fields: Fields) -> None:
@@ -202,11 +189,11 @@ def _texts(directory: Path) -> dict[str, Any]:
     config.only("model_type", "SentenceTransformer")
     config.ignore(("__version__",))
     prompts: Mapping[str, Any] = config.part("prompts")
-    default, similarity = config.pop("default_prompt_name"), config.text("similarity_fn_name", "cosine")
+    default = config.pop("default_prompt_name")
+    similarity = config.named("similarity_fn_name", "cosine", _SIMILARITIES)
     config.only("truncate_dim", None)
     config.finish()
     texts = Fields(prompts, f"{directory / _CONFIG} prompts")
-    Fields({"similarity_fn_name": similarity}, str(directory / _CONFIG)).only("similarity_fn_name", *_SIMILARITIES)
     return {
         "max_tokens": longest,
         "lower": lower,
@@ -217,30 +204,21 @@ def _texts(directory: Path) -> dict[str, Any]:
 
 
 def _filled(spec: SentenceSpec, places: list[Path]) -> Sentence:
-    """The maps' weights, which are compared with their configs before anything of those sizes is made."""
+    """The maps with their weights; nothing is made of the sizes that their configs ask for before these are
+    compared."""
     state: dict[str, Tensor] = {}
-    for number, (dense, place) in enumerate(zip(spec.denses, places, strict=True)):
-        shapes = {"linear.weight": (dense.outputs, dense.inputs)} | (
-            {"linear.bias": (dense.outputs,)} if dense.bias else {}
-        )
+    for number, place in enumerate(places):
         with SafetensorsReader(place) as reader:
             for name in reader.names:
-                if name not in shapes:
-                    raise CheckpointError(f"{place} holds {name!r}, for which its config has no place")
-            for name, shape in shapes.items():
-                if name not in reader.names:
-                    raise CheckpointError(f"{place} lacks {name}")
                 tensor = reader.get(name)
-                if tensor.shape != shape:
-                    raise CheckpointError(
-                        f"{place}: {name} is {list(tensor.shape)}, but its config asks for {list(shape)}"
-                    )
-                values = tensor.float()
-                if not tensor.is_floating_point() or not bool(values.isfinite().all()):
+                if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
                     raise CheckpointError(f"{place}: {name} holds values that are no finite real numbers")
-                state[f"dense.{number}.{name.removeprefix('linear.')}"] = values
-    sentence = Sentence(spec)
-    sentence.load_state_dict(state)
+                state[f"dense.{number}.{name.removeprefix('linear.')}"] = tensor.float()
+    sentence = Sentence(spec, "meta")
+    try:
+        sentence.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise CheckpointError(f"{', '.join(map(str, places))}: not what the configs ask for: {error}") from error
     return sentence.requires_grad_(False).eval()
 
 

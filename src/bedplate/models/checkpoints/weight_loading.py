@@ -13,7 +13,6 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 from typing import Any, TypeVar
 
 import torch
@@ -24,9 +23,9 @@ from bedplate.core.files import FileState, file_state, sha256_json
 from bedplate.core.measurements import measured_once
 from bedplate.models.build import build
 from bedplate.models.checkpoints.conversion import ConversionStep, Get, read, readings
-from bedplate.models.checkpoints.identity import WeightsHash
+from bedplate.models.checkpoints.identity import Lazy, WeightsHash
 from bedplate.models.families import Family
-from bedplate.models.model import Ability, Model
+from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec
 
 T = TypeVar("T")
@@ -48,41 +47,35 @@ class WeightLoader:
     origin: str
     copies: frozenset[str] = frozenset()
 
-    def model(
-        self, get: Get, dtype: torch.dtype, device: torch.device, on_recast: Callable[[str], None] | None = None
-    ) -> Model:
-        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast:
-        told of each tensor whose values are held in another dtype than it has.
-
-        CheckpointError, naming the tensor, for values that are not finite or no real numbers.
-        """
-        model = self._empty(dtype)
-        self._read(model, self._readings(model.state_dict(keep_vars=True)), get, device, on_recast)
-        return model
-
-    def part(
+    def load(
         self,
         get: Get,
         dtype: torch.dtype,
         device: torch.device,
         states: Sequence[FileState],
-        leave: Callable[[Model], Collection[str]],
-    ) -> Model | PartialModel:
-        """The same without the parameters that `leave` names; they are read when the whole model is first needed, which
-        is a CheckpointError where the files have changed since `states` were taken."""
+        leave: Callable[[Model], Collection[str]] | None = None,
+        on_recast: Callable[[str], None] | None = None,
+    ) -> tuple[Model, Lazy[None] | None]:
+        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast:
+        told of each tensor whose values are held in another dtype than it has.
+
+        Parameters that `leave` names have a shape and dtype, and no values (device "meta"), until the second result is
+        asked for: a CheckpointError where the files have changed since `states` were taken.
+        CheckpointError, naming the tensor, for values that are not finite or no real numbers.
+        """
         model = self._empty(dtype)
-        deferred, plan = frozenset(leave(model)), self._readings(model.state_dict(keep_vars=True))
+        deferred, plan = frozenset(leave(model) if leave else ()), self._readings(model.state_dict(keep_vars=True))
         later = [reading for reading in plan if deferred.issuperset(reading.step.ours)]
-        self._read(model, [reading for reading in plan if not deferred.issuperset(reading.step.ours)], get, device)
-        if not later:
-            return model
+        now = [reading for reading in plan if not deferred.issuperset(reading.step.ours)]
+        self._read(model, now, get, device, on_recast)
 
         def read_deferred() -> None:
             self._unchanged(states)
-            self._read(model, later, get, device)
+            with torch.inference_mode(False):  # they may be trained on later
+                self._read(model, later, get, device)
             self._unchanged(states)
 
-        return PartialModel(model, read_deferred)
+        return model, Lazy(read_deferred) if later else None
 
     def _read(
         self,
@@ -139,9 +132,7 @@ class WeightLoader:
         try:
             changed = next((state.path for state in states if file_state(Path(state.path)) != state), None)
         except OSError as error:
-            raise CheckpointError(
-                f"{self.origin} is gone ({error}), so what was loaded from it cannot be hashed"
-            ) from error
+            raise CheckpointError(f"{self.origin} is gone, and cannot be hashed: {error}") from error
         if changed is not None:
             raise CheckpointError(f"{changed} has changed since it was loaded; load the base again")
 
@@ -160,43 +151,16 @@ class WeightLoader:
         dtype_name = str(tensor.dtype).removeprefix("torch.")
         if tensor.dtype in _FLOAT8 or (parameter.is_floating_point() and not tensor.is_floating_point()):
             raise CheckpointError(
-                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected, and nothing says "
-                "what they "
-                "stand for; a quantised checkpoint needs its scales, and quantization_config in its config.json"
+                f"{self.origin}: {name} holds {dtype_name} values where real numbers are expected; a quantised "
+                "checkpoint needs its scales, and quantization_config in its config.json"
             )
         converted = tensor.to(parameter.dtype)
         if not _finite(converted):
             if converted.dtype != tensor.dtype and _finite(tensor):
                 short = str(converted.dtype).removeprefix("torch.")
-                raise CheckpointError(
-                    f"{self.origin}: {name} holds values that {short} cannot; load it as bfloat16 or float32"
-                )
+                raise CheckpointError(f"{self.origin}: {name} holds values that {short} cannot; load it as float32")
             raise CheckpointError(f"{self.origin}: {name} holds NaN or infinite values; the checkpoint is damaged")
         return converted
-
-
-class PartialModel:
-    """A model some of whose parameters are still in their file; in `model` those have a shape and dtype, and no values
-    (device "meta")."""
-
-    def __init__(self, model: Model, read_deferred: Callable[[], None]) -> None:
-        self.model = model
-        self._read_deferred: Callable[[], None] | None = read_deferred
-        self._lock = Lock()
-
-    @property
-    def can(self) -> frozenset[Ability]:
-        """What its outputs are for."""
-        return self.model.can
-
-    def get(self) -> Model:
-        """The whole, read by whichever thread asks first. Raises CheckpointError."""
-        with self._lock:
-            if self._read_deferred is not None:
-                with torch.inference_mode(False):  # they may be trained on later
-                    self._read_deferred()
-                self._read_deferred = None
-        return self.model
 
 
 def _in_parallel(work: Callable[[ConversionStep], T], plan: Sequence[ConversionStep]) -> Iterator[T]:

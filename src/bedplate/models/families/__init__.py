@@ -5,8 +5,9 @@ FAMILIES is keyed (format, name in that format). A file is imported when its fam
 
 from __future__ import annotations
 
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
 from importlib import import_module
+from typing import Any, cast
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.family import Family
@@ -48,52 +49,36 @@ MODULES: dict[tuple[str, str], str] = {
     ("hf", "t5"): "encoder_decoders.t5",
     ("hf", "bart"): "encoder_decoders.bart",
     ("hf", "marian"): "encoder_decoders.marian",
-    ("gguf", "llama"): "gguf.llama",
-    ("gguf", "qwen2"): "gguf.qwen2",
-    ("gguf", "qwen3"): "gguf.qwen3",
-    ("gguf", "qwen3moe"): "gguf.qwen3moe",
-    ("gguf", "gemma2"): "gguf.gemma2",
-    ("gguf", "gemma3"): "gguf.gemma3",
-    ("gguf", "gemma4"): "gguf.gemma4",
-    ("gguf", "deepseek2"): "gguf.deepseek2",
-    ("gguf", "phi3"): "gguf.phi3",
-    ("gguf", "olmo2"): "gguf.olmo2",
-    ("gguf", "olmoe"): "gguf.olmoe",
-    ("gguf", "granite"): "gguf.granite",
-    ("gguf", "gpt-oss"): "gguf.gpt_oss",
-    ("gguf", "gpt2"): "gguf.gpt2",
-    ("gguf", "t5"): "gguf.t5",
+    ("gguf", "llama"): "dense.llama",
+    ("gguf", "qwen2"): "dense.qwen2",
+    ("gguf", "qwen3"): "dense.qwen3",
+    ("gguf", "qwen3moe"): "experts.qwen3_moe",
+    ("gguf", "gemma2"): "dense.gemma2",
+    ("gguf", "gemma3"): "dense.gemma3_text",
+    ("gguf", "gemma4"): "dense.gemma4_text",
+    ("gguf", "deepseek2"): "experts.deepseek_v3",
+    ("gguf", "phi3"): "dense.phi3",
+    ("gguf", "olmo2"): "dense.olmo3",
+    ("gguf", "olmoe"): "experts.olmoe",
+    ("gguf", "granite"): "dense.granite",
+    ("gguf", "gpt-oss"): "experts.gpt_oss",
+    ("gguf", "gpt2"): "dense.gpt2",
+    ("gguf", "t5"): "encoder_decoders.t5",
 }
 """The file of each family, whose `HF` or `GGUF` it is."""
 
 
-class FamilyTable(MutableMapping[tuple[str, str], Family]):
+class FamilyTable(UserDict[tuple[str, str], Family]):
     """The families by (format, name), imported as they are looked up."""
 
-    def __init__(self) -> None:
-        self._families: dict[tuple[str, str], Family | None] = dict.fromkeys(MODULES)
-
     def __getitem__(self, key: tuple[str, str]) -> Family:
-        family = self._families[key]
+        family: Any = self.data[key]
         if family is None:
-            family = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
-            self._families[key] = family
+            family = self.data[key] = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
         return family
 
-    def __setitem__(self, key: tuple[str, str], family: Family) -> None:
-        self._families[key] = family
 
-    def __delitem__(self, key: tuple[str, str]) -> None:
-        del self._families[key]
-
-    def __iter__(self) -> Iterator[tuple[str, str]]:
-        return iter(self._families)
-
-    def __len__(self) -> int:
-        return len(self._families)
-
-
-FAMILIES = FamilyTable()
+FAMILIES = FamilyTable(cast("dict[tuple[str, str], Family]", dict.fromkeys(MODULES)))
 
 
 def in_format(family: Family, format_: str) -> Family | None:

@@ -7,27 +7,16 @@ from operator import itemgetter
 from typing import Any, TypeVar
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    flag,
-    layers,
-    named_value,
-    only,
-    real,
-    size,
-    whole,
-    written,
-)
+from bedplate.models.families import field_map as row
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING, rope
-from bedplate.models.families.weights import Rule, WeightMap, renamed
-from bedplate.models.specs.transformer import Activation, TransformerSpec
+from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap, renamed, renames
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.transformer import TransformerSpec
 
 T = TypeVar("T")
 
-PARTS = ("weight", "bias")
 LLAMA_NORMS = (("attention_norm", "input_layernorm"), ("feedforward_norm", "post_attention_layernorm"))
 SANDWICH_NORMS = (
     ("attention_norm", "input_layernorm"),
@@ -58,8 +47,8 @@ def decoder_rules(*pairs: tuple[str, str], prefix: str = "model.") -> tuple[Rule
     """The tables and the head as llama's, and of each layer these pairs of our names and theirs."""
     return (
         renamed("embedding.weight", f"{prefix}embed_tokens.weight"),
-        *layer_rules(*pairs, prefix=f"{prefix}layers.{{i}}."),
-        *(renamed(f"norm.{part}", f"{prefix}norm.{part}") for part in PARTS),
+        *renames(*pairs, ours=LAYER, theirs=f"{prefix}{LAYER}"),
+        *renames(("norm", "norm"), theirs=prefix),
         renamed("lm_head.weight", "lm_head.weight"),
     )
 
@@ -69,46 +58,54 @@ def decoder_weights(*pairs: tuple[str, str], more: Iterable[Rule] = ()) -> Weigh
     return WeightMap((*decoder_rules(*pairs), *more), IGNORABLE)
 
 
-def layer_rules(*pairs: tuple[str, str], prefix: str) -> Iterable[Rule]:
-    """Weights and biases of each layer under other names; parameters that a model does not have are passed over."""
-    return (
-        renamed(f"layers.{{i}}.{ours}.{part}", f"{prefix}{theirs}.{part}") for ours, theirs in pairs for part in PARTS
-    )
-
-
-LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *GATED, *LLAMA_NORMS)
+LLAMA_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *LLAMA_NORMS)
+"""Llama's names, and those of norms of queries and keys where a model has them."""
 
 
 def sizes(*, head_dim: int | None = None, context: int = 2048, tied: bool = False) -> tuple[Field, ...]:
     """The sizes of a decoder, and whether its head is tied. head_dim, context, tied: where none is said."""
     return (
-        constant(kind="decoder"),
-        size("hidden_size"),
-        size("num_attention_heads", "heads"),
-        size("vocab_size"),
-        layers("num_hidden_layers", "layers"),
-        whole("num_key_value_heads", "kv_heads", itemgetter("heads"), null=...),
-        whole("head_dim", "head_dim", head_dim or (lambda values: values["hidden_size"] // values["heads"]), null=...),
-        size("intermediate_size", "feedforward_size"),
-        whole("max_position_embeddings", "context_length", context),
-        flag("tie_word_embeddings", "tied_head", tied),
+        row.constant(kind="decoder"),
+        row.size("hidden_size"),
+        row.size("num_attention_heads", "heads"),
+        row.size("vocab_size"),
+        row.layers("num_hidden_layers", "layers"),
+        row.whole("num_key_value_heads", "kv_heads", itemgetter("heads"), null=...),
+        row.whole(
+            "head_dim", "head_dim", head_dim or (lambda values: values["hidden_size"] // values["heads"]), null=...
+        ),
+        row.size("intermediate_size", "feedforward_size"),
+        row.whole("max_position_embeddings", "context_length", context),
+        row.flag("tie_word_embeddings", "tied_head", tied),
+    )
+
+
+def multi_head_sizes() -> tuple[Field, ...]:
+    """The sizes of a stack that has as many heads of keys and values as of queries."""
+    return (
+        row.size("vocab_size"),
+        row.size("hidden_size"),
+        row.layers("num_hidden_layers", "layers"),
+        row.size("num_attention_heads", "heads"),
+        Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
+        row.size("intermediate_size", "feedforward_size"),
     )
 
 
 def rms_norm(eps: float) -> Field:
     """The epsilon of the norms; eps: where none is said."""
-    return real("rms_norm_eps", "norm_eps", eps)
+    return row.real("rms_norm_eps", "norm_eps", eps)
 
 
 def activation(name: str = "hidden_act", default: str = "silu") -> Field:
     """An activation by its name in transformers."""
-    return named_value(name, "activation", default, ACTIVATIONS)
+    return row.named_value(name, "activation", default, ACTIVATIONS)
 
 
-SILU = only("hidden_act", "silu", written=True)
-ATTENTION_BIAS = flag("attention_bias", "attention_bias", False)
-MLP_BIAS = flag("mlp_bias", "feedforward_bias", False)
-NO_DROPOUT = written(attention_dropout=0.0)
+SILU = row.only("hidden_act", "silu", written=True)
+ATTENTION_BIAS = row.flag("attention_bias", "attention_bias", False)
+MLP_BIAS = row.flag("mlp_bias", "feedforward_bias", False)
+NO_DROPOUT = row.written(attention_dropout=0.0)
 """As no model here has."""
 
 
@@ -118,17 +115,13 @@ def plain(eps: float, theta: float = 10_000.0) -> tuple[Field, ...]:
     return rms_norm(eps), rope(theta=theta), activation(), NO_DROPOUT
 
 
-def windows(
-    types: Callable[[Values], Sequence[str]],
-    size: int | None = None,
-    window: Callable[[Fields], int | None] | None = None,
-) -> Field:
+def windows(*types: str, size: int) -> Field:
     """The window of each layer. types: of the layers, repeated over them, where no `layer_types` are given; size: of
-    the window where none is said; window: how its size is read otherwise."""
+    the window where none is said."""
 
     def read(fields: Fields, values: Values) -> Values:
-        width = fields.optional("sliding_window", size) if window is None else window(fields)
-        return {"windows": take_windows(fields, values["layers"], width, types({**values, "window": width}))}
+        window = fields.optional("sliding_window", size)
+        return {"windows": take_windows(fields, values["layers"], window, types)}
 
     return Field(read, lambda flat, spec: window_fields(spec))
 
@@ -174,25 +167,61 @@ def shortest(values: Sequence[T], default: T) -> tuple[T, ...]:
     """The shortest list that makes these values of layers when it is repeated; () where all are the default."""
     if all(value == default for value in values):
         return ()
-    size = next(
-        n
-        for n in range(1, len(values) + 1)
-        if all(layer_value == values[i % n] for i, layer_value in enumerate(values))
-    )
-    return tuple(values[:size])
+    repeats = (n for n in range(1, len(values) + 1) if all(value == values[i % n] for i, value in enumerate(values)))
+    return tuple(values[: next(repeats)])
 
 
 DROPOUTS = ("attention_dropout", "resid_pdrop", "embd_pdrop", "attn_pdrop", "residual_dropout", "embedding_dropout")
 """They act in training alone, and Bedplate's models have none."""
 
 
-TINY: Mapping[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "intermediate_size": 80,
-    "max_position_embeddings": 128,
-}
-"""What most families' examples have in common."""
+def state_layers(
+    mixer: Field,
+    types: Mapping[str, bool],
+    default: Callable[[Fields, Values], Sequence[str]],
+    older: str | None = None,
+) -> Field:
+    """Which layers keep a state, and what mixes their tokens. mixer: reads `state`. types: the types of layers, and
+    whether they keep one; the first that does and the first that does not are written. default: the types where the
+    config has none, also not under the name `older`."""
+    state, attention = (next(name for name, keeps in types.items() if keeps is stateful) for stateful in (True, False))
+
+    def read(fields: Fields, values: Values) -> Values:
+        layer_types, older_types = fields.sequence("layer_types"), fields.sequence(older) if older else None
+        usual = default(fields, values)
+        layer_types = next((listed for listed in (layer_types, older_types) if listed is not None), usual)
+        check_types(layer_types, values["layers"], types, fields.origin)
+        pattern = shortest([types[layer_type] for layer_type in layer_types], False)
+        state_fields = mixer.read(fields, values)
+        return {**state_fields, "state_layers": pattern} if pattern else {}
+
+    def write(flat: Values, spec: TransformerSpec) -> Values:
+        named = [attention if spec.mixer(layer) == "attention" else state for layer in range(spec.layers)]
+        return {**mixer.write(flat, spec), "layer_types": named}
+
+    return Field(read, write)
+
+
+def convolution(ours: str, theirs: str) -> Rule:
+    """Weights [features, width] of a convolution, in theirs [features, 1, width]."""
+
+    def forward(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [tensor[:, None] for tensor in tensors]
+
+    def inverse(tensors: Tensors, spec: TransformerSpec) -> Tensors:
+        return [tensor[:, 0] for tensor in tensors]
+
+    return Rule((ours,), (theirs,), forward, inverse)
+
+
+def tiny(**fields: Any) -> dict[str, Any]:
+    """An example's config: what most families' have in common, and these fields."""
+    return {
+        "vocab_size": 97,
+        "hidden_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 6,
+        "num_key_value_heads": 2,
+        "intermediate_size": 80,
+        "max_position_embeddings": 128,
+    } | fields

@@ -6,19 +6,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from bedplate.models.families.decoders import LLAMA_WEIGHTS
 from bedplate.models.families.field_map import Field, FieldMap, written
 from bedplate.models.families.fields import HF_BOOKKEEPING, Fields
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.transformer import TransformerSpec
-
-
-def _as_configured(spec: Any, names: Collection[str]) -> Any:
-    return spec
-
-
-def _no_tables(spec: TextSpec) -> Mapping[str, Sequence[float]]:
-    return {}
 
 
 @dataclass(frozen=True)
@@ -45,13 +38,13 @@ class Family:
     to_config: Callable[[Any], dict[str, Any]]
     weights: WeightMap
     partners: tuple[tuple[str, str], ...] = ()
-    by_names: Callable[[Any, Collection[str]], Any] = _as_configured
+    by_names: Callable[[Any, Collection[str]], Any] = lambda spec, names: spec
     examples: tuple[Mapping[str, Any], ...] = ()
     noise: float = 0.0
     weights_of: Callable[[Any], WeightMap] | None = None
     weights_by: Callable[[Collection[str]], WeightMap] | None = None
     sibling: Callable[[Any], Family | None] | None = None
-    tables: Callable[[Any], Mapping[str, Sequence[float]]] = _no_tables
+    tables: Callable[[Any], Mapping[str, Sequence[float]]] = lambda spec: {}
     with_masked_head: Callable[[Any], Any] | None = None
     whole: tuple[str, ...] = ()
 
@@ -76,15 +69,15 @@ def hf_family(
     model_type: str,
     architecture: str,
     fields: Sequence[Field],
-    weights: WeightMap,
     *partners: str,
+    weights: WeightMap = LLAMA_WEIGHTS,
     prepare: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
     make: Callable[..., Any] = TransformerSpec.from_fields,
     **options: Any,
 ) -> Family:
     """A family of Hugging Face's format whose config is a list of fields. architecture: the class that it names.
-    partners: names in GGUF files. prepare: makes today's spelling of older ones. make: the spec of its flat fields.
-    options: of the Family."""
+    partners: names in GGUF files. weights: where they are not named as llama's. prepare: makes today's spelling of
+    older ones. make: the spec of its flat fields. options: of the Family."""
     origin = f"config.json ({model_type})"
     rows = (written(architectures=[architecture], model_type=model_type), *fields)
     field_map = FieldMap(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.fields import Fields
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -90,14 +91,17 @@ def converted(
     return Field(lambda fields, values: {key: read(fields, name, values)}, lambda flat, _: {name: write(flat[key])})
 
 
-def size(name: str, ours: str | None = None) -> Field:
-    """A whole number of at least 1 that must be there."""
-    return converted(name, ours, lambda fields, name, _: fields.size(name))
+def _taken_by(take: Callable[..., Any]) -> Callable[..., Field]:
+    """Rows of a name, the spec's where it is another, and a default, that a reader's method takes."""
+
+    def row(name: str, ours: str | None = None, *default: Any) -> Field:
+        return converted(name, ours, lambda fields, name, _: take(fields, name, *default))
+
+    return row
 
 
-def layers(name: str, ours: str | None = None) -> Field:
-    """A number of blocks."""
-    return converted(name, ours, lambda fields, name, _: fields.layers(name))
+size, layers, real = _taken_by(Fields.size), _taken_by(Fields.layers), _taken_by(Fields.real)
+optional, flag = _taken_by(Fields.optional), _taken_by(Fields.flag)
 
 
 def whole(name: str, ours: str, default: Default, null: Any = None) -> Field:
@@ -110,30 +114,14 @@ def whole(name: str, ours: str, default: Default, null: Any = None) -> Field:
     return converted(name, ours, read)
 
 
-def optional(name: str, ours: str, default: int | None = None) -> Field:
-    """A whole number that an explicit null turns off."""
-    return converted(name, ours, lambda fields, name, _: fields.optional(name, default))
-
-
-def real(name: str, ours: str, default: float | None = None) -> Field:
-    """A number; None where it is absent without a default."""
-    return converted(name, ours, lambda fields, name, _: fields.real(name, default))
-
-
-def flag(name: str, ours: str, default: bool) -> Field:
-    """True or false."""
-    return converted(name, ours, lambda fields, name, _: fields.flag(name, default))
-
-
 def named_value(name: str, ours: str, default: str, table: Mapping[str, Any]) -> Field:
     """One of several names, written as the first that stands for the value."""
-
-    def read(fields: Fields, name: str, values: Values) -> Any:
-        text = fields.text(name, default)
-        Fields({name: text}, fields.origin).only(name, *table)
-        return table[text]
-
-    return converted(name, ours, read, lambda value: next(text for text, meant in table.items() if meant == value))
+    return converted(
+        name,
+        ours,
+        lambda fields, name, _: fields.named(name, default, table),
+        lambda value: next(text for text, meant in table.items() if meant == value),
+    )
 
 
 def only(name: str, *allowed: Any, written: bool = False) -> Field:
@@ -174,7 +162,10 @@ def part(ours: str, make: Callable[..., Any], *rows: Field) -> Field:
         return {ours: make(**read_fields(rows, fields, values))}
 
     def write(flat: Values, spec: Any) -> Values:
-        value = make() if flat[ours] is None else flat[ours]
+        try:
+            value = make() if flat[ours] is None else flat[ours]
+        except TypeError as error:
+            raise UnsupportedModelError(f"a model without {ours} is of another family") from error
         return write_fields(rows, {**flat, **vars(value)}, spec)
 
     return Field(read, write)

@@ -6,10 +6,11 @@ import math
 import re
 import reprlib
 from collections.abc import Iterable, Mapping
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 from bedplate.core.errors import UnsupportedModelError
 
+T = TypeVar("T")
 MOST_LAYERS = 1024
 """Blocks of one model at most; published ones have one or two hundred. Lists of that length are made before a config
 can be compared with the checkpoint's tensors."""
@@ -84,9 +85,7 @@ class Fields:
         """A number of blocks; it must be there where there is no default."""
         count = self.size(name) if default is None else self.whole(name, default, null=default)
         if count > MOST_LAYERS:
-            raise UnsupportedModelError(
-                f"{self.origin}: {name} asks for {shown(count)} layers; models of up to {MOST_LAYERS} are read"
-            )
+            raise UnsupportedModelError(f"{self.origin}: {name} asks for {shown(count)} layers; {MOST_LAYERS} are read")
         return count
 
     @overload
@@ -144,6 +143,12 @@ class Fields:
             raise self._wrong(name, value, "a text is wanted")
         return value
 
+    def named(self, name: str, default: str, table: Mapping[str, T]) -> T:
+        """What the field's text stands for, which must be in the table; the default's where it is absent."""
+        text = self.text(name, default)
+        Fields({name: text}, self.origin).only(name, *table)
+        return table[text]
+
     def choice(self, name: str, *allowed: Any) -> Any:
         """The field's value, which must be one of these; the first where it is absent."""
         value = self._unread.pop(name, allowed[0])
@@ -167,10 +172,8 @@ class Fields:
             self._unread.pop("pruned_heads", None)
         unknown = sorted(name for name, value in self._unread.items() if value is not None)
         if unknown:
-            raise UnsupportedModelError(
-                f"{self.origin}: unsupported field{'s' if len(unknown) > 1 else ''} "
-                f"{', '.join(map(shown, unknown))}; ignoring them could change the model's outputs"
-            )
+            names = f"field{'s' if len(unknown) > 1 else ''} {', '.join(map(shown, unknown))}"
+            raise UnsupportedModelError(f"{self.origin}: unsupported {names}; it could change the model's outputs")
 
     def _whole(self, name: str, value: Any) -> int:
         if isinstance(value, float) and value.is_integer():

@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.specs.position import Scaling
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, LongRopeScaling, Rope, YarnScaling
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, Scaling, YarnScaling, yarn_scale
+from bedplate.models.specs.transformer import LongRopeScaling, Rope
 
+Reader = Callable[[Fields, int, int | None], Scaling | None]
 FULL, SLIDING = "full_attention", "sliding_attention"
 """The names of layer types, and of their ropes."""
 
@@ -76,10 +78,7 @@ def _merged(older: Mapping[str, Any], newer: Mapping[str, Any], origin: str) -> 
     """What `rope_scaling` and `rope_parameters` say together. Where they differ, programs differ in which counts."""
     conflict = next((name for name in older if name in newer and older[name] != newer[name]), None)
     if conflict is not None:
-        raise UnsupportedModelError(
-            f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}; leave the one that is "
-            "meant"
-        )
+        raise UnsupportedModelError(f"{origin}: rope_scaling and rope_parameters say different things of {conflict!r}")
     return {**older, **newer}
 
 
@@ -105,12 +104,15 @@ def read_rope(
     return Rope(base, scaling, share, proportional=rope_type == "proportional")
 
 
-def _default(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    return None
+def _by_name(make: Callable[..., Scaling]) -> Reader:
+    """Reads a scaling whose numbers have our names, all of which must be there."""
 
+    def read(fields: Fields, context: int, original: int | None) -> Scaling:
+        names = [field.name for field in dataclasses.fields(make) if field.name != "original_context"]  # type: ignore[arg-type]
+        before = {"original_context": _needed(original, fields)} if len(names) > 1 else {}
+        return make(**{name: fields.need_real(name) for name in names}, **before)
 
-def _linear(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    return LinearScaling(fields.need_real("factor"))
+    return read
 
 
 def _proportional(fields: Fields, context: int, original: int | None) -> Scaling | None:
@@ -118,20 +120,11 @@ def _proportional(fields: Fields, context: int, original: int | None) -> Scaling
     return None
 
 
-def _llama3(fields: Fields, context: int, original: int | None) -> Scaling | None:
-    return Llama3Scaling(
-        factor=fields.need_real("factor"),
-        low_freq_factor=fields.need_real("low_freq_factor"),
-        high_freq_factor=fields.need_real("high_freq_factor"),
-        original_context=_needed(original, fields),
-    )
-
-
 def _yarn(fields: Fields, context: int, original: int | None) -> Scaling | None:
     stored_factor, before = fields.real("factor"), _needed(original, fields)
     factor = context / before if stored_factor is None else stored_factor
     scale, scale_all, attention = (fields.real(name) for name in ("mscale", "mscale_all_dim", "attention_factor"))
-    usual = 1 + 0.1 * math.log(max(factor, 1.0))
+    usual = yarn_scale(factor)
     if attention is not None and not (scale and scale_all) and math.isclose(attention, usual, rel_tol=1e-9):
         attention = None  # what follows from the factor, written once more (Olmo 3)
     return YarnScaling(
@@ -164,10 +157,10 @@ def _needed(original: int | None, fields: Fields) -> int:
     return fields.size("original_max_position_embeddings") if original is None else original
 
 
-_READERS = {
-    "default": _default,
-    "linear": _linear,
-    "llama3": _llama3,
+_READERS: dict[str, Reader] = {
+    "default": lambda *_: None,
+    "linear": _by_name(LinearScaling),
+    "llama3": _by_name(Llama3Scaling),
     "yarn": _yarn,
     "longrope": _longrope,
     "proportional": _proportional,

@@ -6,7 +6,7 @@ Plain data and small functions, without torch: a change uses nothing but the met
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from itertools import product
@@ -177,8 +177,18 @@ def _translated(name: str, table: Sequence[tuple[str, str]], candidates: Collect
 # Rules and changes that families share
 
 
+PARTS = ("weight", "bias")
+LAYER = "layers.{i}."
+
+
 def renamed(ours: str, theirs: str) -> Rule:
     return Rule((ours,), (theirs,))
+
+
+def renames(*pairs: tuple[str, str], ours: str = "", theirs: str = "", parts: Sequence[str] = PARTS) -> Iterable[Rule]:
+    """Weights and biases of modules under other names, each pair behind `ours` and `theirs`; parameters that a model
+    does not have are passed over."""
+    return (renamed(f"{ours}{a}.{part}", f"{theirs}{b}.{part}") for a, b in pairs for part in parts)
 
 
 def fused(ours: tuple[str, ...], theirs: str, sizes: Sizes) -> Rule:

@@ -14,13 +14,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
+from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, CrossAttend, Recurrence, plain_attention
 from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import Norm, RMSNorm, make_norm
 from bedplate.models.layers.positions import Rotation, rotate
-from bedplate.models.layers.recurrence_inputs import Recurrence
 from bedplate.models.precision import Device
+from bedplate.models.specs.position import YarnScaling, yarn_scale
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 
@@ -198,7 +199,7 @@ class Attention(nn.Module):
         if whole is not None and self._plain:
             y = attend(self.layer, *self._side_by_side(whole, rotation), self.options)
         else:
-            q, k, v = self._products(x_BTD) if whole is None else self._parts(whole)
+            q, k, v = self._products(x_BTD, whole)
             if self.gated:
                 q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
             q = self._normed(q, self.q_norm)
@@ -208,12 +209,11 @@ class Attention(nn.Module):
         y = y.reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 
-    def _products(self, x_BTD: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        k = None if self.k is None else self.k(x_BTD)
-        return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
-
-    def _parts(self, whole_BTO: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Splits the fused product into q, k and v."""
+    def _products(self, x_BTD: Tensor, whole_BTO: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """q, k and v, from the fused product where there is one."""
+        if whole_BTO is None:
+            k = None if self.k is None else self.k(x_BTD)
+            return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
         sizes = [projection.out_features for projection in (self.q, self.k, self.v) if projection is not None]
         q, k, *v = whole_BTO.split(sizes, dim=-1)
         return q, k, v[0] if v else k
@@ -245,3 +245,133 @@ class Attention(nn.Module):
             x = norm(x)
         x_BTHD = x.unflatten(-1, (-1, self.head_dim))
         return x_BTHD if norm is None or self.whole_norm else norm(x_BTHD)
+
+
+class CrossAttention(nn.Module):
+    """Attention to an encoder's states (https://arxiv.org/abs/1706.03762, section 3.2.3): queries of the decoder's
+    tokens, keys and values of S states of E features, without positions."""
+
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        part, hidden, scales = spec.attention, spec.hidden_size, spec.scales or Scales()
+        assert part.cross_size is not None
+        self.layer, self.head_dim = layer, part.head_dim
+        self.options = AttentionOptions(scales.attention, scales.attention_cap)
+        q_size, kv_size = part.heads * part.head_dim, part.kv_heads * part.head_dim
+        self.q = Linear(hidden, q_size, part.bias, device, dtype)
+        self.k = Linear(part.cross_size, kv_size, spec.has_key_bias, device, dtype)
+        self.v = Linear(part.cross_size, kv_size, part.bias, device, dtype)
+        self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
+
+    def keys(self, states_BSE: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values [B, S, G, D] of the encoder's states."""
+        B, S, _ = states_BSE.shape
+        k, v = (layer(states_BSE).view(B, S, -1, self.head_dim) for layer in (self.k, self.v))
+        return k, v
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+        if not isinstance(attend, CrossAttend):
+            raise UnsupportedModelError(f"attention to an encoder's states is not supported by {type(attend).__name__}")
+        B, T, _ = x_BTD.shape
+        q_BTHD = self.q(x_BTD).view(B, T, -1, self.head_dim)
+        return self.o(attend.cross_attend(self.layer, q_BTHD, self.options, self.keys).reshape(B, T, -1))
+
+
+NORM_EPS = 1e-6
+"""Epsilon of the latents' norms in DeepSeek's code, which does not take the model's."""
+
+
+class LatentAttentionLayer(nn.Module):
+    """Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434): causal attention whose keys and
+    values are made from one latent a token, with rotary positions beside them.
+
+    Two forms that are equal. Naive: every head's key and value are made of the latent, and attention is as anywhere.
+    Absorbed: the product that makes keys is moved to the queries and the one that makes values behind the mixing, so
+    that attention reads the latents themselves; what is cached is them, and one rotated key that all heads share.
+
+    Shapes: N features of a head that do not turn, P of those that do, C of the latent, V of a head's value.
+    """
+
+    def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
+        super().__init__()
+        part, hidden, heads, bias = spec.attention.latent, spec.hidden_size, spec.attention.heads, spec.attention.bias
+        assert part is not None
+        self.layer, self.part, self.heads = layer, part, heads
+        self.options = AttentionOptions(score_scale(spec), (spec.scales or Scales()).attention_cap, spec.window(layer))
+        queries = heads * part.key_dim
+        if part.q_rank is None:
+            self.q = Linear(hidden, queries, False, device, dtype)
+        else:
+            self.q_down = Linear(hidden, part.q_rank, bias, device, dtype)
+            self.q_norm = RMSNorm(part.q_rank, NORM_EPS, device, dtype)
+            self.q_up = Linear(part.q_rank, queries, False, device, dtype)
+        self.kv_down = Linear(hidden, part.kv_rank + part.rope_dim, bias, device, dtype)
+        self.kv_norm = RMSNorm(part.kv_rank, NORM_EPS, device, dtype)
+        self.kv_up = Linear(part.kv_rank, heads * (part.nope_dim + part.value_dim), False, device, dtype)
+        self.o = Linear(heads * part.value_dim, hidden, spec.has_output_bias, device, dtype)
+
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+        part = self.part
+        q_BTHQ = self._queries(x_BTD).unflatten(-1, (self.heads, part.key_dim))
+        q_BTHN, q_BTHP = q_BTHQ.split((part.nope_dim, part.rope_dim), dim=-1)
+        latent_BTC, key_BTP = self.kv_down(x_BTD).split((part.kv_rank, part.rope_dim), dim=-1)
+        latent_BTC, key_BT1P = self.kv_norm(latent_BTC), key_BTP[:, :, None]
+        if rotation is not None:
+            q_BTHP, key_BT1P = rotate(q_BTHP, rotation), rotate(key_BT1P, rotation)
+        mix = self.absorbed if attend.is_cached else self.naive
+        return self.o(mix(q_BTHN, q_BTHP, latent_BTC, key_BT1P, attend).flatten(2))
+
+    def _queries(self, x_BTD: Tensor) -> Tensor:
+        return self.q(x_BTD) if self.part.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTD)))
+
+    def naive(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
+        """Every head's keys and values are made: [B, T, H, V]."""
+        part = self.part
+        keys_values = self.kv_up(latent_BTC).unflatten(-1, (self.heads, part.nope_dim + part.value_dim))
+        k_BTHN, v_BTHV = keys_values.split((part.nope_dim, part.value_dim), dim=-1)
+        k = torch.cat((k_BTHN, key_BT1P.expand(-1, -1, self.heads, -1)), dim=-1)
+        return attend(self.layer, torch.cat((q_BTHN, q_BTHP), dim=-1), k, v_BTHV, self.options)
+
+    def absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
+        """`naive`, over the latents: the one key is the rotated part before the latent, the value the latent."""
+        q_BTHC = self._through_weights(q_BTHN, keys=True)
+        latent_BT1C = latent_BTC[:, :, None]
+        q, k = torch.cat((q_BTHP, q_BTHC), dim=-1), torch.cat((key_BT1P, latent_BT1C), dim=-1)
+        mixed_BTHC = attend(self.layer, q, k, latent_BT1C, self.options)
+        return self._through_weights(mixed_BTHC, keys=False)
+
+    def _through_weights(self, x_BTHX: Tensor, keys: bool) -> Tensor:
+        """Queries through the transposed product that makes keys, or latents through that which makes values; rows with
+        an adapter through that product with it."""
+        hook = self.kv_up.low_rank
+        groups = [(None, self.kv_up.weight)] if hook is None else hook.weights()
+        if len(groups) == 1 and groups[0][0] is None:
+            return self._product(x_BTHX, groups[0][1], keys)
+        # Rows are numbered along the batch, or along the tokens of a flat one.
+        flat = len(x_BTHX) == 1
+        x_RTHX = x_BTHX.transpose(0, 1) if flat else x_BTHX
+        out_RTHX = x_RTHX.new_empty(*x_RTHX.shape[:3], self.part.kv_rank if keys else self.part.value_dim)
+        for rows, weight in groups:
+            assert rows is not None
+            out_RTHX[rows] = self._product(x_RTHX[rows], weight, keys)
+        return out_RTHX.transpose(0, 1) if flat else out_RTHX
+
+    def _product(self, x_BTHX: Tensor, weight: Tensor, keys: bool) -> Tensor:
+        part = self.part
+        weight_HOC = weight.unflatten(0, (self.heads, part.nope_dim + part.value_dim))
+        to_key_HNC, to_value_HVC = weight_HOC.split((part.nope_dim, part.value_dim), dim=1)
+        if keys:
+            return torch.einsum("bthn,hnc->bthc", x_BTHX, to_key_HNC)
+        return torch.einsum("bthc,hvc->bthv", x_BTHX, to_value_HVC)
+
+
+def score_scale(spec: TransformerSpec) -> float:
+    """Scale of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
+    assert spec.attention.latent is not None
+    if spec.scales is not None and spec.scales.attention is not None:
+        return spec.scales.attention
+    scale = spec.attention.latent.key_dim**-0.5
+    scaling = None if spec.position.rope is None else spec.position.rope.scaling
+    if isinstance(scaling, YarnScaling) and scaling.scale_all:
+        scale *= yarn_scale(scaling.factor, scaling.scale_all) ** 2
+    return scale

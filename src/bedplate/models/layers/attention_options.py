@@ -1,13 +1,15 @@
-"""Per-layer attention settings, and a reference implementation that supports all of them.
+"""The interface between layers and layouts: per-layer attention settings, with a reference implementation that supports
+all of them, and what recurrent layers and cross-attention give a layout.
 
 Shapes: B rows, T queries, S keys, H query heads, G key-value heads, R = H/G, D features of a query and a key, V of a
-value.
+value; of recurrent layers S sequences of at most L tokens, C features that go in, E that come out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -90,3 +92,32 @@ def plain_attention(
     p_BHTS = scores_BHTS.softmax(-1)[..., :S].to(v_BSGV.dtype)
     out = torch.einsum("bgrts,bsgv->btgrv", p_BHTS.reshape(B, G, H // G, T, S), v_BSGV)
     return out.reshape(B, T, H, V)
+
+
+State = tuple[Tensor, ...]
+"""The recurrent state of S sequences: tensors [S, ...], as `cache_layout` lists them for the layer."""
+
+
+class Recurrence(Protocol):
+    """What a recurrent layer gives its layout, which knows which tokens form a sequence, where it begins, and its
+    cached state (`Attend.recur`): sequences [S, L, C] → [S, L, E], each token's output made of itself, those before it,
+    and the state.
+
+    lengths: int64 [S]; what stands behind a sequence's length is padding, which changes no state; None: no padding.
+    before: the states at the first tokens; None: those of empty sequences.
+    """
+
+    def __call__(self, x_SLC: Tensor, lengths_S: Tensor | None, before: State | None) -> tuple[Tensor, State]: ...
+
+
+KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""A layer's keys and values [B, S, G, D] of the encoder's states [B, S, E]."""
+
+
+@runtime_checkable
+class CrossAttend(Protocol):
+    """A layout that supports cross-attention: it knows which of the encoder's tokens each token sees."""
+
+    def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
+        """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
+        ...

@@ -9,13 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.activation_checkpointing import recompute_in_backward
 from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.gradients import gated
+from bedplate.models.layers.gradients import gated, recompute_in_backward
 from bedplate.models.layers.linear import Linear
 from bedplate.models.precision import Device
-from bedplate.models.specs.transformer import Activation, TransformerSpec
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.transformer import TransformerSpec
 
 
 def relu2(x: Tensor) -> Tensor:
@@ -58,12 +58,7 @@ class FeedForward(nn.Module):
     the spec's."""
 
     def __init__(
-        self,
-        spec: TransformerSpec,
-        layer: int,
-        device: Device,
-        dtype: torch.dtype,
-        size: int | None = None,
+        self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype, size: int | None = None
     ) -> None:
         super().__init__()
         hidden, inner_size, bias = spec.hidden_size, size or spec.feedforward_size_of(layer), spec.feedforward.bias
@@ -84,11 +79,8 @@ class FeedForward(nn.Module):
                 return self.down(h_BTI)
         gate_BTI = self.gate(x_BTD)
         h_BTI = gated(gate_BTI, up_BTI, self.activation)
-        with recompute_in_backward(h_BTI, self._activated, gate_BTI, up_BTI):
+        with recompute_in_backward(h_BTI, partial(gated, activation=self.activation), gate_BTI, up_BTI):
             return self.down(h_BTI)
-
-    def _activated(self, gate: Tensor, up: Tensor) -> Tensor:
-        return gated(gate, up, self.activation)
 
 
 class LayerInput(nn.Module):

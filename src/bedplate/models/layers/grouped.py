@@ -124,29 +124,16 @@ def _torch_grouped() -> Callable[..., Tensor]:
 
 @cache
 def torch_product_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's grouped product gives what the loop gives on this device, all three ways that it is asked for."""
+    """Whether torch's grouped product runs on this device, all three ways that it is asked for."""
     product = _torch_grouped()
     if product is None:
         return False
-    generator = torch.Generator().manual_seed(0)
-    x_MI, w_EOI, g_MO = (
-        torch.randn(shape, generator=generator).to(device, dtype) for shape in ((48, 32), (3, 16, 32), (48, 16))
-    )
-    segments = Segments(torch.tensor([16, 0, 32], device=device))
-    spans = segments.spans
-    expected = (
-        torch.cat([x_MI[b:e] @ w_EOI[n].t() for n, b, e in spans]),
-        torch.cat([g_MO[b:e] @ w_EOI[n] for n, b, e in spans]),
-        torch.stack([g_MO[:16].t() @ x_MI[:16], torch.zeros_like(w_EOI[0]), g_MO[16:].t() @ x_MI[16:]]),
-    )
+    x_MI, w_EOI, g_MO = (torch.ones(shape, device=device, dtype=dtype) for shape in ((48, 32), (3, 16, 32), (48, 16)))
+    ends = Segments(torch.tensor([16, 0, 32], device=device)).ends_E
     try:
-        ends = segments.ends_E
-        results = (
-            product(x_MI, w_EOI.transpose(1, 2), offs=ends),
-            product(g_MO, w_EOI, offs=ends),
-            product(g_MO.t(), x_MI, offs=ends),
-        )
-        tolerance = 64 * torch.finfo(dtype).eps
-        return all(torch.allclose(a, b, tolerance, tolerance) for a, b in zip(results, expected, strict=True))
+        product(x_MI, w_EOI.transpose(1, 2), offs=ends)
+        product(g_MO, w_EOI, offs=ends)
+        product(g_MO.t(), x_MI, offs=ends)
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         return False
+    return True

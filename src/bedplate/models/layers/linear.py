@@ -95,9 +95,6 @@ class Linear(nn.Module):
         y: Tensor = _Product.apply(x, self.weight)  # type: ignore[assignment]
         return y if self.bias is None else y + self.bias
 
-    def extra_repr(self) -> str:
-        return f"{self.in_features} -> {self.out_features}, bias={self.bias is not None}"
-
 
 class _Product(torch.autograd.Function):
     """x Wᵀ by oneDNN, [..., I] → [..., O], with gradients to x and, where it is trained, to W."""

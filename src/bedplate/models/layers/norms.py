@@ -47,8 +47,9 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
     shape = (x.shape[-1],)
     if weight is None:
         return F.rms_norm(x, shape, None, eps)
-    weight = _scaling(weight, offset)
-    if _recorded(x):
+    if offset:
+        weight = weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset
+    if x.is_cpu and x.requires_grad and torch.is_grad_enabled():
         return rms_norm(x, weight, eps)
     if weight.dtype != x.dtype:
         return F.rms_norm(x.to(weight.dtype), shape, weight, eps).to(x.dtype)
@@ -57,16 +58,6 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
         # 512 × 576); the same arithmetic with the casts written out.
         return F.rms_norm(x.float(), shape, None, eps).to(x.dtype) * weight
     return F.rms_norm(x, shape, weight, eps)
-
-
-def _scaling(weight: Tensor, offset: float) -> Tensor:
-    """The factor of normed features."""
-    return weight.to(torch.promote_types(weight.dtype, torch.float32)) + offset if offset else weight
-
-
-def _recorded(x: Tensor) -> bool:
-    """Whether autograd records what is computed from it, on a CPU."""
-    return x.is_cpu and x.requires_grad and torch.is_grad_enabled()
 
 
 class LayerNorm(nn.Module):

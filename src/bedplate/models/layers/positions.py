@@ -1,6 +1,7 @@
 """Rotary positions (https://arxiv.org/abs/2104.09864): feature i turns with feature i + D/2, or 2i with 2i + 1.
+And the other positions: sinusoids, and biases by distance.
 
-Shapes: B rows, T tokens, H heads, D features of one head, R of them that turn.
+Shapes: B rows, T tokens, S keys, H heads, D features of one head, R of them that turn.
 """
 
 from __future__ import annotations
@@ -10,17 +11,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bedplate.models.layers.fused.operation import operation
-from bedplate.models.specs.transformer import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    Rope,
-    TransformerSpec,
-    YarnScaling,
-)
+from bedplate.models.precision import Device
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, LongRopeScaling, RelativeBias, YarnScaling
+from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 
 class Rotation(NamedTuple):
@@ -85,23 +81,7 @@ def _yarn(frequencies: Tensor, theta: float, size: int, scaling: YarnScaling) ->
 
 def rotary_factor(rope: Rope) -> float:
     """What cosines and sines are multiplied by."""
-    scaling = rope.scaling
-    if not isinstance(scaling, YarnScaling | LongRopeScaling):
-        return 1.0
-    if scaling.attention_factor is not None:
-        return scaling.attention_factor
-    if scaling.factor <= 1:
-        return 1.0
-    if isinstance(scaling, LongRopeScaling):
-        return math.sqrt(1 + math.log(scaling.factor) / math.log(scaling.original_context))
-    if scaling.scale and scaling.scale_all:
-        return yarn_scale(scaling.factor, scaling.scale) / yarn_scale(scaling.factor, scaling.scale_all)
-    return yarn_scale(scaling.factor)
-
-
-def yarn_scale(factor: float, weight: float = 1.0) -> float:
-    """YaRN's temperature √(1/t) of a context that became `factor` times as long (equation 22), weighted by DeepSeek."""
-    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return rope.scaling.applied_factor if isinstance(rope.scaling, YarnScaling | LongRopeScaling) else 1.0
 
 
 def rotation(positions_BT: Tensor, frequencies: Tensor, dtype: torch.dtype, rope: Rope) -> Rotation:
@@ -195,3 +175,46 @@ def sinusoids(positions_BT: Tensor, size: int, dtype: torch.dtype) -> Tensor:
     frequencies = 10_000.0 ** (torch.arange(0, size, 2, device=positions_BT.device, dtype=torch.float64) / -size)
     angles = positions_BT[..., None].double() * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1).float().to(dtype)
+
+
+def buckets(distance: Tensor, spec: RelativeBias, both_ways: bool) -> Tensor:
+    """The bucket of each distance (the key's position less the query's), int64 of its shape.
+
+    One for each near distance, and from half of them on wider ones, on a logarithmic scale up to `max_distance`; what
+    is farther is in the last. both_ways: one half of the buckets for keys after the query; otherwise those count as 0.
+    The logarithm is taken in float32, as the published models were trained.
+    """
+    count = spec.buckets // 2 if both_ways else spec.buckets
+    magnitude = distance.abs() if both_ways else (-distance).clamp(min=0)
+    exact = count // 2
+    ratio = torch.log(magnitude.clamp(min=1).float() / exact) / math.log(spec.max_distance / exact)
+    log_bucket = (exact + (ratio * (count - exact)).to(torch.int64)).clamp(max=count - 1)
+    bucket = torch.where(magnitude < exact, magnitude, log_bucket)
+    return bucket + (distance > 0) * count if both_ways else bucket
+
+
+class RelativePositions(nn.Module):
+    """T5's bias of scores by distance (https://arxiv.org/abs/1910.10683, section 2.1): one table of a stack, [N
+    buckets, H], that all of its layers use."""
+
+    def __init__(
+        self, spec: RelativeBias, heads: int, both_ways: bool, device: Device = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self._buckets, self._both_ways = spec, both_ways
+        self.weight = nn.Parameter(torch.empty(spec.buckets, heads, device=device, dtype=dtype))
+        self._biases: dict[int, tuple[Tensor, Tensor]] = {}
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=0.5)
+
+    def bias(self, distance_BTS: Tensor) -> Tensor:
+        """What is added to the scores, [B, H, T, S]; made once a pass for each tensor of distances."""
+        cached = self._biases.get(id(distance_BTS))
+        if cached is None:
+            bias_BHTS = self.weight[buckets(distance_BTS, self._buckets, self._both_ways)].permute(0, 3, 1, 2)
+            cached = self._biases[id(distance_BTS)] = distance_BTS, bias_BHTS
+        return cached[1]
+
+    def forget(self) -> None:
+        """The pass is over."""
+        self._biases.clear()

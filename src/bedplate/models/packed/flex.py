@@ -19,9 +19,7 @@ import torch
 from torch import Tensor
 
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions
-from bedplate.models.layers.recurrence_inputs import Recurrence
 from bedplate.models.packed.placement import Placement
-from bedplate.models.packed.recurrences import PackedDocuments
 
 if TYPE_CHECKING:  # it brings much of torch's compiler along
     from torch.nn.attention.flex_attention import BlockMask
@@ -33,10 +31,8 @@ SIZE = 128
 class FlexAttention:
     """As `BlockAttention`, by one kernel. On a CPU it has no backward pass."""
 
-    is_cached = False
-
     def __init__(self, placement: Placement, causal: bool = True) -> None:
-        self._placement, self._causal, self._documents = placement, causal, PackedDocuments(placement)
+        self._placement, self._causal = placement, causal
         self._masks: dict[tuple[int | None, torch.device], BlockMask] = {}
         self._places: dict[torch.device, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -66,9 +62,6 @@ class FlexAttention:
             return out_BTHV
         inside_BT = (self._place(device)[0][: q.shape[2]] >= 0).view(q_BTHD.shape[:2])
         return torch.where(inside_BT[..., None, None], out_BTHV, 0)
-
-    def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        return self._documents.recur(run, x_BTC)
 
     def _place(self, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
         """For each token, up to whole blocks: its document's number (−1: padding), its position, and the number of the

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.models.specs import TextSpec
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 from bedplate.models.specs.transformer import TransformerSpec
 
 CacheKind = Literal["kv", "window", "latent", "cross", "convolution", "recurrent"]

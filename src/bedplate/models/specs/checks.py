@@ -12,6 +12,12 @@ BEYOND = 1e15
 """No number of a model is as large: with sizes beyond it torch's own arithmetic of sizes overflows."""
 
 
+def refuse(wrong: object, message: str) -> None:
+    """Raises UnsupportedModelError with the message where something is wrong."""
+    if wrong:
+        raise UnsupportedModelError(message)
+
+
 def at_least(part: object, smallest: int, *names: str) -> None:
     """Raises UnsupportedModelError naming the first field of the part, or of a mapping, that is under `smallest`."""
     for name in names:
@@ -22,15 +28,12 @@ def at_least(part: object, smallest: int, *names: str) -> None:
 
 def positive(part: object, *names: str) -> None:
     """Raises UnsupportedModelError naming the first of the fields that is not a finite number above 0; None is left."""
-    for name in names:
-        value = getattr(part, name)
-        if value is not None and not 0 < value < math.inf:
-            raise UnsupportedModelError(f"{name} is {value}: it must be a finite number above 0")
+    finite(part, *names, above=0, requirement="a finite number above 0")
 
 
-def finite(part: object, *names: str) -> None:
+def finite(part: object, *names: str, above: float = -math.inf, requirement: str = "a finite number") -> None:
     """Raises UnsupportedModelError naming the first of the fields that is not a finite number; None is left."""
     for name in names:
         value = getattr(part, name)
-        if value is not None and (isinstance(value, complex) or not math.isfinite(value)):
-            raise UnsupportedModelError(f"{name} is {value}: it must be a finite number")
+        if value is not None and (isinstance(value, complex) or not above < value < math.inf):
+            raise UnsupportedModelError(f"{name} is {value}: it must be {requirement}")

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.audio import AudioSpec
-from bedplate.models.specs.feedforward import Experts
 from bedplate.models.specs.flat import plain_fields
-from bedplate.models.specs.heads import Classifier
+from bedplate.models.specs.media import AudioSpec
+from bedplate.models.specs.parts import Classifier, Experts
 from bedplate.models.specs.transformer import TransformerSpec
 
 
@@ -27,14 +26,10 @@ class EncoderDecoderSpec:
 
     def __post_init__(self) -> None:
         if self.decoder.kind != "decoder" or self.stack.kind == "decoder":
-            raise UnsupportedModelError(
-                f"an encoder–decoder is of an encoder and a decoder, not of {self.stack.kind!r} and "
-                f"{self.decoder.kind!r}"
-            )
+            raise UnsupportedModelError(f"its sides cannot be of {self.stack.kind!r} and {self.decoder.kind!r}")
         if self.decoder.attention.cross_size != self.stack.hidden_size:
             raise UnsupportedModelError(
-                f"the decoder's cross_size is {self.decoder.attention.cross_size}, but the encoder's states have "
-                f"{self.stack.hidden_size} features"
+                f"cross_size is {self.decoder.attention.cross_size}, not the encoder's {self.stack.hidden_size}"
             )
         sides = (self.stack.vocab_size, self.stack.hidden_size), (self.decoder.vocab_size, self.decoder.hidden_size)
         if self.shared_embedding and sides[0] != sides[1]:

@@ -8,11 +8,8 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from bedplate.core.errors import UsageError
-from bedplate.models.specs.attention import AttentionSpec
-from bedplate.models.specs.feedforward import FeedForwardSpec
-from bedplate.models.specs.norm import NormSpec
+from bedplate.models.specs.parts import AttentionSpec, FeedForwardSpec, NormSpec, StateSpec
 from bedplate.models.specs.position import PositionSpec
-from bedplate.models.specs.state_mixers import StateSpec
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

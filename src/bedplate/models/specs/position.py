@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.checks import at_least, finite, positive
+from bedplate.models.specs.checks import at_least, finite, positive, refuse
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,11 @@ class LinearScaling:
 
     def __post_init__(self) -> None:
         positive(self, "factor")
+
+
+def yarn_scale(factor: float, weight: float = 1.0) -> float:
+    """YaRN's temperature √(1/t) of a context that became `factor` times as long (equation 22), weighted by DeepSeek."""
+    return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,15 @@ class YarnScaling:
         positive(self, "factor", "original_context", "beta_fast", "beta_slow", "attention_factor")
         finite(self, "scale", "scale_all", "query_growth")
 
+    @property
+    def applied_factor(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.factor > 1 and self.scale and self.scale_all:
+            return yarn_scale(self.factor, self.scale) / yarn_scale(self.factor, self.scale_all)
+        return yarn_scale(self.factor)
+
 
 @dataclass(frozen=True)
 class LongRopeScaling:
@@ -74,13 +88,17 @@ class LongRopeScaling:
 
     def __post_init__(self) -> None:
         if len(self.short) != len(self.long):
-            raise UnsupportedModelError(
-                f"longrope has {len(self.short)} short factors and {len(self.long)} long ones: they must be as many"
-            )
+            raise UnsupportedModelError(f"longrope has {len(self.short)} short factors, but {len(self.long)} long ones")
         positive(self, "original_context", "factor", "attention_factor")
         for divisor in (*self.short, *self.long):
-            if not 0 < divisor < math.inf:
-                raise UnsupportedModelError(f"a longrope factor is {divisor}: it must be a finite number above 0")
+            refuse(not 0 < divisor < math.inf, f"a longrope factor is {divisor}: it must be a finite number above 0")
+
+    @property
+    def applied_factor(self) -> float:
+        """What cosines and sines are multiplied by."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_context)) if self.factor > 1 else 1.0
 
     @property
     def extended_context(self) -> int:
@@ -112,11 +130,9 @@ class Rope:
     proportional: bool = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.fraction <= 1:
-            raise UnsupportedModelError(f"the rotary fraction is {self.fraction}: it must be over 0 and at most 1")
+        refuse(not 0 < self.fraction <= 1, f"the rotary fraction is {self.fraction}: it must be over 0 and at most 1")
         positive(self, "theta")
-        if isinstance(self.scaling, YarnScaling) and self.theta == 1:
-            raise UnsupportedModelError("theta is 1.0: YaRN divides by its logarithm")
+        refuse(isinstance(self.scaling, YarnScaling) and self.theta == 1, "theta is 1.0: YaRN divides by its logarithm")
 
 
 @dataclass(frozen=True)

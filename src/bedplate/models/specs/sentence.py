@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bedplate.core.errors import UnsupportedModelError
+from bedplate.models.specs.checks import refuse
 
 Pooling = Literal["mean", "first", "last", "max", "root_mean", "weighted_mean"]
 """root_mean: the sum over the square root of the count. weighted_mean: the n-th token counts n times (SGPT,
@@ -45,11 +46,10 @@ class SentenceSpec:
     similarity: Similarity = "cosine"
 
     def __post_init__(self) -> None:
-        if not self.poolings:
-            raise UnsupportedModelError("a sentence encoder pools in at least one way")
+        refuse(not self.poolings, "a sentence encoder pools in at least one way")
         if self.default_prompt is not None and self.default_prompt not in dict(self.prompts):
             raise UnsupportedModelError(
-                f"the default prompt {self.default_prompt!r} is not one of {', '.join(dict(self.prompts)) or 'none'}"
+                f"the default prompt {self.default_prompt!r} is not one of {list(dict(self.prompts))}"
             )
 
     @property
@@ -66,7 +66,6 @@ class SentenceSpec:
         """Numbers of a vector. UnsupportedModelError where the steps do not fit each other."""
         size = hidden_size * len(self.poolings)
         for dense in self.denses:
-            if dense.inputs != size:
-                raise UnsupportedModelError(f"a Dense of {dense.inputs} inputs cannot follow on {size} numbers")
+            refuse(dense.inputs != size, f"a Dense of {dense.inputs} inputs cannot follow on {size} numbers")
             size = dense.outputs
         return size

@@ -1,4 +1,5 @@
-"""How ranks may share a model's matrix products (tensor and expert parallelism), decided by its spec. No torch.
+"""How a model may be trained: how ranks share its matrix products (tensor and expert parallelism), as its spec decides,
+and how much of a forward pass is made again for the backward pass, instead of being kept. No torch.
 
 Columns: each rank has some of a product's outputs; rows: some of its inputs, and the outputs are added up
 (Megatron-LM, https://arxiv.org/abs/1909.08053). Experts: each rank has some of them
@@ -13,6 +14,9 @@ from typing import Literal
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.specs.transformer import TransformerSpec
 
+Recompute = Literal["none", "selective", "full"]
+"""none: what the operations keep by themselves. selective: what costs no product is made again. full: of each block its
+input is kept, and the block runs again (https://arxiv.org/abs/1604.06174, https://arxiv.org/abs/2205.05198)."""
 Cut = Literal["columns", "rows", "summed", "experts"]
 """How a module is cut. "summed": whole, but each rank sees only its own heads, so that gradients are to be added up."""
 
@@ -70,9 +74,7 @@ def expert_plan(spec: TransformerSpec, ranks: int) -> Mapping[str, Cut]:
     if spec.experts is None:
         raise UnsupportedModelError(f"{ranks} ranks cannot share experts (expert): this model has none")
     if spec.experts.count % ranks:
-        raise UnsupportedModelError(
-            f"{ranks} ranks cannot share {spec.experts.count} experts (expert): take a number that divides them"
-        )
+        raise UnsupportedModelError(f"{ranks} ranks cannot share {spec.experts.count} experts (expert): no divisor")
     cuts: dict[str, Cut] = {}
     for layer in range(spec.layers):
         if spec.feedforward_kind(layer) == "experts":

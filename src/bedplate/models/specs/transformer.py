@@ -2,54 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.specs.attention import AttentionSpec, FullAttention, LatentAttention, SharedKeys
 from bedplate.models.specs.checks import BEYOND, at_least
-from bedplate.models.specs.feedforward import Activation, Experts, FeedForwardSpec, Scoring
 from bedplate.models.specs.flat import flat_fields, grouped_fields, hashed_fields
-from bedplate.models.specs.heads import Classifier, MaskedHead, Problem
-from bedplate.models.specs.norm import NormPlacement, NormSpec, Scales
-from bedplate.models.specs.position import (
-    LinearScaling,
-    Llama3Scaling,
-    LongRopeScaling,
-    PositionSpec,
-    RelativeBias,
-    Rope,
-    YarnScaling,
+from bedplate.models.specs.parts import (
+    AttentionSpec,
+    Classifier,
+    DeltaRule,
+    Experts,
+    FeedForwardSpec,
+    FullAttention,
+    Mamba2,
+    MaskedHead,
+    NormSpec,
+    Scales,
+    ShortConvolution,
+    StateSpec,
 )
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution, StateSpec
-
-__all__ = [
-    "Activation",
-    "AttentionSpec",
-    "Classifier",
-    "Experts",
-    "FeedForwardKind",
-    "FeedForwardSpec",
-    "FullAttention",
-    "LatentAttention",
-    "LinearScaling",
-    "Llama3Scaling",
-    "LongRopeScaling",
-    "MaskedHead",
-    "Mixer",
-    "NormPlacement",
-    "NormSpec",
-    "PositionSpec",
-    "Problem",
-    "RelativeBias",
-    "Rope",
-    "Scales",
-    "Scoring",
-    "SharedKeys",
-    "StateSpec",
-    "TransformerSpec",
-    "YarnScaling",
-]
+from bedplate.models.specs.position import LongRopeScaling, PositionSpec, Rope
 
 Mixer = Literal["attention", "latent", "convolution", "delta_rule", "mamba2"]
 FeedForwardKind = Literal["dense", "experts"]
@@ -119,112 +93,97 @@ class TransformerSpec:
         return hashed_fields(self)
 
     def __post_init__(self) -> None:
-        attention, position = self.attention, self.position
         sizes = ("hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size", "context_length")
         fields = self.flat()
-        at_least(fields, 1, *sizes)
+        at_least(fields, 1, *sizes, *(() if self.kind == "tower" else ("vocab_size",)))
+        at_least(fields, 0, "norm_eps", "token_types", "value_tables", "prediction_modules", "position_offset")
+        at_least(fields, 0, "layer_input_size", *(() if self.position.rows is None else ("position_rows",)))
+        at_least(fields, 1, *(() if self.attention.cross_size is None else ("cross_size",)))
         for name, value in fields.items():
             if isinstance(value, int | float) and not abs(value) < BEYOND:
                 raise UnsupportedModelError(f"{name} is {value}: it must be a finite number under {BEYOND:g}")
-        at_least(fields, 0, "norm_eps")
-        if self.kind != "tower":
-            at_least(fields, 1, "vocab_size")
-        elif self.vocab_size or self.token_types or attention.value_tables:
-            raise UnsupportedModelError("a tower takes features, not tokens: vocab_size and its tables must be 0")
-        at_least(fields, 0, "token_types", "value_tables", "prediction_modules", "position_offset", "layer_input_size")
+        problem = next((problem for check in (self._impossible, self._exclusive) for problem in check()), None)
+        if problem is not None:
+            raise UnsupportedModelError(problem)
+
+    def _impossible(self) -> Iterator[str]:
+        """What no layer or table can be."""
+        attention, position = self.attention, self.position
+        if self.kind == "tower" and (self.vocab_size or self.token_types or attention.value_tables):
+            yield "a tower takes features, not tokens: vocab_size and its tables must be 0"
         for kv_heads in (attention.kv_heads, (attention.full and attention.full.kv_heads) or attention.kv_heads):
             if attention.heads % kv_heads:
-                raise UnsupportedModelError(
-                    f"{attention.heads} attention heads cannot share {kv_heads} key-value heads: heads must be a "
-                    "multiple"
-                )
-        if position.rope is not None and self.rotary_dim % 2:
-            raise UnsupportedModelError(f"rotary positions need an even head size, not {self.rotary_dim}")
-        scaling = None if position.rope is None else position.rope.scaling
-        if isinstance(scaling, LongRopeScaling) and len(scaling.short) != self.rotary_dim // 2:
-            raise UnsupportedModelError(
-                f"longrope has {len(scaling.short)} factors, but {self.rotary_dim // 2} pairs of a head's features turn"
-            )
+                yield f"{attention.heads} attention heads cannot share {kv_heads} key-value heads: no multiple"
+        for window in attention.windows:
+            if window is not None and not 1 <= window < BEYOND:
+                yield f"a window of {window} tokens: it must be at least 1 and under {BEYOND:g}, or None for all"
         if attention.value_tables > self.layers:
-            raise UnsupportedModelError(f"{attention.value_tables} value tables, but only {self.layers} layers")
-        self._check_attention(fields)
-        self._check_state()
-        self._check_optional_parts()
-        self._check_shared_keys()
+            yield f"{attention.value_tables} value tables, but only {self.layers} layers"
+        if position.rope is not None and self.rotary_dim % 2:
+            yield f"rotary positions need an even head size, not {self.rotary_dim}"
+        scaling, pairs = None if position.rope is None else position.rope.scaling, self.rotary_dim // 2
+        if isinstance(scaling, LongRopeScaling) and len(scaling.short) != pairs:
+            yield f"longrope has {len(scaling.short)} factors, but {pairs} pairs of a head's features turn"
+        if position.sinusoids and self.hidden_size % 2:
+            yield f"sinusoids need an even hidden_size, not {self.hidden_size}"
         if position.offset and 0 < self.positions < self.context_length + position.offset:
-            raise UnsupportedModelError(
+            yield (
                 f"{self.positions} learned positions, {position.offset} of them an offset, are fewer than the "
                 f"context_length of {self.context_length}"
             )
-        if self.classifier is not None and self.classifier.on_pooler and not self.pooler:
-            raise UnsupportedModelError("a classifier on the pooler needs one: pooler must be true")
-
-    def _check_attention(self, fields: dict[str, Any]) -> None:
-        attention = self.attention
-        for window in attention.windows:
-            if window is not None and not 1 <= window < BEYOND:
-                raise UnsupportedModelError(
-                    f"a window of {window} tokens: it must be at least 1 and under {BEYOND:g}, or None for all"
-                )
-        if self.position.rows is not None:
-            at_least(fields, 0, "position_rows")
-        if attention.cross_size is not None:
-            at_least(fields, 1, "cross_size")
-            if self.kind != "decoder":
-                raise UnsupportedModelError(f"cross_size is for decoders, not for an {self.kind}")
-        if self.position.sinusoids and self.hidden_size % 2:
-            raise UnsupportedModelError(f"sinusoids need an even hidden_size, not {self.hidden_size}")
-        if self.prediction_modules and self.kind != "decoder":
-            raise UnsupportedModelError(f"prediction_modules are for decoders, not for an {self.kind}")
         latent = attention.latent
-        if latent is not None:
-            if (attention.kv_heads, attention.head_dim) != (attention.heads, latent.key_dim):
-                raise UnsupportedModelError(
-                    f"latent attention has as many key-value heads as heads ({attention.heads}) and a head_dim of "
-                    f"nope_dim + rope_dim ({latent.key_dim}), not {attention.kv_heads} and {attention.head_dim}"
-                )
-            if attention.qk_norm is not None or attention.sinks or attention.cross_size is not None:
-                raise UnsupportedModelError("latent attention has no qk_norm, attention_sinks or cross_size")
-
-    def _check_state(self) -> None:
-        attention = self.attention
-        if self.state.layers and self.state.mixer is None:
-            raise UnsupportedModelError("state_layers say where the layers of `state` are, and it is None")
-        if self.state.mixer is not None and self.kind != "decoder":
-            raise UnsupportedModelError(f"state is for decoders, not for an {self.kind}")
-        if attention.gate and (attention.latent is not None or attention.cross_size is not None):
-            raise UnsupportedModelError("attention_gate is for self-attention with keys and values only")
-
-    def _check_optional_parts(self) -> None:
-        """Refuses parts that no layer can have together."""
-        attention = self.attention
-        optional = {
-            "full": attention.full,
-            "shared_keys": attention.shared_keys,
-            "value_norm": attention.value_norm or None,
-        }
-        named = next((name for name, part in optional.items() if part is not None), None)
-        exclusive = {"latent": attention.latent, "cross_size": attention.cross_size, "state": self.state.mixer}
-        conflict = next((name for name, part in exclusive.items() if part is not None), None)
-        if named is not None and (conflict is not None or attention.gate or attention.value_tables):
-            conflict = conflict or "gates and tables"
-            raise UnsupportedModelError(f"{named} is for self-attention with keys and values, not beside {conflict}")
-        if (self.layer_input_size or self.output_scales) and self.kind != "decoder":
-            raise UnsupportedModelError(f"layer_input_size and output_scales are for decoders, not for an {self.kind}")
-        if (self.layer_input_size or attention.shared_keys) and self.prediction_modules:
-            raise UnsupportedModelError("prediction_modules have no place beside layer_input_size and shared_keys")
-
-    def _check_shared_keys(self) -> None:
-        """Refuses shared keys and values where no earlier layer has the sharing layer's window."""
-        if self.attention.shared_keys is None:
-            return
-        first = self.layers - self.attention.shared_keys.layers
-        missing = next((n for n in range(max(first, 0), self.layers) if self._key_source(n, first) is None), None)
-        if missing is not None:
-            raise UnsupportedModelError(
-                f"layer {missing} shares keys and values, and none of the {max(first, 0)} layers that have their own "
-                f"has a window of {self.window(missing)}"
+        if latent is not None and (attention.kv_heads, attention.head_dim) != (attention.heads, latent.key_dim):
+            yield (
+                f"latent attention has as many key-value heads as heads ({attention.heads}) and a head_dim of "
+                f"nope_dim + rope_dim ({latent.key_dim}), not {attention.kv_heads} and {attention.head_dim}"
             )
+        if self.state.layers and self.state.mixer is None:
+            yield "state_layers say where the layers of `state` are, and it is None"
+        if self.classifier is not None and self.classifier.on_pooler and not self.pooler:
+            yield "a classifier on the pooler needs one: pooler must be true"
+        if attention.shared_keys is not None:
+            first = max(self.layers - attention.shared_keys.layers, 0)
+            for layer in range(first, self.layers):
+                if self._key_source(layer, first) is None:
+                    yield (
+                        f"layer {layer} shares keys and values, and none of the {first} layers that have their own has "
+                        f"a window of {self.window(layer)}"
+                    )
+
+    def _exclusive(self) -> Iterator[str]:
+        """Parts that a stack of its kind, or beside others, cannot have."""
+        attention, crosses = self.attention, self.attention.cross_size is not None
+        for_decoders = {
+            "cross_size": crosses,
+            "state": self.state.mixer is not None,
+            "prediction_modules": self.prediction_modules > 0,
+            "layer_input_size": self.layer_input_size > 0,
+            "output_scales": self.output_scales,
+        }
+        yield from (
+            f"{name} is for decoders, not for an {self.kind}"
+            for name, is_set in for_decoders.items()
+            if is_set and self.kind != "decoder"
+        )
+        if attention.latent is not None and (attention.qk_norm is not None or attention.sinks or crosses):
+            yield "latent attention has no qk_norm, attention_sinks or cross_size"
+        if attention.gate and (attention.latent is not None or crosses):
+            yield "attention_gate is for self-attention with keys and values only"
+        optional = {"full": attention.full, "shared_keys": attention.shared_keys, "value_norm": attention.value_norm}
+        others = {
+            "latent": attention.latent is not None,
+            "cross_size": crosses,
+            "state": self.state.mixer is not None,
+            "gates and tables": attention.gate or attention.value_tables > 0,
+        }
+        yield from (
+            f"{name} is for self-attention with keys and values, not beside {other}"
+            for name, part in optional.items()
+            for other, is_set in others.items()
+            if part and is_set
+        )
+        if (self.layer_input_size or attention.shared_keys) and self.prediction_modules:
+            yield "prediction_modules have no place beside layer_input_size and shared_keys"
 
     def _key_source(self, layer: int, before: int) -> int | None:
         """The last layer before `before` with this layer's window."""

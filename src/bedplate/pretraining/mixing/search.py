@@ -17,14 +17,13 @@ import numpy as np
 
 from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.core.files import atomic_write, read_text, sha256_json
-from bedplate.core.json import load_json
+from bedplate.core.json import differences, load_json
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.shards import Corpus
 from bedplate.data.mixture import Mixture, MixtureConfig
-from bedplate.pretraining.mixing.best import CONFIDENCE, Best, Shares, best, capped, design
-from bedplate.pretraining.mixing.response import Response, fit
+from bedplate.pretraining.mixing.response import CONFIDENCE, Array, Best, Response, best, capped, design, fit
+from bedplate.pretraining.run.data import built_corpus
 from bedplate.pretraining.run.directory import CORPUS, evaluations, read_record
-from bedplate.pretraining.run.from_corpus import built_corpus
 from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.pretraining.runfile.file import RunFile, changes
 from bedplate.training.parallel.launch import process_of
@@ -38,10 +37,6 @@ class Proxy:
     name: str
     shares: Mapping[str, float]
     losses: Mapping[str, float]
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return asdict(self)
 
 
 def proxy_file(run: RunFile, corpus: Path, weights: Mapping[str, float]) -> RunFile:
@@ -88,7 +83,6 @@ def _name(weights: Mapping[str, float]) -> str:
 
 
 SEARCH, RESULT = "search.json", "mixture.json"
-_IDENTITY_KEYS = ("corpus", "tokens")
 EPOCHS = 4.0
 """How often a source is seen at most where the run file says nothing: up to here tokens seen again are worth about as
 much as new ones (https://arxiv.org/abs/2305.16264)."""
@@ -155,7 +149,7 @@ class Search:
                 "measured": self.goal_of(first) - self.goal_of(checked),
                 "better": self.best.better,
             },
-            "runs": [proxy_run.to_json() for proxy_run in (*self.proxies, checked)],
+            "runs": [asdict(proxy_run) for proxy_run in (*self.proxies, checked)],
         }
 
 
@@ -255,7 +249,7 @@ def _goal(goal: Mapping[str, float] | None, domains: Sequence[str], learned: Seq
     return dict(goal)
 
 
-def _max_shares(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Shares:
+def _max_shares(run: RunFile, corpus: Corpus, names: Sequence[str], tokens: float | None) -> Array:
     """The largest share that each source may have."""
     if tokens is None:
         return np.ones(len(names))
@@ -279,20 +273,14 @@ def _check_unchanged(out: Path, run: RunFile, corpus: Corpus, tokens: float | No
     if path.is_file():
         try:
             recorded = load_json(read_text(path))
-            changed = [
-                str(change) for change in changes(RunFile.model_validate(recorded["run"]), run) if not change.allowed
-            ]
-            changed += [
-                f"{key}: {recorded[key]} before, {settings[key]} now"
-                for key in _IDENTITY_KEYS
-                if recorded[key] != settings[key]
-            ]
+            changed, _ = changes(RunFile.model_validate(recorded["run"]), run)
+            identity = ("corpus", "tokens")
+            before, now = ({key: values[key] for key in identity} for values in (recorded, settings))
+            changed += differences(before, now).values()
         except (ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{path} is damaged or of another version ({error}); give another directory") from error
         if changed:
-            raise UsageError(
-                f"{out} holds a search that was begun with other values: {'; '.join(changed)}; give another --out"
-            )
+            raise UsageError(f"{out} holds a search begun with other values: {'; '.join(changed)}; give another --out")
     atomic_write(path, json.dumps(settings, indent=1) + "\n")
 
 

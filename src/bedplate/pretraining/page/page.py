@@ -1,14 +1,19 @@
-"""The HTML page of a run, with its plots: written from the files of its directory at every checkpoint and at the
-end."""
+"""The HTML page of a run, with its plots: written from the files of its directory at every checkpoint and at the end.
+And the model card of its base: what it is, what it was trained on, what it can do, its limits, after Mitchell et al.
+(https://arxiv.org/abs/1810.03993), with the metadata block that the Hugging Face Hub reads."""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from bedplate.core.files import atomic_write, read_jsonl
-from bedplate.pretraining.runfile.counts import shown
+from bedplate.core.quantities import shown_count
+from bedplate.report.formatting import cell, table
 from bedplate.report.pages import page
 from bedplate.report.plots import FAINT, INK, SERIES, new_figure, svg_of
 
@@ -34,15 +39,8 @@ def curve(lines: Mapping[str, Points], x_label: str, up: str, label: str) -> str
     figure, axes = new_figure(7.4, 3.6)
     for number, (name, points) in enumerate(lines.items()):
         sampled = thinned(points)
-        marker = "o" if len(sampled) <= 30 else ""
-        axes.plot(
-            *zip(*sampled, strict=True),
-            color=SERIES[number % len(SERIES)],
-            linewidth=1.3,
-            marker=marker,
-            ms=4,
-            label=name,
-        )
+        style: dict[str, Any] = {"color": SERIES[number % len(SERIES)], "marker": "o" if len(sampled) <= 30 else ""}
+        axes.plot(*zip(*sampled, strict=True), linewidth=1.3, ms=4, label=name, **style)
     axes.set_xlabel(x_label)
     axes.set_ylabel(up)
     if len(lines) > 1:
@@ -60,14 +58,8 @@ def losses(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
     names = dict.fromkeys(name for row in judged for name in row["held_out"])
     for number, name in enumerate(names, start=1):
         held_out = [(row["step"], row["held_out"][name]["nats_per_token"]) for row in judged if name in row["held_out"]]
-        axes.plot(
-            *zip(*held_out, strict=True),
-            color=SERIES[number % len(SERIES)],
-            marker="o",
-            ms=4,
-            lw=1.2,
-            label=f"held out: {name}",
-        )
+        color, label = SERIES[number % len(SERIES)], f"held out: {name}"
+        axes.plot(*zip(*held_out, strict=True), color=color, marker="o", ms=4, lw=1.2, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel(f"loss, nats a {target}")
     figure.legend(loc="outside right upper", frameon=False, labelcolor=INK, fontsize=9)
@@ -94,16 +86,13 @@ _TAIL = 50
 
 
 def write_page(path: Path, record: Mapping[str, Any], metrics: Path, judged: Sequence[Mapping[str, Any]]) -> None:
-    """record: pretraining.json. metrics: the log of steps. judged: rows of checkpoints."""
-    rows = read_jsonl(metrics, allow_torn_tail=True) if metrics.is_file() else []
-    atomic_write(path, run_page(record, rows, judged))
-
-
-def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> str:
-    """The page as HTML: no script, nothing fetched, everything escaped."""
+    """The page as HTML: no script, nothing fetched, everything escaped. record: pretraining.json. metrics: the log of
+    steps. judged: rows of checkpoints."""
     from markupsafe import Markup
 
-    return page(
+    rows = read_jsonl(metrics, allow_torn_tail=True) if metrics.is_file() else []
+    target, measure = _counted(judged)
+    html = page(
         "run.html.jinja",
         "bedplate.pretraining.page",
         r=record,
@@ -114,17 +103,19 @@ def run_page(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judge
         last=judged[-1] if judged else None,
         held=same_documents(judged),
         baselines=record.get("baselines") or {},
-        shown=shown,
-        target=_counted(judged)[0],
-        measure=_counted(judged)[1],
+        shown=shown_count,
+        target=target,
+        measure=measure,
     )
+    atomic_write(path, html)
 
 
 def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     plots: dict[str, str] = {}
     judged = _comparable(judged)
+    target, measure = _counted(judged)
     if any(row["loss"] is not None for row in rows):
-        plots["loss"] = losses(rows, judged, _counted(judged)[0])
+        plots["loss"] = losses(rows, judged, target)
         speed = {"tokens a second": [(row["step"], row["tokens_per_second"]) for row in rows]}
         plots["speed"] = curve(speed, "step", "tokens a second", "Speed")
     held_out = {
@@ -132,7 +123,7 @@ def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
         for name in dict.fromkeys(name for row in judged for name in row["held_out"])
     }
     if any(len(points) > 1 for points in held_out.values()):
-        plots["held"] = curve(held_out, "tokens", f"{_counted(judged)[1]}, held out", "Held out")
+        plots["held"] = curve(held_out, "tokens", f"{measure}, held out", "Held out")
     suites = {
         name: [(row["tokens"], row["suites"][name]["value"]) for row in judged if name in row["suites"]]
         for name in dict.fromkeys(name for row in judged for name in row["suites"])
@@ -148,12 +139,9 @@ def _comparable(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     first: dict[str, int] = {}
     comparable: list[Mapping[str, Any]] = []
     for row in judged:
-        for name, score in row["held_out"].items():
-            first.setdefault(name, score["documents"])
-        held_out = {
-            name: text_score for name, text_score in row["held_out"].items() if text_score["documents"] == first[name]
-        }
-        comparable.append({**row, "held_out": held_out})
+        scores = row["held_out"].items()
+        same = {name: s for name, s in scores if s["documents"] == first.setdefault(name, s["documents"])}
+        comparable.append({**row, "held_out": same})
     return comparable
 
 
@@ -181,12 +169,10 @@ def same_documents(judged: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, A
 
 def tokens_by_source(rows: Sequence[Mapping[str, Any]]) -> dict[str, int]:
     """Tokens by source over the steps so far."""
-    counts: dict[str, int] = {}
+    counts = Counter[str]()
     for row in rows:
-        for name, count in row.items():
-            if name.startswith(TOKENS_PREFIX):
-                counts[name.removeprefix(TOKENS_PREFIX)] = counts.get(name.removeprefix(TOKENS_PREFIX), 0) + count
-    return counts
+        counts.update({k.removeprefix(TOKENS_PREFIX): n for k, n in row.items() if k.startswith(TOKENS_PREFIX)})
+    return dict(counts)
 
 
 def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
@@ -198,12 +184,12 @@ def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
 def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     """What is said first: how it stands, and at which speed."""
     steps, tail = record.get("steps", 0), rows[-_TAIL:]
-    summary = {"status": str(record.get("status", "begun")), "parameters": shown(record.get("parameters", 0))}
+    summary = {"status": str(record.get("status", "begun")), "parameters": shown_count(record.get("parameters", 0))}
     if rows:
         seconds = sum(row["tokens"] / row["tokens_per_second"] for row in tail if row["tokens_per_second"])
         speed = sum(row["tokens"] for row in tail) / seconds if seconds else 0.0
         summary["step"] = f"{rows[-1]['step']:,} of {steps:,}"
-        summary["tokens"] = shown(texts_tokens(rows))
+        summary["tokens"] = shown_count(texts_tokens(rows))
         lost = [row["loss"] for row in tail if row["loss"] is not None]
         summary["loss"] = f"{sum(lost) / len(lost):.4f} over the last {len(tail)} steps" if lost else "not finite"
         skipped = sum("skipped" in row for row in rows)
@@ -218,3 +204,99 @@ def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[
         if seconds_left > 0:
             summary["time left at this speed"] = f"{seconds_left / 60:.1f} minutes"
     return summary
+
+
+# --- the model card
+
+_TASKS = {
+    "decoder": ("text-generation", "It continues text"),
+    "encoder": ("fill-mask", "It says which tokens are hidden in a text"),
+    "encoder–decoder": ("text2text-generation", "It writes what is missing in a text"),
+}
+"""What a base of such a kind is for: the Hub's name of it, and in words."""
+_EMBEDS = ("feature-extraction", "It makes a vector of a text, near those of texts like it")
+"""The same of one that learned to tell pairs apart, of any kind."""
+
+
+def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
+    """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
+    sources = record["data"]["sources"]
+    licences = {source["licence"] for source in sources.values()}
+    task, capability = _EMBEDS if _counted([last] if last else [])[0] == "pair" else _TASKS[record["kind"]]
+    head: dict[str, Any] = {
+        "library_name": "transformers",
+        "pipeline_tag": task,
+        "tags": ["bedplate", record["family"]],
+    }
+    if parent is not None:
+        head["base_model"] = parent
+    lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
+    start = f"trained further from {cell(parent)}" if parent else "trained from scratch"
+    lines += [
+        f"A {record['family']} base of {shown_count(record['parameters'])} parameters, {start} on "
+        f"{shown_count(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
+        f"{record['machine']['code_version']} from its run; `base.json` has the hashes.",
+        "",
+        "## What it read",
+        "",
+        *table(
+            ("source", "documents", "tokens", "tokens seen", "licence", "sha256"),
+            (
+                (
+                    name,
+                    source_record["documents"],
+                    source_record["tokens"],
+                    record["seen"].get(name, 0),
+                    source_record["licence"] or "not stated",
+                    source_record["sha256"][:12],
+                )
+                for name, source_record in sources.items()
+            ),
+        ),
+        "",
+    ]
+    if None in licences:
+        lines += ["The run file does not state the licence of some of it: clarify it before you pass this base on.", ""]
+    lines += _judged(record, last)
+    lines += [
+        "## How it was trained",
+        "",
+        *table(("setting", "value"), record["settings"].items()),
+        "",
+        *table(("machine", "value"), record["machine"].items()),
+        "",
+        f"{record['seconds'] / 3600:.2f} hours in training steps.",
+        "",
+        "## Limitations",
+        "",
+        f"{capability}; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
+        "repeats what its sources say, their mistakes and views included. Nothing but what stands above was measured.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
+    if last is None or not last["held_out"]:
+        return []
+    baselines = record.get("baselines") or {}
+    names = list(dict.fromkeys(name for scores in baselines.values() for name in scores))
+    rows = [
+        (
+            *(name, score["documents"]),
+            *("–" if score[key] is None else f"{score[key]:.3f}" for key in ("bits_per_byte", "nats_per_token")),
+            *(f"{baselines[name][baseline]:.3f}" if name in baselines else "–" for baseline in names),
+        )
+        for name, score in last["held_out"].items()
+    ]
+    lines = [
+        "## On texts that were kept from it",
+        "",
+        *table(("text", "documents", "bits a byte", f"nats a {_counted([last] if last else [])[0]}", *names), rows),
+        "",
+    ]
+    if last["suites"]:
+        skills = last["suites"].items()
+        suites = ((name, suite["measure"], f"{suite['value']:.3f}", suite["n"]) for name, suite in skills)
+        lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
+    return lines

@@ -1,25 +1,28 @@
 """A dry run: what a run file needs in memory, time and money, on devices of the table or on this machine.
 
 1. `planned_spec` resolves the architecture and `sizes_of` (sizes.py) the steps, rows and rates, without reading texts.
-2. `device_bytes` (memory.py) counts what one device holds at the fullest moment of a step.
+2. `device_bytes` counts what one device holds at the fullest moment of a step.
 3. `_on_devices` prices it with the cost model (`economics.training`); `plan_here` with a product timed on this machine.
 4. `show_plan` prints the result.
+
+Weights, gradients and optimizer states follow the optimizer's own tensors (`training.optimizers`), shared as the layout
+says (FSDP2, https://arxiv.org/abs/2304.11277; tensor parallel, https://arxiv.org/abs/1909.08053); activations come from
+`economics`, operation by operation; and transient tensors: logits, gathered blocks, updates.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.core.json import load_json
 from bedplate.core.processor import processor_name
 from bedplate.core.progress import console
-from bedplate.core.quantities import adding_up
+from bedplate.core.quantities import adding_up, shown_count
 from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.recipe import load_recipe
@@ -28,19 +31,23 @@ from bedplate.economics.hardware.device_table import find_device
 from bedplate.economics.hardware.mfu import CURVES, HIGH, LOW
 from bedplate.economics.model.flops import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
+from bedplate.economics.model.optimizer_states import is_block_matrix
+from bedplate.economics.model.parameters import total, weights
+from bedplate.economics.model.weight_list import Weight
 from bedplate.economics.training.layout_search import MARGIN
+from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
 from bedplate.economics.training.training_cost import plan_training
 from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.device_memory import free_on
-from bedplate.models.precision import resolve_device
-from bedplate.models.specs import TextSpec
-from bedplate.pretraining.plan.memory import device_bytes
-from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of
-from bedplate.pretraining.plan.spec import spec_of
-from bedplate.pretraining.runfile.counts import shown
+from bedplate.models.precision import DTYPES, resolve_device
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
+from bedplate.models.specs.split import cuts_of
+from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of, spec_of
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.parallel.layout import Axis
+from bedplate.training.config import Axis
+from bedplate.training.objectives.objective import TokenCounts
+from bedplate.training.objectives.token_term import HEAD_ROWS, PIECE
 from bedplate.training.utilisation import peak_of
 
 
@@ -90,9 +97,7 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: RunSizes, name: str) -> dic
     suggestions = [suggestion for suggestion in plan.suggestions if not suggestion.startswith("fp8")]
     notes = [f"price: {plan_values['price_source']}", f"MFU: {plan.mfu_source}", *suggestions]
     if run.dtype == "auto" and dtype != "float32":
-        notes.append(
-            "counted in bfloat16: set dtype: bfloat16, since with auto a GPU computes in what weights are held in"
-        )
+        notes.append("counted in bfloat16: set dtype: bfloat16; with auto a GPU computes in what weights are held in")
     return {
         "on": f"{hardware.devices:,} × {plan.device.title}",
         "layout": _layout(run, sizes, axes),
@@ -133,12 +138,7 @@ def _single_pass_tokens(run: RunFile) -> int | None:
         sources = read_manifest(run.place(data.corpus)).sources
         return sum(shard.tokens for source in sources for shard in source.splits.get("train", ()))
     if data.sources and all(text_source.tokens is not None for text_source in data.sources):
-        return round(
-            sum(
-                (weighted_source.tokens or 0) * data.weights.get(weighted_source.name, 1.0)
-                for weighted_source in data.sources
-            )
-        )
+        return round(sum((source.tokens or 0) * data.weights.get(source.name, 1.0) for source in data.sources))
     raise ConfigError(
         "a base is trained on its texts once, and a dry run does not read them: say how many tokens they are, for "
         "example tokens=2M"
@@ -171,17 +171,9 @@ def vocabulary_of(run: RunFile) -> int | None:
         if choice.train is not None:
             return choice.train.vocab_size
         return resolve_tokenizer(str(choice.use), recipe.parent).vocab_size
-    file = None if data.corpus is None else run.place(data.corpus) / "corpus.json"
-    if file is not None and file.is_file():
-        return _corpus_vocabulary(file)
+    if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
+        return read_manifest(run.place(data.corpus)).tokenizer.vocab_size
     return None
-
-
-def _corpus_vocabulary(file: Path) -> int:
-    try:
-        return int(load_json(file.read_text("utf-8"))["tokenizer"]["vocab_size"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{file} cannot be read as a corpus: {error}") from error
 
 
 def _sizes(sizes: RunSizes, spec: TextSpec) -> dict[str, Any]:
@@ -235,11 +227,8 @@ def plan_here(run: RunFile, spec: TextSpec, sizes: RunSizes) -> dict[str, Any]:
         "usd_range": None if price is None else [hours * price / HIGH, hours * price / LOW],
         "notes": [
             f"time: {peak / 1e9:,.0f} GFLOP/s ({source}), at an assumed share of {share:.0%}",
-            *(
-                ["dtype is auto: counted in float32; the run takes what it measures to be faster"]
-                * (run.dtype == "auto")
-            ),
-            *([] if price is not None else ["give hardware.usd_per_hour for a price"]),
+            *["dtype is auto: counted in float32; the run takes what it measures to be faster"] * (run.dtype == "auto"),
+            *["give hardware.usd_per_hour for a price"] * (price is None),
         ],
     }
 
@@ -279,9 +268,9 @@ def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         f"values), feed-forward {plan['feedforward']:,}, vocabulary {plan['vocabulary']:,}, context {plan['context']:,}"
     )
     rows = [
-        ("parameters", f"{shown(plan['parameters'])} ({plan['parameters']:,}), as {plan['family']}"),
+        ("parameters", f"{shown_count(plan['parameters'])} ({plan['parameters']:,}), as {plan['family']}"),
         ("shape", shape),
-        ("tokens", f"{shown(plan['tokens'])} in {plan['steps']:,} steps of {plan['batch_tokens']:,}"),
+        ("tokens", f"{shown_count(plan['tokens'])} in {plan['steps']:,} steps of {plan['batch_tokens']:,}"),
         ("learning rate", f"{plan['learning_rate']:g}"),
         ("layout", plan["layout"]),
         ("operations", f"{plan['flops']:.3e}, MFU {plan['mfu']:.1%}"),
@@ -299,3 +288,146 @@ def _time(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:,.1f} {name}"
     return f"{seconds:,.0f} seconds"
+
+
+MASTER = 4
+"""Bytes of what is added up and updated: float32."""
+_TURNED = 4
+"""Copies of the largest group of matrices while Muon makes them orthogonal."""
+
+
+@dataclass(frozen=True)
+class _WeightCounts:
+    """Parameters of one device: all, the matrices of blocks (Muon's), and of those that are gathered before they
+    compute the largest block and what is outside of blocks. largest: the most values of matrices of one size."""
+
+    all: float
+    matrices: float
+    block: float
+    outside: float
+    largest: float
+
+
+def device_bytes(
+    run: RunFile, spec: TextSpec, sizes: RunSizes, dtype: str, axes: Mapping[Axis, int], *, on_cpu: bool
+) -> dict[str, float]:
+    """dtype: what is computed in. axes: how many ranks share what. UnsupportedModelError for what they cannot share."""
+    value, several = DTYPES[dtype].itemsize, math.prod(axes.values()) > 1
+    cut = axes["shard"] * axes["expert"]
+    all_weights = list(weights(spec))
+    counts = _weight_counts(spec, all_weights, axes)
+    # One process holds the weights in what it computes in, beside float32 masters and what it began with; several hold
+    # float32, and gather in what is computed in.
+    half = value < MASTER and not several
+    own_rows = math.ceil(sizes.batch / (axes["data"] * cut))
+    rows = min(sizes.micro, own_rows)
+    objective = run.made_objective(spec.main.prediction_modules)
+    tokens = TokenCounts(*(rows * count for count in objective.token_counts(sizes.length)))
+    activations = _activation_bytes(run, spec, tokens, value, axes["tensor"])
+    logits, waiting = _logits(spec, tokens.learned, value, 2 if on_cpu else 3)
+    transient = max(tokens.read, tokens.written) * value * _backward_values(spec.main) / axes["tensor"]
+    passing = {
+        # Logits are gone when the last block goes back; what they gave is not. It may be made again, and has gradients.
+        "activations": activations.stored + max(0.0, activations.recomputed + transient + waiting - logits),
+        "logits": logits,
+        "gathered blocks": _gathered(counts, value) if cut > 1 else 0.0,
+    }
+    gradients = counts.all * MASTER
+    if own_rows <= rows:  # one pass makes them: they take the room that activations leave, piece by piece
+        gradients = max(0.0, gradients - sum(passing.values()))
+    elif half:  # each pass makes its own before they are added up
+        passing["activations"] = max(passing["activations"], counts.all * value - passing["logits"])
+    muon, ema = run.optimizer.name == "muon", run.optimizer.settings.get("ema") is not None
+    states = 8.0 * counts.all - (4.0 * counts.matrices if muon else 0.0) + (2 * MASTER * counts.all if half else 0.0)
+    bytes_by_use = {
+        "weights": counts.all * (value if half else MASTER),
+        "gradients": gradients,
+        "optimizer": states,
+        "average": counts.all * MASTER if ema else 0.0,
+        **passing,
+    }
+    # Activations are gone by then.
+    copies = 2 if cut == 1 and axes["data"] > 1 else 1  # whole gradients are added up in a copy
+    update = counts.all * MASTER * copies
+    update = max(update, counts.all * MASTER + _update(run, counts, value, cut))
+    bytes_by_use["update"] = max(0.0, update - gradients - sum(passing.values()))
+    if several and on_cpu:  # a copy is written while training goes on
+        bytes_by_use["state being written"] = bytes_by_use["weights"] + states + bytes_by_use["average"]
+    return {name: size for name, size in bytes_by_use.items() if size}
+
+
+def _weight_counts(spec: TextSpec, all_weights: list[Weight], axes: Mapping[Axis, int]) -> _WeightCounts:
+    tensor, experts, cut = axes["tensor"], axes["expert"], axes["shard"] * axes["expert"]
+    cuts_of(spec, tensor, experts)  # refuses what cannot be
+
+    def per_rank(group: Iterable[Weight]) -> float:
+        """Values on one rank of those that share products, before they are sharded."""
+        return sum(part.stored / (tensor if is_block_matrix(part) and part.copies == 1 else 1) for part in group)
+
+    matrices = [candidate for candidate in all_weights if is_block_matrix(candidate)]
+    blocks: dict[int, float] = {}
+    for weight in all_weights:
+        if weight.layer is not None:
+            share = experts if weight.copies > 1 else 1  # of the experts, those that are this rank's
+            blocks[weight.layer] = blocks.get(weight.layer, 0.0) + per_rank([weight]) / share
+    by_size: dict[int, float] = {}
+    for matrix in matrices:
+        by_size[matrix.size] = by_size.get(matrix.size, 0.0) + matrix.stored
+    return _WeightCounts(
+        per_rank(all_weights) / cut,
+        per_rank(matrices) / cut,
+        max(blocks.values(), default=0.0),
+        float(total(outer_weight for outer_weight in all_weights if outer_weight.layer is None)),
+        max(by_size.values(), default=0.0),
+    )
+
+
+def _activation_bytes(run: RunFile, spec: TextSpec, tokens: TokenCounts, value: int, tensor: int) -> KeptBytes:
+    if isinstance(spec, EncoderDecoderSpec):
+        read, recompute = tokens.read, run.recompute
+        return kept_bytes(spec, tokens.written, bytes_per_value=value, recompute=recompute, source_tokens=read)
+    if tensor > 1:  # each rank has some heads and features; experts are whole
+        part = spec.experts
+        spec = spec.with_(
+            heads=spec.attention.heads // tensor,
+            kv_heads=spec.attention.kv_heads // tensor,
+            feedforward_size=spec.feedforward.size // tensor,
+            experts=None if part is None else replace(part, shared_size=part.shared_size // tensor),
+        )
+    return kept_bytes(spec, tokens.written, bytes_per_value=value, recompute=run.recompute)
+
+
+def _logits(spec: TextSpec, tokens: int, value: int, copies: int) -> tuple[float, float]:
+    """Bytes of logits of as many tokens as the head computes at a time: a softmax in float32 and two gradients of it,
+    or on a CPU the logits, one gradient, and the softmax of a piece (`copies`). With more tokens the gradients of the
+    head and of its input are made at once and wait: how many bytes."""
+    rows, size = min(HEAD_ROWS, tokens), spec.vocab_size
+    softmax = rows * size * float(MASTER)
+    logit_bytes = copies * softmax + (min(softmax, float(PIECE * MASTER)) if copies < 3 else 0.0)
+    if tokens == rows:
+        return logit_bytes, softmax
+    hidden = spec.main.hidden_size
+    head, states = float(size * hidden * value), float(tokens * hidden * value)
+    return max(logit_bytes + head, softmax + 2 * head) + states, head + states
+
+
+def _backward_values(spec: TransformerSpec) -> int:
+    """Values a token that a feed-forward's backward pass makes at once: gradients of a product and of its factors."""
+    width, part = spec.feedforward.size, spec.experts
+    if part is not None:
+        width = max(width if part.first_dense else 0, part.per_token * part.feedforward_size + part.shared_size)
+    return (3 if spec.feedforward.gated else 2) * width
+
+
+def _gathered(counts: _WeightCounts, value: int) -> float:
+    """Whole: two blocks, one being computed and the next; the gradients of one, with what is sent of them in float32;
+    and what is outside of blocks, which stays, with its gradients."""
+    return counts.block * (3 * value + MASTER) + counts.outside * 2 * value
+
+
+def _update(run: RunFile, counts: _WeightCounts, value: int, cut: int) -> float:
+    """What an update needs beside gradients, once activations are gone."""
+    if run.optimizer.name == "muon":
+        whole = counts.matrices * cut
+        return whole * value + _TURNED * counts.largest * value
+    return counts.matrices * MASTER if run.optimizer.settings.get("cautious_decay") else 0.0

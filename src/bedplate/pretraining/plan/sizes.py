@@ -1,4 +1,19 @@
-"""Sizes and training configuration of a run: from its file, or from scaling laws where the file is silent."""
+"""Architecture, sizes and training configuration of a run: from its file, or from scaling laws where the file is
+silent. The architecture is one that its family can export.
+
+One dial: from a number of parameters to a shape, tokens, a batch and a learning rate. Every law with its source.
+
+width : depth   64 up to 32 layers (nanochat, https://github.com/karpathy/nanochat), from there 32 layers up to a
+                ratio of 128 (Llama 3, https://arxiv.org/abs/2407.21783, table 3); the loss hardly depends on it
+                within a wide range (Kaplan et al., https://arxiv.org/abs/2001.08361, figure 5)
+heads           of 64 features, of 128 from a width of 2,048 on (Llama 3); four query heads share one of keys and
+                values where they divide so (https://arxiv.org/abs/2305.13245)
+feed-forward    8/3 of the width with a gate, which is as many weights as 4 without
+                (https://arxiv.org/abs/2002.05202), in multiples of 64
+tokens          20 a parameter (Chinchilla, https://arxiv.org/abs/2203.15556)
+batch, rate     0.2920 · C^0.3271 tokens and 0.3118 · C^-0.1250 of C = 6·N·D operations, N without the token table
+                (DeepSeek LLM, https://arxiv.org/abs/2401.02954, equation 4)
+"""
 
 from __future__ import annotations
 
@@ -9,19 +24,92 @@ from typing import Any
 
 import pydantic
 
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import BedplateError, ConfigError, UnsupportedModelError
+from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
-from bedplate.models.specs import TextSpec
-from bedplate.pretraining.runfile.dial import default_batch, default_rate, default_tokens
-from bedplate.pretraining.runfile.file import RunFile
-from bedplate.training.config import TrainConfig
+from bedplate.models.families import Family, find_family
+from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
+from bedplate.pretraining.runfile.file import ModelPart, RunFile
+from bedplate.training.config import Axis, TrainConfig
 from bedplate.training.objectives import OBJECTIVES
-from bedplate.training.parallel.layout import Axis
+from bedplate.training.objectives.masked import Masked
 
 CONTINUED_RATE = 1e-4
 """Learning rate of continued pretraining where the file gives none: the one that the ladder's rung takes."""
 FEWEST_STEPS = 200
 """A batch is made smaller rather than that a run of a few tokens has fewer steps."""
+
+
+DEFAULT_CONTEXT = 1024
+
+
+def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_token") -> tuple[TextSpec, Family]:
+    """The architecture, for a tokenizer of so many ids (None: a preset's own), with the head that the objective of that
+    name needs. ConfigError for sizes that cannot be,
+    UnsupportedModelError for what the family cannot say: such a base could be trained and never exported."""
+    family = find_family("hf", part.family, "model.family")
+    if part.preset is not None:
+        preset_spec = resolve(part.preset)[1]
+        if isinstance(preset_spec, EncoderDecoderSpec):
+            raise ConfigError("model.preset: an encoder–decoder is given by `config`, with `family`")
+        if not isinstance(preset_spec, TransformerSpec):
+            raise UnsupportedModelError(f"model.preset {part.preset!r} is of a kind that cannot be trained on text")
+        changes = {"vocab_size": vocabulary, "context_length": part.context}
+        spec: TextSpec = preset_spec.with_(**{k: value for k, value in changes.items() if value is not None})
+    elif vocabulary is None:
+        raise ConfigError("the size of the vocabulary comes from the corpus, which does not exist yet; build it first")
+    elif part.config is not None:
+        spec = _from_config(family, {"vocab_size": vocabulary, **part.config}, part)
+        if spec.vocab_size != vocabulary:
+            raise ConfigError(
+                f"model.config says vocab_size = {spec.vocab_size:,}, and the tokenizer has {vocabulary:,} ids; "
+                "leave it out"
+            )
+    else:
+        spec = _dialled(family, part, vocabulary)
+    if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked.name:
+        if family.with_masked_head is None:
+            raise ConfigError(f"model.family: {family.name} has no head that says which tokens were hidden")
+        spec = family.with_masked_head(spec)
+    family = family.of(spec)
+    back = family.to_spec(family.to_config(spec))
+    if back != spec:
+        field_name = next(name for name, value in spec.flat().items() if value != back.flat()[name])
+        raise UnsupportedModelError(
+            f"model.family: {family.name} cannot say what this model has, so that it could not be exported: "
+            f"{field_name} = {spec.flat()[field_name]!r}; choose another family"
+        )
+    return spec, family
+
+
+def _from_config(family: Family, config: Mapping[str, Any], part: ModelPart) -> TextSpec:
+    settings = dict(config)
+    if part.context is not None:
+        settings.setdefault("max_position_embeddings", part.context)
+    try:
+        return family.to_spec(settings)
+    except KeyError as error:
+        raise ConfigError(f"model.config: {family.name} needs the field {error}") from error
+    except (TypeError, ValueError, BedplateError) as error:
+        raise ConfigError(f"model.config: {error}") from error
+
+
+def _dialled(family: Family, part: ModelPart, vocabulary: int) -> TextSpec:
+    """The dial's sizes in the family's own fields: of a decoder, or of an encoder, whose heads share no keys."""
+    assert part.asked_parameters is not None
+    shape = shape_for(part.asked_parameters, vocabulary, part.tied)
+    context = part.context or DEFAULT_CONTEXT
+    common = {"vocab_size": vocabulary, "max_position_embeddings": context, **shape.config()}
+    decoder = {**common, "tie_word_embeddings": part.tied}
+    encoder = {**common, "intermediate_size": 4 * shape.width}
+    del encoder["num_key_value_heads"], encoder["head_dim"]
+    reasons: list[str] = []
+    for fields_ in (decoder, encoder):
+        try:
+            return family.to_spec({**fields_, **part.fields})
+        except (BedplateError, TypeError, ValueError, KeyError) as error:
+            reasons.append(str(error))
+    raise ConfigError(f"model: the dial makes no {family.name} ({reasons[0]}); give its `config`")
 
 
 @dataclass(frozen=True)
@@ -57,19 +145,13 @@ def sizes_of(run: RunFile, spec: TextSpec, available: int | None) -> RunSizes:
     _check_kind(run, spec, objective.architectures)
     growth = objective.max_growth
     length = run.batch.sequence or context - growth
-    if length > context:
-        raise ConfigError(f"batch.sequence is {length:,}: the model's context holds {context:,}")
     if length + growth > context:
-        raise ConfigError(
-            f"batch.sequence is {length:,}, and the objective {run.objective} may lengthen a text by {growth}: the "
-            f"model's context holds {context:,}"
-        )
+        longer = f", and the objective {run.objective} may lengthen a text by {growth}" if growth else ""
+        raise ConfigError(f"batch.sequence is {length:,}{longer}: the model's context holds {context:,}")
     batch_tokens = run.batch.tokens or min(default_batch(body, tokens), max(length, tokens // FEWEST_STEPS))
     batch = max(1, round(batch_tokens / length))
     if batch > 1 and run.batch.tokens is not None and run.batch.tokens > tokens and single_pass is None:
-        raise ConfigError(
-            f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it, or raise tokens"
-        )
+        raise ConfigError(f"batch.tokens is {run.batch.tokens:,}, and the whole run has {tokens:,} tokens; lower it")
     steps = max(1, math.ceil(tokens / (batch * length)))
     rate = run.optimizer.learning_rate or (default_rate(body, tokens) if run.base is None else CONTINUED_RATE)
     micro = min(batch, max(1, run.batch.micro_tokens // length))
@@ -105,69 +187,109 @@ def check_shares(sizes: RunSizes, axes: Mapping[Axis, int]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class RunSettings:
-    """What follows from the file."""
-
-    config: TrainConfig
-    sizes: RunSizes
-
-    @property
-    def steps(self) -> int:
-        return self.sizes.steps
-
-    def shown(self) -> dict[str, Any]:
-        """For people."""
-        config = self.config
-        return {
-            "tokens": self.sizes.tokens,
-            "steps": self.steps,
-            "tokens_of_a_step": self.sizes.batch * self.sizes.length,
-            "sequence": self.sizes.length,
-            "learning_rate": config.learning_rate,
-            "schedule": f"{config.schedule}, warm-up {config.warmup:g}, decay {config.decay:g}",
-            "weight_decay": config.weight_decay,
-            "clip": config.clip,
-            "seed": config.seed,
-        }
-
-
-def settings_of(run: RunFile, spec: TextSpec, available: int) -> RunSettings:
-    """available: tokens that there are to learn, once. ConfigError for settings that cannot be."""
-    sizes = sizes_of(run, spec, available)
-    return RunSettings(_config(run, sizes.rate, sizes.steps), sizes)
-
-
-def _config(run: RunFile, rate: float, steps: int) -> TrainConfig:
-    """The loop's configuration."""
+def config_of(run: RunFile, sizes: RunSizes) -> TrainConfig:
+    """The configuration of the training loop. ConfigError for settings that cannot be."""
     optimizer, schedule = run.optimizer, run.schedule
     fields: dict[str, Any] = {
-        "learning_rate": rate,
+        **optimizer.model_dump(exclude={"name", "settings"}),
+        **schedule.model_dump(exclude={"name"}),
+        "learning_rate": sizes.rate,
         "schedule": schedule.name,
-        "warmup": schedule.warmup,
-        "decay": schedule.decay,
-        "final": schedule.final,
-        "beta1": optimizer.beta1,
-        "beta2": optimizer.beta2,
-        "eps": optimizer.eps,
-        "weight_decay": optimizer.weight_decay,
-        "clip": optimizer.clip,
-        "steps": steps,
+        "steps": sizes.steps,
         "seed": run.seed,
-        "save_steps": max(1, round(run.checkpoints.every * steps)),
+        "save_steps": max(1, round(run.checkpoints.every * sizes.steps)),
         "save_seconds": run.checkpoints.seconds,
         "log_steps": run.log_steps,
         "dtype": run.dtype,
         "router": run.router,
         "recompute": run.recompute,
     }
-    reserved = [name for name in optimizer.settings if name in fields]
-    if reserved:
-        raise ConfigError(f"optimizer.settings.{reserved[0]}: the run file has a key of its own for it")
+    reserved = next((name for name in optimizer.settings if name in fields), None)
+    if reserved is not None:
+        raise ConfigError(f"optimizer.settings.{reserved}: the run file has a key of its own for it")
     if optimizer.name != "adamw":
         fields["optimizer"] = optimizer.name
     try:
         return TrainConfig(**fields, **optimizer.settings)
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        raise ConfigError(f"optimizer.settings: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        location = ".".join(map(str, ("optimizer", "settings", *first["loc"])))
+        raise ConfigError(f"{location}: {first['msg']}") from error
+
+
+TOKENS_A_PARAMETER = 20
+_STEP = 64
+_LARGE_WIDTH, _WIDEST = 2048, 32_768
+"""From the first on heads are twice as large, and with them the steps of the width."""
+MOST_RATE = 1e-2
+"""The fit is of runs from 1e17 operations on; the smallest ones here would be given a rate at which they diverge."""
+
+
+@dataclass(frozen=True)
+class DecoderShape:
+    """Sizes of a decoder with a gated feed-forward, in counts of features, layers and heads."""
+
+    width: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feedforward: int
+
+    def parameters(self, vocabulary: int, tied: bool) -> int:
+        """Parameters of products and tables, without norms."""
+        head, size = self.head_size, self.width
+        attention = size * head * (2 * self.heads + 2 * self.kv_heads)
+        block = attention + 3 * size * self.feedforward
+        return self.layers * block + vocabulary * size * (1 if tied else 2)
+
+    def config(self) -> dict[str, Any]:
+        """The fields under the names that config.json has for most decoders."""
+        return {
+            "hidden_size": self.width,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "num_key_value_heads": self.kv_heads,
+            "head_dim": self.head_size,
+            "intermediate_size": self.feedforward,
+        }
+
+
+def shape_of_width(width: int) -> DecoderShape:
+    """The shape whose only free number is the width, a multiple of its heads' size."""
+    head_size = 128 if width >= _LARGE_WIDTH else 64
+    heads = max(1, width // head_size)
+    shared = next(n for n in (4, 2, 1) if heads % n == 0)
+    layers = max(2, round(max(min(width / 64, 32), width / 128)))
+    return DecoderShape(width, layers, heads, heads // shared, head_size, -(-8 * width // 3 // _STEP) * _STEP)
+
+
+def shape_for(parameters: float, vocabulary: int, tied: bool = True) -> DecoderShape:
+    """The shape whose parameters are nearest. ConfigError where no such model is near: under half or over twice."""
+    widths = (*range(_STEP, _LARGE_WIDTH, _STEP), *range(_LARGE_WIDTH, _WIDEST + 1, 2 * _STEP))
+    shapes = [shape_of_width(width) for width in widths]
+    best = min(shapes, key=lambda shape: abs(shape.parameters(vocabulary, tied) - parameters))
+    if best.parameters(vocabulary, tied) < 0.5 * parameters:  # as a ratio the next larger one may be nearer
+        best = min(shapes, key=lambda shape: abs(math.log(shape.parameters(vocabulary, tied) / parameters)))
+    nearest_count = best.parameters(vocabulary, tied)
+    if not 0.5 <= nearest_count / parameters <= 2:
+        raise ConfigError(
+            f"no model of about {parameters:,.0f} parameters has a vocabulary of {vocabulary:,}: the nearest has "
+            f"{nearest_count:,}; ask for other `params`, or take a smaller vocabulary"
+        )
+    return best
+
+
+def default_tokens(parameters: float) -> int:
+    """How many tokens a model of this size is trained on where the file does not say."""
+    return round(TOKENS_A_PARAMETER * parameters)
+
+
+def default_batch(parameters: float, tokens: float) -> int:
+    """Tokens of an optimizer step. parameters: without the token table."""
+    return max(1, round(0.2920 * (6 * parameters * tokens) ** 0.3271))
+
+
+def default_rate(parameters: float, tokens: float) -> float:
+    """AdamW's peak learning rate. parameters: without the token table."""
+    return float(f"{min(MOST_RATE, 0.3118 * (6 * parameters * tokens) ** -0.1250):.3g}")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bedplate.pretraining.run.data import HeldOut
+from bedplate.pretraining.run.data import MOST_COUNTED, HeldOut
 
 
 @dataclass(frozen=True)
@@ -34,41 +34,28 @@ class NgramModel:
 
     def __init__(self, stream: np.ndarray, vocabulary: int, order: int = 5) -> None:
         self.vocabulary, self.order = vocabulary, order
-        self._contexts: list[np.ndarray] = []  # keys of the contexts of each order, by number
-        self._orders: list[_Order] = []
+        self._contexts = [np.zeros(1, dtype=np.int64)]  # keys of the contexts of each order, by number
         ids = np.asarray(stream, dtype=np.int64)
-        grams: list[
-            tuple[np.ndarray, np.ndarray]
-        ] = []  # of each order, its n-grams' keys at every place; their contexts
         context = np.zeros(len(ids), dtype=np.int64)  # the empty context is number 0
-        unique_keys = [np.zeros(1, dtype=np.int64)]
+        grams: list[np.ndarray] = []  # of each order, its n-grams' keys at every place
         for size in range(1, order + 1):
             at = ids[size - 1 :]
-            keys = context[: len(at)] * vocabulary + at
-            grams.append((keys, context[: len(at)]))
-            unique, number = np.unique(keys, return_inverse=True)
-            unique_keys.append(unique)
-            context = number
-        self._contexts = unique_keys
-        for size in range(1, order + 1):
-            self._orders.append(self._fit(grams, unique_keys, size))
+            grams.append(context[: len(at)] * vocabulary + at)
+            unique, context = np.unique(grams[-1], return_inverse=True)
+            self._contexts.append(unique)
+        self._orders = [self._fit(grams, size) for size in range(1, order + 1)]
 
-    def _fit(self, grams: list[tuple[np.ndarray, np.ndarray]], unique_keys: list[np.ndarray], size: int) -> _Order:
-        keys = grams[size - 1][0]
-        if size == self.order:
-            unique, counts = np.unique(keys, return_counts=True)
-        else:
+    def _fit(self, grams: list[np.ndarray], size: int) -> _Order:
+        keys = grams[size - 1]
+        if size < self.order:
             # how many different tokens stand before it: of the n-grams one longer, each once, what they end in
-            longer, first = np.unique(grams[size][0], return_index=True)
-            ends = keys[1:][first] if len(longer) else keys[:0]
-            unique, counts = np.unique(ends, return_counts=True)
-        contexts = unique // self.vocabulary
-        number = len(unique_keys[size - 1])
-        counted = counts.astype(np.float64)
-        discounts = _discounts(counts)
-        discount = discounts[np.minimum(counts, 3)]
+            longer, first = np.unique(grams[size], return_index=True)
+            keys = keys[1:][first] if len(longer) else keys[:0]
+        unique, counts = np.unique(keys, return_counts=True)
+        contexts, number = unique // self.vocabulary, len(self._contexts[size - 1])
+        counted, discounts = counts.astype(np.float64), _discounts(counts)
         totals = np.bincount(contexts, counted, minlength=number)
-        discounted = np.bincount(contexts, discount, minlength=number)
+        discounted = np.bincount(contexts, discounts[np.minimum(counts, 3)], minlength=number)
         return _Order(unique, counted, totals, discounted, discounts)
 
     def probabilities(self, history: np.ndarray, tokens: np.ndarray) -> np.ndarray:
@@ -123,8 +110,6 @@ def _discounts(counts: np.ndarray) -> np.ndarray:
 
 
 ORDER = 5
-MOST_COUNTED = 20_000_000
-"""Tokens that are counted at most: each takes some 80 bytes while it is."""
 
 
 def compressors(texts: Sequence[str]) -> dict[str, float]:
@@ -147,7 +132,5 @@ def baselines(
     """Bits a byte by held-out text, then by name. stream: makes the training tokens, of which the first `MOST_COUNTED`
     are counted."""
     model = NgramModel(stream()[:MOST_COUNTED], vocabulary, ORDER)
-    return {
-        holdout.name: {**compressors(holdout.texts), f"{ORDER}-gram": ngram_bits(model, holdout)}
-        for holdout in holdouts
-    }
+    bits = {holdout.name: ngram_bits(model, holdout) for holdout in holdouts}
+    return {holdout.name: {**compressors(holdout.texts), f"{ORDER}-gram": bits[holdout.name]} for holdout in holdouts}

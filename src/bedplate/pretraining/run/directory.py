@@ -2,8 +2,8 @@
 
 run.yaml           the run file as it was resolved       pretraining.json      code, machine, data, sizes; how it stands
 metrics.jsonl      one line a step                       evaluations.jsonl   what checkpoints were judged to be
-state.safetensors  what the next step depends on         tensorboard/  the same numbers for TensorBoard
-tokenizer/  checkpoints/  base/                          page.html     the run's page
+state.safetensors  what the next step depends on         page.html           the run's page
+tokenizer/  checkpoints/  base/
 """
 
 from __future__ import annotations
@@ -23,12 +23,11 @@ from bedplate.core.errors import ConfigError, TrainingError, UsageError
 from bedplate.core.files import atomic_write, file_lock, read_jsonl
 from bedplate.core.processor import processor_name
 from bedplate.core.version import __version__
-from bedplate.pretraining.runfile.file import RunFile, RunFileChange, changes
+from bedplate.pretraining.runfile.file import RunFile, changes
 from bedplate.training.state import METRICS_FILE, SHARDS, STATE_FILE
 
 RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"
-BASE, CHECKPOINTS, TENSORBOARD, CORPUS = "base", "checkpoints", "tensorboard", "corpus"
-TOKENIZER = "tokenizer"
+BASE, CHECKPOINTS, CORPUS, TOKENIZER = "base", "checkpoints", "corpus", "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class RunDirectory:
     """An open run directory. changed: in what the file differs from the one that the run was begun with."""
 
     path: Path
-    changed: tuple[RunFileChange, ...]
+    changed: tuple[str, ...]
 
     def record(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -72,44 +71,39 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
     if path.is_dir() and not run_file.exists() and any(not name.startswith(".") for name in os.listdir(path)):
         raise UsageError(f"{path} is not empty and holds no run; name another directory")
     with file_lock(path / ".run.lock", wait=False):
-        changed = _changed(run_file, run, path)
-        refused = [change for change in changed if not change.allowed]
+        refused, allowed = _changed(run_file, run, path)
         if not (path / STATE_FILE).exists() and not (path / SHARDS).exists():  # no weights were decided
             shutil.rmtree(path / TOKENIZER, ignore_errors=True)  # of texts that may be others by now
             if refused:
                 _begin_anew(path)  # of a mistake in the file, say
-                changed = refused = []
+                refused = allowed = []
         if refused:
-            allowed = [str(allowed_change) for allowed_change in changed if allowed_change.allowed]
+            may = f" (these may: {'; '.join(allowed)})" if allowed else ""
             raise TrainingError(
                 f"{path} holds a run that was begun otherwise; what decides its weights may not change: "
-                f"{'; '.join(map(str, refused))}"
-                + (f" (these may: {'; '.join(allowed)})" if allowed else "")
-                + ". Give another directory (--out), or change it back"
+                f"{'; '.join(refused)}{may}. Give another directory (--out), or change it back"
             )
         atomic_write(run_file, dump_config(run))
-        yield RunDirectory(path, tuple(changed))
+        yield RunDirectory(path, tuple(allowed))
 
 
 def _begin_anew(path: Path) -> None:
     """Takes away what a run has made that ended before anything of it was saved."""
     for name in (RECORD, EVALUATIONS, PAGE, METRICS_FILE):
         (path / name).unlink(missing_ok=True)
-    for name in (TOKENIZER, CORPUS, TENSORBOARD, CHECKPOINTS):
+    for name in (TOKENIZER, CORPUS, CHECKPOINTS):
         shutil.rmtree(path / name, ignore_errors=True)
 
 
-def _changed(run_file: Path, run: RunFile, path: Path) -> list[RunFileChange]:
+def _changed(run_file: Path, run: RunFile, path: Path) -> tuple[list[str], list[str]]:
     if not run_file.exists():
-        return []
+        return [], []
     try:
         return changes(load_config(run_file, RunFile), run)
     except ConfigError as error:
         if all(name.startswith(".") or name in (RUN_FILE, TOKENIZER) for name in os.listdir(path)):
-            return []  # it ended before it made anything
-        raise TrainingError(
-            f"{path} holds a run of another version of Bedplate ({error}); give another directory"
-        ) from error
+            return [], []  # it ended before it made anything
+        raise TrainingError(f"{path} holds a run of another version ({error}); give another directory") from error
 
 
 def machine() -> Mapping[str, Any]:

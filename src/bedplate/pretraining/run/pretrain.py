@@ -1,33 +1,36 @@
 """`bedplate pretrain`: a run from its file to a base. The same call resumes a run that was stopped or killed.
 
 1. `pretrain` joins the processes (torchrun, Slurm) and opens the run's directory (directory.py).
-2. `_planned` reads data (from_texts.py, from_corpus.py), builds or loads the model, and derives settings (settings.py).
+2. `_planned` reads data (data.py), builds or loads the model, and derives settings (sizes.py).
 3. `_Run` distributes the model over the ranks and trains it with `training.loop`.
-4. At checkpoints and at the end one process evaluates and writes (checkpoint_evaluation.py, outputs.py).
+4. At checkpoints and at the end one process evaluates and writes (outputs.py).
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
+
+import torch
+from torch import Tensor
 
 from bedplate.core.arguments import checked
 from bedplate.core.errors import ConfigError
 from bedplate.core.progress import silent
+from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, load_base
-from bedplate.models.precision import resolve_device
+from bedplate.models.checkpoints.identity import Identity
+from bedplate.models.model import Model
+from bedplate.models.precision import dtype_name, resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
-from bedplate.pretraining.plan.sizes import check_shares, settings_of
-from bedplate.pretraining.plan.spec import spec_of
+from bedplate.pretraining.plan.sizes import check_shares, config_of, sizes_of, spec_of
 from bedplate.pretraining.run import directory as places
-from bedplate.pretraining.run.data import RunData
+from bedplate.pretraining.run.data import RunData, built_corpus, corpus_data, texts_data
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, opened
-from bedplate.pretraining.run.from_corpus import built_corpus, corpus_data
-from bedplate.pretraining.run.from_texts import texts_data
-from bedplate.pretraining.run.model import as_base, gathered, new_model
 from bedplate.pretraining.run.outputs import PreparedRun, Pretrained, RunOutputs
 from bedplate.pretraining.runfile.file import RunFile, load_run
 from bedplate.text.tokenizer import Tokenizer
@@ -46,11 +49,7 @@ __all__ = ["Pretrained", "data_of", "pretrain"]
 
 @checked
 def pretrain(
-    run: RunFile | Path | str,
-    out: Path | str | None = None,
-    overrides: Sequence[str] = (),
-    *,
-    catalogued: bool = True,
+    run: RunFile | Path | str, out: Path | str | None = None, overrides: Sequence[str] = (), *, catalogued: bool = True
 ) -> Pretrained:
     """Trains what a run file describes in the directory `out` (None: runs/NAME), or resumes there.
 
@@ -78,8 +77,8 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
     parent = None if run.base is None else load_base(run.base_source)
     data = data_of(run, directory.path, parent)
     base = parent or _new_base(run, data, directory.path)
-    settings = settings_of(run, base.spec, sum(data.tokens.values()))
-    check_shares(settings.sizes, axes)
+    sizes = sizes_of(run, base.spec, sum(data.tokens.values()))
+    check_shares(sizes, axes)
     return PreparedRun(
         run,
         directory,
@@ -87,7 +86,8 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
         base,
         None if parent is None else parent.name,
         None if parent is None else parent.identity.weights_id,
-        settings,
+        sizes,
+        config_of(run, sizes),
         run.made_objective(base.spec.prediction_modules),
         CorruptionVocabulary(data.tokenizer, base.spec.vocab_size, base.decoder_start, base.spec.pooling),
         ", ".join(f"{axis} {size}" for axis, size in axes.items() if size > 1),
@@ -110,7 +110,20 @@ def _new_base(run: RunFile, data: RunData, out: Path) -> Base:
     assert run.model is not None
     spec, family = spec_of(run.model, data.tokenizer.vocab_size, run.objective)
     model = new_model(spec, run.seed).to(resolve_device("auto"))
-    return as_base(model, spec, family, data.tokenizer, run.run, out, generation_defaults=_starts(spec, data.tokenizer))
+    first = next(model.parameters())
+    return Base(
+        spec=spec,
+        raw_model=model,
+        tokenizer=data.tokenizer,
+        family=family,
+        identified=Identity("", data.tokenizer.identity),  # it has none before it is written
+        source=run.run,
+        path=out,
+        dtype=first.dtype,
+        device=first.device,
+        stored_dtype=dtype_name(first.dtype),
+        generation_defaults=_starts(spec, data.tokenizer),
+    )
 
 
 def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
@@ -120,11 +133,49 @@ def _starts(spec: TextSpec, tokenizer: Tokenizer) -> dict[str, int]:
         return {}
     start = tokenizer.pad_id if tokenizer.pad_id is not None else tokenizer.eos_id
     if start is None:
-        raise ConfigError(
-            "an encoder–decoder needs a token to start with: a tokenizer with one that pads or ends texts"
-        )
+        raise ConfigError("an encoder–decoder needs a tokenizer with a token that pads or ends texts, to start with")
     end = {} if tokenizer.eos_id is None else {"eos_token_id": tokenizer.eos_id}
     return {"decoder_start_token_id": start, "pad_token_id": start, **end}
+
+
+_OUTPUTS = ("attention.o.weight", "feedforward.down.weight")
+"""The products whose results are added to the residual."""
+
+
+def new_model(spec: TextSpec, seed: int) -> Model:
+    """First weights, drawn from `seed`: normal, of a standard deviation of 1/√inputs, and 1/√(2·layers) of that where a
+    block's parts end in the residual, which so does not grow with depth (GPT-2, section 2.3)."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = build(spec)
+    layers = spec.main.layers
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(_OUTPUTS):
+                parameter.mul_((2 * layers) ** -0.5)
+    return model
+
+
+def gathered(base: Base, ranks: Ranks, dtype: torch.dtype | None = None) -> Base:
+    """On the main rank the base with a model of its own that has all of the weights as they are now, which is freed
+    with it; on the others, who must ask as well, and in a single process, the base itself. dtype: of the copy's
+    parameters; None: as they are held."""
+    if ranks.world == 1:
+        return base
+    from bedplate.training.parallel.apply import whole_state
+
+    state: dict[str, Tensor] = {}
+    parameters = {name for name, _ in base.model.named_parameters()}
+    for name, tensor in whole_state(base.model):
+        if ranks.main:
+            target_dtype = dtype if name in parameters and dtype is not None else tensor.dtype
+            state[name] = tensor.to(base.device, target_dtype, copy=True)
+    if not ranks.main:
+        return base
+    model = build(base.spec, dtype or base.dtype, "meta")
+    model.load_state_dict(state, assign=True)
+    model.requires_grad_(False)
+    return replace(base, raw_model=model, dtype=dtype or base.dtype, lineage=dict(base.lineage))
 
 
 class _Run:
@@ -145,11 +196,12 @@ class _Run:
             self.ranks = self._shared()
             store = store_of(self.out, self.ranks)
             start_step = store.latest() or 0
-            with nullcontext() if self.written is None else self.written.followed(start_step):
-                self._before(start_step)
-                result = self._train(store)
-                base = gathered(self.planned.base, self.ranks)
-                last = self._on_writer(lambda written: written.at_the_end(base, result))
+            if self.written is not None:
+                self.written.record("running")
+            self._before(start_step)
+            result = self._train(store)
+            base = gathered(self.planned.base, self.ranks)
+            last = self._on_writer(lambda written: written.at_the_end(base, result))
             return self._on_writer(lambda written: written.end(base, result, last))
         except BaseException as error:
             if self.written is not None:
@@ -184,13 +236,13 @@ class _Run:
 
     def _train(self, store: StateStore) -> TrainResult:
         planned = self.planned
-        base, settings, objective = planned.base, planned.settings, planned.objective
-        source = planned.data.make_source(settings.sizes, settings.steps, self.ranks.shard)
+        base, objective = planned.base, planned.objective
+        source = planned.data.make_source(planned.sizes, planned.sizes.steps, self.ranks.shard)
         return train(
             base.model,
             objective.source(source, planned.words, planned.run.seed),
             objective.for_ranks(self.ranks),
-            settings.config,
+            planned.config,
             self.out,
             list(base.model.named_parameters()),
             self._checkpoint,
@@ -212,7 +264,7 @@ class _Run:
             self._on_writer(lambda written: written.before(base))
 
     def _checkpoint(self, step: int, models: Models) -> None:
-        if step == self.planned.settings.steps:
+        if step == self.planned.sizes.steps:
             return  # judged on all of the held-out texts, when the models are in their own dtype again
         model = self.planned.base.model
         base = gathered(self.planned.base, self.ranks, self.ranks.computes_in(next(model.parameters())))

@@ -1,5 +1,6 @@
-"""The run file as pydantic models: data, model, optimizer, schedule, checkpoints, evaluation, hardware; and which
-values may change when a run resumes."""
+"""The run file as pydantic models: data, model, optimizer, schedule, checkpoints, evaluation, hardware; which values
+may change when a run resumes; and a first look at a file, before anything heavy is imported: typos and missing files
+are reported at once. What only a model or a text can tell is found later."""
 
 from __future__ import annotations
 
@@ -7,29 +8,43 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.errors import BedplateError, ConfigError, DataError
+from bedplate.core.json import differences
+from bedplate.data.corpus.recipe import load_recipe
+from bedplate.data.documents import TEXT_FILES
 from bedplate.data.mixture import MixtureConfig
+from bedplate.data.sources import check_source
+from bedplate.economics.hardware.device_table import find_device
+from bedplate.economics.model.named_model import resolve
 from bedplate.evaluation.suites import need_suite
-from bedplate.models.specs.recompute import Recompute
-from bedplate.pretraining.runfile.counts import count_of
-from bedplate.pretraining.runfile.dial import SIZES
-from bedplate.training.config import DtypeChoice, Fraction, RouterConfig, ScheduleName
-from bedplate.training.objectives import objective_of
-from bedplate.training.parallel.layout import ParallelConfig
+from bedplate.hub.pull import check_source as check_base
+from bedplate.models.families import find_family
+from bedplate.models.specs.split import Recompute
+from bedplate.training.config import DtypeChoice, Fraction, ParallelConfig, RouterConfig, ScheduleName
+from bedplate.training.objectives import check_objective, objective_of
 
 if TYPE_CHECKING:
     from bedplate.training.objectives.objective import TextObjective
-from dataclasses import dataclass
 
-from bedplate.core.json import brief, flat
-
-Count = Annotated[int, BeforeValidator(count_of), Field(ge=1)]
-"""A whole number, or text such as 5M, 300k or 1.5B."""
+Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0)]
+SIZES: dict[str, float] = {
+    "nano": 1e6,
+    "micro": 5e6,
+    "mini": 20e6,
+    "small": 125e6,
+    "medium": 350e6,
+    "large": 760e6,
+    "xl": 1.3e9,
+    "2.7b": 2.7e9,
+    "6.7b": 6.7e9,
+    "13b": 13e9,
+}
+"""Parameters by a size's name: from `small` on those of GPT-3 (https://arxiv.org/abs/2005.14165, table 2.1)."""
 STDLIB = "stdlib"
 """The source of texts that is this Python's own library."""
 
@@ -194,16 +209,6 @@ class EvaluationPart(Strict):
     items: Annotated[int, Field(ge=1)] = 60
     baselines: bool = True
 
-    @field_validator("suites")
-    @classmethod
-    def _there_are(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        try:
-            for name in names:
-                need_suite(name)
-        except UsageError as error:
-            raise ValueError(str(error)) from error
-        return names
-
 
 class HardwarePart(Strict):
     """What a dry run counts with: a device of the table and how many; None: this machine."""
@@ -282,6 +287,8 @@ def read_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file without looking at what its objective needs, which loads torch. ConfigError as `load_run`."""
     run = load_config(path, RunFile, overrides)
     run.lies_in(Path(path).parent)
+    for name in run.evaluation.suites:
+        need_suite(name)
     return run
 
 
@@ -299,24 +306,64 @@ MAY = ("run", "checkpoints", "evaluation", "hardware", "parallel", "log_steps", 
 """What decides no weight: names, how often is saved and looked, what is counted with, who does which part."""
 
 
-@dataclass(frozen=True)
-class RunFileChange:
-    """One value of the file. allowed: whether a run that has begun may go on with it."""
-
-    key: str
-    before: Any
-    after: Any
-    allowed: bool
-
-    def __str__(self) -> str:
-        return f"{self.key}: {brief(self.before)} before, {brief(self.after)} now"
+def changes(before: RunFile, after: RunFile) -> tuple[list[str], list[str]]:
+    """The values in which two files differ, each with both: those that decide weights, and those that may change."""
+    changed = differences(before.model_dump(mode="json"), after.model_dump(mode="json"))
+    allowed = [text for key, text in changed.items() if key.partition(".")[0] in MAY]
+    return [text for text in changed.values() if text not in allowed], allowed
 
 
-def changes(before: RunFile, after: RunFile) -> list[RunFileChange]:
-    """Every value in which two files differ, in the order of their keys."""
-    old, new = flat(before.model_dump(mode="json")), flat(after.model_dump(mode="json"))
-    return [
-        RunFileChange(key, old.get(key), new.get(key), key.partition(".")[0] in MAY)
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+def look(path: Path | str, overrides: Sequence[str] = (), *, reads_data: bool = True) -> RunFile:
+    """Reads the run file and checks what can be checked without a model. reads_data: its data must exist.
+
+    Raises ConfigError for the file or overrides, DataError for missing texts, corpus or recipe, UnknownItemError for an
+    unknown base, UsageError for an unknown preset or device, UnsupportedModelError for an unknown family.
+    """
+    run = read_run(path, overrides)
+    try:
+        check_objective(run.objective)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: objective: {error}") from error
+    if reads_data:
+        _check_data(run)
+    if run.base is not None:
+        check_base(run.base_source)
+    if run.model is not None:
+        find_family("hf", run.model.family, f"{path}: model.family")
+        if run.model.preset is not None:
+            resolve(run.model.preset)
+    if run.hardware.device is not None:
+        find_device(run.hardware.device)
+    return run
+
+
+def _check_data(run: RunFile) -> None:
+    data = run.data
+    for source in data.sources:
+        try:
+            _check_text(source, run.directory)
+        except BedplateError as error:
+            raise DataError(f"data.sources, {source.name}: {error}") from error
+    if data.corpus is not None and not run.place(data.corpus).is_dir():
+        raise DataError(f"data.corpus: {run.place(data.corpus)} does not exist; `bedplate data build` makes a corpus")
+    if data.recipe is not None:
+        place = run.place(data.recipe)
+        if not place.is_file():
+            raise DataError(f"data.recipe: {place} does not exist")
+        load_recipe(place)
+    if data.tokenizer is not None and data.tokenizer.source is not None:
+        place = run.place(data.tokenizer.source)
+        if not place.is_dir():
+            check_base(data.tokenizer.source)
+
+
+def _check_text(source: TextsPart, directory: Path) -> None:
+    """As `run.texts.read_source` tells texts apart."""
+    if source.source == STDLIB:
+        return
+    place = directory / Path(source.source).expanduser()
+    if place.is_dir() or (place.suffix.lower() in TEXT_FILES and place.is_file()):
+        return
+    if place.suffix.lower() in TEXT_FILES:
+        raise DataError(f"{place} does not exist")
+    check_source(source.source, directory)

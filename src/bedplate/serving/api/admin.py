@@ -9,22 +9,22 @@ version, calls that begin after get the new one.
 from __future__ import annotations
 
 import asyncio
+from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter
 from starlette.responses import Response
 
 from bedplate.core.errors import BedplateError, RequestError
-from bedplate.serving.models.registry import Registry
+from bedplate.serving.models.registry import Registry, locate_skin, scan_skins
 from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skins_directory import SkinsDirectory
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.schemas.openai_fields import RequestFields
 from bedplate.serving.schemas.strict_json import json_response
-from bedplate.skins.card import read_card
+from bedplate.skins.files import read_card
 
 router = APIRouter(prefix="/admin/skins")
 routes = APIRouter(prefix="/admin/routes")
@@ -44,27 +44,22 @@ class SkinRequest(RequestFields):
 async def list_skins(call: ApiCall) -> Response:
     registry = call.server.registry
     data = [_described(registry, name) for name, served in registry.models.items() if isinstance(served, ServedSkin)]
-    return json_response(
-        {
-            "object": "list",
-            "data": data,
-            "retired": [_state(guest) for guest in registry.retired],
-            "memory": {
-                "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
-                "prompt_skins": _pool(registry.plain),
-                "prefix_bytes": {"held": registry.prefixes.cached_bytes, "limit": registry.prefixes.limit},
-            },
-        }
-    )
+    retired = [_state(guest) for guest in registry.retired]
+    memory = {
+        "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
+        "prompt_skins": _pool(registry.plain),
+        "prefix_bytes": {"held": registry.prefixes.cached_bytes, "limit": registry.prefixes.limit},
+    }
+    return json_response({"object": "list", "data": data, "retired": retired, "memory": memory})
 
 
 @router.post("")
 @answers("admin")
 async def put_skin(call: ApiCall, request: SkinRequest) -> Response:
-    registry, directory = call.server.registry, _skins_directory(call)
+    registry, root = call.server.registry, _skins_directory(call)
 
     def verified() -> ServedSkin:
-        served = registry.skin(read_card(directory.locate(request.source)), request.name)
+        served = registry.skin(read_card(locate_skin(root, request.source)), request.name)
         served.check()
         return served
 
@@ -75,9 +70,8 @@ async def put_skin(call: ApiCall, request: SkinRequest) -> Response:
         raise RequestError(error.message, param="source", code=code) from error
     # From here to the reply nothing is awaited: what is looked at is what is changed.
     if served.name in registry.models and not request.replace:
-        raise StatusError(
-            409, f"a model is called {served.name!r} already; give another name, or replace it", "name_taken", "name"
-        )
+        message = f"a model is called {served.name!r} already; give another name, or replace it"
+        raise StatusError(409, message, "name_taken", "name")
     try:
         old = registry.replace(served)
     except BedplateError as error:  # a base's name, or one that no model can have
@@ -90,9 +84,8 @@ async def put_skin(call: ApiCall, request: SkinRequest) -> Response:
 @router.post("/scan")
 @answers("admin")
 async def scan(call: ApiCall) -> Response:
-    """Looks through the skins directory again."""
-    directory = _skins_directory(call)
-    return json_response(call.server.registry.register(await run_in_thread(directory.scan)))
+    root = _skins_directory(call)
+    return json_response(call.server.registry.register(await run_in_thread(lambda: scan_skins(root))))
 
 
 @router.get("/{name}")
@@ -124,12 +117,12 @@ async def get_route(call: ApiCall) -> Response:
     return json_response(await asyncio.to_thread(call.server.part(VersionRouter).report, name))
 
 
-def _skins_directory(call: ApiCall) -> SkinsDirectory:
+def _skins_directory(call: ApiCall) -> Path:
     root = call.server.config.skins_directory
     if root is None:
         message = "this server has no skins_directory, and takes skins from nowhere else; configure one"
         raise RequestError(message, param="source", code="no_skins_directory")
-    return SkinsDirectory(root)
+    return root
 
 
 def _described(registry: Registry, name: str) -> dict[str, Any]:

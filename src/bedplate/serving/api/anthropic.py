@@ -17,15 +17,13 @@ from starlette.responses import Response
 from bedplate.core.json import deeper
 from bedplate.inference.engine.requests import Usage
 from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, extension_of, parts_of, take_turn
-from bedplate.serving.models.answer_plan import AnswerPlan
-from bedplate.serving.models.served import Answer
+from bedplate.serving.models.served import Answer, AnswerPlan
 from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import ApiCall, CallInProgress, Work, answers, respond
-from bedplate.serving.schemas.anthropic_fields import CountRequest, MessagesRequest
-from bedplate.serving.schemas.http_errors import ClientGone, error_object, error_response, log_failure
+from bedplate.serving.schemas.http_errors import ClientGone, error_object, error_response, log_failure, note_error
 from bedplate.serving.schemas.openai_fields import ChatRequest
-from bedplate.serving.schemas.scope import note_error
 from bedplate.serving.schemas.strict_json import MAX_DEPTH, json_response
+from bedplate.serving.schemas.turn_fields import CountRequest, MessagesRequest
 
 router = APIRouter(prefix="/v1/messages")
 
@@ -108,7 +106,7 @@ class MessageReply:
     """One reply in the making."""
 
     def __init__(self, call: ApiCall, request: MessagesRequest) -> None:
-        self._call, self._request = call, request
+        self.call, self._request = call, request
 
     def whole(self, turn: AssistantTurn) -> Json:
         return {
@@ -116,13 +114,13 @@ class MessageReply:
             "content": [_block(block) for block in turn.blocks if block.block_type == "call" or block.text],
             **self.stop(turn),
             "usage": usage_of(turn.ended.usage),
-            **self.extension(turn),
+            **extension_of(self.call, turn.ended),
         }
 
     def base(self) -> Json:
         """The message before it says anything."""
         return {
-            "id": f"msg_{self._call.id}",
+            "id": f"msg_{self.call.id}",
             "type": "message",
             "role": "assistant",
             "model": self._request.model,
@@ -139,15 +137,12 @@ class MessageReply:
         sequence = self._stop_sequence(turn.ended, frozenset(turn.spoken.form.marks.values()))
         return {"stop_reason": "end_turn" if sequence is None else "stop_sequence", "stop_sequence": sequence}
 
-    def extension(self, turn: AssistantTurn) -> Json:
-        return extension_of(self._call, turn.ended)
-
     def _stop_sequence(self, answer: Answer, marks: frozenset[int]) -> str | None:
         """The text was cut before it: it is what the tokens go on with."""
         generation, sequences = answer.generation, self._request.stop_sequences or ()
         if generation is None or not sequences:
             return None
-        tail = self._call.lease.served.tokenizer.decode(generation.token_ids, marks=marks)[len(generation.text) :]
+        tail = self.call.lease.served.tokenizer.decode(generation.token_ids, marks=marks)[len(generation.text) :]
         return next((sequence for sequence in sequences if tail.startswith(sequence)), None)
 
 
@@ -160,8 +155,8 @@ def _block(block: TurnBlock) -> Json:
 
 
 def _input(text: str) -> Any:
-    """A call's arguments. A number that no float holds is the text that was written: JSON readers have no other. Of
-    what was cut off by max_tokens, and of what is nested deeper than JSON is read here, there is no object."""
+    """A call's arguments. A number that no float holds is its text: JSON readers have no other. Of what was cut off by
+    max_tokens, or is nested deeper than JSON is read here, there is no object."""
     try:
         arguments = json.loads(text, parse_float=_number, parse_constant=str)
         return {} if deeper(arguments, MAX_DEPTH) else arguments
@@ -184,6 +179,13 @@ def usage_of(usage: Usage) -> Json:
     }
 
 
+_DELTAS = {
+    "text": ("text_delta", "text"),
+    "call": ("input_json_delta", "partial_json"),
+    "reasoning": ("thinking_delta", "thinking"),
+}
+
+
 class MessageEvents:
     """The events of one streamed message: each block begins, grows and stops before the next."""
 
@@ -199,7 +201,6 @@ class MessageEvents:
         yield _event("ping")
 
     def part(self, part: TurnPart) -> Iterator[Event]:
-        """What newly arrived."""
         for growth in part.growths:
             block = growth.block
             if block is not self._open and (growth.text or block.block_type == "call"):
@@ -210,15 +211,13 @@ class MessageEvents:
                 begun = {**_block(block), **({"input": {}} if block.block_type == "call" else empty)}
                 yield _event("content_block_start", index=self._index, content_block=begun)
             if growth.text:
-                text = {"type": "text_delta", "text": growth.text}
-                arguments = {"type": "input_json_delta", "partial_json": growth.text}
-                thinking = {"type": "thinking_delta", "thinking": growth.text}
-                delta = {"text": text, "call": arguments, "reasoning": thinking}[block.block_type]
+                delta_type, field = _DELTAS[block.block_type]
+                delta = {"type": delta_type, field: growth.text}
                 yield _event("content_block_delta", index=self._index, delta=delta)
 
     def ending(self) -> Iterator[Event]:
         yield from self._stop()
-        usage, extension = usage_of(self._turn.ended.usage), self._reply.extension(self._turn)
+        usage, extension = usage_of(self._turn.ended.usage), extension_of(self._reply.call, self._turn.ended)
         yield _event("message_delta", delta=self._reply.stop(self._turn), usage=usage, **extension)
         yield _event("message_stop")
 

@@ -1,21 +1,217 @@
-"""/v1/batches: files of requests, answered in the background and kept across restarts of the server."""
+"""/v1/files and /v1/batches: files of requests, answered in the background and kept across restarts of the server. Each
+tenant sees only its own."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
-from fastapi import APIRouter
-from starlette.responses import Response
+from fastapi import APIRouter, Request
+from starlette.datastructures import FormData, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+from starlette.responses import FileResponse, Response
+from starlette.types import Message, Receive, Scope, Send
 
-from bedplate.serving.api.uploads import PAGE_FIELDS, Page
-from bedplate.serving.durable.batch_records import StoredBatch
+from bedplate.core.errors import RequestError
+from bedplate.serving.durable.batch_store import StoredBatch, StoredFile
 from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.http_errors import ClientGone, StatusError
 from bedplate.serving.schemas.request_fields import Metadata, RequestFields, openapi_queries
-from bedplate.serving.schemas.strict_json import json_response
+from bedplate.serving.schemas.strict_json import JsonLinesResponse, json_response
 
 router = APIRouter(prefix="/v1")
+
+UPLOAD_SECONDS = 600.0
+MAX_NAME = 255
+_SPOOLED_BYTES = MultiPartParser.spool_max_size
+_FORM_BYTES = 64 * 1024
+"""What a form may hold beside the file: boundaries, headers, the purpose."""
+
+# As the OpenAPI document shows them: the form, and the query of a list.
+_FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
+_FORM_FIELDS = {"file": _FILE, "purpose": {"const": "batch"}}
+_FORM_SCHEMA = {"type": "object", "properties": _FORM_FIELDS, "required": list(_FORM_FIELDS)}
+FORM = {"required": True, "content": {"multipart/form-data": {"schema": _FORM_SCHEMA}}}
+PAGE_FIELDS: dict[str, dict[str, Any]] = {"limit": {"type": "integer"}, "after": {"type": "string"}}
+ORDER = {"enum": ["asc", "desc"]}
+
+
+@router.post("/files", openapi_extra={"requestBody": FORM})
+@answers("files")
+async def upload(call: ApiCall) -> Response:
+    limits, store = call.server.config.batches, call.server.part(Batches).store
+    call.reservation.reserve(min(_SPOOLED_BYTES, call.server.config.limits.body_bytes))
+    with await asyncio.to_thread(store.arriving, call.caller.tenant) as arriving:
+        form = await _form(call.request, limits.file_bytes, arriving.add)
+        try:
+            file = _batch_file(form)
+            if (file.size or 0) > limits.file_bytes:
+                raise _too_large(limits.file_bytes)
+            name = clean_name(file.filename or "")
+            stored = await asyncio.to_thread(store.add_file, call.caller.tenant, name, "batch", file.file)
+        finally:
+            await form.close()
+    return json_response(describe_file(stored))
+
+
+@router.get("/files", openapi_extra=openapi_queries(**PAGE_FIELDS, order=ORDER, purpose={"type": "string"}))
+@answers("files")
+async def list_files(call: ApiCall) -> Response:
+    page = Page(call.request, 10_000, "purpose", "order")
+    order = page.query.get("order", "desc")
+    if order not in ("asc", "desc"):
+        raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
+    store, purpose = call.server.part(Batches).store, page.query.get("purpose")
+    stored_files = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
+    return json_response(page.reply([describe_file(file) for file in stored_files]))
+
+
+@router.get("/files/{id}")
+@answers("files")
+async def retrieve_file(call: ApiCall) -> Response:
+    store = call.server.part(Batches).store
+    file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
+    return json_response(describe_file(file))
+
+
+@router.get("/files/{id}/content", response_class=JsonLinesResponse)
+@answers("files")
+async def content(call: ApiCall) -> Response:
+    store = call.server.part(Batches).store
+    file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
+    return _Content(store.content(file), media_type=JsonLinesResponse.media_type, filename=file.name)
+
+
+class _Content(FileResponse):
+    """A file's bytes. One that is deleted before they are read is not there."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def tracked_send(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, tracked_send)
+        except (FileNotFoundError, RuntimeError) as error:
+            if await asyncio.to_thread(os.path.exists, self.path):
+                raise
+            if begun:
+                raise ClientGone from error
+            raise StatusError(404, "the file was deleted meanwhile", "file_not_found", "file_id") from error
+
+
+@router.delete("/files/{id}")
+@answers("files")
+async def delete(call: ApiCall) -> Response:
+    store, id_ = call.server.part(Batches).store, call.request.path_params["id"]
+    await asyncio.to_thread(store.delete_file, id_, call.caller.tenant)
+    return json_response({"id": id_, "object": "file", "deleted": True})
+
+
+class Page:
+    """The query of a list: `after`, `limit`, and those named. RequestError for anything else."""
+
+    def __init__(self, request: Request, max_limit: int, *names: str) -> None:
+        self.query = dict(request.query_params)
+        parameters = {"after", "limit", *names}
+        unknown = next((name for name in self.query if name not in parameters), None)
+        if unknown is not None:
+            message = f"unknown query parameter {unknown[:80]!r}; there are {', '.join(sorted(parameters))}"
+            raise RequestError(message, param=unknown[:80], code="unknown_parameter")
+        self.after = self.query.get("after")
+        limit = self.query.get("limit", str(min(max_limit, 10_000 if max_limit > 100 else 20)))
+        if not (limit.isascii() and limit.isdigit() and len(limit) < 10 and 1 <= int(limit) <= max_limit):
+            raise RequestError(f"limit is {limit[:40]!r}; it is a number from 1 to {max_limit}", param="limit")
+        self.limit = int(limit)
+
+    def reply(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The list object; `rows` may hold one more than the limit."""
+        data = rows[: self.limit]
+        ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
+        return {"object": "list", "data": data, **ends, "has_more": len(rows) > len(data)}
+
+
+def describe_file(file: StoredFile) -> dict[str, Any]:
+    return {
+        "id": file.id,
+        "object": "file",
+        "bytes": file.bytes,
+        "created_at": file.created,
+        "expires_at": None,
+        "filename": file.name,
+        "purpose": file.purpose,
+        "status": "processed",
+        "status_details": None,
+    }
+
+
+def clean_name(name: str) -> str:
+    """A file's name without directories or characters that do not print. It is only shown, never a path."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    printable = "".join(c for c in last if c.isprintable()).strip()
+    return printable[:MAX_NAME] if printable.strip(".") else "file"
+
+
+async def _form(request: Request, limit: int, on_bytes: Callable[[int], None]) -> FormData:
+    """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow."""
+    content_type = request.headers.get("content-type", "")
+    if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
+        message = "send multipart/form-data with the fields purpose and file"
+        raise StatusError(415, message, "unsupported_media_type")
+    parser = MultiPartParser(
+        request.headers, _limited(request, limit, on_bytes), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
+    )
+    try:
+        async with asyncio.timeout(UPLOAD_SECONDS):
+            return await parser.parse()
+    except TimeoutError:
+        raise StatusError(408, f"the file did not arrive within {UPLOAD_SECONDS:g} s", "request_timeout") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+    except MultiPartException as error:
+        raise RequestError(f"the form cannot be read: {error.message}", code="invalid_form") from None
+
+
+async def _limited(request: Request, limit: int, on_bytes: Callable[[int], None]) -> AsyncGenerator[bytes]:
+    size = 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > limit + _FORM_BYTES:
+            raise _too_large(limit)
+        on_bytes(max(size - _FORM_BYTES, 0) - max(size - len(chunk) - _FORM_BYTES, 0))
+        yield chunk
+
+
+def _too_large(limit: int) -> StatusError:
+    return StatusError(413, f"the file is larger than {limit:,} bytes", "file_too_large", "file")
+
+
+def _batch_file(form: FormData) -> UploadFile:
+    """The form's file; its purpose must be batch. RequestError."""
+    fields = form.multi_items()
+    for name in ("purpose", "file"):
+        count = sum(key == name for key, _ in fields)
+        if count != 1:
+            problem = "is missing" if count == 0 else f"is given {count} times"
+            raise RequestError(f"{name} {problem}; send it once", param=name, code="missing_required_parameter")
+    unknown = next((key for key, _ in fields if key not in ("purpose", "file")), None)
+    if unknown is not None:
+        message = f"unknown field {unknown[:80]!r}; the fields are purpose and file"
+        raise RequestError(message, param=unknown[:80], code="unknown_parameter")
+    purpose, file = form["purpose"], form["file"]
+    if purpose != "batch":
+        raise RequestError("purpose: files are kept for batches only; give batch", param="purpose")
+    if not isinstance(file, UploadFile):
+        raise RequestError("file must be a file with a name, not a field", param="file")
+    return file
+
 
 WINDOW_SECONDS = 24 * 3600
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/classify", "/v1/responses"]
@@ -40,7 +236,7 @@ async def create(call: ApiCall, request: BatchRequest) -> Response:
         store.add_batch, call.caller, request.endpoint, request.input_file_id, WINDOW_SECONDS, request.metadata
     )
     call.server.part(Batches).wake()
-    return json_response(describe(batch))
+    return json_response(describe_batch(batch))
 
 
 @router.get("/batches", openapi_extra=openapi_queries(**PAGE_FIELDS))
@@ -48,15 +244,15 @@ async def create(call: ApiCall, request: BatchRequest) -> Response:
 async def list_batches(call: ApiCall) -> Response:
     page, store = Page(call.request, 100), call.server.part(Batches).store
     batches = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
-    return json_response(page.reply([describe(batch) for batch in batches]))
+    return json_response(page.reply([describe_batch(batch) for batch in batches]))
 
 
 @router.get("/batches/{id}")
 @answers("batches")
-async def retrieve(call: ApiCall) -> Response:
+async def retrieve_batch(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
     batch = await asyncio.to_thread(store.batch, call.request.path_params["id"], call.caller.tenant)
-    return json_response(describe(batch))
+    return json_response(describe_batch(batch))
 
 
 @router.post("/batches/{id}/cancel")
@@ -65,11 +261,10 @@ async def cancel(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
     batch = await asyncio.to_thread(store.cancel, call.request.path_params["id"], call.caller.tenant)
     call.server.part(Batches).wake()
-    return json_response(describe(batch))
+    return json_response(describe_batch(batch))
 
 
-def describe(batch: StoredBatch) -> dict[str, Any]:
-    """The API's batch object."""
+def describe_batch(batch: StoredBatch) -> dict[str, Any]:
     return {
         "id": batch.id,
         "object": "batch",

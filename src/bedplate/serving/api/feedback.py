@@ -51,7 +51,7 @@ def _check_correction(correction: str, model: str, described: Mapping[str, Any])
         return
     if described["output"] == "labels":
         try:
-            LabelsOutput(labels=tuple(labels)).parse(correction)
+            LabelsOutput(labels=tuple(labels)).comparable(correction)
         except RequestError as error:
             message = f"correction must be a JSON list of labels of {model}: {error.message}"
             raise RequestError(message, param="correction") from error

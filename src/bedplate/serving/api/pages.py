@@ -12,28 +12,17 @@ from urllib.parse import parse_qs
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.bodies import read_bytes
+from bedplate.serving.request.lifecycle import ApiCall, answers, read_bytes
 from bedplate.serving.schemas.http_errors import StatusError
 
 router = APIRouter(include_in_schema=False)
 
 INDEX = "index.html"
-_SCRIPT = "text/javascript; charset=utf-8"
+_WEB = resources.files("bedplate.serving") / "web"
+_TEXTS = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
+_TYPES = {suffix: f"{media_type}; charset=utf-8" for suffix, media_type in _TEXTS.items()} | {"svg": "image/svg+xml"}
 # The page's files and their types; nothing else of the package can be asked for.
-FILES: Mapping[str, str] = {
-    INDEX: "text/html; charset=utf-8",
-    "style.css": "text/css; charset=utf-8",
-    "icon.svg": "image/svg+xml",
-    "api.js": _SCRIPT,
-    "app.js": _SCRIPT,
-    "chat.js": _SCRIPT,
-    "compare.js": _SCRIPT,
-    "dialogs.js": _SCRIPT,
-    "metrics.js": _SCRIPT,
-    "models.js": _SCRIPT,
-    "view.js": _SCRIPT,
-}
+FILES: Mapping[str, str] = {file.name: _TYPES[file.name.rpartition(".")[2]] for file in _WEB.iterdir()}
 # No inline script, no inline style, no form or frame to elsewhere: a text that a model writes cannot act.
 PAGE_POLICY = (
     "default-src 'self'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'; object-src 'none'; "
@@ -47,8 +36,7 @@ _COMMON = {"x-content-type-options": "nosniff", "referrer-policy": "same-origin"
 
 @cache
 def page_file(name: str) -> tuple[bytes, str]:
-    """A file of the page and its entity tag."""
-    content = (resources.files("bedplate.serving") / "web" / name).read_bytes()
+    content = (_WEB / name).read_bytes()
     return content, f'"{hashlib.sha256(content).hexdigest()[:32]}"'
 
 

@@ -96,16 +96,15 @@ async def tokenizer_info(call: ApiCall) -> Response:
     tokenizer = served.tokenizer
     roles = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id, "unk": tokenizer.unk_id}
     named = {f"{role}_token": None if token is None else tokenizer.id_to_token(token) for role, token in roles.items()}
-    return json_response(
-        {
-            "tokenizer_class": "PreTrainedTokenizerFast",
-            **named,
-            "chat_template": None if tokenizer.chat is None else tokenizer.chat.source,
-            "vocab_size": tokenizer.vocab_size,
-            "model_max_length": served.answerer.describe().context_length,
-            "tokenizer_id": tokenizer.identity,
-        }
-    )
+    described = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        **named,
+        "chat_template": None if tokenizer.chat is None else tokenizer.chat.source,
+        "vocab_size": tokenizer.vocab_size,
+        "model_max_length": served.answerer.describe().context_length,
+        "tokenizer_id": tokenizer.identity,
+    }
+    return json_response(described)
 
 
 async def choose(call: ApiCall, name: str | None) -> Served:

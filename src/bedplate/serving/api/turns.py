@@ -11,8 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from bedplate.inference.engine.requests import Step
-from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import Answer
+from bedplate.serving.models.served import Answer, AnswerPlan, PlanResult
 from bedplate.serving.request.lifecycle import ApiCall, CallInProgress
 from bedplate.serving.schemas.openai_fields import ChatRequest
 from bedplate.serving.schemas.tool_fields import Spoken
@@ -79,7 +78,6 @@ class AssistantTurn:
         return self.spoken.finish_reason(self.ended.finish_reason)
 
     def message(self) -> dict[str, Any]:
-        """As a chat's message."""
         text = "".join(block.text for block in self.blocks if block.block_type == "text")
         calls = [
             {"id": block.id, "type": "function", "function": {"name": block.name, "arguments": block.text}}

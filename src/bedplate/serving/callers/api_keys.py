@@ -15,7 +15,8 @@ import os
 import re
 import secrets
 import stat
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,7 +26,6 @@ from pydantic import AfterValidator, Field, model_validator
 from bedplate.core.config import Strict, dump_config, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import atomic_write, file_lock
-from bedplate.core.suggestions import did_you_mean, nearest
 
 log = logging.getLogger("bedplate.serving")
 
@@ -70,8 +70,7 @@ class KeyQuota(Strict):
 
 
 class Key(Strict):
-    """One key. hash: sha256 of the key, in hexadecimal. tenant: whose cached prompts it shares; by default nobody's
-    else's. models: the names it may use."""
+    """hash: sha256 of the key. tenant: whose cached prompts it shares (default: nobody's). models: those it may use."""
 
     id: Annotated[str, Field(pattern=r"^[0-9a-f]{12}$")]
     name: Annotated[str, Field(min_length=1, max_length=100)]
@@ -92,17 +91,13 @@ class Key(Strict):
 
 
 class KeysFile(Strict):
-    """The whole file."""
-
     keys: tuple[Key, ...] = ()
 
     @model_validator(mode="after")
     def _ids_are_unique(self) -> KeysFile:
-        ids: set[str] = set()
-        for key in self.keys:
-            if key.id in ids:
-                raise ValueError(f"two keys have the id {key.id}; revoke or remove one")
-            ids.add(key.id)
+        repeated = next((id_ for id_, count in Counter(key.id for key in self.keys).items() if count > 1), None)
+        if repeated is not None:
+            raise ValueError(f"two keys have the id {repeated}; revoke or remove one")
         return self
 
 
@@ -114,7 +109,6 @@ def new_secret(id_: str | None = None) -> tuple[str, str, str]:
 
 
 def digest(key: str) -> str:
-    """What the file keeps of a key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -158,24 +152,8 @@ class KeyStore:
 
     def __init__(self, path: Path, check: Callable[[KeysFile], None] = lambda _: None) -> None:
         self._path, self._check = path, check
-        self._served: Callable[[], Iterable[str]] | None = None
         self._last_stamp = self._stamp()
         self._keys = self._read()
-
-    def compare(self, served: Callable[[], Iterable[str]]) -> None:
-        """Logs which keys name a model that is not `served`, now and whenever the file is read again."""
-        self._served = served
-        self._warn()
-
-    def _warn(self) -> None:
-        if self._served is None:
-            return
-        served, current_time = list(self._served()), datetime.now(UTC)
-        for key in self._keys.values():
-            for name in () if key.models == "all" or key.state(current_time) != "active" else key.models:
-                if name not in served:
-                    hint = did_you_mean(nearest(name, served)) or "its holder cannot call it"
-                    log.warning("the key %s names the model %r, which is not served; %s", key.id, name, hint)
 
     def _read(self) -> dict[str, Key]:
         file = read_keys(self._path)
@@ -201,7 +179,6 @@ class KeyStore:
             log.error("the keys stay as they were: %s", error)
         else:
             log.info("read %d keys from %s", len(self._keys), self._path)
-            self._warn()
 
     def get(self, id_: str) -> Key | None:
         self.refresh()

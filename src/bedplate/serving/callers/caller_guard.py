@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.serving.callers.api_keys import Key, KeysFile, KeyStore
-from bedplate.serving.callers.limits import KeyWindows
-from bedplate.serving.callers.quotas import SpendLedger
+from bedplate.serving.callers.limits import KeyWindows, SpendLedger
 from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.settings.server_config import ServerConfig, state_directory
 
@@ -94,11 +93,6 @@ class CallerGuard:
     def has_keys(self) -> bool:
         return self._store is not None
 
-    def compare(self, served: Callable[[], Iterable[str]]) -> None:
-        """Logs which keys name a model that is not `served`, now and whenever the keys change."""
-        if self._store is not None:
-            self._store.compare(served)
-
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller of a request with these headers. StatusError 401 without a right key."""
         if self._store is None:
@@ -112,8 +106,7 @@ class CallerGuard:
         return _caller(key, key.tenant or f"key:{key.id}")
 
     def with_rights_of_now(self, caller: Caller) -> Caller:
-        """The same caller, in whose name something was begun earlier, with what its key may do now. What becomes of a
-        key that is gone is `admit`'s to say."""
+        """The same caller with what its key may do now; what becomes of a key that is gone is `admit`'s to say."""
         key = None if self._store is None else self._store.get(caller.key)
         return caller if key is None else _caller(key, caller.tenant)
 
@@ -137,7 +130,6 @@ class CallerGuard:
         return {} if key is None else self.windows.headers(key)
 
     def close(self) -> None:
-        """Writes what was spent."""
         if self.ledger is not None:
             self.ledger.close()
 
@@ -187,19 +179,8 @@ def guard_for(config: ServerConfig) -> CallerGuard:
     def check(file: KeysFile) -> None:
         dear = next((key for key in file.keys if key.quota.in_dollars), None)
         if dear is not None and config.price is None:
-            raise ConfigError(
-                f"{config.keys}: the key {dear.id} has a quota in dollars, but the server has no `price`; add it"
-            )
+            message = f"{config.keys}: the key {dear.id} has a quota in dollars, but the server has no `price`"
+            raise ConfigError(f"{message}; add it")
 
     store = KeyStore(config.keys, check)
     return CallerGuard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the address."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -19,23 +19,94 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.durable.batch_records import (
-    ROW_BYTES,
-    UNFINISHED,
-    DoneRow,
-    StoredBatch,
-    StoredFile,
-    batch_of,
-    dump_caller,
-    file_of,
-    open_tables,
-)
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
 from bedplate.serving.settings.server_config import BatchesConfig
+
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS files (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, tenant TEXT NOT NULL, name TEXT NOT NULL,
+    purpose TEXT NOT NULL, bytes INTEGER NOT NULL, created INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS batches (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT UNIQUE NOT NULL, tenant TEXT NOT NULL, caller TEXT NOT NULL,
+    endpoint TEXT NOT NULL, input_file TEXT NOT NULL, status TEXT NOT NULL, expires INTEGER NOT NULL,
+    times TEXT NOT NULL, metadata TEXT, errors TEXT, output_file TEXT, error_file TEXT,
+    total INTEGER NOT NULL DEFAULT 0, completed INTEGER NOT NULL DEFAULT 0, failed INTEGER NOT NULL DEFAULT 0,
+    bytes INTEGER NOT NULL DEFAULT 0);
+CREATE TABLE IF NOT EXISTS rows (
+    batch INTEGER NOT NULL, number INTEGER NOT NULL, custom_id TEXT NOT NULL, body TEXT NOT NULL,
+    ok INTEGER, output TEXT, PRIMARY KEY (batch, number));
+CREATE INDEX IF NOT EXISTS files_of ON files (tenant, bytes);
+CREATE INDEX IF NOT EXISTS batches_of ON batches (tenant, status, bytes);
+"""
+ROW_BYTES = 300
+"""What a row takes beside its texts; the line that says why it was not done is no longer."""
+UNFINISHED = ("validating", "in_progress", "cancelling", "finalizing")
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    id: str
+    tenant: str
+    name: str
+    purpose: str
+    bytes: int
+    created: int
+
+
+@dataclass(frozen=True)
+class StoredBatch:
+    """One batch as it stands. times: when it came into each status; expires: Unix seconds."""
+
+    seq: int
+    id: str
+    tenant: str
+    caller: Caller
+    endpoint: str
+    input_file: str
+    status: str
+    expires: int
+    times: dict[str, int]
+    metadata: dict[str, str] | None
+    errors: list[dict[str, Any]] | None
+    output_file: str | None
+    error_file: str | None
+    total: int
+    completed: int
+    failed: int
+
+
+@dataclass(frozen=True)
+class DoneRow:
+    batch: int
+    number: int
+    ok: bool
+    output: str
+
+
+def file_of(row: sqlite3.Row) -> StoredFile:
+    return StoredFile(*tuple(row)[1:])
+
+
+def batch_of(row: sqlite3.Row) -> StoredBatch:
+    values: dict[str, Any] = dict(row)
+    for name in ("times", "metadata", "errors"):
+        values[name] = json.loads(values[name] or "null")
+    del values["bytes"]
+    caller: dict[str, Any] = json.loads(values["caller"])
+    models = caller.pop("models")
+    values["caller"] = Caller(**caller, models=None if models is None else frozenset(models))
+    return StoredBatch(**values)
+
+
+def dump_caller(caller: Caller) -> str:
+    return json.dumps({**asdict(caller), "models": None if caller.models is None else sorted(caller.models)})
+
 
 _READ_AT_ONCE = 500
 MOST_ENDED = 1_000
@@ -91,7 +162,7 @@ class BatchStore:
         self._db.row_factory = sqlite3.Row
         for setting in ("journal_mode=WAL", "synchronous=FULL", "secure_delete=ON"):
             self._db.execute(f"PRAGMA {setting}").fetchall()
-        open_tables(self._db)
+        self._db.executescript(SCHEMA)
         self._remove_orphans()
 
     def close(self) -> None:
@@ -100,14 +171,9 @@ class BatchStore:
 
     @contextmanager
     def _transaction(self) -> Generator[sqlite3.Connection]:
-        with self._lock:
+        with self._lock, self._db:
             self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-            except BaseException:
-                self._db.execute("ROLLBACK")
-                raise
-            self._db.execute("COMMIT")
+            yield self._db
 
     def _all(self, query: str, values: Sequence[Any] = ()) -> list[sqlite3.Row]:
         with self._lock:
@@ -123,11 +189,9 @@ class BatchStore:
     # --- files
 
     def arriving(self, tenant: str) -> Arriving:
-        """For an upload that begins."""
         return Arriving(tenant, self._stored_bytes(tenant), self._limits.tenant_bytes, self._arriving, self._counting)
 
     def is_full(self, tenant: str) -> bool:
-        """Whether the tenant's part of the disk is taken."""
         return self._stored_bytes(tenant) >= self._limits.tenant_bytes
 
     def _stored_bytes(self, tenant: str) -> int:
@@ -135,8 +199,7 @@ class BatchStore:
             return _used(self._db, tenant)
 
     def add_file(self, tenant: str, name: str, purpose: str, source: BinaryIO) -> StoredFile:
-        """Keeps the content of `source`. StatusError 413 where the tenant would keep more bytes or files than it may;
-        then nothing of it is kept."""
+        """StatusError 413 where the tenant would keep more bytes or files than it may; then nothing of it is kept."""
         stored_bytes = self._stored_bytes(tenant)
         with self._writing() as (id_, file):
             while chunk := source.read(1 << 20):
@@ -190,7 +253,6 @@ class BatchStore:
         return file_of(rows[0])
 
     def content(self, file: StoredFile) -> Path:
-        """Where the file's bytes lie."""
         return self._contents / file.id
 
     def files(self, tenant: str, purpose: str | None, after: str | None, limit: int, order: str) -> list[StoredFile]:
@@ -218,10 +280,8 @@ class BatchStore:
             pending = db.execute(query, mine).fetchone()[0]
             if pending >= self._limits.pending:
                 raise LimitError(f"{pending} of your batches are waiting or under way; wait for one to end", 60.0)
-            ended = (
-                f"SELECT seq FROM batches WHERE tenant = ? AND status NOT {status_clause} ORDER BY seq DESC LIMIT -1"
-            )
-            db.execute(f"DELETE FROM batches WHERE seq IN ({ended} OFFSET ?)", (*mine, MOST_ENDED))
+            ended = f"SELECT seq FROM batches WHERE tenant = ? AND status NOT {status_clause} ORDER BY seq DESC"
+            db.execute(f"DELETE FROM batches WHERE seq IN ({ended} LIMIT -1 OFFSET ?)", (*mine, MOST_ENDED))
             db.execute(
                 "INSERT INTO batches (id, tenant, caller, endpoint, input_file, status, expires, times, metadata) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -241,11 +301,8 @@ class BatchStore:
 
     def unfinished(self) -> list[StoredBatch]:
         """All tenants', oldest first."""
-        marks = ", ".join("?" * len(UNFINISHED))
-        return [
-            batch_of(row)
-            for row in self._all(f"SELECT * FROM batches WHERE status IN ({marks}) ORDER BY seq", UNFINISHED)
-        ]
+        query = f"SELECT * FROM batches WHERE status IN ({', '.join('?' * len(UNFINISHED))}) ORDER BY seq"
+        return [batch_of(row) for row in self._all(query, UNFINISHED)]
 
     def fail(self, batch: StoredBatch, errors: list[dict[str, Any]], stages: Sequence[str] = ("validating",)) -> None:
         """The input cannot be used; or, of a batch in other `stages`, it cannot be brought to its end."""
@@ -261,10 +318,8 @@ class BatchStore:
         with self._transaction() as db:
             self._need_room(db, batch.tenant, size)
             db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
-            db.executemany(
-                "INSERT INTO rows (batch, number, custom_id, body) VALUES (?, ?, ?, ?)",
-                ((batch.seq, *row) for row in rows),
-            )
+            query = "INSERT INTO rows (batch, number, custom_id, body) VALUES (?, ?, ?, ?)"
+            db.executemany(query, ((batch.seq, *row) for row in rows))
             total = db.execute("SELECT count(*) FROM rows WHERE batch = ?", (batch.seq,)).fetchone()[0]
             moved = _move(db, batch.seq, ("validating",), "in_progress", total=total, bytes=size)
             if not moved:
@@ -283,19 +338,16 @@ class BatchStore:
         return self.batch(id_, tenant)
 
     def waiting(self, batch: StoredBatch) -> list[int]:
-        """Numbers of the rows that are not done."""
         query = "SELECT number FROM rows WHERE batch = ? AND ok IS NULL ORDER BY number"
         return [row["number"] for row in self._all(query, (batch.seq,))]
 
     def row(self, batch: StoredBatch, number: int) -> tuple[str, str]:
-        """(custom_id, body)."""
         query = "SELECT custom_id, body FROM rows WHERE batch = ? AND number = ?"
         row = self._all(query, (batch.seq, number))[0]
         return row["custom_id"], row["body"]
 
     def record(self, rows: Sequence[DoneRow]) -> None:
-        """Commits outputs, what they say of their rows, and the counts, in one transaction. An output takes the place
-        of the body that it answers."""
+        """Commits outputs and counts in one transaction. An output takes the place of the body that it answers."""
         with self._transaction() as db:
             for row in rows:
                 row_key = (row.batch, row.number)
@@ -303,15 +355,11 @@ class BatchStore:
                 body = db.execute(query, row_key).fetchone()
                 if body is None:
                     continue
-                db.execute(
-                    "UPDATE rows SET ok = ?, output = ?, body = '' WHERE batch = ? AND number = ?",
-                    (row.ok, row.output, *row_key),
-                )
+                query = "UPDATE rows SET ok = ?, output = ?, body = '' WHERE batch = ? AND number = ?"
+                db.execute(query, (row.ok, row.output, *row_key))
                 counted, added_bytes = "completed" if row.ok else "failed", len(row.output.encode()) - body[0]
-                db.execute(
-                    f"UPDATE batches SET {counted} = {counted} + 1, bytes = bytes + ? WHERE seq = ?",
-                    (added_bytes, row.batch),
-                )
+                counts = f"{counted} = {counted} + 1, bytes = bytes + ?"
+                db.execute(f"UPDATE batches SET {counts} WHERE seq = ?", (added_bytes, row.batch))
 
     def finish(self, batch: StoredBatch, status: str, unfinished_line: Callable[[str], str]) -> None:
         """Writes the output files and ends the batch; the rows are gone with it.
@@ -321,30 +369,17 @@ class BatchStore:
         """
         with self._transaction() as db:
             _move(db, batch.seq, ("in_progress",), "finalizing")
-        files = [
-            self._write_lines(batch, "output", (row["output"] for row in self._rows(batch, "ok = 1"))),
-            self._write_lines(
-                batch,
-                "error",
-                (row["output"] or unfinished_line(row["custom_id"]) for row in self._rows(batch, "ok IS NOT 1")),
-            ),
-        ]
+        failures = (row["output"] or unfinished_line(row["custom_id"]) for row in self._rows(batch, "ok IS NOT 1"))
+        files = {
+            "output_file": self._write_lines(batch, "output", (row["output"] for row in self._rows(batch, "ok = 1"))),
+            "error_file": self._write_lines(batch, "error", failures),
+        }
         with self._transaction() as db:
-            for file in files:
-                if file is not None:
-                    _insert_file(db, file)
-            output, error = (None if file is None else file.id for file in files)
+            for file in filter(None, files.values()):
+                _insert_file(db, file)
             failed = db.execute("SELECT total - completed FROM batches WHERE seq = ?", (batch.seq,)).fetchone()[0]
-            _move(
-                db,
-                batch.seq,
-                ("finalizing", "cancelling"),
-                status,
-                output_file=output,
-                error_file=error,
-                failed=failed,
-                bytes=0,
-            )
+            ids = {name: file and file.id for name, file in files.items()}
+            _move(db, batch.seq, ("finalizing", "cancelling"), status, **ids, failed=failed, bytes=0)
             db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
 
     def _rows(self, batch: StoredBatch, condition: str) -> Iterator[sqlite3.Row]:
@@ -364,9 +399,7 @@ class BatchStore:
         if first is None:
             return None
         with self._writing() as (id_, file):
-            file.write(first.encode() + b"\n")
-            for line in lines:
-                file.write(line.encode() + b"\n")
+            file.writelines(line.encode() + b"\n" for line in chain((first,), lines))
             size = file.tell()
         return StoredFile(id_, batch.tenant, f"{batch.id}_{suffix}.jsonl", BATCH_OUTPUT, size, int(time.time()))
 
@@ -378,9 +411,8 @@ class BatchStore:
         if after is not None:
             rows = self._all(f"SELECT seq FROM {table} WHERE id = ? AND tenant = ?", (after, tenant))
             if not rows:
-                raise StatusError(
-                    400, f"after: there is no {after[:80]!r}; give the last id of a page", "invalid_value", "after"
-                )
+                message = f"after: there is no {after[:80]!r}; give the last id of a page"
+                raise StatusError(400, message, "invalid_value", "after")
             seq = rows[0]["seq"]
         query = f"SELECT * FROM {table} WHERE tenant = ? {condition} AND seq {sign} ? ORDER BY seq {order} LIMIT ?"
         return self._all(query, (tenant, *values, seq, limit + 1))

@@ -1,4 +1,4 @@
-"""Answers the rows of batches in the background; clients' requests always go first."""
+"""Checks the rows of batches and answers them in the background; clients' requests always go first."""
 
 from __future__ import annotations
 
@@ -11,19 +11,94 @@ import sqlite3
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.serving.durable.batch_records import UNFINISHED, DoneRow, StoredBatch
-from bedplate.serving.durable.batch_store import BatchStore
+from bedplate.core.errors import RequestError
+from bedplate.serving.durable.batch_store import UNFINISHED, BatchStore, DoneRow, StoredBatch
 from bedplate.serving.durable.state_directory import STATE_BUSY, StateDirectory
-from bedplate.serving.request.self_calls import SelfReply, self_call
-from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.schemas.batch_lines import check_lines
+from bedplate.serving.request.server_state import SelfReply, ServerState, self_call
 from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.strict_json import parse_json
+
+MAX_ERRORS = 100
+MAX_ID = 512
+_FIELDS = ("custom_id", "method", "url", "body")
+
+
+@dataclass
+class Checked:
+    """rows: (line number from 1, custom_id, body as JSON). errors: as the batch object lists them."""
+
+    rows: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
+    errors: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+
+def check_lines(lines: Iterable[bytes], endpoint: str, most_rows: int, most_bytes: int) -> Checked:
+    """Every line of the file. After MAX_ERRORS errors the rest is only counted, and the last error says how many."""
+    checked, line_numbers, extra_errors = Checked(), {}, 0
+    for number, content in enumerate(lines, start=1):
+        line = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content  # some editors mark the byte order
+        if not line.strip():
+            continue
+        if len(checked.rows) == most_rows:
+            checked.errors.append(_error(number, f"a batch has at most {most_rows:,} rows", None, "too_many_rows"))
+            break
+        try:
+            custom_id, body = _row(line, endpoint, most_bytes)
+            if custom_id in line_numbers:
+                message = f"the custom_id {custom_id[:80]!r} is that of line {line_numbers[custom_id]} too"
+                raise RequestError(message, param="custom_id", code="duplicate_custom_id")
+        except RequestError as error:
+            if len(checked.errors) < MAX_ERRORS:
+                checked.errors.append(_error(number, error.message, error.param, error.code))
+            else:
+                extra_errors += 1
+            continue
+        line_numbers[custom_id] = number
+        checked.rows.append((number, custom_id, json.dumps(body, ensure_ascii=True, allow_nan=False)))
+    if extra_errors:
+        checked.errors.append(_error(None, f"{extra_errors:,} more lines have errors", None, "more_errors"))
+    if not checked.rows and not checked.errors:
+        checked.errors.append(_error(None, "the file has no rows", None, "empty_file"))
+    return checked
+
+
+def _row(line: bytes, endpoint: str, most_bytes: int) -> tuple[str, dict[str, Any]]:
+    if len(line) > most_bytes:
+        raise RequestError(f"the line has more than {most_bytes:,} bytes", code="line_too_large")
+    row = parse_json(line)
+    if not isinstance(row, dict):
+        raise RequestError("each line must be a JSON object", code="invalid_json")
+    for name in _FIELDS:
+        if name not in row:
+            raise RequestError(f"{name} is missing", param=name, code="missing_required_parameter")
+    unknown = next((name for name in row if name not in _FIELDS), None)
+    if unknown is not None:
+        message = f"unknown field {unknown[:80]!r}; the fields are {', '.join(_FIELDS)}"
+        raise RequestError(message, param=unknown[:80], code="unknown_parameter")
+    custom_id, body = row["custom_id"], row["body"]
+    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_ID:
+        raise RequestError(f"custom_id must be a text of 1 to {MAX_ID} characters", param="custom_id")
+    if row["method"] != "POST":
+        raise RequestError("method must be POST", param="method")
+    if row["url"] != endpoint:
+        raise RequestError(f"url must be the batch's endpoint, {endpoint}", param="url", code="mismatched_endpoint")
+    if not isinstance(body, dict):
+        raise RequestError("body must be a JSON object", param="body")
+    if not isinstance(body.get("model"), str):
+        raise RequestError("body.model must name a model", param="body.model", code="missing_required_parameter")
+    if body.get("stream"):
+        raise RequestError("body.stream: a batch's replies are whole; leave it out", param="body.stream")
+    return custom_id, body
+
+
+def _error(line: int | None, message: str, param: str | None, code: str) -> dict[str, Any]:
+    return {"code": code, "line": line, "message": message, "param": param}
+
 
 log = logging.getLogger("bedplate.serving")
 
@@ -34,21 +109,11 @@ _UNKEPT = 64
 _TROUBLE_SECONDS = 1.0
 MOST_FAILURES = 3
 """How often a row is tried whose answering raises."""
-_BROKEN: dict[str, Any] = {
-    "code": "server_error",
-    "line": None,
-    "message": "the batch could not be completed because of an error in the server",
-    "param": None,
-}
+_FULL = "this row was not done: your files and batches take all the space they may; delete some"
+_NO_ROOM = {"code": "storage_full", "message": _FULL}
+_BROKEN = {"code": "server_error", "message": "this row could not be answered, because of an error in the server"}
 # The server's state, not the row's fault: the row is tried again, after a while or by the next server.
 _RETRY_STATUSES = frozenset((0, 429, 503))
-
-
-class BatchOrigin:
-    """What a row's call is made for."""
-
-    def __str__(self) -> str:
-        return "batch"
 
 
 @dataclass
@@ -132,7 +197,9 @@ class BatchWorker:
             except Exception as error:  # this batch's own: trying again would end in the same
                 log.exception("batch %s has failed: %s", batch.id, error)
                 self._active.pop(batch.seq, None)
-                await asyncio.to_thread(self._store.fail, batch, [_BROKEN], UNFINISHED)
+                message = "the batch could not be completed because of an error in the server"
+                broken = _error(None, message, None, "server_error")
+                await asyncio.to_thread(self._store.fail, batch, [broken], UNFINISHED)
         if trouble:
             await asyncio.sleep(_TROUBLE_SECONDS)
             self._wake.set()
@@ -158,8 +225,8 @@ class BatchWorker:
                 with path.open("rb") as lines:
                     checked = check_lines(lines, batch.endpoint, limits.rows, most_bytes)
             except (StatusError, OSError):
-                file_error = {"code": "file_not_found", "line": None, "param": "input_file_id"}
-                self._store.fail(batch, [{**file_error, "message": "the input file was deleted before it was read"}])
+                message = "the input file was deleted before it was read"
+                self._store.fail(batch, [_error(None, message, "input_file_id", "file_not_found")])
                 return
             if checked.errors:
                 self._store.fail(batch, checked.errors)
@@ -167,8 +234,7 @@ class BatchWorker:
             try:
                 self._store.start(batch, checked.rows)
             except StatusError as error:
-                full = {"code": error.code, "line": None, "message": error.message, "param": "input_file_id"}
-                self._store.fail(batch, [full])
+                self._store.fail(batch, [_error(None, error.message, "input_file_id", error.code)])
 
         await asyncio.to_thread(check)
         self._wake.set()
@@ -191,19 +257,14 @@ class BatchWorker:
         """Begins rows, of one tenant after the other, until there is something to look at."""
         while not self._wake.is_set() and not self._state.stopping:
             current_time = time.monotonic()
-            ready = [
-                candidate
-                for candidate in self._active.values()
-                if candidate.waiting and candidate.stopped is None and candidate.not_before <= current_time
-            ]
+            actives = sorted(self._active.values(), key=lambda active: active.turn)
+            ready = [a for a in actives if a.waiting and a.stopped is None and a.not_before <= current_time]
             if not ready:
-                await self._pause(
-                    min(_PULSE_SECONDS, *(paused.pause for paused in self._active.values() if paused.pause), 1.0)
-                )
+                await self._pause(min(_PULSE_SECONDS, *(active.pause for active in actives if active.pause), 1.0))
                 return
             next_of: dict[str, _Active] = {}
-            for ready_batch in sorted(ready, key=lambda batch_state: batch_state.turn):
-                next_of.setdefault(ready_batch.batch.tenant, ready_batch)
+            for active in ready:
+                next_of.setdefault(active.batch.tenant, active)
             for active in next_of.values():
                 if not await self._room():
                     return
@@ -220,9 +281,7 @@ class BatchWorker:
         looked = time.monotonic()
         while len(self._calls) >= limits.in_flight or not self._state.has_free_rows:
             await self._pause(_POLL_SECONDS)
-            if self._wake.is_set() or self._state.stopping:
-                return False
-            if time.monotonic() - looked > _PULSE_SECONDS:
+            if self._wake.is_set() or self._state.stopping or time.monotonic() - looked > _PULSE_SECONDS:
                 return False
         await asyncio.sleep(0)  # what was begun must be queued before the next look at the queue
         return True
@@ -238,11 +297,11 @@ class BatchWorker:
         try:
             custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
             if await asyncio.to_thread(self._store.is_full, batch.tenant):
-                await self._finished_rows.put(DoneRow(batch.seq, number, False, _no_room(custom_id)))
+                await self._finished_rows.put(DoneRow(batch.seq, number, False, _line(custom_id, error=_NO_ROOM)))
                 return
             caller = self._state.guard.with_rights_of_now(batch.caller)
-            reply = await self_call(self._app, batch.endpoint, body.encode(), caller, BatchOrigin(), self._disconnected)
-            finished_row = DoneRow(batch.seq, number, reply.status == 200, _line(custom_id, reply))
+            reply = await self_call(self._app, batch.endpoint, body.encode(), caller, "batch", self._disconnected)
+            finished_row = DoneRow(batch.seq, number, reply.status == 200, _answered_line(custom_id, reply))
         except (OSError, sqlite3.OperationalError) as error:  # the disk's fault, as often as it takes
             log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
             self._put_back(active, number, _RETRY_SECONDS[1])
@@ -254,7 +313,7 @@ class BatchWorker:
                 self._put_back(active, number, _RETRY_SECONDS[1])
                 return
             log.exception("batch %s, line %d has failed: %s", batch.id, number, error)
-            await self._finished_rows.put(DoneRow(batch.seq, number, False, _broken(custom_id)))
+            await self._finished_rows.put(DoneRow(batch.seq, number, False, _line(custom_id, error=_BROKEN)))
             return
         if reply.status in _RETRY_STATUSES:
             self._put_back(active, number, min(max(_RETRY_SECONDS[0], 2 * active.pause), _RETRY_SECONDS[1]))
@@ -292,38 +351,21 @@ class BatchWorker:
                     self._wake.set()
 
 
-def _line(custom_id: str, reply: SelfReply) -> str:
+def _line(custom_id: str, **outcome: Any) -> str:
+    """A line of the output or error file, with the response or the error of a row."""
+    line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": None, "error": None, **outcome}
+    return json.dumps(line, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+
+
+def _answered_line(custom_id: str, reply: SelfReply) -> str:
     content: Any = json.loads(reply.content) if reply.content else None
     response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": content}
-    return _dump({"id": _id(), "custom_id": custom_id, "response": response, "error": None})
-
-
-def _broken(custom_id: str) -> str:
-    """The line of a row that cannot be answered."""
-    error = {"code": _BROKEN["code"], "message": "this row could not be answered, because of an error in the server"}
-    return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
-
-
-def _no_room(custom_id: str) -> str:
-    """The line of a row whose output could not be kept."""
-    message = "this row was not done: your files and batches take all the space they may; delete some"
-    error = {"code": "storage_full", "message": message}
-    return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
+    return _line(custom_id, response=response)
 
 
 def _unfinished_line(custom_id: str, status: str) -> str:
-    """The line of a row that was not done."""
     why = "its time was over" if status == "expired" else "the batch was cancelled"
-    error = {"code": f"batch_{status}", "message": f"this row was not done: {why}"}
-    return _dump({"id": _id(), "custom_id": custom_id, "response": None, "error": error})
-
-
-def _id() -> str:
-    return f"batch_req_{uuid.uuid4().hex}"
-
-
-def _dump(value: dict[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return _line(custom_id, error={"code": f"batch_{status}", "message": f"this row was not done: {why}"})
 
 
 class Batches:

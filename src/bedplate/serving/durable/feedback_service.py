@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections import Counter, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -18,13 +18,11 @@ from bedplate.inference.engine.scheduler import may_queue
 from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Row, plain_id
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served
-from bedplate.serving.request.observers import FinishedCall
-from bedplate.serving.request.self_calls import SilentObserver
+from bedplate.serving.request.server_state import FinishedCall, SilentObserver
 from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.schemas.strict_json import parse_json
 from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
-from bedplate.serving.settings.route_config import JUDGED_WRONG
-from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
+from bedplate.serving.settings.server_config import JUDGED_WRONG, FeedbackConfig, KeepRule
 
 log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")
@@ -36,8 +34,7 @@ MOST_SAID = 16
 SAID_CHARACTERS = 64 * 1024 * 1024
 """Size of the corrections held in memory for the comparison of routes; the files have all of them."""
 MAX_PENDING, PENDING_BYTES = 10_000, 64 * 1024 * 1024
-"""Replies that wait to be written, and bytes of them and their requests; more are counted and not kept. Of the bytes a
-tenant has its part where others have some."""
+"""Replies that wait to be written, and bytes of them and their requests; more are counted and not kept."""
 SWEEP_SECONDS = 3600.0
 
 
@@ -118,7 +115,6 @@ class Feedback:
             return True
 
     def _write(self) -> None:
-        """All that waits, in one go."""
         waiting: list[tuple[FinishedCall, KeepRule]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
@@ -138,18 +134,18 @@ class Feedback:
             except Exception as error:
                 self._lose(1, error)
         for rows in by_model.values():
-            try:
-                self.store.append(rows)
-                self.counts["kept"] += len(rows)
-            except OSError as error:  # a full disk takes none of them
+            self._append(rows)
+
+    def _append(self, rows: Sequence[tuple[str, Row]]) -> None:
+        try:
+            self.store.append(rows)
+            self.counts["kept"] += len(rows)
+        except Exception as error:
+            if isinstance(error, OSError) or len(rows) == 1:  # a full disk takes none of them
                 self._lose(len(rows), error)
-            except Exception:  # one row that cannot be written keeps no other from being kept
+            else:  # one row that cannot be written keeps no other from being kept
                 for row in rows:
-                    try:
-                        self.store.append([row])
-                        self.counts["kept"] += 1
-                    except Exception as error:
-                        self._lose(1, error)
+                    self._append([row])
 
     def _lose(self, replies: int, error: Exception) -> None:
         self.counts["dropped"] += replies
@@ -159,22 +155,18 @@ class Feedback:
         row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}
         if not sampled(call.id, rule.sample):
             return row
-        redactor = self.redactor(rule)
         texts: Row = {}
+        if rule.requests:
+            inputs = inputs_of(call.served, call.request.skin_inputs, len(call.answers))
+            request = call.request.model_dump(mode="json", exclude_none=True) if inputs is None else {}
+            texts |= {"request": request} if inputs is None else {"inputs": inputs}
+        if rule.replies:
+            texts["replies"] = [answer.text for answer in call.answers]
         try:
-            if rule.requests:
-                inputs = inputs_of(call.served, call.request.skin_inputs, len(call.answers))
-                if inputs is None:
-                    request = call.request.model_dump(mode="json", exclude_none=True)
-                    texts["request"] = _cleaned(request, redactor)
-                else:
-                    texts["inputs"] = _cleaned(inputs, redactor)
-            if rule.replies:
-                texts["replies"] = [redactor.clean(answer.text) for answer in call.answers]
+            return {**row, **_cleaned(texts, self.redactor(rule))}
         except RedactionTimeout:
             self.counts["redaction_timeouts"] += 1
             return row
-        return {**row, **texts}
 
     def redactor(self, rule: KeepRule) -> Redactor:
         if rule.redact not in self._redactors:
@@ -194,8 +186,7 @@ class Feedback:
         return plain, owner.model
 
     async def record(self, id_: str, model: str, tenant: str, feedback: Row) -> None:
-        """Keeps what was said (rating, correction, comment, index); it is on the disk afterwards. StatusError 409 where
-        enough was said of this reply."""
+        """Keeps what was said, on the disk. StatusError 409 where enough was said of this reply."""
         if self._feedback_counts.get(id_, 0) >= MOST_SAID:
             message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
             raise StatusError(409, message, "too_much_feedback", "id")
@@ -229,8 +220,7 @@ class Feedback:
             for id_, owner in self._since.items():
                 owners.note(id_, owner)
             self._owners, self._since = owners, None
-            self.targets.become(targets)
-            self._feedback_counts.become(feedback_counts)
+            self.targets, self._feedback_counts = targets, feedback_counts
 
     async def _sweep(self) -> None:
         def days(model: str) -> int | None:
@@ -285,8 +275,7 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
 
 
 def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None], Latest[int]]:
-    """Whose the latest replies in the files are, what they should have been, and how often something was said of
-    them."""
+    """Owners of the latest replies in the files, what they should have been, and how often something was said."""
     owners, targets = Latest[Owner](MOST_OWNERS), Latest[str | None](MOST_OWNERS, SAID_CHARACTERS)
     feedback_counts = Latest[int](MOST_OWNERS)
     for model, row in store.rows():
@@ -314,40 +303,23 @@ def _log_failure(written: Future[None]) -> None:
 V = TypeVar("V")
 
 
-class Latest(dict[str, V]):
-    """Values by id, at most so many, of so many characters in all; the oldest go first. Entries are made by `note`
-    and `become`, and taken out by `forget`, only."""
+class Latest(OrderedDict[str, V]):
+    """Values by id, bounded in number and characters; the oldest go first. Change it by `note` and `forget` only."""
 
     def __init__(self, max_entries: int, characters: int | None = None) -> None:
         super().__init__()
-        self._max_entries, self._characters = max_entries, characters
-        self._order: deque[str] = deque()
-        self._size = 0
+        self._max_entries, self._characters, self._size = max_entries, characters, 0
 
     def note(self, id_: str, value: V) -> None:
         """Enters a value; one that is there already keeps its place."""
-        if id_ in self:
-            self._size -= _size(self[id_])
-        else:
-            self._order.append(id_)
+        self._size += _size(value) - (_size(self[id_]) if id_ in self else 0)
         self[id_] = value
-        self._size += _size(value)
         while len(self) > self._max_entries or (self._characters is not None and self._size > self._characters):
-            self.forget(self._order.popleft())
-        if len(self._order) > 2 * self._max_entries:  # those that were forgotten by name have left their places
-            self._order = deque(key for key in dict.fromkeys(self._order) if key in self)
+            self._size -= _size(self.popitem(last=False)[1])
 
     def forget(self, id_: str) -> None:
-        """Takes an entry out, if it is there."""
         if id_ in self:
             self._size -= _size(self.pop(id_))
-
-    def become(self, source: Latest[V]) -> None:
-        """Holds what the other one does, and nothing else. The other one is not used any more. (A copy: to note each
-        entry of many would keep an event loop for long.)"""
-        self.clear()
-        self.update(source)
-        self._order, self._size = source._order, source._size
 
 
 def _size(value: object) -> int:

@@ -87,15 +87,13 @@ class FeedbackStore:
         with self._locked():
             for path in self._paths(models):
                 rows = read_jsonl(path, allow_torn_tail=True)
-                remaining = [
-                    row for row in rows if not everything and row["id"] not in ids and row["tenant"] not in tenants
-                ]
+                others = [row for row in rows if row["id"] not in ids and row["tenant"] not in tenants]
+                remaining = [] if everything else others
                 if len(remaining) < len(rows):
                     removed_count += len(rows) - len(remaining)
                     _rewrite(path, remaining)
             if removed_count:
-                marker = self._root / ".purged"
-                marker.write_text(secrets.token_hex(8))
+                (self._root / ".purged").write_text(secrets.token_hex(8))
         return removed_count
 
     def sweep(self, days: Callable[[str], int | None]) -> int:
@@ -122,7 +120,6 @@ class FeedbackStore:
         return marker.read_text() if marker.exists() else ""
 
     def models(self) -> list[str]:
-        """Names of models of which something is kept."""
         return sorted({_model_name(path.parent.name) for path in self._paths(())})
 
     def rows(self, models: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
@@ -139,10 +136,9 @@ class FeedbackStore:
             counts["replies" if row["kind"] == "reply" else "feedback"] += 1
             counts["with_texts"] += row["kind"] == "reply" and ("inputs" in row or "replies" in row)
             counts["corrections"] += row.get("correction") is not None
-        keys = ("replies", "with_texts", "feedback", "corrections")
-        return [
-            {"model": model, **{key: counts[key] for key in keys}} for model, counts in sorted(counts_by_model.items())
-        ]
+        names = ("replies", "with_texts", "feedback", "corrections")
+        by_model = sorted(counts_by_model.items())
+        return [{"model": model, **{name: counts[name] for name in names}} for model, counts in by_model]
 
     def export(
         self, model: str, columns: Mapping[str, str] | None = None, target: str = "target", group: str | None = None
@@ -158,11 +154,8 @@ class FeedbackStore:
             if row["kind"] == "reply":
                 replies[row["id"]] = row
             else:
-                key = (row["id"], row["index"])
-                feedback_by_key[key] = {
-                    **feedback_by_key.get(key, {}),
-                    **{name: value for name, value in row.items() if value is not None},
-                }
+                said = {name: value for name, value in row.items() if value is not None}
+                feedback_by_key.setdefault((row["id"], row["index"]), {}).update(said)
         exported = Exported()
         exported.skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
         for (id_, index), feedback in feedback_by_key.items():
@@ -185,14 +178,12 @@ class FeedbackStore:
         return exported
 
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
-        names = {_directory_name(model) for model in models}
-        paths = self._root.glob("*/*.jsonl")
-        mine = (path for path in paths if not names or path.parent.name in names)
-        return sorted(mine, key=lambda path: (path.name, path.parent.name))
+        names = [_directory_name(model) for model in models] or ["*"]
+        paths = {path for name in names for path in self._root.glob(f"{name}/*.jsonl")}
+        return sorted(paths, key=lambda path: (path.name, path.parent.name))
 
 
 def _example(reply: Row | None, index: int, feedback: Row) -> tuple[tuple[dict[str, str], str] | None, str]:
-    """Inputs and target, or why there are none."""
     if reply is None:
         return None, "the reply is no longer kept"
     inputs = reply.get("inputs")

@@ -31,17 +31,13 @@ class KeptResponse:
 
     @property
     def size(self) -> int:
-        """Bytes."""
         return len(self.response) + len(self.conversation)
 
     def messages(self) -> list[dict[str, Any]]:
-        """The conversation, read again."""
         return json.loads(self.conversation)
 
 
 class ResponseStore:
-    """What is kept, oldest first."""
-
     def __init__(self, config: ResponsesConfig) -> None:
         self.config = config
         self._responses: dict[str, OrderedDict[str, KeptResponse]] = {}
@@ -57,22 +53,16 @@ class ResponseStore:
         self._sizes[tenant] = self._sizes.get(tenant, 0) + response.size
         self._size += response.size
         while self._sizes.get(tenant, 0) > self.config.bytes_per_tenant:
-            self._drop(tenant, next(iter(self._responses[tenant])))
+            self.remove(tenant, next(iter(self._responses[tenant])))
         while self._size > self.config.bytes_in_all:
-            self._drop(*next(iter(self._order)))
+            self.remove(*next(iter(self._order)))
 
     def get(self, tenant: str, name: str) -> KeptResponse | None:
         """The tenant's own only."""
         return self._responses.get(tenant, {}).get(name)
 
-    def remove(self, tenant: str, name: str) -> bool:
-        """Whether it was there."""
-        if (tenant, name) not in self._order:
-            return False
-        self._drop(tenant, name)
-        return True
-
-    def _drop(self, tenant: str, name: str) -> None:
+    def remove(self, tenant: str, name: str) -> None:
+        """Forgets what `get` gives."""
         size = self._responses[tenant].pop(name).size
         del self._order[tenant, name]
         self._sizes[tenant] -= size

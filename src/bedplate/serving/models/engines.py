@@ -7,23 +7,21 @@ the server's file says how a base is to be held, it is held in that way alone.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.execution.choice import left_in_file
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.predict.opening import OpenOptions, chosen, execution_of
-from bedplate.inference.predict.skin_execution import KERNELS, dtype_of
+from bedplate.inference.predict.opening import KERNELS, OpenOptions, chosen, dtype_of, execution_of
 from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import apart_now
 from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
-from bedplate.skins.card import Card
+from bedplate.skins.files import Card
 from bedplate.skins.skin import EvaluatedWith
 
 log = logging.getLogger("bedplate.serving")
@@ -71,23 +69,19 @@ def resident(config: BaseConfig, bases: int, named_cards: Sequence[Card], lying:
     base = _load(config, first, None if fastest is None else left_in_file(fastest))
     if requested_dtype is not None or config.weights == "fastest":
         return ResidentBase(config, base, (_as_asked(config, base, named_cards, lying),))
-    holdings: list[Holding] = []
-    named = _of(base, named_cards)
+    named, by_form = _of(base, named_cards), dict[tuple[str, str, str], Holding]()
     for judged in _ordered([*named, *_of(base, lying)]):
         kernel = KERNELS.get(judged.kernel, config.kernel) if config.kernel == "auto" else config.kernel
-        holding = Holding(_dtype(judged), QUANTISED.get(judged.weights, "auto"), kernel, judged in named)
-        if not any(
-            (holding.dtype, holding.weights, holding.kernel) == (existing.dtype, existing.weights, existing.kernel)
-            for existing in holdings
-        ):
-            holdings.append(holding)
-    if not holdings and fastest is not None and _is_of(base, fastest.dtype):
-        fastest_holding = execution_of(fastest)
-        holdings = [Holding(fastest_holding.dtype, fastest_holding.weights, fastest_holding.kernel)]
-    holdings = holdings or [_fastest(config, base)]
+        dtype = _dtype(judged)
+        weights: Weights = QUANTISED.get(judged.weights, "auto")
+        by_form.setdefault((dtype, weights, kernel), Holding(dtype, weights, kernel, judged in named))
+    if not by_form and fastest is not None and _is_of(base, fastest.dtype):
+        execution = execution_of(fastest)
+        return ResidentBase(config, base, (Holding(execution.dtype, execution.weights, execution.kernel),))
+    holdings = tuple(by_form.values()) or (_fastest(config, base),)
     if not _is_of(base, holdings[0].dtype):
         base = _load(config, holdings[0].dtype)
-    return ResidentBase(config, base, tuple(holdings))
+    return ResidentBase(config, base, holdings)
 
 
 def _dtype(judged: EvaluatedWith) -> str:
@@ -131,29 +125,19 @@ def opened(
     # sets of weights, here or on another engine.
     slots = config.limits.adapters * (sum(len(resident_base.holdings) for resident_base in loaded) + 1)
     for resident_base in loaded:
-        modules = {dtype_name(resident_base.base.dtype): resident_base.base}
-        engine_count = 0
+        base, engine = resident_base.base, None
+        modules = {dtype_name(base.dtype): base}
         for holding in (*resident_base.holdings, _OPEN):
-            if holding is _OPEN and engine_count:
+            if holding is _OPEN and engine is not None:
                 break
-            before = _memory()
             try:
-                engine = apart_now(
-                    lambda resident_base=resident_base, holding=holding, modules=modules: _engine(
-                        config, resident_base, holding, modules, compute, slots
-                    )
-                )
+                engine = apart_now(partial(_engine, config, resident_base, holding, modules, compute, slots))
             except UsageError as error:
                 if holding is _OPEN or (holding.needed and not config.allow_other_weights):
                     raise
-                log.warning(
-                    "%s is not held with %s weights: %s", resident_base.base.name, holding.weights, error.message
-                )
+                log.warning("%s is not held with %s weights: %s", base.name, holding.weights, error.message)
                 continue
-            engine_count += 1
-            after = _memory()
-            cost = "" if before is None or after is None else f", {max(after - before, 0) / 1e6:.0f} MB more in memory"
-            log.info("%s: %s weights, %s kernel%s", resident_base.base.name, engine.weights, engine.kernel, cost)
+            log.info("%s: %s weights, %s kernel", base.name, engine.weights, engine.kernel)
             yield resident_base, engine
 
 
@@ -197,11 +181,3 @@ def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
     on_it = [card.evaluated_with for card in cards if card.base and card.base.has_weights_of(base.identity)]
     for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
     return [evaluation for evaluation in (*on_it, *for_others) if evaluation is not None]
-
-
-def _memory() -> int | None:
-    """Bytes of this process that are in memory, or None where the system does not say."""
-    try:
-        return int(Path("/proc/self/statm").read_text("ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except (OSError, ValueError, IndexError):
-        return None

@@ -7,24 +7,70 @@ began with it, and it leaves memory with the last of them.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, run_in_thread
+from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, SkinPrefixes, run_in_thread
 from bedplate.serving.models.served import Served, ServedBase
-from bedplate.serving.models.served_cascade import ServedCascade
-from bedplate.serving.models.served_classical import ServedClassical
-from bedplate.serving.models.served_skin import ServedSkin
-from bedplate.serving.models.skin_prefixes import SkinPrefixes
-from bedplate.serving.models.skins_directory import Scanned
+from bedplate.serving.models.served_skin import ServedCascade, ServedClassical, ServedSkin
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.serving.settings.route_config import Routed
-from bedplate.skins.card import Card, card_of, parts_of
+from bedplate.serving.settings.server_config import Routed
+from bedplate.skins.files import Card, card_of, parts_of, read_card, skin_directories
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin
+
+SOURCE_CHARACTERS = 1024
+
+
+@dataclass(frozen=True)
+class Scanned:
+    """What a scan came upon: cards, and what could not be read, each with the reason."""
+
+    cards: Sequence[Card] = ()
+    problems: Sequence[str] = ()
+
+
+def locate_skin(root: Path, source: str) -> Path:
+    """The directory that `source` (a path below the root, or relative to it) names. SkinError where it leads out,
+    through a link, or to nothing."""
+    if "\0" in source or not source:
+        raise SkinError("source is not a path")
+    if len(source) > SOURCE_CHARACTERS:
+        raise SkinError(f"source is longer than {SOURCE_CHARACTERS:,} characters; give the skin's path")
+    path, place = Path(source), root.resolve()
+    if ".." in path.parts or (path.is_absolute() and not path.is_relative_to(place)):
+        raise SkinError("source lies outside of the server's skins directory; put the skin there first")
+    for part in (path.relative_to(place) if path.is_absolute() else path).parts:
+        place /= part
+        try:
+            linked = place.is_symlink()
+        except OSError as error:  # a name that no file system has room for
+            raise SkinError(f"{part[:80]!r} in source cannot be looked at: {error.strerror}") from None
+        if linked:
+            raise SkinError(f"{part!r} in source is a symbolic link; put the skin itself into the skins directory")
+    if not place.is_dir():
+        raise SkinError(f"there is no directory {source[:200]!r} in the server's skins directory")
+    return place
+
+
+def scan_skins(root: Path) -> Scanned:
+    """Every skin below the root, by `skin.json` alone (a cascade's: and those of its two skins). UsageError."""
+    if not root.is_dir():
+        raise UsageError(f"skins_directory {root} is not a directory; make it, or leave it out")
+    cards: list[Card] = []
+    problems: list[str] = []
+    for directory in skin_directories(root.resolve()):
+        try:
+            card = read_card(directory)
+            parts_of(card)
+            cards.append(card)
+        except (SkinError, OSError) as error:
+            problems.append(f"{directory}: {error}")
+    return Scanned(cards, problems)
 
 
 @dataclass(eq=False)
@@ -88,7 +134,6 @@ class Registry:
 
     @property
     def engine(self) -> Engine:
-        """The main base's."""
         return self.engines[0]
 
     # Names
@@ -103,58 +148,38 @@ class Registry:
                 "with `bedplate.load` or `bedplate predict`, or send clients to that endpoint"
             )
         if "cascade" in source.parts:
-            return self._cascade(source, name)
+            card = card_of(source) if isinstance(source, Skin) else source
+            parts = parts_of(card)
+            if not parts:
+                raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
+            return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
         if mine is None:
             return ServedClassical(source, self.engine.base.spec.context_length, name=name)
-        judged, embedded = source.evaluated_with, source.embedded_with
-        engine, second = self._engine_of(mine, judged), None
-        base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
-        if engine is None:
-            raise SkinError(
-                f"skin {source.name!r} belongs to the base {mine.name} (weights {mine.weights_id[:12]}…); served here "
-                f"is {base_names}"
-            )
-        if source.embedder is not None:
-            second = self._engine_of(source.embedder, embedded)
-            if second is None:
-                raise SkinError(
-                    f"skin {source.name!r} chooses its demonstrations with the base {source.embedder.name} (weights "
-                    f"{source.embedder.weights_id[:12]}…); served here is {base_names}: serve that base too"
-                )
+        engine = self._engine_of(source, mine, source.evaluated_with)
+        second = source.embedder and self._engine_of(source, source.embedder, source.embedded_with)
         allowed = self._allow_other_weights
         return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
 
-    def _cascade(self, source: Card | Skin, name: str | None) -> ServedCascade:
-        card = card_of(source) if isinstance(source, Skin) else source
-        parts = parts_of(card)
-        if not parts:
-            raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
-        return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
-
-    def _pool(self, served: ServedSkin) -> ResidentPool:
-        """Where it counts: with the adapters of the engine that has to hold its weights, if it has some."""
-        engine = served.adapted_on
-        return self.plain if engine is None else self.adapters[engine]
-
-    def _engine_of(self, base: BaseReference, judged: EvaluatedWith | None) -> Engine | None:
-        """The engine of this base that holds it as was `judged`, else its first."""
+    def _engine_of(self, source: Card | Skin, base: BaseReference, judged: EvaluatedWith | None) -> Engine:
+        """The engine of this base that holds it as was `judged`, else its first. SkinError."""
         its = [engine for engine in self.engines if base.has_weights_of(engine.base.identity)]
+        if not its:
+            base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
+            raise SkinError(
+                f"skin {source.name!r} belongs to the base {base.name} (weights {base.weights_id[:12]}…); served here "
+                f"is {base_names}: serve that base too"
+            )
         evaluated_as = None if judged is None else (judged.weights, judged.kernel)
-        return next(
-            (engine for engine in its if (engine.weights, engine.kernel) == evaluated_as), its[0] if its else None
-        )
+        return next((engine for engine in its if (engine.weights, engine.kernel) == evaluated_as), its[0])
 
     def label(self, engine: Engine) -> str:
-        """What an engine is called: by its base's name, and where that stands for another engine, by how it holds it
-        as well."""
+        """An engine's name: its base's, and where that stands for another engine, how it holds it as well."""
         bases = [model for model in self.models.values() if isinstance(model, ServedBase)]
-        base_name = next((model.name for model in bases if model.engine is engine), None)
-        if base_name is not None:
-            return base_name
-        named = next(
-            (model.name for model in bases if model.engine.base.identity == engine.base.identity), engine.base.name
-        )
-        return f"{named} ({engine.weights}, {engine.kernel})"
+        for model in bases:
+            if model.engine is engine:
+                return model.name
+        names = (model.name for model in bases if model.engine.base.identity == engine.base.identity)
+        return f"{next(names, engine.base.name)} ({engine.weights}, {engine.kernel})"
 
     def add(self, served: Served) -> None:
         """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
@@ -165,7 +190,9 @@ class Registry:
             raise UsageError(f"two models are called {name!r}; rename one of them")
         self.models[name] = served
         if isinstance(served, ServedSkin):
-            self._guests[name] = Guest(self._pool(served), served)
+            # It counts with the adapters of the engine that has to hold its weights, if it has some.
+            pool = self.plain if served.adapted_on is None else self.adapters[served.adapted_on]
+            self._guests[name] = Guest(pool, served)
             self._removed.discard(served.card.id)
 
     def replace(self, served: ServedSkin) -> ServedSkin | None:
@@ -180,9 +207,7 @@ class Registry:
 
     def remove(self, name: str) -> int:
         """The skin is served no more. Returns how many calls still run on it. UnknownModelError."""
-        guest = self.guest(name)
-        holders = guest.holders
-        served = self.models[name]
+        holders, served = self.guest(name).holders, self.models[name]
         assert isinstance(served, ServedSkin)
         self._removed.add(served.card.id)
         self._retire(name)
@@ -214,51 +239,43 @@ class Registry:
         problems = list(scanned.problems)
         cards_by_name: dict[str, Card] = {}
         for card in scanned.cards:
-            if card.name in cards_by_name:
-                problems.append(
-                    f"{card.directory}: {cards_by_name[card.name].directory} has the name {card.name!r} already"
-                )
-                continue
-            cards_by_name[card.name] = card
-            change, problem = self._register(card)
-            if change is not None:
-                names[change].append(card.name)
-            if problem is not None:
-                problems.append(f"{card.directory}: {problem}")
+            twin = cards_by_name.setdefault(card.name, card)
+            try:
+                if twin is not card:
+                    raise UsageError(f"{twin.directory} has the name {card.name!r} already")
+                change = self._register(card)
+                if change is not None:
+                    names[change].append(card.name)
+            except BedplateError as error:
+                problems.append(f"{card.directory}: {error.message}")
         for name in [name for name in self._scanned if name not in cards_by_name]:
             self._retire(name)
             names["removed"].append(name)
         return {**names, "registered": len(self._guests), "problems": problems}
 
-    def _register(self, card: Card) -> tuple[str | None, str | None]:
-        """("added" or "replaced", None), or (None, what is wrong with it, if anything is)."""
+    def _register(self, card: Card) -> str | None:
+        """ "added" or "replaced", or None where nothing changes."""
         existing = self.models.get(card.name)
-        if isinstance(existing, ServedSkin) and existing.card.id == card.id:
-            return None, None
-        if card.id in self._removed:
-            return None, None
+        if card.id in self._removed or (isinstance(existing, ServedSkin) and existing.card.id == card.id):
+            return None
         if existing is not None and card.name not in self._scanned:
-            return None, f"another model is called {card.name!r}"
-        try:
-            served = self.skin(card)
-            replaced = self.replace(served)
-        except BedplateError as error:
-            return None, error.message
+            raise UsageError(f"another model is called {card.name!r}")
+        replaced = self.replace(self.skin(card))
         self._scanned[card.name] = card.id
-        return ("added" if replaced is None else "replaced"), None
+        return "added" if replaced is None else "replaced"
 
     # Use
 
     def visible(self, caller: Caller) -> list[Served]:
-        """The models that the caller may use."""
         return [served for name, served in self.models.items() if caller.may_use(name)]
 
     def lookup(self, name: str, caller: Caller) -> Served:
         """UnknownModelError also for a model that the caller may not use: it learns nothing of it."""
         served = self.models.get(name) if caller.may_use(name) else None
         if served is None:
-            model_names = ", ".join(_first(model.name for model in self.visible(caller)))
-            hint = f"the models are: {model_names}" if model_names else "the caller may use none of those that are here"
+            names = [model.name for model in self.visible(caller)]
+            listed = ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")
+            hint = f"the models are: {listed}" if names else "the caller may use none of those that are here"
             raise UnknownModelError(f"there is no model {name[:100]!r} here; {hint}", param="model")
         return served
 
@@ -275,7 +292,9 @@ class Registry:
             except Moved:
                 continue
             except BedplateError as error:
-                raise _unavailable(name) from error
+                # Its files are not what was registered, or do not verify: nothing that the caller could change.
+                message = f"the skin {name!r} cannot be loaded; the server's log says why"
+                raise StatusError(503, message, "skin_unavailable", "model") from error
             try:
                 if not served.is_warm:
                     await run_in_thread(served.warm)
@@ -285,18 +304,5 @@ class Registry:
             return Lease(served, guest)
 
     def describe(self, served: Served) -> dict[str, Any]:
-        """The entry of /v1/models."""
         head = {"id": served.name, "object": "model", "created": self.created, "owned_by": "bedplate"}
         return {**head, "bedplate": {"base": served.answerer.describe().name, **served.describe()}}
-
-
-def _first(names: Iterable[str], limit: int = 20) -> list[str]:
-    listed = list(names)
-    return listed if len(listed) <= limit else [*listed[:limit], f"and {len(listed) - limit} more"]
-
-
-def _unavailable(name: str) -> StatusError:
-    """Its files are not what was registered, or do not verify: nothing that the caller could change."""
-    return StatusError(
-        503, f"the skin {name!r} cannot be loaded; the server's log says why", "skin_unavailable", "model"
-    )

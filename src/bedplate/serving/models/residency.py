@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
-from collections import deque
-from collections.abc import Callable, Coroutine
+from collections import OrderedDict, deque
+from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol, TypeVar
+
+from bedplate.inference.engine.engine import Engine
+from bedplate.models.specs.cache import cache_layout
 
 log = logging.getLogger("bedplate.serving")
 
@@ -89,7 +94,6 @@ class Guest:
         self.pool.on_release(self)
 
     def admit(self) -> None:
-        """All who wait hold it now."""
         waiters, self.waiters = self.waiters, []
         for ready in waiters:
             if not ready.done():
@@ -97,7 +101,6 @@ class Guest:
                 ready.set_result(None)
 
     def fail(self, error: BaseException) -> None:
-        """All who wait get `error`."""
         waiters, self.waiters = self.waiters, []
         for ready in waiters:
             if not ready.done():
@@ -123,14 +126,12 @@ class ResidentPool:
 
     @property
     def waiting(self) -> int:
-        """How many wait for a place."""
         return len(self._queue)
 
     def used(self, guest: Guest) -> None:
         self._ready[guest] = self._ready.pop(guest)
 
     def request_load(self, guest: Guest) -> None:
-        """Somebody waits for it."""
         if guest.state is Residency.UNLOADED:
             self._enqueue(guest)
         self._advance()
@@ -147,7 +148,9 @@ class ResidentPool:
 
     def _advance(self) -> None:
         """Gives free places to those who wait, makes places, and asks for turns."""
-        self._forget_given_up()
+        for guest in [guest for guest in self._queue if all(ready.done() for ready in guest.waiters)]:
+            self._queue.remove(guest)  # those who waited for it have given up
+            guest.state = Residency.UNLOADED
         while self._queue and self.resident < self.capacity:
             guest = self._queue.popleft()
             self._start(guest, Residency.LOADING, self._load(guest))
@@ -158,14 +161,10 @@ class ResidentPool:
         missing -= sum(guest.yielding for guest in self._ready)
         if missing > 0:
             self._ask_for_turns(missing)
-        elif not self._queue:
-            self._end_turns()
-
-    def _forget_given_up(self) -> None:
-        given_up = [guest for guest in self._queue if all(ready.done() for ready in guest.waiters)]
-        for guest in given_up:
-            self._queue.remove(guest)
-            guest.state = Residency.UNLOADED
+        elif not self._queue:  # nobody waits for a place any more: those who were to go stay
+            for guest in [guest for guest in self._ready if guest.yielding]:
+                guest.yielding = False
+                guest.admit()
 
     def _ask_for_turns(self, missing: int) -> None:
         current_time = time.monotonic()
@@ -183,13 +182,6 @@ class ResidentPool:
     def _timed(self) -> None:
         self._timer = None
         self._advance()
-
-    def _end_turns(self) -> None:
-        """Nobody waits for a place any more: those who were to go stay."""
-        for guest in self._ready:
-            if guest.yielding:
-                guest.yielding = False
-                guest.admit()
 
     def _start(self, guest: Guest, state: Residency, work: Coroutine[Any, Any, None]) -> None:
         self._ready.pop(guest, None)
@@ -244,3 +236,100 @@ def apart_now(call: Callable[[], T]) -> T:
     """`apart`, where there is no event loop yet."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a beginning is kept: on which engine, under which adapter."""
+
+    engine: Engine
+    adapter: str | None
+    tokens: tuple[int, ...]
+
+
+@dataclass
+class _CachedPrefix:
+    size: int
+    owners: set[object] = field(default_factory=set[object])
+
+
+class SkinPrefixes:
+    """At most `limit` bytes of keys and values."""
+
+    def __init__(self, limit: int) -> None:
+        self.limit = limit
+        self.cached_bytes = 0
+        """Bytes that are kept now."""
+        self._cached: OrderedDict[_Place, _CachedPrefix] = OrderedDict()
+        self._places: dict[object, _Place | None] = {}
+        self._lock = threading.Lock()
+        self._pinning = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._cached)
+
+    def used(self, owner: object) -> bool:
+        """Whether the owner's beginning is kept, which counts as its use. True also where there is none to keep."""
+        with self._lock:
+            place = self._places.get(owner)
+            if place is None:
+                return True
+            if place not in self._cached:
+                return False
+            self._cached.move_to_end(place)
+            return True
+
+    def add(self, owner: object, engine: Engine, tokens: Sequence[int], adapter: str | None) -> None:
+        """Computes and keeps a beginning for its owner; others that were used longer ago go. One larger than the limit
+        is not kept: its requests share what they can among themselves."""
+        size = prefix_bytes(engine, len(tokens))
+        place = _Place(engine, adapter, tuple(tokens))
+        with self._pinning:
+            with self._lock:
+                if not tokens or size > self.limit:
+                    self._places[owner] = None
+                    return
+                self._places[owner] = place
+                existing = self._cached.get(place)
+                leaving = [] if existing is not None else self._make_room(size)
+            for evicted in leaving:
+                evicted.engine.unpin(evicted.tokens, evicted.adapter, public=False)
+            if existing is None:
+                engine.pin(tokens, adapter, public=False)
+            with self._lock:
+                prefix = self._cached.setdefault(place, _CachedPrefix(size))
+                self.cached_bytes += 0 if existing is not None else size
+                prefix.owners.add(owner)
+                self._cached.move_to_end(place)
+
+    def _make_room(self, size: int) -> list[_Place]:
+        leaving: list[_Place] = []
+        while self._cached and self.cached_bytes + size > self.limit:
+            place, prefix = self._cached.popitem(last=False)
+            self.cached_bytes -= prefix.size
+            leaving.append(place)
+        return leaving
+
+    def forget(self, owner: object) -> None:
+        """The owner needs its beginning no more; the last owner takes it along."""
+        with self._pinning:
+            with self._lock:
+                place = self._places.pop(owner, None)
+                prefix = None if place is None else self._cached.get(place)
+                if place is None or prefix is None:
+                    return
+                prefix.owners.discard(owner)
+                if prefix.owners:
+                    return
+                del self._cached[place]
+                self.cached_bytes -= prefix.size
+            place.engine.unpin(place.tokens, place.adapter, public=False)
+
+
+def prefix_bytes(engine: Engine, tokens: int) -> int:
+    """What the keys and values of so many tokens take. 0 for an encoder, which keeps none."""
+    spec = engine.base.spec.main
+    if spec.kind == "encoder":
+        return 0
+    values_per_token = sum(cache_part.values for cache_part in cache_layout(spec) if not cache_part.of_sequence)
+    return values_per_token * engine.base.dtype.itemsize * tokens

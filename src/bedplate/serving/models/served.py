@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
+    Classification,
     Embedding,
     Generate,
     Generation,
     LookupContext,
     Request,
+    RequestTiming,
+    Result,
     Sampling,
     Usage,
 )
@@ -25,17 +30,83 @@ from bedplate.inference.predict.text_reading import (
     DOCUMENTS,
     QUERIES,
     embed_requests,
+    gives_numbers,
+    label_requests,
+    label_scores,
     prompt_of,
     side_prompt,
     similarities,
 )
-from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
+from bedplate.models.specs.transformer import Classifier
 from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
 from bedplate.serving.schemas.request_fields import SEED_LOW
 from bedplate.serving.schemas.response_formats import compiled
 from bedplate.serving.schemas.tool_fields import conversation_tokens
-from bedplate.text.calls.reply_form import begun_tokens, reply_form
-from bedplate.text.tokenizer import Tokenizer
+from bedplate.text.calls.reply_form import ReplyForm, begun_tokens, reply_form
+from bedplate.text.tokenizer import TextOrPair, Tokenizer
+
+
+class FurtherSteps(Protocol):
+    def is_unsure(self, result: Result) -> bool:
+        """Whether a choice is asked again after this result."""
+        ...
+
+    def next_plan(self, inputs: Sequence[TaskInput], terms: LookupContext) -> AnswerPlan:
+        """The next step, for choices with these inputs. It may take a while."""
+        ...
+
+
+@dataclass(frozen=True)
+class AnswerPlan:
+    """The first step: requests to one answerer, one for each choice of a reply in their order. followup: the steps
+    after it, which need the choices' inputs. form: of the texts that come of them, None where all is content."""
+
+    answerer: Answers
+    requests: Sequence[Request]
+    inputs: Sequence[TaskInput] = ()
+    followup: FurtherSteps | None = None
+    form: ReplyForm | None = None
+
+    def on(self, terms: LookupContext) -> AnswerPlan:
+        requests = [replace(request, tenant=terms.tenant, deadline=terms.deadline) for request in self.requests]
+        return replace(self, requests=requests)
+
+    def turns(self, max_choices: int) -> Iterator[AnswerPlan]:
+        """The plan in parts of at most so many choices."""
+        for start in range(0, len(self.requests), max_choices):
+            part = slice(start, start + max_choices)
+            yield replace(self, requests=self.requests[part], inputs=self.inputs[part])
+
+
+@dataclass(frozen=True)
+class PlanResult:
+    """What came of one choice, step by step. Tokens and time are those of all its steps together."""
+
+    steps: tuple[Result, ...]
+
+    @property
+    def last(self) -> Result:
+        """The answer that counts."""
+        return self.steps[-1]
+
+    @cached_property
+    def usage(self) -> Usage:
+        return Usage(*map(sum, zip(*(astuple(step.usage) for step in self.steps), strict=True)))
+
+    @cached_property
+    def timing(self) -> RequestTiming:
+        timings = [step.timing for step in self.steps]
+        before, last = sum(timing.total for timing in timings[:-1]), timings[-1]
+        queued, compute = sum(timing.queued for timing in timings), sum(timing.compute for timing in timings)
+        return RequestTiming(queued, before + last.first, before + last.total, compute)
+
+
+def compute_of(results: Sequence[PlanResult]) -> float:
+    """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
+    steps = [step for result in results for step in result.steps]
+    looked_up = {id(step.looked_up): step.looked_up.compute for step in steps if step.looked_up is not None}
+    return sum(step.timing.compute for step in steps) + sum(looked_up.values())
+
 
 COMPLETION_MAX_TOKENS = 16
 """The API's own default for /v1/completions; a chat goes on to the context's end by default."""
@@ -62,13 +133,16 @@ class TextReading:
 
 
 PLAIN = TextReading()
+Texts = Sequence[str | tuple[int, ...]]
+"""Texts, or the token ids of each."""
 
 
 class Served(ABC):
     """One model name: a base, or a skin on one.
 
     `chat` and `complete` plan the choices of a reply, in their order; what has to be looked up for these is looked up
-    on the caller's terms. Routes and observers know no more of what answers than `answerer` says.
+    on the caller's terms. What a model cannot do it refuses, which is the default. Routes and observers know no more of
+    what answers than `answerer` says.
     """
 
     name: str
@@ -92,33 +166,40 @@ class Served(ABC):
         """Numbers of the vectors that it gives."""
 
     @abstractmethod
-    def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan: ...
-    @abstractmethod
-    def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan: ...
-    @abstractmethod
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
-        """One choice for each text (or its token ids)."""
+    def describe(self) -> dict[str, Any]: ...
 
     @abstractmethod
+    def refusal(self) -> RequestError:
+        """What is said to a request for something that it cannot do."""
+
+    def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
+        raise self.refusal()
+
+    def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan:
+        raise self.refusal()
+
+    def embed(self, inputs: Texts, reading: TextReading) -> AnswerPlan:
+        """One choice for each text."""
+        raise self.refusal()
+
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
         """The vector that a result of `embed` holds, cut to `dimensions`."""
+        raise self.refusal()
 
-    @abstractmethod
     def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         """One choice for each input; `answer` of its result has the label and its scores."""
+        raise self.refusal()
 
-    @abstractmethod
-    def rerank(
-        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
-    ) -> AnswerPlan:
+    def rerank(self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading) -> AnswerPlan:
         """How well each document fits the query; `relevances` of its results has the scores."""
+        raise self.refusal()
 
-    @abstractmethod
     def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
         """The documents' scores, from all results of `rerank`: the higher the better."""
+        raise self.refusal()
 
-    @abstractmethod
-    def answer(self, plan_result: PlanResult) -> Answer: ...
+    def answer(self, plan_result: PlanResult) -> Answer:
+        raise self.refusal()
 
     def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
         """What the reply must say about how the request was read."""
@@ -128,12 +209,9 @@ class Served(ABC):
         """For one stream: from the text that the model gives to the text that the client gets."""
         return str
 
-    @abstractmethod
-    def describe(self) -> dict[str, Any]: ...
-
 
 class ServedBase(Served):
-    """The base itself."""
+    """A base, which gives vectors; an encoder without a head of its own gives nothing else."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name, self.answerer, self.engine = name, engine, engine
@@ -141,6 +219,57 @@ class ServedBase(Served):
     @property
     def fingerprint(self) -> str:
         return self.engine.base.identity.weights_id
+
+    @property
+    def dimensions(self) -> int:
+        return self.engine.base.embedding_size
+
+    def refusal(self) -> RequestError:
+        return RequestError(f"{self.name!r} embeds texts and does nothing else; use /v1/embeddings", param="model")
+
+    def embed(self, inputs: Texts, reading: TextReading) -> AnswerPlan:
+        base = self.engine.base
+        prompt = prompt_of(base, reading.prompt_name)
+        return AnswerPlan(self.answerer, embed_requests(base, inputs, prompt=prompt, truncate=reading.truncate))
+
+    def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
+        sentence = self.engine.base.sentence
+        normalise = sentence is None or sentence.spec.unit_length
+        return cut(cast("Embedding", plan_result.last).vector, dimensions, normalise=normalise)
+
+    def rerank(self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading) -> AnswerPlan:
+        base, truncate = self.engine.base, reading.truncate
+        requests = embed_requests(base, [query], prompt=side_prompt(base, *QUERIES), truncate=truncate)
+        requests += embed_requests(base, documents, prompt=side_prompt(base, *DOCUMENTS), truncate=truncate)
+        return AnswerPlan(self.answerer, requests)
+
+    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
+        sentence = self.engine.base.sentence
+        compared = "cosine" if sentence is None else sentence.spec.similarity
+        return similarities(compared, [self.vector(plan_result) for plan_result in plan_results])
+
+    def describe(self) -> dict[str, Any]:
+        base = self.engine.base
+        prompts = {} if base.sentence is None else {"prompts": dict(base.sentence.spec.prompts)}
+        return {**self.facts(), "architecture": "encoder", "dimensions": self.dimensions, **prompts}
+
+    def facts(self) -> dict[str, Any]:
+        """What every base says of itself."""
+        return {"kind": "base", "context_length": self.engine.base.spec.context_length}
+
+
+class ServedGenerator(ServedBase):
+    """A base that writes."""
+
+    def refusal(self) -> RequestError:
+        return RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
+
+    def describe(self) -> dict[str, Any]:
+        return self.facts()
+
+    def answer(self, plan_result: PlanResult) -> Answer:
+        generation = cast("Generation", plan_result.last)
+        return Answer(generation.text, generation.finish_reason, generation.usage, generation)
 
     def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
         messages = [message.plain() for message in body.messages]
@@ -196,42 +325,76 @@ class ServedBase(Served):
             requests += choices(Generate(cast("tuple[int, ...]", tokens), sampling, grammar), body.choices)
         return AnswerPlan(self.answerer, requests)
 
+
+PAIR = ("text", "text_pair")
+"""The fields of a pair of texts, as transformers' pipelines call them."""
+
+
+class ServedClassifier(ServedBase):
+    """An encoder with labels of its own: a classifier, or with one label a cross-encoder."""
+
     @property
-    def dimensions(self) -> int:
-        return self.engine.base.embedding_size
-
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
-        base = self.engine.base
-        prompt = prompt_of(base, reading.prompt_name)
-        return AnswerPlan(self.answerer, embed_requests(base, inputs, prompt=prompt, truncate=reading.truncate))
-
-    def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
-        sentence = self.engine.base.sentence
-        normalise = sentence is None or sentence.spec.unit_length
-        return cut(cast("Embedding", plan_result.last).vector, dimensions, normalise=normalise)
-
-    def rerank(
-        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
-    ) -> AnswerPlan:
-        base, truncate = self.engine.base, reading.truncate
-        requests = embed_requests(base, [query], prompt=side_prompt(base, *QUERIES), truncate=truncate)
-        requests += embed_requests(base, documents, prompt=side_prompt(base, *DOCUMENTS), truncate=truncate)
-        return AnswerPlan(self.answerer, requests)
-
-    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
-        sentence = self.engine.base.sentence
-        compared = "cosine" if sentence is None else sentence.spec.similarity
-        return similarities(compared, [self.vector(plan_result) for plan_result in plan_results])
+    def _head(self) -> Classifier:
+        head = self.engine.base.spec.classifier
+        assert head is not None
+        return head
 
     def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
-        raise RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
+        return self._plan([self._pair(raw_input) for raw_input in inputs], reading)
+
+    def embed(self, inputs: Texts, reading: TextReading) -> AnswerPlan:
+        raise self.refusal()
+
+    def rerank(self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading) -> AnswerPlan:
+        if len(self._head.labels) > 1:
+            raise RequestError(
+                f"{self.name!r} tells {len(self._head.labels)} labels apart and ranks nothing; use /v1/classify, or "
+                "ask a cross-encoder (of one label) or an embedder",
+                param="model",
+            )
+        return self._plan([(query, document) for document in documents], reading)
+
+    def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
+        return [self._scores(plan_result)[0] for plan_result in plan_results]
 
     def answer(self, plan_result: PlanResult) -> Answer:
-        generation = cast("Generation", plan_result.last)
-        return Answer(generation.text, generation.finish_reason, generation.usage, generation)
+        head, scores = self._head, self._scores(plan_result)
+        named = dict(zip(head.labels, scores, strict=True))
+        label = max(head.labels, key=lambda candidate: named[candidate])
+        if gives_numbers(head):
+            return Answer(label, "stop", plan_result.usage, extension={"label": label, "numbers": named})
+        extension: dict[str, Any] = {"label": label, "probabilities": named}
+        if head.problem == "any":
+            chosen = [candidate for candidate in head.labels if named[candidate] >= 0.5]
+            label, extension = json.dumps(chosen, ensure_ascii=False), {"labels": chosen, "probabilities": named}
+        return Answer(label, "stop", plan_result.usage, extension=extension)
 
     def describe(self) -> dict[str, Any]:
-        return {"kind": "base", "context_length": self.engine.base.spec.context_length}
+        return {**self.facts(), "architecture": "encoder", "labels": list(self._head.labels)}
+
+    def _plan(self, inputs: Sequence[TextOrPair], reading: TextReading) -> AnswerPlan:
+        return AnswerPlan(self.answerer, label_requests(self.engine.base, inputs, truncate=reading.truncate))
+
+    def _scores(self, plan_result: PlanResult) -> list[float]:
+        return label_scores(self._head, cast(Classification, plan_result.last).scores)
+
+    def _pair(self, raw_input: TaskInput) -> TextOrPair:
+        if isinstance(raw_input, str):
+            return raw_input
+        fields = raw_input if isinstance(raw_input, Mapping) else {}
+        first, second = (fields.get(name) for name in PAIR)
+        if set(fields) != set(PAIR) or not isinstance(first, str) or not isinstance(second, str):
+            message = f"{self.name!r} takes a text, or a pair of texts as an object of {' and '.join(PAIR)}"
+            raise RequestError(message, param="input")
+        return first, second
+
+    def refusal(self) -> RequestError:
+        ability = "judges pairs of texts" if len(self._head.labels) == 1 else "classifies texts"
+        return RequestError(
+            f"{self.name!r} {ability} and does nothing else; use /v1/classify"
+            + (" or /v1/rerank" if len(self._head.labels) == 1 else ""),
+            param="model",
+        )
 
 
 class Stripped:
@@ -272,7 +435,5 @@ def choices(request: Generate, count: int) -> list[Request]:
     seed = request.sampling.seed
     if seed is None:
         return [request] * count
-    return [
-        replace(request, sampling=replace(request.sampling, seed=(seed + i - SEED_LOW) % 2**64 + SEED_LOW))
-        for i in range(count)
-    ]
+    seeds = [(seed + i - SEED_LOW) % 2**64 + SEED_LOW for i in range(count)]
+    return [replace(request, sampling=replace(request.sampling, seed=seed)) for seed in seeds]

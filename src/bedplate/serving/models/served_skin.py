@@ -6,29 +6,52 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.values import TaskInput
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Generation, LookupContext, Request, Result
+from bedplate.inference.engine.requests import (
+    Classification,
+    Generate,
+    Generation,
+    LookupContext,
+    Request,
+    Result,
+    Stream,
+)
+from bedplate.inference.predict.callable_skin import is_unsure
+from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.lookup import citations
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.inference.predict.text_reading import similarities
 from bedplate.models.precision import dtype_name
-from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult
-from bedplate.serving.models.served import PLAIN, Answer, Served, Stripped, TextReading, choices, cut, finite
-from bedplate.serving.models.skin_prefixes import SkinPrefixes
+from bedplate.serving.models.residency import SkinPrefixes
+from bedplate.serving.models.served import (
+    PLAIN,
+    Answer,
+    AnswerPlan,
+    PlanResult,
+    Served,
+    Stripped,
+    TextReading,
+    Texts,
+    choices,
+    cut,
+    finite,
+)
 from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
+from bedplate.serving.schemas.request_fields import TOKEN_LIMIT
 from bedplate.serving.schemas.response_formats import compiled
 from bedplate.serving.schemas.strict_json import parse_json
 from bedplate.serving.schemas.tool_fields import refuse_tools
-from bedplate.skins.card import Card, card_of, report_of
-from bedplate.skins.files import read_identified
+from bedplate.skins.files import Card, card_of, read_identified, report_of
 from bedplate.skins.skin import ADAPTED, BaseReference, Skin
 from bedplate.skins.verify import check_base, check_judged
+from bedplate.text.tokenizer import Tokenizer
 
 RELEVANT = "relevant"
 """The label of a skin that judges whether a document fits a query."""
@@ -67,18 +90,15 @@ class ServedSkin(Served):
         self._allow_other_weights = allow_other_weights
         card = self.card
         if not isinstance(card.base, BaseReference):
-            by = "no base" if card.base is None else card.base.name
-            raise SkinError(f"skin {card.name!r} is answered by {by}, and by no base here")
+            raise SkinError(f"skin {card.name!r} is answered by no base here")
         check_base(card.name, card.base, card.format, engine.base)
         if card.embedder is not None and embedder is not None:
             check_base(card.name, card.embedder, "plain", embedder.base)
         self.warnings: list[str] = []
         for host_engine, judged in ((engine, card.evaluated_with), (embedder, card.embedded_with)):
             if host_engine is not None:
-                beneath = dtype_name(host_engine.base.dtype)
-                self.warnings += check_judged(
-                    card.name, judged, host_engine.weights, host_engine.kernel, allow_other_weights, beneath
-                )
+                weights, kernel, dtype = host_engine.weights, host_engine.kernel, dtype_name(host_engine.base.dtype)
+                self.warnings += check_judged(card.name, judged, weights, kernel, allow_other_weights, dtype)
         # Never used twice, so that no cached state of one version is ever another's.
         self._key = f"{card.id}.{next(_serial)}"
         self._loaded: Predictor | None = None
@@ -99,13 +119,8 @@ class ServedSkin(Served):
         self._read()
 
     def _read(self) -> Predictor:
-        return Predictor(
-            self.engine,
-            self._in_memory or self._read_registered(),
-            embedder=self._embedder,
-            allow_other_weights=self._allow_other_weights,
-            attach=False,
-        )
+        skin, allowed = self._in_memory or self._read_registered(), self._allow_other_weights
+        return Predictor(self.engine, skin, embedder=self._embedder, allow_other_weights=allowed, attach=False)
 
     def _read_registered(self) -> Skin:
         """What lies where the card was read. SkinError where that is another skin by now."""
@@ -182,10 +197,13 @@ class ServedSkin(Served):
             return base.embedding_size
         return embedding.dimensions or embedding.full_size(base.embedding_size, base.spec.hidden_size)
 
-    def embed(self, inputs: Sequence[str | tuple[int, ...]], reading: TextReading = PLAIN) -> AnswerPlan:
+    def refusal(self) -> RequestError:
+        return RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
+
+    def embed(self, inputs: Texts, reading: TextReading) -> AnswerPlan:
         self._refuse(reading)
         if self.card.output.as_embedding is None:
-            raise RequestError(f"{self.name!r} is a skin and has no embeddings; ask a base", param="model")
+            raise self.refusal()
         texts = [text for text in inputs if isinstance(text, str)]
         if len(texts) < len(inputs):
             raise RequestError(f"{self.name!r} is a skin: its input is text, not token ids", param="input")
@@ -203,17 +221,12 @@ class ServedSkin(Served):
         if reading.truncate is not False:
             raise RequestError(f"{self.name!r} is a skin and cuts no input", param="truncate_prompt_tokens")
 
-    def rerank(
-        self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading = PLAIN
-    ) -> AnswerPlan:
+    def rerank(self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading) -> AnswerPlan:
         if self.card.output.as_embedding is not None:
             return self.embed((query, *documents), reading)
         if set(self.card.inputs) != {"query", "document"} or RELEVANT not in self.card.labels:
-            raise RequestError(
-                f"{self.name!r} cannot rerank: ask a base, an embedding skin, or a skin with the inputs query and "
-                f"document and a label {RELEVANT!r}",
-                param="model",
-            )
+            message = f"{self.name!r} cannot rerank: ask a base, an embedding skin, or a skin with the inputs query and"
+            raise RequestError(f"{message} document and a label {RELEVANT!r}", param="model")
         return self.classify([{"query": query, "document": text} for text in documents], terms, reading)
 
     def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
@@ -225,10 +238,9 @@ class ServedSkin(Served):
     def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
         self._refuse(reading)
         if not self.card.labels:
-            raise RequestError(
-                f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has", param="model"
-            )
-        rows = [self._input(raw_input) if isinstance(raw_input, str) else raw_input for raw_input in inputs]
+            message = f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has"
+            raise RequestError(message, param="model")
+        rows = [self._input(raw_input) for raw_input in inputs]
         return AnswerPlan(self.answerer, self._predictor.requests(rows, queued=True, terms=terms))
 
     def refuse_settings(self, body: ChatRequest | CompletionRequest) -> None:
@@ -246,22 +258,17 @@ class ServedSkin(Served):
             if body.choices > 1:
                 raise RequestError(f"{self.name!r} answers with a label: n can only be 1", param="n")
             if body.alternatives is not None:
-                raise RequestError(
-                    f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field",
-                    param="logprobs",
-                )
+                message = f"{self.name!r} answers with a label: its log-probabilities are in the reply's bedplate field"
+                raise RequestError(message, param="logprobs")
 
     def _plan(self, texts: Sequence[str], body: ChatRequest | CompletionRequest, terms: LookupContext) -> AnswerPlan:
         self.refuse_settings(body)
         if self.card.labels:
             return self.classify(texts, terms)
-        skin_grammar = self._predictor.grammar
-        changes = body.sampling()
-        cutting = next(
-            (name for name in ("stop", "stop_token_ids") if name in changes and skin_grammar is not None), None
-        )
-        if cutting is not None:
-            raise RequestError(f"{self.name!r} gives whole answers only; leave {cutting} out", param=cutting)
+        skin_grammar, changes = self._predictor.grammar, body.sampling()
+        for name in () if skin_grammar is None else ("stop", "stop_token_ids"):
+            if name in changes:
+                raise RequestError(f"{self.name!r} gives whole answers only; leave {name} out", param=name)
         grammar = compiled(self.engine.compile, body.grammar, terms.tenant)
         if "stop" in changes:  # the skin's own belong to its output
             stops = self._predictor.sampling().stop
@@ -273,9 +280,9 @@ class ServedSkin(Served):
             requests += choices(replace(cast(Generate, request), grammar=grammar or skin_grammar), body.choices)
         return AnswerPlan(self.answerer, requests)
 
-    def _input(self, text: str) -> TaskInput:
+    def _input(self, text: TaskInput) -> TaskInput:
         names = self.card.inputs
-        if len(names) == 1:
+        if not isinstance(text, str) or len(names) == 1:
             return text
         try:
             fields = parse_json(text)
@@ -305,10 +312,9 @@ class ServedSkin(Served):
         if isinstance(result, Generation):
             # As it was streamed: `output` may be another writing of it.
             return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, extension or None)
-        scores = {label: finite(score) for label, score in prediction.scores.items()}
-        one_label, answer = self.card.output.is_one_label, prediction.output
-        chosen: dict[str, Any] = {"label": answer} if one_label else {"labels": json.loads(answer)}
-        return Answer(prediction.output, "stop", result.usage, None, {**chosen, "scores": scores, **extension})
+        scores, answer = {label: finite(score) for label, score in prediction.scores.items()}, prediction.output
+        chosen = {"label": answer} if self.card.output.is_one_label else {"labels": json.loads(answer)}
+        return Answer(answer, "stop", result.usage, None, {**chosen, "scores": scores, **extension})
 
     def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
         ignored = len(body.messages) - 1 if isinstance(body, ChatRequest) else 0
@@ -324,5 +330,183 @@ class ServedSkin(Served):
             extras["dimensions"] = self.dimensions
         if self.warnings:
             extras["warnings"] = self.warnings
-        report = {"report": self.card.report}
-        return {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind, **extras, **report}
+        head = {"kind": card.kind, "inputs": list(card.inputs), "output": output.kind}
+        return {**head, **extras, "report": card.report}
+
+
+class ServedCascade(ServedSkin):
+    """Two served skins under one name. In memory means both are; either can be on any of the server's engines."""
+
+    def __init__(self, card: Card, first: ServedSkin, second: ServedSkin, *, name: str | None = None) -> None:
+        self.card, self.name = card, card.name if name is None else name
+        self.first, self.second = first, second
+        # A bag-of-words model, which comes first, has no tokenizer: the other one stands for the cascade then.
+        self.answerer = first.answerer if first.answerer.describe().tokenizer else second.answerer
+        self.warnings = [*first.warnings, *second.warnings]
+        self._threshold: float | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        return self.first.fingerprint
+
+    @property
+    def dimensions(self) -> int:
+        return self.second.dimensions
+
+    @property
+    def adapted_on(self) -> Engine | None:
+        return self.second.adapted_on or self.first.adapted_on
+
+    def check(self) -> None:
+        self._read_registered()
+        self.first.check()
+        self.second.check()
+
+    def load(self) -> None:
+        # Its two skins read their own weights, and give them to their engines: nothing else of it is kept.
+        cascade = self._read_registered().cascade
+        assert cascade is not None
+        self._threshold = cascade.threshold
+        del cascade
+        self.first.load()
+        try:
+            self.second.load()
+        except BaseException:
+            self.first.unload()
+            raise
+
+    def unload(self) -> None:
+        self.first.unload()
+        self.second.unload()
+
+    @property
+    def is_warm(self) -> bool:
+        first = self.first.is_warm
+        return self.second.is_warm and first
+
+    def warm(self) -> None:
+        self.first.warm()
+        self.second.warm()
+
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+        self._refuse(reading)
+        rows = [self._input(raw_input) for raw_input in inputs]
+        return replace(self.first.classify(rows, terms), inputs=rows, followup=self)
+
+    def _plan(self, texts: Sequence[str], body: ChatRequest | CompletionRequest, terms: LookupContext) -> AnswerPlan:
+        self.first.refuse_settings(body)
+        return self.classify(texts, terms)
+
+    def is_unsure(self, result: Result) -> bool:
+        """Whether the second skin is to be asked after this result of the first."""
+        assert self._threshold is not None
+        return is_unsure(self._threshold, self.first.read(result))
+
+    def next_plan(self, inputs: Sequence[TaskInput], terms: LookupContext) -> AnswerPlan:
+        return self.second.classify(inputs, terms)
+
+    def answer(self, plan_result: PlanResult) -> Answer:
+        passed_on = len(plan_result.steps) > 1
+        answer = (self.second if passed_on else self.first).answer(plan_result)
+        return replace(answer, usage=plan_result.usage, extension={**(answer.extension or {}), "passed_on": passed_on})
+
+
+@dataclass(frozen=True)
+class ImmediateAnswer(Request):
+    """A request whose result is there. tokens: one for each word, all of them the request's own number, so that no two
+    are taken for the same prompt."""
+
+    result: Classification
+
+
+class ImmediateAnswers:
+    """The answerer of requests that are answered already. facts: of the model whose name they are asked under."""
+
+    alive = True
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def submit(self, request: Request) -> Stream:
+        stream = Stream(request)
+        stream.finish(cast(ImmediateAnswer, request).result)
+        return stream
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return [cast(ImmediateAnswer, request).result for request in requests]
+
+    def tokenize(self, text: str) -> list[int]:
+        """UsageError: there is no tokenizer."""
+        return self._facts.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        return self._facts
+
+
+class ServedClassical(ServedSkin):
+    """A bag-of-words model, which needs no base. context_length: the most words of a conversation that it is shown."""
+
+    def __init__(self, source: Card | Skin, context_length: int, *, name: str | None = None) -> None:
+        self.card = source if isinstance(source, Card) else card_of(source)
+        self.name = self.card.name if name is None else name
+        self.answerer = ImmediateAnswers(Facts(self.name, frozenset({"classify"}), context_length))
+        self._in_memory = source if isinstance(source, Skin) else None
+        self.warnings: list[str] = []
+        self._resident: ClassicalPredictor | None = None
+
+    @property
+    def adapted_on(self) -> Engine | None:
+        return None
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        raise RequestError(f"{self.name!r} counts words and has no tokenizer; name a base", param="model")
+
+    @property
+    def fingerprint(self) -> str:
+        return self.card.id
+
+    @property
+    def dimensions(self) -> int:
+        return TOKEN_LIMIT  # it has no vectors, which `embed` says
+
+    # In memory or not
+
+    def check(self) -> None:
+        ClassicalPredictor(self._in_memory or self._read_registered())
+
+    def load(self) -> None:
+        self._resident = ClassicalPredictor(self._in_memory or self._read_registered())
+
+    def unload(self) -> None:
+        self._resident = None
+
+    @property
+    def is_warm(self) -> bool:
+        return True
+
+    def warm(self) -> None:
+        """There is nothing that its prompts share."""
+
+    # Asking
+
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+        self._refuse(reading)
+        requests: list[Request] = []
+        for raw_input in inputs:
+            result = self._classifier.classified(self._input(raw_input))
+            tokens = (next(_serial),) * result.usage.prompt_tokens
+            requests.append(ImmediateAnswer(tokens, skin=self.name, result=result))
+        return AnswerPlan(self.answerer, requests)
+
+    def read(self, result: Result) -> Prediction:
+        return self._classifier.read(cast(Classification, result))
+
+    @property
+    def _classifier(self) -> ClassicalPredictor:
+        if self._resident is None:
+            raise RuntimeError(f"the skin {self.name!r} is not in memory; hold a lease on it")
+        return self._resident
+
+    def describe(self) -> dict[str, Any]:
+        return {**super().describe(), "base": None}

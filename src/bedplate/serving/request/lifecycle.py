@@ -24,6 +24,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 from fastapi import Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -31,21 +32,30 @@ from bedplate.core.errors import DeadlineError, RequestError
 from bedplate.inference.engine.requests import LookedUp, LookupContext, Step
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.callers.caller_guard import AdmittedCall, Caller
-from bedplate.serving.models.answer_plan import AnswerPlan, PlanResult, compute_of
 from bedplate.serving.models.registry import Lease, ModelRequest
-from bedplate.serving.models.served import Answer, Served
-from bedplate.serving.request.bridge import arrivals, cancel_all, results, submit_all, until_disconnect
-from bedplate.serving.request.events import EventStream
-from bedplate.serving.request.observers import FinishedCall, UnansweredCall
-from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.schemas.bodies import parse_object, read_bytes
-from bedplate.serving.schemas.http_errors import StoppingError, name_source
+from bedplate.serving.models.served import Answer, AnswerPlan, PlanResult, Served, compute_of
+from bedplate.serving.request.events import EventStream, arrivals, cancel_all, results, submit_all, until_disconnect
+from bedplate.serving.request.server_state import FinishedCall, ServerState, UnansweredCall
+from bedplate.serving.schemas.http_errors import (
+    ACCESS_FACTS,
+    CALLER,
+    ORIGIN,
+    REPLY_HEADERS,
+    ClientGone,
+    StatusError,
+    StoppingError,
+    name_source,
+)
 from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest, read_fields
 from bedplate.serving.schemas.request_fields import RequestFields
-from bedplate.serving.schemas.scope import ACCESS_FACTS, CALLER, ORIGIN, REPLY_HEADERS
+from bedplate.serving.schemas.strict_json import parse_json
 
 T = TypeVar("T")
 M = TypeVar("M", bound=RequestFields)
+
+READ_SECONDS = 60.0
+# A client that is cut off while it still writes sees a broken pipe and no answer: a bit more is read and dropped.
+_DRAINED_BYTES = 16 * 1024 * 1024
 
 READ_AT_ONCE = 32 * 1024
 """Bytes of a body that is read on the loop; larger ones are read beside it."""
@@ -66,8 +76,7 @@ class CallInProgress:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What newly came of one choice: text (as the client gets it), and the steps behind it; with the last of it, the
-    whole and its answer."""
+    """What newly came of one choice: text and the steps behind it; with the last of it, the whole and its answer."""
 
     index: int
     text: str
@@ -111,17 +120,12 @@ class ApiCall:
 
     def _seconds(self) -> float:
         limit = self.server.config.limits.timeout_seconds
-        header = self.request.headers.get(TIMEOUT_HEADER)
-        if header is None:
-            return limit
-        try:
-            seconds = float(header)
-        except ValueError:
-            seconds = float("nan")
-        if not 0 < seconds <= limit:
-            message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
-            raise RequestError(message, param=TIMEOUT_HEADER)
-        return seconds
+        header = self.request.headers.get(TIMEOUT_HEADER, str(limit))
+        with contextlib.suppress(ValueError):
+            if 0 < float(header) <= limit:
+                return float(header)
+        message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
+        raise RequestError(message, param=TIMEOUT_HEADER)
 
     async def turn(self) -> None:
         """Waits for the tenant's turn. DeadlineError, LimitError."""
@@ -132,15 +136,11 @@ class ApiCall:
         """The request's JSON object. RequestError."""
         content = await read_bytes(self.request, self.server.config.limits.body_bytes, self.reservation.reserve)
         self.size = len(content)
-        if self.size <= READ_AT_ONCE:
-            return self._read(parse_object(content))
-        return self._read(await self.off_loop(lambda _: parse_object(content)))
-
-    def _read(self, body: dict[str, Any]) -> dict[str, Any]:
-        self.sent = body
+        at_once = self.size <= READ_AT_ONCE
+        self.sent = parse_object(content) if at_once else await self.off_loop(lambda _: parse_object(content))
         if self.server.config.logs.prompts:
-            self.request.scope[ACCESS_FACTS]["asked"] = body
-        return body
+            self.request.scope[ACCESS_FACTS]["asked"] = self.sent
+        return self.sent
 
     async def read(self, model: type[M]) -> M:
         """The body as a request. RequestError names the first field that is wrong, unknown or not served."""
@@ -208,9 +208,8 @@ class ApiCall:
         """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
         engine, so it runs beside the loop, in the tenant's turn; one whose client has left ends unheard, at the
         deadline at the latest. LimitError where too much of the tenant's waits."""
-        return await self._within_its_time(
-            self._run_off_loop(lambda: work(self._terms)), "the prompt could not be made"
-        )
+        running = self._run_off_loop(lambda: work(self._terms))
+        return await self._within_its_time(running, "the prompt could not be made")
 
     async def _run_off_loop(self, work: Callable[[], T], *, refused: bool = True) -> T:
         return await self.server.preparation.run(self.caller.tenant, self.size, work, refused=refused)
@@ -238,9 +237,9 @@ class ApiCall:
         return run
 
     def _queue(self, plan: AnswerPlan) -> CallInProgress:
-        streams = submit_all(plan.answerer, plan.requests)
-        self._streams += streams
-        return CallInProgress(plan, streams)
+        run = CallInProgress(plan, submit_all(plan.answerer, plan.requests))
+        self._streams += run.streams
+        return run
 
     async def results(self, run: CallInProgress) -> list[PlanResult]:
         """What comes of all choices, unless the client goes away first."""
@@ -257,19 +256,15 @@ class ApiCall:
         """Waits for a step, and takes those that follow on it."""
         next_step = run.plan.followup
         step_results = [PlanResult((result,)) for result in await results(run.plan.answerer, run.streams)]
-        unsure = (
-            []
-            if next_step is None
-            else [i for i, result in enumerate(step_results) if next_step.is_unsure(result.last)]
-        )
-        if next_step is None or not unsure:
+        if next_step is None:
+            return step_results
+        unsure = [i for i, result in enumerate(step_results) if next_step.is_unsure(result.last)]
+        if not unsure:
             return step_results
         make_plan = partial(next_step.next_plan, [run.plan.inputs[i] for i in unsure], self._terms)
         making = self._run_off_loop(make_plan, refused=False)  # the first skin has computed its part
-        next_plan = (await self._until_deadline(making, "the prompt of the second skin could not be made")).on(
-            self._terms
-        )
-        for i, continued in zip(unsure, await self._steps(self._queue(next_plan)), strict=True):
+        plan = await self._until_deadline(making, "the prompt of the second skin could not be made")
+        for i, continued in zip(unsure, await self._steps(self._queue(plan.on(self._terms))), strict=True):
             step_results[i] = PlanResult((*step_results[i].steps, *continued.steps))
         return step_results
 
@@ -313,27 +308,24 @@ class ApiCall:
             queued_ms=round(1000 * max((result.timing.queued for result in plan_results), default=0.0), 1),
             ttft_ms=round(1000 * max((result.timing.first for result in plan_results), default=0.0), 1),
             finish=",".join(sorted({answer.finish_reason for answer in answers})),
+            **({} if self.cost_usd is None else {"cost_usd": self.cost_usd}),
         )
-        if self.cost_usd is not None:
-            self.request.scope[ACCESS_FACTS]["cost_usd"] = self.cost_usd
-        seconds = time.perf_counter() - self.start
-        served = self.lease.served
         finished = FinishedCall(
             id=self.id,
             endpoint=self.endpoint,
             caller=self.caller,
-            served=served,
+            served=self.lease.served,
             request=request,
             results=plan_results,
             answers=answers,
-            seconds=seconds,
+            seconds=time.perf_counter() - self.start,
             cost_usd=self.cost_usd,
             origin=self._origin,
             routed=self.lease.routed,
             size=self.size,
         )
-        for observer in self.server.observers:
-            observer.finished(finished)
+        for observe in self.server.observers:
+            observe(finished)
 
     def hold_reply(self, reply: Response) -> Response:
         """The whole reply, which is held until it was taken; until then the call is one of those that the key may run
@@ -351,7 +343,6 @@ class ApiCall:
             self._lease.release()
 
     def close(self) -> None:
-        """The call is over."""
         self.release()
         if self.admission is not None:
             self.admission.end()
@@ -359,7 +350,7 @@ class ApiCall:
 
     def _charge_the_rest(self) -> None:
         """What was computed for a client that left is charged once the engine has let go of it."""
-        lease, streams, price = self._lease, list(self._streams), self.server.config.price
+        lease, streams, price = self._lease, [*self._streams], self.server.config.price
 
         def charge() -> None:
             prompt, completion, seconds = spent_on(streams)
@@ -437,6 +428,40 @@ def answers(
     return decorate
 
 
+def parse_object(content: bytes) -> dict[str, Any]:
+    """A body as a JSON object. RequestError 400 for anything else."""
+    parsed = parse_json(content)
+    if not isinstance(parsed, dict):
+        raise RequestError("the body must be a JSON object", code="invalid_json")
+    return parsed
+
+
+async def read_bytes(request: Request, limit: int, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
+    """The body as it was sent. StatusError 413 over `limit` bytes, 408 when it is too slow. on_bytes: told of the bytes
+    that are kept, as they come; what it raises ends the reading."""
+    try:
+        async with asyncio.timeout(READ_SECONDS):
+            return await _read(request, limit, on_bytes)
+    except TimeoutError:
+        raise StatusError(408, f"the body did not arrive within {READ_SECONDS:g} s", "request_timeout") from None
+    except ClientDisconnect:
+        raise ClientGone from None
+
+
+async def _read(request: Request, limit: int, on_bytes: Callable[[int], None]) -> bytes:
+    content, size = bytearray(), 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size <= limit:
+            on_bytes(len(chunk))
+            content += chunk
+        elif size > limit + _DRAINED_BYTES:
+            break
+    if size > limit:
+        raise StatusError(413, f"the body is larger than {limit:,} bytes", "request_too_large")
+    return bytes(content)
+
+
 def tokens_of(request: RequestFields, plan_results: Sequence[PlanResult]) -> tuple[int, int]:
     """Prompt and completion tokens as the reply's usage has them: the choices of one prompt count it once."""
     prompt = sum(result.usage.prompt_tokens for result in plan_results[:: request.choices])
@@ -468,11 +493,7 @@ def spent_on(streams: Sequence[Stream]) -> tuple[int, int, float]:
     prompt = completion = 0
     seconds, lookups = 0.0, dict[int, LookedUp]()
     for _, group in groupby(streams, lambda stream: stream.request.tokens):
-        choices = [
-            choice
-            for choice in group
-            if choice.failure is None or isinstance(choice.failure, RequestError | DeadlineError)
-        ]
+        choices = [c for c in group if c.failure is None or isinstance(c.failure, RequestError | DeadlineError)]
         prompt += max((choice.spent.usage.prompt_tokens for choice in choices), default=0)
         completion += sum(choice.spent.usage.completion_tokens for choice in choices)
         seconds += sum(choice.spent.compute for choice in choices)

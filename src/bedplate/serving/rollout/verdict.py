@@ -2,22 +2,147 @@
 
 A call is counted once `wait_minutes` have passed since it was answered: by then it has an outcome (what a user said of
 it), or it is missing. Younger calls are pending, whatever was said of them, because complaints come sooner than praise.
-Bounds are those of `core.statistics.counted_bets`. They are of the calls that were judged; beside them stand the bounds
+Bounds are those of `core.statistics.betting`. They are of the calls that were judged; beside them stand the bounds
 that hold whatever the others were (Manski 1989, Journal of Human Resources 24:343).
 """
 
 from __future__ import annotations
 
+import hashlib
+import math
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from bedplate.core.statistics.counted_bets import lower_bound, upper_bound
-from bedplate.serving.rollout.shadow_comparison import WRONG, answer_digest
-from bedplate.serving.settings.route_config import RouteVerdict
+from bedplate.core.statistics.betting import lower_bound, upper_bound
+from bedplate.core.statistics.clusters import robust_mean
+from bedplate.core.statistics.paired import paired_difference, sign_flip
+from bedplate.core.statistics.proportions import wilson
+from bedplate.core.statistics.unequal import enough_groups
+from bedplate.serving.settings.server_config import JUDGED_WRONG, RouteVerdict
+
+CONFIDENCE = 0.95
+_RESAMPLES = 5000
+MOST_TIMED = 1000
+"""Latencies are compared over the last so many pairs."""
+
+Json = dict[str, Any]
+
+
+def answer_digest(text: str) -> str:
+    """What is remembered of an answer: enough to tell whether another is the same."""
+    return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+WRONG = answer_digest(JUDGED_WRONG)
+
+
+@dataclass(frozen=True)
+class AnsweredCall:
+    """One model's part of one call. seconds: as the caller waited; compute: its share of the engine's steps."""
+
+    answers: tuple[str, ...]
+    """A digest for each choice."""
+    seconds: float
+    compute: float
+
+
+@dataclass(frozen=True)
+class ShadowPair:
+    """One call, answered by the version that its caller got, and by the shadow."""
+
+    id: str
+    tenant: str
+    version: str
+    ours: AnsweredCall
+    shadow: AnsweredCall
+
+    @property
+    def agrees(self) -> bool:
+        return self.ours.answers == self.shadow.answers
+
+
+def rate(hits: int, n: int) -> Json | None:
+    """A share with its Wilson interval; None of nothing."""
+    if n == 0:
+        return None
+    low, high = wilson(hits, n, CONFIDENCE)
+    return {"rate": hits / n, "n": n, "interval": [low, high], "confidence": CONFIDENCE}
+
+
+def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> Json:
+    """The comparison of the pairs. targets: call id → digest of the right answer, None where ours was called good.
+
+    Calls count as independent, unless there are tenants enough to count by (`unit` says which).
+    """
+    judged = [pair for pair in pairs if pair.id in targets]
+    # Where ours was only called bad, nobody knows of another answer.
+    judged = [p for p in judged if targets[p.id] != WRONG or p.ours.answers[0] == p.shadow.answers[0]]
+    return {
+        "compared": len(pairs),
+        "agreement": rate(sum(pair.agrees for pair in pairs), len(pairs)),
+        "seconds": _times([(p.ours.seconds, p.shadow.seconds, p.tenant) for p in pairs[-MOST_TIMED:]]),
+        "compute_seconds": _times([(p.ours.compute, p.shadow.compute, p.tenant) for p in pairs[-MOST_TIMED:]]),
+        "correctness": _correctness(judged, targets),
+    }
+
+
+def _groups(tenants: Sequence[str]) -> tuple[str, Sequence[Hashable]]:
+    """By tenant where there are enough for it, else every call for itself."""
+    return ("tenant", tenants) if enough_groups(tenants) else ("call", range(len(tenants)))
+
+
+def _times(rows: Sequence[tuple[float, float, str]]) -> Json | None:
+    """The shadow's time minus ours: mean, t interval (for tenants of any sizes), sign-flip p-value."""
+    if len(rows) < 2:
+        return None
+    from scipy.special import stdtrit
+
+    ours, shadow = [row[0] for row in rows], [row[1] for row in rows]
+    differences = [b - a for a, b, _ in rows]
+    unit, groups = _groups([tenant for _, _, tenant in rows])
+    mean = robust_mean(differences, groups)
+    half = mean.se * float(stdtrit(mean.freedom, 1 - (1 - CONFIDENCE) / 2))
+    return {
+        "version": math.fsum(ours) / len(ours),
+        "shadow": math.fsum(shadow) / len(shadow),
+        "difference": mean.mean,
+        "interval": [mean.mean - half, mean.mean + half],
+        "confidence": CONFIDENCE,
+        "p_value": sign_flip(differences, groups, resamples=_RESAMPLES),
+        "n": mean.n,
+        "unit": unit,
+    }
+
+
+def _correctness(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> Json | None:
+    """Over the calls that users judged. Whoever called an answer good had seen ours, which favours it."""
+    if not pairs:
+        return None
+    ours: list[float] = []
+    shadow: list[float] = []
+    for pair in pairs:
+        target = targets[pair.id]
+        right = pair.ours.answers[0] if target is None else target
+        ours.append(float(pair.ours.answers[0] == right))
+        shadow.append(float(pair.shadow.answers[0] == right))
+    unit, groups = _groups([pair.tenant for pair in pairs])
+    comparison = paired_difference(shadow, ours, groups, CONFIDENCE)
+    return {
+        "version": rate(int(sum(ours)), len(ours)),
+        "shadow": rate(int(sum(shadow)), len(shadow)),
+        "difference": comparison.difference,
+        "interval": list(comparison.interval),
+        "confidence": CONFIDENCE,
+        "p_value": comparison.p_value,
+        "test": comparison.test,
+        "n": comparison.n,
+        "unit": unit,
+    }
+
 
 MOST_PENDING = 100_000
 """Calls that wait for their outcome; more settle the oldest before their time, which is said."""
@@ -32,12 +157,12 @@ class Digests:
         self._targets = targets
 
     def of(self, id: str) -> tuple[bool, str | None]:
-        """Whether anything was said of the call, and the digest of the right answer, None where its own was called
-        good."""
-        missing = object()
-        target = self._targets.get(id, missing)  # pyright: ignore[reportArgumentType, reportCallIssue]
-        has_target = target is not missing
-        return has_target, None if not has_target or target is None else answer_digest(str(target))
+        """Whether anything was said of the call, and the right answer's digest, None where its own was called good."""
+        try:
+            target = self._targets[id]
+        except KeyError:
+            return False, None
+        return True, None if target is None else answer_digest(target)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +229,6 @@ class OnlineVerdict:
             self._settle(targets)
 
     def _settle(self, targets: Digests) -> None:
-        """Counts calls whose time is over."""
         before = self._clock() - 60 * self.config.wait_minutes
         while self._waiting and (self._waiting[0].at <= before or len(self._waiting) > MOST_PENDING):
             answer_record = self._waiting.popleft()
@@ -139,9 +263,8 @@ class OnlineVerdict:
         worst_low, worst_high = self._bounds(of, against, worst=True)
         status, worst = _status(low, high, needed), _status(worst_low, worst_high, needed)
         judged, missing = of.judged + against.judged, of.missing + against.missing
-        versions = (
-            {config.of: of} if config.against is None or self._paired else {config.of: of, config.against: against}
-        )
+        compared = {} if config.against is None or self._paired else {config.against: against}
+        versions = {config.of: of, **compared}
         return {
             "of": config.of,
             "against": config.against,
@@ -169,8 +292,7 @@ class OnlineVerdict:
         return None if against is None else of - against
 
     def _bounds(self, of: _Arm, against: _Arm, *, worst: bool) -> tuple[float, float]:
-        """Bounds of the version's share of right answers, or of its difference to the other version's. Two versions
-        that answer different calls share the error."""
+        """Bounds of the version's share of right answers, or of its difference; two versions share the error."""
         confidence, unseen = self.config.confidence, 0.0 if worst else None
         if self.config.against is None:
             return of.bounds(confidence, unseen)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import logging
+import time
 from collections import Counter, defaultdict, deque
-from collections.abc import AsyncGenerator, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -17,16 +20,121 @@ from starlette.types import ASGIApp
 from bedplate.core.errors import UnknownModelError, UsageError
 from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.registry import Lease, ModelRequest
-from bedplate.serving.request.observers import FinishedCall
-from bedplate.serving.request.self_calls import SilentObserver
-from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.rollout.shadow import Copy, ShadowCall, Shadows, answered
-from bedplate.serving.rollout.shadow_comparison import ShadowPair, answer_digest, compare, rate
-from bedplate.serving.rollout.verdict import Digests, OnlineVerdict
+from bedplate.serving.request.server_state import FinishedCall, ServerState, SilentObserver, self_call
+from bedplate.serving.rollout.verdict import (
+    AnsweredCall,
+    Digests,
+    OnlineVerdict,
+    ShadowPair,
+    answer_digest,
+    compare,
+    rate,
+)
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.serving.settings.route_config import RouteConfig, Routed, pick, unit_of
+from bedplate.serving.settings.server_config import RouteConfig, Routed, pick, unit_of
 
 log = logging.getLogger("bedplate.serving")
+
+MOST_WAITING = 32
+"""Copies that wait to be sent; more are dropped."""
+WAIT_SECONDS = 5.0
+"""A copy that has waited longer for an idle engine is dropped."""
+CALL_SECONDS = 60.0
+_POLL_SECONDS = 0.005
+
+
+class ShadowCall(SilentObserver):
+    """The origin of a copy; it is told what came of it."""
+
+    def __init__(self) -> None:
+        self.answered: AnsweredCall | None = None
+
+    def __str__(self) -> str:
+        return "shadow"
+
+
+@dataclass(frozen=True)
+class Copy:
+    """What is to be sent: the request as it came, for another model; and what became of the original."""
+
+    call: FinishedCall
+    routed: Routed
+    model: str
+    on_outcome: Callable[[ShadowPair | None, str], None]
+    """Gets the pair, or None and why there is none."""
+
+
+def answered(call: FinishedCall) -> AnsweredCall:
+    digests = tuple(answer_digest(answer.text) for answer in call.answers)
+    return AnsweredCall(digests, call.seconds, sum(result.timing.compute for result in call.results))
+
+
+class Shadows:
+    def __init__(self, state: ServerState) -> None:
+        self._state = state
+        self._waiting: deque[tuple[float, Copy]] = deque()
+        self._wake = asyncio.Event()
+        self._preempted = asyncio.Event()
+
+    def add(self, copy: Copy) -> None:
+        """Queues a copy, or drops it where too many wait."""
+        if len(self._waiting) >= MOST_WAITING:
+            copy.on_outcome(None, "queue_full")
+            return
+        self._waiting.append((time.monotonic(), copy))
+        self._wake.set()
+
+    async def run(self, app: ASGIApp) -> None:
+        """Sends copies, one after the other, until it is cancelled."""
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    since, copy = self._waiting.popleft()
+                    try:
+                        await self._send(app, since, copy)
+                    except Exception as error:
+                        log.exception("a shadow call failed: %s", error)
+                        copy.on_outcome(None, "failed")
+        finally:
+            self._preempted.set()
+
+    async def _send(self, app: ASGIApp, since: float, copy: Copy) -> None:
+        while not self._state.has_free_rows:
+            if time.monotonic() - since > WAIT_SECONDS:
+                copy.on_outcome(None, "busy")
+                return
+            await asyncio.sleep(_POLL_SECONDS)
+        origin = ShadowCall()
+        call, routed = copy.call, copy.routed
+        fields = {name: value for name, value in routed.body.items() if name not in ("stream", "stream_options")}
+        content = json.dumps({**fields, "model": copy.model}).encode()
+        # Nobody pays for a copy, and it may use the shadow whatever its caller may.
+        caller = replace(call.caller, key="", admin=False, models=frozenset((copy.model,)))
+        self._preempted = asyncio.Event()
+        watching = asyncio.create_task(self._watch(len(call.answers)))
+        try:
+            reply = await self_call(app, routed.path, content, caller, origin, self._preempted)
+        finally:
+            watching.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await watching
+        if reply.status == 200 and origin.answered is not None:
+            pair = ShadowPair(call.id, call.caller.tenant, routed.version, answered(call), origin.answered)
+            copy.on_outcome(pair, "compared")
+        else:
+            copy.on_outcome(None, "preempted" if self._preempted.is_set() else "failed")
+
+    async def _watch(self, copy_requests: int) -> None:
+        """Gives the copy up when clients wait, more than its own requests do, or when it takes too long."""
+        ends = time.monotonic() + CALL_SECONDS
+        while time.monotonic() < ends:
+            if any(engine.waiting > copy_requests for engine in self._state.registry.engines):
+                break
+            await asyncio.sleep(_POLL_SECONDS)
+        self._preempted.set()
+
 
 MOST_KEPT = 10_000
 """Calls, and pairs, that a route remembers: in memory, the last ones."""
@@ -59,17 +167,16 @@ class VersionRouter(Collector):
 
     targets: call id → the right answer as users gave it, None where the given one was called good."""
 
-    def __init__(self, state: ServerState, targets: Mapping[str, str | None]) -> None:
+    def __init__(self, state: ServerState, targets: Callable[[], Mapping[str, str | None]]) -> None:
         routes = state.config.routes
         for name in routes:
             if not name or ":" in name or not name.isprintable():
                 raise UsageError(f"routes: {name!r} cannot be a model name: it must be printable and without ':'")
-        self._registry, self._feedback_targets = state.registry, targets
+        self._registry, self._feedback = state.registry, targets
         self._routes = {name: _Route(config) for name, config in routes.items()}
         for route in self._routes.values():
             if route.config.verdict is not None:
                 route.verdict = OnlineVerdict(route.config.verdict, route.config.shadow)
-        self._digests = Digests(targets)
         self._shadows = Shadows(state)
 
     # --- on the way in
@@ -115,7 +222,6 @@ class VersionRouter(Collector):
     # --- on the way out
 
     def finished(self, call: FinishedCall) -> None:
-        """An observer's part."""
         if isinstance(call.origin, ShadowCall):
             call.origin.answered = answered(call)
             return
@@ -130,32 +236,24 @@ class VersionRouter(Collector):
         digest = answer_digest(call.answers[0].text)
         route.observations.append(_Observation(call.id, routed.version, digest))
         if route.verdict is not None:
-            route.verdict.record(call.id, routed.version, digest, None, self._digests)
-        config = route.config
-        mirrored = config.shadow is not None and call.origin is None and routed.path in _MIRRORED
-        if config.shadow is None or not mirrored or unit_of("shadow", call.id) >= config.shadow_share:
-            return
+            route.verdict.record(call.id, routed.version, digest, None, Digests(self._feedback()))
+        shadow, mirrored = route.config.shadow, call.origin is None and routed.path in _MIRRORED
+        if shadow is not None and mirrored and unit_of("shadow", call.id) < route.config.shadow_share:
+            self._shadows.add(Copy(call, routed, shadow, partial(self._record_outcome, route)))
 
-        def record_outcome(pair: ShadowPair | None, why: str) -> None:
-            if pair is not None:
-                route.pairs.append(pair)
-                if route.verdict is not None:
-                    ours_first, shadow_first = pair.ours.answers[0], pair.shadow.answers[0]
-                    route.verdict.record(pair.id, pair.version, ours_first, shadow_first, self._digests)
-                why = "agreed" if pair.agrees else "differed"
-            route.outcomes[why] += 1
-
-        ours, body = answered(call), dict(routed.body)
-        self._shadows.add(
-            Copy(call.id, routed.path, body, call.caller, config.shadow, routed.version, ours, record_outcome)
-        )
+    def _record_outcome(self, route: _Route, pair: ShadowPair | None, why: str) -> None:
+        if pair is not None:
+            route.pairs.append(pair)
+            if route.verdict is not None:
+                ours, shadow = pair.ours.answers[0], pair.shadow.answers[0]
+                route.verdict.record(pair.id, pair.version, ours, shadow, Digests(self._feedback()))
+            why = "agreed" if pair.agrees else "differed"
+        route.outcomes[why] += 1
 
     @contextlib.asynccontextmanager
     async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
-        """Sends copies while the server runs."""
         for name, route in self._routes.items():
-            model_names = (*route.config.versions, *([route.config.shadow] if route.config.shadow else []))
-            for model in model_names:
+            for model in filter(None, (*route.config.versions, route.config.shadow)):
                 if model not in self._registry.models:
                     log.warning("the route %s names %s, which is not served yet", name, model)
         sending = asyncio.create_task(self._shadows.run(app))
@@ -176,8 +274,9 @@ class VersionRouter(Collector):
         route = self._routes.get(name)
         if route is None:
             raise StatusError(404, f"there is no route {name[:80]!r}", "route_not_found", "name")
-        config, targets = route.config, self._targets()
-        whole = sum(config.versions.values())
+        config, whole = route.config, sum(route.config.versions.values())
+        targets = {key: None if text is None else answer_digest(text) for key, text in dict(self._feedback()).items()}
+        observations = list(route.observations)
         shadow = None
         if config.shadow is not None:
             outcomes = {why: count for why, count in route.outcomes.items() if why not in ("agreed", "differed")}
@@ -193,25 +292,15 @@ class VersionRouter(Collector):
                     "weight": weight / whole,
                     "calls": route.calls[version],
                     "seconds": route.seconds[version] / route.calls[version] if route.calls[version] else None,
-                    "correctness": _judged(
-                        [observation for observation in list(route.observations) if observation.version == version],
-                        targets,
-                    ),
+                    "correctness": _judged([o for o in observations if o.version == version], targets),
                 }
                 for version, weight in config.versions.items()
             ],
             "shadow": shadow,
-            "verdict": None if route.verdict is None else route.verdict.report(self._digests),
-        }
-
-    def _targets(self) -> dict[str, str | None]:
-        """Call id → digest of the right answer, None where the given one was called good."""
-        return {
-            id_: None if text is None else answer_digest(text) for id_, text in dict(self._feedback_targets).items()
+            "verdict": None if route.verdict is None else route.verdict.report(Digests(self._feedback())),
         }
 
     def collect(self) -> Iterable[Metric]:
-        """For /metrics."""
         calls = CounterMetricFamily("bedplate:route_calls", "Answered calls by route.", labels=("route", "version"))
         copies = CounterMetricFamily("bedplate:shadow_calls", "Copies, by outcome.", labels=("route", "outcome"))
         for name, route in self._routes.items():

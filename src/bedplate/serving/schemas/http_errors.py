@@ -16,10 +16,26 @@ from typing import Any
 from fastapi import FastAPI, Request
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.types import Scope
 
 from bedplate.core.errors import BedplateError, BusyError, DataError, DeadlineError, RequestError, TemplateError
-from bedplate.serving.schemas.scope import note_error
 from bedplate.serving.schemas.strict_json import dump_json
+
+ACCESS_FACTS = "bedplate.access"
+"""Key of the scope under which a route may put facts for the log line, the metrics and the traces."""
+REPLY_HEADERS = "bedplate.headers"
+"""Key of the scope under which a route may put headers of its reply, whether it succeeds or not."""
+
+CALLER = "bedplate.caller"
+"""Key of the scope under which a call that the server makes to itself says in whose name."""
+ORIGIN = "bedplate.origin"
+"""Key of the scope under which such a call says what it is made for."""
+
+
+def note_error(scope: Scope, code: str) -> None:
+    """Says that the request failed, also where its status was sent before it did."""
+    scope[ACCESS_FACTS]["error"] = code
+
 
 log = logging.getLogger("bedplate.serving")
 
@@ -32,8 +48,6 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 
 
 class StoppingError(BedplateError):
-    """The server is shutting down."""
-
     status = 503
     code = "shutting_down"
 
@@ -58,13 +72,6 @@ class LimitError(StatusError):
 
     def __init__(self, message: str, seconds: float, code: str = "rate_limit_exceeded") -> None:
         super().__init__(429, message, code, headers={"retry-after": str(math.ceil(seconds))})
-
-
-class QuotaError(LimitError):
-    """An API key has spent what it may in a day or a month."""
-
-    def __init__(self, message: str, seconds: float) -> None:
-        super().__init__(message, seconds, "insufficient_quota")
 
 
 def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
@@ -110,7 +117,6 @@ ErrorShape = Callable[[BaseException], tuple[int, dict[str, Any]]]
 
 
 def error_response(error: BaseException, shape: ErrorShape = error_object) -> Response:
-    """The reply to a request that failed."""
     status, content = shape(error)
     headers = {"retry-after": str(RETRY_AFTER_SECONDS)} if status in {429, 503} else {}
     if isinstance(error, StatusError):
@@ -138,12 +144,11 @@ async def _on_error(request: Request, error: Exception) -> Response:
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    note_error(request.scope, {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request"))
-    if error.status_code == 404:
-        return error_response(StatusError(404, "there is no such route; the API is under /v1", "not_found"))
-    if error.status_code == 405:
-        message = f"this route does not take {request.method}"
-        response = error_response(StatusError(405, message, "method_not_allowed"))
-        response.headers.update(error.headers or {})
-        return response
-    return error_response(StatusError(error.status_code, "the request cannot be answered", "invalid_request"))
+    status = error.status_code
+    named = {
+        404: ("not_found", "there is no such route; the API is under /v1"),
+        405: ("method_not_allowed", f"this route does not take {request.method}"),
+    }
+    code, message = named.get(status, ("invalid_request", "the request cannot be answered"))
+    note_error(request.scope, code)
+    return error_response(StatusError(status, message, code, headers=error.headers if status == 405 else None))

@@ -9,13 +9,12 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationError, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
-from bedplate.serving.schemas.messages import MAX_MESSAGES, Message
 from bedplate.serving.schemas.request_fields import (
     TOKEN_LIMIT,
     Biases,
@@ -39,6 +38,7 @@ from bedplate.serving.schemas.tool_fields import (
     PLAIN_REPLY,
     AllowedChoice,
     NamedChoice,
+    ToolCall,
     ToolField,
     calls_grammar,
     check_results,
@@ -48,15 +48,92 @@ from bedplate.serving.schemas.tool_fields import (
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.tools import MAX_TOOLS, Tool
 
+MAX_MESSAGES = 10_000
+"""Most messages of a conversation: more fit no model's context, and checking them takes others' time."""
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+# A prompt's beginning is always cached.
+_PART_HINTS = frozenset(("cache_control",))
+
+
+def _text_of(content: Any) -> Any:
+    """A message's content as one text: a string, or the joined parts of type text."""
+    if not isinstance(content, list):
+        return content
+    texts: list[str] = []
+    for part in content:
+        if not isinstance(part, dict) or not isinstance(part.get("type"), str):
+            raise ValueError('a content part must be an object such as {"type": "text", "text": "…"}')
+        if part["type"] != "text":
+            raise ValueError(f"content parts of type {part['type'][:60]!r} are not supported; only text is")
+        if set(part) - _PART_HINTS != {"type", "text"} or not isinstance(part["text"], str):
+            raise ValueError("a text part has the fields type, text and perhaps cache_control, and text is a string")
+        texts.append(part["text"])
+    if not texts:
+        raise ValueError("the content has no parts; give a string or parts of type text")
+    return "".join(texts)
+
+
+def _role_of(role: Any) -> Any:
+    if isinstance(role, str) and role not in _ROLES:
+        raise ValueError(f"there is no role {role[:60]!r} here; the roles are {', '.join(_ROLES)}")
+    return role
+
+
+CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, Any]])
+
+
+class Message(RequestFields):
+    """One turn of a conversation."""
+
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
+    content: Annotated[str, CONTENT]
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    refusal: None = None
+    audio: None = None
+    function_call: None = None
+    annotations: Annotated[list[Any], Field(max_length=0)] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_said(cls, message: Any) -> Any:
+        if not isinstance(message, dict):
+            return message
+        fields = cast("dict[str, Any]", message)
+        if fields.get("tool_calls") == []:
+            fields = {**fields, "tool_calls": None}
+        silent = fields.get("content") in (None, [])
+        may_be_silent = "content" in fields and fields.get("role") in ("assistant", "tool")
+        return {**fields, "content": ""} if silent and (fields.get("tool_calls") or may_be_silent) else fields
+
+    @model_validator(mode="after")
+    def _fields_of_the_role(self) -> Self:
+        if self.tool_calls is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has tool_calls")
+        if self.reasoning_content is not None and self.role != "assistant":
+            raise ValueError("only an assistant's message has reasoning_content")
+        if (self.tool_call_id is not None) != (self.role == "tool"):
+            raise ValueError("a message of role tool has a tool_call_id, and no other has")
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates see it."""
+        fields = self.model_dump(include={"name", "tool_call_id", "reasoning_content"}, exclude_none=True)
+        if self.tool_calls is not None:
+            fields["tool_calls"] = [call.model_dump(exclude={"index"}) for call in self.tool_calls]
+        return {"role": "system" if self.role == "developer" else self.role, "content": self.content, **fields}
+
+
 MAX_CHOICES = 128
 MAX_PROMPTS = 1024
 MAX_ANSWERS = 8192
 """Prompts times choices of one request; how many may be queued at once is the server's limit."""
 
 # Fields that change nothing about the answer. (No tools run here whose calls could be too many.)
-_HOUSEKEEPING = frozenset(
-    ("user", "metadata", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "max_tool_calls")
-)
+_CACHE_HINTS = ("prompt_cache_key", "prompt_cache_retention")
+_HOUSEKEEPING = {"user", "metadata", "safety_identifier", *_CACHE_HINTS, "max_tool_calls"}
 # Fields of the API that are not served, and the values of them that change nothing here: there is one tier, chats are
 # not kept, and how long an answer is is the model's own matter.
 _NOT_SERVED: dict[str, tuple[Any, ...]] = {
@@ -161,15 +238,14 @@ class _GenerationFields(RequestFields, ABC):
         return self
 
     def _forms(self) -> dict[str, Grammar]:
+        structured = self.structured_outputs
         grammars = {
-            "response_format": None if self.response_format is None else self.response_format.grammar,
-            "guided_json": guided(self.guided_json, None, None, None),
-            "guided_regex": guided(None, self.guided_regex, None, None),
-            "guided_choice": guided(None, None, self.guided_choice, None),
-            "guided_grammar": guided(None, None, None, self.guided_grammar),
-            "structured_outputs": None
-            if self.structured_outputs is None
-            else self.structured_outputs.requested_grammar,
+            "response_format": self.response_format and self.response_format.grammar,
+            "guided_json": guided(schema=self.guided_json),
+            "guided_regex": guided(regex=self.guided_regex),
+            "guided_choice": guided(choice=self.guided_choice),
+            "guided_grammar": guided(rules=self.guided_grammar),
+            "structured_outputs": structured and structured.requested_grammar,
         }
         return {field: grammar for field, grammar in grammars.items() if grammar is not None}
 
@@ -244,33 +320,24 @@ class ChatRequest(_GenerationFields):
             self._check_begun()
         for field, form in self._forms().items() if self.usable_tools else ():
             if form.syntax not in {"json_schema", "json_object"}:
-                raise ValueError(
-                    f"{field}: with tools that may be called, an answer can be held to JSON only; set tool_choice to "
-                    "none"
-                )
+                message = "with tools that may be called, an answer can be held to JSON only; set tool_choice to none"
+                raise ValueError(f"{field}: {message}")
         return self
 
     def _check_begun(self) -> None:
         last = self.messages[-1]
         if last.role != "assistant" or last.tool_calls or not last.content or len(self.messages) < 2:
-            raise ValueError(
-                "continue_final_message: the last message must be the assistant's, with a text to continue, and not "
-                "the only one"
-            )
+            message = "the last message must be the assistant's, with a text to continue, and not the only one"
+            raise ValueError(f"continue_final_message: {message}")
         if last.content != last.content.rstrip():
-            raise ValueError(
-                "messages: the assistant's text to continue ends in white space, after which models seldom write well; "
-                "remove it"
-            )
+            message = "the assistant's text to continue ends in white space, after which models seldom write well"
+            raise ValueError(f"messages: {message}; remove it")
         if self._forms():
-            raise ValueError(
-                "continue_final_message: an answer that is held to a format cannot continue a text; leave one of them "
-                "out"
-            )
+            message = "an answer that is held to a format cannot continue a text; leave one of them out"
+            raise ValueError(f"continue_final_message: {message}")
 
     @property
     def usable_tools(self) -> tuple[Tool, ...]:
-        """The tools that may be called in this turn."""
         return usable(self.tools or (), self.tool_choice)
 
     @property
@@ -320,9 +387,8 @@ class CompletionRequest(_GenerationFields):
         if self.echo and self.stream and self.logprobs is not None:
             raise ValueError("logprobs: not together with both echo and stream")
         if len(self.prompt) * self.choices > MAX_ANSWERS:
-            raise ValueError(
-                f"n: {len(self.prompt):,} prompts with {self.n} answers each are more than {MAX_ANSWERS:,} answers"
-            )
+            asked = f"{len(self.prompt):,} prompts with {self.n} answers each"
+            raise ValueError(f"n: {asked} are more than {MAX_ANSWERS:,} answers")
         return self
 
     @property
@@ -343,12 +409,9 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
         if name in _NOT_SERVED and name not in model.model_fields:
             if value is not None and not any(_is_identical(value, neutral) for neutral in _NOT_SERVED[name]):
                 allowed = " or ".join(map(repr, _NOT_SERVED[name])) or "null"
+                message = f"{name} is not supported here (only {allowed}, which changes nothing)"
                 instead = _INSTEAD.get(name, "leave it out")
-                raise RequestError(
-                    f"{name} is not supported here (only {allowed}, which changes nothing); {instead}",
-                    param=name,
-                    code="unsupported_parameter",
-                )
+                raise RequestError(f"{message}; {instead}", param=name, code="unsupported_parameter")
             continue
         fields[name] = value
     try:

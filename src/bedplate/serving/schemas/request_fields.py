@@ -39,11 +39,8 @@ def any_of_types(*types: type, message: str) -> BeforeValidator:
 
 def openapi_queries(**schemas: dict[str, Any]) -> dict[str, Any]:
     """The `openapi_extra` of a route that reads these optional query parameters."""
-    return {
-        "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": schema} for name, schema in schemas.items()
-        ]
-    }
+    optional = {"in": "query", "required": False}
+    return {"parameters": [{"name": name, **optional, "schema": schema} for name, schema in schemas.items()]}
 
 
 def first_mistake(error: ValidationError, model: type[BaseModel]) -> RequestError:

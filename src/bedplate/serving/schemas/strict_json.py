@@ -31,9 +31,8 @@ def parse_json(content: bytes | str) -> Any:
     except UnicodeDecodeError as error:
         raise RequestError(f"the body is not UTF-8 at byte {error.start}", code="invalid_json") from None
     except json.JSONDecodeError as error:
-        raise RequestError(
-            f"not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}", code="invalid_json"
-        ) from None
+        place = f"line {error.lineno}, column {error.colno}"
+        raise RequestError(f"not valid JSON: {error.msg} at {place}", code="invalid_json") from None
     except ValueError:  # Python refuses integers of more than some thousand digits
         raise RequestError("not valid JSON: a number has too many digits", code="invalid_json") from None
 
@@ -49,8 +48,7 @@ def _need_text(value: Any) -> None:
 
 
 def dump_in_pieces(value: Any, levels: int = 5) -> Iterator[bytes]:
-    """`dump_json`, a list or object of the outer levels after the other. The encoder holds the interpreter until it is
-    done, and every other thread waits for that."""
+    """`dump_json` in pieces: the encoder holds the interpreter, and every other thread, until it is done."""
     if isinstance(value, list) and len(value) > PIECE and (levels == 0 or not isinstance(value[0], dict | list)):
         for start in range(0, len(value), PIECE):
             yield (b"," if start else b"[") + dump_json(value[start : start + PIECE])[1:-1]
@@ -70,9 +68,8 @@ def dump_in_pieces(value: Any, levels: int = 5) -> Iterator[bytes]:
 
 def dump_json(value: Any) -> bytes:
     """JSON as UTF-8. Lone surrogates, which only a quoted request can hold, become escapes."""
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode(
-        "utf-8", "backslashreplace"
-    )
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace")
 
 
 def large_json_response(content: Any, levels: int = 5) -> Response:
@@ -87,5 +84,4 @@ class JsonLinesResponse(Response):
 
 
 def json_response(content: Any, status: int = 200) -> Response:
-    """A JSON reply."""
     return Response(dump_json(content), status, media_type="application/json")

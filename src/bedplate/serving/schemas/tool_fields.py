@@ -11,7 +11,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar
 from bedplate.serving.schemas.request_fields import RequestFields, first_mistake
-from bedplate.serving.schemas.schema_dialects import as_held
+from bedplate.serving.schemas.response_formats import as_held
 from bedplate.text.calls.call_formats import HERMES, format_of, tools_key
 from bedplate.text.calls.call_grammar import call_grammar_source
 from bedplate.text.calls.reading import CUT_REASONS, ReplyPiece
@@ -101,16 +101,14 @@ _CHOICES: dict[Any, type[NamedChoice | AllowedChoice]] = {"function": NamedChoic
 
 
 def choice_of(value: Any) -> Any:
-    """Validator of `tool_choice`."""
     if isinstance(value, str) and value not in {"none", "auto", "required"}:
         raise ValueError('it must be "none", "auto", "required" or {"type": "function", "function": {"name": …}}')
     if not isinstance(value, dict):
         return value
     choice_type = value.get("type")
     if not isinstance(choice_type, str) or choice_type not in _CHOICES:
-        raise ValueError(
-            f"a choice of type {str(choice_type)[:60]!r} is not supported; the types are {', '.join(_CHOICES)}"
-        )
+        types = ", ".join(_CHOICES)
+        raise ValueError(f"a choice of type {str(choice_type)[:60]!r} is not supported; the types are {types}")
     try:
         return _CHOICES[choice_type].model_validate(value)
     except ValidationError as error:
@@ -219,7 +217,6 @@ class Spoken:
 
     @property
     def reasoning(self) -> str:
-        """What was reasoned so far."""
         return "".join(self._reasoned)
 
     def push(self, text: str) -> list[ReplyPiece]:
@@ -248,11 +245,11 @@ class Spoken:
 
     def delta(self, pieces: Sequence[ReplyPiece]) -> Json:
         """What the pieces add to a message, in the shape of a stream's delta."""
-        names = {"reasoning": "reasoning_content", "content": "content"}
-        texts = {
-            name: "".join(piece.text for piece in pieces if piece.section == section) for section, name in names.items()
-        }
+        delta: Json = {}
         calls: dict[int, Json] = {}
+        for name, section in (("reasoning_content", "reasoning"), ("content", "content")):
+            if text := "".join(piece.text for piece in pieces if piece.section == section):
+                delta[name] = text
         for piece in pieces:
             if piece.section == "name":
                 head = {"index": piece.call, "id": self.id(piece.call), "type": "function"}
@@ -260,7 +257,6 @@ class Spoken:
             elif piece.section == "arguments":
                 call = calls.setdefault(piece.call, {"index": piece.call, "function": {"arguments": ""}})
                 call["function"]["arguments"] += piece.text
-        delta: Json = {name: text for name, text in texts.items() if text}
         return {**delta, "tool_calls": list(calls.values())} if calls else delta
 
     def message(self, text: str, reason: str) -> Json:
@@ -289,9 +285,7 @@ def check_results(messages: Sequence[Any]) -> None:
             raise ValueError(f"messages[{number}].tool_calls: two calls have the same id; give each its own")
     if open_calls:
         name, number = next(iter(open_calls.items()))
-        raise ValueError(
-            f"messages[{number}].tool_calls: the call {name[:60]!r} has no result in a tool message after it"
-        )
+        raise ValueError(f"messages[{number}].tool_calls: the call {name[:60]!r} has no result after it")
 
 
 def refuse_tools(name: str, tools: Sequence[Tool]) -> None:

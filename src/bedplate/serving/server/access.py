@@ -4,7 +4,6 @@ which origins and host names are accepted."""
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 import re
@@ -18,18 +17,20 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bedplate.core.errors import need_failure
-from bedplate.serving.request.observers import Exchange
-from bedplate.serving.request.server_state import ServerState
+from bedplate.serving.request.server_state import Exchange, ServerState
 from bedplate.serving.schemas.http_errors import (
+    ACCESS_FACTS,
+    REPLY_HEADERS,
     ClientGone,
     StatusError,
     StoppingError,
     error_object,
     error_response,
     log_failure,
+    note_error,
 )
-from bedplate.serving.schemas.scope import ACCESS_FACTS, REPLY_HEADERS, note_error
-from bedplate.serving.settings.logs import FIELDS
+from bedplate.serving.settings.redaction import is_address
+from bedplate.serving.settings.server_config import FIELDS
 
 log = logging.getLogger("bedplate.access")
 
@@ -47,8 +48,6 @@ _PAGE_HEADERS = {
 
 
 class AccessLog:
-    """ASGI middleware."""
-
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app, self._state = app, state
 
@@ -129,55 +128,32 @@ def _route_of(scope: Scope) -> str:
 
 
 def _shown(client: str) -> str:
-    """A client's address as the log has it. A proxy on this machine says whose request it passes on, and a client may
-    say so too: what is no address or name could forge a line."""
+    """A client's address as the log has it: a proxy may pass on any text, which could forge a line."""
     return client if _SANE_CLIENT.fullmatch(client) else json.dumps(client[:64])
 
 
 def write_line(exchange: Exchange) -> None:
     """The access log: one line, as text; its fields go along for formats that have them."""
     facts = {name: value for name, value in exchange.facts.items() if value not in ("", None)}
-    facts_text = "".join(
-        f" {name}={json.dumps(value) if isinstance(value, dict | list) else value}" for name, value in facts.items()
-    )
+    shown = {name: json.dumps(value) if isinstance(value, dict | list) else value for name, value in facts.items()}
     fields = {
         "request_id": exchange.id,
-        "client": exchange.client,
-        "method": exchange.method,
-        "path": exchange.path,
-        "route": exchange.route,
-        "status": exchange.status,
+        **{name: getattr(exchange, name) for name in ("client", "method", "path", "route", "status")},
         "ms": round(1000 * exchange.seconds, 1),
         **facts,
     }
-    log.info(
-        "%s %s %s %s %.1fms%s id=%s",
-        exchange.client,
-        exchange.method,
-        exchange.path,
-        exchange.status,
-        1000 * exchange.seconds,
-        facts_text,
-        exchange.id,
-        extra={FIELDS: fields},
-    )
+    line = f"{exchange.client} {exchange.method} {exchange.path} {exchange.status} {1000 * exchange.seconds:.1f}ms"
+    line += "".join(f" {name}={value}" for name, value in shown.items())
+    log.info("%s id=%s", line, exchange.id, extra={FIELDS: fields})
 
 
-EXPOSED = (
-    "x-request-id",
-    "retry-after",
-    *(
-        f"x-ratelimit-{part}-{resource}"
-        for part in ("limit", "remaining", "reset")
-        for resource in ("requests", "tokens")
-    ),
-)
+_RATES = [f"x-ratelimit-{part}-{of}" for part in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
+EXPOSED = ("x-request-id", "retry-after", *_RATES)
 """Headers of replies that pages of allowed origins may read."""
 
 
 class Origins:
-    """ASGI middleware: on a server without keys, refuses pages of other origins than its own and the allowed ones, and
-    names that others could have pointed here."""
+    """ASGI middleware: a server without keys refuses pages of other origins, and names pointed here by others."""
 
     def __init__(self, app: ASGIApp, state: ServerState) -> None:
         self._app = app
@@ -196,11 +172,8 @@ class Origins:
         if not self._any_name and not self._is_ours(host):
             raise StatusError(403, f"this server is not called {host[:100]!r}; ask it by its address", "unknown_host")
         if origin is not None and origin not in self._allowed and _host_of(origin) != host.lower():
-            raise StatusError(
-                403,
-                f"pages of {origin[:100]!r} may not ask this server; its `cors` setting lists those that may",
-                "cross_origin",
-            )
+            message = f"pages of {origin[:100]!r} may not ask this server; its `cors` setting lists those that may"
+            raise StatusError(403, message, "cross_origin")
 
     def _is_ours(self, host: str) -> bool:
         """Addresses, the configured name, and names without a dot, which nobody else can own."""
@@ -208,13 +181,7 @@ class Origins:
             name = urlsplit(f"//{host}").hostname or ""
         except ValueError:  # a bracket without its other half
             return False
-        if "." not in name or name == self._host:
-            return True
-        try:
-            ipaddress.ip_address(name)
-        except ValueError:
-            return False
-        return True
+        return "." not in name or name == self._host or is_address(name)
 
 
 def _host_of(origin: str) -> str | None:

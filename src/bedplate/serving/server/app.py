@@ -3,69 +3,232 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
-from collections.abc import AsyncGenerator, Callable, Generator, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+from pydantic import ValidationError
+from pydantic.json_schema import models_json_schema
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
-from bedplate.serving.api import (
-    admin,
-    anthropic,
-    batches,
-    classification,
-    embeddings,
-    feedback,
-    openai,
-    pages,
-    rerank,
-    responses,
-    tokens,
-    uploads,
-)
-from bedplate.serving.callers.caller_guard import check_open
+from bedplate.core.version import __version__
+from bedplate.inference.engine.grammar_trial import GrammarTrial
+from bedplate.inference.forward.compute_lock import ComputeLock
+from bedplate.serving.api import admin, anthropic, batches, encoding, feedback, openai, pages, responses, tokens
+from bedplate.serving.callers.caller_guard import CallerGuard, check_open, guard_for
+from bedplate.serving.durable.batch_worker import Batches
+from bedplate.serving.durable.feedback_service import Feedback
+from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.models.engines import opened, resident
+from bedplate.serving.models.registry import Registry, Scanned, scan_skins
+from bedplate.serving.models.residency import apart_now
+from bedplate.serving.models.served import ServedBase, ServedClassifier, ServedGenerator
+from bedplate.serving.request.lifecycle import BODY_MODEL
 from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.http_errors import add_error_handlers
-from bedplate.serving.server import health, openapi, prometheus
+from bedplate.serving.schemas.request_fields import RequestFields
+from bedplate.serving.schemas.strict_json import json_response
+from bedplate.serving.server import monitoring
 from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
-from bedplate.serving.server.health import Watchdog
-from bedplate.serving.server.prometheus import Metrics
-from bedplate.serving.server.startup import loaded_server, server_config
-from bedplate.serving.server.telemetry import Telemetry
+from bedplate.serving.server.monitoring import Metrics, Telemetry, Watchdog
 from bedplate.serving.server.uvicorn_server import Server
-from bedplate.serving.settings.server_config import ServerConfig
+from bedplate.serving.settings.server_config import BaseConfig, LimitsConfig, ServerConfig
+from bedplate.skins.files import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
 
-ROUTERS: tuple[APIRouter, ...] = (
-    openai.router,
-    responses.router,
-    anthropic.router,
-    embeddings.router,
-    classification.router,
-    rerank.router,
-    tokens.router,
-    uploads.router,
-    batches.router,
-    feedback.router,
-    admin.routes,
-    health.router,
-    prometheus.router,
-    openapi.router,
-    pages.router,
-    admin.router,
-)
+Json = dict[str, Any]
+REFERENCE = "#/components/schemas/{model}"
+
+_TEXT: Json = {"type": "string"}
+_OPTIONAL_TEXT: Json = {"type": ["string", "null"]}
+
+
+def _object(**fields: Json) -> Json:
+    return {"type": "object", "required": list(fields), "properties": fields}
+
+
+_ERROR_FIELDS = _object(message=_TEXT, type=_TEXT, param=_OPTIONAL_TEXT, code=_OPTIONAL_TEXT)
+ERRORS: Mapping[str, Json] = {
+    "Error": _object(error=_ERROR_FIELDS | {"additionalProperties": False}) | {"additionalProperties": False},
+    "MessagesError": _object(type={"const": "error"}, error=_object(type=_TEXT, message=_TEXT)),
+}
+
+router = APIRouter(include_in_schema=False)
+
+
+@router.get("/openapi.json")
+async def openapi(request: Request) -> Response:
+    return json_response(document(request.app.state.routers))
+
+
+def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
+    """(method, path) → request model, of the routes whose body is JSON."""
+    found = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
+    return {(method, route.path_format): model for route, model in found if model for method in route.methods or ()}
+
+
+def document(routers: Sequence[APIRouter]) -> Json:
+    """The document of all routes of these routers that are not pages."""
+    routes, bodies = _listed(routers), request_bodies(routers)
+    models = dict.fromkeys(bodies.values())
+    references, schemas = models_json_schema([(m, "validation") for m in models], ref_template=REFERENCE)
+    about = "A base and its skins. Model names are those that /v1/models lists."
+    whole = get_openapi(title="Bedplate", version=__version__, description=about, routes=routes)
+    for method, route in [(method, listed) for listed in routes for method in listed.methods or ()]:
+        path, model = route.path_format, bodies.get((method, route.path_format))
+        operation: Json = whole["paths"][path][method.lower()]
+        content: Json = {media_type: {} for media_type in operation["responses"]["200"]["content"]}
+        if model is not None:
+            body = {"application/json": {"schema": references[model, "validation"]}}
+            operation["requestBody"] = {"required": True, "content": body}
+            content |= {"text/event-stream": {}} if "stream" in model.model_fields else {}
+        failure = "MessagesError" if path.startswith("/v1/messages") else "Error"
+        error = {"application/json": {"schema": {"$ref": REFERENCE.format(model=failure)}}}
+        operation["operationId"] = f"{method} {path}"
+        operation["responses"] = {
+            "2XX": {"description": "The reply.", "content": content},
+            "4XX": {"description": "What is wrong with the request.", "content": error},
+            "5XX": {"description": "What is wrong here.", "content": error},
+        }
+        in_path = [{"name": name, "in": "path", "required": True, "schema": _TEXT} for name in route.param_convertors]
+        if in_path:
+            operation["parameters"] = [*in_path, *operation.get("parameters", [])]
+    bearer = {"type": "http", "scheme": "bearer"}
+    x_api_key = {"type": "apiKey", "in": "header", "name": "x-api-key"}
+    security_schemes = {"bearer": bearer, "x_api_key": x_api_key}
+    components = {"schemas": {**schemas["$defs"], **ERRORS}, "securitySchemes": security_schemes}
+    return {**whole, "security": [{"bearer": []}, {"x_api_key": []}, {}], "components": components}
+
+
+def _listed(routers: Sequence[APIRouter]) -> list[APIRoute]:
+    routes = [route for router in routers for route in router.routes]
+    return [route for route in routes if isinstance(route, APIRoute) and route.include_in_schema]
+
+
+log = logging.getLogger("bedplate.serving")
+
+
+def server_config(
+    base: str | Path,
+    *extra_bases: str | Path,
+    name: str | None = None,
+    dtype: str | None = None,
+    device: str = "auto",
+    weights: str = "auto",
+    kernel: str = "auto",
+    max_rows: int | None = None,
+    max_waiting: int | None = None,
+    body_limit: int | None = None,
+    adapters: int | None = None,
+    **settings: Any,
+) -> ServerConfig:
+    """The configuration of one base (and `extra_bases`) with a few settings; `settings` are other fields of
+    ServerConfig.
+
+    UsageError for a value that cannot be.
+    """
+    limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit, "adapters": adapters}
+    limit_settings = {field: value for field, value in limits.items() if value is not None}
+    base_settings = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
+    try:
+        main = BaseConfig.model_validate({"source": str(base), "name": name, **base_settings})
+        extra_settings = [{"source": str(source), "device": device} for source in extra_bases]
+        extra_configs = map(BaseConfig.model_validate, extra_settings)
+        return ServerConfig(bases=(main, *extra_configs), limits=LimitsConfig(**limit_settings), **settings)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field_path = ".".join(map(str, first["loc"]))
+        raise UsageError(f"{field_path}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
+
+
+@contextlib.contextmanager
+def loaded_server(
+    base: str | Path | ServerConfig, skins: Sequence[str | Path | Skin] = (), **settings: Any
+) -> Generator[ServerState]:
+    """Bases and skins, loaded; the engines are closed at the end.
+
+    base: one base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
+    configuration, and are verified whole; those of the skins directory when they are first asked for. A base is held in
+    every way that its skins were judged with, unless the configuration says how. Raises SkinError for a skin of no base
+    here, UsageError for names that collide.
+    """
+    config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
+    named_skins: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
+    named_skins += [(skin, None) for skin in skins]
+    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in named_skins]
+    scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
+    cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
+    lying = _whole(scanned.cards)
+    loaded = [apart_now(partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
+    with contextlib.ExitStack() as stack:
+        guard = guard_for(config)
+        stack.callback(guard.close)
+        base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
+        trial = stack.enter_context(GrammarTrial())
+        for _, engine in base_engines:
+            engine.grammars.trial = trial
+        limits = config.limits
+        bounds = limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
+        engines = [engine for _, engine in base_engines]
+        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights)
+        for resident_base in loaded:
+            # of several engines the first has the base's name
+            engine = next(engine for base, engine in base_engines if base is resident_base)
+            served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
+            served_class = ServedGenerator if "generate" in engine.base.can else served_class
+            registry.add(served_class(engine, resident_base.config.name or engine.base.name))
+        for source, name in sources:
+            served = registry.skin(source, name)
+            apart_now(served.check)
+            for warning in served.warnings:
+                log.warning("%s", warning)
+            registry.add(served)
+        for problem in registry.register(scanned)["problems"]:
+            log.warning("not registered: %s", problem)
+        yield assembled(config, registry, guard)
+
+
+def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> ServerState:
+    """The state with the parts that every server has. UsageError for routes that cannot be."""
+    state = ServerState(config, registry, guard)
+    directory = state.add(StateDirectory(config))
+    state.add(ResponseStore(config.responses))
+    feedback = state.add(Feedback(directory, config.feedback))
+    router = state.add(VersionRouter(state, lambda: feedback.targets))
+    if config.feedback.keep:
+        state.observers.append(feedback.finished)
+        state.services.append(feedback)
+    if config.routes:
+        state.leases = router
+        state.observers.append(router.finished)
+        state.services.append(router)
+    state.services.append(state.add(Batches(state)))
+    return state
+
+
+def _whole(cards: Sequence[Card]) -> list[Card]:
+    """The cards, in a cascade's place those of its two skins, which say how their bases are to be held."""
+    return [part for card in cards for part in (parts_of(card) or [card])]
+
+
+_ROUTES = (openai, responses, anthropic, encoding, tokens, batches, feedback, monitoring, pages)
+ROUTERS: tuple[APIRouter, ...] = (*(module.router for module in _ROUTES), router, admin.router, admin.routes)
 
 
 def create_app(state: ServerState) -> FastAPI:
-    """The ASGI application over a loaded server."""
     # FastAPI's own schema would not know the bodies, which routes read themselves: `openapi` does.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
     app.state.server, app.state.routers = state, ROUTERS
@@ -76,7 +239,7 @@ def create_app(state: ServerState) -> FastAPI:
     watchdog = state.add(Watchdog())
     metrics.registry.register(watchdog)
     state.services.append(watchdog)
-    state.observers.append(metrics)
+    state.observers.append(metrics.finished)
     state.unanswered.append(metrics.unanswered)
     state.watchers.append(metrics.watch)
     if state.config.telemetry is not None:
@@ -84,13 +247,9 @@ def create_app(state: ServerState) -> FastAPI:
         state.watchers.append(telemetry.watch)
         state.services.append(telemetry)
     if state.config.cors:
-        app.add_middleware(
-            CORSMiddleware,
-            allow_origins=list(state.config.cors),
-            allow_methods=("GET", "POST", "DELETE"),
-            allow_headers=("*",),
-            expose_headers=EXPOSED,
-        )
+        methods = ("GET", "POST", "DELETE")
+        settings: Json = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
+        app.add_middleware(CORSMiddleware, allow_origins=list(state.config.cors), **settings)
     app.add_middleware(Origins, state=state)
     app.add_middleware(AccessLog, state=state)
     add_error_handlers(app)
@@ -133,7 +292,8 @@ def serve(
 
         def ready(state: ServerState) -> None:
             if on_ready is not None:
-                on_ready(_url(listener), state)
+                host, port = listener.getsockname()[:2]
+                on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}/v1", state)
 
         # A line of a header has some bytes more than its name and value.
         head = 2 * (config.limits.header_bytes + config.limits.url_bytes)
@@ -157,8 +317,3 @@ def _listening(host: str, port: int) -> Generator[socket.socket]:
             raise UsageError(f"cannot serve on {host} port {port}: {error.strerror}; choose another port") from error
         listener.set_inheritable(True)
         yield listener
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"

@@ -50,8 +50,7 @@ class Expression(Strict):
 
 @dataclass(frozen=True)
 class Named:
-    """A pattern that is known by name. remainder: what stays of a match (usually nothing, or all of it where the shape
-    is right and the content is not)."""
+    """A pattern known by name. remainder: what stays of a match, all of it where the content is not right."""
 
     pattern: str
     remainder: Callable[[str], str]
@@ -83,12 +82,17 @@ def _iban(text: str) -> str:
     return text
 
 
-def _address(text: str) -> str:
+def is_address(text: str) -> bool:
+    """Whether the text is an IP address."""
     try:
         ipaddress.ip_address(text)
     except ValueError:
-        return text
-    return ""
+        return False
+    return True
+
+
+def _address(text: str) -> str:
+    return "" if is_address(text) else text
 
 
 def _phone(text: str) -> str:
@@ -112,14 +116,8 @@ NAMED: dict[str, Named] = {
 
 
 class Redactor:
-    """Cuts what the rules name out of texts."""
-
     def __init__(self, rules: Sequence[str | Expression]) -> None:
-        chosen = [
-            (name, named_pattern.pattern, named_pattern.remainder)
-            for name, named_pattern in NAMED.items()
-            if name in rules
-        ]
+        chosen = [(name, named.pattern, named.remainder) for name, named in NAMED.items() if name in rules]
         chosen += [(rule.name, rule.pattern, _nothing) for rule in rules if isinstance(rule, Expression)]
         self._rules = [(f"[{name.upper()}]", regex.compile(pattern), remainder) for name, pattern, remainder in chosen]
 

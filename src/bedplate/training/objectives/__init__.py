@@ -6,34 +6,45 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from bedplate.core.deferred import Deferred
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
 
 if TYPE_CHECKING:
     from bedplate.training.objectives.objective import TextObjective
 
-# Imported when they are called: whoever only asks for names, as the first look at a run file does, loads no torch.
+
+class Deferred:
+    """A class named as "module:name": calling it imports and calls that, so that whoever only asks for the table's
+    names, as the first look at a run file does, loads no torch."""
+
+    def __init__(self, path: str) -> None:
+        self.path = f"bedplate.training.objectives.{path}"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(*args, **kwargs)
+
+    @property
+    def __wrapped__(self) -> Callable[..., Any]:  # the name under which `inspect.signature` looks for what is called
+        module, _, name = self.path.partition(":")
+        return getattr(import_module(module), name)
+
+
 OBJECTIVES: dict[str, Callable[..., TextObjective]] = {
-    "next_token": Deferred("bedplate.training.objectives.language:NextToken"),
-    "masked": Deferred("bedplate.training.objectives.masked:Masked"),
-    "span_corruption": Deferred("bedplate.training.objectives.spans:SpanCorruption"),
-    "mixture_of_denoisers": Deferred("bedplate.training.objectives.spans:MixtureOfDenoisers"),
-    "fill_in_middle": Deferred("bedplate.training.objectives.middle:FillInMiddle"),
-    "contrastive": Deferred("bedplate.training.objectives.contrastive:Crops"),
+    "next_token": Deferred("language:NextToken"),
+    "masked": Deferred("masked:Masked"),
+    "span_corruption": Deferred("spans:SpanCorruption"),
+    "mixture_of_denoisers": Deferred("spans:MixtureOfDenoisers"),
+    "fill_in_middle": Deferred("middle:FillInMiddle"),
+    "contrastive": Deferred("contrastive:Crops"),
 }
 """By name; called without arguments, or with their settings."""
 
 
 def check_objective(name: str) -> None:
     """ConfigError for a name that is no row of the table."""
-    if name == "sft":
-        raise ConfigError(
-            "the objective sft learns the completions of examples, and texts have none: use next_token, or tune a base "
-            "with `bedplate adapt`"
-        )
     if name not in OBJECTIVES:
         hint = did_you_mean(nearest(name, OBJECTIVES)) or f"use {', '.join(OBJECTIVES)}"
         raise ConfigError(f"there is no objective {name!r}; {hint}")

@@ -75,9 +75,7 @@ class NextToken(TextObjective):
         multi_token = self._multi_token
         assert multi_token is not None
         if not isinstance(model, Decoder) or len(model.predictions) != multi_token.modules:
-            raise UsageError(
-                f"{multi_token.modules} modules that predict further tokens are to learn; this model has others"
-            )
+            raise UsageError(f"{multi_token.modules} modules are to predict further tokens; this model has others")
         states, cached_terms = model.predict_ahead(hidden_BTD, batch.inputs, attend), self._terms.pop(batch.ids, None)
         terms = multi_token.terms(batch) if cached_terms is None else cached_terms
         losses: dict[str, Term] = {}

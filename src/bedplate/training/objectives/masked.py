@@ -14,8 +14,15 @@ from pydantic import Field, model_validator
 
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, documents_of
-from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term, TokenCounts
+from bedplate.training.objectives.objective import (
+    Corrupting,
+    Corruption,
+    CorruptionVocabulary,
+    Models,
+    Term,
+    TokenCounts,
+    documents_of,
+)
 from bedplate.training.objectives.token_term import targets_term
 
 Share = Annotated[float, Field(ge=0, le=1)]

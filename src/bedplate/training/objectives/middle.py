@@ -12,8 +12,16 @@ from pydantic import Field
 from bedplate.core.errors import ConfigError
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, documents_of, relaid
-from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term
+from bedplate.training.objectives.objective import (
+    Corrupting,
+    Corruption,
+    CorruptionVocabulary,
+    Ids,
+    Models,
+    Term,
+    documents_of,
+    relaid,
+)
 from bedplate.training.objectives.token_term import targets_term
 
 FIM_TOKENS = (

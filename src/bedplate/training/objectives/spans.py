@@ -14,8 +14,18 @@ from pydantic import Field
 from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.training.batch import PackedBatch
-from bedplate.training.objectives.corrupting import Corrupting, Corruption, Ids, documents_of, relaid, rows_of
-from bedplate.training.objectives.objective import CorruptionVocabulary, Models, Term, TokenCounts
+from bedplate.training.objectives.objective import (
+    Corrupting,
+    Corruption,
+    CorruptionVocabulary,
+    Ids,
+    Models,
+    Term,
+    TokenCounts,
+    documents_of,
+    relaid,
+    rows_of,
+)
 from bedplate.training.objectives.token_term import targets_term
 
 SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
@@ -95,10 +105,8 @@ class _Spans(Corrupting):
 
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
         sentinels = words.ids_of(self.sentinels, self.name)
-        modes = [
-            () if denoiser.mode is None else tuple(words.ids_of([denoiser.mode], self.name))
-            for denoiser in self.mixture
-        ]
+        named = [() if denoiser.mode is None else (denoiser.mode,) for denoiser in self.mixture]
+        modes = [words.ids_of(names, self.name) for names in named]
         if not words.decoder_start:
             raise ConfigError(f"the objective {self.name} is for encoder–decoders, and this model is none")
         if not sentinels:

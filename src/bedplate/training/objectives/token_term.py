@@ -96,9 +96,7 @@ class _Pieces(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         to_states, to_read = pop_gradients(ctx)
-        scaled = [
-            None if gradient is None else gradient.mul_(grad.to(gradient.dtype)) for gradient in (to_states, *to_read)
-        ]
+        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in (to_states, *to_read)]
         return None, None, None, None, *scaled
 
 

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 from bedplate.training.config import MuonConfig, Orthogonalisation
 from bedplate.training.ranks import Ranks
 
-Coefficients = tuple[float, float, float]
-
-COEFFICIENTS: dict[Orthogonalisation, Sequence[Coefficients]] = {
+COEFFICIENTS: dict[Orthogonalisation, Sequence[tuple[float, float, float]]] = {
     # Keller Jordan's, chosen for the steepest slope at zero: singular values end between about 0.7 and 1.2.
     "newton_schulz": ((3.4445, -4.7750, 2.0315),),
     # https://arxiv.org/abs/2505.16932, for 5 steps with its safety factor of 2%, as computed for and used by nanochat
@@ -47,14 +45,6 @@ def orthogonalised(x_OI: Tensor, how: Orthogonalisation, iterations: int) -> Ten
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
     return x.mT if tall else x
-
-
-def scale_of(shape: Sequence[int], config: MuonConfig) -> float:
-    """By what an update of a matrix of this shape [..., O, I] is multiplied."""
-    rows, columns = shape[-2:]
-    if config.scale == "adamw":
-        return 0.2 * math.sqrt(max(rows, columns))
-    return math.sqrt(max(1.0, rows / columns))
 
 
 class Muon:
@@ -90,13 +80,14 @@ class Muon:
         applied = 1 - void
         for matrices in groups.values():
             counts = [math.prod(whole.shape[:-2]) for whole in matrices.values()]
-            shape = next(iter(matrices.values())).shape[-2:]
+            shape = rows, columns = next(iter(matrices.values())).shape[-2:]
+            of_adamw = self._config.scale == "adamw"
+            scale = 0.2 * math.sqrt(max(rows, columns)) if of_adamw else math.sqrt(max(1.0, rows / columns))
             stacked = torch.cat([whole.reshape(-1, *shape) for whole in matrices.values()])
             stacked = orthogonalised(stacked, self._config.orthogonalisation, self._config.iterations)
             for (name, whole), update in zip(matrices.items(), stacked.split(counts), strict=True):
                 local_update = self._ranks.part(self._parameters[name], update.view(whole.shape))
-                scaled = local_update * scale_of(shape, self._config)
-                self._update(self._masters[name], scaled, learning_rate, applied)
+                self._update(self._masters[name], local_update * scale, learning_rate, applied)
 
     def _moved(self, name: str, grad: Tensor, void: Tensor) -> Tensor:
         """The momentum with this gradient, as it is to be made orthogonal."""

@@ -1,11 +1,15 @@
 """The optimizer of a run: float32 masters, gradient accumulation, clipping, AdamW and Muon, averaged weights, and its
-state as plain tensors."""
+state as plain tensors.
+
+AdamW (https://arxiv.org/abs/1711.05101) may decay cautiously (https://arxiv.org/abs/2510.12402): only in the direction
+of the update.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +19,6 @@ from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import ExpertLinear
 from bedplate.models.layers.linear import Linear
 from bedplate.training.config import TrainConfig
-from bedplate.training.optimizers.adamw import AdamW, ParameterGroup
 from bedplate.training.optimizers.muon import Muon
 from bedplate.training.ranks import ALONE, Ranks
 
@@ -42,20 +45,6 @@ AVERAGE = "average/"
 """What the names of averages begin with in a state."""
 
 
-class Average:
-    """Averages of tensors by name, in their own dtype."""
-
-    def __init__(self, decay: float, tensors: Mapping[str, Tensor]) -> None:
-        self._decay = decay
-        self.tensors = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-
-    @torch.no_grad()
-    def step(self, tensors: Mapping[str, Tensor], void: Tensor) -> None:
-        """After a step; none where `void`, a scalar that is not read, is 1."""
-        for name, average in self.tensors.items():
-            average.lerp_(tensors[name].detach(), ((1 - self._decay) * (1 - void)).to(average.dtype))
-
-
 @contextmanager
 def averaged(
     tensors: Mapping[str, Tensor], trainable: Iterable[tuple[str, nn.Parameter]], ranks: Ranks
@@ -77,6 +66,64 @@ def averaged(
         finally:
             for name, parameter in parameters.items():
                 ranks.local_part(parameter).copy_(originals[name])
+
+
+class _FusedAdamW(torch.optim.AdamW):
+    """Changes nothing where `found_inf`, a float32 scalar on the device, is 1: torch's own gradient scaler sets it."""
+
+    found_inf: Tensor | None = None
+
+
+class AdamW:
+    """AdamW over masters by name. groups: torch's parameter groups, each with its own `rate`, by which the run's is
+    multiplied, and `decay`."""
+
+    def __init__(
+        self,
+        masters: Mapping[str, nn.Parameter],
+        groups: Sequence[dict[str, Any]],
+        betas: tuple[float, float],
+        eps: float,
+        cautious: bool,
+    ) -> None:
+        self._masters, self._cautious = masters, cautious
+        groups = [{**group, "weight_decay": 0.0 if cautious else group["decay"]} for group in groups]
+        self._adamw = _FusedAdamW(groups, betas=betas, eps=eps, fused=True)
+        for master in masters.values():
+            # As the fused optimizer makes them: the step is a float32 scalar beside the parameter, wherever that is.
+            self._adamw.state[master] = {
+                "step": torch.zeros((), dtype=torch.float32, device=master.device),
+                "exp_avg": torch.zeros_like(master),
+                "exp_avg_sq": torch.zeros_like(master),
+            }
+
+    @torch.no_grad()
+    def step(self, learning_rate: float, void: Tensor) -> None:
+        """One update; none where `void`, a scalar that is not read, is 1."""
+        self._adamw.found_inf = void
+        for group in self._adamw.param_groups:
+            group["lr"] = learning_rate * group["rate"]
+        snapshots = [
+            (master, master.detach().clone(), group["lr"] * group["decay"])
+            for group in (self._adamw.param_groups if self._cautious else ())
+            for master in group["params"]
+            if group["decay"] and master.grad is not None
+        ]
+        self._adamw.step()
+        for master, before, decay in snapshots:
+            # What moved against the weight's sign decays; nothing moved in a step that is skipped.
+            against = (before - master) * before > 0
+            master.sub_(before * against, alpha=decay)
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The moments of one master and the number of its steps: those that are used, not copies."""
+        return dict(self._adamw.state[self._masters[name]])
+
+    @torch.no_grad()
+    def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what `tensors` gave, as it lies here."""
+        for key, tensor in self.tensors(name).items():
+            tensor.copy_(tensors[key])
 
 
 NamedParameters = Iterable[tuple[str, nn.Parameter]]
@@ -106,25 +153,23 @@ class Optimization:
         if not self.parameters:
             raise TrainingError("nothing is to be trained: `trainable` is empty")
         self._masters = {name: self._master(parameter) for name, parameter in self.parameters.items()}
-        self._clip = config.clip
+        self._clip, self._muon_rate = config.clip, config.rates.matrix
         roles_by_id = parameter_roles or {}
         by_kind: dict[str, ParameterRole] = {
             name: roles_by_id.get(id(p), "other") for name, p in self.parameters.items()
         }
-        turned = [name for name, role in by_kind.items() if role == "matrix"] if config.optimizer == "muon" else []
-        self._muon_rate = config.rates.matrix
-        masters = {name: self._masters[name] for name in turned}
-        self._muon = (
-            Muon(masters, self.parameters, config.muon, config.weight_decay, config.cautious_decay, ranks)
-            if turned
-            else None
-        )
-        adamw_masters = {name: master for name, master in self._masters.items() if name not in masters}
-        self._adamw_masters = adamw_masters
-        groups = _groups(adamw_masters, self.parameters, by_kind, config)
-        betas = (config.beta1, config.beta2)
-        self._adamw = AdamW(adamw_masters, groups, betas, config.eps, config.cautious_decay) if adamw_masters else None
-        self._average = None if config.ema is None else Average(config.ema, self._masters)
+        with_muon = {name for name, role in by_kind.items() if role == "matrix" and config.optimizer == "muon"}
+        turned = {name: master for name, master in self._masters.items() if name in with_muon}
+        others = {name: master for name, master in self._masters.items() if name not in with_muon}
+        cautious, betas = config.cautious_decay, (config.beta1, config.beta2)
+        self._muon = self._adamw = None
+        if turned:
+            self._muon = Muon(turned, self.parameters, config.muon, config.weight_decay, cautious, ranks)
+        if others:
+            self._adamw = AdamW(others, _groups(others, self.parameters, by_kind, config), betas, config.eps, cautious)
+        self._ema = config.ema
+        averaged_masters = {} if config.ema is None else self._masters
+        self._averages = {name: master.detach().clone() for name, master in averaged_masters.items()}
 
     def _master(self, parameter: nn.Parameter) -> nn.Parameter:
         local = self._ranks.local_part(parameter)
@@ -158,6 +203,7 @@ class Optimization:
             nn.utils.clip_grads_with_norm_(list(self._masters.values()), self._clip, norm)
         return norm
 
+    @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
         """One update, after which the gradients are gone; none where `void`, a scalar that is not read, is 1."""
         if self._adamw is not None:
@@ -166,9 +212,11 @@ class Optimization:
             self._muon.step(learning_rate * self._muon_rate, void)
         for master in self._masters.values():
             master.grad = None
-        if self._average is not None:
-            self._average.step(self._masters, void)
         self._write_back()
+        if self._ema is not None:
+            weight = (1 - self._ema) * (1 - void)
+            for name, average in self._averages.items():
+                average.lerp_(self._masters[name].detach(), weight.to(average.dtype))
 
     @torch.no_grad()
     def _write_back(self) -> None:
@@ -188,14 +236,14 @@ class Optimization:
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             state = {"parameter": self._masters[name].detach(), **self._moments(name)}
-            if self._average is not None:
-                state[AVERAGE.removesuffix("/")] = self._average.tensors[name]
+            if name in self._averages:
+                state[AVERAGE.removesuffix("/")] = self._averages[name]
             for key, value in state.items():
                 tensors[f"{key}/{name}"] = self._ranks.placed(parameter, value) if value.dim() else value
         return tensors
 
     def _moments(self, name: str) -> Mapping[str, Tensor]:
-        if self._muon is not None and name not in self._adamw_masters:
+        if self._muon is not None and name in self._muon.momenta:
             return {_MOMENTUM: self._muon.momenta[name]}
         return {} if self._adamw is None else self._adamw.tensors(name)
 
@@ -210,12 +258,12 @@ class Optimization:
                 return self._ranks.local_slice(parameter, stored) if stored.dim() else stored
 
             master.copy_(local_part("parameter"))
-            if self._muon is not None and name not in self._adamw_masters:
+            if self._muon is not None and name in self._muon.momenta:
                 self._muon.momenta[name].copy_(local_part(_MOMENTUM))
             elif self._adamw is not None and f"{_MOMENTS[0]}/{name}" in tensors:  # files of earlier versions lack some
                 self._adamw.load(name, {key: local_part(key) for key in _MOMENTS})
-            if self._average is not None:
-                self._average.tensors[name].copy_(local_part(AVERAGE.removesuffix("/")))
+            if name in self._averages:
+                self._averages[name].copy_(local_part(AVERAGE.removesuffix("/")))
         self._write_back()
 
 
@@ -228,12 +276,14 @@ def _groups(
     parameters: Mapping[str, nn.Parameter],
     parameter_roles: Mapping[str, ParameterRole],
     config: TrainConfig,
-) -> list[ParameterGroup]:
+) -> list[dict[str, Any]]:
     """By rate and decay, matrices before others."""
     masters_by_group: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, master in masters.items():
-        masters_by_group.setdefault(
-            (parameters[name].dim() < 2, getattr(config.rates, parameter_roles[name])), []
-        ).append(master)
+        key = parameters[name].dim() < 2, getattr(config.rates, parameter_roles[name])
+        masters_by_group.setdefault(key, []).append(master)
     ordered = sorted(masters_by_group.items(), key=lambda group: group[0][0])
-    return [ParameterGroup(params, rate, 0.0 if flat else config.weight_decay) for (flat, rate), params in ordered]
+    return [
+        {"params": params, "rate": rate, "lr": rate, "decay": 0.0 if flat else config.weight_decay}
+        for (flat, rate), params in ordered
+    ]

@@ -34,13 +34,16 @@ def process_of(environment: Mapping[str, str]) -> Process:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         rank, world, local = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         address = (_text(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT"))
-        return _checked(Process(rank, world, local, address))
     # Not in a shell that Slurm gave out and that has started no step.
-    if environment.get("SLURM_STEP_ID") is not None and int(environment.get("SLURM_NTASKS", "1")) > 1:
+    elif environment.get("SLURM_STEP_ID") is not None and int(environment.get("SLURM_NTASKS", "1")) > 1:
         rank, world, local = (_number(environment, f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID"))
         host = environment.get("MASTER_ADDR") or first_host(_text(environment, "SLURM_STEP_NODELIST"))
-        return _checked(Process(rank, world, local, (host, int(environment.get("MASTER_PORT", PORT)))))
-    return Process(0, 1, 0, None)
+        address = (host, int(environment.get("MASTER_PORT", PORT)))
+    else:
+        return Process(0, 1, 0, None)
+    if not 0 <= rank < world:
+        raise UsageError(f"this process is number {rank} of {world}: ranks are numbered from 0")
+    return Process(rank, world, local, address)
 
 
 def first_host(nodes: str) -> str:
@@ -50,12 +53,6 @@ def first_host(nodes: str) -> str:
         raise UsageError(f"SLURM_STEP_NODELIST is {nodes!r}, which names no host")
     before, number, after = match.groups()
     return before + (number or "") + (after or "")
-
-
-def _checked(process: Process) -> Process:
-    if not 0 <= process.rank < process.world:
-        raise UsageError(f"this process is number {process.rank} of {process.world}: ranks are numbered from 0")
-    return process
 
 
 def _number(environment: Mapping[str, str], name: str) -> int:

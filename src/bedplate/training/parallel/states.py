@@ -12,7 +12,8 @@ import os
 import shutil
 import threading
 import warnings
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.tensor import DTensor
 
 from bedplate.core.errors import TrainingError, UsageError
+from bedplate.core.files import sync_directory
 from bedplate.training.ranks import Ranks
 from bedplate.training.state import SHARDS, RunState, StateFile
 
@@ -79,7 +81,7 @@ class DistributedStates:
             if final.exists():
                 shutil.rmtree(final)
             partial.rename(final)
-            _sync(self._directory)
+            sync_directory(self._directory)
             for directory in self._directory.iterdir():
                 if directory != final:
                     shutil.rmtree(directory, ignore_errors=True)
@@ -111,16 +113,12 @@ class DistributedStates:
         if self._file.latest() == step:
             return self._file.values(step)
         place = self._directory / f"{step:010d}" / _VALUES
-        try:
+        with _reading(place):
             values = json.loads(place.read_text())
             if values.pop("version") != _VERSION:
                 raise TrainingError(f"{place}: written by another version of Bedplate; delete it to start anew")
             randoms, rank = values["random"], self._ranks.rank
             values["random"] = randoms[rank if len(randoms) == self._ranks.world else 0]
-        except (OSError, KeyError, ValueError) as error:
-            raise TrainingError(
-                f"{place}: not a training state that can be read ({error}); delete it to start anew"
-            ) from error
         return values
 
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
@@ -128,7 +126,7 @@ class DistributedStates:
         if self._file.latest() == step:
             return self._file.load(step)
         place = self._directory / f"{step:010d}"
-        try:
+        with _reading(place):
             reader = dcp.FileSystemReader(place)
             tensor_metadata = reader.read_metadata().state_dict_metadata
             rank = self._ranks.rank if f"{_RANDOM}{self._ranks.world - 1}/torch" in tensor_metadata else 0
@@ -143,10 +141,6 @@ class DistributedStates:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process means to
                 dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
-        except (OSError, KeyError, ValueError, RuntimeError, CheckpointException) as error:
-            raise TrainingError(
-                f"{place}: not a training state that can be read ({error}); delete it to start anew"
-            ) from error
         return RunState({name.replace(f"{_RANDOM}{rank}/", _RANDOM): x for name, x in tensors.items()}, values)
 
     def remove(self) -> None:
@@ -161,18 +155,21 @@ def _of_rank(name: str, rank: int) -> str:
     return name.replace(_RANDOM, f"{_RANDOM}{rank}/", 1) if name.startswith(_RANDOM) else name
 
 
+def placed_like(local: Tensor, whole: DTensor) -> DTensor:
+    """This rank's part of a tensor that is shared as `whole` is."""
+    mesh, placements = whole.device_mesh, whole.placements
+    return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
+
+
 def _copied(tensor: Tensor) -> Tensor:
     if not isinstance(tensor, DTensor):
         return tensor.detach().to("cpu", copy=True)
-    local = tensor.to_local().to("cpu", copy=True)
-    return DTensor.from_local(
-        local, tensor.device_mesh, tensor.placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )
+    return placed_like(tensor.to_local().to("cpu", copy=True), tensor)
 
 
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
+@contextmanager
+def _reading(place: Path) -> Generator[None]:
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        yield
+    except (OSError, KeyError, ValueError, RuntimeError, CheckpointException) as error:
+        raise TrainingError(f"{place}: not a training state that can be read ({error}); delete it") from error

@@ -87,6 +87,5 @@ def _settings(name: str, settings: Mapping[str, Any]) -> Strict:
         return model.model_validate(dict(settings))
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
-        location = ".".join(map(str, first["loc"]))
-        hint = f"; its settings are {', '.join(model.model_fields)}" if first["type"] == "extra_forbidden" else ""
-        raise ConfigError(f"rules.{name}.{location}: {first['msg']}{hint}") from error
+        location = ".".join(map(str, ("rules", name, *first["loc"])))
+        raise ConfigError(f"{location}: {first['msg']}") from error

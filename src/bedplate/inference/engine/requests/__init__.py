@@ -1,7 +1,5 @@
-"""What an engine can be asked and what it answers: one file for each type of request, with its result and its job.
-
-`base` has what all types share, `job` runs a request in the engine, `table` says which job class runs which type.
-"""
+"""What an engine can be asked and what it answers: each type of request stands with its result and its job.
+`base` has what all types share, `job` runs a request in the engine, `table` says which job class runs which type."""
 
 from bedplate.inference.engine.requests.base import (
     NO_TERMS,
@@ -16,10 +14,8 @@ from bedplate.inference.engine.requests.base import (
     Stream,
     Usage,
 )
-from bedplate.inference.engine.requests.classify import Classification, Classify
-from bedplate.inference.engine.requests.embed import Embed, Embedding
 from bedplate.inference.engine.requests.generate import Generate, Generation
-from bedplate.inference.engine.requests.label import Label
+from bedplate.inference.engine.requests.pooled import Classification, Classify, Embed, Embedding, Label
 from bedplate.inference.engine.requests.score import Score, Scores
 from bedplate.inference.engine.sampling import MAX_ALTERNATIVES, MAX_SEED, Grammar, GrammarKind, Sampling
 from bedplate.models.specs.sentence import Pooling

@@ -24,8 +24,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class LookedUp:
-    """Retrieval results of a request. passages: those in its prompt, by number. compute: engine seconds that the lookup
-    took."""
+    """Retrieval results of a request. passages: in its prompt, by number. compute: engine seconds of the lookup."""
 
     passages: tuple[Passage, ...] = ()
     compute: float = 0.0
@@ -45,10 +44,7 @@ NO_TERMS = LookupContext()
 @dataclass(frozen=True)
 class PromptVectors:
     """Features [P, D] in the place of the embeddings of P prompt tokens from position `start` on, whose ids are only
-    placeholders: what an encoder made of an image or a sound.
-
-    sha256: hash of the media file and of how it was encoded; it stands for these tokens in prefix-cache keys.
-    """
+    placeholders. sha256: hash of the media file and its encoding, which names these tokens in prefix-cache keys."""
 
     start: int
     vectors_PD: Tensor = field(compare=False)
@@ -107,10 +103,8 @@ class RequestUsage:
 
 @dataclass(frozen=True)
 class RequestTiming:
-    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end.
-
-    compute: its share of the seconds of the steps it was in, by its cost in each: what it costs.
-    """
+    """Seconds of one request since it was queued: until its first forward pass, its first output, and its end. compute:
+    its share of the seconds of the steps it was in, by its cost in each: what it costs."""
 
     queued: float = 0.0
     first: float = 0.0
@@ -121,12 +115,13 @@ class RequestTiming:
 NO_TIMING = RequestTiming()
 
 
+@dataclass(frozen=True, kw_only=True)
 class Result:
     """The fields that every result has; each type adds its own."""
 
     usage: Usage
-    timing: RequestTiming
-    looked_up: LookedUp | None
+    timing: RequestTiming = NO_TIMING
+    looked_up: LookedUp | None = None
 
 
 class Stream:
@@ -202,7 +197,6 @@ class Stream:
 
     @property
     def failure(self) -> BaseException | None:
-        """The error that the request failed with."""
         return self._error
 
     def push(self, step: Step) -> None:

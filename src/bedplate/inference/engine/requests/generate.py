@@ -13,18 +13,9 @@ from torch import Tensor
 
 from bedplate.core import display
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.checks import answer_room, check_decoder, check_ids, check_prompt, not_finite
+from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.grammar import Matcher
-from bedplate.inference.engine.requests.base import (
-    NO_TIMING,
-    FinishReason,
-    LookedUp,
-    Request,
-    RequestTiming,
-    Result,
-    Step,
-    Usage,
-)
+from bedplate.inference.engine.requests.base import FinishReason, Request, Result, Step
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.sampling import Grammar, Sampling
@@ -54,12 +45,9 @@ class Generation(Result):
     token_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
     finish_reason: FinishReason
-    usage: Usage
     top_logprobs: tuple[Alternatives, ...] = ()
     prompt_logprobs: tuple[float | None, ...] | None = None
     prompt_top_logprobs: tuple[Alternatives, ...] = ()
-    timing: RequestTiming = NO_TIMING
-    looked_up: LookedUp | None = None
 
     def __repr__(self) -> str:
         text = repr(display.shortened(self.text, 80))
@@ -94,16 +82,13 @@ class GenerateJob(RequestJob[Generate]):
         check_ids(base, request.sampling.stop_token_ids, "stop_token_ids")
         # "To the context's end" asks for at least one token: a prompt that fills the context has no answer.
         max_tokens = request.sampling.max_tokens
-        room = answer_room(base, virtual + len(request.tokens))
+        room = base.answer_room(virtual + len(request.tokens))
         if self.resources.longest is not None:
             room = min(room, self.resources.longest - self.prompt_end)
         self.limit = max(room, 1) if max_tokens is None else max_tokens
         check_prompt(base, request.tokens, virtual, self.limit)
         if request.sampling.prompt_logprobs is not None and self.source:
-            raise RequestError(
-                f"the encoder of {base.name} predicts no tokens, so a prompt has no log-probabilities",
-                param="prompt_logprobs",
-            )
+            raise RequestError(f"{base.name} encodes prompts, which have no log-probabilities", param="prompt_logprobs")
         if request.grammar is not None:
             self._matcher = self.resources.grammars.compile(request.grammar)
 
@@ -115,10 +100,6 @@ class GenerateJob(RequestJob[Generate]):
     @property
     def reusable(self) -> int | None:
         return None if self._asks_prompt else super().reusable
-
-    @property
-    def _grammar_name(self) -> str:
-        return "grammar" if self.request.grammar is None else self.request.grammar.named
 
     @property
     def generated_tokens(self) -> int:
@@ -195,7 +176,9 @@ class GenerateJob(RequestJob[Generate]):
         # The token that was computed in this pass is in the cache now, whatever comes next.
         self.computed_tokens = len(self.tokens)
         if state.failure is not None:
-            self.failed = RequestError(state.failure, param=self._grammar_name, code=INVALID)
+            grammar = self.request.grammar
+            name = "grammar" if grammar is None else grammar.named
+            self.failed = RequestError(state.failure, param=name, code=INVALID)
             return False
         if state.ends(token):
             self._end("stop")
@@ -236,18 +219,15 @@ class GenerateJob(RequestJob[Generate]):
         assert self.ended is not None
         settings, output = self.request.sampling, self.state.output
         include_prompt = settings.prompt_logprobs is not None
-        usage, timing, looked_up = self.account(len(output))
         return Generation(
             text=self.text.text,
             token_ids=tuple(output),
             logprobs=tuple(self._logprobs),
             finish_reason=self.ended,
-            usage=usage,
             top_logprobs=tuple(self._top_logprobs) if settings.logprobs is not None else (),
             prompt_logprobs=tuple(self._prompt_logprobs) if include_prompt else None,
             prompt_top_logprobs=tuple(self._prompt_top_logprobs) if include_prompt else (),
-            timing=timing,
-            looked_up=looked_up,
+            **self.account(len(output)),
         )
 
 

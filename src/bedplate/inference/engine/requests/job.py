@@ -8,7 +8,7 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
@@ -17,7 +17,6 @@ from bedplate.inference.engine.checks import check_prompt, check_prompt_vectors,
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import (
     FinishReason,
-    LookedUp,
     Request,
     RequestTiming,
     RequestUsage,
@@ -36,9 +35,8 @@ R = TypeVar("R", bound=Request)
 
 @dataclass(frozen=True)
 class EngineResources:
-    """What all requests of an engine are computed with. ends: the tokens that end a text. speculates: whether next
-    tokens are drafted. never: tokens that may never be generated. longest: the longest sequence that fits the cache;
-    None: any length."""
+    """What all requests of an engine are computed with. ends: tokens that end a text. speculates: whether next tokens
+    are drafted. never: tokens that are never generated. longest: sequence that fits the cache; None: any."""
 
     base: Base
     grammars: Grammars
@@ -67,12 +65,10 @@ class PassRequest:
 
 @dataclass(slots=True)
 class PassResult:
-    """What a forward pass returned for a job's tokens from position `begin` to before `end`.
-
-    positions: those whose logits the job asked for. draft: the tokens that were guessed to follow. out: the output of
-    the whole batch. logits_index: index of the job's first logits in it, those of the draft coming last. token_index:
-    index of the job's first token in the batch. latents_index: index of its denoising call; None where it made none.
-    """
+    """What a forward pass returned for a job's tokens from position `begin` to before `end`. positions: those whose
+    logits the job asked for. draft: the tokens that were guessed to follow. out: the output of the whole batch.
+    logits_index: index of the job's first logits in it, those of the draft coming last. token_index: index of the job's
+    first token in the batch. latents_index: index of its denoising call; None where it made none."""
 
     begin: int
     end: int
@@ -132,7 +128,7 @@ class RequestJob(ABC, Generic[R]):
         """Raises RequestError for what cannot run."""
         self.request, self.adapter, self.resources = request, adapter, resources
         self.stream = Stream(request)
-        self.source = len(request.tokens) if "encode" in resources.base.can else 0
+        self.source = len(request.tokens) if resources.base.has_encoder else 0
         self.starts = resources.base.decoder_start if self.source and self.writes else ()
         self.tokens = [*adapter.virtual_tokens, *request.tokens, *self.starts]
         self.number = 0
@@ -185,9 +181,8 @@ class RequestJob(ABC, Generic[R]):
     def cost(self) -> int:
         """The work still to be computed, in the unit of the engine's budget: one token. It stops at the next mark, so
         that no pass goes beyond it."""
-        return (
-            next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens)) - self.computed_tokens
-        )
+        end = next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens))
+        return end - self.computed_tokens
 
     def prefix_tokens(self, length: int) -> list[int]:
         """What names the first `length` tokens in prefix-cache keys: their ids, or the hash of the media there."""
@@ -221,8 +216,7 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def reusable(self) -> int | None:
-        """The number of first tokens that may come from the prefix cache; None where each token's own output is
-        needed."""
+        """First tokens that may come from the prefix cache; None where each token's own output is needed."""
         return len(self.tokens) - 1
 
     @property
@@ -245,8 +239,7 @@ class RequestJob(ABC, Generic[R]):
         return ()
 
     def cacheable_length(self, begin: int, end: int) -> int:
-        """The number of first tokens to save in the prefix cache, now that all are computed, the last of them from
-        `begin`."""
+        """First tokens to save in the prefix cache, now that all are computed, the last of them from `begin`."""
         return self.prompt_end
 
     def cancel(self) -> None:
@@ -264,7 +257,6 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def generated_tokens(self) -> int:
-        """The number of generated tokens so far."""
         return 0
 
     @property
@@ -277,13 +269,14 @@ class RequestJob(ABC, Generic[R]):
         read = self._prompt_read
         return RequestUsage(Usage(read, self.generated_tokens, min(self.cached or 0, read)), self.compute)
 
-    def account(self, completion_tokens: int = 0) -> tuple[Usage, RequestTiming, LookedUp | None]:
-        """The usage, timing and lookup of its result. completion_tokens: tokens of the answer."""
+    def account(self, completion_tokens: int = 0) -> dict[str, Any]:
+        """The fields that every result has. completion_tokens: tokens of the answer."""
         finished = time.monotonic()
         started = finished if self.started is None else self.started
         first = finished if self.first is None else self.first
         timing = RequestTiming(started - self.queued, first - self.queued, finished - self.queued, self.compute)
-        return Usage(len(self.request.tokens), completion_tokens, self.cached or 0), timing, self.request.looked_up
+        usage = Usage(len(self.request.tokens), completion_tokens, self.cached or 0)
+        return {"usage": usage, "timing": timing, "looked_up": self.request.looked_up}
 
     @property
     def over(self) -> bool:

@@ -1,20 +1,68 @@
-"""Jobs that pool the hidden states of a whole prompt into one vector. Shapes: T tokens, D features, E of all poolings
-side by side."""
+"""Requests that pool the hidden states of a whole prompt into one vector: the vector itself, and class scores of a
+trained head or of a checkpoint's own labels (classifiers, cross-encoders that judge pairs).
+
+Shapes: T tokens, D features, E of all poolings side by side."""
 
 from __future__ import annotations
 
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from bedplate.adapters.head import Head
+from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_depth, not_finite
-from bedplate.inference.engine.requests.base import Result
+from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, R, RequestJob
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.models.specs.sentence import Pooling
+
+
+@dataclass(frozen=True)
+class Embed(Request):
+    """One vector for `tokens`: the base's own, or hidden states pooled in one way. pooling: None is the base's own way,
+    with the steps that its library takes after it where it is a sentence encoder and `depth` is None. depth: None pools
+    the model's output (after the last norm), a number the state after that many blocks. normalise: to unit length; None
+    where the base's own way leaves it so, and always where it has none. skip: so many first tokens are not pooled."""
+
+    pooling: Pooling | None = None
+    depth: int | None = None
+    normalise: bool | None = None
+    skip: int = 0
+
+
+@dataclass(frozen=True)
+class Embedding(Result):
+    vector: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Classify(Request):
+    """Class scores W h + b of a linear head on the pooled state after `depth` blocks. Later blocks are not run."""
+
+    head: Head
+    depth: int
+    pooling: Pooling = "last"
+
+
+@dataclass(frozen=True)
+class Label(Request):
+    """The logits of the base's own labels, in their order. types: of each token, which of a pair's texts it is of; ()
+    where that is not told apart."""
+
+    types: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Classification(Result):
+    """`scores` are the head's outputs before any softmax, in the head's label order."""
+
+    scores: tuple[float, ...]
 
 
 class PooledJob(RequestJob[R]):
@@ -51,7 +99,7 @@ class PooledJob(RequestJob[R]):
         if len(states_TD):
             for number, pooling in enumerate(self.poolings):
                 before = self._pooled[number]
-                self._pooled[number] = _ACCUMULATE[pooling](before, states_TD.float(), first + skipped)
+                self._pooled[number] = _accumulate(pooling, before, states_TD.float(), first + skipped)
         if pass_result.end == len(self.tokens):
             self.ended = "stop"
 
@@ -75,41 +123,21 @@ class PooledJob(RequestJob[R]):
         """The result that the pooled states of the whole prompt give, float32 [E]."""
 
 
-Accumulate = Callable[[Tensor | None, Tensor, int], Tensor]
-
-
-def _sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+def _accumulate(pooling: Pooling, before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
+    """A pooled vector with the states of the next tokens in it; first: the position of the first of them."""
+    if pooling == "last":
+        return states_TD[-1]
+    if pooling == "first":
+        return states_TD[0] if before_D is None else before_D
+    if pooling == "max":
+        largest = states_TD.amax(0)
+        return largest if before_D is None else torch.maximum(before_D, largest)
+    if pooling == "weighted_mean":
+        weights_T = torch.arange(first + 1, first + 1 + len(states_TD), device=states_TD.device)
+        states_TD = states_TD * weights_T[:, None]
     total = states_TD.sum(0)
     return total if before_D is None else before_D + total
 
-
-def _weighted_sum(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    weights_T = torch.arange(first + 1, first + 1 + len(states_TD), device=states_TD.device)
-    return _sum(before_D, states_TD * weights_T[:, None], first)
-
-
-def _largest(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    largest = states_TD.amax(0)
-    return largest if before_D is None else torch.maximum(before_D, largest)
-
-
-def _first(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    return states_TD[0] if before_D is None else before_D
-
-
-def _last(before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    return states_TD[-1]
-
-
-_ACCUMULATE: Mapping[Pooling, Accumulate] = {
-    "mean": _sum,
-    "root_mean": _sum,
-    "weighted_mean": _weighted_sum,
-    "max": _largest,
-    "first": _first,
-    "last": _last,
-}
-"""Updates a pooled vector with the states of the next tokens, given the position of the first of them."""
 
 _DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
     "mean": lambda skipped, count: count - skipped,
@@ -117,3 +145,51 @@ _DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
     "weighted_mean": lambda skipped, count: (count * (count + 1) - skipped * (skipped + 1)) / 2,
 }
 """The divisor of a sum, from the number of skipped tokens and of all tokens."""
+
+
+class EmbedJob(PooledJob[Embed]):
+    """The pooled state itself, or what a sentence encoder makes of it."""
+
+    def __init__(self, request: Embed, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        base = resources.base
+        self._sentence = base.sentence if request.pooling is None and request.depth is None else None
+        if self._sentence is not None:
+            poolings = self._sentence.spec.poolings
+        else:
+            poolings = (request.pooling or base.spec.pooling,)
+        if not 0 <= request.skip < max(len(request.tokens), 1):
+            message = f"{request.skip} of the text's {len(request.tokens)} tokens are not to be pooled"
+            raise RequestError(f"{message}, which leaves none; give a longer text", param="input")
+        super().__init__(request, adapter, resources, poolings, request.depth, skip=request.skip)
+
+    def read(self, pooled_E: Tensor) -> Embedding:
+        found_E = pooled_E if self._sentence is None else self._sentence(pooled_E[None])[0]
+        normalize = self.request.normalise
+        if self._sentence is None if normalize is None else normalize:
+            found_E = F.normalize(found_E, dim=0)
+        return Embedding(tuple(found_E.tolist()), **self.account())
+
+
+class ClassifyJob(PooledJob[Classify]):
+    def __init__(self, request: Classify, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        super().__init__(request, adapter, resources, (request.pooling,), request.depth)
+
+    def read(self, pooled_E: Tensor) -> Classification:
+        return Classification(tuple(self.request.head(pooled_E[None])[0].tolist()), **self.account())
+
+
+class LabelJob(PooledJob[Label]):
+    def __init__(self, request: Label, adapter: LoadedAdapter, resources: EngineResources) -> None:
+        base, types = resources.base, request.types
+        if base.spec.classifier is None:
+            raise RequestError(f"{base.name} has no labels of its own", param="model")
+        if types and len(types) != len(request.tokens):
+            raise RequestError(f"there are {len(types)} types for {len(request.tokens)} tokens", param="types")
+        if types and not 0 <= min(types) <= max(types) < max(base.spec.main.token_types, 1):
+            raise RequestError(f"{base.name} knows the types 0 to {base.spec.main.token_types - 1} only", param="types")
+        super().__init__(request, adapter, resources, (base.spec.classifier.pooling,), None, types=types)
+
+    def read(self, pooled_E: Tensor) -> Classification:
+        base = self.resources.base
+        logits_L = base.model.label_logits(pooled_E[None].to(base.dtype))[0].float()
+        return Classification(tuple(logits_L.tolist()), **self.account())

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
-from bedplate.inference.engine.requests.base import NO_TIMING, LookedUp, Request, RequestTiming, Result, Usage
+from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
 from bedplate.inference.forward.adapters import LoadedAdapter
 
@@ -29,16 +29,11 @@ class Scores(Result):
 
     totals: tuple[float, ...]
     token_counts: tuple[int, ...]
-    usage: Usage
-    timing: RequestTiming = NO_TIMING
-    looked_up: LookedUp | None = None
 
 
 class ScoreJob(RequestJob[Score]):
     """One continuation after the other stands behind the prompt; the first token of each is scored with the prompt.
-
-    branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far.
-    """
+    branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far."""
 
     writes: ClassVar[bool] = True
 
@@ -110,4 +105,4 @@ class ScoreJob(RequestJob[Score]):
     def result(self) -> Scores:
         if any(map(math.isnan, self.totals)):
             raise not_finite(self.resources.base, self.adapter.key)
-        return Scores(tuple(self.totals), tuple(len(c) for c in self.request.continuations), *self.account())
+        return Scores(tuple(self.totals), tuple(len(c) for c in self.request.continuations), **self.account())

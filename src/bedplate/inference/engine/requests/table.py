@@ -5,11 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.inference.engine.requests.base import Request
-from bedplate.inference.engine.requests.classify import Classify, ClassifyJob
-from bedplate.inference.engine.requests.embed import Embed, EmbedJob
 from bedplate.inference.engine.requests.generate import Generate, GenerateJob
 from bedplate.inference.engine.requests.job import RequestJob
-from bedplate.inference.engine.requests.label import Label, LabelJob
+from bedplate.inference.engine.requests.pooled import Classify, ClassifyJob, Embed, EmbedJob, Label, LabelJob
 from bedplate.inference.engine.requests.score import Score, ScoreJob
 
 JOB_TYPES: dict[type[Request], type[RequestJob[Any]]] = {

@@ -1,5 +1,6 @@
 """The gpt2 family (Radford et al. 2019, Language Models are Unsupervised Multitask Learners): Hugging Face's
-`GPT2LMHeadModel`. Learned positions, LayerNorm, biases, fused projections that multiply from the other side.
+`GPT2LMHeadModel`. Learned positions, LayerNorm, biases, fused projections that multiply from the other side (in
+GGUF files from ours).
 """
 
 from __future__ import annotations
@@ -8,24 +9,23 @@ from collections.abc import Iterator
 from operator import itemgetter
 from typing import Any
 
-from bedplate.models.families.decoders import DROPOUTS, PARTS, activation
+from bedplate.models.families import gguf_metadata as gguf
+from bedplate.models.families.decoders import DROPOUTS, activation
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, constant, flag, ignored, layers, only, real, size, whole
-from bedplate.models.families.weights import Rule, WeightMap, fused, renamed, transposed, turned
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.families.field_map import Field, constant, flag, ignored, layers, only, real, size, whole, written
+from bedplate.models.families.gguf_family import decoder_weights, gguf_family
+from bedplate.models.families.weights import PARTS, Rule, WeightMap, fused, qkv_rows, renamed, transposed, turned
 
 
-def _thirds(spec: TransformerSpec) -> tuple[int, int, int]:
-    return spec.hidden_size, spec.hidden_size, spec.hidden_size
+def _qkv(part: str) -> tuple[str, ...]:
+    return tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv")
 
 
 def _rules(prefix: str) -> Iterator[Rule]:
     yield renamed("embedding.weight", f"{prefix}wte.weight")
     yield renamed("position_embedding.weight", f"{prefix}wpe.weight")
     for part in PARTS:
-        qkv = fused(
-            tuple(f"layers.{{i}}.attention.{n}.{part}" for n in "qkv"), f"{prefix}h.{{i}}.attn.c_attn.{part}", _thirds
-        )
+        qkv = fused(_qkv(part), f"{prefix}h.{{i}}.attn.c_attn.{part}", qkv_rows)
         yield turned(qkv) if part == "weight" else qkv
         for ours, theirs in (
             ("attention.o", "attn.c_proj"),
@@ -39,7 +39,7 @@ def _rules(prefix: str) -> Iterator[Rule]:
         yield renamed(f"norm.{part}", f"{prefix}ln_f.{part}")
 
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     # The first published files are of the model without its head, whose names have no prefix.
     (*_rules("transformer."), *_rules(""), renamed("lm_head.weight", "lm_head.weight")),
     # The causal mask, which some files carry.
@@ -71,5 +71,26 @@ FIELDS = (
     # Scores in float32, which the plain way makes anyway; the head of classifiers; how to generate.
     ignored(*DROPOUTS, *_INERT, "reorder_and_upcast_attn", "task_specific_params"),
 )
+HF = hf_family("gpt2", "GPT2LMHeadModel", FIELDS, "gpt2", weights=WEIGHTS, examples=EXAMPLES)
 
-HF = hf_family("gpt2", "GPT2LMHeadModel", FIELDS, HF_WEIGHTS, "gpt2", examples=EXAMPLES)
+
+ROWS = (
+    gguf.SIZES,
+    gguf.number("attention.layer_norm_epsilon", "norm_eps", 1e-5),
+    written(**{"attention.layer_norm_rms_epsilon": None}),
+    Field(lambda _, values: {"position_rows": values["context_length"]}),
+    constant(norm="layer", activation="gelu_tanh", gated=False, attention_bias=True, feedforward_bias=True),
+)
+GGUF = gguf_family(
+    "gpt2",
+    ROWS,
+    "gpt2",
+    weights=decoder_weights(
+        *(("attention.o", "attn_output"), ("feedforward.up", "ffn_up"), ("feedforward.down", "ffn_down")),
+        more=(
+            renamed("position_embedding.weight", "position_embd.weight"),
+            *(fused(_qkv(part), f"blk.{{i}}.attn_qkv.{part}", qkv_rows) for part in PARTS),
+        ),
+    ),
+    examples=(EXAMPLES[0], EXAMPLES[1] | {"activation_function": "gelu_new"}),
+)

@@ -4,16 +4,15 @@ feed-forward side by side, a rope of a part of each head, LayerNorm, biases, pro
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from operator import attrgetter
-from typing import Any
 
-from bedplate.models.families.decoders import LLAMA_NORMS, PARTS, activation, layer_rules
+from bedplate.models.families.decoders import LLAMA_NORMS, activation, multi_head_sizes, tiny
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, layers, only, real, size, whole
+from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, real, whole
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import rope_parameters, take_rope
-from bedplate.models.families.weights import Rule, WeightMap, fused_heads, renamed
+from bedplate.models.families.weights import LAYER, PARTS, Rule, WeightMap, fused_heads, renamed, renames
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 _LAYER = "gpt_neox.layers.{i}."
@@ -26,44 +25,23 @@ _PAIRS = (
 
 def _rules() -> Iterator[Rule]:
     yield renamed("embedding.weight", "gpt_neox.embed_in.weight")
-    yield from layer_rules(*_PAIRS, *LLAMA_NORMS, prefix=_LAYER)
+    yield from renames(*_PAIRS, *LLAMA_NORMS, ours=LAYER, theirs=_LAYER)
+    yield from renames(("norm", "gpt_neox.final_layer_norm"))
     for part in PARTS:
         ours = tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv")
         yield fused_heads(ours, f"{_LAYER}attention.query_key_value.{part}", attrgetter("attention.heads"))
-        yield renamed(f"norm.{part}", f"gpt_neox.final_layer_norm.{part}")
     yield renamed("lm_head.weight", "embed_out.weight")
 
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     tuple(_rules()),
     # The causal mask and the rotary frequencies, which old files carry.
     ignorable=(r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",),
 )
-_TINY: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 6,
-    "intermediate_size": 80,
-    "max_position_embeddings": 128,
-    "rotary_pct": 0.25,
-}
-EXAMPLES = (
-    _TINY,
-    _TINY
-    | {
-        "num_attention_heads": 3,
-        "rotary_pct": 1.0,
-        "use_parallel_residual": False,
-        "attention_bias": False,
-        "hidden_act": "gelu_new",
-        "tie_word_embeddings": True,
-    },
-)
-
-
-def _with_theta(config: Mapping[str, Any]) -> dict[str, Any]:
-    return {**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))}
+_TINY = tiny()
+del _TINY["num_key_value_heads"]
+_OTHER = {"num_attention_heads": 3, "attention_bias": False, "hidden_act": "gelu_new", "tie_word_embeddings": True}
+EXAMPLES = (_TINY | {"rotary_pct": 0.25}, _TINY | _OTHER | {"rotary_pct": 1.0, "use_parallel_residual": False})
 
 
 def _read_rope(fields: Fields, values: Values) -> Values:
@@ -79,12 +57,7 @@ def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
 
 FIELDS = (
     constant(kind="decoder", norm="layer", gated=False, feedforward_bias=True),
-    size("vocab_size"),
-    size("hidden_size"),
-    layers("num_hidden_layers", "layers"),
-    size("num_attention_heads", "heads"),
-    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
-    size("intermediate_size", "feedforward_size"),
+    *multi_head_sizes(),
     whole("max_position_embeddings", "context_length", 2048),
     real("layer_norm_eps", "norm_eps", 1e-5),
     Field(_read_rope, _rope_fields),
@@ -96,4 +69,11 @@ FIELDS = (
     ignored("rotary_emb_base", "hidden_dropout", "classifier_dropout"),
 )
 
-HF = hf_family("gpt_neox", "GPTNeoXForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_with_theta)
+HF = hf_family(
+    "gpt_neox",
+    "GPTNeoXForCausalLM",
+    FIELDS,
+    weights=WEIGHTS,
+    examples=EXAMPLES,
+    prepare=lambda config: {**config, "rope_theta": config.get("rotary_emb_base", config.get("rope_theta"))},
+)

@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import LLAMA_WEIGHTS, TINY, one_window, plain, sizes
+from bedplate.models.families.decoders import one_window, plain, sizes, tiny
 from bedplate.models.families.family import hf_family
 
 _YARN: dict[str, Any] = {
@@ -21,16 +21,11 @@ _YARN: dict[str, Any] = {
     "mscale_all_dim": 1.0,
     "llama_4_scaling_beta": 0.1,
 }
-_DEFAULT = _YARN | {
-    "rope_theta": 1_000_000.0,
-    "factor": 16.0,
-    "original_max_position_embeddings": 16_384,
-    "beta_fast": 32.0,
-}
+_DEFAULT = _YARN | {"rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16_384, "beta_fast": 32.0}
 """What transformers takes where a config has no rope."""
 EXAMPLES = (
-    {**TINY, "head_dim": 16, "rope_parameters": _YARN},
-    {**TINY, "head_dim": 8, "num_key_value_heads": 6, "sliding_window": 9, "rope_parameters": _YARN | {"mscale": 0.5}},
+    tiny(head_dim=16, rope_parameters=_YARN),
+    tiny(head_dim=8, num_key_value_heads=6, sliding_window=9, rope_parameters=_YARN | {"mscale": 0.5}),
 )
 FIELDS = (*sizes(head_dim=128, context=131_072), *plain(eps=1e-5), one_window())
 
@@ -43,4 +38,4 @@ def _with_rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**config, "rope_parameters": parameters}
 
 
-HF = hf_family("ministral3", "Ministral3ForCausalLM", FIELDS, LLAMA_WEIGHTS, examples=EXAMPLES, prepare=_with_rope)
+HF = hf_family("ministral3", "Ministral3ForCausalLM", FIELDS, examples=EXAMPLES, prepare=_with_rope)

@@ -4,26 +4,17 @@ feed-forward give, before it is added; queries and keys normalised over the whol
 
 from __future__ import annotations
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    GATED,
-    QK_NORMS,
-    TINY,
-    decoder_weights,
-    plain,
-    sizes,
-)
+from bedplate.models.families import decoders as hf
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import constant
 
 BRANCH_NORMS = (("attention_norm", "post_attention_layernorm"), ("feedforward_norm", "post_feedforward_layernorm"))
-HF_WEIGHTS = decoder_weights(*ATTENTION, *QK_NORMS, *GATED, *BRANCH_NORMS)
+WEIGHTS = hf.decoder_weights(*hf.ATTENTION, *hf.QK_NORMS, *hf.GATED, *BRANCH_NORMS)
 EXAMPLES = (
-    dict(TINY),
-    {**TINY, "num_key_value_heads": 6, "attention_bias": True, "tie_word_embeddings": True, "num_hidden_layers": 2},
+    hf.tiny(),
+    hf.tiny(num_key_value_heads=6, attention_bias=True, tie_word_embeddings=True, num_hidden_layers=2),
 )
 BRANCH = constant(norm_placement="branch", qk_norm="projection")
-FIELDS = (*sizes(), *plain(eps=1e-5), BRANCH, ATTENTION_BIAS)
+FIELDS = (*hf.sizes(), *hf.plain(eps=1e-5), BRANCH, hf.ATTENTION_BIAS)
 
-HF = hf_family("olmo2", "Olmo2ForCausalLM", FIELDS, HF_WEIGHTS, "olmo2", examples=EXAMPLES)
+HF = hf_family("olmo2", "Olmo2ForCausalLM", FIELDS, "olmo2", weights=WEIGHTS, examples=EXAMPLES)

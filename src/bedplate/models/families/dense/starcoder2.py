@@ -4,38 +4,29 @@ everywhere, a feed-forward without a gate, one window for all layers.
 
 from __future__ import annotations
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    DROPOUTS,
-    LLAMA_NORMS,
-    TINY,
-    activation,
-    decoder_weights,
-    one_window,
-    sizes,
-)
+from bedplate.models.families import decoders as hf
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, constant, flag, ignored, only, real
 from bedplate.models.families.rope import rope
 
 _PLAIN = (("feedforward.up", "mlp.c_fc"), ("feedforward.down", "mlp.c_proj"))
-HF_WEIGHTS = decoder_weights(*ATTENTION, *_PLAIN, *LLAMA_NORMS)
+WEIGHTS = hf.decoder_weights(*hf.ATTENTION, *_PLAIN, *hf.LLAMA_NORMS)
 EXAMPLES = (
-    {**TINY, "sliding_window": 7},
-    {**TINY, "num_key_value_heads": 6, "use_bias": False, "hidden_act": "relu", "tie_word_embeddings": False},
+    hf.tiny(sliding_window=7),
+    hf.tiny(num_key_value_heads=6, use_bias=False, hidden_act="relu", tie_word_embeddings=False),
 )
 FIELDS = (
-    *sizes(context=4096, tied=True),
+    *hf.sizes(context=4096, tied=True),
     constant(norm="layer", gated=False),
     real("norm_epsilon", "norm_eps", 1e-5),
     rope(),
-    one_window(),
-    activation(default="gelu_pytorch_tanh"),
+    hf.one_window(),
+    hf.activation(default="gelu_pytorch_tanh"),
     flag("use_bias", "attention_bias", True),
     Field(lambda fields, values: {"feedforward_bias": values["attention_bias"]}),
     only("norm_type", "layer_norm"),
     only("mlp_type", "default"),
-    ignored(*DROPOUTS),
+    ignored(*hf.DROPOUTS),
 )
 
-HF = hf_family("starcoder2", "Starcoder2ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("starcoder2", "Starcoder2ForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from bedplate.models.families.encoder_decoders.two_stacks import TINY, by_names, sides, two_sides, weight_map
+from bedplate.models.families.encoder_decoders.bart import TINY, by_names, sides, two_sides, weight_map
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, only
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 
 # Older files hold the tables of positions, which follow from the formula.
 _TABLES = (r"model\.(encoder|decoder)\.embed_positions\.weight",)
-HF_WEIGHTS, _TWO_VOCABULARIES = weight_map({}, _TABLES), weight_map({}, _TABLES, shared=False)
+WEIGHTS, _TWO_VOCABULARIES = weight_map(ignorable=_TABLES), weight_map(ignorable=_TABLES, shared=False)
 
 # Published files start with the padding, whose row transformers does not train.
 _STARTS = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 2, "forced_eos_token_id": None}
@@ -25,11 +24,6 @@ EXAMPLES = (
     | _STARTS
     | {"share_encoder_decoder_embeddings": False, "decoder_vocab_size": 104, "tie_word_embeddings": False},
 )
-
-
-def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
-    """By whether both sides read one token table."""
-    return HF_WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES
 
 
 def _read_words(fields: Fields, values: Values) -> Values:
@@ -61,9 +55,9 @@ HF = hf_family(
     "marian",
     "MarianMTModel",
     FIELDS,
-    HF_WEIGHTS,
+    weights=WEIGHTS,
     make=two_sides,
     by_names=by_names,
     examples=EXAMPLES,
-    weights_of=weights_of,
+    weights_of=lambda spec: WEIGHTS if spec.shared_embedding else _TWO_VOCABULARIES,
 )

@@ -1,30 +1,28 @@
 """The t5 family (T5, https://arxiv.org/abs/1910.10683; v1.1; Flan-T5, https://arxiv.org/abs/2210.11416): Hugging Face's
-`T5ForConditionalGeneration`."""
+`T5ForConditionalGeneration`.
+
+llama.cpp's graph (`src/models/t5*.cpp`) is the reference of GGUF's `t5`, but for the first T5's head, which it does not
+scale: every logit is there √d times what it is here.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
+from bedplate.models.families import field_map as row
+from bedplate.models.families import gguf_metadata as gguf
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    flag,
-    ignored,
-    only,
-    part,
-    real,
-    size,
-    whole,
-    written,
-)
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import WeightMap, renamed
+from bedplate.models.families.gguf_family import gguf_family
+from bedplate.models.families.weights import LAYER, WeightMap, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
-from bedplate.models.specs.transformer import Activation, RelativeBias, Scales, TransformerSpec
+from bedplate.models.specs.parts import Activation
+from bedplate.models.specs.position import RelativeBias
+from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 _PLAIN = (("up", "wi"), ("down", "wo"))
 _GATED = (("gate", "wi_0"), ("up", "wi_1"), ("down", "wo"))
@@ -34,28 +32,19 @@ _HINTS = ("dropout_rate", "classifier_dropout", "initializer_factor", "task_spec
 
 
 def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
-    sides = (("encoder", ("attention",)), ("decoder", ("attention", "cross")))
-    rules = [renamed("embedding.weight", "shared.weight")]
-    for side, attentions in sides:
-        block = f"{side}.block.{{i}}.layer"
-        for at, name in enumerate(attentions):
-            theirs = "SelfAttention" if name == "attention" else "EncDecAttention"
-            rules.append(renamed(f"{side}.layers.{{i}}.{name}_norm.weight", f"{block}.{at}.layer_norm.weight"))
-            rules += [
-                renamed(f"{side}.layers.{{i}}.{name}.{projection}.weight", f"{block}.{at}.{theirs}.{projection}.weight")
-                for projection in "qkvo"
-            ]
-        last = f"{block}.{len(attentions)}"
-        rules.append(renamed(f"{side}.layers.{{i}}.feedforward_norm.weight", f"{last}.layer_norm.weight"))
-        rules += [
-            renamed(f"{side}.layers.{{i}}.feedforward.{ours}.weight", f"{last}.DenseReluDense.{theirs}.weight")
-            for ours, theirs in feedforward
-        ]
-        bias = f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
-        rules.append(renamed(f"{side}.relative_positions.weight", bias))
-        rules.append(renamed(f"{side}.norm.weight", f"{side}.final_layer_norm.weight"))
+    pairs = [("embedding", "shared"), ("lm_head", "lm_head")]
+    attentions = (("attention", "SelfAttention"), ("cross", "EncDecAttention"))
+    for side, count in (("encoder", 1), ("decoder", 2)):
+        ours, theirs = f"{side}.{LAYER}", f"{side}.block.{{i}}.layer"
+        for at, (name, attention) in enumerate(attentions[:count]):
+            pairs.append((f"{ours}{name}_norm", f"{theirs}.{at}.layer_norm"))
+            pairs += [(f"{ours}{name}.{part}", f"{theirs}.{at}.{attention}.{part}") for part in "qkvo"]
+        pairs.append((f"{ours}feedforward_norm", f"{theirs}.{count}.layer_norm"))
+        pairs += [(f"{ours}feedforward.{a}", f"{theirs}.{count}.DenseReluDense.{b}") for a, b in feedforward]
+        pairs.append((f"{side}.relative_positions", f"{side}.block.0.layer.0.SelfAttention.relative_attention_bias"))
+        pairs.append((f"{side}.norm", f"{side}.final_layer_norm"))
     return WeightMap(
-        rules=(*rules, renamed("lm_head.weight", _HEAD)),
+        tuple(renames(*pairs, parts=("weight",))),
         # A table that the first files held and that no layer reads.
         ignorable=(r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight",),
         copies=("encoder.embed_tokens.weight", "decoder.embed_tokens.weight"),
@@ -63,12 +52,7 @@ def _weights(feedforward: Sequence[tuple[str, str]]) -> WeightMap:
 
 
 # What is read may be either.
-HF_WEIGHTS, _HF_GATED, _HF_PLAIN = _weights((*_GATED, _PLAIN[0])), _weights(_GATED), _weights(_PLAIN)
-
-
-def weights_of(spec: EncoderDecoderSpec) -> WeightMap:
-    """By whether the feed-forward is gated."""
-    return _HF_GATED if spec.decoder.feedforward.gated else _HF_PLAIN
+WEIGHTS, _GATED_WEIGHTS, _PLAIN_WEIGHTS = _weights((*_GATED, _PLAIN[0])), _weights(_GATED), _weights(_PLAIN)
 
 
 _TINY: dict[str, Any] = {
@@ -91,7 +75,7 @@ EXAMPLES = (
 def weights_by(names: Collection[str]) -> WeightMap:
     """By whether there is a gate among them, or nothing of the feed-forward's first part."""
     gated = any(".feedforward.gate." in name for name in names)
-    return HF_WEIGHTS if gated or not any(".feedforward.up." in name for name in names) else _HF_PLAIN
+    return WEIGHTS if gated or not any(".feedforward.up." in name for name in names) else _PLAIN_WEIGHTS
 
 
 def _read_depths(fields: Fields, values: Values) -> Values:
@@ -130,7 +114,7 @@ def _scale_fields(flat: Values, spec: EncoderDecoderSpec) -> Values:
     return {"scale_decoder_outputs": (flat["scales"] or Scales()).head != 1}
 
 
-T5 = constant(position_rows=0, embedding_norm=False, final_norm=True)
+T5 = row.constant(position_rows=0, embedding_norm=False, final_norm=True)
 
 
 def two_stacks(*, layers: int, decoder_layers: int, **common: Any) -> EncoderDecoderSpec:
@@ -149,39 +133,96 @@ def by_names(spec: EncoderDecoderSpec, names: Collection[str]) -> EncoderDecoder
 
 
 FIELDS = (
-    written(is_encoder_decoder=True),
+    row.written(is_encoder_decoder=True),
     T5,
-    size("vocab_size"),
-    size("d_model", "hidden_size"),
-    size("d_kv", "head_dim"),
-    size("d_ff", "feedforward_size"),
+    row.size("vocab_size"),
+    row.size("d_model", "hidden_size"),
+    row.size("d_kv", "head_dim"),
+    row.size("d_ff", "feedforward_size"),
     Field(_read_depths, _depths),
-    size("num_heads", "heads"),
+    row.size("num_heads", "heads"),
     Field(lambda _, values: {"kv_heads": values["heads"]}),
-    whole("n_positions", "context_length", 512),
-    real("layer_norm_epsilon", "norm_eps", 1e-6),
+    row.whole("n_positions", "context_length", 512),
+    row.real("layer_norm_epsilon", "norm_eps", 1e-6),
     Field(_read_feedforward, _feedforward_fields),
-    part(
+    row.part(
         "relative_bias",
         RelativeBias,
-        whole("relative_attention_num_buckets", "buckets", 32),
-        whole("relative_attention_max_distance", "max_distance", 128),
+        row.whole("relative_attention_num_buckets", "buckets", 32),
+        row.whole("relative_attention_max_distance", "max_distance", 128),
     ),
-    flag("tie_word_embeddings", "tied_head", True),
+    row.flag("tie_word_embeddings", "tied_head", True),
     Field(_read_scales, _scale_fields),
-    only("is_decoder", False),
-    ignored(*_HINTS),
+    row.only("is_decoder", False),
+    row.ignored(*_HINTS),
 )
 
 HF = hf_family(
     "t5",
     "T5ForConditionalGeneration",
     FIELDS,
-    HF_WEIGHTS,
     "t5",
+    weights=WEIGHTS,
     make=two_stacks,
     by_names=by_names,
     examples=EXAMPLES,
-    weights_of=weights_of,
+    weights_of=lambda spec: _GATED_WEIGHTS if spec.decoder.feedforward.gated else _PLAIN_WEIGHTS,
     weights_by=weights_by,
+)
+
+# --- GGUF
+
+_MAX_DISTANCE = 128
+"""Distance that the relative bias tells apart at most: a constant of llama.cpp's graph."""
+
+
+def _gguf_weights() -> WeightMap:
+    parts = [(f"attention.{name}", f"attn_{name}") for name in "qkvo"]
+    parts += [(f"feedforward.{name}", f"ffn_{name}") for name in ("gate", "up", "down")]
+    parts += [("attention_norm", "attn_norm"), ("feedforward_norm", "ffn_norm"), ("cross_norm", "cross_attn_norm")]
+    parts += [(f"cross.{name}", f"cross_attn_{name}") for name in "qkvo"]
+    pairs = [("embedding", "token_embd"), ("lm_head", "output")]
+    for ours, theirs in (("encoder", "enc"), ("decoder", "dec")):
+        pairs += [(f"{ours}.{LAYER}{a}", f"{theirs}.blk.{{i}}.{b}") for a, b in parts]
+        pairs.append((f"{ours}.relative_positions", f"{theirs}.blk.0.attn_rel_b"))
+        pairs.append((f"{ours}.norm", f"{theirs}.output_norm"))
+    # A table that some converters keep and that no layer reads.
+    return WeightMap(tuple(renames(*pairs, parts=("weight",))), (re.escape("dec.blk.0.cross_attn_rel_b.weight"),))
+
+
+def _read_metadata(fields: gguf.Metadata, values: Values) -> Values:
+    # Some converters write the same number under both names.
+    fields.ignore(("attention.layer_norm_epsilon", "decoder_start_token_id"))
+    is_gated = "dec.blk.0.ffn_gate.weight" in fields.names
+    return {
+        "decoder_layers": fields.whole("decoder_block_count") or values["layers"],
+        "activation": "gelu_tanh" if is_gated else "relu",
+        "gated": is_gated,
+        "relative_bias": RelativeBias(fields.size("attention.relative_buckets_count"), _MAX_DISTANCE),
+        # The first T5 scales what its table reads; v1.1, which has gates, does not, tied or not.
+        "scales": Scales(
+            attention=1.0, head=values["hidden_size"] ** -0.5 if values["tied_head"] and not is_gated else 1.0
+        ),
+    }
+
+
+def _metadata_of(flat: Values, spec: EncoderDecoderSpec) -> Values:
+    return {
+        "block_count": spec.stack.layers,
+        "decoder_block_count": flat["layers"],
+        "attention.head_count_kv": None,
+        "attention.layer_norm_epsilon": flat["norm_eps"],
+        "attention.relative_buckets_count": (flat["relative_bias"] or RelativeBias()).buckets,
+    }
+
+
+GGUF = gguf_family(
+    "t5",
+    (gguf.SIZES, Field(_read_metadata, _metadata_of), T5),
+    "t5",
+    weights=_gguf_weights(),
+    make=lambda kind, **fields: two_stacks(**fields),
+    tables=lambda _: {},
+    examples=tuple(example | {"relative_attention_max_distance": _MAX_DISTANCE} for example in EXAMPLES),
+    whole=("attn_rel_b.weight",),
 )

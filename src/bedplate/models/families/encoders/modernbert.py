@@ -3,66 +3,51 @@ kind with rotary positions of its own; gated feed-forwards; a final norm in plac
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import Any
+from typing import Any, Literal
 
-from bedplate.models.families.decoders import PARTS, check_types
-from bedplate.models.families.encoders.bert import ACTIVATIONS
-from bedplate.models.families.encoders.labels import head, present, take_labels
+from bedplate.models.families import field_map as row
+from bedplate.models.families.decoders import check_types, multi_head_sizes
+from bedplate.models.families.encoders.bert import ACTIVATIONS, TINY, head, present, take_labels
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import (
-    Field,
-    Values,
-    constant,
-    flag,
-    ignored,
-    layers,
-    named_value,
-    only,
-    real,
-    size,
-    whole,
-    written,
-)
+from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.rope import FULL, SLIDING
-from bedplate.models.families.weights import WeightMap, fused, halves, qkv_rows, renamed
-from bedplate.models.specs.transformer import Activation, Classifier, MaskedHead, Rope, TransformerSpec
+from bedplate.models.families.weights import LAYER, PARTS, WeightMap, fused, halves, qkv_rows, renamed, renames
+from bedplate.models.specs.transformer import Classifier, MaskedHead, Rope, TransformerSpec
 
 _THETAS = {FULL: ("global_rope_theta", 160_000.0), SLIDING: ("local_rope_theta", 10_000.0)}
+_POOLINGS: dict[str, Literal["first", "mean"]] = {"cls": "first", "mean": "mean"}
 _HF_NAMES = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     rules=(
         renamed("embedding.weight", "embeddings.tok_embeddings.weight"),
-        *(renamed(f"embedding_norm.{part}", f"embeddings.norm.{part}") for part in PARTS),
+        *renames(
+            ("attention_norm", "attn_norm"),
+            ("attention.o", "attn.Wo"),
+            ("feedforward_norm", "mlp_norm"),
+            ("feedforward.down", "mlp.Wo"),
+            ours=LAYER,
+            theirs=LAYER,
+        ),
+        # The first half of the feed-forward's goes through the activation.
         *(
-            rule
+            fused(tuple(f"{LAYER}{name}.{part}" for name in names), f"{LAYER}{theirs}.{part}", rows)
             for part in PARTS
-            for rule in (
-                renamed(f"layers.{{i}}.attention_norm.{part}", f"layers.{{i}}.attn_norm.{part}"),
-                fused(
-                    tuple(f"layers.{{i}}.attention.{name}.{part}" for name in "qkv"),
-                    f"layers.{{i}}.attn.Wqkv.{part}",
-                    qkv_rows,
-                ),
-                renamed(f"layers.{{i}}.attention.o.{part}", f"layers.{{i}}.attn.Wo.{part}"),
-                renamed(f"layers.{{i}}.feedforward_norm.{part}", f"layers.{{i}}.mlp_norm.{part}"),
-                # The first half goes through the activation.
-                fused(
-                    tuple(f"layers.{{i}}.feedforward.{name}.{part}" for name in ("gate", "up")),
-                    f"layers.{{i}}.mlp.Wi.{part}",
-                    halves,
-                ),
-                renamed(f"layers.{{i}}.feedforward.down.{part}", f"layers.{{i}}.mlp.Wo.{part}"),
+            for names, theirs, rows in (
+                (("attention.q", "attention.k", "attention.v"), "attn.Wqkv", qkv_rows),
+                (("feedforward.gate", "feedforward.up"), "mlp.Wi", halves),
             )
         ),
-        *(renamed(f"norm.{part}", f"final_norm.{part}") for part in PARTS),
-        *(renamed(f"classifier.dense.{part}", f"head.dense.{part}") for part in PARTS),
-        *(renamed(f"classifier.norm.{part}", f"head.norm.{part}") for part in PARTS),
-        *(renamed(f"classifier.out.{part}", f"classifier.{part}") for part in PARTS),
-        *(renamed(f"masked_head.dense.{part}", f"head.dense.{part}") for part in PARTS),
-        *(renamed(f"masked_head.norm.{part}", f"head.norm.{part}") for part in PARTS),
+        *renames(
+            ("embedding_norm", "embeddings.norm"),
+            ("norm", "final_norm"),
+            ("classifier.dense", "head.dense"),
+            ("classifier.norm", "head.norm"),
+            ("classifier.out", "classifier"),
+            ("masked_head.dense", "head.dense"),
+            ("masked_head.norm", "head.norm"),
+        ),
         renamed("masked_head.bias", "decoder.bias"),
     ),
     # The head of pretraining and a classifier have a `head` of the same names; `decoder` is the token table once more.
@@ -72,20 +57,8 @@ HF_WEIGHTS = WeightMap(
 )
 
 
-_TINY: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 48,
-    "num_hidden_layers": 4,
-    "num_attention_heads": 6,
-    "intermediate_size": 80,
-    "max_position_embeddings": 64,
-    "local_attention": 8,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "cls_token_id": 1,
-    "sep_token_id": 2,
-}
+_IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "cls_token_id": 1, "sep_token_id": 2}
+_TINY = TINY | _IDS | {"num_hidden_layers": 4, "local_attention": 8}
 EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "attention_bias": True, "mlp_bias": True, "norm_bias": True})
 
 
@@ -129,28 +102,20 @@ def _rope_fields(flat: Values, spec: TransformerSpec) -> Values:
     return {"rope_parameters": by_type}
 
 
-def _activation(fields: Fields, name: str) -> Activation:
-    text = fields.text(name, "gelu")
-    Fields({name: text}, fields.origin).only(name, *ACTIVATIONS)
-    return ACTIVATIONS[text]
-
-
 def _read_classifier(fields: Fields, values: Values) -> Classifier:
-    pooling = fields.text("classifier_pooling", "cls")
-    Fields({"classifier_pooling": pooling}, fields.origin).only("classifier_pooling", "cls", "mean")
     return Classifier(
         **take_labels(fields),
-        pooling="first" if pooling == "cls" else "mean",
+        pooling=fields.named("classifier_pooling", "cls", _POOLINGS),
         dense=True,
         dense_bias=fields.flag("classifier_bias", False),
-        activation=_activation(fields, "classifier_activation"),
+        activation=fields.named("classifier_activation", "gelu", ACTIVATIONS),
         norm=True,
     )
 
 
 def _read_masked(fields: Fields, values: Values) -> MaskedHead:
     return MaskedHead(
-        _activation(fields, "classifier_activation"),
+        fields.named("classifier_activation", "gelu", ACTIVATIONS),
         dense_bias=fields.flag("classifier_bias", False),
         bias=fields.flag("decoder_bias", True),
     )
@@ -168,49 +133,34 @@ def _head_fields(flat: Values, spec: TransformerSpec) -> Values:
     return config
 
 
-def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
-    return spec.with_(masked_head=MaskedHead(dense_bias=False))
-
-
-def by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
-    """Without the classifier that the files do not hold."""
-    return present(spec, HF_WEIGHTS, names)
-
-
-_TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 FIELDS = (
-    constant(kind="encoder", norm="layer", final_norm=True, first_norm=False),
-    written(**dict.fromkeys(_TOKENS)),  # its defaults lie outside a smaller vocabulary; the tokenizer's replace these
-    size("vocab_size"),
-    size("hidden_size"),
-    layers("num_hidden_layers", "layers"),
-    size("num_attention_heads", "heads"),
-    Field(lambda _, values: {"kv_heads": values["heads"], "head_dim": values["hidden_size"] // values["heads"]}),
-    size("intermediate_size", "feedforward_size"),
-    whole("max_position_embeddings", "context_length", 8192),
-    real("norm_eps", "norm_eps", 1e-5),
-    flag("norm_bias", "norm_bias", False),
+    row.constant(kind="encoder", norm="layer", final_norm=True, first_norm=False),
+    row.written(**dict.fromkeys(_IDS)),  # its defaults lie outside a smaller vocabulary; the tokenizer's replace these
+    *multi_head_sizes(),
+    row.whole("max_position_embeddings", "context_length", 8192),
+    row.real("norm_eps", "norm_eps", 1e-5),
+    row.flag("norm_bias", "norm_bias", False),
     Field(_read_ropes, _rope_fields),
     Field(_read_windows, _window_fields),
-    named_value("hidden_activation", "activation", "gelu", ACTIVATIONS),
-    flag("attention_bias", "attention_bias", False),
-    flag("mlp_bias", "feedforward_bias", False),
+    row.named_value("hidden_activation", "activation", "gelu", ACTIVATIONS),
+    row.flag("attention_bias", "attention_bias", False),
+    row.flag("mlp_bias", "feedforward_bias", False),
     head("ModernBert", ("ModernBertModel",), _read_classifier, _read_masked),
     Field(write=_head_fields),
-    only("position_embedding_type", "absolute", "rope"),
+    row.only("position_embedding_type", "absolute", "rope"),
     # Training's dropout and first values, how its kernels are to run, and the heads of pretraining and classifiers.
-    ignored("embedding_dropout", "mlp_dropout", "classifier_dropout", "initializer_cutoff_factor"),
-    ignored("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction"),
-    ignored("sparse_pred_ignore_index", "decoder_bias", "num_labels", "classifier_pooling", "classifier_bias"),
-    ignored("classifier_activation", "layer_norm_eps"),
+    row.ignored("embedding_dropout", "mlp_dropout", "classifier_dropout", "initializer_cutoff_factor"),
+    row.ignored("deterministic_flash_attn", "reference_compile", "repad_logits_with_grad", "sparse_prediction"),
+    row.ignored("sparse_pred_ignore_index", "decoder_bias", "num_labels", "classifier_pooling", "classifier_bias"),
+    row.ignored("classifier_activation", "layer_norm_eps"),
 )
 
 HF = hf_family(
     "modernbert",
     "ModernBertModel",
     FIELDS,
-    HF_WEIGHTS,
-    by_names=by_names,
+    weights=WEIGHTS,
+    by_names=lambda spec, names: present(spec, WEIGHTS, names),
     examples=EXAMPLES,
-    with_masked_head=_with_masked_head,
+    with_masked_head=lambda spec: spec.with_(masked_head=MaskedHead(dense_bias=False)),
 )

@@ -3,23 +3,22 @@ whose classifier has a layer of its own in place of the pooler."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
-
-from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, PARTS, TINY, pooled
-from bedplate.models.families.encoders.labels import head, present, take_labels
+from bedplate.models.families.encoders.bert import BODY_FIELDS, BODY_RULES, TINY, by_names, head, take_labels
 from bedplate.models.families.family import Family, hf_family
 from bedplate.models.families.field_map import Field, Values
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.transformer import Classifier, MaskedHead, TransformerSpec
+from bedplate.models.families.weights import WeightMap, renamed, renames
+from bedplate.models.specs.transformer import Classifier, MaskedHead
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     rules=(
         *BODY_RULES,
-        *(renamed(f"classifier.dense.{part}", f"classifier.dense.{part}") for part in PARTS),
-        *(renamed(f"classifier.out.{part}", f"classifier.out_proj.{part}") for part in PARTS),
-        *(renamed(f"masked_head.dense.{part}", f"lm_head.dense.{part}") for part in PARTS),
-        *(renamed(f"masked_head.norm.{part}", f"lm_head.layer_norm.{part}") for part in PARTS),
+        *renames(
+            ("classifier.dense", "classifier.dense"),
+            ("classifier.out", "classifier.out_proj"),
+            ("masked_head.dense", "lm_head.dense"),
+            ("masked_head.norm", "lm_head.layer_norm"),
+        ),
         renamed("masked_head.bias", "lm_head.bias"),
     ),
     # The position numbers as a buffer, and the token table once more in the head of pretraining.
@@ -40,32 +39,23 @@ def _read_offset(fields: Fields, values: Values) -> Values:
     return {"position_offset": (1 if padding is None else padding) + 1}
 
 
-def _read_classifier(fields: Fields, values: Values) -> Classifier:
-    return Classifier(**take_labels(fields), dense=True)
-
-
-def _with_masked_head(spec: TransformerSpec) -> TransformerSpec:
-    """With the head of pretraining, whose activation is GELU in all of the kin."""
-    return spec.with_(masked_head=MaskedHead())
-
-
-def _by_names(spec: TransformerSpec, names: Collection[str]) -> TransformerSpec:
-    """With a pooler where the files hold one."""
-    return pooled(present(spec, HF_WEIGHTS, names), HF_WEIGHTS, names)
-
-
 def relative(model_type: str, classes: str) -> Family:
     """RoBERTa, or a family of the same network whose classes' names begin with `classes`."""
     offset = Field(_read_offset, lambda flat, _: {"pad_token_id": flat["position_offset"] - 1})
-    heads = head(classes, (f"{classes}Model",), _read_classifier, lambda *_: MaskedHead())
+    heads = head(
+        classes,
+        (f"{classes}Model",),
+        lambda fields, _: Classifier(**take_labels(fields), dense=True),
+        lambda *_: MaskedHead(),
+    )
     return hf_family(
         model_type,
         f"{classes}Model",
         (offset, *BODY_FIELDS[:-1], heads, BODY_FIELDS[-1]),
-        HF_WEIGHTS,
-        by_names=_by_names,
+        weights=WEIGHTS,
+        by_names=by_names(WEIGHTS),
         examples=EXAMPLES,
-        with_masked_head=_with_masked_head,
+        with_masked_head=lambda spec: spec.with_(masked_head=MaskedHead()),
     )
 
 

@@ -1,54 +1,46 @@
 """The gpt_oss family (https://arxiv.org/abs/2508.10925): Hugging Face's `GptOssForCausalLM`.
 
-Its published files hold the experts' matrices in MXFP4 blocks, which are read as the numbers they stand for.
+Its published files hold the experts' matrices in MXFP4 blocks, which are read as the numbers they stand for. GGUF's
+`gpt-oss` says neither that YaRN's bounds are not whole numbers, nor that there are biases.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    LLAMA_NORMS,
-    SILU,
-    TINY,
-    decoder_weights,
-    rms_norm,
-    sizes,
-    windows,
-)
-from bedplate.models.families.experts.expert_weights import interleaved_rules
-from bedplate.models.families.experts.fields import AS_DENSE, TRAINING, count, take_count
+from bedplate.models.families import decoders as hf
+from bedplate.models.families import gguf_metadata as gguf
+from bedplate.models.families.experts.parts import AS_DENSE, MLP, TRAINING, count, interleaved_rules
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, converted, flag, ignored, only, part
+from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part
 from bedplate.models.families.fields import Fields
+from bedplate.models.families.gguf_family import decoder_weights as gguf_weights
+from bedplate.models.families.gguf_family import experts, gguf_family
 from bedplate.models.families.rope import FULL, SLIDING, rope
 from bedplate.models.families.weights import renamed
+from bedplate.models.specs.position import YarnScaling
 from bedplate.models.specs.transformer import Experts
 
-_MLP = "model.layers.{i}.mlp"
 # What transformers takes where a config has no rope.
 _YARN = {"rope_type": "yarn", "factor": 32.0, "truncate": False, "original_max_position_embeddings": 4096}
 
-WEIGHTS = decoder_weights(
-    *LLAMA_NORMS,
-    *ATTENTION,
+WEIGHTS = hf.decoder_weights(
+    *hf.LLAMA_NORMS,
+    *hf.ATTENTION,
     more=(
         renamed("layers.{i}.attention.sinks", "model.layers.{i}.self_attn.sinks"),
-        *(renamed(f"layers.{{i}}.feedforward.router.{part}", f"{_MLP}.router.{part}") for part in ("weight", "bias")),
-        *interleaved_rules(_MLP),
+        *(renamed(f"layers.{{i}}.feedforward.router.{part}", f"{MLP}.router.{part}") for part in ("weight", "bias")),
+        *interleaved_rules(MLP),
     ),
 )
-_TINY = {
-    **TINY,
-    "head_dim": 16,
-    "intermediate_size": 32,
-    "num_local_experts": 5,
-    "num_experts_per_tok": 2,
-    "sliding_window": 6,
-    "rope_parameters": _YARN | {"rope_theta": 150_000.0, "factor": 8.0, "original_max_position_embeddings": 16},
-}
+_TINY = (
+    hf.tiny()
+    | {"head_dim": 16, "intermediate_size": 32, "num_local_experts": 5, "num_experts_per_tok": 2}
+    | {"sliding_window": 6}
+    | {"rope_parameters": _YARN | {"rope_theta": 150_000.0, "factor": 8.0, "original_max_position_embeddings": 16}}
+)
 EXAMPLES = (_TINY, _TINY | {"num_hidden_layers": 2, "layer_types": [FULL, SLIDING], "attention_bias": False})
 
 
@@ -60,20 +52,18 @@ def _check_blocks(fields: Fields, values: Values) -> Values:
 
 
 FIELDS = (
-    *sizes(head_dim=64, context=131_072),
+    *hf.sizes(head_dim=64, context=131_072),
     constant(activation="clamped_silu", attention_sinks=True),
-    rms_norm(1e-5),
+    hf.rms_norm(1e-5),
     rope(theta=150_000.0, writes_theta=False),
     flag("attention_bias", "attention_bias", True),
-    windows(lambda _: (SLIDING, FULL), size=128),
-    SILU,
+    hf.windows(SLIDING, FULL, size=128),
+    hf.SILU,
     part(
         "experts",
         Experts,
         count("num_local_experts", "num_experts"),
-        converted(
-            "num_experts_per_tok", "per_token", lambda fields, name, _: take_count(fields, name, "experts_per_token")
-        ),
+        count("num_experts_per_tok", "experts_per_token", ours="per_token"),
         AS_DENSE,
         constant(router_bias=True, bias=True, scoring="softmax_chosen"),
     ),
@@ -90,4 +80,35 @@ def _with_rope(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return config if has_rope else {**config, "rope_parameters": _YARN}
 
 
-HF = hf_family("gpt_oss", "GptOssForCausalLM", FIELDS, WEIGHTS, "gpt-oss", examples=EXAMPLES, prepare=_with_rope)
+HF = hf_family(
+    "gpt_oss", "GptOssForCausalLM", FIELDS, "gpt-oss", weights=WEIGHTS, examples=EXAMPLES, prepare=_with_rope
+)
+
+
+def _fractional_bounds(fields: gguf.Metadata, values: Values) -> Values:
+    """YaRN's bounds are not whole numbers: no key says it, and the model's own configuration does."""
+    rope = values["rope"]
+    if not isinstance(rope.scaling, YarnScaling):
+        return {}
+    return {"rope": replace(rope, scaling=replace(rope.scaling, truncate=False))}
+
+
+ROWS = (
+    gguf.SIZES,
+    gguf.rope(),
+    Field(_fractional_bounds),
+    gguf.windows(2),
+    constant(activation="clamped_silu", attention_bias=True, attention_sinks=True),
+    experts(as_dense=True, router_bias=True, bias=True, scoring="softmax_chosen"),
+)
+GGUF = gguf_family(
+    "gpt-oss",
+    ROWS,
+    "gpt_oss",
+    weights=gguf_weights(
+        norms=(("attention_norm", "attn_norm"), ("feedforward_norm", "post_attention_norm")),
+        more=(renamed("layers.{i}.attention.sinks", "blk.{i}.attn_sinks.weight"),),
+    ),
+    examples=(EXAMPLES[0], EXAMPLES[0] | {"num_key_value_heads": 6, "num_hidden_layers": 2}),
+    needs_head=True,
+)

@@ -1,35 +1,18 @@
-"""The olmoe family (https://arxiv.org/abs/2409.02060): Hugging Face's `OlmoeForCausalLM`."""
+"""The olmoe family (https://arxiv.org/abs/2409.02060): Hugging Face's `OlmoeForCausalLM`. The chosen experts' weights
+are what the softmax over all gives them; queries and keys are normalised over the whole projection."""
 
 from __future__ import annotations
 
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    LLAMA_NORMS,
-    QK_NORMS,
-    SILU,
-    TINY,
-    decoder_weights,
-    rms_norm,
-    sizes,
-)
-from bedplate.models.families.experts.expert_weights import expert_rules
-from bedplate.models.families.experts.fields import AS_DENSE, TRAINING, chosen, count, renormalised
+from bedplate.models.families import gguf_metadata as gguf
+from bedplate.models.families.decoders import ATTENTION_BIAS, SILU, rms_norm, sizes, tiny
+from bedplate.models.families.experts.parts import AS_DENSE, EXPERT_WEIGHTS, TRAINING, chosen, count, renormalised
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import constant, ignored, only, part
+from bedplate.models.families.gguf_family import experts, gguf_family
 from bedplate.models.families.rope import rope
-from bedplate.models.families.weights import renamed
 from bedplate.models.specs.transformer import Experts
 
-_MLP = "model.layers.{i}.mlp"
-
-WEIGHTS = decoder_weights(
-    *LLAMA_NORMS,
-    *ATTENTION,
-    *QK_NORMS,
-    more=(renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"), *expert_rules(_MLP)),
-)
-_TINY = {**TINY, "intermediate_size": 24, "num_experts": 6, "num_experts_per_tok": 2, "eos_token_id": 2}
+_TINY = tiny(intermediate_size=24, num_experts=6, num_experts_per_tok=2, eos_token_id=2)
 EXAMPLES = (_TINY, _TINY | {"num_key_value_heads": 6, "norm_topk_prob": True, "attention_bias": True})
 FIELDS = (
     *sizes(context=4096),
@@ -42,5 +25,14 @@ FIELDS = (
     part("experts", Experts, count("num_experts", "num_local_experts"), chosen(8), AS_DENSE, renormalised(False)),
     ignored(*TRAINING),
 )
+HF = hf_family("olmoe", "OlmoeForCausalLM", FIELDS, "olmoe", weights=EXPERT_WEIGHTS, examples=EXAMPLES)
 
-HF = hf_family("olmoe", "OlmoeForCausalLM", FIELDS, WEIGHTS, "olmoe", examples=EXAMPLES)
+_ROUTED = experts(as_dense=True, width="feed_forward_length", renormalise=False)
+_GGUF_TINY = _TINY | {"num_key_value_heads": 6}
+GGUF = gguf_family(
+    "olmoe",
+    (gguf.SIZES, _ROUTED, gguf.rope(), constant(qk_norm="projection")),
+    "olmoe",
+    examples=(_GGUF_TINY, _GGUF_TINY | {"num_experts": 4}),
+    needs_head=True,
+)

@@ -10,37 +10,26 @@ from collections.abc import Mapping
 from typing import Any
 
 from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    LLAMA_NORMS,
-    SILU,
-    TINY,
-    decoder_rules,
-    rms_norm,
-    sizes,
-)
+from bedplate.models.families import decoders as hf
 from bedplate.models.families.dense.granite import multipliers
-from bedplate.models.families.experts.expert_weights import DOWN, GATE_UP
-from bedplate.models.families.experts.fields import TRAINING
+from bedplate.models.families.experts.parts import DOWN, GATE_UP, TRAINING
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, flag, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope_parameters, take_rope
 from bedplate.models.families.weights import WeightMap, fused, halves, renamed
-from bedplate.models.specs.state_mixers import Mamba2
+from bedplate.models.specs.parts import Mamba2
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 _LINEAR = "linear_attention"
 _STATEFUL = {_LINEAR: True, "mamba": True, FULL: False, "attention": False}
 _MAMBA, _EXPERTS = "model.layers.{i}.mamba", "model.layers.{i}.block_sparse_moe"
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
-        *decoder_rules(
-            *ATTENTION,
-            *LLAMA_NORMS,
+        *hf.decoder_rules(
+            *hf.ATTENTION,
+            *hf.LLAMA_NORMS,
             ("attention.input", "mamba.in_proj"),
             ("attention.norm", "mamba.norm"),
             ("attention.output", "mamba.out_proj"),
@@ -65,49 +54,29 @@ HF_WEIGHTS = WeightMap(
             )
             for theirs in names
         ),
-        convolution("layers.{i}.attention.convolution.weight", f"{_MAMBA}.conv1d.weight"),
+        hf.convolution("layers.{i}.attention.convolution.weight", f"{_MAMBA}.conv1d.weight"),
         renamed("layers.{i}.attention.convolution.bias", f"{_MAMBA}.conv1d.bias"),
         renamed("layers.{i}.attention.step_bias", f"{_MAMBA}.dt_bias"),
         renamed("layers.{i}.attention.log_decay", f"{_MAMBA}.A_log"),
         renamed("layers.{i}.attention.skip", f"{_MAMBA}.D"),
     )
 )
-_TINY: dict[str, Any] = {
-    **TINY,
-    "shared_intermediate_size": 80,
-    "num_local_experts": 0,
-    "num_experts_per_tok": 0,
-    "mamba_n_heads": 12,
-    "mamba_d_state": 10,
-    "mamba_n_groups": 2,
-}
+_TINY: dict[str, Any] = (
+    hf.tiny()
+    | {"shared_intermediate_size": 80, "num_local_experts": 0, "num_experts_per_tok": 0}
+    | {"mamba_n_heads": 12, "mamba_d_state": 10, "mamba_n_groups": 2}
+)
 EXAMPLES = (
-    {
-        **_TINY,
-        "layer_types": [_LINEAR, FULL, _LINEAR],
-        "embedding_multiplier": 3.0,
-        "attention_multiplier": 0.2,
-        "residual_multiplier": 0.4,
-        "logits_scaling": 2.0,
-        "tie_word_embeddings": True,
-        "num_local_experts": 6,
-        "num_experts_per_tok": 2,
-        "intermediate_size": 24,
-    },
-    {
-        **_TINY,
-        "num_hidden_layers": 2,
-        "layer_types": [FULL, _LINEAR],
-        "position_embedding_type": "rope",
-        "attention_multiplier": 0.3,
-        "attention_bias": True,
-        "mamba_proj_bias": True,
-        "mamba_conv_bias": False,
-        "mamba_d_conv": 3,
-        "mamba_n_groups": 1,
-        "mamba_n_heads": 8,
-        "mamba_chunk_size": 8,
-    },
+    _TINY
+    | {"layer_types": [_LINEAR, FULL, _LINEAR], "embedding_multiplier": 3.0}
+    | {"attention_multiplier": 0.2, "residual_multiplier": 0.4, "logits_scaling": 2.0}
+    | {"tie_word_embeddings": True, "num_local_experts": 6, "num_experts_per_tok": 2}
+    | {"intermediate_size": 24},
+    _TINY
+    | {"num_hidden_layers": 2, "layer_types": [FULL, _LINEAR], "position_embedding_type": "rope"}
+    | {"attention_multiplier": 0.3, "attention_bias": True, "mamba_proj_bias": True}
+    | {"mamba_conv_bias": False, "mamba_d_conv": 3, "mamba_n_groups": 1, "mamba_n_heads": 8}
+    | {"mamba_chunk_size": 8},
 )
 
 
@@ -146,9 +115,7 @@ def _read_inner(fields: Fields, values: Values) -> Values:
     inner = int(fields.pop("mamba_expand", 2) * values["hidden_size"])
     head_dim = inner // heads if size == "auto" else int(size)
     if heads * head_dim != inner:
-        raise UnsupportedModelError(
-            f"{fields.origin}: {heads} mamba heads of {head_dim} are not the {inner} of mamba_expand"
-        )
+        raise UnsupportedModelError(f"{fields.origin}: {heads} heads of {head_dim} are not the {inner} of mamba_expand")
     low, high = (_number(limit) for limit in fields.pop("time_step_limit") or (0.0, float("inf")))
     return {"head_dim": head_dim, "step_limits": (low, high)}
 
@@ -182,20 +149,20 @@ def _write_mamba(flat: Values, spec: TransformerSpec) -> Values:
     mixer = Mamba2(1, 2 * spec.hidden_size, groups=1, state_dim=1) if flat["state"] is None else flat["state"]
     if not isinstance(mixer, Mamba2) or mixer.inner % spec.hidden_size:
         raise UnsupportedModelError(
-            "config.json (granitemoehybrid): only a model with Mamba-2 layers, a multiple of its features wide"
+            "granitemoehybrid: only a model with Mamba-2 layers, a multiple of its features wide"
         )
     return _MAMBA_PART.write({**flat, "state": mixer}, spec)
 
 
 FIELDS = (
-    *sizes(),
-    rms_norm(1e-6),
+    *hf.sizes(),
+    hf.rms_norm(1e-6),
     Field(_read_experts, _expert_fields),
     Field(_read_rope, _rope_fields),
-    ATTENTION_BIAS,
+    hf.ATTENTION_BIAS,
     multipliers(digits=None),
-    SILU,
-    state_layers(
+    hf.SILU,
+    hf.state_layers(
         Field(_MAMBA_PART.read, _write_mamba),
         _STATEFUL,
         lambda _, values: [_LINEAR] * values["layers"],
@@ -205,4 +172,4 @@ FIELDS = (
     ignored(*TRAINING, "mamba_chunk_size", "init_method"),
 )
 
-HF = hf_family("granitemoehybrid", "GraniteMoeHybridForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES)
+HF = hf_family("granitemoehybrid", "GraniteMoeHybridForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES)

@@ -8,22 +8,21 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.models.families.decoders import TINY, layer_rules, sizes
+from bedplate.models.families.decoders import convolution, sizes, state_layers, tiny
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, flag, ignored, only, part, real, whole
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
-from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.state_mixers import ShortConvolution
+from bedplate.models.families.weights import LAYER, WeightMap, renamed, renames
+from bedplate.models.specs.parts import ShortConvolution
 
 _CONVOLUTION = "conv"
 _GATED = (("gate", "w1"), ("up", "w3"), ("down", "w2"))
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
         renamed("embedding.weight", "model.embed_tokens.weight"),
-        *layer_rules(
+        *renames(
             ("attention_norm", "operator_norm"),
             ("feedforward_norm", "ffn_norm"),
             *((f"attention.{name}", f"self_attn.{name}_proj") for name in "qkv"),
@@ -33,7 +32,8 @@ HF_WEIGHTS = WeightMap(
             ("attention.input", "conv.in_proj"),
             ("attention.output", "conv.out_proj"),
             *((f"feedforward.{ours}", f"feed_forward.{theirs}") for ours, theirs in _GATED),
-            prefix="model.layers.{i}.",
+            ours=LAYER,
+            theirs="model.layers.{i}.",
         ),
         convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.conv.conv.weight"),
         renamed("layers.{i}.attention.convolution.bias", "model.layers.{i}.conv.conv.bias"),
@@ -42,16 +42,10 @@ HF_WEIGHTS = WeightMap(
     )
 )
 EXAMPLES = (
-    {**TINY, "layer_types": [_CONVOLUTION, FULL, _CONVOLUTION], "block_multiple_of": 16, "intermediate_size": 100},
-    {
-        **TINY,
-        "num_hidden_layers": 4,
-        "full_attn_idxs": [1, 3],
-        "conv_bias": True,
-        "conv_L_cache": 4,
-        "block_auto_adjust_ff_dim": False,
-        "tie_word_embeddings": False,
-    },
+    tiny(layer_types=[_CONVOLUTION, FULL, _CONVOLUTION], block_multiple_of=16, intermediate_size=100),
+    tiny()
+    | {"num_hidden_layers": 4, "full_attn_idxs": [1, 3], "conv_bias": True, "conv_L_cache": 4}
+    | {"block_auto_adjust_ff_dim": False, "tie_word_embeddings": False},
 )
 
 
@@ -104,4 +98,4 @@ def _named_as_now(config: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-HF = hf_family("lfm2", "Lfm2ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_named_as_now)
+HF = hf_family("lfm2", "Lfm2ForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, prepare=_named_as_now)

@@ -9,27 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import (
-    ATTENTION,
-    ATTENTION_BIAS,
-    GATED,
-    LLAMA_NORMS,
-    QK_NORMS,
-    SILU,
-    TINY,
-    decoder_rules,
-    rms_norm,
-    sizes,
-)
+from bedplate.models.families import decoders as hf
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
+from bedplate.models.families.field_map import Values, constant, ignored, only, part, whole
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.mixed.layers import convolution, state_layers
 from bedplate.models.families.rope import FULL, rope
 from bedplate.models.families.weights import WeightMap, renamed
-from bedplate.models.specs.state_mixers import DeltaRule
-from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.models.specs.parts import DeltaRule
 
 LINEAR = "linear_attention"
 DELTA = (
@@ -41,36 +27,27 @@ DELTA = (
     ("attention.output", "linear_attn.out_proj"),
 )
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
-        *decoder_rules(*ATTENTION, *QK_NORMS, *DELTA, *GATED, *LLAMA_NORMS),
-        convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.linear_attn.conv1d.weight"),
+        *hf.decoder_rules(*hf.ATTENTION, *hf.QK_NORMS, *DELTA, *hf.GATED, *hf.LLAMA_NORMS),
+        hf.convolution("layers.{i}.attention.convolution.weight", "model.layers.{i}.linear_attn.conv1d.weight"),
         renamed("layers.{i}.attention.step_bias", "model.layers.{i}.linear_attn.dt_bias"),
         renamed("layers.{i}.attention.log_decay", "model.layers.{i}.linear_attn.A_log"),
     ),
     # Modules that predict further tokens, which nothing here runs.
     ignorable=(r"mtp\..*",),
 )
-_TINY: dict[str, Any] = {
-    **TINY,
-    "head_dim": 16,
-    "linear_num_key_heads": 2,
-    "linear_num_value_heads": 4,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 6,
-    "rms_norm_eps": 0.1,  # what a random state gives is small, and would be noise when it is normalised
-}
+_TINY: dict[str, Any] = (
+    hf.tiny()
+    | {"head_dim": 16, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+    | {"linear_key_head_dim": 8, "linear_value_head_dim": 6, "rms_norm_eps": 0.1}
+)  # what a random state gives is small, and would be noise when it is normalised
 EXAMPLES = (
     {**_TINY, "layer_types": [LINEAR, FULL, LINEAR]},
-    {
-        **_TINY,
-        "num_hidden_layers": 4,
-        "linear_num_value_heads": 2,
-        "linear_conv_kernel_dim": 3,
-        "attention_bias": True,
-        "tie_word_embeddings": True,
-        "rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5},
-    },
+    _TINY
+    | {"num_hidden_layers": 4, "linear_num_value_heads": 2, "linear_conv_kernel_dim": 3}
+    | {"attention_bias": True, "tie_word_embeddings": True}
+    | {"rope_parameters": {"rope_theta": 1e6, "rope_type": "default", "partial_rotary_factor": 0.5}},
 )
 
 
@@ -90,20 +67,14 @@ _RULE = part(
 )
 
 
-def _write_rule(flat: Values, spec: TransformerSpec) -> Values:
-    if not isinstance(flat["state"], DeltaRule):
-        raise UnsupportedModelError("a model without a gated delta network cannot be written as a Qwen3.5 model")
-    return _RULE.write(flat, spec)
-
-
 QWEN_FIELDS = (
-    *sizes(head_dim=256, context=32_768),
-    rms_norm(1e-6),
+    *hf.sizes(head_dim=256, context=32_768),
+    hf.rms_norm(1e-6),
     constant(norm_offset=1.0, qk_norm="head", attention_gate=True),
     rope(fraction=0.25, writes_theta=False, writes_fraction=True),
-    ATTENTION_BIAS,
-    SILU,
-    state_layers(Field(_RULE.read, _write_rule), {LINEAR: True, FULL: False}, _default_types),
+    hf.ATTENTION_BIAS,
+    hf.SILU,
+    hf.state_layers(_RULE, {LINEAR: True, FULL: False}, _default_types),
 )
 FIELDS = (
     *QWEN_FIELDS,
@@ -125,5 +96,5 @@ def _of_text(config: Mapping[str, Any]) -> dict[str, Any]:
 # the formula written out (tests/models/test_recurrence.py).
 NOISE = 3e-5
 HF = hf_family(
-    "qwen3_5_text", "Qwen3_5ForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, prepare=_of_text, noise=NOISE
+    "qwen3_5_text", "Qwen3_5ForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, prepare=_of_text, noise=NOISE
 )

@@ -8,17 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedplate.core.errors import UnsupportedModelError
-from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, decoder_rules
-from bedplate.models.families.experts.expert_weights import expert_rules
-from bedplate.models.families.experts.fields import SPARSE, TRAINING, chosen, count, expert_size, renormalised
+from bedplate.models.families.decoders import ATTENTION, GATED, LLAMA_NORMS, QK_NORMS, convolution, decoder_rules
+from bedplate.models.families.experts import parts as moe
 from bedplate.models.families.family import hf_family
-from bedplate.models.families.field_map import Field, Values, constant, ignored, only, part, whole
+from bedplate.models.families.field_map import constant, ignored, only, part, whole
 from bedplate.models.families.mixed import qwen3_5_text
-from bedplate.models.families.mixed.layers import convolution
 from bedplate.models.families.mixed.qwen3_5_text import NOISE, QWEN_FIELDS
 from bedplate.models.families.weights import Rule, Tensors, WeightMap, join, renamed
-from bedplate.models.specs.state_mixers import DeltaRule
+from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 
 _LINEAR, _MLP = "model.layers.{i}.linear_attn", "model.layers.{i}.mlp"
@@ -71,7 +68,7 @@ def _split(tensors: Tensors, spec: TransformerSpec) -> Tensors:
     return [*join(qkv, spec), gate]
 
 
-HF_WEIGHTS = WeightMap(
+WEIGHTS = WeightMap(
     (
         *decoder_rules(
             *ATTENTION,
@@ -99,7 +96,7 @@ HF_WEIGHTS = WeightMap(
         renamed("layers.{i}.attention.step_bias", f"{_LINEAR}.dt_bias"),
         renamed("layers.{i}.attention.log_decay", f"{_LINEAR}.A_log"),
         renamed("layers.{i}.feedforward.router.weight", f"{_MLP}.gate.weight"),
-        *expert_rules(_MLP),
+        *moe.expert_rules(_MLP),
     ),
     ignorable=(r"mtp\..*",),
 )
@@ -117,22 +114,16 @@ EXAMPLES = (
 _PART = part(
     "experts",
     Experts,
-    count("num_experts", "num_local_experts"),
-    chosen(10),
-    expert_size(512),
+    moe.count("num_experts", "num_local_experts"),
+    moe.chosen(10),
+    moe.expert_size(512),
     whole("shared_expert_intermediate_size", "shared_size", 512),
     constant(shared_gate=True),
-    renormalised(True),
-    SPARSE,
+    moe.renormalised(True),
+    moe.SPARSE,
 )
 
 
-def _write_experts(flat: Values, spec: TransformerSpec) -> Values:
-    if flat["experts"] is None:
-        raise UnsupportedModelError("config.json (qwen3_next): a model without experts is written as qwen3_5_text")
-    return _PART.write(flat, spec)
+FIELDS = (*QWEN_FIELDS, _PART, only("use_sliding_window", False), ignored(*moe.TRAINING))
 
-
-FIELDS = (*QWEN_FIELDS, Field(_PART.read, _write_experts), only("use_sliding_window", False), ignored(*TRAINING))
-
-HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, HF_WEIGHTS, examples=EXAMPLES, noise=NOISE)
+HF = hf_family("qwen3_next", "Qwen3NextForCausalLM", FIELDS, weights=WEIGHTS, examples=EXAMPLES, noise=NOISE)

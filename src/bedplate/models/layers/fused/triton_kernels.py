@@ -32,7 +32,7 @@ def add_norm(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: fl
         *(x_ND, y_ND, x_ND if weight is None else weight, total_ND, normed_ND),
         *(x_ND.stride(0), y_ND.stride(0), eps, offset),
         D=D,
-        WIDE=triton.next_power_of_2(D),
+        BLOCK=triton.next_power_of_2(D),
         WEIGHTED=weight is not None,
     )
     return total_ND.view(x.shape), normed_ND.view(x.shape)
@@ -70,7 +70,7 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tenso
         *(x_BTHD, cos.contiguous(), sin.contiguous(), out, T, *x_BTHD.stride()[:3]),
         D=D,
         R=R,
-        WIDE=triton.next_power_of_2(D),
+        BLOCK=triton.next_power_of_2(D),
         INTERLEAVED=interleaved,
     )
     return out
@@ -78,18 +78,7 @@ def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tenso
 
 @triton.jit
 def _rotate(
-    x,
-    cos,
-    sin,
-    out,
-    T,
-    x_b,
-    x_t,
-    x_h,
-    D: tl.constexpr,
-    R: tl.constexpr,
-    BLOCK: tl.constexpr,
-    INTERLEAVED: tl.constexpr,
+    x, cos, sin, out, T, x_b, x_t, x_h, D: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, INTERLEAVED: tl.constexpr
 ):
     token, head = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.arange(0, BLOCK)
@@ -118,7 +107,7 @@ def gated(gate_up: Tensor, activation: str) -> Tensor:
     rows, F = gate_up.reshape(-1, gate_up.shape[-1]), gate_up.shape[-1] // 2
     out = torch.empty(len(rows), F, dtype=gate_up.dtype, device=gate_up.device)
     block = min(triton.next_power_of_2(F), 1024)
-    _gated[(len(rows), triton.cdiv(F, block))](rows, out, rows.stride(0), F, WIDE=block, GATE=GATES[activation])
+    _gated[(len(rows), triton.cdiv(F, block))](rows, out, rows.stride(0), F, BLOCK=block, GATE=GATES[activation])
     return out.view(*gate_up.shape[:-1], F)
 
 

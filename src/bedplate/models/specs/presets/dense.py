@@ -4,85 +4,48 @@ from __future__ import annotations
 
 from typing import Any
 
-from bedplate.models.specs.presets.preset import Preset
-from bedplate.models.specs.transformer import LinearScaling, Llama3Scaling, Rope, Scales, TransformerSpec, YarnScaling
+from bedplate.models.specs.position import LinearScaling, Llama3Scaling, YarnScaling
+from bedplate.models.specs.presets.preset import BIASED, Preset, Sizes, decoder
+from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 
-def decoder(
-    sizes: tuple[int, int, int, int, int], vocab_size: int, context_length: int, **fields: Any
-) -> TransformerSpec:
-    """A decoder of these (hidden size, layers, heads, key-value heads, feed-forward size); head_dim from the first."""
-    hidden, layers, heads, kv_heads, feedforward = sizes
-    return TransformerSpec.from_fields(
-        kind="decoder",
-        vocab_size=vocab_size,
-        hidden_size=hidden,
-        layers=layers,
-        heads=heads,
-        kv_heads=kv_heads,
-        head_dim=fields.pop("head_dim", hidden // heads),
-        feedforward_size=feedforward,
-        context_length=context_length,
-        **fields,
-    )
-
-
-def gpt(hidden: int, layers: int, heads: int, context_length: int, **fields: Any) -> TransformerSpec:
+def gpt(hidden: int, layers: int, heads: int, context_length: int) -> TransformerSpec:
     """GPT-2 and GPT-3: learned positions, layer norms, biases everywhere, no gate."""
-    return decoder(
-        (hidden, layers, heads, heads, 4 * hidden),
-        50257,
-        context_length,
-        norm="layer",
-        position_rows=context_length,
-        activation="gelu_tanh",
-        gated=False,
-        attention_bias=True,
-        feedforward_bias=True,
-        **fields,
-    )
+    fields = BIASED | {"position_rows": context_length, "activation": "gelu_tanh"}
+    return decoder((hidden, layers, heads, heads, 4 * hidden), 50257, context_length, **fields)
 
 
-def llama3(sizes: tuple[int, int, int, int, int], factor: float, tied: bool) -> TransformerSpec:
+def llama2(sizes: Sizes, vocab_size: int = 32_000, context_length: int = 4096, **fields: Any) -> TransformerSpec:
+    """Llama 2, and those that differ from it in sizes and windows."""
+    return decoder(sizes, vocab_size, context_length, **{"rope": Rope(), "tied_head": False, **fields})
+
+
+def llama3(sizes: Sizes, factor: float, tied: bool) -> TransformerSpec:
     """Llama 3.1 and 3.2."""
     rope = Rope(500_000.0, Llama3Scaling(factor, 1.0, 4.0, 8192))
     return decoder(sizes, 128_256, 131_072, rope=rope, tied_head=tied)
 
 
-def smollm2(sizes: tuple[int, int, int, int, int], theta: float) -> TransformerSpec:
+def smollm2(sizes: Sizes, theta: float) -> TransformerSpec:
     return decoder(sizes, 49_152, 8192, rope=Rope(theta))
 
 
-def qwen2(sizes: tuple[int, int, int, int, int], vocab_size: int, context: int, tied: bool) -> TransformerSpec:
+def qwen2(sizes: Sizes, vocab_size: int, context: int, tied: bool) -> TransformerSpec:
     """Qwen2 and 2.5: biases of queries, keys and values."""
-    return decoder(
-        sizes,
-        vocab_size,
-        context,
-        rope=Rope(1_000_000.0),
-        norm_eps=1e-6,
-        attention_bias=True,
-        output_bias=False,
-        tied_head=tied,
-    )
+    fields = {"rope": Rope(1_000_000.0), "norm_eps": 1e-6, "attention_bias": True, "output_bias": False}
+    return decoder(sizes, vocab_size, context, tied_head=tied, **fields)
 
 
-def qwen3(sizes: tuple[int, int, int, int, int], tied: bool, **fields: Any) -> TransformerSpec:
+def qwen3(sizes: Sizes, tied: bool, **fields: Any) -> TransformerSpec:
     """Qwen3: normalised queries and keys, heads of 128 features."""
-    return decoder(
-        sizes,
-        151_936,
-        40_960,
-        head_dim=128,
-        rope=Rope(1_000_000.0),
-        norm_eps=1e-6,
-        qk_norm="head",
-        tied_head=tied,
-        **fields,
-    )
+    fields |= {"rope": Rope(1_000_000.0), "norm_eps": 1e-6, "qk_norm": "head"}
+    return decoder(sizes, 151_936, 40_960, head_dim=128, tied_head=tied, **fields)
 
 
-def gemma2(sizes: tuple[int, int, int, int, int], head_dim: int, query_scalar: float) -> TransformerSpec:
+_GEMMA = {"norm_eps": 1e-6, "norm_placement": "sandwich", "activation": "gelu_tanh"}
+
+
+def gemma2(sizes: Sizes, head_dim: int, query_scalar: float) -> TransformerSpec:
     """Gemma 2: a window in every other layer, norms on both sides, capped scores and logits."""
     return decoder(
         sizes,
@@ -90,17 +53,13 @@ def gemma2(sizes: tuple[int, int, int, int, int], head_dim: int, query_scalar: f
         8192,
         head_dim=head_dim,
         rope=Rope(10_000.0),
-        norm_eps=1e-6,
-        norm_placement="sandwich",
-        activation="gelu_tanh",
         windows=(4096, None),
         scales=Scales(sizes[0] ** 0.5, query_scalar**-0.5, attention_cap=50.0, logit_cap=30.0),
+        **_GEMMA,
     )
 
 
-def gemma3(
-    sizes: tuple[int, int, int, int, int], head_dim: int, window: int, vocab_size: int, context: int, **fields: Any
-) -> TransformerSpec:
+def gemma3(sizes: Sizes, head_dim: int, window: int, vocab_size: int, context: int, **fields: Any) -> TransformerSpec:
     """Gemma 3: five layers with a window to one without."""
     scale = fields.pop("query_scalar", head_dim) ** -0.5
     return decoder(
@@ -110,28 +69,17 @@ def gemma3(
         head_dim=head_dim,
         rope=Rope(1_000_000.0, LinearScaling(8.0) if context > 32_768 else None),
         local_rope=Rope(10_000.0),
-        norm_eps=1e-6,
-        norm_placement="sandwich",
         qk_norm="head",
-        activation="gelu_tanh",
         windows=(window,) * 5 + (None,),
         scales=Scales(sizes[0] ** 0.5, scale),
-        **fields,
+        **_GEMMA | fields,
     )
 
 
-def olmo(sizes: tuple[int, int, int, int, int], vocab_size: int, context: int, **fields: Any) -> TransformerSpec:
+def olmo(sizes: Sizes, vocab_size: int, context: int, **fields: Any) -> TransformerSpec:
     """OLMo 2 and 3: norms on what attention and feed-forward give, and on whole queries and keys."""
-    return decoder(
-        sizes,
-        vocab_size,
-        context,
-        norm_eps=1e-6,
-        norm_placement="branch",
-        qk_norm="projection",
-        tied_head=False,
-        **{"rope": Rope(500_000.0), **fields},
-    )
+    parts = {"norm_eps": 1e-6, "norm_placement": "branch", "qk_norm": "projection", "rope": Rope(500_000.0)}
+    return decoder(sizes, vocab_size, context, tied_head=False, **parts | fields)
 
 
 _OLMO3 = {
@@ -162,17 +110,11 @@ DENSE: dict[str, Preset] = {
         "70",
     ),
     "tinyllama-1.1b": Preset(
-        decoder((2048, 22, 32, 4, 5632), 32_000, 2048, rope=Rope(), tied_head=False),
-        "https://arxiv.org/abs/2401.02385",
-        "1.1",
+        llama2((2048, 22, 32, 4, 5632), context_length=2048), "https://arxiv.org/abs/2401.02385", "1.1"
     ),
-    "llama-2-7b": Preset(
-        decoder((4096, 32, 32, 32, 11_008), 32_000, 4096, rope=Rope(), tied_head=False), LLAMA2, "6.7"
-    ),
-    "llama-2-13b": Preset(
-        decoder((5120, 40, 40, 40, 13_824), 32_000, 4096, rope=Rope(), tied_head=False), LLAMA2, "13.0"
-    ),
-    "llama-2-70b": Preset(decoder((8192, 80, 64, 8, 28_672), 32_000, 4096, rope=Rope(), tied_head=False), LLAMA2, "69"),
+    "llama-2-7b": Preset(llama2((4096, 32, 32, 32, 11_008)), LLAMA2, "6.7"),
+    "llama-2-13b": Preset(llama2((5120, 40, 40, 40, 13_824)), LLAMA2, "13.0"),
+    "llama-2-70b": Preset(llama2((8192, 80, 64, 8, 28_672)), LLAMA2, "69"),
     "llama-3.1-8b": Preset(llama3((4096, 32, 32, 8, 14_336), 8.0, False), LLAMA3, "8.03"),
     "llama-3.1-70b": Preset(llama3((8192, 80, 64, 8, 28_672), 8.0, False), LLAMA3, "70.6"),
     "llama-3.1-405b": Preset(llama3((16_384, 126, 128, 8, 53_248), 8.0, False), LLAMA3, "405"),
@@ -186,12 +128,12 @@ DENSE: dict[str, Preset] = {
     "smollm2-360m": Preset(smollm2((960, 32, 15, 5, 2560), 100_000.0), SMOLLM2, "0.36"),
     "smollm2-1.7b": Preset(smollm2((2048, 24, 32, 32, 8192), 130_000.0), SMOLLM2, "1.7"),
     "mistral-7b": Preset(
-        decoder((4096, 32, 32, 8, 14_336), 32_000, 32_768, rope=Rope(), tied_head=False, windows=(4096,)),
+        llama2((4096, 32, 32, 8, 14_336), context_length=32_768, windows=(4096,)),
         "https://arxiv.org/abs/2310.06825",
         "7.2",
     ),
     "mistral-nemo-12b": Preset(
-        decoder((5120, 40, 32, 8, 14_336), 131_072, 131_072, head_dim=128, rope=Rope(1_000_000.0), tied_head=False),
+        llama2((5120, 40, 32, 8, 14_336), 131_072, 131_072, head_dim=128, rope=Rope(1_000_000.0)),
         "https://huggingface.co/mistralai/Mistral-Nemo-Base-2407",
         "12.2",
     ),
@@ -220,45 +162,30 @@ DENSE: dict[str, Preset] = {
     "olmo-3-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3), OLMO3, "7.3"),
     "olmo-3-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3), OLMO3, "32.2"),
     "phi-3-mini": Preset(
-        decoder((3072, 32, 32, 32, 8192), 32_064, 4096, rope=Rope(), tied_head=False, windows=(2047,)),
-        "https://arxiv.org/abs/2404.14219",
-        "3.8",
+        llama2((3072, 32, 32, 32, 8192), 32_064, windows=(2047,)), "https://arxiv.org/abs/2404.14219", "3.8"
     ),
     "phi-4": Preset(
-        decoder((5120, 40, 40, 10, 17_920), 100_352, 16_384, rope=Rope(250_000.0), tied_head=False),
+        llama2((5120, 40, 40, 10, 17_920), 100_352, 16_384, rope=Rope(250_000.0)),
         "https://arxiv.org/abs/2412.08905",
         "14.7",
     ),
     "pythia-6.9b": Preset(
-        decoder(
-            (4096, 32, 32, 32, 16_384),
-            50_432,
-            2048,
-            rope=Rope(fraction=0.25),
-            norm="layer",
-            activation="gelu",
-            gated=False,
-            parallel=True,
-            attention_bias=True,
-            feedforward_bias=True,
-            tied_head=False,
+        llama2(
+            *((4096, 32, 32, 32, 16_384), 50_432, 2048),
+            **BIASED | {"rope": Rope(fraction=0.25), "activation": "gelu", "parallel": True},
         ),
         "https://arxiv.org/abs/2304.01373, table 1",
         "6.857",
     ),
     # Its gates of value tables and factors of the residual stream, some 5,000 values, are left out.
     "nanochat-d24": Preset(
-        decoder(
-            (1536, 24, 12, 12, 6144),
-            32_768,
-            2048,
-            rope=Rope(),
+        llama2(
+            *((1536, 24, 12, 12, 6144), 32_768, 2048),
             norm_weight=False,
             qk_norm="head",
             embedding_norm=True,
             activation="relu2",
             gated=False,
-            tied_head=False,
             windows=(1024, 1024, 1024, None),
             value_tables=12,
             scales=Scales(logit_cap=15.0),

@@ -5,47 +5,29 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec
-from bedplate.models.specs.presets.preset import Preset
-from bedplate.models.specs.transformer import (
-    AttentionSpec,
-    FeedForwardSpec,
-    NormSpec,
-    PositionSpec,
-    RelativeBias,
-    Rope,
-    Scales,
-    TransformerSpec,
-)
+from bedplate.models.specs.position import RelativeBias
+from bedplate.models.specs.presets.preset import BIASED, Preset, decoder, stack
+from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 
 def bert(hidden: int, layers: int, heads: int) -> TransformerSpec:
     """BERT without its pretraining heads."""
-    return TransformerSpec(
-        kind="encoder",
-        vocab_size=30_522,
-        hidden_size=hidden,
-        layers=layers,
-        context_length=512,
-        attention=AttentionSpec(heads=heads, kv_heads=heads, head_dim=hidden // heads, bias=True),
-        feedforward=FeedForwardSpec(size=4 * hidden, activation="gelu", gated=False, bias=True),
-        norm=NormSpec(type="layer", eps=1e-12, placement="post"),
-        token_types=2,
-        pooler=True,
+    fields = BIASED | {"norm_eps": 1e-12, "norm_placement": "post", "activation": "gelu"}
+    return stack(
+        "encoder", (hidden, layers, heads, heads, 4 * hidden), 30_522, 512, token_types=2, pooler=True, **fields
     )
 
 
 def modernbert(hidden: int, layers: int, heads: int, feedforward: int) -> TransformerSpec:
     """ModernBERT: every third layer, from the first on, sees all; the others 64 tokens on each side."""
-    return TransformerSpec(
-        kind="encoder",
-        vocab_size=50_368,
-        hidden_size=hidden,
-        layers=layers,
-        context_length=8192,
-        attention=AttentionSpec(heads=heads, kv_heads=heads, head_dim=hidden // heads, windows=(None, 128, 128)),
-        feedforward=FeedForwardSpec(size=feedforward, activation="gelu"),
-        norm=NormSpec(type="layer", bias=False, final=True, first=False),
-        position=PositionSpec(rope=Rope(160_000.0), local_rope=Rope(10_000.0)),
+    norms = {"norm": "layer", "norm_bias": False, "final_norm": True, "first_norm": False}
+    return stack(
+        *("encoder", (hidden, layers, heads, heads, feedforward), 50_368, 8192),
+        windows=(None, 128, 128),
+        activation="gelu",
+        rope=Rope(160_000.0),
+        local_rope=Rope(10_000.0),
+        **norms,
     )
 
 
@@ -53,15 +35,9 @@ def t5(
     hidden: int, layers: int, heads: int, feedforward: int, *, gated: bool = False, tied: bool = True
 ) -> EncoderDecoderSpec:
     """T5 (v1.0: ReLU, tied head, scaled states before it), and v1.1 and Flan (gated GELU, a head of its own)."""
+    sizes = hidden, layers, heads, heads, feedforward
     fields: dict[str, Any] = {
-        "vocab_size": 32_128,
-        "hidden_size": hidden,
-        "layers": layers,
-        "heads": heads,
-        "kv_heads": heads,
         "head_dim": 64,
-        "feedforward_size": feedforward,
-        "context_length": 512,
         "norm_eps": 1e-6,
         "position_rows": 0,
         "relative_bias": RelativeBias(32, 128),
@@ -72,35 +48,17 @@ def t5(
         "final_norm": True,
         "scales": Scales(attention=1.0, head=hidden**-0.5 if tied else 1.0),
     }
-    return EncoderDecoderSpec(
-        encoder=TransformerSpec.from_fields(kind="encoder", **fields),
-        decoder=TransformerSpec.from_fields(kind="decoder", cross_size=hidden, **fields),
-        shared_embedding=True,
-    )
+    encoder = stack("encoder", sizes, 32_128, 512, **fields)
+    return EncoderDecoderSpec(encoder, decoder(sizes, 32_128, 512, cross_size=hidden, **fields), shared_embedding=True)
 
 
 def whisper(hidden: int, layers: int, heads: int, mel_bins: int, vocab_size: int) -> EncoderDecoderSpec:
     """Whisper: keys have no bias."""
-    fields: dict[str, Any] = {
-        "hidden_size": hidden,
-        "layers": layers,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": hidden // heads,
-        "feedforward_size": 4 * hidden,
-        "norm": "layer",
-        "activation": "gelu",
-        "gated": False,
-        "attention_bias": True,
-        "key_bias": False,
-        "feedforward_bias": True,
-        "final_norm": True,
-    }
-    tower = TransformerSpec.from_fields(kind="tower", vocab_size=0, context_length=1500, position_rows=1500, **fields)
-    decoder = TransformerSpec.from_fields(
-        kind="decoder", vocab_size=vocab_size, context_length=448, position_rows=448, cross_size=hidden, **fields
-    )
-    return EncoderDecoderSpec(encoder=AudioSpec(tower=tower, mel_bins=mel_bins), decoder=decoder)
+    sizes = hidden, layers, heads, heads, 4 * hidden
+    fields = BIASED | {"activation": "gelu", "key_bias": False, "final_norm": True}
+    tower = stack("tower", sizes, 0, 1500, position_rows=1500, **fields)
+    writer = decoder(sizes, vocab_size, 448, position_rows=448, cross_size=hidden, **fields)
+    return EncoderDecoderSpec(AudioSpec(tower=tower, mel_bins=mel_bins), writer)
 
 
 BERT = "https://arxiv.org/abs/1810.04805"

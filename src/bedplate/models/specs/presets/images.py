@@ -5,33 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.models.specs import DiffusionSpec, MultimodalSpec, Projector, TextCondition, VisionSpec
-from bedplate.models.specs.presets.dense import decoder, gemma3, qwen2
-from bedplate.models.specs.presets.preset import Preset
+from bedplate.models.specs.presets.dense import gemma3, llama2, qwen2
+from bedplate.models.specs.presets.preset import BIASED, Preset, stack
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 
 def tower(hidden: int, layers: int, heads: int, feedforward: int, tokens: int, **fields: Any) -> TransformerSpec:
     """A pre-norm encoder with learned positions and biases everywhere."""
-    defaults: dict[str, Any] = {
-        "kind": "tower",
-        "vocab_size": 0,
-        "hidden_size": hidden,
-        "layers": layers,
-        "heads": heads,
-        "kv_heads": heads,
-        "head_dim": hidden // heads,
-        "feedforward_size": feedforward,
-        "context_length": tokens,
-        "position_rows": tokens,
-        "norm": "layer",
-        "norm_eps": 1e-6,
-        "activation": "gelu",
-        "gated": False,
-        "attention_bias": True,
-        "feedforward_bias": True,
-        "final_norm": True,
-    }
-    return TransformerSpec.from_fields(**defaults | fields)
+    parts = BIASED | {"position_rows": tokens, "norm_eps": 1e-6, "activation": "gelu", "final_norm": True}
+    return stack("tower", (hidden, layers, heads, heads, feedforward), 0, tokens, **parts | fields)
 
 
 def clip(image_size: int, projection_size: int) -> VisionSpec:
@@ -70,11 +52,7 @@ IMAGES: dict[str, Preset] = {
     "clip-vit-l-14": Preset(clip(224, 768), "https://arxiv.org/abs/2103.00020"),
     "siglip-so400m": Preset(siglip(384, pooled=True), "https://arxiv.org/abs/2303.15343"),
     "llava-1.5-7b": Preset(
-        MultimodalSpec(
-            decoder((4096, 32, 32, 32, 11_008), 32_064, 4096, rope=Rope(), tied_head=False),
-            clip(336, 0),
-            Projector(hidden_size=4096),
-        ),
+        MultimodalSpec(llama2((4096, 32, 32, 32, 11_008), 32_064), clip(336, 0), Projector(hidden_size=4096)),
         "https://arxiv.org/abs/2310.03744",
     ),
     # Images of any size; counted at 448 pixels a side. Its towers turn positions in two dimensions.

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from bedplate.models.specs.presets.dense import decoder
-from bedplate.models.specs.presets.preset import Preset
-from bedplate.models.specs.state_mixers import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
+from bedplate.models.specs.presets.preset import Preset, Sizes, decoder
 from bedplate.models.specs.transformer import Experts, Rope, Scales, TransformerSpec
 
 
@@ -22,9 +21,7 @@ def lfm2(hidden: int, heads: int, feedforward: int) -> TransformerSpec:
     )
 
 
-def granite4(
-    sizes: tuple[int, int, int, int, int], mamba_heads: int, scales: Scales, experts: Experts | None
-) -> TransformerSpec:
+def granite4(sizes: Sizes, mamba_heads: int, scales: Scales, experts: Experts | None) -> TransformerSpec:
     """Granite 4.0: nine layers of ten are Mamba-2, and no layer has positions."""
     return decoder(
         sizes,

@@ -1,0 +1,129 @@
+"""Operations on cached keys and values, each with a plain implementation and a Triton kernel for CUDA devices: writing
+new tokens to their places, and attention of new tokens over keys and values in blocks, which also writes them.
+
+A kernel reads the blocks where they lie (PagedAttention, https://arxiv.org/abs/2309.06180), for steps of single tokens
+and for prompts' chunks alike; the plain way gathers what each token sees.
+
+Shapes: N tokens, X rows or blocks with Y places each, S rows, U tiles, P blocks of the pool, W blocks of a row's table,
+b tokens of a block, K keys, H query heads, G key-value heads, D features of a key, V of a value.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bedplate.inference.forward.host_to_device import Numbers
+from bedplate.inference.forward.spans import Span
+from bedplate.models.layers.attention import masked_attention
+from bedplate.models.layers.attention_options import AttentionOptions
+from bedplate.models.layers.fused.operation import operation
+
+TILE = 16
+"""Tokens of one row that a program of the kernel has, where a row has more than one."""
+
+
+def write_kv_reference(
+    keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor
+) -> None:
+    """The plain implementation of `write_kv`."""
+    keys_XYGD[at_N, place_N] = k_NGD
+    values_XYGV[at_N, place_N] = v_NGV
+
+
+def _write_kernel() -> Callable[..., None]:
+    from bedplate.inference.forward.kernels import write_kv
+
+    return write_kv
+
+
+write_kv = operation(
+    "keep(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()",
+    write_kv_reference,
+    _write_kernel,
+)
+"""keep(keys [X, Y, G, D], values [X, Y, G, V], at [N], place [N], k [N, G, D], v [N, G, V])"""
+
+
+class Places(NamedTuple):
+    """Where a flat batch's tokens stand. row_N: which of the S rows each is of. position_N: in it. begin_S: each row's
+    first token; start_S: its position; length_S: how many it has. tile_2U: of each piece that the kernel does at a
+    time, which row it is of, and which of that one's new tokens comes first."""
+
+    row_N: Numbers
+    position_N: Numbers
+    begin_S: Numbers
+    start_S: Numbers
+    length_S: Numbers
+    tile_2U: Numbers
+
+
+def places(spans: Sequence[Span]) -> Places:
+    """Places of the new tokens of a batch of these spans."""
+    length_S, start_S = np.array([span.length for span in spans]), np.array([span.start for span in spans])
+    begin_S, row_N = length_S.cumsum() - length_S, np.repeat(np.arange(len(spans)), length_S)
+    position_N = np.arange(len(row_N)) + (start_S - begin_S)[row_N]
+    step = tile_tokens(spans)
+    tiles_S = -(-length_S // step)
+    tile_U = np.repeat(np.arange(len(spans)), tiles_S)
+    first_U = (np.arange(len(tile_U)) - (tiles_S.cumsum() - tiles_S)[tile_U]) * step
+    return Places(row_N, position_N, begin_S, start_S, length_S, np.stack([tile_U, first_U]))
+
+
+def tile_tokens(spans: Sequence[Span]) -> int:
+    """How many tokens a tile has at most."""
+    return 1 if max(span.length for span in spans) == 1 else TILE
+
+
+def _attended(
+    q_NHD: Tensor,
+    k_NGD: Tensor,
+    v_NGV: Tensor,
+    keys_PbGD: Tensor,
+    values_PbGV: Tensor,
+    table_SW: Tensor,
+    row_N: Tensor,
+    position_N: Tensor,
+    span_3S: Tensor,
+    tile_2U: Tensor,
+    tokens: int,
+    max_keys: int,
+    scale: float | None,
+    cap: float | None,
+    window: int | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    b, blocks_N = keys_PbGD.shape[1], table_SW.gather(0, row_N[:, None].expand(-1, table_SW.shape[1]))
+    own_N = blocks_N.gather(1, (position_N // b)[:, None])[:, 0]
+    write_kv_reference(keys_PbGD, values_PbGV, own_N, position_N % b, k_NGD, v_NGV)
+    blocks_N = blocks_N[:, : -(-max_keys // b)]
+    distance_NK = torch.arange(blocks_N.shape[1] * b, device=q_NHD.device) - position_N[:, None]
+    seen_NK = distance_NK <= 0 if window is None else (distance_NK <= 0) & (distance_NK > -window)
+    # What is not seen is another's, or nobody's: its infinities are not to be multiplied.
+    hidden = ~seen_NK[:, :, None, None]
+    k_NKGD = keys_PbGD[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
+    v_NKGV = values_PbGV[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
+    options = AttentionOptions(scale, cap, window, None, sinks)
+    return masked_attention(q_NHD[:, None], k_NKGD, v_NKGV, seen_NK[:, None], options, distance_NK[:, None])[:, 0]
+
+
+def _attention_kernel() -> Callable[..., Tensor]:
+    from bedplate.inference.forward.kernels import paged_attention
+
+    return paged_attention
+
+
+paged_attention = operation(
+    "paged_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor table, Tensor row, "
+    "Tensor position, Tensor span, Tensor tile, int tokens, int most, float? scale, float? cap, int? window, "
+    "Tensor? sinks) -> Tensor",
+    _attended,
+    _attention_kernel,
+)
+"""→ [N, H, V]. table [S, W]: each row's blocks in order. row, position [N], span [3, S] (begin, start, length) and tile
+[2, U]: as `Places` has them. tokens: of a tile at most. most: keys of a row at most. k, v: of the new tokens, which are
+written to their places in keys and values [P, b, G, …]."""
