@@ -12,15 +12,14 @@ import pytest
 from bedplate.adaptation.context.outcome import Latency, latency
 from bedplate.adaptation.search import run_rung
 from bedplate.core.files import sha256_json
+from bedplate.inference.predict.callable_skin import SkinPredictor
 
 
-class TwoSkins:
+class TwoSkins(SkinPredictor):
     """As much as a cascade's predictor is asked here: its skins' weights are in their engines while it is open."""
 
-    skin, warnings = SimpleNamespace(kind="cascade"), list[str]()
-
     def __init__(self) -> None:
-        self.open = True
+        self.open, self.warnings = True, list[str]()
 
     def predict(self, rows: Any, *, one_by_one: bool = False, tenant: str = "") -> list[Any]:
         raise AssertionError("the calls of a cascade are those of its parts")

@@ -17,6 +17,11 @@ from bedplate.adaptation.rungs import RUNGS
 LORA: Any = type(RUNGS["lora"])
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewest_seeds() -> None:
+    """Low-rank weights are fitted from three seeds."""
+
+
 def test_no_finished_seed_is_trained_again(toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first fit has one seed of three, the larger one takes it over; both of its own are made in two runs."""
     plan, train, trained = LORA.plan, LORA.train, list[str]()

@@ -209,18 +209,20 @@ def retimed(candidate: Candidate, result: RungResult) -> RungResult:
     path = context.out / "latency" / f"{candidate.rung.name}.json"
     key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id])
     saved = rung_files.read_saved(path, key)
-    if saved is None:
+    if saved is not None:
+        again = Latency(**saved["latency"])
+    else:
         predictor = candidate.rung.predictor(context, candidate.rung_result(result))
         if not isinstance(predictor, SkinPredictor):
             return result
         with closing(predictor):
-            sample = context.ordered(context.valid, "latency")[: context.latency_calls]
-            calls = single_calls(predictor, sample, "again") if isinstance(predictor, Predictor) else []
+            if not isinstance(predictor, Predictor):
+                return result
+            calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls], "again")
         if not calls:
             return result
-        saved = {"latency": vars(latency([call.seconds for call in calls])), "load": load_average()}
-        rung_files.write_saved(path, key, saved)
-    again = Latency(**saved["latency"])
+        again = latency([call.seconds for call in calls])
+        rung_files.write_saved(path, key, {"latency": vars(again), "load": load_average()})
     return replace(result, latency=min(result.latency, again, key=lambda timed: (timed.p95, timed.mean)))
 
 
