@@ -23,10 +23,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from bedplate.economics.hardware.machine import EngineSpeed, Load, ServerSpeed, step_seconds
+from bedplate.economics.serving.replica import MeasuredSteps
 from bedplate.economics.serving.serving_cost import saturated_rates
-from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.step_times import MeasuredSteps
-from bedplate.economics.serving.traffic_model import ArrivingCall, Traffic, parse_lengths, percentile
+from bedplate.economics.serving.simulation import (
+    ArrivingCall,
+    ServiceModel,
+    Traffic,
+    parse_lengths,
+    percentile,
+    simulate,
+)
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bedplate.economics.model.footprint import step_weight_bytes
+from bedplate.economics.model.footprint import step_reads
 from machine import Machine
 
 CACHE_BYTES = 2
@@ -18,7 +18,7 @@ Weights = Literal["bfloat16", "int8", "int4"]
 
 def decode(spec: Any, weights: Weights, context: float, rows: int, speed: float, machine: Machine) -> str:
     """A line about `speed` tokens a second of `rows` sequences at this mean context."""
-    read = step_weight_bytes(spec, rows, weights)
+    read = step_reads(spec, weights)(rows)
     cached = 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim * CACHE_BYTES * context
     bound = rows * machine.bandwidth / (read + rows * cached)
     read_at = f"{machine.bandwidth / 1e9:.1f} GB/s that torch sums at"

@@ -149,34 +149,33 @@ def _families() -> str:
 
 def _formulas() -> str:
     from bedplate.economics.serving import serving_cost as serving
-    from bedplate.economics.training import budget
     from bedplate.economics.training import training_cost as training
     from bedplate.economics.training import tuning_cost as tuning
 
     verbs = {
-        "train": training.FORMULAS,
-        "train --budget-usd": budget.FORMULAS,
-        "tuning": tuning.FORMULAS,
-        "serve": serving.FORMULAS,
+        "train": training.TRAINING_FORMULAS,
+        "train --budget-usd": training.BUDGET_FORMULAS,
+        "tuning": tuning.TUNING_FORMULAS,
+        "serve": serving.SERVING_FORMULAS,
     }
     rows = ((f"{verb}: {name}", *row) for verb, formulas in verbs.items() for name, row in formulas.items())
     return _table(("figure", "formula", "source"), rows)
 
 
 def _decision_formulas() -> str:
-    from bedplate.economics.costs.decisions.explanation import FORMULAS
+    from bedplate.economics.costs.decisions.explanation import DECISION_FORMULAS
 
-    return _table(("figure", "formula", "source"), ((name, *row) for name, row in FORMULAS.items()))
+    return _table(("figure", "formula", "source"), ((name, *row) for name, row in DECISION_FORMULAS.items()))
 
 
 def _constraints() -> str:
-    from bedplate.economics.costs.decisions.constraints import RULES
+    from bedplate.economics.costs.decisions.decision import RULES
 
     return _table(("constraint", "rule"), ((f"`{name}`", rule.explanation) for name, rule in RULES.items()))
 
 
 def _curves() -> str:
-    from bedplate.economics.hardware.mfu import CURVES
+    from bedplate.economics.hardware.devices import CURVES
 
     rows = ((name, f"{curve.first:.2f}", f"{curve.floor:.2f}", curve.source) for name, curve in CURVES.items())
     return _table(("kind", "first", "floor", "source"), rows)
@@ -184,10 +183,10 @@ def _curves() -> str:
 
 def _assumptions() -> str:
     from bedplate.economics.costs.decisions.decision import DRAWS
-    from bedplate.economics.hardware import mfu
+    from bedplate.economics.hardware import devices
     from bedplate.economics.serving import replica
     from bedplate.economics.serving import serving_cost as serving
-    from bedplate.economics.serving.step_times import REACHED
+    from bedplate.economics.serving.replica import REACHED
     from bedplate.economics.training import training_cost as training
     from bedplate.economics.training.layout_search import MARGIN
 
@@ -198,14 +197,15 @@ def _assumptions() -> str:
         f"({low.overhead_seconds * 1e3:g} to {high.overhead_seconds * 1e3:g})"
     )
     reports = "2211.05102, table 2; Databricks, LLM inference performance engineering, 2023"
-    code = ", ".join(f"{name} {factor:g}" for name, factor in mfu.EXECUTION.items())
+    code = ", ".join(f"{name} {factor:g}" for name, factor in devices.EXECUTION.items())
     inside, runs = _inside()
+    mfu_range = f"× {devices.LOW:g} to {devices.HIGH:g}"
     peak = inspect.signature(serving.plan_serving).parameters["peak_factor"].default
     rows = (
         ("overhead of a training run", f"{training.DEFAULT_OVERHEAD:g}", "2407.21783, section 3.3.4", "--overhead"),
-        ("MFU's range", f"× {mfu.LOW:g} to {mfu.HIGH:g}", f"the hours of {inside} of {runs} runs lie in it", "--mfu"),
-        ("code", code, mfu.EXECUTION_SOURCE, "--execution"),
-        ("fp8 products", f"× {mfu.FP8_FACTOR:g}", mfu.FP8_SOURCE, "--precision"),
+        ("MFU's range", mfu_range, f"the hours of {inside} of {runs} runs lie in it", "--mfu"),
+        ("code", code, devices.EXECUTION_SOURCE, "--execution"),
+        ("fp8 products", f"× {devices.FP8_FACTOR:g}", devices.FP8_SOURCE, "--precision"),
         ("data centre's energy over its devices'", f"{training.DEFAULT_PUE:g}", "assumed", "--pue"),
         ("energy", f"${training.DEFAULT_USD_PER_KWH:.2f} a kWh", "assumed", "--usd-per-kwh"),
         ("memory kept free, training; serving", f"{MARGIN:.0%}; {replica.MARGIN:.0%}", "assumed", ""),

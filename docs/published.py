@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from bedplate.economics.hardware.device_table import find_device
-from bedplate.economics.hardware.mfu import Execution, Precision, mfu, peak_of
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import Execution, Precision, find_device, mfu, peak_of
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, Range, device_hours
+from bedplate.economics.numbers.formula import Range
+from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, device_hours
 
 FLOPS_TOLERANCE = 0.10
 HOURS_TOLERANCE = 0.25

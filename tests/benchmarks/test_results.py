@@ -128,13 +128,13 @@ def test_a_setting_that_is_far_behind_is_not_tried_twice(load):
 
 
 def test_roofs_are_bytes_over_bandwidth_and_operations_over_the_peak(load):
-    from bedplate.economics.model.footprint import step_weight_bytes
+    from bedplate.economics.model.footprint import step_reads
     from bedplate.models.specs.presets import PRESETS
 
     roof, machine = load("roof"), load("machine")
     spec = PRESETS["smollm2-135m"].spec
     local_machine = machine.Machine("x", "avx2", 2, 2, 0.0, 20e9, {"kernel int4": 400e9}, {}, {}, None)
-    read = step_weight_bytes(spec, 1, "int4") + 100 * 30 * 2 * 3 * 64 * 2
+    read = step_reads(spec, "int4")(1) + 100 * 30 * 2 * 3 * 64 * 2
     bound = 20e9 / read
     assert f"is {bound:,.0f} tokens/s: 50% reached" in roof.decode(spec, "int4", 100, 1, bound / 2, local_machine)
     # 106.2e6 parameters in the blocks' products, the head once

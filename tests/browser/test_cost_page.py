@@ -25,7 +25,7 @@ from bedplate.economics.costs.decisions.explanation import as_values
 from bedplate.economics.numbers.money import usd
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
 from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve, plan_cases
-from bedplate.economics.serving.traffic_model import Traffic
+from bedplate.economics.serving.simulation import Traffic
 
 from .conftest import PageWatch
 from .test_access import CONTRAST, FOCUS, UNNAMED
@@ -227,13 +227,13 @@ def test_an_address_with_what_was_moved_opens_as_it_was(opened: Opener, training
 
 
 def test_the_loss_is_that_of_the_fit(opened: Opener, training: Path) -> None:
-    from bedplate.economics.training.scaling_laws import compute_optimal, predicted_loss
+    from bedplate.economics.training.scaling_laws import EPOCH, compute_optimal
 
     page = opened(training)
     training_plan = trained({})
     best = compute_optimal(training_plan.flops)
     chosen = page.locator("[data-figure=chosen]").inner_text()
-    assert f"loss {predicted_loss(training_plan.parameters, 1e12):.3f}" in chosen
+    assert f"loss {EPOCH.loss(training_plan.parameters, 1e12):.3f}" in chosen
     optimum = page.locator("[data-figure=optimum]").inner_text()
     assert f"{best.parameters / 1e9:.3g} B parameters on {best.tokens / 1e9:.3g} B tokens" in optimum
     assert f"loss {best.loss:.3f}" in optimum
@@ -254,7 +254,7 @@ def test_where_no_layout_fits_the_page_says_why(opened: Opener, tmp_path: Path) 
 
 
 def test_without_a_price_there_are_no_dollars_until_one_is_given(opened: Opener, tmp_path: Path) -> None:
-    from bedplate.economics.hardware.device_table import DEVICES
+    from bedplate.economics.hardware.devices import DEVICES
 
     name = next(name for name, device in DEVICES.items() if device.rental is None)
     page = opened(written(tmp_path / "p.html", "train", "smollm2-135m", "--tokens", "1B", "--device", name))

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from bedplate.core.config import Strict, one_line, parse_config
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.quantities import adding_up, count_of, parse_count, parse_seconds, seconds_of
-from bedplate.economics.numbers.ranged_quantities import Quantity
+from bedplate.economics.numbers.prices import Quantity
 
 
 @pytest.mark.parametrize(

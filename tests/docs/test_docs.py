@@ -26,11 +26,10 @@ from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.recipe import load_recipe
-from bedplate.economics.costs.amortisation import amortise
-from bedplate.economics.costs.amortisation_file import load_account
+from bedplate.economics.costs.amortisation import AmortisationFile, amortise
 from bedplate.economics.costs.decisions import decide, load_case
-from bedplate.economics.hardware.hardware_file import HardwareFile, find_device_in
-from bedplate.economics.numbers.prices import load_prices
+from bedplate.economics.hardware.devices import HardwareFile, find_device_in
+from bedplate.economics.numbers.prices import Prices
 from bedplate.evaluation.costs import MetricSpec
 from bedplate.evaluation.metrics_judge import judge_metric
 from bedplate.evaluation.task import load_task
@@ -179,12 +178,12 @@ def _file(directory: Path, text: str) -> None:
     """A file that its own loader reads; which one it is, its first key says."""
     loaders: dict[str, Callable[[Path], object]] = {
         "task": _task,
-        "prices": load_prices,
+        "prices": Prices.load,
         "case": _case,
         "devices": _devices,
         "metric": _metric,
         "target": lambda path: TargetSpec.model_validate(yaml.safe_load(path.read_text("utf-8"))["target"]),
-        "amortise": lambda path: amortise(load_account(path)),
+        "amortise": lambda path: amortise(AmortisationFile.load(path)),
         "corpus": lambda path: checked(load_recipe(path).rules),
         "run": load_run,
     }

@@ -14,7 +14,7 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
-from bedplate.economics.costs.amortisation_file import AmortisationFile
+from bedplate.economics.costs.amortisation import AmortisationFile
 from bedplate.economics.costs.decisions.decision_file import (
     Case,
     CaseTraffic,
@@ -26,7 +26,7 @@ from bedplate.economics.costs.decisions.decision_file import (
     TuningSpec,
     Value,
 )
-from bedplate.economics.hardware.hardware_file import HardwareFile
+from bedplate.economics.hardware.devices import HardwareFile
 from bedplate.economics.numbers.money import number, usd
 from bedplate.economics.numbers.prices import HostedModel, MachinePrice, Prices
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from tests.economics.test_usage import metrics_text
 
 from bedplate.core.errors import BedplateError, ConfigError
-from bedplate.economics.costs.amortisation import Statement, amortise, as_values
-from bedplate.economics.costs.amortisation_file import load_account
+from bedplate.economics.costs.amortisation import AmortisationFile, Statement, amortise, as_values
 
 HOURS = 744  # October
 FILE: dict[str, Any] = {
@@ -34,7 +33,7 @@ def statement(
     (tmp_path / "b.txt").write_text(metrics_text(after or AFTER, busy and busy[1]))
     path = tmp_path / "account.yaml"
     path.write_text(yaml.safe_dump({**FILE, **changes}))
-    return amortise(load_account(path, overrides))
+    return amortise(AmortisationFile.load(path, overrides))
 
 
 def adds_up(account: Statement) -> None:
@@ -148,7 +147,7 @@ def test_tenants_are_of_the_access_log(tmp_path: Path) -> None:
     only_log = {key: value for key, value in FILE.items() if key != "servers"}
     path = tmp_path / "log.yaml"
     path.write_text(yaml.safe_dump({**only_log, "access_logs": ["log"]}))
-    alone = amortise(load_account(path))
+    alone = amortise(AmortisationFile.load(path))
     assert {row.name for row in alone.skins} == {"x", "y", "(idle)"}
     adds_up(alone)
 
@@ -162,7 +161,7 @@ def test_a_plan_needs_no_server(tmp_path: Path) -> None:
     planned["base"] = {"usd": 36_500, "horizon_days": 365, "by": "tokens"}
     path = tmp_path / "plan.yaml"
     path.write_text(yaml.safe_dump(planned))
-    account = amortise(load_account(path))
+    account = amortise(AmortisationFile.load(path))
     rows = {row.name: row for row in account.skins}
     assert rows["x"].base_usd_per_call == pytest.approx(3100 * 4 / 7 / 31_000)
     assert float(rows["x"].machine_usd) == pytest.approx(31_000 * 0.5 / 3600 * 0.4, abs=1e-6)
@@ -224,18 +223,18 @@ def test_without_a_price_on_the_server_compute_is_not_known(tmp_path: Path) -> N
     path = tmp_path / "account.yaml"
     path.write_text(yaml.safe_dump(FILE))
     with pytest.raises(ConfigError, match="by: compute needs what calls cost: set `price`"):
-        amortise(load_account(path))
+        amortise(AmortisationFile.load(path))
     with pytest.raises(ConfigError, match="by: tokens needs how long the engines were busy"):
-        amortise(load_account(path, ["by=tokens"]))
+        amortise(AmortisationFile.load(path, ["by=tokens"]))
     (tmp_path / "b.txt").write_text(metrics_text(AFTER, 120_000, usd_per_hour=None))
-    account = amortise(load_account(path, ["by=tokens"]))
+    account = amortise(AmortisationFile.load(path, ["by=tokens"]))
     adds_up(account)
     with pytest.raises(ConfigError, match=r"base\.by: compute needs what calls cost"):
-        amortise(load_account(path, ["by=tokens", "base={usd: 9, horizon_days: 9, by: compute}"]))
+        amortise(AmortisationFile.load(path, ["by=tokens", "base={usd: 9, horizon_days: 9, by: compute}"]))
 
 
 def test_the_example_adds_up() -> None:
-    account = amortise(load_account(Path(__file__).parents[2] / "examples/amortise/account.yaml"))
+    account = amortise(AmortisationFile.load(Path(__file__).parents[2] / "examples/amortise/account.yaml"))
     adds_up(account)
     assert not account.warnings
     assert [row.name for row in account.skins] == ["tickets", "reviews", "smollm2-135m", "(unanswered)", "(idle)"]

@@ -19,9 +19,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model import flops as economics
-from bedplate.economics.model.attention_pairs import causal_pairs, square_pairs, two_sided_pairs
-from bedplate.economics.model.flops import decode_flops, prefill_flops, training_flops_per_token
+from bedplate.economics.model import footprint as economics
+from bedplate.economics.model.footprint import (
+    causal_pairs,
+    forward_flops,
+    training_flops_per_token,
+    two_sided_pairs,
+)
 from bedplate.economics.model.parameters import parameters
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.build import build
@@ -50,16 +54,27 @@ def counted(run: Callable[[], object]) -> int:
     return counter.get_total_flops() - angles
 
 
+def square_pairs(tokens: int, window: int | None) -> int:
+    """Pairs where every query is given all keys, or a full window of them, and a mask does the rest."""
+    return tokens * min(tokens, window or tokens)
+
+
+@pytest.fixture
+def square(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Our formulas over the full square, which the counter sees."""
+    monkeypatch.setattr(economics, "causal_pairs", square_pairs)
+
+
 def forward(spec: Spec, tokens: int) -> float:
-    """Our count of what a reference model does: the full square, and the head on every token."""
+    """Our count of what a reference model does, with the head on every token."""
     if isinstance(spec, EncoderDecoderSpec):
-        return economics.encoder_decoder_flops(spec, tokens, tokens, causal=False)
+        return economics.encoder_decoder_flops(spec, tokens, tokens)
     if isinstance(spec, VisionSpec):
         return economics.image_flops(spec)
     assert isinstance(spec, TransformerSpec)
     if spec.kind == "encoder":
-        return prefill_flops(spec, tokens)
-    return tokens * training_flops_per_token(spec, tokens, causal=False) / 3
+        return forward_flops(spec, tokens, 0)
+    return forward_flops(spec, tokens, tokens)
 
 
 def inputs(spec: Spec, tokens: int, device: str) -> dict[str, Any]:
@@ -79,6 +94,7 @@ def inputs(spec: Spec, tokens: int, device: str) -> dict[str, Any]:
 ALONE = tuple(name for name in tiny.FAMILIES if name not in {"llava", "qwen2-vl"})
 
 
+@pytest.mark.usefixtures("square")
 @pytest.mark.parametrize("family", ALONE)
 @pytest.mark.parametrize("seed", [4, pytest.param(5, marks=pytest.mark.slow)])
 def test_forward_and_training_equal_the_counter_on_random_reference_models(family: str, seed: int) -> None:
@@ -92,6 +108,7 @@ def test_forward_and_training_equal_the_counter_on_random_reference_models(famil
     assert counted(lambda: _backward(model(**batch))) == 3 * expected - _stem_flops(spec)
 
 
+@pytest.mark.usefixtures("square")
 @pytest.mark.parametrize("example", [0, 1])
 def test_layers_of_several_shapes_equal_the_counter(example: int) -> None:
     family = FAMILIES["hf", "gemma4_text"]
@@ -129,6 +146,7 @@ DENSE = tuple(
 QUICK_PRESETS = ("gpt2", "gemma-2-9b", "bert-base", "modernbert-base")
 
 
+@pytest.mark.usefixtures("square")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK_PRESETS else pytest.mark.slow) for n in DENSE])
 def test_presets_equal_the_counter_at_full_size(name: str) -> None:
     build, spec = oracles.oracle(name), PRESETS[name].spec
@@ -138,6 +156,7 @@ def test_presets_equal_the_counter_at_full_size(name: str) -> None:
         assert counted(lambda: model(**inputs(spec, 64, "meta"))) == forward(spec, 64)
 
 
+@pytest.mark.usefixtures("square")
 @pytest.mark.parametrize(
     "name",
     [
@@ -178,7 +197,6 @@ def test_images_of_a_merging_model_equal_the_counter() -> None:
     with torch.no_grad():
         run = counted(lambda: model.get_image_features(pixel_values=pixels, image_grid_thw=grid))
     assert run == economics.image_flops(spec)
-    assert economics.image_tokens(spec) == (side // 2) ** 2
 
 
 def test_sd3_equals_the_counter_on_diffusers() -> None:
@@ -199,6 +217,7 @@ OURS = {
 }
 
 
+@pytest.mark.usefixtures("square")
 @pytest.mark.parametrize("name", OURS)
 def test_our_models_equal_the_counter(name: str) -> None:
     spec = OURS[name]
@@ -221,8 +240,7 @@ def test_our_models_equal_the_counter(name: str) -> None:
 
 def test_published_operations() -> None:
     """GPT-3: 3.14e23 (2005.14165, table D.1, which leaves out attention's own products); DiT and ViT count
-    multiply-adds (2212.09748, table 4; torchvision's model list); nanochat d24's log is of 16,704 steps of 2^19 tokens
-    and counts the full square."""
+    multiply-adds (2212.09748, table 4; torchvision's model list)."""
     gpt3 = PRESETS["gpt3-175b"].spec
     assert 6 * parameters(gpt3).products * 300e9 == pytest.approx(3.14e23, rel=0.005)
     dit = PRESETS["dit-xl-2"].spec
@@ -231,62 +249,56 @@ def test_published_operations() -> None:
     vit = PRESETS["vit-b-16"].spec
     assert isinstance(vit, VisionSpec)
     assert economics.image_flops(vit) / 2 == pytest.approx(17.56e9, rel=0.001)
-    nanochat = training_flops_per_token(PRESETS["nanochat-d24"].spec, 2048, causal=False)
-    assert nanochat * 16_704 * 2**19 == pytest.approx(4.330784e19, rel=1e-4)
     assert training_flops_per_token(PRESETS["deepseek-v3"].spec, 4096) == pytest.approx(250e9, rel=0.01)
+
+
+@pytest.mark.usefixtures("square")
+def test_nanochat_by_its_own_log() -> None:
+    """Of d24: 16,704 steps of 2^19 tokens; it counts the full square."""
+    nanochat = training_flops_per_token(PRESETS["nanochat-d24"].spec, 2048)
+    assert nanochat * 16_704 * 2**19 == pytest.approx(4.330784e19, rel=1e-4)
 
 
 def test_llama_by_the_usual_formula() -> None:
     spec = PRESETS["llama-3.1-8b"].spec
     products, attention = parameters(spec).products, 32 * 32 * 128
-    assert training_flops_per_token(spec, 8192, causal=False) == 6 * products + 12 * attention * 8192
     assert training_flops_per_token(spec, 8192) == 6 * products + 6 * attention * 8193
     head = 2 * parameters(spec).head
     whole = 2 * products * 1000 + 2 * attention * 1000 * 1001 - head * 999
-    assert prefill_flops(spec, 1000) == whole
-    assert prefill_flops(spec, 1000, head_rows=1000) == whole + 999 * head
-    assert decode_flops(spec, 1000) == 2 * products + 4 * attention * 1001
+    assert forward_flops(spec, 1000, 1) == whole
+    assert forward_flops(spec, 1000, 1000) == whole + 999 * head
 
 
 # --- by hand ---
 
 
-@given(st.integers(1, 40), st.integers(0, 40), st.one_of(st.none(), st.integers(1, 50)))
-def test_pairs_by_counting_them(new: int, cached: int, window: int | None) -> None:
-    width = cached + new if window is None else window
-    pairs = sum(1 for q in range(cached, cached + new) for k in range(cached + new) if k <= q and q - k < width)
-    assert causal_pairs(new, cached, window) == pairs
-    assert square_pairs(new, cached, window) == new * min(cached + new, width)
-    window_pairs = sum(1 for q in range(new) for k in range(new) if window is None or abs(q - k) <= window // 2)
-    assert two_sided_pairs(new, window) == window_pairs
+@given(st.integers(1, 60), st.one_of(st.none(), st.integers(1, 50)))
+def test_pairs_by_counting_them(tokens: int, window: int | None) -> None:
+    width = tokens if window is None else window
+    pairs = sum(1 for q in range(tokens) for k in range(tokens) if k <= q and q - k < width)
+    assert causal_pairs(tokens, window) == pairs
+    window_pairs = sum(1 for q in range(tokens) for k in range(tokens) if window is None or abs(q - k) <= window // 2)
+    assert two_sided_pairs(tokens, window) == window_pairs
 
 
 def test_windows_bound_their_layers_only() -> None:
     plain, mixed = tiny_spec(layers=6), tiny_spec(layers=6, windows=(16, 16, None))
     pair = 4 * plain.attention.heads * plain.attention.head_dim
-    saved = decode_flops(plain, 99) - decode_flops(mixed, 99)
-    assert saved == 4 * pair * (100 - 16)
-    assert decode_flops(mixed, 10) == decode_flops(plain, 10)
+    assert forward_flops(plain, 100, 1) - forward_flops(mixed, 100, 1) == 4 * pair * 84 * 85 / 2
+    assert forward_flops(mixed, 10, 1) == forward_flops(plain, 10, 1)
     local = tiny_spec(kind="encoder", rope=None, token_types=1, windows=(8,), layers=1)
     full = local.with_(windows=())
     pairs = 20 * 20 - (20 * 9 - 4 * 5)
-    assert prefill_flops(full, 20) - prefill_flops(local, 20) == pair * pairs
+    assert forward_flops(full, 20, 0) - forward_flops(local, 20, 0) == pair * pairs
 
 
-def test_latent_attention_decodes_on_its_latents() -> None:
-    """Per layer and pair: naive 2·H·(192 + 128), absorbed 2·H·(512 + 64 + 512); naive makes keys and values anew."""
+def test_latent_attention_has_the_pairs_of_its_heads() -> None:
+    """Per layer and pair: 2·H·(192 + 128)."""
     spec = PRESETS["deepseek-v3"].spec
     assert isinstance(spec, TransformerSpec)
-    assert spec.attention.latent is not None
-    step = decode_flops(spec, 9999) - 2 * parameters(spec).products
-    assert step == 61 * 2 * 128 * (512 + 64 + 512) * 10_000
-    prompt = prefill_flops(spec, 4096) - 2 * (4096 * (parameters(spec).products - parameters(spec).head))
-    assert prompt - 2 * parameters(spec).head == 61 * 2 * 128 * (192 + 128) * 4096 * 4097 / 2
-    # Behind a short cached prefix a long prompt is cheaper with keys and values made anew.
-    anew = 2 * 512 * 128 * (128 + 128) * 100
-    pairs = 4096 * 100 + 4096 * 4097 / 2
-    behind = prefill_flops(spec, 4096, 100) - prefill_flops(spec, 4096)
-    assert behind == 61 * (2 * 128 * 320 * (pairs - 4096 * 4097 / 2) + anew)
+    counts = parameters(spec)
+    attention = forward_flops(spec, 4096, 1) - 2 * (4096 * (counts.products - counts.head) + counts.head)
+    assert attention == 61 * 2 * 128 * (192 + 128) * 4096 * 4097 / 2
 
 
 def test_a_prediction_module_adds_its_block_and_a_second_head() -> None:
@@ -306,65 +318,35 @@ SPECS = {
 
 
 @pytest.mark.parametrize("name", SPECS)
-@given(st.integers(1, 300), st.integers(0, 300), st.integers(1, 300))
+@given(st.integers(1, 300), st.integers(1, 300))
 @settings(deadline=None)
-def test_more_is_dearer_and_parts_add_up(name: str, prompt: int, cached: int, extra: int) -> None:
+def test_more_is_dearer(name: str, tokens: int, extra: int) -> None:
     spec = SPECS[name]
-    assert prefill_flops(spec, prompt + extra, cached) > prefill_flops(spec, prompt, cached)
-    assert prefill_flops(spec, prompt, cached + extra) >= prefill_flops(spec, prompt, cached)
-    assert prefill_flops(spec, 1, cached) == decode_flops(spec, cached)
-    assert training_flops_per_token(spec, prompt + extra) >= training_flops_per_token(spec, prompt)
-    assert training_flops_per_token(spec, prompt, causal=False) >= training_flops_per_token(spec, prompt)
-    if spec.attention.latent is None:
-        whole = prefill_flops(spec, prompt + extra, head_rows=0)
-        parts = prefill_flops(spec, prompt, head_rows=0) + prefill_flops(spec, extra, prompt, head_rows=0)
-        assert whole == parts
+    assert forward_flops(spec, tokens + extra, 1) > forward_flops(spec, tokens, 1)
+    assert training_flops_per_token(spec, tokens + extra) >= training_flops_per_token(spec, tokens)
 
 
 def test_encoder_decoders_by_source_and_target() -> None:
     spec = PRESETS["t5-base"].spec
     assert isinstance(spec, EncoderDecoderSpec)
-    # The encoder's pass, and the cross-attention's keys and values of each source token, are made once.
-    prompt = prefill_flops(spec, 50)
-    alone = prefill_flops(spec.encoder, 50) if isinstance(spec.encoder, TransformerSpec) else 0.0
-    assert prompt - alone == 2 * 12 * 2 * 768 * 768 * 50
-    assert decode_flops(spec, 9, source_tokens=60) - decode_flops(spec, 9, source_tokens=50) == 12 * 4 * 768 * 10
+    shorter, longer = (economics.encoder_decoder_flops(spec, source, 10) for source in (50, 60))
+    assert isinstance(spec.encoder, TransformerSpec)
+    encoder = forward_flops(spec.encoder, 60, 0) - forward_flops(spec.encoder, 50, 0)
+    # The cross-attention's keys and values of each source token are made once, its pairs with every target token.
+    assert longer - shorter - encoder == 2 * 12 * 2 * 768 * 768 * 10 + 12 * 4 * 768 * 10 * 10
     whisper = PRESETS["whisper-small"].spec
-    assert decode_flops(whisper, 9) == decode_flops(whisper, 9, source_tokens=3)  # always its window
-    assert prefill_flops(whisper, 1) == prefill_flops(whisper, 99)
+    assert isinstance(whisper, EncoderDecoderSpec)
+    windows = {economics.encoder_decoder_flops(whisper, source, 9) for source in (1, 99)}  # always its window
+    assert len(windows) == 1
     per_token = training_flops_per_token(spec, 100)
     assert per_token * 200 == 3 * economics.encoder_decoder_flops(spec, 100, 100)
 
 
-def test_sound_images_and_steps() -> None:
-    whisper = PRESETS["whisper-large-v3"].spec
-    assert isinstance(whisper, EncoderDecoderSpec)
-    sd3 = PRESETS["sd3-medium"].spec
-    assert isinstance(sd3, DiffusionSpec)
-    assert sd3.image_size == 1024
-    step_flops = economics.sampling_flops(sd3, 1, guidance=False)
-    assert economics.sampling_flops(sd3, 28, 3) == 28 * 3 * 2 * step_flops
-    llava, gemma = PRESETS["llava-1.5-7b"].spec, PRESETS["gemma-3-4b"].spec
-    assert isinstance(llava, MultimodalSpec)
-    assert isinstance(gemma, MultimodalSpec)
-    assert (economics.image_tokens(llava), economics.image_tokens(gemma)) == (576, 256)
-    for name in ("dit-xl-2", "vit-b-16", "llava-1.5-7b"):
+def test_sound_and_images() -> None:
+    for name in ("dit-xl-2", "vit-b-16", "llava-1.5-7b", "whisper-large-v3"):
         assert training_flops_per_token(PRESETS[name].spec, 128) > 0
 
 
 def test_what_cannot_be_asked_is_said() -> None:
-    dense, vit = tiny_spec(), PRESETS["vit-b-16"].spec
-    with pytest.raises(UsageError, match="prompt_tokens is 0: it must be at least 1"):
-        prefill_flops(dense, 0)
-    with pytest.raises(UsageError, match="context_tokens is -1"):
-        decode_flops(dense, -1)
-    with pytest.raises(UsageError, match="not for a vision tower; use image_flops"):
-        prefill_flops(vit, 10)
-    with pytest.raises(UsageError, match="an encoder generates no tokens"):
-        decode_flops(PRESETS["bert-base"].spec, 10)
-    t5 = PRESETS["t5-base"].spec
-    assert isinstance(t5, EncoderDecoderSpec)
-    with pytest.raises(UsageError, match="reads text, not sound"):
-        economics.audio_flops(t5)
-    with pytest.raises(UsageError, match="steps is 0"):
-        economics.sampling_flops(PRESETS["dit-xl-2"].spec, 0)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UsageError, match="sequence_tokens is 0: it must be at least 1"):
+        training_flops_per_token(tiny_spec(), 0)

@@ -10,10 +10,15 @@ import pytest
 import yaml
 
 from bedplate.core.errors import ConfigError, UsageError
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.device_table import DEVICES, find_device
-from bedplate.economics.hardware.hardware_file import DeviceOverride, find_device_in, overridden
-from bedplate.economics.hardware.mfu import CURVES
+from bedplate.economics.hardware.devices import (
+    CURVES,
+    DEVICES,
+    Device,
+    DeviceOverride,
+    find_device,
+    find_device_in,
+    overridden,
+)
 
 # (dense TFLOP/s in bf16 or fp16, memory GB, memory GB/s): data sheets, by hand, sparse numbers halved
 SHEETS = {

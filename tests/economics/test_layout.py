@@ -10,20 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device_table import DEVICES, find_device
-from bedplate.economics.model.activations import activation_bytes
+from bedplate.economics.hardware.devices import DEVICES, find_device
+from bedplate.economics.model.footprint import layer_activation_bytes
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.shape import shape_of
 from bedplate.economics.training.device_layout import (
     PRODUCT_SHARE,
     BytesPerParameter,
     DeviceBytes,
     DeviceLayout,
     device_bytes,
+    shape_of,
     step_time,
 )
 from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout, layouts
+from bedplate.models.specs import TransformerSpec
 
 H100 = find_device("h100")
 LLAMA_8B = resolve("llama-3.1-8b")[1]
@@ -48,7 +49,9 @@ def test_one_device_holds_eighteen_bytes_a_parameter() -> None:
     assert memory.total == pytest.approx(18 * total + memory.activations + memory.logits)
     # logits: 16 and 32 bits, and the gradients of both; the last norm's input and the head's
     assert memory.logits == 8192 * (12 * 128256 + 2 * 2 * 4096)
-    assert memory.activations == pytest.approx(activation_bytes(LLAMA_8B, 8192, 8192, head=False))
+    assert isinstance(LLAMA_8B, TransformerSpec)
+    layer = layer_activation_bytes(LLAMA_8B, 0, 8192, 2.0, "selective")
+    assert memory.activations == pytest.approx(8192 * 32 * layer)
 
 
 @pytest.mark.parametrize(

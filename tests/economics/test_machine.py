@@ -164,7 +164,7 @@ def test_a_damaged_file_is_named_with_the_place(tmp_path: Path, key: str, value:
 
 
 def test_engines_are_found_by_base_and_weights_and_replaced_when_measured_anew() -> None:
-    measured = machine().with_engine(engine(weights="bfloat16")).with_engine(engine(key_seconds=7.0))
+    measured = machine().with_speed(engine(weights="bfloat16")).with_speed(engine(key_seconds=7.0))
     assert [e.weights for e in measured.engines] == ["bfloat16", "int4"]
     assert measured.engine("small", "int4").key_seconds == 7.0
     assert measured.engine("small").weights == "int4"

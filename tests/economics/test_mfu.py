@@ -7,8 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device_table import find_device
-from bedplate.economics.hardware.mfu import CURVES, EXECUTION, mfu, peak_of
+from bedplate.economics.hardware.devices import CURVES, EXECUTION, find_device, mfu, peak_of
 
 # (curve, devices, measured share of the dense peak, attention counted causally)
 MEASURED = [

@@ -12,7 +12,7 @@ from tests.economics.test_machine import machine
 
 from bedplate.cli.main import main
 from bedplate.economics.hardware.machine import write_machine
-from bedplate.economics.serving.serving_cost import FORMULAS
+from bedplate.economics.serving.serving_cost import SERVING_FORMULAS
 
 H100 = ("llama-3.1-8b", "--device", "h100", "--calls-per-day", "1e6", "--prompt-tokens", "500~2000")
 
@@ -39,7 +39,7 @@ def test_json_has_every_figure_and_the_range(capsys: pytest.CaptureFixture[str])
     low, high = report["range"]["low"], report["range"]["high"]
     assert low["capacity_calls_per_second"] < report["capacity_calls_per_second"] < high["capacity_calls_per_second"]
     assert low["usd_per_call"] >= report["usd_per_call"] >= high["usd_per_call"]
-    assert set(report["formulas"]) == set(FORMULAS)
+    assert set(report["formulas"]) == set(SERVING_FORMULAS)
 
 
 def test_people_see_formulas_and_where_speeds_are_from(capsys: pytest.CaptureFixture[str], measured: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
 from bedplate.core.quantities import parse_count
-from bedplate.economics.training.training_cost import FORMULAS
+from bedplate.economics.training.training_cost import TRAINING_FORMULAS
 
 LLAMA = ("llama-3.1-405b", "--tokens", "15.6e12", "--device", "h100", "--devices", "16384")
 
@@ -47,7 +47,7 @@ def test_formulas_are_shown_with_their_sources_where_they_are_asked_for(capsys: 
     flat = " ".join(out.split())
     for name in ("parameters", "flops", "mfu", "gpu_hours", "days", "usd", "kwh", "energy_usd", "bytes_per_device"):
         assert name in flat
-        assert FORMULAS[name][1].split(",", maxsplit=1)[0].split(";", maxsplit=1)[0][:20] in flat
+        assert TRAINING_FORMULAS[name][1].split(",", maxsplit=1)[0].split(";", maxsplit=1)[0][:20] in flat
     for part in ("2001.08361", "2204.02311", "$2.00 an hour (given)", "layout: data ", "overhead 1.1", "optimizer"):
         assert part in flat
     assert "example, not a quotation" not in flat
@@ -205,8 +205,8 @@ def test_nothing_heavy_is_loaded() -> None:
 def test_the_packages_import_nothing_heavy() -> None:
     packages = {
         "numbers": "bounds",
-        "hardware": "device_table hardware_file mfu",
-        "training": "budget device_layout layout_search scaling_laws training_cost tuning_cost",
+        "hardware": "devices machine",
+        "training": "device_layout layout_search scaling_laws training_cost tuning_cost",
     }
     code = "".join(
         f"import bedplate.economics.{package}.{name}\n" for package in packages for name in packages[package].split()

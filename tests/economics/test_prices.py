@@ -9,7 +9,7 @@ import pytest
 
 from bedplate.core.config import parse_config
 from bedplate.core.errors import ConfigError
-from bedplate.economics.numbers.prices import Prices, load_prices
+from bedplate.economics.numbers.prices import Prices
 
 EXAMPLE = Path(__file__).parents[2] / "examples/decide/prices.yaml"
 GOOD = """\
@@ -23,7 +23,7 @@ machines:
 
 
 def test_the_example_names_no_vendor_and_says_it_is_one() -> None:
-    prices = load_prices(EXAMPLE)
+    prices = Prices.load(EXAMPLE)
     assert "example" in prices.prices
     for section in (prices.hosted, prices.embeddings, prices.machines, prices.staff, prices.labelling):
         assert section
@@ -51,7 +51,7 @@ def test_a_missing_entry_is_named_with_the_nearest() -> None:
     with pytest.raises(ConfigError, match=r"no 'quantum' in `machines`, which a needs; it has box; add one"):
         prices.machine("quantum", "a")
     with pytest.raises(ConfigError, match=r"no 'engineer' in `staff`, which a needs; it has no `staff` at all"):
-        prices.staff_rate("engineer", "a")
+        prices.find("staff", "engineer", "a")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tests.scripts import DOCS, script
 
-from bedplate.economics.hardware.device_table import find_device
+from bedplate.economics.hardware.devices import find_device
 from bedplate.economics.training.training_cost import DEFAULT_OVERHEAD, plan_training
 
 published = script(DOCS / "published.py")

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.economics.test_machine import engine, machine
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device_table import find_device
+from bedplate.economics.hardware.devices import find_device
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.serving.replica import (
@@ -23,8 +23,7 @@ from bedplate.economics.serving.replica import (
     on_devices,
 )
 from bedplate.economics.serving.serving_cost import LatencyTarget, load_curve, plan_serving
-from bedplate.economics.serving.simulation import ServiceModel
-from bedplate.economics.serving.traffic_model import Traffic, parse_lengths
+from bedplate.economics.serving.simulation import ServiceModel, Traffic, parse_lengths
 from bedplate.models.specs import TransformerSpec
 
 

@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.traffic_model import ArrivingCall, Traffic, parse_lengths
+from bedplate.economics.serving.simulation import ArrivingCall, ServiceModel, Traffic, parse_lengths, simulate
 
 
 @dataclass

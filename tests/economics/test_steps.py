@@ -6,11 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device_table import find_device
+from bedplate.economics.hardware.devices import find_device
 from bedplate.economics.hardware.machine import Load
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.serving.step_times import CENTRAL, REACHED, Reached, RooflineSteps, shape_of
+from bedplate.economics.serving.replica import CENTRAL, REACHED, Reached, RooflineSteps, shape_of
 from bedplate.models.specs import TransformerSpec
 
 ALL = Reached(1.0, 1.0, 0.0)
@@ -96,8 +95,3 @@ def test_shapes_are_of_the_products() -> None:
     shape = shape_of(SMOL)
     assert (shape.blocks, shape.head) == (106_168_320, 49_152 * 576)
     assert (shape.key_features, shape.query_features) == (30 * 2 * 3 * 64, 30 * 9 * 64)
-
-
-def test_an_encoder_has_no_steps() -> None:
-    with pytest.raises(UsageError, match="encoder"):
-        RooflineSteps(spec("bert-base"), H100)

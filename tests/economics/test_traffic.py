@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.serving.traffic_model import TokenLengths, Traffic, parse_lengths, percentile
+from bedplate.economics.serving.simulation import TokenLengths, Traffic, parse_lengths, percentile
 
 SINGLE_TOKEN = parse_lengths("1", "it")
 

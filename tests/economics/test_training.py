@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device_table import DEVICES, find_device
-from bedplate.economics.hardware.mfu import mfu
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import DEVICES, find_device, mfu
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
-from bedplate.economics.training.training_cost import FORMULAS, TrainingPlan, plan_training, tokens_for_flops
+from bedplate.economics.training.training_cost import TRAINING_FORMULAS, TrainingPlan, plan_training, tokens_for_flops
 
 H100 = find_device("h100")
 
@@ -205,7 +204,7 @@ def test_json_names_every_figure_and_its_source() -> None:
     assert layout["data"] * layout["tensor"] * layout["pipeline"] * layout["context"] == 16384
     assert report["bytes_per_device"] == pytest.approx(sum(report["bytes"].values()))
     assert report["bytes_per_device"] < 80e9
-    assert set(FORMULAS) == set(report["formulas"])
+    assert set(TRAINING_FORMULAS) == set(report["formulas"])
 
 
 def test_suggestions() -> None:

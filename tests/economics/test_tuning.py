@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device_table import find_device
-from bedplate.economics.model.adapter_size import lora_parameters
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import find_device
+from bedplate.economics.model.footprint import lora_parameters, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.training.layout_search import DoesNotFit

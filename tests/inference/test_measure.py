@@ -14,9 +14,8 @@ from tests.serving.conftest import running
 from bedplate.cli.main import main
 from bedplate.core.errors import EndpointError, UsageError
 from bedplate.economics.hardware.machine import Load, ServerSpeed, read_machine, step_seconds
-from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.step_times import MeasuredSteps
-from bedplate.economics.serving.traffic_model import ArrivingCall
+from bedplate.economics.serving.replica import MeasuredSteps
+from bedplate.economics.serving.simulation import ArrivingCall, ServiceModel, simulate
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord

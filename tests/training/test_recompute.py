@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
-from bedplate.economics.training.saved_activations import kept_bytes
+from bedplate.economics.model.footprint import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.layers.gradients import recomputing
 from bedplate.models.specs.parts import DeltaRule, LatentAttention

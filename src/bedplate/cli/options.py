@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -14,6 +14,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
+from bedplate.core.progress import console
 from bedplate.core.quantities import count_of, seconds_of
 from bedplate.core.tables import Column, show, show_wide
 
@@ -75,6 +76,12 @@ def show_formulas(formulas: Mapping[str, tuple[str, str]]) -> None:
     show(columns, [(name.replace("_", " "), *cells) for name, cells in formulas.items()])
 
 
+def show_lines(lines: Iterable[str], indent: str = "") -> None:
+    """One below the other, each behind a dash."""
+    for line in lines:
+        console().print(f"{indent}- {line}", markup=False)
+
+
 def _show_all_columns(enabled: bool) -> bool:
     show_wide(enabled)
     return enabled
@@ -93,6 +100,11 @@ def _counted(raw: str | float) -> float:
     if value is None:
         raise typer.BadParameter(f"{raw!r} is not a number; write for example 300, 50k or 1.5M")
     return value
+
+
+def unset(help: str) -> Any:
+    """An option whose help says what holds where it is not given."""
+    return typer.Option(help=help, show_default=False)
 
 
 def count(*names: str, help: str) -> Any:

@@ -12,15 +12,13 @@ from pathlib import Path
 
 from bedplate.core.arguments import checked
 from bedplate.economics.costs import amortisation, decisions
-from bedplate.economics.costs.amortisation_file import load_account
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.hardware_file import find_device_in
+from bedplate.economics.costs.amortisation import AmortisationFile
+from bedplate.economics.hardware.devices import Device, find_device_in
 from bedplate.economics.model.footprint import WeightFormat
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
 from bedplate.economics.serving.serving_cost import LatencyTarget, ServingPlan, plan_cases
-from bedplate.economics.serving.traffic_model import TokenLengths, Traffic, parse_lengths
-from bedplate.economics.training.budget import BudgetPlan, plan_budget
-from bedplate.economics.training.training_cost import TrainingPlan, plan_training
+from bedplate.economics.serving.simulation import TokenLengths, Traffic, parse_lengths
+from bedplate.economics.training.training_cost import BudgetPlan, TrainingPlan, plan_budget, plan_training
 from bedplate.economics.training.tuning_cost import TuningPlan, plan_tuning
 
 __all__ = [
@@ -117,4 +115,4 @@ def decide(
 @checked
 def amortise(account: Path | str, overrides: Sequence[str] = ()) -> amortisation.Statement:
     """Profit and loss by skin and tenant over the period of an amortisation file."""
-    return amortisation.amortise(load_account(account, overrides))
+    return amortisation.amortise(AmortisationFile.load(account, overrides))

@@ -1,8 +1,8 @@
 """Model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311): the share of the device's peak that a run uses.
 
 Counts the model's own products, forwards and backwards, with the pairs of tokens that causal attention sees in rows of
-one length (`economics.model.flops`); recomputation does not count. The peak is the device's dense one from the table of
-devices, or, for a processor or an unlisted device, what a large square product reaches here.
+one length (`economics.model.footprint`); recomputation does not count. The peak is the device's dense one from the
+table of devices, or, for a processor or an unlisted device, what a large square product reaches here.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from bedplate.core.errors import UsageError
 from bedplate.core.measurements import measured_once
 from bedplate.core.processor import processor, processor_kind
-from bedplate.economics.hardware.device_table import find_device
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import find_device
+from bedplate.economics.model.footprint import training_flops_per_token
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs import Spec
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, PRICES, decided
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.costs.decisions.break_even import last_change
+from bedplate.economics.costs.decisions.decision import last_change
 from bedplate.economics.costs.decisions.explanation import as_values, break_even
 
 DAYS = 100

@@ -13,7 +13,7 @@ from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, d
 
 from bedplate.core.errors import BedplateError
 from bedplate.economics.costs.decisions.explanation import as_values
-from bedplate.economics.hardware.device_table import find_device
+from bedplate.economics.hardware.devices import find_device
 from bedplate.economics.training.training_cost import plan_training
 
 CALLS = 100_000  # 1,000 a day for 100 days

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from bedplate.economics.costs.decisions import Decision, decide, load_case
+from bedplate.economics.costs.decisions.decision import Flip, Sensitivity
 from bedplate.economics.costs.decisions.explanation import answer, reasons
-from bedplate.economics.costs.decisions.sensitivity import Flip, Sensitivity
 
 EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 TODAY = datetime.date(2026, 11, 25)

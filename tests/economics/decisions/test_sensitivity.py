@@ -11,10 +11,11 @@ from tests.economics.decisions.builders import HOSTED, PRICES, TODAY, answer_of,
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import Decision, decide, load_case
-from bedplate.economics.costs.decisions.decision_inputs import DecisionInputs, percentile, triangle
-from bedplate.economics.costs.decisions.sensitivity import NOTHING_PAYS, Sensitivity
+from bedplate.economics.costs.decisions.decision import NOTHING_PAYS, Sensitivity
+from bedplate.economics.costs.decisions.decision_file import DecisionInputs, triangle
 from bedplate.economics.numbers.formula import ZERO
-from bedplate.economics.numbers.ranged_quantities import Amount, NonNegative
+from bedplate.economics.numbers.prices import Amount, NonNegative
+from bedplate.economics.serving.simulation import percentile
 
 EXAMPLES = Path(__file__).parents[3] / "examples/decide"
 CASES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "prices.yaml")

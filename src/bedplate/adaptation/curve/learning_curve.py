@@ -20,7 +20,7 @@ from bedplate.adaptation.search.rung_files import PLAN_FILE, RESULT_FILE
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.data.splits import SplitRecord, nested
-from bedplate.economics.costs.decisions.break_even import why_never
+from bedplate.economics.costs.decisions.decision import why_never
 from bedplate.evaluation.examples import Example
 from bedplate.report.schema_parts import BreakEven, Crossover, Curve, Difference, Draw, Flat, Labels, Point
 

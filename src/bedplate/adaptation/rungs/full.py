@@ -20,7 +20,7 @@ from bedplate.adaptation.context.outcome import RungPlan, Skip
 from bedplate.adaptation.rungs.rung import Traits
 from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
 from bedplate.core.version import __version__
-from bedplate.economics.training.saved_activations import kept_bytes
+from bedplate.economics.model.footprint import kept_bytes
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, parameter_count
 from bedplate.models.checkpoints.export import export_base

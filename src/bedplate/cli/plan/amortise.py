@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -47,11 +47,10 @@ def amortise(
 
     The rows add up to the machines' bill. examples/amortise has one.
     """
+    from bedplate.economics.costs.amortisation import AmortisationFile, as_values
     from bedplate.economics.costs.amortisation import amortise as amortised
-    from bedplate.economics.costs.amortisation import as_values
-    from bedplate.economics.costs.amortisation_file import load_account
 
-    statement = amortised(load_account(account_file, overrides or ()))
+    statement = amortised(AmortisationFile.load(account_file, overrides or ()))
     if as_json:
         print(json.dumps(as_values(statement), allow_nan=False))
         return
@@ -71,56 +70,41 @@ def _show(statement: Statement) -> None:
         screen.print(f"[yellow]{escape(line)}[/yellow]")
 
 
+def _rounded(rows: Sequence[StatementRow]) -> tuple[list[list[float]], Callable[[float], str]]:
+    """Machine, base and revenue of each row, so that every column adds up as it is printed; and how to print them."""
+    names = ("machine_usd", "base_usd", "revenue_usd")
+    columns, digits = round_columns(*([getattr(row, name) for row in rows] for name in names))
+    return columns, lambda usd: exact_usd(usd, digits)
+
+
 def _sentence(statement: Statement) -> str:
-    rows = statement.skins
-    idle = sum(row.machine_usd for row in rows if row.row_type == "idle")
-    (machine, base, revenue), digits = _rounded(rows)
-    profit = sum(revenue) - sum(machine) - sum(base)
-    share, outcome = 100 * idle / statement.bill_usd, "a loss" if profit < 0 else "a profit"
-    of_base = f" and {exact_usd(sum(base), digits)} of the base" if statement.base_usd else ""
+    columns, usd = _rounded(statement.skins)
+    machine, base, revenue = map(sum, columns)
+    idle = sum(row.machine_usd for row in statement.skins if row.row_type == "idle")
+    profit = revenue - machine - base
+    of_base = f" and {usd(base)} of the base" if statement.base_usd else ""
     return (
-        f"{statement.account.amortise}: skins brought in {exact_usd(sum(revenue), digits)}, and cost "
-        f"{exact_usd(sum(machine), digits)} of machine{of_base}: {outcome} of {exact_usd(abs(profit), digits)}; "
-        f"{exact_usd(idle, digits)} ({share:.0f}%) of the machine's bill was for standing idle."
-    )
-
-
-def _rounded(rows: Sequence[StatementRow]) -> tuple[list[list[float]], int]:
-    """Machine, base and revenue of each row, so that every column adds up as it is printed."""
-    return round_columns(
-        *([getattr(row, f"{column}_usd") for row in rows] for column in ("machine", "base", "revenue"))
+        f"{statement.account.amortise}: skins brought in {usd(revenue)}, and cost {usd(machine)} of machine{of_base}: "
+        f"{'a loss' if profit < 0 else 'a profit'} of {usd(abs(profit))}; {usd(idle)} "
+        f"({100 * idle / statement.bill_usd:.0f}%) of the machine's bill was for standing idle."
     )
 
 
 def _table(title: str, rows: Sequence[StatementRow]) -> None:
-    columns, digits = _rounded(rows)
+    columns, usd = _rounded(rows)
     seconds = adding_up([row.compute_seconds for row in rows], 0)
     lines: list[tuple[str, ...]] = []
     for row, spent, machine, base, revenue in zip(rows, seconds, *columns, strict=True):
-        used = row.row_type in {"skin", "tenant"}
-        counts = (f"{row.calls:,.0f}", f"{row.tokens:,.0f}", f"{spent:,.0f}") if used else ("", "", "")
-        lines.append(
-            (
-                row.name,
-                *counts,
-                exact_usd(machine, digits),
-                exact_usd(base, digits) if used else "",
-                "" if not row.base_usd_per_call else f"${row.base_usd_per_call:.3g}",
-                exact_usd(revenue, digits) if used else "",
-                exact_usd(revenue - machine - base, digits),
-            )
-        )
+        profit, of_call = usd(revenue - machine - base), row.base_usd_per_call
+        if row.row_type in {"skin", "tenant"}:
+            counts = (f"{row.calls:,.0f}", f"{row.tokens:,.0f}", f"{spent:,.0f}")
+            per_call = f"${of_call:.3g}" if of_call else ""
+            lines.append((row.name, *counts, usd(machine), usd(base), per_call, usd(revenue), profit))
+        else:
+            lines.append((row.name, "", "", "", usd(machine), "", "", "", profit))
     machine, base, revenue = map(sum, columns)
-    sums = (
-        "all",
-        f"{sum(row.calls for row in rows):,.0f}",
-        f"{sum(row.tokens for row in rows):,.0f}",
-        f"{sum(seconds):,.0f}",
-        exact_usd(machine, digits),
-        exact_usd(base, digits),
-        "",
-        exact_usd(revenue, digits),
-        exact_usd(revenue - machine - base, digits),
-    )
+    counts = (sum(row.calls for row in rows), sum(row.tokens for row in rows), sum(seconds))
+    money = (usd(machine), usd(base), "", usd(revenue), usd(revenue - machine - base))
     names = (*numbers("calls"), *numbers("tokens", "compute s", extra=True), *numbers("machine", "base"))
-    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), [*lines, sums])
+    footer = ("all", *(f"{count:,.0f}" for count in counts), *money)
+    show((title, *names, *numbers("base a call", extra=True), *numbers("revenue", "profit")), [*lines, footer])

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights
+from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights, unset
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import console
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine
+    from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, TuningSpeed
+    from bedplate.inference.predict.opening import Opened
 
 
 def calibrate(
@@ -29,10 +31,7 @@ def calibrate(
     tuning: Annotated[bool, typer.Option("--tuning", help="Measure LoRA training steps as well.")] = False,
     rank: Annotated[int, typer.Option(help="Of the LoRA adapters that are measured.", min=1)] = 16,
     url: Annotated[
-        str | None,
-        typer.Option(
-            help="A running server of this base here: measures what it adds to its engine.", show_default=False
-        ),
+        str | None, unset("A running server of this base here: measures what it adds to its engine.")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.", callback=paths.new_file)
@@ -45,6 +44,7 @@ def calibrate(
     from bedplate.economics.hardware.machine import machine_file, read_machine, write_machine
     from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.measure.speeds import measure_machine
+    from bedplate.inference.predict.opening import OpenOptions, open_base
 
     use_cores()
     if base is None and (tuning or url is not None):
@@ -57,46 +57,33 @@ def calibrate(
             machine = machine.model_copy(update={"engines": before.engines, "tuning": before.tuning})
     write_machine(machine, machine_path)
     if base is not None:
-        machine = _measure_base(machine, base, dtype, weights, kernel, rank, tuning, url, machine_path)
+        options = OpenOptions(dtype, weights, kernel, quantised=not tuning)
+        for speed in _measured_speeds(open_base(base, options), base, rank, tuning, url):
+            machine = machine.with_speed(speed)
+            write_machine(machine, machine_path)  # each is kept as soon as it is there
     if as_json:
         print(machine.model_dump_json())
         return
     _show(machine, machine_path)
 
 
-def _measure_base(
-    machine: MeasuredMachine,
-    base: str,
-    dtype: Dtype,
-    weights: Weights,
-    kernel: Kernel,
-    rank: int,
-    tuning: bool,
-    url: str | None,
-    out: Path,
-) -> MeasuredMachine:
-    """Measures one thing after the other and keeps each as soon as it is there."""
-    from bedplate.economics.hardware.machine import write_machine
+def _measured_speeds(
+    opened: Opened, base: str, rank: int, tuning: bool, url: str | None
+) -> Iterator[EngineSpeed | TuningSpeed]:
+    """Measures one thing after the other."""
     from bedplate.inference.measure.speeds import measure_engine
-    from bedplate.inference.predict.opening import OpenOptions, open_base
 
-    opened = open_base(base, OpenOptions(dtype, weights, kernel, quantised=not tuning))
     loaded, settings = opened.base, opened.load_format
     speed = measure_engine(loaded, base, weights=settings.weights, kernel=settings.kernel, adapter_rank=rank)
-    machine = machine.with_engine(speed)
-    write_machine(machine, out)
+    yield speed
     if url is not None:
         from bedplate.inference.measure.server import measure_server
 
-        server = measure_server(url, base, speed, loaded.spec.vocab_size)
-        machine = machine.with_engine(speed.model_copy(update={"server": server}))
-        write_machine(machine, out)
+        yield speed.model_copy(update={"server": measure_server(url, base, speed, loaded.spec.vocab_size)})
     if tuning:
         from bedplate.inference.measure.training_speed import measure_tuning
 
-        machine = machine.with_tuning(measure_tuning(loaded, base, rank=rank))
-        write_machine(machine, out)
-    return machine
+        yield measure_tuning(loaded, base, rank=rank)
 
 
 def _show(machine: MeasuredMachine, out: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, PageFile, as_given, write_page
+from bedplate.cli.options import AllColumns, PageFile, as_given, show_lines, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import read_text
 from bedplate.core.progress import console
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from bedplate.economics.costs.decisions import Decision, OptionOutcome
 
 _FLIPS = 10
-_CASE = re.compile(r"^case\s*:", re.MULTILINE)
-_PRICES = re.compile(r"^prices\s*:", re.MULTILINE)
 
 
 def decide(
@@ -72,7 +70,7 @@ def decide(
     cases = [load_case(path, prices, overrides) for path in files]
     decisions = [decided(*case) for case in cases]
     if page is not None:
-        from bedplate.economics.pages.decision_page import decision_page
+        from bedplate.economics.pages.cost_pages import decision_page
 
         command = as_given(context, without=("everything", "page", "as_json"))
         write_page(page, decision_page(*cases[0], command=command))
@@ -95,12 +93,6 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
     if prices is None and len(price_files) > 1:
         raise UsageError(f"there are two price files: {price_files[0]} and {price_files[1]}; give one")
     files = [path for path in files if path not in price_files]
-    report = next((path for path in files if path.is_file() and _is_report(path)), None)
-    if report is not None:
-        raise UsageError(
-            f"{report} is a ladder's report; an option of a decision file names it, as `report: {{file: {report}, "
-            "rung: NAME}` (docs/economics.md shows such a file)"
-        )
     if not files:
         raise UsageError("name a decision file: bedplate plan decide CASE.yaml (examples/decide has four)")
     return files, overrides, prices or (price_files[0] if price_files else None)
@@ -109,12 +101,7 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
 def _is_price_file(path: Path) -> bool:
     """By its top keys, so that `decide DIRECTORY/*.yaml` works where the prices lie beside the cases."""
     text = read_text(path)
-    return bool(_PRICES.search(text)) and not _CASE.search(text)
-
-
-def _is_report(path: Path) -> bool:
-    """Whether it is a report.json: what `adapt` wrote, and not what is decided on."""
-    return path.suffix == ".json" and '"schema_version"' in read_text(path)
+    return bool(re.search(r"^prices\s*:", text, re.MULTILINE)) and not re.search(r"^case\s*:", text, re.MULTILINE)
 
 
 def _show(decision: Decision, screen: Console, everything: bool) -> None:
@@ -126,9 +113,11 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
     screen.print(f"[bold]{escape(explanation.answer(decision))}[/bold]\n")
     _table(decision)
     _list(screen, "why", explanation.reasons(decision))
-    _list(screen, "break-even volumes", [explanation.break_even(break_even) for break_even in decision.break_evens])
-    flipping = [explanation.flips(sensitivity) for sensitivity in decision.sensitivities if sensitivity.flips]
-    steady = [explanation.flips(sensitivity) for sensitivity in decision.sensitivities if not sensitivity.flips]
+    _list(screen, "break-even volumes", map(explanation.break_even, decision.break_evens))
+    flipping, steady = (
+        [explanation.flips(sensitivity) for sensitivity in decision.sensitivities if sensitivity.flips == flips]
+        for flips in (True, False)
+    )
     shown = flipping if everything else flipping[:_FLIPS]
     _list(screen, "what would change the answer, each alone, nearest first", shown or ["nothing that was varied"])
     if everything:
@@ -138,19 +127,16 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
     elif len(flipping) > _FLIPS or steady:
         remainder = f"{len(flipping) - len(shown)} more flip it further off, " if len(flipping) > _FLIPS else ""
         screen.print(f"  {remainder}{len(steady)} do not as far as looked (--all shows them)")
-    _list(
-        screen,
-        "taken for granted",
-        [f"{outcome.name}: {note}" for outcome in decision.outcomes for note in outcome.notes],
-    )
+    notes = [f"{outcome.name}: {note}" for outcome in decision.outcomes for note in outcome.notes]
+    _list(screen, "taken for granted", notes)
     _list(screen, "prices", decision.warnings)
 
 
-def _list(screen: Console, title: str, lines: Sequence[str]) -> None:
+def _list(screen: Console, title: str, lines: Iterable[str]) -> None:
+    lines = list(lines)
     if lines:
         screen.print(f"\n{title}", markup=False)
-    for line in lines:
-        screen.print(f"  - {line}", markup=False)
+    show_lines(lines, indent="  ")
 
 
 def _table(decision: Decision) -> None:
@@ -159,6 +145,8 @@ def _table(decision: Decision) -> None:
     rows: list[tuple[str, ...]] = []
     for outcome in sorted(decision.outcomes, key=lambda candidate: (not candidate.feasible, candidate.net_usd)):
         low, high = outcome.total_interval
+        least, quality = (outcome.quality_interval or (0.0, 0.0))[0], outcome.quality or 0.0
+        doubt = f" ({least:.3f})" if least < quality else ""
         rows.append(
             (
                 outcome.name,
@@ -167,7 +155,7 @@ def _table(decision: Decision) -> None:
                 "" if low == high else f"{short_usd(low)} to {short_usd(high)}",
                 usd(outcome.cost_per_call),
                 "" if outcome.cost_per_right_answer is None else usd(outcome.cost_per_right_answer),
-                _quality(outcome),
+                "" if outcome.quality is None else f"{quality:.3f}{doubt}",
                 "" if outcome.p95_ms is None else f"{outcome.p95_ms:,.0f}",
                 f"{outcome.best_in:.0%}" if outcome.feasible else "out",
             )
@@ -177,24 +165,14 @@ def _table(decision: Decision) -> None:
     show(("option", method, *money, *numbers("quality (low)", "p95 ms", "best in")), rows)
 
 
-def _quality(outcome: OptionOutcome) -> str:
-    if outcome.quality is None or outcome.quality_interval is None:
-        return ""
-    low = outcome.quality_interval[0]
-    return f"{outcome.quality:.3f}" + (f" ({low:.3f})" if low < outcome.quality else "")
-
-
 def _bill(outcome: OptionOutcome) -> list[str]:
     from bedplate.economics.numbers.money import exact_usd, round_columns
 
     sorted_lines = sorted(outcome.lines, key=lambda line: -line[2])
     (amounts,), digits = round_columns([amount for *_, amount in sorted_lines])
-    lines = [
-        f"{exact_usd(amount, digits)} {label} ({period})"
-        for (period, label, _), amount in zip(sorted_lines, amounts, strict=True)
-    ]
+    lines = zip(sorted_lines, amounts, strict=True)
     return [
-        *lines,
+        *(f"{exact_usd(amount, digits)} {label} ({period})" for (period, label, _), amount in lines),
         f"{exact_usd(sum(amounts), digits)} in all",
         f"{outcome.prompt_tokens:,.0f} prompt tokens and {outcome.output_tokens:,.0f} output tokens a call",
     ]

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns
+from bedplate.cli.options import AllColumns, unset
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import numbers, show
 
@@ -25,15 +25,10 @@ def scaling(
         ),
     ],
     form: Annotated[
-        Literal["power", "floor", "chinchilla"] | None,
-        typer.Option(help="The law. Default: floor from five runs on, else power.", show_default=False),
+        Literal["power", "floor", "chinchilla"] | None, unset("The law. Default: floor from five runs on, else power.")
     ] = None,
     at: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Also predict PARAMETERS:TOKENS, such as 100M:2B (parameters without the token table).",
-            show_default=False,
-        ),
+        list[str] | None, unset("Also predict PARAMETERS:TOKENS, such as 100M:2B (parameters without the token table).")
     ] = None,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,6 +19,8 @@ from bedplate.cli.options import (
     count,
     milliseconds,
     show_formulas,
+    show_lines,
+    unset,
     whole,
     write_page,
 )
@@ -30,10 +33,7 @@ if TYPE_CHECKING:
 
 _MOVED = ["calls_per_day", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour", "page", "as_json"]
 """What a page's own sliders say, or is none of its matter."""
-_LABELS = {
-    "capacity": "calls/s of a replica, at most",
-    "tokens_per_second": "tokens/s of a full replica",
-}
+_LABELS = {"capacity": "calls/s of a replica, at most", "tokens_per_second": "tokens/s of a full replica"}
 """Figures that need more words than their name."""
 _Formats = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
@@ -59,26 +59,17 @@ def serve(
     ] = None,
     peak_factor: Annotated[float, typer.Option(help="The busiest hour's rate over the mean.")] = 3.0,
     spare: Annotated[int, typer.Option(help="Replicas beyond need.")] = 0,
-    device: Annotated[
-        str | None,
-        typer.Option(help="A device of the table, or of --hardware. Default: this machine.", show_default=False),
-    ] = None,
+    device: Annotated[str | None, unset("A device of the table, or of --hardware. Default: this machine.")] = None,
     devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
-    weights: Annotated[
-        _Formats | None,
-        typer.Option(help="What products read. Default: what was measured last; bfloat16.", show_default=False),
-    ] = None,
+    weights: Annotated[_Formats | None, unset("What products read. Default: what was measured last; bfloat16.")] = None,
     max_rows: Annotated[int | None, whole(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
     max_step_tokens: Annotated[int | None, whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
     usd_per_hour: Annotated[
-        float | None,
-        typer.Option(help="Of one machine or device. Default: the device's dated example.", show_default=False),
+        float | None, unset("Of one machine or device. Default: the device's dated example.")
     ] = None,
-    like: Annotated[
-        str | None, typer.Option(help="This machine: the measured base to extrapolate from.", show_default=False)
-    ] = None,
+    like: Annotated[str | None, unset("This machine: the measured base to extrapolate from.")] = None,
     machine: Annotated[
         Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
     ] = None,
@@ -94,23 +85,24 @@ def serve(
     On this machine steps cost what `bedplate plan calibrate` measured; on a device of the table, what its data sheet
     says, over the range of what engines reach of it.
     """
-    from bedplate.economics.serving.replica import engine_on, replicas_of
+    from bedplate.economics.serving.replica import LOCAL_ENGINE, ON_DEVICES, replicas_of
     from bedplate.economics.serving.serving_cost import LatencyTarget, plan_cases
-    from bedplate.economics.serving.traffic_model import Traffic, parse_lengths
+    from bedplate.economics.serving.simulation import Traffic, parse_lengths
 
     row = None
     if device is not None:
-        from bedplate.economics.hardware.hardware_file import find_device_in
+        from bedplate.economics.hardware.devices import find_device_in
 
         row = find_device_in(hardware, device)
     elif hardware is not None:
         raise UsageError("--hardware is for a device of the table; name it with --device")
     lengths = parse_lengths(prompt_tokens, "--prompt-tokens"), parse_lengths(output_tokens, "--output-tokens")
     traffic = Traffic(*lengths, skin_tokens, skins)
-    engine = engine_on(
-        row,
-        max_rows=max_rows,
-        max_step_tokens=max_step_tokens,
+    usual = LOCAL_ENGINE if row is None else ON_DEVICES
+    engine = replace(
+        usual,
+        max_rows=max_rows or usual.max_rows,
+        max_step_tokens=max_step_tokens or usual.max_step_tokens,
         adapter_rank=adapter_rank,
         drafted=drafted,
         accepted=accepted,
@@ -128,21 +120,13 @@ def serve(
     )
     p95, first_token = (None if limit is None else limit / 1000 for limit in (p95_ms, first_token_ms))
     target = LatencyTarget(p95, first_token)
-    plans = plan_cases(replicas, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
+    demand: dict[str, Any] = {"peak_factor": peak_factor, "target": target, "spare": spare}
+    plans = plan_cases(replicas, traffic, calls_per_day, **demand)
     if page is not None:
-        from bedplate.economics.pages.serving_page import serving_page
+        from bedplate.economics.pages.cost_pages import serving_page
 
-        html = serving_page(
-            model,
-            replicas,
-            traffic,
-            calls_per_day,
-            peak_factor=peak_factor,
-            target=target,
-            spare=spare,
-            devices=devices,
-            command=as_given(context, without=_MOVED),
-        )
+        command = as_given(context, without=_MOVED)
+        html = serving_page(model, replicas, traffic, calls_per_day, **demand, devices=devices, command=command)
         write_page(page, html)
     if as_json:
         traffic_fields = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
@@ -159,42 +143,34 @@ def serve(
 def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
     from rich.markup import escape
 
-    from bedplate.economics.serving.serving_cost import FORMULAS
+    from bedplate.economics.serving.serving_cost import SERVING_FORMULAS
 
     out, plan = console(), plans["central"]
     out.print(f"[bold]{escape(model)}[/], {plan.calls_per_day:,.0f} calls a day")
     figures = dict(_figures(plan))
-    rows: list[tuple[str, ...]] = []
-    for name, value in figures.items():
-        low_high = [dict(_figures(plans[case]))[name] if case in plans else "never" for case in _cases(plans)]
-        rows.append((_LABELS.get(name, name.replace("_", " ")), value, " to ".join(dict.fromkeys(low_high))))
+    cases = ("low", "high") if len(plans) > 1 else ()  # one that is missing does not meet the target
+    ends = [dict(_figures(plans[case])) if case in plans else dict.fromkeys(figures, "never") for case in cases]
+    rows: list[tuple[str, ...]] = [
+        (_LABELS.get(name, name.replace("_", " ")), value, " to ".join(dict.fromkeys(end[name] for end in ends)))
+        for name, value in figures.items()
+    ]
     show(("figure", *numbers("value", "range")), rows)
-    rows = []
-    for name, operating_point in (
-        ("a call alone", plan.alone),
-        ("on average", plan.at_mean),
-        ("in the busiest hour", plan.at_peak),
-    ):
-        rows.append(
-            (
-                name,
-                f"{operating_point.calls_per_second:.3g}" if operating_point.calls_per_second else "–",
-                f"{operating_point.first_token_p50:.3g} / {operating_point.first_token_p95:.3g}",
-                f"{operating_point.total_p50:.3g} / {operating_point.total_p95:.3g} / {operating_point.total_p99:.3g}",
-                f"{operating_point.utilisation:.0%}",
-            )
+    points = {"a call alone": plan.alone, "on average": plan.at_mean, "in the busiest hour": plan.at_peak}
+    rows = [
+        (
+            name,
+            f"{point.calls_per_second:.3g}" if point.calls_per_second else "–",
+            f"{point.first_token_p50:.3g} / {point.first_token_p95:.3g}",
+            f"{point.total_p50:.3g} / {point.total_p95:.3g} / {point.total_p99:.3g}",
+            f"{point.utilisation:.0%}",
         )
+        for name, point in points.items()
+    ]
     names = ("calls/s", "first token s, p50 / p95", "answer s, p50 / p95 / p99", "busy")
     show(("one replica", *numbers(*names)), rows)
-    for line in _notes(plan):
-        out.print(f"- {line}", markup=False)
+    show_lines(_notes(plan))
     if formulas:
-        show_formulas({name: FORMULAS[name] for name in figures if name in FORMULAS})
-
-
-def _cases(plans: dict[str, ServingPlan]) -> tuple[str, ...]:
-    """The cases of a range; one that is missing does not meet the target."""
-    return ("low", "high") if len(plans) > 1 else ()
+        show_formulas({name: SERVING_FORMULAS[name] for name in figures if name in SERVING_FORMULAS})
 
 
 def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:
@@ -216,8 +192,6 @@ def _notes(plan: ServingPlan) -> Iterator[str]:
         yield f"price: {usd_an_hour(plan.usd_per_hour)} an hour and replica ({plan.price_source})"
     else:
         yield f"price: {plan.price_source}; give --usd-per-hour for dollars"
-    if plan.memory:
-        memory_use = ", ".join(
-            f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in plan.memory.items() if size
-        )
-        yield f"GB held: {memory_use}"
+    sizes = [f"{name.replace('_', ' ')} {size / 1e9:.3g}" for name, size in plan.memory.items() if size]
+    if sizes:
+        yield f"GB held: {', '.join(sizes)}"

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import AllColumns, Formulas, Hardware, PageFile, as_given, show_formulas, whole, write_page
+from bedplate.cli.options import (
+    AllColumns,
+    Formulas,
+    Hardware,
+    PageFile,
+    as_given,
+    show_formulas,
+    show_lines,
+    unset,
+    whole,
+    write_page,
+)
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up, parse_count
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.economics.hardware.mfu import Mfu
-    from bedplate.economics.training.budget import BudgetPlan
+    from bedplate.economics.numbers.formula import Range
     from bedplate.economics.training.scaling_laws import Optimum
-    from bedplate.economics.training.training_cost import Range, TrainingPlan
+    from bedplate.economics.training.training_cost import BudgetPlan, TrainingPlan
 
 _PRICED = ("usd_per_hour", "usd_per_kwh", "budget_usd", "inference_tokens")
 _MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")
@@ -30,9 +41,7 @@ def train(
     model: Annotated[
         str | None, typer.Argument(help="A preset's name, or the path of a config.json or a base.", show_default=False)
     ] = None,
-    tokens: Annotated[
-        str | None, typer.Option(help="Tokens to train on: 15.6T, 300B or 1e12.", show_default=False)
-    ] = None,
+    tokens: Annotated[str | None, unset("Tokens to train on: 15.6T, 300B or 1e12.")] = None,
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
     devices: Annotated[int, whole(help="How many of them.", shown=True)] = 8,
     sequence_length: Annotated[
@@ -40,7 +49,7 @@ def train(
         whole(help="Tokens of a sequence. Default: 8192, or the model's context."),
     ] = None,
     global_batch_tokens: Annotated[
-        str | None, typer.Option(help="Tokens of an optimizer step. Default: DeepSeek LLM's fit.", show_default=False)
+        str | None, unset("Tokens of an optimizer step. Default: DeepSeek LLM's fit.")
     ] = None,
     precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Of products.")] = "bf16",
     execution: Annotated[
@@ -49,21 +58,13 @@ def train(
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Whose states are kept.")
     ] = "adamw",
-    usd_per_hour: Annotated[
-        float | None, typer.Option(help="Of one device. Default: a dated example.", show_default=False)
-    ] = None,
+    usd_per_hour: Annotated[float | None, unset("Of one device. Default: a dated example.")] = None,
     usd_per_kwh: Annotated[float, typer.Option(help="Of energy, which rent includes.")] = 0.10,
     pue: Annotated[float, typer.Option(help="What the data centre takes over its devices.")] = 1.2,
     overhead: Annotated[float, typer.Option(help="All of a run over its clean steps: restarts, evaluation.")] = 1.1,
-    mfu: Annotated[
-        float | None, typer.Option(help="A measured share of the dense peak, instead of the curve.", show_default=False)
-    ] = None,
-    budget_usd: Annotated[
-        str | None, typer.Option(help="A sum instead of --tokens: what it trains, and which size.", show_default=False)
-    ] = None,
-    inference_tokens: Annotated[
-        str | None, typer.Option(help="With --budget-usd: tokens of the model's use, in all.", show_default=False)
-    ] = None,
+    mfu: Annotated[float | None, unset("A measured share of the dense peak, instead of the curve.")] = None,
+    budget_usd: Annotated[str | None, unset("A sum instead of --tokens: what it trains, and which size.")] = None,
+    inference_tokens: Annotated[str | None, unset("With --budget-usd: tokens of the model's use, in all.")] = None,
     hardware: Hardware = None,
     page: PageFile = None,
     formulas: Formulas = False,
@@ -78,7 +79,7 @@ def train(
       bedplate plan train llama-3.1-8b --tokens 1T --device h100 --devices 512
       bedplate plan train --budget-usd 100k --device h100 --devices 64
     """
-    from bedplate.economics.hardware.hardware_file import find_device_in
+    from bedplate.economics.hardware.devices import find_device_in
 
     row = find_device_in(hardware, device)
     common: dict[str, Any] = {
@@ -88,12 +89,17 @@ def train(
         "overhead": overhead,
         "usd_per_hour": usd_per_hour,
     }
-    budget: BudgetPlan | None = None
-    if budget_usd is not None:
-        from bedplate.economics.training.budget import plan_budget
+    from bedplate.economics.training.training_cost import plan_budget, plan_training, tokens_for_flops
 
-        if tokens is not None:
-            raise UsageError("--tokens and --budget-usd are two ways to say how much is trained; give one")
+    if tokens is not None and budget_usd is not None:
+        raise UsageError("--tokens and --budget-usd are two ways to say how much is trained; give one")
+    if budget_usd is None and inference_tokens is not None:
+        raise UsageError("--inference-tokens is for --budget-usd: it weighs a model's use against its training")
+    if model is None and budget_usd is None:
+        raise UsageError("say what is trained: bedplate plan train MODEL --tokens N, or --budget-usd USD")
+    budget: BudgetPlan | None = None
+    count = None if tokens is None else parse_count("--tokens", tokens)
+    if budget_usd is not None:
         use = None if inference_tokens is None else parse_count("--inference-tokens", inference_tokens)
         budget = plan_budget(parse_count("--budget-usd", budget_usd), row, devices, inference_tokens=use, **common)
         if model is None:
@@ -101,37 +107,25 @@ def train(
                 raise UsageError("--page shows the training of a model; name it: bedplate plan train MODEL")
             _print(budget.as_json()) if as_json else _show_budget(budget, formulas)
             return
-    elif inference_tokens is not None:
-        raise UsageError("--inference-tokens is for --budget-usd: it weighs a model's use against its training")
-    if model is None:
-        raise UsageError("say what is trained: bedplate plan train MODEL --tokens N, or --budget-usd USD")
-
-    from bedplate.economics.training.training_cost import plan_training, tokens_for_flops
-
-    if budget is not None:
         count = tokens_for_flops(model, budget.flops.central, sequence_length)
-    elif tokens is not None:
-        count = parse_count("--tokens", tokens)
-    else:
+    if model is None or count is None:
         raise UsageError("say how much is trained: --tokens N (such as 15.6T or 300B), or --budget-usd USD")
+    batch = None if global_batch_tokens is None else parse_count("--global-batch-tokens", global_batch_tokens)
     common |= {
         "sequence_tokens": sequence_length,
-        "global_batch_tokens": (
-            None if global_batch_tokens is None else parse_count("--global-batch-tokens", global_batch_tokens)
-        ),
+        "global_batch_tokens": batch,
         "optimizer": optimizer,
         "usd_per_kwh": usd_per_kwh,
         "pue": pue,
     }
     plan = plan_training(model, count, row, devices, **common)
     if page is not None:
-        from bedplate.economics.pages.training_page import training_page
+        from bedplate.economics.pages.cost_pages import training_page
 
         command = as_given(context, without=_MOVED)
         write_page(page, training_page(model, count, row, devices, command=command, **common))
     if as_json:
-        report = plan.as_json()
-        _print(report if budget is None else {**report, "budget": budget.as_json()})
+        _print(plan.as_json() | ({} if budget is None else {"budget": budget.as_json()}))
         return
     _show_plan(plan, formulas)
     if budget is not None:
@@ -149,7 +143,7 @@ def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
     from rich.markup import escape
 
     from bedplate.economics.training.layout_search import describe
-    from bedplate.economics.training.training_cost import FORMULAS
+    from bedplate.economics.training.training_cost import TRAINING_FORMULAS
 
     out = console()
     out.print(
@@ -163,14 +157,14 @@ def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
         f"of an estimated step, bubble {plan.bubble_share:.0%}, communication that is waited for "
         f"{plan.communication_share:.0%}",
     )
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "buffers")
-    sizes = adding_up([getattr(plan.bytes, name) / 1e9 for name in parts], 2)
+    parts = asdict(plan.bytes)
+    sizes = adding_up([size / 1e9 for size in parts.values()], 2)
     rows = [(name, f"{size:,.2f}") for name, size in zip(parts, sizes, strict=True)]
     rows += [("total", f"{sum(sizes):,.2f}"), ("of", f"{plan.device.memory_bytes / 1e9:,.2f}")]
     show(("a device holds", *numbers("GB")), rows)
-    _show_lines(_notes(plan))
+    show_lines(_notes(plan))
     if formulas:
-        show_formulas({name: FORMULAS[name] for name, *_ in figures if name in FORMULAS})
+        show_formulas({name: TRAINING_FORMULAS[name] for name, *_ in figures if name in TRAINING_FORMULAS})
 
 
 def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
@@ -204,7 +198,7 @@ def _notes(plan: TrainingPlan) -> Iterable[str]:
 
 def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     from bedplate.economics.numbers.money import usd_an_hour
-    from bedplate.economics.training.budget import FORMULAS
+    from bedplate.economics.training.training_cost import BUDGET_FORMULAS
 
     out = console()
     out.print(
@@ -217,26 +211,18 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     columns = numbers("parameters", "tokens", "loss, nats a token", "operations, training + use")
     show((Column("least", prose=True), *columns), rows)
     if formulas:
-        show_formulas(FORMULAS)
-    _show_lines([f"price: {usd_an_hour(plan.price.usd_per_hour.central)} an hour ({plan.price.source})"])
-    _show_lines(dict.fromkeys(plan.optimal.warnings))
+        show_formulas(BUDGET_FORMULAS)
+    show_lines([f"price: {usd_an_hour(plan.price.usd_per_hour.central)} an hour ({plan.price.source})"])
+    show_lines(dict.fromkeys(plan.optimal.warnings))
 
 
 def _optimum(optimum: Optimum) -> tuple[str, str, str, str]:
-    flops = (
-        f"{optimum.training_flops:.2e} + {optimum.inference_flops:.2e}"
-        if optimum.inference_flops
-        else f"{optimum.training_flops:.2e}"
-    )
-    return _number(optimum.parameters), _number(optimum.tokens), f"{optimum.loss:.3f}", flops
+    use = f" + {optimum.inference_flops:.2e}" if optimum.inference_flops else ""
+    size = _number(optimum.parameters), _number(optimum.tokens), f"{optimum.loss:.3f}"
+    return *size, f"{optimum.training_flops:.2e}{use}"
 
 
-def _show_lines(lines: Iterable[str]) -> None:
-    for line in lines:
-        console().print(f"- {line}", markup=False)
-
-
-def _interval(bounds: Range | Mfu, form: str = "") -> str:
+def _interval(bounds: Range, form: str = "") -> str:
     if bounds.low == bounds.high:
         return ""
     return " to ".join(format(v, form) if form else _number(v) for v in (bounds.low, bounds.high))

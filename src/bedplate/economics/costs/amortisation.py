@@ -10,15 +10,18 @@ Amounts are rounded to millionths of a dollar so that rows add up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import datetime
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, Self
 
+from pydantic import Field, model_validator
+
+from bedplate.core.config import Strict
 from bedplate.core.display import Brief
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.quantities import adding_up
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.costs.amortisation_file import AmortisationFile, Basis, Revenue
 from bedplate.economics.costs.usage import (
     AccessLogUse,
     MeteredUse,
@@ -28,6 +31,113 @@ from bedplate.economics.costs.usage import (
     use_between,
     utc,
 )
+from bedplate.economics.numbers.prices import Dated, LocatedFile
+
+Basis = Literal["compute", "tokens", "calls"]
+
+HOURS_PER_MONTH = 730.0
+
+Positive = Annotated[float, Field(gt=0)]
+ZeroOrMore = Annotated[float, Field(ge=0)]
+
+
+class Period(Strict):
+    """What the bill covers, from `begins` until before `ends`; without a zone it is UTC."""
+
+    begins: datetime.datetime
+    ends: datetime.datetime
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.hours <= 0:
+            raise ValueError(f"it ends at {self.ends}, not after it begins at {self.begins}")
+        return self
+
+    @property
+    def hours(self) -> float:
+        return (utc(self.ends) - utc(self.begins)).total_seconds() / 3600
+
+
+class BilledMachine(Dated):
+    """usd_per_hour of one machine."""
+
+    usd_per_hour: Positive
+    machines: Annotated[int, Field(ge=1)] = 1
+
+
+class Snapshots(Strict):
+    """Two texts of one server's /metrics; without `before` it is counted since the server began."""
+
+    before: str | None = None
+    after: str
+
+
+class Expected(Strict):
+    """A skin that is planned: calls a day, tokens of a call (both ways), seconds of the machine that a call takes."""
+
+    calls_per_day: Positive
+    tokens_per_call: ZeroOrMore = 0.0
+    seconds_per_call: ZeroOrMore = 0.0
+
+
+class BasePrice(Strict):
+    """What making the base cost, over the days that it is used for."""
+
+    usd: Positive
+    horizon_days: Positive
+    by: Basis = "tokens"
+
+
+class Revenue(Strict):
+    """What a skin or a tenant brings in: the sum of these."""
+
+    usd_per_call: ZeroOrMore = 0.0
+    usd_per_million_tokens: ZeroOrMore = 0.0
+    usd_per_month: ZeroOrMore = 0.0
+
+    def usd(self, usage: MeteredUse, hours: float) -> float:
+        by_use = self.usd_per_call * usage.calls + self.usd_per_million_tokens * usage.tokens / 1e6
+        return by_use + self.usd_per_month * hours / HOURS_PER_MONTH
+
+
+class RevenueTable(Strict):
+    """By the name that a skin is served under, and by tenant."""
+
+    skins: dict[str, Revenue] = Field(default_factory=dict[str, Revenue])
+    tenants: dict[str, Revenue] = Field(default_factory=dict[str, Revenue])
+
+
+class AmortisationFile(LocatedFile):
+    """An amortisation file: a period, the machines' bill, what was used, the base's price, and who pays what.
+
+    server_usd_per_hour: the `price` in the servers' own file, where it is not the machine's.
+    by: what the machine's busy time is divided by; compute is what each call took of it.
+    """
+
+    amortise: Annotated[str, Field(min_length=1)]
+    period: Period
+    machine: BilledMachine
+    server_usd_per_hour: Positive | None = None
+    by: Basis = "compute"
+    servers: tuple[Snapshots, ...] = ()
+    access_logs: tuple[str, ...] = ()
+    expected: dict[str, Expected] = Field(default_factory=dict[str, Expected])
+    base: BasePrice | None = None
+    revenue: RevenueTable = RevenueTable()
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if self.expected and (self.servers or self.access_logs):
+            raise ValueError("`expected` is for a plan; with `servers` or `access_logs` there is nothing to expect")
+        if not (self.expected or self.servers or self.access_logs):
+            raise ValueError("say what was used: `servers` (snapshots of /metrics), `access_logs`, or `expected`")
+        return self
+
+    @property
+    def server_rate(self) -> float:
+        """USD per hour that the servers charge their calls with."""
+        return self.server_usd_per_hour or self.machine.usd_per_hour
+
 
 DIGITS = 6
 _EXCESS = 1.001  # clocks of two snapshots and of a bill do not agree to the second
@@ -71,106 +181,107 @@ class Statement(Brief):
 
 def amortise(account: AmortisationFile) -> Statement:
     """The statement of a period. ConfigError, DataError for files; UsageError where figures cannot belong together."""
-    logged = None
+    period, base, logged = account.period, account.base, None
     if account.access_logs:
         paths = [account.resolve_path(name) for name in account.access_logs]
-        logged = read_access_logs(paths, utc(account.period.begins), utc(account.period.ends))
+        logged = read_access_logs(paths, utc(period.begins), utc(period.ends))
     use = _use_of(account, logged)
     warnings = [*use.warnings, *_differences(use, logged, account)]
-    skins = _Division(account, use, warnings).rows("skin", account.revenue.skins)
-    tenants: list[StatementRow] = []
+    bill = round(account.machine.usd_per_hour * account.machine.machines * period.hours, DIGITS)
+    base_usd = 0.0 if base is None else round(base.usd * min(1.0, period.hours / 24 / base.horizon_days), DIGITS)
+    division = _Division(account, bill, base_usd, use.busy_seconds, warnings)
+    skins, tenants = division.rows("skin", use.by_skin, account.revenue.skins), list[StatementRow]()
     if logged is not None:
-        by_tenant = ServerUse(logged.by_tenant, use.busy_seconds)
-        tenants = _Division(account, by_tenant, warnings).rows("tenant", account.revenue.tenants)
+        tenants = division.rows("tenant", logged.by_tenant, account.revenue.tenants)
     elif account.revenue.tenants:
         warnings.append("revenue of tenants is left out: only `access_logs` say what they used")
-    return Statement(
-        account, account.period.hours, _bill(account), _base(account), tuple(skins), tuple(tenants), tuple(warnings)
-    )
-
-
-def _bill(account: AmortisationFile) -> float:
-    """What the machines cost over the period."""
-    return round(account.machine.usd_per_hour * account.machine.machines * account.period.hours, DIGITS)
-
-
-def _base(account: AmortisationFile) -> float:
-    """The base's price for the period."""
-    base = account.base
-    return 0.0 if base is None else round(base.usd * min(1.0, account.period.hours / 24 / base.horizon_days), DIGITS)
+    return Statement(account, period.hours, bill, base_usd, tuple(skins), tuple(tenants), tuple(warnings))
 
 
 def _use_of(account: AmortisationFile, logged: AccessLogUse | None) -> ServerUse:
     """By skin: from /metrics, else from the log, else as expected."""
     if account.servers:
         return combine(
-            use_between(
-                None if server.before is None else account.resolve_path(server.before),
-                account.resolve_path(server.after),
-            )
+            use_between(server.before and account.resolve_path(server.before), account.resolve_path(server.after))
             for server in account.servers
         )
     if logged is not None:
-        return ServerUse(logged.by_skin, None)
+        return ServerUse(logged.by_skin)
     days, by_skin = account.period.hours / 24, dict[str, MeteredUse]()
     for name, expected in account.expected.items():
         calls = expected.calls_per_day * days
         usd = expected.seconds_per_call * calls * account.server_rate / 3600
-        by_skin[name] = MeteredUse(
-            calls, expected.tokens_per_call * calls, 0.0, usd if expected.seconds_per_call else None
-        )
-    return ServerUse(by_skin, None)
+        tokens = expected.tokens_per_call * calls
+        by_skin[name] = MeteredUse(calls, tokens, 0.0, usd if expected.seconds_per_call else None)
+    return ServerUse(by_skin)
 
 
+@dataclass(frozen=True)
 class _Division:
-    """Divides the bill and the base's price over the skins, or the tenants, of a period."""
+    """Divides the bill and the base's price over the skins, or the tenants, of a period. busy_seconds: of the engines'
+    steps, None where they were not counted."""
 
-    def __init__(self, account: AmortisationFile, use: ServerUse, warnings: list[str]) -> None:
-        self.account, self.use, self.warnings = account, use, warnings
-        self.names = sorted(use.by_skin, key=lambda name: (-(use.by_skin[name].cost_usd or 0.0), name))
-        self.seconds: list[float] | None = None
-        """Compute seconds of each, from what the server says they cost; None where it had no price."""
+    account: AmortisationFile
+    bill: float
+    base_usd: float
+    busy_seconds: float | None
+    warnings: list[str]
 
-    def rows(self, row_type: Literal["skin", "tenant"], revenue: Mapping[str, Revenue]) -> list[StatementRow]:
-        account, by_name = self.account, self.use.by_skin
+    def rows(
+        self, row_type: Literal["skin", "tenant"], by_name: Mapping[str, MeteredUse], revenue: Mapping[str, Revenue]
+    ) -> list[StatementRow]:
+        account = self.account
+        use = dict(sorted(by_name.items(), key=lambda pair: (-(pair[1].cost_usd or 0.0), pair[0])))
         for name in revenue:
             if name not in by_name:
                 hint = did_you_mean(nearest(name, by_name))
                 self.warnings.append(
                     f"revenue.{row_type}s.{name}: it answered no call in this time{hint and f'; {hint}'}"
                 )
-                self.names.append(name)
-        usages = [by_name.get(name, MeteredUse()) for name in self.names]
+                use[name] = MeteredUse()
+        usages = list(use.values())
+        # Compute seconds of each, from what the server says they cost; None where it had no price.
+        seconds: list[float] | None = None
         if all(usage.cost_usd is not None or not usage.calls for usage in usages):
-            self.seconds = [(usage.cost_usd or 0.0) * 3600 / account.server_rate for usage in usages]
-        bill = _bill(account)
-        machine, unanswered = self._machine_shares(usages, bill)
-        base = [0.0] * len(usages)
+            seconds = [(usage.cost_usd or 0.0) * 3600 / account.server_rate for usage in usages]
+
+        def parts(by: Basis, key: str) -> list[float]:
+            """What each is charged in proportion to."""
+            if by == "compute" and seconds is None:
+                raise ConfigError(f"{key}: compute needs what calls cost: set `price` in the server's file")
+            values = seconds or [] if by == "compute" else [getattr(usage, by) for usage in usages]
+            if not sum(values):
+                raise ConfigError(f"{key}: {by} is zero for everybody; divide by something else")
+            return values
+
+        machine, unanswered = self._machine_shares(seconds, parts)
+        base = [0.0] * len(use)
         if account.base is not None:
-            base = _proportional(_base(account), self._basis(account.base.by, usages, "base.by"))
+            base = _proportional(self.base_usd, parts(account.base.by, "base.by"))
         rows = [
             StatementRow(
                 name,
                 row_type,
                 usage.calls,
                 usage.tokens,
-                0.0 if self.seconds is None else self.seconds[place],
+                0.0 if seconds is None else seconds[place],
                 machine[place],
                 base[place],
                 round(revenue[name].usd(usage, account.period.hours), DIGITS) if name in revenue else 0.0,
             )
-            for place, (name, usage) in enumerate(zip(self.names, usages, strict=True))
+            for place, (name, usage) in enumerate(use.items())
         ]
         if unanswered:
             rows.append(StatementRow("(unanswered)", "unanswered", machine_usd=unanswered))
-        idle = round(bill - sum(machine) - unanswered, DIGITS)
+        idle = round(self.bill - sum(machine) - unanswered, DIGITS)
         return [*rows, StatementRow("(idle)", "idle", machine_usd=idle)]
 
-    def _machine_shares(self, usages: Sequence[MeteredUse], bill: float) -> tuple[list[float], float]:
+    def _machine_shares(
+        self, seconds: list[float] | None, parts: Callable[[Basis, str], list[float]]
+    ) -> tuple[list[float], float]:
         """What each pays of the bill, and what engine steps took that no answered call paid for."""
-        account, busy, seconds = self.account, self.use.busy_seconds, self.seconds
+        account, busy, unanswered = self.account, self.busy_seconds, 0.0
         per_second = account.machine.usd_per_hour / 3600
-        unanswered = 0.0
         if account.by == "compute":
             if seconds is None:
                 raise ConfigError(
@@ -187,22 +298,14 @@ class _Division:
                     "bedplate:engine_step_seconds_total, or set `price` in the server's file"
                 )
             spent = (sum(seconds or ()) if busy is None else busy) * per_second
-            shares = _proportional(spent, self._basis(account.by, usages, "by"))
+            shares = _proportional(spent, parts(account.by, "by"))
         used = sum(shares) + unanswered
-        if used > bill * _EXCESS:
+        if used > self.bill * _EXCESS:
             raise UsageError(
-                f"the calls took {used:.6f} USD of the machines, more than their bill of {bill:.6f} USD: check period, "
-                "machines, machine.usd_per_hour and server_usd_per_hour"
+                f"the calls took {used:.6f} USD of the machines, more than their bill of {self.bill:.6f} USD: check "
+                "period, machines, machine.usd_per_hour and server_usd_per_hour"
             )
-        return (_proportional(bill, shares), 0.0) if used > bill else (shares, unanswered)
-
-    def _basis(self, by: Basis, usages: Sequence[MeteredUse], key: str) -> list[float]:
-        if by == "compute" and self.seconds is None:
-            raise ConfigError(f"{key}: compute needs what calls cost: set `price` in the server's file")
-        values = self.seconds or [] if by == "compute" else [getattr(usage, by) for usage in usages]
-        if not sum(values):
-            raise ConfigError(f"{key}: {by} is zero for everybody; divide by something else")
-        return values
+        return (_proportional(self.bill, shares), 0.0) if used > self.bill else (shares, unanswered)
 
 
 def _proportional(amount: float, parts: Sequence[float]) -> list[float]:
@@ -211,18 +314,15 @@ def _proportional(amount: float, parts: Sequence[float]) -> list[float]:
     return adding_up([amount * part / whole for part in parts], DIGITS)
 
 
-def _differences(use: ServerUse, logged: AccessLogUse | None, account: AmortisationFile) -> list[str]:
+def _differences(use: ServerUse, logged: AccessLogUse | None, account: AmortisationFile) -> Iterator[str]:
     """Where metrics and log do not cover the same calls."""
-    lines: list[str] = []
     if logged is not None and logged.outside:
-        lines.append(f"{logged.outside} calls of the access logs are outside the period and left out")
+        yield f"{logged.outside} calls of the access logs are outside the period and left out"
     if logged is not None and account.servers:
         log, metrics = (sum(usage.tokens for usage in by_skin.values()) for by_skin in (logged.by_skin, use.by_skin))
         if abs(log - metrics) > 0.01 * max(log, metrics):
-            lines.append(
-                f"the access logs have {log:,.0f} tokens, the metrics {metrics:,.0f}: they do not cover the same calls"
-            )
-    return lines
+            tokens = f"the access logs have {log:,.0f} tokens, the metrics {metrics:,.0f}"
+            yield f"{tokens}: they do not cover the same calls"
 
 
 def as_values(statement: Statement) -> dict[str, Any]:
@@ -239,15 +339,5 @@ def as_values(statement: Statement) -> dict[str, Any]:
 
 
 def _row_values(row: StatementRow) -> dict[str, Any]:
-    return {
-        "name": row.name,
-        "kind": row.row_type,
-        "calls": row.calls,
-        "tokens": row.tokens,
-        "compute_seconds": row.compute_seconds,
-        "machine_usd": row.machine_usd,
-        "base_usd": row.base_usd,
-        "base_usd_per_call": row.base_usd_per_call,
-        "revenue_usd": row.revenue_usd,
-        "profit_usd": row.profit_usd,
-    }
+    values = {**vars(row), "base_usd_per_call": row.base_usd_per_call, "profit_usd": row.profit_usd}
+    return {"kind" if name == "row_type" else name: value for name, value in values.items()}

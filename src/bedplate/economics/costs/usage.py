@@ -22,11 +22,9 @@ from bedplate.core.files import read_text
 PREFIX = "bedplate:"
 NO_TENANT = "(no key)"
 
-Labels = tuple[tuple[str, str], ...]
-Samples = dict[str, dict[Labels, float]]
-"""By family name without the prefix, then by labels."""
+Samples = dict[str, dict[tuple[tuple[str, str], ...], float]]  # by family name without the prefix, then by labels
 
-_PROMPT, _GENERATED, _COST = "prompt_tokens_total", "generation_tokens_total", "request_cost_usd_total"
+_COUNTERS = ("prompt_tokens_total", "generation_tokens_total", "request_cost_usd_total")
 _CALLS = ("e2e_request_latency_seconds_count", "request_success_total")  # the second counts a call's choices
 _BUSY = "engine_step_seconds_total"
 _LABEL = re.compile(r'\s*(\w+)="((?:[^"\\]|\\.)*)"\s*,?')
@@ -65,11 +63,8 @@ class ServerUse:
     """Between two snapshots of a server. busy_seconds: of its engines' steps, None where they are not there."""
 
     by_skin: Mapping[str, MeteredUse]
-    busy_seconds: float | None
+    busy_seconds: float | None = None
     warnings: tuple[str, ...] = ()
-
-
-# --- /metrics
 
 
 def read_metrics(path: Path) -> Samples:
@@ -85,8 +80,8 @@ def read_metrics(path: Path) -> Samples:
             name, value = match["name"], float(match["value"])
         except ValueError as error:
             raise DataError(f"{path}, line {number}: {error}; save the text of /metrics as it comes") from None
-        labels = tuple((label, _unescaped(text)) for label, text in _LABEL.findall(match["labels"] or ""))
         if name.startswith(PREFIX):
+            labels = tuple((label, _unescaped(text)) for label, text in _LABEL.findall(match["labels"] or ""))
             samples[name.removeprefix(PREFIX)][labels] = value
     if not samples:
         raise DataError(f"{path}: there is no metric of Bedplate's in it (their names begin with {PREFIX})")
@@ -97,10 +92,9 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\.", lambda pair: _ESCAPES.get(pair[0], pair[0]), text)
 
 
-def use_between(before: Path | None, after: Path) -> ServerUse:
+def use_between(before: Path | str | None, after: Path) -> ServerUse:
     """What was counted from one snapshot to the next; without `before`, since the server began."""
-    later = read_metrics(after)
-    earlier: Samples = {} if before is None else read_metrics(before)
+    later, earlier = read_metrics(after), read_metrics(Path(before)) if before else Samples()
     restarted = False
 
     def growth(name: str) -> dict[str, float]:
@@ -115,16 +109,11 @@ def use_between(before: Path | None, after: Path) -> ServerUse:
         return by_model
 
     calls = growth(next((name for name in _CALLS if name in later), _CALLS[0]))
-    prompt, generated, cost = growth(_PROMPT), growth(_GENERATED), growth(_COST)
-    by_skin = {
-        name: MeteredUse(
-            calls.get(name, 0.0),
-            prompt.get(name, 0.0),
-            generated.get(name, 0.0),
-            cost.get(name, 0.0) if cost else None,
-        )
-        for name in sorted({*prompt, *generated, *cost, *calls})
-    }
+    counters = [calls, *map(growth, _COUNTERS)]
+    by_skin: dict[str, MeteredUse] = {}
+    for name in sorted(set[str]().union(*counters)):
+        *counts, cost = (counter.get(name, 0.0) for counter in counters)
+        by_skin[name] = MeteredUse(*counts, cost if counters[-1] else None)
     busy = sum(growth(_BUSY).values()) if _BUSY in later else None
     warning = f"{after}: the server was restarted after {before}: what it counted in between is missing"
     return ServerUse(by_skin, busy, (warning,) if restarted else ())
@@ -132,15 +121,13 @@ def use_between(before: Path | None, after: Path) -> ServerUse:
 
 def combine(uses: Iterable[ServerUse]) -> ServerUse:
     """The use of several servers."""
-    by_skin: defaultdict[str, MeteredUse] = defaultdict(MeteredUse)
-    busy: float | None = 0.0
-    warnings: list[str] = []
+    uses, by_skin = list(uses), defaultdict[str, MeteredUse](MeteredUse)
     for use in uses:
         for name, usage in use.by_skin.items():
             by_skin[name] += usage
-        busy = None if busy is None or use.busy_seconds is None else busy + use.busy_seconds
-        warnings += use.warnings
-    return ServerUse(dict(by_skin), busy, tuple(warnings))
+    busy = [use.busy_seconds for use in uses if use.busy_seconds is not None]
+    warnings = tuple(warning for use in uses for warning in use.warnings)
+    return ServerUse(dict(by_skin), sum(busy) if len(busy) == len(uses) else None, warnings)
 
 
 # --- the access log
@@ -150,14 +137,10 @@ def combine(uses: Iterable[ServerUse]) -> ServerUse:
 class AccessLogUse:
     """Answered model calls of an access log. outside: calls before or after the period; skipped: all other lines."""
 
-    by_tenant: dict[str, MeteredUse] = field(default_factory=dict[str, MeteredUse])
-    by_skin: dict[str, MeteredUse] = field(default_factory=dict[str, MeteredUse])
+    by_tenant: dict[str, MeteredUse] = field(default_factory=lambda: defaultdict[str, MeteredUse](MeteredUse))
+    by_skin: dict[str, MeteredUse] = field(default_factory=lambda: defaultdict[str, MeteredUse](MeteredUse))
     outside: int = 0
     skipped: int = 0
-
-    def add(self, tenant: str, skin: str, usage: MeteredUse) -> None:
-        self.by_tenant[tenant] = self.by_tenant.get(tenant, MeteredUse()) + usage
-        self.by_skin[skin] = self.by_skin.get(skin, MeteredUse()) + usage
 
 
 def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> AccessLogUse:
@@ -171,13 +154,17 @@ def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: dat
                 logged.skipped += 1
                 continue
             calls += 1
-            time = _time(fields.get("time"))
-            if time is not None and not begins <= time < ends:
+            try:
+                inside = begins <= utc(datetime.datetime.fromisoformat(str(fields.get("time")))) < ends
+            except ValueError:  # a call whose time cannot be read counts
+                inside = True
+            if not inside:
                 logged.outside += 1
                 continue
             prompt, completion, usd = (_number(fields.get(name)) for name in ("prompt", "completion", "cost_usd"))
-            tenant = str(fields.get("tenant") or fields.get("key") or NO_TENANT)
-            logged.add(tenant, str(fields["model"]), MeteredUse(1.0, prompt or 0.0, completion or 0.0, usd))
+            usage = MeteredUse(1.0, prompt or 0.0, completion or 0.0, usd)
+            logged.by_tenant[str(fields.get("tenant") or fields.get("key") or NO_TENANT)] += usage
+            logged.by_skin[str(fields["model"])] += usage
         if not calls:
             raise DataError(
                 f"{path}: there is no answered model call in it; it must be the access log as JSON lines "
@@ -195,19 +182,11 @@ def _fields(line: str) -> Mapping[str, Any]:
     return cast("dict[str, Any]", fields) if isinstance(fields, dict) else {}
 
 
-def _time(value: object) -> datetime.datetime | None:
-    try:
-        return utc(datetime.datetime.fromisoformat(str(value)))
-    except ValueError:
-        return None
-
-
 def utc(moment: datetime.datetime) -> datetime.datetime:
     """A time without a zone is taken as UTC."""
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=datetime.UTC)
 
 
 def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-        return None
-    return float(value)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if is_number and 0 <= value < math.inf else None

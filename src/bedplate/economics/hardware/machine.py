@@ -126,6 +126,11 @@ class EngineSpeed(Strict):
     server: ServerSpeed | None = None
     measured: tuple[StepSpread, ...] = ()
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        """What a new measurement of the same replaces the old one by."""
+        return self.base, self.weights, self.kernel, self.threads
+
 
 class TuningSpeed(Strict):
     """LoRA training steps of one base: seconds = fixed + tokens · token_seconds + pairs · pair_seconds
@@ -142,11 +147,14 @@ class TuningSpeed(Strict):
     pair_seconds: Seconds
     target_seconds: Seconds
 
+    @property
+    def key(self) -> tuple[object, ...]:
+        return self.base, self.dtype, self.rank, self.threads
+
     def seconds(self, tokens: float, pairs: float, targets: float) -> float:
         """One optimizer step over so many tokens, query-key pairs and tokens to learn."""
-        return (
-            self.fixed_seconds + tokens * self.token_seconds + pairs * self.pair_seconds + targets * self.target_seconds
-        )
+        step = self.fixed_seconds + tokens * self.token_seconds
+        return step + pairs * self.pair_seconds + targets * self.target_seconds
 
 
 class MeasuredMachine(Strict):
@@ -175,23 +183,11 @@ class MeasuredMachine(Strict):
             )
         return engines[-1]
 
-    def with_engine(self, speed: EngineSpeed) -> MeasuredMachine:
-        """A copy with one engine added, or measured anew."""
-        key = (speed.base, speed.weights, speed.kernel, speed.threads)
-        engines = [
-            engine for engine in self.engines if (engine.base, engine.weights, engine.kernel, engine.threads) != key
-        ]
-        return self.model_copy(update={"engines": (*engines, speed)})
-
-    def with_tuning(self, speed: TuningSpeed) -> MeasuredMachine:
-        """A copy with one tuning speed added, or measured anew."""
-        key = (speed.base, speed.dtype, speed.rank, speed.threads)
-        speeds = [
-            previous
-            for previous in self.tuning
-            if (previous.base, previous.dtype, previous.rank, previous.threads) != key
-        ]
-        return self.model_copy(update={"tuning": (*speeds, speed)})
+    def with_speed(self, speed: EngineSpeed | TuningSpeed) -> MeasuredMachine:
+        """A copy with one engine or tuning added, or measured anew."""
+        name = "engines" if isinstance(speed, EngineSpeed) else "tuning"
+        others = [other for other in getattr(self, name) if other.key != speed.key]
+        return self.model_copy(update={name: (*others, speed)})
 
 
 class Load(NamedTuple):
@@ -215,11 +211,10 @@ class Load(NamedTuple):
 
 def step_seconds(speed: EngineSpeed, load: Load, shape: StepShape | None = None) -> float:
     """How long one step takes; with `shape`, of another model on the same kernel."""
-    measured_shape = speed.shape
-    target_shape = shape or measured_shape
-    blocks, head = target_shape.blocks / measured_shape.blocks, target_shape.head / measured_shape.head
-    keys = target_shape.key_features / measured_shape.key_features
-    queries = target_shape.query_features / measured_shape.query_features
+    blocks, head, keys, queries = (
+        1.0 if shape is None else getattr(shape, name) / getattr(speed.shape, name)
+        for name in ("blocks", "head", "key_features", "query_features")
+    )
     return (
         speed.blocks.at(load.tokens) * blocks
         + speed.head.at(load.rows) * head

@@ -38,9 +38,22 @@ def resolve(name: str) -> tuple[str, Spec]:
 
 
 def _read(path: Path) -> Spec:
-    file = _file(path) if path.is_dir() else path
-    format_, config = ("gguf", read_header(file).fields()) if file.suffix == ".gguf" else ("hf", _config(file))
-    return spec_of(format_, config, file)
+    file = path
+    if path.is_dir():  # what tells a base's architecture: its config.json, or its only .gguf file
+        file, ggufs = path / "config.json", sorted(path.glob("*.gguf"))
+        if not file.is_file() and len(ggufs) != 1:
+            note = f"{len(ggufs)} .gguf files: name one of them" if ggufs else "no .gguf file: give a base's directory"
+            raise UsageError(f"{path} has no config.json and {note}")
+        file = file if file.is_file() else ggufs[0]
+    if file.suffix == ".gguf":
+        return spec_of("gguf", read_header(file).fields(), file)
+    try:
+        config = load_model_json(read_text(file, MODEL_JSON_BYTES))
+    except (ValueError, DataError) as error:
+        raise CheckpointError(f"{file} is not a JSON file: {error}") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{file} must hold a JSON object, a model's config")
+    return spec_of("hf", config, file)
 
 
 def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
@@ -58,26 +71,3 @@ def spec_of(format_: str, config: Mapping[str, Any], file: Path) -> Spec:
         raise CheckpointError(f"{file} has no {error}; it is not a whole model") from error
     except (TypeError, ValueError, ArithmeticError, AttributeError, IndexError, RecursionError) as error:
         raise UnsupportedModelError(f"{file}: a field has a value of the wrong kind ({error})") from error
-
-
-def _file(directory: Path) -> Path:
-    """What tells a base's architecture: its config.json, or its only .gguf file."""
-    config, ggufs = directory / "config.json", sorted(directory.glob("*.gguf"))
-    if config.is_file():
-        return config
-    if len(ggufs) == 1:
-        return ggufs[0]
-    gguf_note = (
-        f"and {len(ggufs)} .gguf files: name one of them" if ggufs else "and no .gguf file: give a base's directory"
-    )
-    raise UsageError(f"{directory} has no config.json {gguf_note}")
-
-
-def _config(file: Path) -> dict[str, Any]:
-    try:
-        config = load_model_json(read_text(file, MODEL_JSON_BYTES))
-    except (ValueError, DataError) as error:
-        raise CheckpointError(f"{file} is not a JSON file: {error}") from error
-    if not isinstance(config, dict):
-        raise CheckpointError(f"{file} must hold a JSON object, a model's config")
-    return config

@@ -1,4 +1,5 @@
-"""Arithmetic that is written once and computed in two places: in Python, and in the JavaScript of a page.
+"""Arithmetic that is written once and computed in two places: in Python, and in the JavaScript of a page; ranges of
+figures; and the refusal of numbers that cannot be.
 
 A formula is an expression in the subset that both languages share, such as `v[3] * max(v[4], 1.0)`, where `v` holds the
 value of every input. A comparison counts as 1 or 0 in both. A function of plain operators (and of `call`, in place of
@@ -8,14 +9,40 @@ value of every input. A comparison counts as 1 or 0 in both. A function of plain
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import TypeVar, cast
 
-Number = TypeVar("Number", float, "Formula")
-"""What arithmetic of plain operators is for: numbers, or formulas."""
-Values = Sequence[float]
-"""The value of each input, by its place."""
+from bedplate.core.errors import UsageError
+
+
+def _need(values: Mapping[str, float], fits: Callable[[float], bool], requirement: str) -> None:
+    """UsageError names the first value that is not finite or does not fit."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and fits(value)):
+            raise UsageError(f"{name} is {value:g}: it must be {requirement}")
+
+
+def positive(**values: float) -> None:
+    _need(values, lambda value: value > 0, "a number above 0")
+
+
+def whole(**values: float) -> None:
+    _need(values, lambda value: value >= 1 and value == int(value), "a whole number, at least 1")
+
+
+def at_least(smallest: float, **values: float) -> None:
+    _need(values, lambda value: value >= smallest, f"a number, at least {smallest:g}")
+
+
+def share(**values: float) -> None:
+    _need(values, lambda value: 0 < value <= 1, "above 0 and at most 1")
+
+
+Number = TypeVar("Number", float, "Formula")  # what arithmetic of plain operators is for: numbers, or formulas
+Values = Sequence[float]  # the value of each input, by its place
 
 FUNCTIONS = {"min": min, "max": max, "ceil": math.ceil, "expm1": math.expm1, "log1p": math.log1p}
 """What formulas may call; JavaScript's Math has them under the same names."""
@@ -53,6 +80,10 @@ class Formula:
 
     __radd__, __rmul__ = __add__, __mul__
 
+    @classmethod
+    def input(cls, place: int) -> Formula:
+        return cls(f"v[{place}]", frozenset((place,)))
+
     def is_less(self, operand: Formula | float) -> Formula:
         """1 where this is below the operand, else 0."""
         return _combined("({} < {})", self, operand)
@@ -66,20 +97,17 @@ def as_formula(value: Formula | float) -> Formula:
     return value if isinstance(value, Formula) else Formula(repr(float(value)))
 
 
-ZERO = Formula("0.0")
-"""A cost that there is not: products with it vanish, so that formulas stay short."""
+ZERO = Formula("0.0")  # a cost that there is not: products with it vanish, so that formulas stay short
 
 
 def call(function: str, *arguments: Formula | float) -> Formula:
-    """`function`, one of FUNCTIONS, of the arguments; max and min of one argument are that argument."""
-    if len(arguments) == 1 and function in ("min", "max"):
-        return as_formula(arguments[0])
+    """`function`, one of FUNCTIONS, of the arguments."""
     return _combined(f"{function}({', '.join('{}' for _ in arguments)})", *arguments)
 
 
 def inputs(count: int) -> tuple[Formula, ...]:
     """The first inputs, `v[0]`, `v[1]` and so on."""
-    return tuple(Formula(f"v[{place}]", frozenset((place,))) for place in range(count))
+    return tuple(map(Formula.input, range(count)))
 
 
 def javascript(name: str, formulas: object) -> str:
@@ -100,11 +128,32 @@ def _javascript(formulas: object) -> str:
 
 
 def total(parts: Iterable[Formula]) -> Formula:
-    present = [part for part in parts if part != ZERO]
-    return _combined(f"({' + '.join('{}' for _ in present)})", *present) if present else ZERO
+    return reduce(operator.add, parts, ZERO)
 
 
 def _combined(template: str, *parts: Formula | float) -> Formula:
     formulas = [as_formula(part) for part in parts]
     places = frozenset[int]().union(*(formula.places for formula in formulas))
     return Formula(template.format(*(formula.text for formula in formulas)), places)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A figure between what a share of the peak, or a price, makes of it at the ends of its range."""
+
+    low: float
+    central: float
+    high: float
+
+    @classmethod
+    def exactly(cls, value: float) -> Range:
+        return cls(value, value, value)
+
+    def times(self, factor: Range) -> Range:
+        """With another figure that stretches it the same way."""
+        return Range(self.low * factor.low, self.central * factor.central, self.high * factor.high)
+
+
+def formula_values(formulas: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:
+    """Each figure's formula and where it is from, as JSON has them."""
+    return {name: {"formula": text, "source": source} for name, (text, source) in formulas.items()}

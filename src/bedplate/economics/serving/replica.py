@@ -1,29 +1,169 @@
-"""One replica as a user names it: a measured machine, or devices of the table; what it holds, and whether it fits."""
+"""One replica as a user names it: a measured machine, or devices of the table; how long its steps take, what it holds,
+and whether it fits.
+
+Steps take what was measured of them, or by the roofline (Williams et al. 2009) the slower of products and reads:
+
+    seconds = overhead + max(operations / (peak · share), bytes / (bandwidth · share)) + communication
+
+A data sheet says nothing of the shares that an engine reaches, so they are a range: `REACHED`.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from bedplate.core.arguments import need_fields
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.machine import EngineSpeed, MeasuredMachine, read_machine
-from bedplate.economics.model.adapter_size import lora_parameters
-from bedplate.economics.model.footprint import BYTES_PER_PARAMETER, WeightFormat, kv_bytes, weight_bytes
+from bedplate.economics.hardware.devices import Device
+from bedplate.economics.hardware.machine import (
+    EngineSpeed,
+    Load,
+    MeasuredMachine,
+    StepShape,
+    read_machine,
+    served_seconds,
+    step_seconds,
+)
+from bedplate.economics.model.footprint import (
+    BYTES_PER_PARAMETER,
+    WeightFormat,
+    kv_bytes,
+    kv_bytes_per_token,
+    lora_parameters,
+    pair_flops,
+    step_reads,
+    weight_bytes,
+)
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.numbers.bounds import at_least, whole
-from bedplate.economics.serving.simulation import ServiceModel, StepModel
-from bedplate.economics.serving.step_times import REACHED, MeasuredSteps, RooflineSteps, shape_of
-from bedplate.economics.serving.traffic_model import Traffic
+from bedplate.economics.model.parameters import parameters
+from bedplate.economics.numbers.formula import at_least, whole
+from bedplate.economics.serving.simulation import ServiceModel, StepModel, Traffic
 from bedplate.economics.training.training_cost import price_of
 from bedplate.models.specs import Spec, TransformerSpec
 
-MARGIN = 0.1
-"""Share of a device's memory that is left to buffers, fragmentation and the runtime."""
+ALLREDUCE_SECONDS = 10e-6  # latency of one small all-reduce between the devices of a node, whatever its size
+MARGIN = 0.1  # share of a device's memory that is left to buffers, fragmentation and the runtime
 _FORMATS: tuple[WeightFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
+
+
+@dataclass(frozen=True)
+class Reached:
+    """How much of a data sheet an engine reaches: shares of peak and bandwidth, and seconds of a step beside both."""
+
+    compute: float
+    bandwidth: float
+    overhead_seconds: float
+
+
+CENTRAL = Reached(0.55, 0.75, 1.5e-3)
+REACHED: dict[str, Reached] = {
+    "low": Reached(0.40, 0.60, 3e-3),
+    "central": CENTRAL,
+    "high": Reached(0.70, 0.88, 0.7e-3),
+}
+"""Between what serving engines report of themselves on A100 and H100: prefill at 0.4 to 0.7 of the dense peak, decode
+at 0.6 to 0.9 of the bandwidth (Pope et al. 2211.05102, table 2: 0.76 and 0.43 of peak at large batches; Databricks,
+"LLM inference performance engineering", 2023: model bandwidth utilisation 0.5 to 0.6)."""
+
+
+# --- how long a step takes
+
+
+@dataclass(frozen=True)
+class MeasuredSteps:
+    """An engine that was measured, or with `shape` another model on the same kernel: an extrapolation. served: within
+    its server, where that was measured."""
+
+    speed: EngineSpeed
+    shape: StepShape | None = None
+    served: bool = True
+
+    def seconds(self, load: Load) -> float:
+        """Seconds of one step."""
+        alone, server = step_seconds(self.speed, load, self.shape), self.speed.server
+        return served_seconds(server, load, alone) if self.served and server else alone
+
+    @property
+    def basis(self) -> str:
+        """Where the numbers are from."""
+        speed = self.speed
+        description = f"measured {speed.measured_at}: {speed.base}, {speed.weights}, {speed.kernel} kernel"
+        return description if self.shape is None else f"extrapolated by size from what was {description}"
+
+
+@dataclass(frozen=True)
+class RooflineSteps:
+    """A decoder on `devices` devices that share each product (tensor parallel)."""
+
+    spec: TransformerSpec
+    device: Device
+    devices: int = 1
+    weights: WeightFormat = "bfloat16"
+    reached: Reached = CENTRAL
+    adapter_bytes: float = 0.0
+
+    def seconds(self, load: Load) -> float:
+        """Seconds of one step; with two all-reduces a layer, for which each device sends 2·(n−1)/n of a layer's states
+        (2104.04473, section 2.3)."""
+        if self.devices == 1:
+            return self.products(load)
+        sent = 2 * (self.devices - 1) / self.devices * load.tokens * self.spec.hidden_size * 2.0
+        reduced = ALLREDUCE_SECONDS + sent / self.device.link_bytes_per_second
+        return self.products(load) + 2 * self.spec.layers * reduced
+
+    def products(self, load: Load) -> float:
+        """Seconds of the products and reads, and the step's overhead."""
+        if load.tokens < 1:
+            return 0.0
+        blocks, head, pair, key = self._counts
+        operations = 2.0 * (blocks * load.tokens + head * load.rows) + pair * (load.pairs or load.keys)
+        read = self._weight_bytes(load.tokens) + self.adapter_bytes * load.adapters
+        context = max(1, round(load.keys / max(load.rows, 1)))
+        if load.keys and any(self.spec.attention.windows):  # layers with a window read no more than it
+            key = kv_bytes(self.spec, context) / context
+        read += load.keys * key
+        reached, peaks = self.reached, self.device.peak_flops_per_second
+        # Products are made in 8 bits where weights and device have them, else in 16.
+        formats = ("fp8", "int8") if self.weights in {"fp8", "int8"} else ()
+        peak = next(peaks[name] for name in (*formats, "bf16", "fp16", "fp32") if name in peaks)
+        compute = operations / (peak * self.devices * reached.compute)
+        memory = read / (self.device.memory_bytes_per_second * self.devices * reached.bandwidth)
+        return reached.overhead_seconds + max(compute, memory)
+
+    @cached_property
+    def _counts(self) -> tuple[int, int, int, float]:
+        """Weights of blocks and head in products, operations of a pair, bytes of a key, over all layers."""
+        counts = parameters(self.spec)
+        pair = sum(pair_flops(self.spec, layer) for layer in range(self.spec.layers))
+        return counts.products - counts.head, counts.head, pair, kv_bytes_per_token(self.spec)
+
+    @cached_property
+    def _weight_bytes(self) -> Callable[[int], float]:
+        return step_reads(self.spec, self.weights)
+
+    @property
+    def basis(self) -> str:
+        """Where the numbers are from."""
+        shares = f"{self.reached.compute:.0%} of peak, {self.reached.bandwidth:.0%} of bandwidth"
+        return f"data sheet of {self.device.title}, {shares}"
+
+
+def shape_of(spec: TransformerSpec) -> StepShape:
+    """The sizes of a decoder that decide a step's time."""
+    counts = parameters(spec)
+    return StepShape(
+        blocks=counts.products - counts.head,
+        head=counts.head,
+        key_features=round(kv_bytes_per_token(spec, 1.0)),
+        query_features=spec.attention.heads * sum(map(spec.head_dim_of, range(spec.layers))),
+    )
+
+
+# --- replicas
 
 
 @dataclass(frozen=True)
@@ -44,40 +184,13 @@ class ReplicaEngine:
 
     def service(self, steps: StepModel, call_seconds: float) -> ServiceModel:
         """The engine behind its queue, as it is simulated."""
-        return ServiceModel(
-            steps,
-            max_rows=self.max_rows,
-            max_step_tokens=self.max_step_tokens,
-            call_seconds=call_seconds,
-            drafted=self.drafted,
-            accepted=self.accepted,
-            adapters=self.adapter_rank > 0,
-        )
+        sizes = (self.max_rows, self.max_step_tokens, call_seconds, self.drafted, self.accepted)
+        return ServiceModel(steps, *sizes, adapters=self.adapter_rank > 0)
 
 
 LOCAL_ENGINE = ReplicaEngine()
 ON_DEVICES = ReplicaEngine(max_rows=128, max_step_tokens=4096)
 """How an engine is run on this machine, and on devices of the table, where nothing else is said."""
-
-
-def engine_on(
-    device: Device | None,
-    *,
-    max_rows: int | None = None,
-    max_step_tokens: int | None = None,
-    adapter_rank: int = 0,
-    drafted: int = 0,
-    accepted: float = 0.0,
-) -> ReplicaEngine:
-    """The engine of a device of the table, or of this machine (None), with what is said about it."""
-    usual = LOCAL_ENGINE if device is None else ON_DEVICES
-    return ReplicaEngine(
-        usual.max_rows if max_rows is None else max_rows,
-        usual.max_step_tokens if max_step_tokens is None else max_step_tokens,
-        adapter_rank,
-        drafted,
-        accepted,
-    )
 
 
 def decoder_of(spec: Spec, name: str) -> TransformerSpec:
@@ -115,17 +228,15 @@ def replicas_of(
 ) -> dict[str, Replica]:
     """ "central", and on devices of the table "low" and "high". Arguments as of `plan.serve`. UsageError for what does
     not go together, and where it does not fit."""
-    run = engine or engine_on(on)
     if on is not None:
         if like is not None or machine is not None:
             raise UsageError("measurements (like, machine) are of this machine; leave the device out")
+        run = engine or ON_DEVICES
         return on_devices(model, on, devices, weights or "bfloat16", traffic, run, usd_per_hour=usd_per_hour)
     if devices != 1:
         raise UsageError("several devices make a replica of devices of the table; name the device, such as h100")
-    replica = measured_replica(
-        read_machine(machine), model, weights, traffic, run, like=like, usd_per_hour=usd_per_hour
-    )
-    return {"central": replica}
+    measured, run = read_machine(machine), engine or LOCAL_ENGINE
+    return {"central": measured_replica(measured, model, weights, traffic, run, like=like, usd_per_hour=usd_per_hour)}
 
 
 def measured_replica(
@@ -138,30 +249,22 @@ def measured_replica(
     like: str | None = None,
     usd_per_hour: float | None = None,
 ) -> Replica:
-    """A replica on a measured machine.
-
-    A base that was not measured is extrapolated by its size from the measured base `like`, if its architecture is
-    known. UsageError where neither is there, and where it does not fit the machine's memory.
-    """
-    speed = machine.engine(like or model, weights)
+    """A replica on a measured machine. A base that was not measured is extrapolated by its size from the measured base
+    `like`, if its architecture is known. UsageError where neither is there, and where it does not fit."""
+    speed, rank = machine.engine(like or model, weights), engine.adapter_rank
     spec = None if like is None else decoder_of(resolve(model)[1], model)
-    if engine.adapter_rank and not speed.adapter_rank:
+    if rank and not speed.adapter_rank:
         raise UsageError(f"{speed.base} was measured without adapters; measure it again: bedplate plan calibrate")
-    steps = MeasuredSteps(_for_rank(speed, engine.adapter_rank), None if spec is None else shape_of(spec))
+    if rank:  # adapters of another rank than was measured read and multiply in proportion
+        share = rank / speed.adapter_rank
+        changed = {name: getattr(speed, name) * share for name in ("adapter_seconds", "adapter_token_seconds")}
+        speed = speed.model_copy(update=changed)
+    steps = MeasuredSteps(speed, None if spec is None else shape_of(spec))
     memory: Mapping[str, float] = {}
     if spec is not None and speed.weights in BYTES_PER_PARAMETER:
         memory = check_fits(spec, speed.weights, traffic, engine, machine.memory_bytes, "this machine")
     service = engine.service(steps, speed.server.call_seconds if speed.server else 0.0)
     return Replica(service, steps.basis, usd_per_hour, "given" if usd_per_hour else "none given", memory)
-
-
-def _for_rank(speed: EngineSpeed, rank: int) -> EngineSpeed:
-    """Adapters of another rank than was measured read and multiply in proportion."""
-    if not rank or not speed.adapter_rank or rank == speed.adapter_rank:
-        return speed
-    share = rank / speed.adapter_rank
-    changed = {name: getattr(speed, name) * share for name in ("adapter_seconds", "adapter_token_seconds")}
-    return speed.model_copy(update=changed)
 
 
 def on_devices(
@@ -181,17 +284,13 @@ def on_devices(
     spec = decoder_of(architecture, name)
     memory = check_fits(spec, weights, traffic, engine, device.memory_bytes, device.title, devices)
     price = price_of(device, usd_per_hour)
+    usd = None if price is None else price.usd_per_hour.central * devices
+    source = "no price known; give --usd-per-hour" if price is None else price.source
     adapter = 2.0 * lora_parameters(spec, engine.adapter_rank) if engine.adapter_rank else 0.0
     replicas: dict[str, Replica] = {}
     for case, reached in REACHED.items():
-        steps = RooflineSteps(spec, device, devices, weights, reached=reached, adapter_bytes=adapter)
-        replicas[case] = Replica(
-            engine.service(steps, 0.0),
-            steps.basis,
-            None if price is None else price.usd_per_hour.central * devices,
-            "no price known; give --usd-per-hour" if price is None else price.source,
-            memory,
-        )
+        steps = RooflineSteps(spec, device, devices, weights, reached, adapter)
+        replicas[case] = Replica(engine.service(steps, 0.0), steps.basis, usd, source, memory)
     return replicas
 
 
@@ -200,13 +299,12 @@ def held_bytes(
 ) -> dict[str, float]:
     """Bytes that a replica holds: weights, the keys and values of running sequences of mean length, skins' prompts,
     adapters."""
-    context = math.ceil(traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean)
-    adapters = 2.0 * lora_parameters(spec, engine.adapter_rank) * traffic.skins if engine.adapter_rank else 0.0
+    context = math.ceil(traffic.tokens_per_call)
     return {
         "weights": weight_bytes(spec, weights),
         "sequences": engine.max_rows * kv_bytes(spec, context),
         "skin_prompts": traffic.skins * kv_bytes(spec, traffic.skin_tokens),
-        "adapters": adapters,
+        "adapters": 2.0 * lora_parameters(spec, engine.adapter_rank) * traffic.skins if engine.adapter_rank else 0.0,
     }
 
 
@@ -227,16 +325,13 @@ def check_fits(
             "shorten prompts or answers"
         )
     sizes = held_bytes(spec, weights, traffic, engine)
-    room = memory_bytes * devices * (1 - MARGIN)
-    total = sum(sizes.values())
+    room, total = memory_bytes * devices * (1 - MARGIN), sum(sizes.values())
     if total <= room:
         return sizes
     needed = math.ceil(total / (memory_bytes * (1 - MARGIN)))
     would = [f"{1 << (needed - 1).bit_length():,} devices"]  # products are shared evenly among powers of two
-    for form in _FORMATS:
-        if form != weights and sum(held_bytes(spec, form, traffic, engine).values()) <= room:
-            would.append(f"{form} weights")
-            break
+    smaller = (form for form in _FORMATS if sum(held_bytes(spec, form, traffic, engine).values()) <= room)
+    would += [f"{form} weights" for form in list(smaller)[:1]]
     rows = int((room - total + sizes["sequences"]) / sizes["sequences"] * engine.max_rows)
     if rows >= 1:
         would.append(f"{rows} rows at once")

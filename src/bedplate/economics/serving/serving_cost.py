@@ -16,19 +16,23 @@ from bedplate.core.arguments import need_fields
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.numbers.bounds import at_least, positive, whole
-from bedplate.economics.numbers.formula import Formula, call, inputs
+from bedplate.economics.numbers.formula import Formula, at_least, call, formula_values, inputs, positive, whole
 from bedplate.economics.serving.replica import Replica
-from bedplate.economics.serving.simulation import ServiceModel, Simulated, simulate
-from bedplate.economics.serving.traffic_model import SECONDS_PER_DAY, ArrivingCall, Traffic
+from bedplate.economics.serving.simulation import (
+    SECONDS_PER_DAY,
+    ArrivingCall,
+    ServiceModel,
+    Simulated,
+    Traffic,
+    simulate,
+)
 
-CALLS = 300
-"""Calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles."""
-PARTS = 128
-"""Parts of the saturating rate: a capacity is told to one of them."""
+CALLS = 300  # calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles
+SHARE = 0.95  # share of the calls that must meet a target
+PARTS = 128  # parts of the saturating rate: a capacity is told to one of them
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
-FORMULAS: dict[str, tuple[str, str]] = {
+SERVING_FORMULAS: dict[str, tuple[str, str]] = {
     "alone": ("one call on an idle replica: its prompt's and its tokens' steps", "measured steps, or the roofline"),
     "tokens_per_second": ("output tokens a second of a full engine", "discrete-event simulation of the scheduler"),
     "capacity": ("the most calls a second of one replica within the target", "search over the simulation"),
@@ -42,29 +46,26 @@ FORMULAS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """Latency that a share of the calls must meet, in seconds: until the answer's end, and until its first token."""
+    """Latency that 95% of the calls must meet, in seconds: until the answer's end, and until its first token."""
 
     total_seconds: float | None = None
     first_token_seconds: float | None = None
-    share: float = 0.95
 
     def __post_init__(self) -> None:
         need_fields(self)
-        limits = {"total_seconds": self.total_seconds, "first_token_seconds": self.first_token_seconds}
-        positive(**{name: value for name, value in limits.items() if value is not None})
-        if not 0 < self.share < 1:
-            raise UsageError(f"the share of calls that must meet the target is {self.share:g}; say one between 0 and 1")
+        positive(**{name: value for name, value in vars(self).items() if value is not None})
+
+    def checks(self, outcome: Simulated) -> list[tuple[float, float, str]]:
+        """(limit, seconds that 95% of a simulated run's calls took, until when) of each limit that there is."""
+        limits = (self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token)
+        events = ("its answer's end", "its first token")
+        checks = zip(limits, events, strict=True)
+        return [(limit, quantile(SHARE), event) for (limit, quantile), event in checks if limit is not None]
 
     def slack(self, outcome: Simulated) -> float:
-        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not. At least one
-        limit must be there."""
-        checks = ((self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token))
-        return min(limit / max(quantile(self.share), 1e-12) - 1 for limit, quantile in checks if limit is not None)
-
-    @property
-    def has_limits(self) -> bool:
-        """Whether there is a bound at all."""
-        return self.total_seconds is not None or self.first_token_seconds is not None
+        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not; infinite where
+        there is no limit."""
+        return min((limit / max(seconds, 1e-12) - 1 for limit, seconds, _ in self.checks(outcome)), default=math.inf)
 
 
 FLEET_INPUTS = ("calls_per_day", "peak_factor", "capacity", "spare", "usd_per_hour", "saturated")
@@ -136,9 +137,7 @@ class ServingPlan(Brief):
 
     def as_json(self) -> dict[str, Any]:
         """Everything, with the formulas."""
-        values = asdict(self) | {"memory": dict(self.memory)}
-        values["formulas"] = {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()}
-        return values
+        return asdict(self) | {"memory": dict(self.memory), "formulas": formula_values(SERVING_FORMULAS)}
 
 
 def plan_serving(
@@ -149,7 +148,6 @@ def plan_serving(
     peak_factor: float = 3.0,
     target: LatencyTarget | None = None,
     spare: int = 0,
-    seed: int = 0,
 ) -> ServingPlan:
     """Plans a fleet of equal replicas.
 
@@ -163,10 +161,10 @@ def plan_serving(
     if usd_per_hour is not None:
         positive(usd_per_hour=usd_per_hour)
     goal = target or LatencyTarget()
-    alone = _alone(service, traffic, goal, seed)
-    saturated, full_tokens = saturated_rates(service, traffic, seed)
-    capacity = _capacity(service, traffic, saturated, goal, alone, seed)
-    tokens = traffic.skin_tokens + traffic.prompt.mean + traffic.output.mean
+    alone = _alone(service, traffic, goal)
+    saturated, full_tokens = saturated_rates(service, traffic)
+    capacity = _capacity(service, traffic, saturated, goal, alone)
+    tokens = traffic.tokens_per_call
     values = (calls_per_day, peak_factor, capacity, float(spare), usd_per_hour or 0.0, saturated)
     fleet = {name: formula.compile()(values) for name, formula in fleet_formulas(tokens).items()}
     whole(replicas=fleet["replicas"])
@@ -178,8 +176,8 @@ def plan_serving(
         saturated_tokens_per_second=full_tokens,
         capacity_calls_per_second=capacity,
         replicas=int(fleet["replicas"]),
-        at_peak=_latency(service, traffic, fleet["peak_rate"], seed),
-        at_mean=_latency(service, traffic, fleet["mean_rate"], seed),
+        at_peak=_latency(service, traffic, fleet["peak_rate"]),
+        at_mean=_latency(service, traffic, fleet["mean_rate"]),
         calls_per_day=calls_per_day,
         peak_factor=peak_factor,
         tokens_per_call=tokens,
@@ -204,33 +202,30 @@ def plan_cases(
     plans: dict[str, ServingPlan] = {}
     for case, replica in replicas.items():
         try:
-            plans[case] = plan_serving(
-                replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare
-            )
+            plan = plan_serving(replica, traffic, calls_per_day, peak_factor=peak_factor, target=target, spare=spare)
         except UsageError:
             if case == "central":
                 raise
+        else:
+            plans[case] = plan
     return plans
 
 
-def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget, seed: int) -> Simulated:
+def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget) -> Simulated:
     """Calls so far apart that none meets another."""
-    calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60, seed))]
+    calls = [call._replace(at=1e6 * number) for number, call in enumerate(traffic.calls(1.0, 60))]
     outcome = simulate(service, calls)
-    for limit, seconds, event in (
-        (target.total_seconds, outcome.total(target.share), "its answer's end"),
-        (target.first_token_seconds, outcome.first_token(target.share), "its first token"),
-    ):
-        if limit is not None and seconds > limit:
+    for limit, seconds, event in target.checks(outcome):
+        if seconds > limit:
             raise UsageError(
-                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over "
+                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {SHARE:.0%}), over "
                 f"the target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts "
                 "or answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
     return outcome
 
 
-def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int) -> tuple[float, float]:
+def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int = 0) -> tuple[float, float]:
     """Calls and output tokens a second of an engine whose queue never empties: while the middle of a long queue ends,
     so that neither its filling nor the last long answers count."""
     calls = [call._replace(at=0.0) for call in traffic.calls(1.0, max(CALLS, 8 * service.max_rows), seed)]
@@ -242,19 +237,18 @@ def saturated_rates(service: ServiceModel, traffic: Traffic, seed: int) -> tuple
 
 
 def load_curve(
-    replica: Replica, traffic: Traffic, plan: ServingPlan, seed: int = 0, loads: Iterable[float] = LOADS
-) -> tuple[RateLatency, ...]:
+    replica: Replica, traffic: Traffic, plan: ServingPlan, loads: Iterable[float] = LOADS
+) -> list[RateLatency]:
     """One replica's latency at shares (`loads`) of the rate that saturates it."""
-    full = plan.saturated_calls_per_second
-    return tuple(_latency(replica.service, traffic, share * full, seed) for share in loads)
+    return [_latency(replica.service, traffic, share * plan.saturated_calls_per_second) for share in loads]
 
 
 def _capacity(
-    service: ServiceModel, traffic: Traffic, saturated: float, target: LatencyTarget, alone: Simulated, seed: int
+    service: ServiceModel, traffic: Traffic, saturated: float, target: LatencyTarget, alone: Simulated
 ) -> float:
     """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
     at the limit grows without end."""
-    if not target.has_limits:
+    if math.isinf(target.slack(alone)):
         return 0.9 * saturated
     # The most parts of the saturating rate that meet it lie in low … high. Like a queue's, the inverse of latency
     # falls about straight to nothing at saturation, which says where to look next; every third look halves the rest.
@@ -264,7 +258,7 @@ def _capacity(
         looks += 1
         share = 0.5 if looks % 3 == 0 else above / (above - below)
         middle = min(max(low + math.floor(share * (high - low) + 0.5), low + 1), high - 1)
-        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated, seed))
+        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated))
         if slack >= 0:
             low, above = middle, slack
         else:
@@ -273,31 +267,20 @@ def _capacity(
     return low / PARTS * saturated or saturated / (2 * PARTS)
 
 
-def _steady(service: ServiceModel, traffic: Traffic, rate: float, seed: int) -> Simulated:
-    outcome = simulate(service, traffic.calls(rate, CALLS, seed))
-    skipped = CALLS // 10
-    return replace(
-        outcome,
-        first_token_seconds=outcome.first_token_seconds[skipped:],
-        total_seconds=outcome.total_seconds[skipped:],
-    )
+def _steady(service: ServiceModel, traffic: Traffic, rate: float) -> Simulated:
+    outcome, skipped = simulate(service, traffic.calls(rate, CALLS)), CALLS // 10
+    first, total = outcome.first_token_seconds[skipped:], outcome.total_seconds[skipped:]
+    return replace(outcome, first_token_seconds=first, total_seconds=total)
 
 
-def _latency(service: ServiceModel, traffic: Traffic, rate: float, seed: int) -> RateLatency:
-    return _percentiles(_steady(service, traffic, rate, seed), rate)
+def _latency(service: ServiceModel, traffic: Traffic, rate: float) -> RateLatency:
+    return _percentiles(_steady(service, traffic, rate), rate)
 
 
 def _percentiles(outcome: Simulated, rate: float) -> RateLatency:
-    return RateLatency(
-        rate,
-        outcome.first_token(0.5),
-        outcome.first_token(0.95),
-        outcome.total(0.5),
-        outcome.total(0.95),
-        outcome.total(0.99),
-        outcome.utilisation if rate else 0.0,
-        outcome.mean_batch,
-    )
+    first, total = (map(quantile, (0.5, 0.95)) for quantile in (outcome.first_token, outcome.total))
+    utilisation = outcome.utilisation if rate else 0.0
+    return RateLatency(rate, *first, *total, outcome.total(0.99), utilisation, outcome.mean_batch)
 
 
 def decode_tokens_per_second(service: ServiceModel, batch: int, context_tokens: int) -> float:

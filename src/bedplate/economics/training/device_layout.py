@@ -14,16 +14,76 @@ what computation hides. It ranks layouts; the share of the peak that is reported
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import get_args
 
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.model.activations import Recompute
-from bedplate.economics.model.shape import LayoutShape
+from bedplate.economics.hardware.devices import Device
+from bedplate.economics.model.footprint import (
+    Recompute,
+    attention_flops,
+    layer_activation_bytes,
+    stacks_of,
+    training_flops_per_token,
+)
+from bedplate.economics.model.parameters import total, weights
+from bedplate.models.specs import Spec, TransformerSpec
 
-PRODUCT_SHARE = 0.6
-"""Share of the peak that well-shaped products reach."""
-HIDDEN_SHARE = 0.8
-"""Share of the computing time under which gathers, reductions and sends of other layers run."""
+
+class LayoutShape:
+    """What a division over devices depends on in a model that is trained on sequences of so many tokens, activations in
+    `value_bytes` each: parameters, features, and bytes a token, counted once for a search over many layouts.
+
+    dense, experts: parameters inside the blocks. first, last: parameters before and after them (tables; head). block,
+    block_experts: of the largest block, without and of its experts. activation_bytes: of all layers together, a token,
+    by recompute; block_activation_bytes: of the largest layer (what "full" computes again at a time). logit_bytes:
+    after the last block. attention_share: of the training operations. expert_layers × expert_features: values a token
+    sends to experts and gets back. tied: the head is the token table. divisible: its blocks may be spread over pipeline
+    stages.
+    """
+
+    def __init__(self, spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> None:
+        stacks, all_weights = stacks_of(spec), weights(spec)
+        main = stacks[-1]
+        decodes, experts, layers = main.kind == "decoder", main.experts, range(main.layers)
+        self.layers, self.heads, self.hidden = main.layers, main.attention.heads, main.hidden_size
+        self.tied, self.divisible = decodes and main.tied_head, len(stacks) == 1
+
+        blocks, expert_blocks = Counter[int](), Counter[int]()
+        for weight in all_weights:
+            if weight.layer is not None:
+                (expert_blocks if weight.copies > 1 else blocks)[weight.layer] += weight.stored
+        self.dense, self.block = blocks.total(), max(blocks.values(), default=0)
+        self.experts, self.block_experts = expert_blocks.total(), max(expert_blocks.values(), default=0)
+        outside = [weight for weight in all_weights if weight.layer is None]
+        self.first = total(weight for weight in outside if weight.role == "table")
+        self.last = total(outside) - self.first
+        self.expert_count = 1 if experts is None else experts.count
+        self.expert_layers = 0 if experts is None else sum(map(main.has_experts, layers))
+        self.expert_features = 0 if experts is None else experts.per_token * main.hidden_size
+        self.kv_features = 2 * max(main.kv_heads_of(n) * main.head_dim_of(n) for n in layers)
+
+        def activations(stack: TransformerSpec, recompute: Recompute) -> list[float]:
+            every = range(stack.layers)
+            return [layer_activation_bytes(stack, n, sequence_tokens, value_bytes, recompute) for n in every]
+
+        recomputes: tuple[Recompute, ...] = get_args(Recompute)
+        self.activation_bytes = {name: sum(sum(activations(stack, name)) for stack in stacks) for name in recomputes}
+        self.block_activation_bytes = max(activations(main, "selective"))
+        # The last norm's input and the head's; what the loss holds: logits in 16 and in 32 bits, and their gradients.
+        self.logit_bytes = main.hidden_size * (main.norms_output + decodes) * value_bytes
+        self.logit_bytes += (2 * value_bytes + 8.0) * main.vocab_size if decodes else 0.0
+        self.flops_per_token = training_flops_per_token(spec, sequence_tokens)
+        attention = sum(3 * attention_flops(stack, sequence_tokens) / sequence_tokens for stack in stacks) / len(stacks)
+        self.attention_share = min(1.0, attention / self.flops_per_token)
+
+
+shape_of = lru_cache(maxsize=64)(LayoutShape)
+
+
+PRODUCT_SHARE = 0.6  # share of the peak that well-shaped products reach
+HIDDEN_SHARE = 0.8  # share of the computing time under which gathers, reductions and sends of other layers run
 EXPOSED_TENSOR = 0.5
 """Share of tensor- and expert-parallel communication, between a layer's own products, that is waited for."""
 EXPOSED_CONTEXT = 0.2
@@ -32,8 +92,7 @@ EXPOSED_HIDDEN = 0.05
 """Share that is felt of communication that could be hidden: it takes memory bandwidth and some cores."""
 START_SECONDS = 1e-4
 """Start-up of one block's kernels in one direction, whatever its tokens: why small micro-batches are slow."""
-HOP_SECONDS = 1e-5
-"""From one node to the next in a ring, for each block that is gathered or reduced."""
+HOP_SECONDS = 1e-5  # from one node to the next in a ring, for each block that is gathered or reduced
 SCORE_PASSES = 4
 """Times that a materialised matrix of attention weights crosses the memory bus (scores, softmax, both directions)."""
 
@@ -64,6 +123,11 @@ class DeviceLayout:
         """Devices that hold the same part of the model: what ZeRO shards over."""
         return self.data * self.context
 
+    @property
+    def expert_replicas(self) -> int:
+        """Devices that hold the same experts."""
+        return max(1, self.replicas // self.expert)
+
 
 @dataclass(frozen=True)
 class BytesPerParameter:
@@ -75,10 +139,6 @@ class BytesPerParameter:
     master: float = 4.0
     moments: float = 8.0
     extra_bytes: float = 0.0
-
-    @property
-    def frozen(self) -> bool:
-        return self.gradient == 0
 
 
 @dataclass(frozen=True)
@@ -94,7 +154,7 @@ class DeviceBytes:
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.buffers
+        return sum(vars(self).values())
 
 
 @dataclass(frozen=True)
@@ -107,7 +167,7 @@ class StepTime:
 
     @property
     def total(self) -> float:
-        return self.compute + self.bubble + self.communication
+        return sum(vars(self).values())
 
 
 def device_bytes(
@@ -115,23 +175,20 @@ def device_bytes(
 ) -> DeviceBytes:
     """Bytes on the fullest device of a layout."""
     dense, experts = _parameters(shape, layout)
-    replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
+    stage, replicas, expert_replicas = layout.zero_stage, layout.replicas, layout.expert_replicas
 
     def sharded_bytes(per_parameter: float, sharded: bool) -> float:
         return per_parameter * (dense / (replicas if sharded else 1) + experts / (expert_replicas if sharded else 1))
 
-    whole = layout.zero_stage == 3
     # Under stage 3 the master copy is the only one that lasts; frozen weights have no master.
-    weights = sharded_bytes(states.master if whole and states.master else states.weights, whole)
-    optimizer = sharded_bytes(states.moments + (0 if whole else states.master), layout.zero_stage >= 1)
     activations, logits = _activations(shape, layout, sequence_tokens)
     return DeviceBytes(
-        weights=weights,
-        gradients=sharded_bytes(states.gradient, layout.zero_stage >= 2),
-        optimizer=optimizer,
+        weights=sharded_bytes(states.master if stage == 3 and states.master else states.weights, stage == 3),
+        gradients=sharded_bytes(states.gradient, stage >= 2),
+        optimizer=sharded_bytes(states.moments + (0 if stage == 3 else states.master), stage >= 1),
         activations=activations,
         logits=logits,
-        buffers=(_gathered(shape, layout) if whole and replicas > 1 else 0.0) + states.extra_bytes,
+        buffers=(_gathered(shape, layout) if stage == 3 and replicas > 1 else 0.0) + states.extra_bytes,
     )
 
 
@@ -190,28 +247,30 @@ def _between_products(shape: LayoutShape, layout: DeviceLayout, device: Device, 
     """Seconds that layers wait for: tensor, expert and context parallelism."""
     tokens = layout.micro_batch * sequence_tokens / layout.context * layout.micro_batches
     passes = 3 if layout.recompute == "full" else 2
-    seconds = 0.0
+
+    def seconds(group: int, sent: float, layers: int) -> float:
+        """Of what each device sends in each of the layers: within its node where the group lies in one."""
+        inside = group <= device.devices_per_node
+        speed = device.link_bytes_per_second if inside else device.network_bytes_per_second
+        return sent * 2.0 * layers / layout.pipeline / speed
+
+    waited = 0.0
     if layout.tensor > 1:
         # An all-gather and a reduce-scatter around attention and around the feed-forward, each way.
-        sent = 2 * passes * 2 * (layout.tensor - 1) / layout.tensor * tokens * shape.hidden * 2.0
-        seconds += EXPOSED_TENSOR * sent * shape.layers / layout.pipeline / device.link_bytes_per_second
+        sent = 2 * passes * 2 * (layout.tensor - 1) / layout.tensor * tokens * shape.hidden
+        waited += EXPOSED_TENSOR * seconds(layout.tensor, sent, shape.layers)
     if layout.expert > 1:
-        sent = 2 * passes * tokens * shape.expert_features * 2.0 / layout.tensor * (layout.expert - 1) / layout.expert
-        inside = layout.expert * layout.tensor <= device.devices_per_node
-        speed = device.link_bytes_per_second if inside else device.network_bytes_per_second
-        seconds += EXPOSED_TENSOR * sent * shape.expert_layers / layout.pipeline / speed
+        sent = 2 * passes * tokens * shape.expert_features / layout.tensor * (layout.expert - 1) / layout.expert
+        waited += EXPOSED_TENSOR * seconds(layout.expert * layout.tensor, sent, shape.expert_layers)
     if layout.context > 1:
-        sent = 3 * tokens * (layout.context - 1) * shape.kv_features * 2.0 / layout.tensor
-        inside = layout.context * layout.tensor <= device.devices_per_node
-        speed = device.link_bytes_per_second if inside else device.network_bytes_per_second
-        seconds += EXPOSED_CONTEXT * sent * shape.layers / layout.pipeline / speed
-    return seconds
+        sent = 3 * tokens * (layout.context - 1) * shape.kv_features / layout.tensor
+        waited += EXPOSED_CONTEXT * seconds(layout.context * layout.tensor, sent, shape.layers)
+    return waited
 
 
 def _overlapped_seconds(shape: LayoutShape, layout: DeviceLayout, device: Device, sequence_tokens: int) -> float:
     """Seconds of what may run beside computation: gathers, reductions, sends between stages."""
     dense, experts = _parameters(shape, layout)
-    replicas, expert_replicas = layout.replicas, max(1, layout.replicas // layout.expert)
     # Stage 3 gathers weights twice and reduces gradients once in each micro-batch; 2 reduces in each and gathers at the
     # end; 1 does both once. Weights travel in 16 bits, gradients in 32.
     micro_batches = layout.micro_batches
@@ -222,8 +281,8 @@ def _overlapped_seconds(shape: LayoutShape, layout: DeviceLayout, device: Device
         3: (8.0 * micro_batches, 3 * micro_batches),
     }[layout.zero_stage]
     blocks = shape.layers / layout.pipeline * turns
-    seconds = _collective(bytes_per_parameter * dense, blocks, replicas, layout, device)
-    seconds += _collective(bytes_per_parameter * experts, 0, expert_replicas, layout, device)
+    seconds = _collective(bytes_per_parameter * dense, blocks, layout.replicas, layout, device)
+    seconds += _collective(bytes_per_parameter * experts, 0, layout.expert_replicas, layout, device)
     if layout.pipeline > 1:
         tokens = layout.micro_batch * sequence_tokens / layout.context
         sent = 2 * tokens * shape.hidden * 2.0 / layout.tensor * layout.micro_batches * layout.interleave

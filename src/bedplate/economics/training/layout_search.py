@@ -9,34 +9,28 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.device_table import DEVICES
-from bedplate.economics.hardware.mfu import Precision, peak_of
-from bedplate.economics.model.activations import Recompute
-from bedplate.economics.model.optimizer_states import OPTIMIZERS, Optimizer, optimizer_bytes
-from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.shape import LayoutShape, shape_of
+from bedplate.economics.hardware.devices import DEVICES, Device, Precision, peak_of
+from bedplate.economics.model.footprint import Recompute
+from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, optimizer_bytes, parameters
 from bedplate.economics.training.device_layout import (
     BytesPerParameter,
     DeviceBytes,
     DeviceLayout,
+    LayoutShape,
     StepTime,
     device_bytes,
+    shape_of,
     step_time,
 )
 from bedplate.models.specs import Spec
 
-MARGIN = 0.1
-"""Share of a device's memory that is left for the runtime, the collectives' buffers and fragmentation."""
+MARGIN = 0.1  # share of a device's memory that is left for the runtime, the collectives' buffers and fragmentation
 
 _RECOMPUTE: tuple[Recompute, ...] = ("none", "selective", "full")
 _MICRO_BATCHES = (1, 2, 4, 8, 16)
-_LONG = 16_384
-"""Tokens of a sequence from which on context parallelism is tried."""
-_SHORT = 4096
-"""Tokens of a sequence up to which keeping the matrices of attention weights is tried."""
-_BUSY = 65_536
-"""Tokens of one pass beyond which more of them are no quicker."""
+_LONG = 16_384  # tokens of a sequence from which on context parallelism is tried
+_SHORT = 4096  # tokens of a sequence up to which keeping the matrices of attention weights is tried
+_BUSY = 65_536  # tokens of one pass beyond which more of them are no quicker
 
 
 @dataclass(frozen=True)
@@ -52,7 +46,6 @@ class TrainingJob:
     optimizer: Optimizer = "adamw"
     method: Literal["full", "lora"] = "full"
     adapter_parameters: int = 0
-    margin: float = MARGIN
 
     @property
     def value_bytes(self) -> float:
@@ -60,7 +53,7 @@ class TrainingJob:
 
     @property
     def usable_bytes(self) -> float:
-        return self.device.memory_bytes * (1 - self.margin)
+        return self.device.memory_bytes * (1 - MARGIN)
 
     @property
     def shape(self) -> LayoutShape:
@@ -84,6 +77,11 @@ class Fitted:
     bytes: DeviceBytes
     step: StepTime
 
+    @property
+    def order(self) -> tuple[float, float]:
+        """What layouts are compared by: the step's time, then what they hold."""
+        return self.step.total, self.bytes.total
+
 
 class DoesNotFit(UsageError):
     """No layout fits. missing_bytes: over what one device can hold, in the layout that comes nearest. would_fit:
@@ -100,23 +98,6 @@ class DoesNotFit(UsageError):
 
 def find_layout(job: TrainingJob, name: str = "the model") -> Fitted:
     """The layout of the shortest step that fits. Raises DoesNotFit, or UsageError where devices would stay idle."""
-    best, nearest = _search(job)
-    if best is not None:
-        return best
-    if nearest is None:
-        raise UsageError(_unusable(job, name))
-    missing = nearest.bytes.total - job.usable_bytes
-    would = tuple(_would_fit(job))
-    raise DoesNotFit(_does_not_fit(job, name, nearest, missing, would), nearest, missing, would)
-
-
-def usable(job: TrainingJob) -> bool:
-    """Whether any layout gives every device something to do."""
-    return any(True for _ in _degrees(job, job.shape))
-
-
-def _search(job: TrainingJob) -> tuple[Fitted | None, Fitted | None]:
-    """(the quickest that fits, the smallest of all)."""
     shape, states, peak = job.shape, job.states, peak_of(job.device, job.precision)
     batch = job.sequences * job.sequence_tokens
     best: Fitted | None = None
@@ -135,9 +116,31 @@ def _search(job: TrainingJob) -> tuple[Fitted | None, Fitted | None]:
             memory = device_bytes(shape, variant, states, job.sequence_tokens)
             if memory.total <= job.usable_bytes:
                 candidate = fitted(variant, memory)
-                if best is None or _order(candidate) < _order(best):
+                if best is None or candidate.order < best.order:
                     best = candidate
-    return best, nearest
+    if best is not None:
+        return best
+    if nearest is None:
+        raise UsageError(
+            f"{job.devices:,} devices cannot be used for {name} with {job.sequences:,} sequences of "
+            f"{job.sequence_tokens:,} tokens in a step; take fewer devices (a multiple of "
+            f"{job.device.devices_per_node}), or a larger global batch"
+        )
+    missing, would = nearest.bytes.total - job.usable_bytes, tuple(_would_fit(job))
+    remedy = f"it would fit with {', or '.join(would)}" if would else "no number of such devices that was tried fits"
+    raise DoesNotFit(
+        f"{name} does not fit {job.devices:,} × {job.device.name}: the smallest layout ({describe(nearest.layout)}) "
+        f"needs {nearest.bytes.total / 1e9:,.1f} GB on a device, {missing / 1e9:,.1f} GB more than the "
+        f"{job.usable_bytes / 1e9:,.1f} GB that {MARGIN:.0%} of reserve leave; {remedy}",
+        nearest,
+        missing,
+        would,
+    )
+
+
+def usable(job: TrainingJob) -> bool:
+    """Whether any layout gives every device something to do."""
+    return any(True for _ in _degrees(job, job.shape))
 
 
 def _smallest(
@@ -146,14 +149,10 @@ def _smallest(
     """Picks the layout of these degrees that holds least: one sequence at a time, and most of it sharded or made
     again. Gathered blocks and the block that is made again can outweigh what stage 3 and full recomputation save."""
     stages = (2, 3) if degrees.replicas > 1 else (0,)
-    recomputes: tuple[Recompute, ...] = ("selective", "full")
-    tried = [replace(degrees, zero_stage=stage, recompute=recompute) for stage in stages for recompute in recomputes]
+    choices = itertools.product(stages, _RECOMPUTE[1:])
+    tried = [replace(degrees, zero_stage=stage, recompute=recompute) for stage, recompute in choices]
     sized = [(layout, device_bytes(shape, layout, states, job.sequence_tokens)) for layout in tried]
     return min(sized, key=lambda pair: pair[1].total)
-
-
-def _order(fitted: Fitted) -> tuple[float, float]:
-    return fitted.step.total, fitted.bytes.total
 
 
 def layouts(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:
@@ -213,15 +212,12 @@ def _would_fit(job: TrainingJob) -> Iterator[str]:
         if _fits(larger_job):
             yield f"{larger_job.devices:,} × {job.device.name}"
             break
-    bigger = sorted(
-        (
-            device
-            for device in DEVICES.values()
-            if device.device_type != "cpu" and device.memory_bytes > job.device.memory_bytes
-        ),
-        key=lambda device: device.memory_bytes,
-    )
-    for device in bigger:
+    larger = [
+        device
+        for device in DEVICES.values()
+        if device.device_type != "cpu" and device.memory_bytes > job.device.memory_bytes
+    ]
+    for device in sorted(larger, key=lambda device: device.memory_bytes):
         if job.precision in device.peak_flops_per_second and _fits(replace(job, device=device)):
             yield f"{job.devices:,} × {device.name}"
             break
@@ -238,33 +234,10 @@ def _fits(job: TrainingJob) -> bool:
     )
 
 
-def _does_not_fit(job: TrainingJob, name: str, nearest: Fitted, missing: float, would: tuple[str, ...]) -> str:
-    remedy = (
-        "; it would fit with " + ", or ".join(would) if would else "; no number of such devices that was tried fits"
-    )
-    return (
-        f"{name} does not fit {job.devices:,} × {job.device.name}: the smallest layout ({describe(nearest.layout)}) "
-        f"needs {nearest.bytes.total / 1e9:,.1f} GB on a device, {missing / 1e9:,.1f} GB more than the "
-        f"{job.usable_bytes / 1e9:,.1f} GB that {job.margin:.0%} of reserve leave{remedy}"
-    )
-
-
-def _unusable(job: TrainingJob, name: str) -> str:
-    return (
-        f"{job.devices:,} devices cannot be used for {name} with {job.sequences:,} sequences of "
-        f"{job.sequence_tokens:,} tokens in a step; take fewer devices (a multiple of {job.device.devices_per_node}), "
-        "or a larger global batch"
-    )
-
-
 def describe(layout: DeviceLayout) -> str:
     """A layout in one line: `data 128 (ZeRO 1) × tensor 8 × pipeline 16, micro-batch 1, recompute selective`."""
     parts = [f"data {layout.data:,}" + (f" (ZeRO {layout.zero_stage})" if layout.zero_stage else "")]
-    parts += [
-        f"{name} {degree}"
-        for name, degree in (("tensor", layout.tensor), ("pipeline", layout.pipeline), ("context", layout.context))
-        if degree > 1
-    ]
+    parts += [f"{name} {n}" for name in ("tensor", "pipeline", "context") if (n := getattr(layout, name)) > 1]
     extra = [f"experts over {layout.expert}"] if layout.expert > 1 else []
     extra += [f"{layout.interleave} parts a stage"] if layout.interleave > 1 else []
     extra += [f"micro-batch {layout.micro_batch}", f"recompute {layout.recompute}"]

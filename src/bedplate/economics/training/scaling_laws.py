@@ -15,15 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.numbers.bounds import at_least, positive
-from bedplate.economics.numbers.formula import Number
+from bedplate.economics.numbers.formula import Number, at_least, positive
 
 
 @dataclass(frozen=True)
 class ScalingFit:
     """loss = floor + a / N^alpha + b / D^beta. The ranges are of the runs that were fitted."""
 
-    name: str
     alpha: float
     beta: float
     a: float
@@ -43,14 +41,14 @@ class ScalingFit:
         scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / both)
         return (flops / 6) ** (self.beta / both) * scale
 
+    def tokens_for(self, parameters: float, loss: float) -> float:
+        """Tokens that bring a model of this size to `loss`; infinite where no number of tokens does."""
+        excess = loss - self.floor - self.a * parameters**-self.alpha
+        return math.inf if excess <= 0 else (self.b / excess) ** (1 / self.beta)
 
-FITS: dict[str, ScalingFit] = {
-    "epoch": ScalingFit("epoch", 0.3478, 0.3658, 482.01, 2085.43, 1.8172, "Epoch AI's refit of Chinchilla, 2404.10102"),
-    "hoffmann": ScalingFit("hoffmann", 0.34, 0.28, 406.4, 410.7, 1.69, "Hoffmann et al. 2203.15556, approach 3"),
-}
-DEFAULT_FIT = "epoch"
-"""Hoffmann's constants disagree with their own other two approaches, the refit's do not (2404.10102). And theirs are
-printed rounded: at Gopher's budget they give 32 B parameters, unrounded (0.3392, 0.2849) the 40 B of their paper."""
+
+EPOCH = ScalingFit(0.3478, 0.3658, 482.01, 2085.43, 1.8172, "Epoch AI's refit of Chinchilla, 2404.10102")
+"""The constants of the paper itself disagree with its own other two approaches, the refit's do not (2404.10102)."""
 
 
 @dataclass(frozen=True)
@@ -65,83 +63,35 @@ class Optimum:
     fit: ScalingFit
     warnings: tuple[str, ...]
 
-    @property
-    def flops(self) -> float:
-        """Operations of training and use."""
-        return self.training_flops + self.inference_flops
 
-
-def find_fit(name: str | ScalingFit) -> ScalingFit:
-    """A fit by name; one's own stays as it is. UsageError names those there are."""
-    if isinstance(name, ScalingFit):
-        return name
-    if name not in FITS:
-        raise UsageError(f"there is no fit {name!r}; there are {', '.join(FITS)}")
-    return FITS[name]
-
-
-def predicted_loss(parameters: float, tokens: float, fit: str | ScalingFit = DEFAULT_FIT) -> float:
-    """Nats a token."""
-    positive(parameters=parameters, tokens=tokens)
-    return find_fit(fit).loss(parameters, tokens)
-
-
-def compute_optimal(flops: float, fit: str | ScalingFit = DEFAULT_FIT) -> Optimum:
+def compute_optimal(flops: float, fit: ScalingFit = EPOCH) -> Optimum:
     """The least predicted loss for so many training operations."""
     positive(flops=flops)
-    law = find_fit(fit)
-    parameters = law.best_parameters(flops)
+    parameters = fit.best_parameters(flops)
     if parameters < 1 or flops < 6 * parameters:
         raise UsageError(f"{flops:.3g} operations train no model at all: they are under one parameter or one token")
-    return _optimum(parameters, flops / (6 * parameters), 0.0, law)
+    return _optimum(parameters, flops / (6 * parameters), 0.0, fit)
 
 
-def flops_for_budget(
-    usd: float, usd_per_hour: float, peak_flops_per_second: float, mfu: float, overhead: float = 1.0
-) -> float:
-    """Training operations that `usd` buy: usd / price · 3600 · peak · MFU / overhead."""
-    positive(usd=usd, usd_per_hour=usd_per_hour, peak_flops_per_second=peak_flops_per_second, mfu=mfu)
-    at_least(1, overhead=overhead)
-    return usd / usd_per_hour * 3600 * peak_flops_per_second * mfu / overhead
-
-
-def tokens_for_loss(parameters: float, loss: float, fit: str | ScalingFit = DEFAULT_FIT) -> float | None:
-    """Tokens that bring a model of this size to `loss`; None where no number of tokens does."""
-    positive(parameters=parameters, loss=loss)
-    law = find_fit(fit)
-    excess = loss - law.floor - law.a * parameters**-law.alpha
-    return None if excess <= 0 else (law.b / excess) ** (1 / law.beta)
-
-
-def inference_aware(
-    loss: float, inference_tokens: float, fit: str | ScalingFit = DEFAULT_FIT, *, inference_cost: float = 1.0
-) -> Optimum:
-    """The size and tokens that reach `loss` with the least training and use together.
-
-    inference_tokens: read and written over the model's life. inference_cost: what an operation of use costs over one of
-    training (serving reaches a smaller share of the peak, so that it is often 2 to 4). UsageError for a loss that no
-    size reaches.
-    """
-    positive(loss=loss, inference_cost=inference_cost)
+def inference_aware(loss: float, inference_tokens: float, fit: ScalingFit = EPOCH) -> Optimum:
+    """The size and tokens that reach `loss` with the least training and use together. inference_tokens: read and
+    written over the model's life. UsageError for a loss that no size reaches."""
+    positive(loss=loss)
     at_least(0, inference_tokens=inference_tokens)
-    law = find_fit(fit)
-    if loss <= law.floor:
-        raise UsageError(f"a loss of {loss:g} is not reached by any size: the fit's floor is {law.floor:g}")
+    if loss <= fit.floor:
+        raise UsageError(f"a loss of {loss:g} is not reached by any size: the fit's floor is {fit.floor:g}")
+    smallest = (fit.a / (loss - fit.floor)) ** (1 / fit.alpha)
 
-    smallest = (law.a / (loss - law.floor)) ** (1 / law.alpha)
+    def size(log_ratio: float) -> tuple[float, float]:
+        """The size smallest · (1 + e^log_ratio), and its tokens."""
+        parameters = smallest * (1 + math.exp(log_ratio))
+        return parameters, fit.tokens_for(parameters, loss)
 
     def cost(log_ratio: float) -> float:
-        """Cost of the size smallest · (1 + e^log_ratio), in operations of training."""
-        parameters = smallest * (1 + math.exp(log_ratio))
-        tokens = tokens_for_loss(parameters, loss, fit)
-        if tokens is None:
-            return math.inf
-        return 6 * parameters * tokens + 2 * parameters * inference_tokens * inference_cost
+        parameters, tokens = size(log_ratio)
+        return 6 * parameters * tokens + 2 * parameters * inference_tokens
 
-    parameters = smallest * (1 + math.exp(_minimize(cost, -20.0, 20.0)))
-    tokens = tokens_for_loss(parameters, loss, fit)
-    assert tokens is not None  # only sizes over `smallest` were tried
-    return _optimum(parameters, tokens, inference_tokens, law)
+    return _optimum(*size(_minimize(cost, -20.0, 20.0)), inference_tokens, fit)
 
 
 def _minimize(cost: Callable[[float], float], low: float, high: float) -> float:
@@ -162,22 +112,11 @@ def _minimize(cost: Callable[[float], float], low: float, high: float) -> float:
 
 
 def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: ScalingFit) -> Optimum:
-    return Optimum(
-        parameters=parameters,
-        tokens=tokens,
-        loss=predicted_loss(parameters, tokens, fit),
-        training_flops=6 * parameters * tokens,
-        inference_flops=2 * parameters * inference_tokens,
-        fit=fit,
-        warnings=tuple(_warnings(parameters, tokens, fit)),
+    checks = (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens))
+    warnings = tuple(
+        f"{value:.2g} {quantity} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated"
+        for quantity, value, (low, high) in checks
+        if not low <= value <= high
     )
-
-
-def _warnings(parameters: float, tokens: float, fit: ScalingFit) -> list[str]:
-    warnings: list[str] = []
-    for quantity, value, (low, high) in (("parameters", parameters, fit.parameters), ("tokens", tokens, fit.tokens)):
-        if not low <= value <= high:
-            warnings.append(
-                f"{value:.2g} {quantity} lie outside the fitted runs ({low:.2g} to {high:.2g}): extrapolated"
-            )
-    return warnings
+    flops = 6 * parameters * tokens, 2 * parameters * inference_tokens
+    return Optimum(parameters, tokens, fit.loss(parameters, tokens), *flops, fit, warnings)

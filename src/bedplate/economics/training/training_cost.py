@@ -11,24 +11,30 @@ of the time was effective training). What exploration before the final run costs
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.mfu import CURVES, EXECUTION, Execution, Mfu, Precision, mfu, peak_of
-from bedplate.economics.model.activations import stacks_of
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import CURVES, EXECUTION, Device, Execution, Precision, mfu, peak_of
+from bedplate.economics.model.footprint import stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.model.optimizer_states import OPTIMIZERS, Optimizer
-from bedplate.economics.model.parameters import parameters
-from bedplate.economics.numbers.bounds import at_least, positive, share, whole
-from bedplate.economics.numbers.formula import Formula, Number, inputs
+from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, parameters
+from bedplate.economics.numbers.formula import (
+    Formula,
+    Number,
+    Range,
+    at_least,
+    formula_values,
+    inputs,
+    positive,
+    share,
+    whole,
+)
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
-from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
-from bedplate.economics.training.scaling_laws import compute_optimal
+from bedplate.economics.training.layout_search import Fitted, TrainingJob, describe, find_layout, usable
+from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware
 from bedplate.models.specs import Spec, TransformerSpec
 
 DEFAULT_OVERHEAD = 1.1
@@ -40,7 +46,7 @@ BATCH_SCALE, BATCH_EXPONENT = 0.292, 0.3271
 RUN_INPUTS = ("tokens", "devices", "mfu", "overhead", "usd_per_hour", "usd_per_kwh")
 """What a run's figures are computed from, in this order, besides the model's operations and the device."""
 
-FORMULAS: dict[str, tuple[str, str]] = {
+TRAINING_FORMULAS: dict[str, tuple[str, str]] = {
     "parameters": ("every weight of the architecture, tied ones once", "the spec; checked against built models"),
     "flops": (
         "tokens × (6 × weights in products + 6 · layers · heads · head size · sequence)",
@@ -73,20 +79,6 @@ FORMULAS: dict[str, tuple[str, str]] = {
 
 
 @dataclass(frozen=True)
-class Range:
-    """Low and high are what the MFU's range (and the price's) make of a figure."""
-
-    low: float
-    central: float
-    high: float
-
-    def times(self, factor: float | Range) -> Range:
-        """With another figure that stretches it the same way."""
-        by = Range(factor, factor, factor) if isinstance(factor, int | float) else factor
-        return Range(self.low * by.low, self.central * by.central, self.high * by.high)
-
-
-@dataclass(frozen=True)
 class DevicePrice:
     """USD of one device for an hour, and where it is from."""
 
@@ -115,7 +107,7 @@ class TrainingPlan(Brief):
     flops_per_token: float
     flops: float
     peak_flops_per_second: float
-    mfu: Mfu
+    mfu: Range
     mfu_source: str
     overhead: float
     gpu_hours: Range
@@ -141,24 +133,23 @@ class TrainingPlan(Brief):
 
     def as_json(self) -> dict[str, Any]:
         """Central figures by name, each range beside it as `…_range` (low, high)."""
-        return plan_values(
-            self,
-            FORMULAS,
-            device=self.device.name,
-            tokens_per_second_per_device=self.tokens_per_second_per_device,
-            memory_bytes=self.device.memory_bytes,
-            usd_per_hour=None if self.price is None else self.price.usd_per_hour.central,
-        )
+        extras = {
+            "device": self.device.name,
+            "tokens_per_second_per_device": self.tokens_per_second_per_device,
+            "memory_bytes": self.device.memory_bytes,
+            "usd_per_hour": None if self.price is None else self.price.usd_per_hour.central,
+        }
+        return plan_values(self, TRAINING_FORMULAS) | extras
 
 
-def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]], **extras: Any) -> dict[str, Any]:
+def plan_values(plan: Any, formulas: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """A plan of training or of tuning for --json: those figures that have a range by their centre, the range beside."""
-    values: dict[str, Any] = extras | {
+    values: dict[str, Any] = {
         "layout": {**asdict(plan.layout), "text": describe(plan.layout)},
         "bytes_per_device": plan.bytes.total,
         "bytes": asdict(plan.bytes),
         "price_source": None if plan.price is None else plan.price.source,
-        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in formulas.items()},
+        "formulas": formula_values(formulas),
     }
     for name in (field.name for field in fields(plan)):
         value = getattr(plan, name)
@@ -186,7 +177,6 @@ def plan_training(
     usd_per_hour: float | None = None,
     usd_per_kwh: float = DEFAULT_USD_PER_KWH,
     pue: float = DEFAULT_PUE,
-    margin: float = MARGIN,
 ) -> TrainingPlan:
     """The plan of training `model` (a preset, a path, or a spec) on `tokens` tokens.
 
@@ -198,35 +188,27 @@ def plan_training(
     name, spec = resolve(model) if isinstance(model, str) else ("the model", model)
     positive(tokens=tokens)
     whole(devices=devices)
-    at_least(0, usd_per_kwh=usd_per_kwh, margin=margin)
-    share(memory_left_by_margin=1 - margin)
-    _check_choice(execution, EXECUTION, "execution")
-    _check_choice(optimizer, OPTIMIZERS, "optimizer")
+    at_least(0, usd_per_kwh=usd_per_kwh)
+    at_least(1, overhead=overhead, pue=pue)
+    for label, value, table in (("execution", execution, EXECUTION), ("optimizer", optimizer, OPTIMIZERS)):
+        if value not in table:
+            raise UsageError(f"there is no {label} {value!r}; there are {', '.join(table)}")
     sequence = _sequence_tokens(spec, sequence_tokens)
     flops_per_token = training_flops_per_token(spec, sequence)
     flops = flops_per_token * tokens
-    batch = _global_batch(global_batch_tokens, flops, sequence)
-    reached = mfu_of(device, devices, precision, execution, mfu_share)
-    peak = peak_of(device, precision)
-    at_least(1, overhead=overhead, pue=pue)
+    reached, peak = mfu_of(device, devices, precision, execution, mfu_share), peak_of(device, precision)
     price = price_of(device, usd_per_hour)
-    hourly = Range(0.0, 0.0, 0.0) if price is None else price.usd_per_hour
+    hourly = Range.exactly(0.0) if price is None else price.usd_per_hour
     formulas = run_formulas(flops_per_token, peak, device.watts * pue)
 
     def figure(name: str) -> Range:
         """Few hours are those of a high MFU, few dollars also those of a low price."""
         compute = formulas[name].compile()
-        low, central, high = (
-            compute((tokens, devices, reached_mfu, overhead, usd, usd_per_kwh))
-            for reached_mfu, usd in (
-                (reached.high, hourly.low),
-                (reached.central, hourly.central),
-                (reached.low, hourly.high),
-            )
-        )
-        return Range(low, central, high)
+        cases = zip((reached.high, reached.central, reached.low), vars(hourly).values(), strict=True)
+        return Range(*(compute((tokens, devices, share, overhead, usd, usd_per_kwh)) for share, usd in cases))
 
-    job = TrainingJob(spec, device, devices, sequence, batch // sequence, precision, optimizer, margin=margin)
+    sequences = _sequences(global_batch_tokens, flops, sequence)
+    job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
         job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)
@@ -249,12 +231,9 @@ def plan_training(
         mfu=reached,
         mfu_source=CURVES[device.mfu].source if mfu_share is None else "given",
         overhead=overhead,
-        gpu_hours=figure("gpu_hours"),
-        days=figure("days"),
         price=price,
         usd=None if price is None else figure("usd"),
-        kwh=figure("kwh"),
-        energy_usd=figure("energy_usd"),
+        **{name: figure(name) for name in ("gpu_hours", "days", "kwh", "energy_usd")},
         layout=fitted.layout,
         bytes=fitted.bytes,
         bubble_share=fitted.step.bubble / fitted.step.total,
@@ -270,23 +249,19 @@ def tokens_for_flops(model: str | Spec, flops: float, sequence_tokens: int | Non
     return flops / training_flops_per_token(spec, _sequence_tokens(spec, sequence_tokens))
 
 
-def mfu_of(device: Device, devices: int, precision: Precision, execution: Execution, mfu_share: float | None) -> Mfu:
+def mfu_of(device: Device, devices: int, precision: Precision, execution: Execution, mfu_share: float | None) -> Range:
     """The device's curve, or the share that is given, without a range."""
     if mfu_share is None:
         return mfu(device.mfu, devices, precision, execution)
     share(mfu=mfu_share)
-    return Mfu(mfu_share, mfu_share, mfu_share)
+    return Range.exactly(mfu_share)
 
 
-def device_hours(flops: float, peak_flops_per_second: float, reached: Mfu, overhead: float = 1.0) -> Range:
-    """Hours of one device for so many operations; low hours are those of the high MFU."""
-    positive(flops=flops, peak_flops_per_second=peak_flops_per_second)
+def device_hours(flops: float, peak_flops_per_second: float, reached: Range, overhead: float = 1.0) -> Range:
+    """Hours of one device for so many operations; few are those of a high MFU."""
     at_least(1, overhead=overhead)
-    low, central, high = (
-        _hours(flops, peak_flops_per_second, reached_mfu, overhead)
-        for reached_mfu in (reached.high, reached.central, reached.low)
-    )
-    return Range(low, central, high)
+    shares = (reached.high, reached.central, reached.low)
+    return Range(*(_hours(flops, peak_flops_per_second, share, overhead) for share in shares))
 
 
 def _hours(flops: Number, peak_flops_per_second: float, mfu: Number, overhead: Number) -> Number:
@@ -319,17 +294,12 @@ def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
     """The price that is given, or the dated example of the row; None where there is neither."""
     if usd_per_hour is not None:
         positive(usd_per_hour=usd_per_hour)
-        return DevicePrice(Range(usd_per_hour, usd_per_hour, usd_per_hour), "given")
+        return DevicePrice(Range.exactly(usd_per_hour), "given")
     rental = device.rental
     if rental is None:
         return None
     source = f"an example, not a quotation: {rental.source}, {rental.as_of}; give --usd-per-hour"
     return DevicePrice(Range(rental.usd_per_hour_low, rental.usd_per_hour, rental.usd_per_hour_high), source)
-
-
-def _check_choice(value: str, table: dict[Any, Any], label: str) -> None:
-    if value not in table:
-        raise UsageError(f"there is no {label} {value!r}; there are {', '.join(table)}")
 
 
 def _sequence_tokens(spec: Spec, sequence_tokens: int | None) -> int:
@@ -342,55 +312,114 @@ def _sequence_tokens(spec: Spec, sequence_tokens: int | None) -> int:
     return sequence_tokens
 
 
-def _global_batch(stated_tokens: float | None, flops: float, sequence_tokens: int) -> int:
-    """Tokens of a step, in whole sequences."""
-    if stated_tokens is not None:
-        positive(global_batch_tokens=stated_tokens)
-        if stated_tokens < sequence_tokens:
-            raise UsageError(
-                f"global_batch_tokens is {stated_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
-            )
-    target_tokens = batch_tokens(flops) if stated_tokens is None else stated_tokens
-    sequences = max(1, round(target_tokens / sequence_tokens))
-    if stated_tokens is None:  # a power of two divides over replicas
-        sequences = 1 << (sequences.bit_length() - 1)
-    return sequences * sequence_tokens
+def _sequences(stated_tokens: float | None, flops: float, sequence_tokens: int) -> int:
+    """Sequences of a step; where it is not stated a power of two, which divides over replicas."""
+    if stated_tokens is None:
+        return 1 << (max(1, round(batch_tokens(flops) / sequence_tokens)).bit_length() - 1)
+    positive(global_batch_tokens=stated_tokens)
+    if stated_tokens < sequence_tokens:
+        raise UsageError(
+            f"global_batch_tokens is {stated_tokens:g}: it must hold one sequence of {sequence_tokens:,} tokens"
+        )
+    return max(1, round(stated_tokens / sequence_tokens))
 
 
-def _size_advice(total: int, tokens: float, flops: float) -> list[str]:
-    best = compute_optimal(flops)
-    ratio, optimal = tokens / total, best.tokens / best.parameters
-    if ratio < optimal / 1.5:
-        return [
-            f"{ratio:.1f} tokens a parameter: the same operations reach a lower loss with about {best.parameters:.2g} "
-            f"parameters on {best.tokens:.2g} tokens ({best.fit.source})"
-        ]
-    if ratio > optimal * 1.5:
-        return [
-            f"{ratio:.0f} tokens a parameter, against {optimal:.0f} of the least training compute: it pays where the "
-            "model is used much (2401.00448)"
-        ]
-    return []
-
-
-def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, flops: float) -> list[str]:
-    suggestions: list[str] = []
+def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, flops: float) -> Iterator[str]:
+    step, device = fitted.step, job.device
     if isinstance(job.spec, TransformerSpec) and job.spec.kind == "decoder" and job.spec.experts is None:
-        suggestions += _size_advice(total, tokens, flops)  # dense decoders are what the scaling laws were fitted on
-    if fitted.step.bubble > 0.15 * fitted.step.total:
-        suggestions.append(
-            "pipeline stages idle for over 15% of a step: a larger global batch or fewer devices shorten it"
-        )
-    if fitted.step.communication > 0.15 * fitted.step.total:
-        suggestions.append("communication is waited for over 15% of a step: fewer devices or a larger batch shorten it")
-    if (
-        job.precision == "bf16"
-        and "fp8" in job.device.peak_flops_per_second
-        and job.device.mfu in {"h100", "blackwell"}
-    ):
-        suggestions.append(
-            "fp8 products take about 1.28 times fewer hours, where their loss is as good (--precision fp8)"
-        )
-    if job.device.mfu in CURVES and "assumed" in CURVES[job.device.mfu].source:
-        suggestions.append(f"the MFU of {job.device.name} is assumed: measure some steps and give --mfu")
-    return suggestions
+        best = compute_optimal(flops)  # dense decoders are what the scaling laws were fitted on
+        ratio, optimal = tokens / total, best.tokens / best.parameters
+        if ratio < optimal / 1.5:
+            yield (
+                f"{ratio:.1f} tokens a parameter: the same operations reach a lower loss with about "
+                f"{best.parameters:.2g} parameters on {best.tokens:.2g} tokens ({best.fit.source})"
+            )
+        elif ratio > optimal * 1.5:
+            yield (
+                f"{ratio:.0f} tokens a parameter, against {optimal:.0f} of the least training compute: it pays where "
+                "the model is used much (2401.00448)"
+            )
+    if step.bubble > 0.15 * step.total:
+        yield "pipeline stages idle for over 15% of a step: a larger global batch or fewer devices shorten it"
+    if step.communication > 0.15 * step.total:
+        yield "communication is waited for over 15% of a step: fewer devices or a larger batch shorten it"
+    if job.precision == "bf16" and "fp8" in device.peak_flops_per_second and device.mfu in {"h100", "blackwell"}:
+        yield "fp8 products take about 1.28 times fewer hours, where their loss is as good (--precision fp8)"
+    if "assumed" in CURVES[device.mfu].source:
+        yield f"the MFU of {device.name} is assumed: measure some steps and give --mfu"
+
+
+# --- what a sum of money trains
+
+_DEMANDS = (1e11, 1e12, 1e13)  # tokens of use over a model's life that are shown where none are given
+
+BUDGET_FORMULAS: dict[str, tuple[str, str]] = {
+    "flops": ("usd / usd_per_hour × 3600 × dense peak × mfu / overhead", "PaLM 2204.02311, appendix B"),
+    "compute_optimal": ("least E + A/N^α + B/D^β under 6·N·D operations", "Hoffmann 2203.15556; refit 2404.10102"),
+    "inference_aware": ("least 6·N·D + 2·N·T at the same loss", "Sardana et al. 2401.00448"),
+}
+
+
+@dataclass(frozen=True, repr=False)
+class BudgetPlan(Brief):
+    """flops: of training, that the money buys. optimal: the least loss for them. in_use: by tokens of use, the size and
+    tokens that reach `optimal`'s loss with the least training and use together."""
+
+    usd: float
+    device: Device
+    devices: int
+    price: DevicePrice
+    flops: Range
+    optimal: Optimum
+    in_use: dict[float, Optimum]
+
+    def as_json(self) -> dict[str, Any]:
+        """One object; sizes in parameters, losses in nats a token."""
+        in_use = [{"inference_tokens": demand, **_optimum(optimum)} for demand, optimum in self.in_use.items()]
+        return {
+            "budget_usd": self.usd,
+            "device": self.device.name,
+            "devices": self.devices,
+            "usd_per_hour": self.price.usd_per_hour.central,
+            "price_source": self.price.source,
+            "flops": self.flops.central,
+            "flops_range": [self.flops.low, self.flops.high],
+            "compute_optimal": _optimum(self.optimal),
+            "inference_aware": in_use,
+            "formulas": formula_values(BUDGET_FORMULAS),
+        }
+
+
+def _optimum(optimum: Optimum) -> dict[str, Any]:
+    values = {**vars(optimum), "tokens_per_parameter": optimum.tokens / optimum.parameters}
+    return values | {"fit": optimum.fit.source, "warnings": list(optimum.warnings)}
+
+
+def plan_budget(
+    usd: float,
+    device: Device,
+    devices: int,
+    *,
+    inference_tokens: float | None = None,
+    precision: Precision = "bf16",
+    execution: Execution = "tuned",
+    mfu_share: float | None = None,
+    overhead: float = DEFAULT_OVERHEAD,
+    usd_per_hour: float | None = None,
+    fit: ScalingFit = EPOCH,
+) -> BudgetPlan:
+    """What `usd` train on `devices` devices. UsageError for numbers that cannot be, and where no price is known."""
+    positive(usd=usd)
+    whole(devices=devices)
+    at_least(1, overhead=overhead)
+    price = price_of(device, usd_per_hour)
+    if price is None:
+        raise UsageError(f"there is no example price of {device.name}; give --usd-per-hour")
+    reached, peak = mfu_of(device, devices, precision, execution, mfu_share), peak_of(device, precision)
+    hourly = price.usd_per_hour
+    cases = (hourly.high, reached.low), (hourly.central, reached.central), (hourly.low, reached.high)
+    flops = Range(*(usd / hour * 3600 * peak * share / overhead for hour, share in cases))
+    optimal = compute_optimal(flops.central, fit)
+    demands = _DEMANDS if inference_tokens is None else (inference_tokens,)
+    in_use = {demand: inference_aware(optimal.loss, demand, fit) for demand in demands}
+    return BudgetPlan(usd, device, devices, price, flops, optimal, in_use)

@@ -16,24 +16,19 @@ from typing import Any, Literal
 
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.economics.hardware.device import Device
-from bedplate.economics.hardware.mfu import Execution, Mfu, Precision, peak_of
-from bedplate.economics.model.activations import stacks_of
-from bedplate.economics.model.adapter_size import lora_parameters
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import Device, Execution, Precision, peak_of
+from bedplate.economics.model.footprint import lora_parameters, stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.model.optimizer_states import Optimizer
-from bedplate.economics.model.parameters import parameters
-from bedplate.economics.model.shape import shape_of
-from bedplate.economics.numbers.bounds import positive, share, whole
-from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
+from bedplate.economics.model.parameters import Optimizer, parameters
+from bedplate.economics.numbers.formula import Range, positive, share, whole
+from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout, shape_of
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
-from bedplate.economics.training.training_cost import DevicePrice, Range, device_hours, mfu_of, plan_values, price_of
+from bedplate.economics.training.training_cost import DevicePrice, device_hours, mfu_of, plan_values, price_of
 from bedplate.models.specs import Spec
 
 Method = Literal["lora", "full"]
 
-FORMULAS: dict[str, tuple[str, str]] = {
+TUNING_FORMULAS: dict[str, tuple[str, str]] = {
     "flops_per_token": (
         "full: 6·N + attention; lora: 4·N + 6·A + attention; the head's N on learned tokens only",
         "Kaplan et al. 2001.08361; LoRA 2106.09685: no gradients of frozen weights",
@@ -54,7 +49,7 @@ class TuningPlan(Brief):
     flops_per_token: float
     flops: float
     saved_flops: float
-    mfu: Mfu | None
+    mfu: Range | None
     gpu_hours: Range
     seconds: Range
     price: DevicePrice | None
@@ -64,7 +59,7 @@ class TuningPlan(Brief):
 
     def as_json(self) -> dict[str, Any]:
         """Central figures by name, each range beside it as `…_range`."""
-        return plan_values(self, FORMULAS)
+        return plan_values(self, TUNING_FORMULAS)
 
 
 def tuning_flops_per_token(
@@ -128,22 +123,12 @@ def plan_tuning(
         hours = device_hours(flops_per_token * tokens, peak_of(device, precision), reached, overhead)
     else:
         positive(tokens_per_second=tokens_per_second, overhead=overhead)
-        measured = tokens / tokens_per_second / 3600 * devices * overhead
-        hours = Range(measured, measured, measured)
-    price = price_of(device, usd_per_hour)
-    adapter = trained if method == "lora" else 0
-    job = TrainingJob(
-        spec,
-        device,
-        devices,
-        sequence,
-        max(batch_examples, devices),
-        precision,
-        optimizer,
-        method,
-        adapter_parameters=adapter,
-    )
+        hours = Range.exactly(tokens / tokens_per_second / 3600 * devices * overhead)
+    price, adapter = price_of(device, usd_per_hour), trained if method == "lora" else 0
+    sequences = max(batch_examples, devices)
+    job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer, method, adapter)
     fitted = find_layout(job, name)
+    saved_per_token = tuning_flops_per_token(spec, sequence, "full", learned_share=learned_share) - flops_per_token
     return TuningPlan(
         model=name,
         method=method,
@@ -151,11 +136,10 @@ def plan_tuning(
         tokens=tokens,
         flops_per_token=flops_per_token,
         flops=flops_per_token * tokens,
-        saved_flops=(tuning_flops_per_token(spec, sequence, "full", learned_share=learned_share) - flops_per_token)
-        * tokens,
+        saved_flops=saved_per_token * tokens,
         mfu=reached,
         gpu_hours=hours,
-        seconds=hours.times(3600 / devices),
+        seconds=hours.times(Range.exactly(3600 / devices)),
         price=price,
         usd=None if price is None else hours.times(price.usd_per_hour),
         layout=fitted.layout,

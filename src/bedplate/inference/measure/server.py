@@ -20,9 +20,8 @@ import httpx
 from bedplate.core.errors import EndpointError
 from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import EngineSpeed, ServerSpeed
-from bedplate.economics.serving.simulation import ServiceModel, simulate
-from bedplate.economics.serving.step_times import MeasuredSteps
-from bedplate.economics.serving.traffic_model import ArrivingCall
+from bedplate.economics.serving.replica import MeasuredSteps
+from bedplate.economics.serving.simulation import ArrivingCall, ServiceModel, simulate
 
 PROMPT, LONG_PROMPT = 64, 320
 SHORT, LONG, TOGETHER, TURNS = 1, 49, 8, 8

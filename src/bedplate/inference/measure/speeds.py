@@ -26,7 +26,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import EngineSpeed, Load, MeasuredMachine, SecondsCurve, StepSpread
-from bedplate.economics.serving.step_times import shape_of
+from bedplate.economics.serving.replica import shape_of
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord

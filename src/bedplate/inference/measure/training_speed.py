@@ -18,7 +18,7 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress
 from bedplate.economics.hardware.machine import TuningSpeed
-from bedplate.economics.serving.step_times import shape_of
+from bedplate.economics.serving.replica import shape_of
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.model import Model
 from bedplate.models.precision import dtype_name

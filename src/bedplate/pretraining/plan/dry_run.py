@@ -27,15 +27,11 @@ from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.corpus.shards import MANIFEST, read_manifest
-from bedplate.economics.hardware.device_table import find_device
-from bedplate.economics.hardware.mfu import CURVES, HIGH, LOW
-from bedplate.economics.model.flops import training_flops_per_token
+from bedplate.economics.hardware.devices import CURVES, HIGH, LOW, find_device
+from bedplate.economics.model.footprint import KeptBytes, kept_bytes, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.model.optimizer_states import is_block_matrix
-from bedplate.economics.model.parameters import total, weights
-from bedplate.economics.model.weight_list import Weight
+from bedplate.economics.model.parameters import Weight, is_block_matrix, total, weights
 from bedplate.economics.training.layout_search import MARGIN
-from bedplate.economics.training.saved_activations import KeptBytes, kept_bytes
 from bedplate.economics.training.training_cost import plan_training
 from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.models.device_memory import free_on

@@ -17,7 +17,7 @@ from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.documents import TEXT_FILES
 from bedplate.data.mixture import MixtureConfig
 from bedplate.data.sources import check_source
-from bedplate.economics.hardware.device_table import find_device
+from bedplate.economics.hardware.devices import find_device
 from bedplate.economics.model.named_model import resolve
 from bedplate.evaluation.suites import need_suite
 from bedplate.hub.pull import check_source as check_base

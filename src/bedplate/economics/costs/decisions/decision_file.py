@@ -1,21 +1,38 @@
-"""The decision file: one task's traffic and text, what must hold, and the options to choose from.
+"""The decision file: one task's traffic and text, what must hold, and the options to choose from; and all numbers of it
+and of its prices, one row each, so that any of them can be varied alone or drawn with the others.
 
-Every number may carry a range (`ranged_quantities.py`). Text is counted once, in words or characters, and each option's
-own tokenizer turns it into tokens: the same text is more tokens on one side than on the other.
+Every number may carry a range. Text is counted once, in words or characters, and each option's own tokenizer turns it
+into tokens: the same text is more tokens on one side than on the other. Draws: a Latin hypercube (McKay, Beckman &
+Conover 1979), each number that has a range independently, as a triangle from low to high with its mode at the value.
+Numbers without a range are the same in every draw.
 """
 
 from __future__ import annotations
 
+import math
+import random
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from bedplate.core.config import Strict, load_config
+from bedplate.core.config import Strict, key_path
 from bedplate.core.errors import ConfigError
-from bedplate.economics.numbers.prices import Prices, load_prices
-from bedplate.economics.numbers.ranged_quantities import Amount, Factor, Growth, NonNegative, PositiveShare, Share
+from bedplate.economics.numbers.formula import ZERO, Formula, Values, call
+from bedplate.economics.numbers.prices import (
+    Amount,
+    Factor,
+    Growth,
+    LocatedFile,
+    NonNegative,
+    PositiveShare,
+    Prices,
+    Quantity,
+    Share,
+)
 
 Constraint = Literal[
     "regulatory_isolation", "data_may_not_leave", "highly_proprietary_data", "frontier_research", "latency"
@@ -285,40 +302,26 @@ class Option(Strict):
         return f"{weights}, {method}{', retrieval' if retrieves else ''}"
 
 
-class Case(Strict):
+class Case(LocatedFile):
     """A decision file."""
 
     case: Annotated[str, Field(min_length=1)]
-    prices: str | None = None
-    """The price file, beside this one."""
+    prices: str | None = None  # the price file, beside this one
     traffic: CaseTraffic
     text: Text
     knowledge: Knowledge | None = None
     bar: QualityBar = QualityBar()
     value: Value = Value()
-    constraints: dict[Constraint, str] = Field(default_factory=dict[Constraint, str])
-    """Each with why it holds here."""
+    constraints: dict[Constraint, str] = Field(default_factory=dict[Constraint, str])  # each with why it holds here
     staff: str = "engineer"
-    labelling: str = "example"
-    """The entries of the price file that hours and labels are paid at."""
+    labelling: str = "example"  # the entries of the price file that hours and labels are paid at
     options: Annotated[dict[str, Option], Field(min_length=1)]
     seed: Annotated[int, Field(ge=0)] = 0
-
-    _path: Path | None = None
-
-    @property
-    def path(self) -> Path | None:
-        """The file that this was read from."""
-        return self._path
 
     @property
     def place(self) -> str:
         """What errors name it by."""
         return str(self._path or self.case)
-
-    def resolve_path(self, name: str) -> Path:
-        """A file that this one names."""
-        return Path(name) if self._path is None else self._path.parent / name
 
 
 def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[str] = ()) -> tuple[Case, Prices]:
@@ -328,8 +331,142 @@ def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[
     prices.hosted.NAME.usd_per_million_input=2. ConfigError.
     """
     of_prices = [override.removeprefix("prices.") for override in overrides if override.startswith("prices.")]
-    case = load_config(path, Case, [override for override in overrides if not override.startswith("prices.")])
-    case._path = Path(path)  # pyright: ignore[reportPrivateUsage]
+    case = Case.load(path, [override for override in overrides if not override.startswith("prices.")])
     if prices is None and case.prices is None:
         raise ConfigError(f"{path}: no price file is named; add `prices: FILE.yaml`, or give --prices FILE.yaml")
-    return case, load_prices(prices or case.resolve_path(case.prices or ""), of_prices)
+    return case, Prices.load(prices or case.resolve_path(case.prices or ""), of_prices)
+
+
+DAYS_PER_YEAR = 365.0
+DAYS_PER_MONTH = DAYS_PER_YEAR / 12
+_RESIZINGS = 4  # times over the horizon that the number of reserved machines is set, where calls grow
+_NO_GROWTH = 1e-30  # added to a growth of 0, for which (e^x - 1) / x is not defined; it is lost in any other
+
+
+@dataclass(frozen=True)
+class Input:
+    """One number. name: where it stands, as an override spells it. low, high: the stated range. search: where a
+    flipping point is looked for. source: which file it is from."""
+
+    name: str
+    value: float
+    low: float
+    high: float
+    search: tuple[float, float]
+    source: str
+
+    @property
+    def exact(self) -> bool:
+        """Whether no range was stated."""
+        return self.low == self.high
+
+
+class DecisionInputs:
+    """The inputs of a case, by place and by name; adding a name again gives the input that is there."""
+
+    def __init__(self) -> None:
+        self.rows: list[Input] = []
+        self._places: dict[str, int] = {}
+
+    def place(self, name: str, quantity: Quantity, source: str) -> int:
+        """The place of an input, which is added where it is new."""
+        if name not in self._places:
+            self._places[name] = len(self.rows)
+            self.rows.append(Input(name, quantity.value, quantity.low, quantity.high, quantity.search(), source))
+        return self._places[name]
+
+    def add(self, name: str, quantity: Quantity | None, source: str) -> Formula:
+        """The input as a formula. What is not stated, or is exactly zero, is a part that the case does not have."""
+        if quantity is None or (quantity.exact and quantity.value == 0):
+            return ZERO
+        return Formula.input(self.place(name, quantity, source))
+
+    @property
+    def values(self) -> list[float]:
+        """As stated."""
+        return [row.value for row in self.rows]
+
+    def draws(self, count: int, seed: int) -> list[list[float]]:
+        """`count` draws. Those of an input depend on the seed and its own name and range alone, so that two cases that
+        differ in one number are compared on the same draws of the others."""
+        draws = [self.values for _ in range(count)]
+        for place, row in enumerate(self.rows):
+            if row.exact:
+                continue
+            rng = random.Random(f"{seed} {row.name}")
+            strata = [(i + rng.random()) / count for i in range(count)]
+            rng.shuffle(strata)
+            for values, u in zip(draws, strata, strict=True):
+                values[place] = triangle(u, row.low, row.value, row.high)
+        return draws
+
+
+def triangle(u: float, low: float, mode: float, high: float) -> float:
+    """The inverse of the triangular distribution's function, at u from 0 to 1."""
+    width = high - low
+    if u * width < mode - low:
+        return low + math.sqrt(u * width * (mode - low))
+    return high - math.sqrt((1 - u) * width * (high - mode))
+
+
+@dataclass(frozen=True)
+class Ranged:
+    """An input that keeps the width of its range where its value is varied."""
+
+    place: int
+    below: float
+    above: float
+
+    def low(self, v: Values) -> float:
+        return v[self.place] - self.below
+
+    def high(self, v: Values) -> float:
+        return v[self.place] + self.above
+
+
+class CaseInputs(DecisionInputs):
+    """Every number of a case and its prices, and what all options share: calls, days and prices."""
+
+    def __init__(self, case: Case, prices: Prices) -> None:
+        super().__init__()
+        self.case, self.prices = case, prices
+        self.used_prices: list[tuple[str, str]] = []
+        self.source = case.path.name if case.path is not None else case.case
+        traffic, value, bar = case.traffic, case.value, case.bar
+        self.calls_place = self.place("traffic.calls_per_day", traffic.calls_per_day, self.source)
+        self.days_place = self.place("traffic.horizon_days", traffic.horizon_days, self.source)
+        self.calls_per_day, self.days = Formula.input(self.calls_place), Formula.input(self.days_place)
+        growth = self._add("traffic.growth_per_year", traffic.growth_per_year)
+        rate = call("log1p", growth + _NO_GROWTH) / DAYS_PER_YEAR
+        self.calls = self.calls_per_day * (call("expm1", rate * self.days) / rate)
+        self.busiest_days = (self.calls_per_day,)
+        """Calls of the busiest day in each part of the horizon for which machines are reserved."""
+        if growth != ZERO:
+            grown = [
+                self.calls_per_day * (growth + 1.0) ** (self.days * (part / _RESIZINGS / DAYS_PER_YEAR))
+                for part in range(_RESIZINGS + 1)
+            ]
+            self.busiest_days = tuple(call("max", begin, end) for begin, end in pairwise(grown))
+        self.months = self.days / DAYS_PER_MONTH
+        self.cached_share = self._add("traffic.cached_share", traffic.cached_share)
+        self.waiting_share = self._add("traffic.waiting_share", traffic.waiting_share)
+        self.peak = self._add("traffic.peak_to_mean", traffic.peak_to_mean)
+        self.wrong_answer = self._add("value.usd_per_wrong_answer", value.usd_per_wrong_answer)
+        self.revenue = ZERO
+        if value.usd_per_call is not None:
+            self.revenue = self._add("value.usd_per_call", value.usd_per_call) * self._add("value.margin", value.margin)
+        self.bar_quality = None if bar.quality is None else self.place("bar.quality", bar.quality, self.source)
+        self.bar_p95_ms = None if bar.p95_ms is None else self.place("bar.p95_ms", bar.p95_ms, self.source)
+
+    def _add(self, name: str, quantity: Quantity | None) -> Formula:
+        return self.add(name, quantity, self.source)
+
+    def price(self, section: str, name: str, field: str, needed_by: str) -> Formula:
+        """A field of the price file's entry `name`. ConfigError where there is no such entry."""
+        entry = self.prices.find(section, name, needed_by)
+        self.used_prices.append((section, name))
+        quantity: Quantity = entry  # pyright: ignore[reportAssignmentType]
+        for part in field.split("."):
+            quantity = getattr(quantity, part)
+        file = self.prices.path.name if self.prices.path is not None else "prices"
+        return self.add(key_path(["prices", section, name, *field.split(".")]), quantity, f"{file}, {entry.as_of}")

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
-from bedplate.economics.costs.decisions.break_even import BreakEvenVolume
-from bedplate.economics.costs.decisions.constraints import RULES
-from bedplate.economics.costs.decisions.decision import INTERVAL, Decision, OptionOutcome
-from bedplate.economics.costs.decisions.sensitivity import NOTHING_FEASIBLE, NOTHING_PAYS, Flip, Sensitivity
+from bedplate.economics.costs.decisions.decision import (
+    INTERVAL,
+    NOTHING_FEASIBLE,
+    NOTHING_PAYS,
+    RULES,
+    BreakEvenVolume,
+    Decision,
+    OptionOutcome,
+    Sensitivity,
+)
+from bedplate.economics.numbers.formula import formula_values
 from bedplate.economics.numbers.money import figures, number, usd
 
 _SMALL_SHARE = 0.05  # of all differences: below it a line is not named
 _NOTHING = 0.0005
 
-FORMULAS: dict[str, tuple[str, str]] = {
+DECISION_FORMULAS: dict[str, tuple[str, str]] = {
     "calls": ("∫ calls_per_day × (1 + growth)^(day / 365) over the horizon", "arithmetic"),
     "hosted call": (
         "Σ tokens × price; a repeated prompt: share found × cached price + rest × price of writing it",
@@ -64,17 +72,15 @@ def answer(decision: Decision) -> str:
         return f"None of them pays: the best, {first.name}, would lose {usd(first.net_usd)} {days}."
     low, high = best.total_interval
     interval = "" if high - low <= 1e-9 * high else f" ({INTERVAL:.0%}: {usd(low)} to {usd(high)})"
-    sentence = (
-        f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{interval}, "
-        f"{usd(best.cost_per_call)} a call"
-    )
+    sentence = f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{interval}, "
+    sentence += f"{usd(best.cost_per_call)} a call"
     if best.doubts:
         sentence += ", on a report without a valid PASS"
     if best.profit_usd is not None:
         sentence += f", and brings in {usd(best.profit_usd)} more than it costs"
     if len(decision.ranking) > 1:
         second = decision.outcome(decision.ranking[1])
-        sentence += f"; next is {second.name}, which costs {_more(second.net_usd - best.net_usd)}"
+        sentence += f"; next is {second.name}, which costs {_more(second, best)}"
     elif len(decision.outcomes) > 1:
         sentence += "; no other option is feasible"
     return f"{sentence}."
@@ -82,105 +88,87 @@ def answer(decision: Decision) -> str:
 
 def reasons(decision: Decision) -> list[str]:
     """Why: constraints and what they cost, who misses a bar, where the others' money goes, how busy machines are."""
-    outcomes, best, case = decision.outcomes, decision.chosen, decision.case
+    outcomes, best, constraints = decision.outcomes, decision.chosen, decision.case.constraints
     lines = [f"{outcome.name} rests on no PASS: {'; '.join(outcome.doubts)}." for outcome in outcomes if outcome.doubts]
-    for name, because in case.constraints.items():
+    for name, because in constraints.items():
         out = [outcome.name for outcome in outcomes if name in outcome.broken]
         lines.append(f"{name} ({because}): {RULES[name].explanation}. Ruled out: {', '.join(out) or 'none'}.")
-    if case.constraints and decision.unconstrained != decision.answer:
-        lines.append(_price_of_constraints(decision))
-    lines += [
-        f"{outcome.name} is out: {'; '.join(short.text for short in outcome.short)}."
-        for outcome in outcomes
-        if outcome.short and not outcome.broken
-    ]
+    if constraints and decision.unconstrained != decision.answer:
+        names, otherwise, price = " and ".join(constraints), decision.unconstrained, ""
+        if otherwise not in {NOTHING_FEASIBLE, NOTHING_PAYS}:
+            free = decision.outcome(otherwise)
+            price = "" if best is None else f": {names} costs {usd(best.net_usd - free.net_usd)}"
+            otherwise = f"{free.name} at {usd(free.total_usd)}"
+        lines.append(f"Without {names} it would be {otherwise}{price}.")
+    for outcome in outcomes:
+        if outcome.short and not outcome.broken:
+            lines.append(f"{outcome.name} is out: {'; '.join(short.text for short in outcome.short)}.")
     if best is not None:
         lines += [_compared(decision.outcome(name), best) for name in decision.ranking if name != best.name]
-    lines += [
-        f"{outcome.name}: {outcome.machines} reserved {'machine is' if outcome.machines == 1 else 'machines are'} paid "
-        f"day and night and busy {figures(100 * outcome.busy, 2)}% of the time."
-        for outcome in outcomes
-        if outcome.machines is not None and outcome.busy is not None and not outcome.broken
-    ]
+    for outcome in outcomes:
+        if outcome.machines is not None and outcome.busy is not None and not outcome.broken:
+            are, busy = "machine is" if outcome.machines == 1 else "machines are", figures(100 * outcome.busy, 2)
+            lines.append(
+                f"{outcome.name}: {outcome.machines} reserved {are} paid day and night and busy {busy}% of the time."
+            )
     is_drawn = any(not sensitivity.input.exact for sensitivity in decision.sensitivities)
     if best is not None and len(decision.ranking) > 1 and is_drawn:
         lines.append(f"{best.name} is the answer in {best.best_in:.0%} of the draws from the stated ranges.")
     return lines
 
 
-def _price_of_constraints(decision: Decision) -> str:
-    names = " and ".join(decision.case.constraints)
-    if decision.unconstrained in {NOTHING_FEASIBLE, NOTHING_PAYS}:
-        return f"Without {names} it would be {decision.unconstrained}."
-    free, best = decision.outcome(decision.unconstrained), decision.chosen
-    price = "" if best is None else f": {names} costs {usd(best.net_usd - free.net_usd)}"
-    return f"Without {names} it would be {free.name} at {usd(free.total_usd)}{price}."
-
-
 def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:
     """Where the difference lies: the lines that are more than a twentieth of all differences, then the rest."""
-    ours, theirs = _by_name(best), _by_name(outcome)
-    differences = {part: theirs.get(part, 0.0) - ours.get(part, 0.0) for part in {**theirs, **ours}}
-    whole = sum(abs(amount) for amount in differences.values())
+    differences = defaultdict[str, float](float)
+    for side, sign in ((outcome, 1), (best, -1)):
+        for period, part, amount in side.lines:
+            differences[f"{part} (calls)" if period == "calls" else part] += sign * amount
+        differences["wrong answers less revenue"] += sign * (side.net_usd - side.total_usd)
+    whole = sum(map(abs, differences.values()))
     large = [pair for pair in differences.items() if abs(pair[1]) > _SMALL_SHARE * whole]
     large.sort(key=lambda pair: -pair[1])
     rest = sum(differences.values()) - sum(amount for _, amount in large)
     if abs(rest) > _NOTHING * whole:
         large.append(("all else", rest))
     parts = ", ".join(f"{'+' if amount > 0 else '-'}{usd(abs(amount))} {part}" for part, amount in large)
-    return f"{outcome.name} costs {_more(outcome.net_usd - best.net_usd)}{f': {parts}' if parts else ''}."
+    return f"{outcome.name} costs {_more(outcome, best)}{f': {parts}' if parts else ''}."
 
 
-def _more(dollars: float) -> str:
+def _more(outcome: OptionOutcome, best: OptionOutcome) -> str:
+    dollars = outcome.net_usd - best.net_usd
     return f"{usd(dollars)} more" if dollars else "as much"
-
-
-def _by_name(outcome: OptionOutcome) -> dict[str, float]:
-    amounts: dict[str, float] = {}
-    for period, part, amount in outcome.lines:
-        name = f"{part} (calls)" if period == "calls" else part
-        amounts[name] = amounts.get(name, 0.0) + amount
-    amounts["wrong answers less revenue"] = outcome.net_usd - outcome.total_usd
-    return amounts
 
 
 def break_even(point: BreakEvenVolume) -> str:
     """One line."""
-    line = f"{point.option} against {point.against}: "
+    line, days = f"{point.option} against {point.against}: ", point.days
     if point.calls_per_day is None:
         line += f"never; {point.reason}"
     elif point.calls_per_day == 0:
         line += "at any volume"
     else:
         line += f"from {number(point.calls_per_day)} calls a day"
-        if point.interval is not None:
-            low, high = ("never" if end is None else number(end) for end in point.interval)
-            line += "" if low == high else f" ({low} to {high})"
+        low, high = ("never" if end is None else number(end) for end in point.interval or (0.0, 0.0))
+        line += "" if low == high else f" ({low} to {high})"
     if point.windows:
         lows, highs = zip(*point.windows, strict=True)
         line += f"; for a while also at volumes from {number(min(lows))} to {number(max(highs))}"
     if point.calls_per_day:
-        days = point.days
-        line += "; at this volume " + (
-            "not within ten years" if days is None else f"after {number(days)} days" if days else "at once"
-        )
+        after = "not within ten years" if days is None else f"after {number(days)} days" if days else "at once"
+        line += f"; at this volume {after}"
     return f"{line}."
 
 
 def flips(sensitivity: Sensitivity) -> str:
     """One line: where the answer changes, or that it does not."""
     row = sensitivity.input
-    sides = [text for text in (_flip("below", sensitivity.below), _flip("above", sensitivity.above)) if text]
-    if not sides:
-        low, high = row.search
-        return f"{row.name} (now {number(row.value)}): does not flip in [{number(low)}, {number(high)}]"
-    return f"{row.name} (now {number(row.value)}): {'; '.join(sides)}"
-
-
-def _flip(side: str, flip: Flip | None) -> str:
-    if flip is None:
-        return ""
-    return f"{side} {number(flip.at)} {flip.to}{' (within its stated range)' if flip.within else ''}"
+    sides = [
+        f"{side} {number(flip.at)} {flip.to}{' (within its stated range)' if flip.within else ''}"
+        for side, flip in (("below", sensitivity.below), ("above", sensitivity.above))
+        if flip is not None
+    ]
+    low, high = map(number, row.search)
+    return f"{row.name} (now {number(row.value)}): {'; '.join(sides) or f'does not flip in [{low}, {high}]'}"
 
 
 def as_values(decision: Decision) -> dict[str, Any]:
@@ -202,13 +190,13 @@ def as_values(decision: Decision) -> dict[str, Any]:
         "break_evens": [{**asdict(point), "text": break_even(point)} for point in decision.break_evens],
         "flips": [_sensitivity(sensitivity) for sensitivity in decision.sensitivities],
         "warnings": list(decision.warnings),
-        "formulas": {name: {"formula": text, "source": source} for name, (text, source) in FORMULAS.items()},
+        "formulas": formula_values(DECISION_FORMULAS),
     }
 
 
 def _option(outcome: OptionOutcome) -> dict[str, Any]:
     lines = [{"when": period, "what": part, "usd": amount} for period, part, amount in outcome.lines]
-    return {**asdict(outcome), "lines": lines}
+    return vars(outcome) | {"short": [asdict(short) for short in outcome.short], "lines": lines}
 
 
 def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:
@@ -219,7 +207,7 @@ def _sensitivity(sensitivity: Sensitivity) -> dict[str, Any]:
         "stated_range": None if row.exact else [row.low, row.high],
         "searched": list(row.search),
         "source": row.source,
-        "below": None if sensitivity.below is None else asdict(sensitivity.below),
-        "above": None if sensitivity.above is None else asdict(sensitivity.above),
+        "below": sensitivity.below and asdict(sensitivity.below),
+        "above": sensitivity.above and asdict(sensitivity.above),
         "text": flips(sensitivity),
     }

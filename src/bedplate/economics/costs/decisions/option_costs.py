@@ -1,9 +1,9 @@
 """A decision file and its price file as formulas: what each option costs over the horizon, line by line.
 
-1. `case_inputs.py` holds every number of both files as an input, and what all options share: calls, days, prices.
-2. `_OptionBuilder` reads one option: tokens of a call, then the cost of calls (hosted, or on machines), of people and
+1. `CaseInputs` holds every number of both files as an input, and what all options share: calls, days, prices.
+2. `OptionCosts` reads one option: tokens of a call, then the cost of calls (hosted, or on machines), of people and
    labels, tuning, retrieval and pretraining, each as a formula over the inputs.
-3. `OptionCosts` is the result; evaluated at the stated values, at draws, and at whatever a page's sliders say.
+3. The formulas are evaluated at the stated values, at draws, and at whatever a page's sliders say.
 
 Calls grow continuously: calls_per_day × (1 + growth)^(day / 365). Reserved machines are whole machines, paid day and
 night; where calls grow, their number is set anew in each quarter of the horizon, for its busiest day. A machine's
@@ -15,38 +15,37 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
-from bedplate.economics.costs.decisions.call_speeds import (
+from bedplate.economics.costs.decisions.decision_file import (
+    CaseInputs,
+    MachineUse,
+    Method,
+    Option,
+    Pretraining,
+    Ranged,
+    Refresh,
+    RetrievalSpec,
+    TuningSpec,
+)
+from bedplate.economics.costs.decisions.evidence import (
     CallTokens,
     Speeds,
     hours_per_token,
     measured_speeds,
     planned_speeds,
+    read_evidence,
 )
-from bedplate.economics.costs.decisions.case_inputs import CaseInputs
-from bedplate.economics.costs.decisions.decision_file import (
-    MachineUse,
-    Method,
-    Option,
-    Pretraining,
-    Refresh,
-    RetrievalSpec,
-    TuningSpec,
-)
-from bedplate.economics.costs.decisions.decision_inputs import Ranged
-from bedplate.economics.costs.decisions.ladder_evidence import read_evidence
 from bedplate.economics.numbers.formula import ZERO, Formula, Values, as_formula, call, total
-from bedplate.economics.numbers.ranged_quantities import Amount, NonNegative, Quantity
+from bedplate.economics.numbers.prices import Amount, NonNegative, Quantity
+from bedplate.economics.serving.simulation import SECONDS_PER_DAY
 
-SECONDS_PER_DAY = 86_400.0
 _MILLION = 1e6
 _SLACK = 1e-9  # a demand that fills its machines exactly needs no further one for a rounding error
 
 Period = Literal["once", "over time", "calls", "machines"]
-_PERIODS = get_args(Period)
 
 
 @dataclass(frozen=True)
@@ -58,52 +57,48 @@ class CostLine:
     usd: Formula
 
 
-@dataclass(frozen=True)
-class TokenFormulas:
-    """Tokens of one call: repeated in every prompt, different each time, retrieved, and answered. ratio: tokens of one
-    unit of the text."""
-
-    prefix: Formula
-    fresh: Formula
-    passages: Formula
-    output: Formula
-    ratio: Formula
-
-    @property
-    def prompt(self) -> Formula:
-        return total((self.prefix, self.fresh, self.passages))
-
-    def at(self, v: Values) -> CallTokens:
-        return CallTokens(*(part.compile()(v) for part in (self.prefix, self.fresh, self.passages, self.output)))
-
-
-@dataclass(frozen=True)
 class OptionCosts:
-    """One option.
+    """One option, read from the files. ConfigError for what is missing: a price, a rung, a tokenizer's ratio, a speed.
 
     per_call: USD that one more call costs at great volume, where machines are as full as they may be, by part, with
     wrong answers and less revenue. machines: the reserved ones, at their most; busy: the share of their time in which
     they compute; capacities: calls of the first day that one of them can do, in each part of the horizon for which
-    their number is set. quality, p95_ms: None where nothing is known. notes: what was assumed; doubts: why the verdict
-    of its report is no PASS, and why the report is used nonetheless.
+    their number is set. quality, p95_ms: None where nothing is known. method: of its model; retrieves: whether it looks
+    passages up. notes: what was assumed; doubts: why the verdict of its report is no PASS, and why the report is used
+    nonetheless.
     """
 
-    name: str
-    option: Option
-    method: str
-    method_in_short: str
-    tokens: TokenFormulas
-    lines: tuple[CostLine, ...]
-    per_call: dict[str, Formula]
-    machines: Formula | None
-    busy: Formula | None
-    capacities: tuple[Formula, ...]
-    quality: Ranged | None
-    p95_ms: Ranged | None
-    wrong_answers: Formula
-    revenue: Formula
-    notes: tuple[str, ...]
-    doubts: tuple[str, ...]
+    def __init__(self, shared: CaseInputs, name: str, option: Option) -> None:
+        self.shared, self.name, self.option = shared, name, option
+        self.prices, case = shared.prices, shared.case
+        self.key, self.place = key_path(["options", name]), f"{case.place}: options.{name}"
+        self.report = report = None
+        if option.report is not None:
+            self.report = report = read_evidence(option.report, case.resolve_path(option.report.file), self.place)
+        self.lines: list[CostLine] = []
+        self.per_call: dict[str, Formula] = {}
+        self.machines: Formula | None = None
+        self.busy: Formula | None = None
+        self.capacities: tuple[Formula, ...] = ()
+        self.tokens = self._tokens()
+        if option.machine is None:
+            self._hosted_calls()
+        else:
+            self._machine_calls(option.machine)
+        self._people()
+        if option.tuning is not None:
+            self._tuning(option.tuning)
+        if option.retrieval is not None:
+            self._retrieval(option.retrieval)
+        if option.pretraining is not None:
+            self._pretraining(option.pretraining)
+        self.lines.sort(key=lambda line: get_args(Period).index(line.period))
+        self.quality = self._ranged("quality", option.quality, report and report.quality)
+        self.wrong_answers, self.revenue = self._value()
+        self.p95_ms = self._ranged("p95_ms", option.p95_ms, report and report.p95_ms)
+        self.retrieves = option.retrieval is not None or (report is not None and report.retrieves)
+        self.method: Method = "tuned" if option.tuning is not None else (report and report.method) or "prompted"
+        self.doubts = () if report is None else report.doubts
 
     @property
     def total(self) -> Formula:
@@ -123,130 +118,75 @@ class OptionCosts:
     def net_usd(self) -> Callable[[Values], float]:
         return self.net.compile()
 
-
-def option_costs(shared: CaseInputs) -> tuple[OptionCosts, ...]:
-    """The costs of all options. ConfigError for what is missing: a price, a rung, a tokenizer's ratio, a speed."""
-    return tuple(_OptionBuilder(shared, name, option).build() for name, option in shared.case.options.items())
-
-
-class _OptionBuilder:
-    """Reads one option, and composes its costs."""
-
-    def __init__(self, shared: CaseInputs, name: str, option: Option) -> None:
-        self.shared, self.name, self.option = shared, name, option
-        self.prices = shared.prices
-        self.key = key_path(["options", name])
-        self.place = f"{shared.case.place}: options.{name}"
-        self.report = None
-        if option.report is not None:
-            self.report = read_evidence(option.report, shared.case.resolve_path(option.report.file), self.place)
-        self.lines: list[CostLine] = []
-        self.per_call: dict[str, Formula] = {}
-        self.machines: Formula | None = None
-        self.busy: Formula | None = None
-        self.capacities: tuple[Formula, ...] = ()
-        self.tokens = self._tokens()
-
-    def build(self) -> OptionCosts:
-        option, case, report = self.option, self.shared.case, self.report
-        if option.machine is None:
-            self._hosted_calls()
-        else:
-            self._machine_calls(option.machine)
-        self._people()
-        if option.tuning is not None:
-            self._tuning(option.tuning)
-        if option.retrieval is not None:
-            self._retrieval(option.retrieval)
-        if option.pretraining is not None:
-            self._pretraining(option.pretraining)
-        quality = self._ranged("quality", option.quality, None if report is None else report.quality)
-        if quality is None:
-            self._check_that_quality_is_not_needed()
-        right, wrong = as_formula(1.0), ZERO
-        if quality is not None:
-            share = Formula(f"v[{quality.place}]", frozenset((quality.place,)))
-            wrong = self.shared.wrong_answer * (1.0 - share)
-            right = share if case.value.earned_by == "right_answer" else right
-        for part, usd in (("wrong answers", wrong), ("revenue", self.shared.revenue * right * -1.0)):
-            if usd != ZERO:
-                self.per_call[part] = usd
-        method, retrieves = self._method()
-        return OptionCosts(
-            name=self.name,
-            option=option,
-            method=option.describe(method, retrieves),
-            method_in_short=option.label(method, retrieves),
-            tokens=self.tokens,
-            lines=tuple(sorted(self.lines, key=lambda line: _PERIODS.index(line.period))),
-            per_call=self.per_call,
-            machines=self.machines,
-            busy=self.busy,
-            capacities=self.capacities,
-            quality=quality,
-            p95_ms=self._ranged("p95_ms", option.p95_ms, None if report is None else report.p95_ms),
-            wrong_answers=wrong * self.shared.calls,
-            revenue=self.shared.revenue * right * self.shared.calls,
-            notes=self._notes(),
-            doubts=() if report is None else report.doubts,
-        )
+    def tokens_at(self, v: Values) -> CallTokens[float]:
+        return CallTokens(*(part.compile()(v) for part in self.tokens))
 
     # --- numbers of the files
 
     def _add(self, name: str, quantity: Quantity | None, source: str | None = None) -> Formula:
-        return ZERO if quantity is None else self.shared.add(f"{self.key}.{name}", quantity, source)
+        return self.shared.add(f"{self.key}.{name}", quantity, source or self.shared.source)
+
+    def _stated(self, key: str) -> Formula:
+        """A number of the option by its key; ZERO where it is not stated."""
+        value: Any = self.option
+        for part in key.split("."):
+            value = value and getattr(value, part)
+        return self._add(key, value)
 
     def _ranged(self, name: str, stated: Quantity | None, measured: Quantity | None) -> Ranged | None:
         quantity = stated or measured
         if quantity is None:
             return None
         source = self.shared.source if stated is not None or self.report is None else self.report.source
-        place = self.shared.inputs.place(f"{self.key}.{name}", quantity, source)
+        place = self.shared.place(f"{self.key}.{name}", quantity, source)
         return Ranged(place, quantity.value - quantity.low, quantity.high - quantity.value)
 
-    def _tokens(self) -> TokenFormulas:
-        option, text = self.option, self.shared.case.text
-        unit = option.text.unit or text.unit
-        if unit != "tokens" and option.tokens_per_unit is None:
+    @cached_property
+    def _ratio(self) -> Formula:
+        """Tokens of one unit of the text."""
+        unit = self.option.text.unit or self.shared.case.text.unit
+        if unit == "tokens":
+            return as_formula(1.0)
+        if self.option.tokens_per_unit is None:
             raise ConfigError(
                 f"{self.place}: tokens_per_unit is missing: how many tokens the option's tokenizer makes of one of "
                 f"the {unit}"
             )
-        ratio = as_formula(1.0) if unit == "tokens" else self._add("tokens_per_unit", option.tokens_per_unit)
+        return self._stated("tokens_per_unit")
+
+    def _tokens(self) -> CallTokens[Formula]:
+        ratio = self._ratio
 
         def count(field: str) -> Formula:
-            stated: Quantity | None = getattr(option.text, field)
-            if stated is not None:
-                return self._add(f"text.{field}", stated)
-            return self.shared.add(f"text.{field}", getattr(text, field))
+            if getattr(self.option.text, field) is not None:
+                return self._stated(f"text.{field}")
+            return self.shared.add(f"text.{field}", getattr(self.shared.case.text, field), self.shared.source)
 
-        passages = None if option.retrieval is None else option.retrieval.passages
-        return TokenFormulas(
+        return CallTokens(
             prefix=(count("instructions") + count("examples")) * ratio,
             fresh=count("input") * ratio,
-            passages=self._add("retrieval.passages", passages) * ratio,
+            passages=self._stated("retrieval.passages") * ratio,
             output=count("output") * ratio,
-            ratio=ratio,
         )
 
     def _machine_hour(self, name: str, place: str = "") -> Formula:
-        entry = self.prices.machine(name, f"{self.place}{place}")
-        return self.shared.price("machines", name, "usd_per_hour", entry)
+        return self.shared.price("machines", name, "usd_per_hour", f"{self.place}{place}")
+
+    def _hosted(self, field: str) -> Formula:
+        return self.shared.price("hosted", self.option.model or "", field, self.place)
 
     def _hour(self, *worked: Quantity) -> Formula:
         """What an hour of work costs; no price is needed where no hour is worked."""
         case = self.shared.case
         if not any(hours.high for hours in worked):
             return ZERO
-        entry = self.prices.staff_rate(case.staff, f"{case.place}: staff")
-        return self.shared.price("staff", case.staff, "usd_per_hour", entry)
+        return self.shared.price("staff", case.staff, "usd_per_hour", f"{case.place}: staff")
 
     def _label(self, *labelled: Quantity) -> Formula:
         case = self.shared.case
         if not any(labels.high for labels in labelled):
             return ZERO
-        entry = self.prices.label(case.labelling, f"{case.place}: labelling")
-        return self.shared.price("labelling", case.labelling, "usd_per_label", entry)
+        return self.shared.price("labelling", case.labelling, "usd_per_label", f"{case.place}: labelling")
 
     def _line(self, period: Period, part: str, usd: Formula) -> None:
         if usd != ZERO:
@@ -278,8 +218,7 @@ class _OptionBuilder:
         }
         live = dict(plain)
         if entry.usd_per_million_cached_input is not None:
-            hit = self._hosted("usd_per_million_cached_input") * scale
-            missed = price
+            hit, missed = self._hosted("usd_per_million_cached_input") * scale, price
             if entry.usd_per_million_cache_write is not None:
                 missed = self._hosted("usd_per_million_cache_write") * scale
             padded = call("max", tokens.prefix, self._hosted("smallest_cached_prefix_tokens"))
@@ -291,24 +230,20 @@ class _OptionBuilder:
         for part, usd in live.items():
             self._call_line(part, usd if batched == ZERO else usd * (1.0 - batched) + batch[part] * batched)
 
-    def _hosted(self, field: str) -> Formula:
-        name = self.option.model or ""
-        return self.shared.price("hosted", name, field, self.prices.hosted_model(name, self.place))
-
     def _machine_calls(self, use: MachineUse) -> None:
         shared = self.shared
         seconds = self._seconds(use)
-        hour, utilisation = self._machine_hour(use.name), self._add("machine.utilisation", use.utilisation)
+        hour, utilisation = self._machine_hour(use.name), self._stated("machine.utilisation")
         if use.paid == "by_use":
             self._call_line("machine", seconds * (hour / 3600.0) / utilisation)
             return
-        fewest = self._add("machine.at_least", use.at_least)
+        fewest = self._stated("machine.at_least")
         share_of_machine = shared.peak * seconds / (utilisation * SECONDS_PER_DAY)
         needs = [calls * share_of_machine for calls in shared.busiest_days]
         fleets = [call("ceil", call("max", fewest, need) - _SLACK) for need in needs]
         mean_fleet = total(fleets) / len(fleets)
         usd_per_machine = hour * 24.0 * shared.days
-        self.machines = call("max", *fleets)
+        self.machines = call("max", fleets[0], *fleets)
         self.capacities = tuple(shared.calls_per_day / need for need in needs)
         self._line("machines", "reserved machines", mean_fleet * usd_per_machine)
         self.per_call["machines at their fullest"] = usd_per_machine * (total(needs) / len(needs)) / shared.calls
@@ -324,10 +259,9 @@ class _OptionBuilder:
                     f"{self.place}.retrieval: say who embeds: `embedder` (an entry of the price file's embeddings), or "
                     "embed_tokens_per_second of the option's machine"
                 )
-            speed = self._add("retrieval.embed_tokens_per_second", retrieval.embed_tokens_per_second)
-            embedding = tokens.fresh / speed
+            embedding = tokens.fresh / self._stated("retrieval.embed_tokens_per_second")
         if use.seconds_per_call is not None:
-            return self._add("machine.seconds_per_call", use.seconds_per_call) + embedding
+            return self._stated("machine.seconds_per_call") + embedding
         speeds = self._speeds(use)
         if speeds is not None:
             prompt = (1.0 - self.shared.cached_share) * tokens.prefix + tokens.fresh + tokens.passages
@@ -337,9 +271,7 @@ class _OptionBuilder:
         if report is not None and report.seconds_per_call is not None:
             seconds = Amount.exactly(report.seconds_per_call)
             return self._add("machine.seconds_per_call", seconds, report.source) + embedding
-        reason = (
-            "" if report is None else " (the report was made at a machine price of 0, so its seconds are not known)"
-        )
+        reason = " (the report was made at a machine price of 0, so its seconds are not known)" if report else ""
         raise ConfigError(
             f"{self.place}.machine: how long does a call take? Give seconds_per_call, prefill_tokens_per_second and "
             f"decode_tokens_per_second, measured or planned{reason}"
@@ -349,7 +281,7 @@ class _OptionBuilder:
         """Stated, measured, or planned from a data sheet at the tokens that the files state."""
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
             return Speeds(use.prefill_tokens_per_second, use.decode_tokens_per_second, None)
-        tokens = self.tokens.at(self.shared.inputs.values)
+        tokens = self.tokens_at(self.shared.values)
         if use.measured is not None:
             return measured_speeds(use.measured, self.prices, use.name, tokens, self.place)
         if use.planned is not None:
@@ -360,14 +292,12 @@ class _OptionBuilder:
 
     def _people(self) -> None:
         work, upkeep, months = self.option.setup, self.option.upkeep, self.shared.months
-        hour = self._hour(work.hours, upkeep.hours_per_month)
-        label = self._label(work.evaluation_labels)
-        self._line("once", "engineering", self._add("setup.hours", work.hours) * hour)
-        self._line("once", "evaluation labels", self._add("setup.evaluation_labels", work.evaluation_labels) * label)
-        self._line("once", "other", self._add("setup.usd", work.usd))
-        hours = self._add("upkeep.hours_per_month", upkeep.hours_per_month)
-        self._line("over time", "upkeep", hours * hour * months)
-        self._line("over time", "other, monthly", self._add("upkeep.usd_per_month", upkeep.usd_per_month) * months)
+        hour, label = self._hour(work.hours, upkeep.hours_per_month), self._label(work.evaluation_labels)
+        self._line("once", "engineering", self._stated("setup.hours") * hour)
+        self._line("once", "evaluation labels", self._stated("setup.evaluation_labels") * label)
+        self._line("once", "other", self._stated("setup.usd"))
+        self._line("over time", "upkeep", self._stated("upkeep.hours_per_month") * hour * months)
+        self._line("over time", "other, monthly", self._stated("upkeep.usd_per_month") * months)
 
     def _tuning(self, tuning: TuningSpec) -> None:
         """Labels, hours and compute once, and again before the horizon ends: ⌈horizon / every_days⌉ − 1 times."""
@@ -375,19 +305,15 @@ class _OptionBuilder:
         compute = self._tuning_compute(tuning)
         hour = self._hour(tuning.hours, refresh.hours)
         label = self._label(tuning.labels, refresh.labels, refresh.evaluation_labels)
-        self._line("once", "training labels", self._add("tuning.labels", tuning.labels) * label)
-        self._line("once", "tuning work", self._add("tuning.hours", tuning.hours) * hour)
+        self._line("once", "training labels", self._stated("tuning.labels") * label)
+        self._line("once", "tuning work", self._stated("tuning.hours") * hour)
         self._line("once", "tuning compute", compute)
         if self.option.model is not None:
-            entry = self.prices.hosted_model(self.option.model, self.place)
-            if entry.tuning is not None and entry.tuning.usd_per_hour.high:
-                self._line(
-                    "over time", "tuned model's hosting", self._hosted("tuning.usd_per_hour") * 24.0 * self.shared.days
-                )
+            hosting = self._hosted("tuning.usd_per_hour") * 24.0 * self.shared.days
+            self._line("over time", "tuned model's hosting", hosting)
         if every_days is not None:
-            labels = self._add("tuning.refresh.labels", refresh.labels)
-            labels += self._add("tuning.refresh.evaluation_labels", refresh.evaluation_labels)
-            again = labels * label + self._add("tuning.refresh.hours", refresh.hours) * hour + compute
+            labels = self._stated("tuning.refresh.labels") + self._stated("tuning.refresh.evaluation_labels")
+            again = labels * label + self._stated("tuning.refresh.hours") * hour + compute
             times = call("max", 0.0, call("ceil", self.shared.days / every_days - _SLACK) - 1.0)
             self._line("over time", "tuning again", again * times)
 
@@ -395,14 +321,15 @@ class _OptionBuilder:
         """What tuning again takes, and every how many days; None where it is tuned once."""
         refresh, knowledge = tuning.refresh, self.shared.case.knowledge
         if refresh is not None and refresh.every_days is not None:
-            return refresh, self._add("tuning.refresh.every_days", refresh.every_days)
+            return refresh, self._stated("tuning.refresh.every_days")
         if knowledge is not None and self.option.retrieval is None:
             if refresh is None:
                 raise ConfigError(
                     f"{self.place}.tuning: what it knows changes every {knowledge.changes_every_days.value:g} days; "
                     "say with `refresh: {labels, hours}` what tuning again takes"
                 )
-            return refresh, self.shared.add("knowledge.changes_every_days", knowledge.changes_every_days)
+            days = knowledge.changes_every_days
+            return refresh, self.shared.add("knowledge.changes_every_days", days, self.shared.source)
         if refresh is not None and knowledge is None:
             raise ConfigError(f"{self.place}.tuning.refresh: how often? Add every_days, or `knowledge` to the case")
         return refresh or Refresh(), None
@@ -410,15 +337,15 @@ class _OptionBuilder:
     def _tuning_compute(self, tuning: TuningSpec) -> Formula:
         """One tuning run: at a price per token seen, or hours of a machine (stated, or tokens over its speed)."""
         option, report = self.option, self.report
-        tokens = self._add("tuning.labels", tuning.labels) * self._add("tuning.epochs", tuning.epochs)
-        tokens *= total((self.tokens.prompt, self.tokens.output))
+        tokens = self._stated("tuning.labels") * self._stated("tuning.epochs")
+        tokens *= self.tokens.prompt + self.tokens.output
         if option.machine is None:
             return tokens * self._hosted("tuning.usd_per_million_training") / _MILLION
         hour = self._machine_hour(tuning.machine or option.machine.name, ".tuning")
         if tuning.machine_hours is not None:
-            return self._add("tuning.machine_hours", tuning.machine_hours) * hour
+            return self._stated("tuning.machine_hours") * hour
         if tuning.tokens_per_second is not None:
-            return tokens / self._add("tuning.tokens_per_second", tuning.tokens_per_second) / 3600.0 * hour
+            return tokens / self._stated("tuning.tokens_per_second") / 3600.0 * hour
         if report is not None and report.train_seconds is not None:
             hours = NonNegative.exactly(report.train_seconds / 3600)
             return self._add("tuning.machine_hours", hours, report.source) * hour
@@ -427,65 +354,64 @@ class _OptionBuilder:
     def _retrieval(self, retrieval: RetrievalSpec) -> None:
         """The corpus's vectors, made once and again as it changes, those of the calls' inputs, and the index."""
         if retrieval.embedder is not None:
-            entry = self.prices.embedder(retrieval.embedder, f"{self.place}.retrieval")
-            price = self.shared.price("embeddings", retrieval.embedder, "usd_per_million_input", entry) / _MILLION
+            place = f"{self.place}.retrieval"
+            price = self.shared.price("embeddings", retrieval.embedder, "usd_per_million_input", place) / _MILLION
             self._call_line("query embedding", self.tokens.fresh * price)
         elif self.option.machine is None:
             raise ConfigError(f"{self.place}.retrieval: name an `embedder` of the price file's embeddings")
         else:  # a machine's own embedder costs seconds of the machine in each call
-            speed = self._add("retrieval.embed_tokens_per_second", retrieval.embed_tokens_per_second)
+            speed = self._stated("retrieval.embed_tokens_per_second")
             price = self._machine_hour(self.option.machine.name) / 3600.0 / speed
-        corpus = self._add("retrieval.corpus", retrieval.corpus) * self.tokens.ratio * price
-        months = self.shared.months
-        changed = self._add("retrieval.changed_per_month", retrieval.changed_per_month)
+        corpus, months = self._stated("retrieval.corpus") * self._ratio * price, self.shared.months
         self._line("once", "embedding the corpus", corpus)
-        self._line("over time", "embedding what changes", corpus * changed * months)
-        self._line("over time", "index", self._add("retrieval.usd_per_month", retrieval.usd_per_month) * months)
+        self._line("over time", "embedding what changes", corpus * self._stated("retrieval.changed_per_month") * months)
+        self._line("over time", "index", self._stated("retrieval.usd_per_month") * months)
 
     def _pretraining(self, pretraining: Pretraining) -> None:
         """The final run, at a stated price or a planned one, all runs, data and people; shared by the features that
         use the base."""
-        features = self._add("pretraining.features", pretraining.features)
-        hour = self._hour(pretraining.hours)
-        run = self._add("pretraining.usd", pretraining.usd)
+        features, hour = self._stated("pretraining.features"), self._hour(pretraining.hours)
+        run = self._stated("pretraining.usd")
         if pretraining.run is not None:
             stated, place = pretraining.run, f"{self.place}.pretraining.run"
             hours, source = hours_per_token(stated, self.prices, place)
-            tokens = self._add("pretraining.run.tokens", stated.tokens)
             devices = float(self.prices.machine(stated.machine, place).devices)
-            run = tokens * self._add("pretraining.run.device_hours_per_token", hours, source)
+            run = self._stated("pretraining.run.tokens")
+            run *= self._add("pretraining.run.device_hours_per_token", hours, source)
             run = run * self._machine_hour(stated.machine, ".pretraining.run") / devices
-        runs = self._add("pretraining.runs", pretraining.runs)
-        self._line("once", "pretraining compute", run * runs / features)
-        self._line("once", "pretraining data", self._add("pretraining.data_usd", pretraining.data_usd) / features)
-        self._line("once", "pretraining work", self._add("pretraining.hours", pretraining.hours) * hour / features)
+        self._line("once", "pretraining compute", run * self._stated("pretraining.runs") / features)
+        self._line("once", "pretraining data", self._stated("pretraining.data_usd") / features)
+        self._line("once", "pretraining work", self._stated("pretraining.hours") * hour / features)
 
     # --- quality, and what is assumed
 
-    def _check_that_quality_is_not_needed(self) -> None:
-        case = self.shared.case
-        needed_by = {
-            "bar.quality": case.bar.quality is not None,
-            "value.usd_per_wrong_answer": case.value.usd_per_wrong_answer is not None,
-            "value.earned_by: right_answer": (
-                case.value.usd_per_call is not None and case.value.earned_by == "right_answer"
-            ),
-        }
-        for key, is_needed in needed_by.items():
-            if is_needed:
+    def _value(self) -> tuple[Formula, Formula]:
+        """What wrong answers cost and what calls bring in over the horizon; ConfigError where that, or a bar, needs a
+        quality that is not known."""
+        shared, value, quality = self.shared, self.shared.case.value, self.quality
+        by_right_answer = value.usd_per_call is not None and value.earned_by == "right_answer"
+        right, wrong = as_formula(1.0), ZERO
+        if quality is not None:
+            share = Formula.input(quality.place)
+            wrong = shared.wrong_answer * (1.0 - share)
+            right = share if by_right_answer else right
+        else:
+            needed_by = {
+                "bar.quality": shared.bar_quality is not None,
+                "value.usd_per_wrong_answer": value.usd_per_wrong_answer is not None,
+                "value.earned_by: right_answer": by_right_answer,
+            }
+            for key in (key for key, is_needed in needed_by.items() if is_needed):
                 raise ConfigError(
                     f"{self.place}: {key} needs this option's `quality`: state it with a range, or name a `report`"
                 )
+        for part, usd in (("wrong answers", wrong), ("revenue", shared.revenue * right * -1.0)):
+            if usd != ZERO:
+                self.per_call[part] = usd
+        return wrong * shared.calls, shared.revenue * right * shared.calls
 
-    def _method(self) -> tuple[Method, bool]:
-        """How the model is made to do the task, and whether it looks passages up."""
-        option, report = self.option, self.report
-        retrieves = option.retrieval is not None or (report is not None and report.retrieves)
-        if option.tuning is not None:
-            return "tuned", retrieves
-        return (report and report.method) or "prompted", retrieves
-
-    def _notes(self) -> tuple[str, ...]:
+    @property
+    def notes(self) -> tuple[str, ...]:
         """What the option leaves unsaid, and what its report's verdict says of its quality."""
         option, report, notes = self.option, self.report, list[str]()
         if report is not None and option.quality is None:

@@ -1,4 +1,5 @@
-"""What an adaptation ladder measured and decided, read from its report.json (docs/report-json.md)."""
+"""What a decision file does not state itself: a ladder's report.json (docs/report-json.md), measured engines, and what
+is planned from a data sheet."""
 
 from __future__ import annotations
 
@@ -7,16 +8,26 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
-from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.errors import BedplateError, ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.costs.decisions.decision_file import LadderEvidence, Method
-from bedplate.economics.numbers.ranged_quantities import Amount, Share
+from bedplate.economics.costs.decisions.decision_file import (
+    DataSheetDecoder,
+    LadderEvidence,
+    MeasuredEngine,
+    Method,
+    TrainingRun,
+)
+from bedplate.economics.numbers.formula import Number
+from bedplate.economics.numbers.prices import Amount, Prices, Share
 
-Part = Mapping[str, Any]
-"""A JSON object of a report."""
+if TYPE_CHECKING:
+    from bedplate.economics.hardware.devices import Device
+    from bedplate.economics.serving.simulation import StepModel
+
+Part = Mapping[str, Any]  # a JSON object of a report
 
 
 @dataclass(frozen=True)
@@ -34,8 +45,8 @@ class MeasuredRung:
     train_seconds: float | None
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
-    method: Method | None = None
-    retrieves: bool = False
+    method: Method | None
+    retrieves: bool
 
 
 def read_evidence(evidence: LadderEvidence, path: Path, needed_by: str) -> MeasuredRung:
@@ -44,29 +55,49 @@ def read_evidence(evidence: LadderEvidence, path: Path, needed_by: str) -> Measu
     unless the option says why it is used `despite` that."""
     report = _LadderReport(_read(path, needed_by), evidence.rung, f"{needed_by}: {path}")
     row = report.row(evidence.split)
-    split = str(row["split"])
-    source = f"{path.name}, {evidence.rung} on {split}"
+    source = f"{path.name}, {evidence.rung} on {row['split']}"
     doubts = report.doubts()
     if doubts and evidence.despite is None:
         raise ConfigError(
             f"{report.place}: {'; '.join(doubts)}. Take a rung that passed, state the option's own quality and p95_ms "
             "without `report`, or say under report.despite why it is used nonetheless"
         )
-    confirmation = report.confirmation() if split == "test" else None
+    confirmation = report.confirmation() if row["split"] == "test" else None
     usd_per_hour = _part(report.values, "machine").get("usd_per_hour")
     usd_per_1k_calls = report.number(row, "usd_per_1k_calls")
-    seconds = usd_per_1k_calls * 3.6 / float(usd_per_hour) if usd_per_1k_calls and usd_per_hour else None
     return MeasuredRung(
         source=source,
         quality=report.quality(row, confirmation),
         p95_ms=report.p95(row),
-        seconds_per_call=seconds,
+        seconds_per_call=usd_per_1k_calls * 3.6 / usd_per_hour if usd_per_1k_calls and usd_per_hour else None,
         train_seconds=report.number(row, "train_seconds"),
-        notes=(f"{report.verdict_on_quality(split, confirmation)} ({source})",),
+        notes=(f"{report.verdict_on_quality(row, confirmation)} ({source})",),
         doubts=(*doubts, f"used nonetheless: {evidence.despite}") if doubts else (),
         method=report.method(evidence.rung),
         retrieves="retrieval" in report.skin_parts(evidence.rung),
     )
+
+
+def _read(path: Path, needed_by: str) -> Part:
+    try:
+        values = json.loads(read_text(path))
+    except DataError as error:
+        raise ConfigError(f"{needed_by}: {error}") from error
+    except ValueError as error:
+        raise ConfigError(f"{needed_by}: {path} is not JSON ({error}); give a ladder's report.json") from None
+    if not isinstance(values, dict) or "rungs" not in values:
+        raise ConfigError(f"{needed_by}: {path} is not a ladder's report: it has no `rungs`")
+    return cast("dict[str, Any]", values)
+
+
+def _part(values: Part, key: str) -> Part:
+    """An object of the report; empty where it is not there or is none."""
+    part = values.get(key)
+    return cast("Part", part) if isinstance(part, Mapping) else {}
+
+
+def _items(value: Any) -> Sequence[Any]:
+    return cast("list[Any]", value) if isinstance(value, list) else []
 
 
 class _LadderReport:
@@ -79,10 +110,13 @@ class _LadderReport:
         self.compares = self.target.get("value_given") is False
         self.verdict = _part(values, "verdict")
         if self.target.get("lower_is_better"):
-            raise ConfigError(
-                f"{place}: the report's estimates are US dollars of a call, not shares of right answers; state the "
-                "option's own quality and p95_ms without `report`"
+            raise self.error(
+                "the report's estimates are US dollars of a call, not shares of right answers; state the option's own "
+                "quality and p95_ms without `report`"
             )
+
+    def error(self, message: str) -> ConfigError:
+        return ConfigError(f"{self.place}: {message}")
 
     def row(self, split: str | None) -> Part:
         """The rung's row on a split; test where it was confirmed there, else valid."""
@@ -91,21 +125,17 @@ class _LadderReport:
         if not of_rung:
             names = list(dict.fromkeys(str(row.get("rung")) for row in rows))
             hint = did_you_mean(nearest(self.rung, names)) or f"it has {', '.join(names) or 'none'}"
-            raise ConfigError(f"{self.place}: there is no rung {self.rung!r}; {hint}")
+            raise self.error(f"there is no rung {self.rung!r}; {hint}")
         for row in of_rung.values():
             if row.get("status") != "done":
                 reason = row.get("reason") or "no reason given"
-                raise ConfigError(
-                    f"{self.place}: the rung {self.rung!r} was {row.get('status')} ({reason}); choose another"
-                )
+                raise self.error(f"the rung {self.rung!r} was {row.get('status')} ({reason}); choose another")
         split = split or ("test" if "test" in of_rung else "valid")
         if split not in of_rung:
             splits = ", ".join(map(str, of_rung))
-            raise ConfigError(f"{self.place}: the rung {self.rung!r} was estimated on {splits} only, not on {split}")
+            raise self.error(f"the rung {self.rung!r} was estimated on {splits} only, not on {split}")
         if "status" not in self.verdict:
-            raise ConfigError(
-                f"{self.place}: the report has no `verdict`; give a report.json that a finished ladder wrote"
-            )
+            raise self.error("the report has no `verdict`; give a report.json that a finished ladder wrote")
         return of_rung[split]
 
     def skin_parts(self, rung: str) -> list[str]:
@@ -130,8 +160,7 @@ class _LadderReport:
         """Why the report's verdict is no PASS that this rung can be used by."""
         verdict, doubts = self.verdict, list[str]()
         if verdict["status"] != "PASS":
-            reason = verdict.get("reason") or "no reason is given"
-            doubts.append(f"the report's verdict is {verdict['status']}: {reason}")
+            doubts.append(f"the report's verdict is {verdict['status']}: {verdict.get('reason')}")
         elif verdict.get("exploratory"):
             doubts.append("the report's PASS is exploratory: its test rows had served an earlier verdict")
         guards, requirements = (_items(_part(self.values, key).get(self.rung)) for key in ("guards", "requirements"))
@@ -148,9 +177,9 @@ class _LadderReport:
         confirmations = _items(_part(self.values, "nominees").get("confirmations"))
         return next((part for part in confirmations if part.get("rung") == self.rung), None)
 
-    def verdict_on_quality(self, split: str, confirmation: Part | None) -> str:
+    def verdict_on_quality(self, row: Part, confirmation: Part | None) -> str:
         """A sentence without its full stop."""
-        if split == "valid":
+        if row["split"] == "valid":
             return "its quality is an estimate on rows that choices were made on"
         if confirmation is None:
             return "its quality is an estimate with its interval: it was no nominee, so that no verdict bounds it"
@@ -173,8 +202,8 @@ class _LadderReport:
         value = row.get(key)
         if value is None:
             return None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise ConfigError(f"{self.place}: {key} is {value!r}; it must be a number, at least 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise self.error(f"{key} is {value!r}; it must be a number, at least 0")
         return float(value)
 
     def p95(self, row: Part) -> Amount | None:
@@ -188,7 +217,7 @@ class _LadderReport:
     def quality(self, row: Part, confirmation: Part | None) -> Share:
         estimate, interval = self.number(row, "estimate"), _items(row.get("interval"))
         if estimate is None or len(interval) != 2:
-            raise ConfigError(f"{self.place}: the rung has no estimate with an interval")
+            raise self.error("the rung has no estimate with an interval")
         try:
             low, high = float(interval[0]), float(interval[1])
             lower = None if confirmation is None else self.number(confirmation, "lower")
@@ -199,28 +228,121 @@ class _LadderReport:
                 low, high = min(low if self.compares else lower, estimate), max(high, estimate)
             return Share(value=estimate, low=low, high=high)
         except (TypeError, ValueError):
-            raise ConfigError(
-                f"{self.place}: estimate {estimate!r} with interval {interval!r} is not a share of 1"
-            ) from None
+            raise self.error(f"estimate {estimate!r} with interval {interval!r} is not a share of 1") from None
 
 
-def _read(path: Path, needed_by: str) -> Part:
+# --- speeds that the file does not state
+
+
+class CallTokens(NamedTuple, Generic[Number]):
+    """Tokens of one call: repeated in every prompt, different each time, retrieved, and answered."""
+
+    prefix: Number
+    fresh: Number
+    passages: Number
+    output: Number
+
+    @property
+    def prompt(self) -> Number:
+        return self.prefix + self.fresh + self.passages
+
+
+class Speeds(NamedTuple):
+    """Prompt tokens per second, output tokens per second of all sequences together, and where they are from (None: the
+    decision file)."""
+
+    prefill: Amount
+    decode: Amount
+    source: str | None
+
+
+def measured_speeds(
+    measured: MeasuredEngine, prices: Prices, machine: str, tokens: CallTokens[float], needed_by: str
+) -> Speeds:
+    """Reads an engine's speeds from the machine's machine.json. ConfigError where it was not measured."""
+    from bedplate.economics.hardware.machine import read_machine
+    from bedplate.economics.serving.replica import MeasuredSteps
+
+    file = prices.machine(machine, needed_by).measured
     try:
-        values = json.loads(read_text(path))
-    except DataError as error:
+        speed = read_machine(None if file is None else prices.resolve_path(file)).engine(
+            measured.base, measured.weights
+        )
+    except BedplateError as error:
+        raise ConfigError(f"{needed_by}.machine.measured: {error}") from error
+    prefill, decode = _tokens_per_second(MeasuredSteps(speed), tokens, measured.batch)
+    return Speeds(Amount.exactly(prefill), Amount.exactly(decode), f"measured {speed.measured_at}: {speed.base}")
+
+
+def planned_speeds(
+    planned: DataSheetDecoder, prices: Prices, machine: str, tokens: CallTokens[float], needed_by: str
+) -> Speeds:
+    """Plans a decoder on the machine's devices by the roofline, over the range that engines reach. ConfigError where it
+    does not fit."""
+    from bedplate.economics.model.footprint import kv_bytes, weight_bytes
+    from bedplate.economics.model.named_model import resolve
+    from bedplate.economics.serving.replica import MARGIN, REACHED, RooflineSteps, decoder_of
+
+    place = f"{needed_by}.machine.planned"
+    device, devices = _devices(prices, machine, needed_by, place)
+    try:
+        name, model = resolve(planned.model)
+        spec, context = decoder_of(model, name), round(tokens.prompt + tokens.output)
+        needed = weight_bytes(spec, planned.weights) + planned.batch * kv_bytes(spec, max(1, context))
+        usable = device.memory_bytes * devices * (1 - MARGIN)
+        if needed > usable:
+            raise ConfigError(
+                f"{planned.model} in {planned.weights} with {planned.batch} sequences of {context:,} tokens takes "
+                f"{needed / 1e9:.1f} GB, {(needed - usable) / 1e9:.1f} GB more than a machine holds; take smaller "
+                "weights, a smaller batch, or a machine with more devices"
+            )
+        cases = [
+            RooflineSteps(spec, device, devices, planned.weights, reached=REACHED[case])
+            for case in ("central", "low", "high")
+        ]
+        speeds = [_tokens_per_second(steps, tokens, planned.batch) for steps in cases]
+    except BedplateError as error:
+        raise ConfigError(f"{place}: {error}") from error
+    prefill, decode = (Amount(value=value, low=low, high=high) for value, low, high in zip(*speeds, strict=True))
+    return Speeds(prefill, decode, f"planned: {name} in {planned.weights}, {cases[0].basis}")
+
+
+def _devices(prices: Prices, machine: str, needed_by: str, place: str) -> tuple[Device, int]:
+    """The devices of a machine of the price file."""
+    from bedplate.economics.hardware.devices import find_device
+
+    entry = prices.machine(machine, needed_by)
+    if entry.device is None:
+        raise ConfigError(f"{place}: the price file does not say which `device` {machine!r} has")
+    try:
+        return find_device(entry.device), entry.devices
+    except BedplateError as error:
+        raise ConfigError(f"{place}: {error}") from error
+
+
+def _tokens_per_second(steps: StepModel, tokens: CallTokens[float], batch: int) -> tuple[float, float]:
+    """Speeds of one prompt at a time behind its cached prefix, and of `batch` sequences half-way through their
+    answers."""
+    from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds
+    from bedplate.economics.serving.simulation import ServiceModel
+
+    service = ServiceModel(steps, max_rows=batch)
+    cached, fresh = round(tokens.prefix), max(1, round(tokens.fresh + tokens.passages))
+    context = max(1, round(cached + fresh + tokens.output / 2))
+    prefill = fresh / prefill_seconds(service, cached + fresh, cached)
+    return prefill, decode_tokens_per_second(service, batch, context)
+
+
+def hours_per_token(run: TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:
+    """Device hours per token of a training run, over the range of its utilisation, and where they are from."""
+    from bedplate.economics.training.training_cost import plan_training
+
+    device, _ = _devices(prices, run.machine, needed_by, needed_by)
+    tokens = run.tokens.value
+    try:
+        plan = plan_training(run.model, tokens, device, run.devices)
+    except BedplateError as error:
         raise ConfigError(f"{needed_by}: {error}") from error
-    except ValueError as error:
-        raise ConfigError(f"{needed_by}: {path} is not JSON ({error}); give a ladder's report.json") from None
-    if not isinstance(values, dict) or "rungs" not in values:
-        raise ConfigError(f"{needed_by}: {path} is not a ladder's report: it has no `rungs`")
-    return cast("dict[str, Any]", values)
-
-
-def _part(values: Part, key: str) -> Part:
-    """An object of the report; empty where it is not there or is none."""
-    part = values.get(key)
-    return cast("Part", part) if isinstance(part, Mapping) else {}
-
-
-def _items(value: Any) -> Sequence[Any]:
-    return cast("list[Any]", value) if isinstance(value, list) else []
+    hours = plan.gpu_hours
+    per_token = Amount(value=hours.central / tokens, low=hours.low / tokens, high=hours.high / tokens)
+    return per_token, f"planned: {plan.model} on {run.devices} × {device.name}"

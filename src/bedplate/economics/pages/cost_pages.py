@@ -1,0 +1,328 @@
+"""The pages of `plan train`, `plan serve` and `plan decide`: plain data, and the scripts that make sliders and plots.
+
+Each page has the inputs of the arithmetic, not a picture of its results: what moves in the browser is computed there by
+the same formulas, which numbers/formula.py writes as JavaScript. What is no formula goes in as a table of all that the
+sliders can reach: which layout fits, and one replica's latency at every load that the search for its capacity can look
+at. `plan_serving` looks at multiples of a part (1 / PARTS) of the saturating rate only, whatever the latency target is;
+latencies between two of them are interpolated.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from importlib.resources import files
+from typing import Any
+
+from bedplate.core.config import key_path
+from bedplate.core.errors import UsageError
+from bedplate.core.progress import Progress, progress
+from bedplate.economics.costs.decisions.decision import (
+    CLOSE,
+    DAYS,
+    DRAW_RATIO,
+    DRAWS,
+    INTERVAL,
+    MACHINE_STEPS,
+    NOTHING_FEASIBLE,
+    NOTHING_PAYS,
+    RULES,
+    SEARCHED_PLACES,
+    VOLUMES,
+    Bars,
+    broken_constraints,
+    decide,
+)
+from bedplate.economics.costs.decisions.decision_file import Case, CaseInputs
+from bedplate.economics.costs.decisions.explanation import DECISION_FORMULAS
+from bedplate.economics.costs.decisions.option_costs import OptionCosts
+from bedplate.economics.hardware.devices import CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Device
+from bedplate.economics.model.named_model import resolve
+from bedplate.economics.numbers.formula import formula_values, inputs, javascript, total
+from bedplate.economics.numbers.prices import Prices
+from bedplate.economics.serving.replica import Replica
+from bedplate.economics.serving.serving_cost import (
+    PARTS,
+    SERVING_FORMULAS,
+    LatencyTarget,
+    fleet_formulas,
+    load_curve,
+    plan_serving,
+)
+from bedplate.economics.serving.simulation import Traffic
+from bedplate.economics.training.layout_search import MARGIN, describe
+from bedplate.economics.training.scaling_laws import EPOCH
+from bedplate.economics.training.training_cost import (
+    BATCH_EXPONENT,
+    BATCH_SCALE,
+    DEFAULT_PUE,
+    DEFAULT_USD_PER_KWH,
+    RUN_INPUTS,
+    TRAINING_FORMULAS,
+    TrainingPlan,
+    batch_tokens,
+    plan_training,
+    run_formulas,
+)
+from bedplate.models.specs import TransformerSpec
+from bedplate.report.pages import interactive_page
+
+_FEWER, _LARGER = 64, 16
+"""How far the devices' slider goes to both sides of what is stated."""
+
+
+def _page(title: str, costs: object, scripts: Sequence[str], data: Mapping[str, Any]) -> str:
+    """costs: formulas, which the scripts know as COSTS; data: what they know as DATA."""
+    folder = files("bedplate.economics.pages")
+    return interactive_page(title, [javascript("COSTS", costs), *(folder / name for name in scripts)], data)
+
+
+def training_page(
+    model: str, tokens: float, device: Device, devices: int, *, command: Sequence[str] = (), **options: Any
+) -> str:
+    """The page as HTML. Arguments and errors as of `plan_training`. command: what answers the same in the terminal,
+    without what the sliders say."""
+    plan = plan_training(model, tokens, device, devices, **options)
+    low, high = 10 ** math.floor(math.log10(tokens) - 1.5), 10 ** math.ceil(math.log10(tokens) + 0.7)
+    fewest, most = max(1, devices // _FEWER), max(devices * _LARGER, 64)
+    powers = {n for power in range(most.bit_length()) for n in (2**power, 3 * 2**power // 2)}
+    counts = sorted(n for n in {devices, *powers} if fewest <= n <= most)
+    spec, pue = resolve(model)[1], options.get("pue", DEFAULT_PUE)
+    dense = isinstance(spec, TransformerSpec) and spec.kind == "decoder" and spec.experts is None
+    facts = ("model", "parameters", "active_parameters", "sequence_tokens", "precision", "execution", "optimizer")
+    facts += ("flops_per_token", "peak_flops_per_second", "overhead")
+    shown = ("name", "title", "memory_bytes", "watts", "source", "as_of")
+    # The share that is given, with room around it; or of the curve, the range that published runs lie in.
+    mfu = {"given": options.get("mfu_share"), "low": LOW, "high": HIGH, "source": plan.mfu_source}
+    data = {
+        **{name: getattr(plan, name) for name in facts},
+        **_layouts(model, device, plan, counts, (low, high), options),
+        "tokens": {"stated": tokens, "low": low, "high": high},
+        "device": {name: getattr(device, name) for name in shown},
+        "margin": MARGIN,
+        "devices": {"stated": devices, "counts": counts},
+        "inputs": RUN_INPUTS,
+        "mfu": mfu,
+        "price": None if plan.price is None else {**asdict(plan.price.usd_per_hour), "source": plan.price.source},
+        "usd_per_kwh": options.get("usd_per_kwh", DEFAULT_USD_PER_KWH),
+        "pue": pue,
+        "fit": asdict(EPOCH) if dense else None,
+        "formulas": formula_values(TRAINING_FORMULAS),
+        "command": list(command),
+    }
+    (flops,) = inputs(1)
+    factor = EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0)
+    costs = {
+        **run_formulas(plan.flops_per_token, plan.peak_flops_per_second, device.watts * pue),
+        "mfu": CURVES[device.mfu].formula * factor,
+        "batch_tokens": batch_tokens(flops),
+        "loss": EPOCH.loss(*inputs(2)),
+        "best_parameters": EPOCH.best_parameters(flops),
+    }
+    return _page(f"Training {plan.model}", costs, ["training.js"], data)
+
+
+def _layouts(
+    model: str,
+    device: Device,
+    plan: TrainingPlan,
+    counts: Sequence[int],
+    tokens_range: tuple[float, float],
+    options: Mapping[str, Any],
+) -> dict[str, Any]:
+    """All different layouts, and which one holds for a number of devices and for an exponent of the batch: the powers
+    of two of sequences in a step, which the fit gives over the tokens' range."""
+
+    def exponent_of(tokens: float) -> int:
+        sequences = batch_tokens(plan.flops_per_token * tokens) / plan.sequence_tokens
+        return max(1, round(sequences)).bit_length() - 1
+
+    tokens_by_batch = {"given": plan.tokens}
+    if options.get("global_batch_tokens") is None:
+        first, last = map(exponent_of, tokens_range)
+        batches = {str(n): 1.1 * 2**n * plan.sequence_tokens for n in range(first, last + 1)}
+        # Tokens that lead to each batch: layouts depend on nothing else of them.
+        inverse = 1 / BATCH_EXPONENT
+        tokens_by_batch = {n: (b / BATCH_SCALE) ** inverse / plan.flops_per_token for n, b in batches.items()}
+    cells: list[dict[str, Any]] = []
+    table: dict[str, dict[str, int]] = {}
+    for count in progress(counts, "layouts"):
+        for batch, tokens in tokens_by_batch.items():
+            try:
+                candidate = plan_training(model, tokens, device, count, **options)
+            except UsageError as error:
+                cell: dict[str, Any] = {"error": str(error)}
+            else:
+                figures = ("global_batch_tokens", "bubble_share", "communication_share")
+                cell = {name: getattr(candidate, name) for name in figures}
+                cell |= {"text": describe(candidate.layout), "bytes": asdict(candidate.bytes)}
+            if cell not in cells:
+                cells.append(cell)
+            table.setdefault(str(count), {})[batch] = cells.index(cell)
+    return {"layouts": cells, "layout_of": table}
+
+
+_FIGURES = ("first_token_p50", "first_token_p95", "total_p50", "total_p95", "total_p99", "utilisation")
+_MORE_FORMULAS = {
+    "at_peak": ("calls_per_day / 86400 × peak_factor / replicas", f"interpolated between {PARTS} simulated loads"),
+    "at_mean": ("calls_per_day / 86400 / replicas", f"interpolated between {PARTS} simulated loads"),
+}
+
+
+def serving_page(
+    model: str,
+    replicas: Mapping[str, Replica],
+    traffic: Traffic,
+    calls_per_day: float,
+    *,
+    peak_factor: float = 3.0,
+    target: LatencyTarget | None = None,
+    spare: int = 0,
+    devices: int = 1,
+    command: Sequence[str] = (),
+) -> str:
+    """The page as HTML. Arguments and errors as of `plan_cases`.
+
+    devices: that the price of a replica is of. command: what answers the same in the terminal, without what the
+    sliders say.
+    """
+    goal, central = target or LatencyTarget(), replicas["central"]
+    plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=goal, spare=spare)  # or its errors
+    with Progress("loads", total=len(replicas) * PARTS) as bar:
+        cases = {name: _case(replica, traffic, bar) for name, replica in replicas.items()}
+    data = {
+        "model": model,
+        "traffic": {
+            "prompt": str(traffic.prompt),
+            "output": str(traffic.output),
+            "skin_tokens": traffic.skin_tokens,
+            "skins": traffic.skins,
+            "tokens_per_call": traffic.tokens_per_call,
+        },
+        "calls_per_day": calls_per_day,
+        "peak_factor": peak_factor,
+        "spare": spare,
+        "target": asdict(goal),
+        "usd_per_hour": central.usd_per_hour,
+        "price_source": central.price_source,
+        "devices": devices,
+        "basis": central.basis,
+        "memory": dict(central.memory),
+        "grid": PARTS,
+        "cases": cases,
+        "formulas": formula_values(SERVING_FORMULAS | _MORE_FORMULAS),
+        "command": list(command),
+    }
+    return _page(f"Serving {model}", fleet_formulas(traffic.tokens_per_call), ["serving.js"], data)
+
+
+def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
+    """One replica: alone, saturated, and by figure a list of its values at 1, 2, … parts of the saturated rate."""
+    plan, points = plan_serving(replica, traffic, 1.0), list[Any]()
+    for part in range(1, PARTS + 1):
+        points += load_curve(replica, traffic, plan, loads=(part / PARTS,))
+        bar.advance(1)
+    return {
+        "alone": asdict(plan.alone),
+        "saturated_calls_per_second": plan.saturated_calls_per_second,
+        "saturated_tokens_per_second": plan.saturated_tokens_per_second,
+        "loads": {name: [getattr(point, name) for point in points] for name in _FIGURES},
+    }
+
+
+_SLIDERS = 5  # how many sliders there are for numbers that the answer turns on, besides volume and horizon
+_ALWAYS = ("traffic.calls_per_day", "traffic.horizon_days")
+_TEXT = ("instructions", "examples", "input", "output")
+_SCRIPTS = ("decision_costs.js", "decision_text.js", "decision.js")
+
+
+def decision_page(
+    case: Case, prices: Prices, today: datetime.date | None = None, *, command: Sequence[str] = ()
+) -> str:
+    """The page as HTML. ConfigError as of `decide`. command: what answers the same in the terminal."""
+    shared = CaseInputs(case, prices)
+    options = [OptionCosts(shared, name, option) for name, option in case.options.items()]
+    decision = decide(case, prices, today)
+    # Inputs that others were computed from are not moved; those others stand in no file, so that no override says them.
+    bases, derived = ({name for pair in _derivations(case) for name in pair[i]} for i in (0, 1))
+    rows = [{**asdict(row), "moves": row.name not in bases, "said": row.name not in derived} for row in shared.rows]
+    turning = [sensitivity.input.name for sensitivity in decision.sensitivities]  # first what the answer turns on most
+    sliders = [name for name in turning if name not in bases and name not in _ALWAYS]
+    bars, draws = Bars(shared.bar_quality, shared.bar_p95_ms), shared.draws(DRAWS, case.seed)
+    columns = {place: [draw[place] for draw in draws] for place, row in enumerate(shared.rows) if not row.exact}
+    data = {
+        "case": case.case,
+        "rows": rows,
+        "draws": {"count": DRAWS, "columns": columns, "interval": INTERVAL},
+        "search": {
+            "volumes": VOLUMES,
+            "days": DAYS,
+            "close": CLOSE,
+            "places": SEARCHED_PLACES,
+            "draw_ratio": DRAW_RATIO,
+            "machine_steps": MACHINE_STEPS,
+        },
+        "bars": asdict(bars),
+        "options": [_option(option, bars) for option in options],
+        "constraints": [
+            {"name": name, "because": because, "says": RULES[name].explanation}
+            for name, because in case.constraints.items()
+        ],
+        "must_pay": case.value.usd_per_call is not None,
+        "nothing": {"feasible": NOTHING_FEASIBLE, "pays": NOTHING_PAYS},
+        "sliders": [*_ALWAYS, *sliders[:_SLIDERS]],
+        "warnings": list(decision.warnings),
+        "formulas": formula_values(DECISION_FORMULAS),
+        "command": list(command),
+    }
+    # Total calls, and of each option its lines, totals, machines and the cost of one more call.
+    by_option = [
+        {
+            "amounts": [line.usd for line in option.lines],
+            "total": option.total,
+            "net": option.net,
+            "call": total(option.per_call.values()),
+            "machines": option.machines,
+            "busy": option.busy,
+            "capacities": option.capacities,
+        }
+        for option in options
+    ]
+    return _page(case.case, {"calls": shared.calls, "options": by_option}, _SCRIPTS, data)
+
+
+def _derivations(case: Case) -> Iterator[tuple[list[str], list[str]]]:
+    """Inputs that others were computed from when the files were read (speeds of a data sheet rest on the tokens of the
+    text, hours on the tokens of a run), and those others."""
+    for name, option in case.options.items():
+        key, use, pretraining = key_path(["options", name]), option.machine, option.pretraining
+        if use is not None and (use.measured is not None or use.planned is not None):
+            texts = [f"{prefix}text.{field}" for prefix in ("", f"{key}.") for field in _TEXT]
+            speeds = [f"{key}.machine.{phase}_tokens_per_second" for phase in ("prefill", "decode")]
+            yield [*texts, f"{key}.tokens_per_unit", f"{key}.retrieval.passages"], speeds
+        if pretraining is not None and pretraining.run is not None:
+            yield [f"{key}.pretraining.run.tokens"], [f"{key}.pretraining.run.device_hours_per_token"]
+
+
+def _option(option: OptionCosts, bars: Bars) -> dict[str, Any]:
+    stated = option.option
+    return {
+        "name": option.name,
+        "method": stated.describe(option.method, option.retrieves),
+        "method_in_short": stated.label(option.method, option.retrieves),
+        "broken": list(broken_constraints(stated, option.shared.case.constraints)),
+        "lines": [{"when": line.period, "what": line.part} for line in option.lines],
+        "quality": option.quality and asdict(option.quality),
+        "p95_ms": option.p95_ms and asdict(option.p95_ms),
+        "uses": sorted(bars.places(option)),
+        "doubted": bool(option.doubts),
+        "notes": [*option.doubts, *option.notes],
+        "has": {
+            "hosted": stated.machine is None,
+            "reserved": option.machines is not None,
+            "refresh": any(line.part == "tuning again" for line in option.lines),
+            "pretraining": stated.pretraining is not None,
+        },
+    }
