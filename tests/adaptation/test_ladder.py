@@ -167,6 +167,10 @@ def test_what_leaves_no_skin_is_never_nominated_and_test_is_opened_once(run: tup
     nomination = directory / "out" / "nomination.json"
     tested = directory / "out" / "test" / "zero_shot.json"
     assert nomination.stat().st_mtime_ns <= tested.stat().st_mtime_ns  # fixed on disk before test was opened
+    timed_again = report.data["timing"]["latency"]
+    assert set(report.data["nominees"]["nominees"]) <= timed_again.keys()
+    saved = {path.stem for path in (directory / "out" / "latency").iterdir()}
+    assert saved == timed_again.keys() - {"from_scratch"}  # which does not run on a base
 
 
 def test_a_classical_model_learns_this_task_and_the_verdict_says_so(run: tuple[Report, Path, Path]):

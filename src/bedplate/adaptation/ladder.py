@@ -2,8 +2,8 @@
 
 1. `adapt` reads the task file, checks it and the rows (`task.task_file`, `search.start`), and loads every base once.
 2. Every candidate is fitted on train and evaluated on valid, what is worth most for its time first (`search.run_all`).
-3. Nominees are chosen on valid (`verdict.gate.nominate`); the guards of their child bases and quantised formats
-   are looked at, until nothing brings another nominee. They are then fixed on disk.
+3. Nominees are chosen on valid (`verdict.gate.nominate`); their calls are timed again, the guards of their child bases
+   and quantised formats are looked at, until nothing brings another nominee. They are then fixed on disk.
 4. Test is opened once, through the ledger, for the nominees and the references (`search.run_rung`).
 5. Bounds with the error that this verdict may spend, then the decision (`verdict.gate.confirm`, `verdict.decision`).
 6. The report is written, here and into the skins (`report.report`); learning curves follow in the time that is left.
@@ -30,13 +30,13 @@ from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
-from bedplate.adaptation.search.run_rung import judge
+from bedplate.adaptation.search.run_rung import judge, retimed
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate, rules
 from bedplate.adaptation.verdict.acceptance import Hurdles, LadderRun, check_bar, second_labels
-from bedplate.adaptation.verdict.decision import GateVerdict, Nominable, Nomination, admissions, infeasible
+from bedplate.adaptation.verdict.decision import GateVerdict, Nominable, Nomination, admissions, infeasible, over
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
@@ -168,9 +168,16 @@ class _Ladder:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
         for another, before test is opened. Each is nominated by the weights that it will be served in, which then are
         those of `results`; what these make cheaper may be nominated in the place of another."""
-        run = self.run
+        run, timed = self.run, set[str]()
         while True:
             nomination = self._nominate()
+            untimed = [name for name in self._to_time(nomination) if name not in timed]
+            for name in untimed:
+                with run.watch.timed("latency", name):
+                    run.results[name] = retimed(run.candidates[name], run.results[name])
+            timed.update(untimed)
+            if untimed:  # which may bring other nominees
+                continue
             unchecked = [n for n in nomination.nominees if n not in run.guards and children(run.candidates, n)]
             for name in unchecked:
                 with run.watch.timed("guards", name):
@@ -179,7 +186,9 @@ class _Ladder:
             untried = [] if unchecked else self._untried(nomination)
             for name in untried:
                 with run.watch.timed("formats", name):
-                    run.formats[name], run.results[name] = formats.choose(run.candidates[name])
+                    run.formats[name], result = formats.choose(run.candidates[name])
+                if run.formats[name].kept is not None:
+                    run.results[name] = result
             if not unchecked and not untried:
                 served_formats = [chosen.kept for chosen in run.formats.values() if chosen.kept is not None]
                 for climbed in self.context.climbed.values():
@@ -229,6 +238,19 @@ class _Ladder:
             None if p95_floor is None else 1000 * p95_floor,
             self.run.hurdles.short(result),
         )
+
+    def _to_time(self, nomination: Nomination) -> list[str]:
+        """Candidates whose calls are timed once more: nominees, and those above the target that only what a call takes
+        keeps out."""
+        slow = [
+            nominable.rung
+            for nominable in self._nominables()
+            if nominable.broken is None
+            and nominable.estimate > self.run.hurdles.score
+            and (keys := {key for key, _, _ in over(nominable, self.spec.budget)})
+            and keys <= {"p95_ms", "usd_per_1k_calls"}
+        ]
+        return [*nomination.nominees, *slow]
 
     def _untried(self, nomination: Nomination) -> list[str]:
         """Candidates whose formats are to be looked at: nominees, and those above the target that only a call's time or

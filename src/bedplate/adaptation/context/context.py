@@ -104,6 +104,11 @@ class Context:
     """Whether every candidate was climbed, so that `likely` is all there will be."""
     pace: float = 1.0
     """Seconds that this rung was seen to take for each that it was expected to take."""
+    slower: float = 1.0
+    """How many times slower the base is now than when its speed was measured, because of what else the machine does."""
+    before: Mapping[str, Any] | None = None
+    """The settings of the rung's first, smaller fit, which lies in the directory above this context's: what of it is
+    finished a larger one may take over."""
     readings: dict[str, speed.CallTimings] = field(default_factory=dict[str, speed.CallTimings])
     """Calls of prompts that were timed again, by prompt."""
 
@@ -233,16 +238,21 @@ class Context:
         return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
 
     def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> speed.CallTimings:
-        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds; once."""
+        """`calls` with this prompt, read once."""
         key = f"{prompt.format}/{prompt.template}"
-        if key not in self.readings:
-            rows = [example.inputs for example in self.ordered(self.valid, "pace")]
-            if self.is_encoder:
-                self.readings[key] = speed.read_texts(self.model, [str(prompt.text(row)) for row in rows], limit)
-            else:
-                with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
-                    self.readings[key] = speed.read_calls(predictor, rows, limit)
+        self.readings[key] = self.readings.get(key) or self.calls(prompt, output, limit)
         return self.readings[key]
+
+    def calls(
+        self, prompt: Prompt, output: Output, limit: float, max_rows: int | None = None, tenant: str = "timing"
+    ) -> speed.CallTimings:
+        """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds, of so
+        many rows at most. tenant: for whom nothing of them is cached."""
+        rows = [example.inputs for example in self.ordered(self.valid, "pace")[:max_rows]]
+        if self.is_encoder:
+            return speed.read_texts(self.model, [str(prompt.text(row)) for row in rows], limit)
+        with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
+            return speed.read_calls(predictor, rows, limit, tenant)
 
     @cached_property
     def format_gain(self) -> float:
@@ -258,13 +268,15 @@ class Context:
 
     @property
     def for_test(self) -> float:
-        """Seconds kept for the report, and for test: of the skins that would be asked now as they were measured on
-        valid, and of others that may follow as the plain prompt was measured."""
+        """Seconds kept for the report, for timing the nominees once more, and for test: of the skins that would be
+        asked now as they were measured on valid, and of others that may follow as the plain prompt was measured."""
         alone, likely = self.single_test_calls, [self.climbed[name] for name in self.likely if name in self.climbed]
         plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
         results, follows = [climbed.result for climbed in likely], None if self.settled else plain
         report = min(REPORT_SECONDS, REPORT_SHARE * self.clock.limit)
-        return seconds_on_test(results, self.test_n, alone, follows) + report
+        retiming = sum((result.latency.calls + 1) * result.latency.mean for result in results)
+        retiming = retiming if self.settled else 2 * self.timing
+        return seconds_on_test(results, self.test_n, alone, follows) + retiming + report
 
     @property
     def test_reserve(self) -> float:
@@ -279,7 +291,8 @@ class Context:
         """Seconds that rungs may still use; infinite where the ladder is exhaustive."""
         if self.exhaustive:
             return math.inf
-        return min(self.clock.seconds_left - self.test_reserve, self.until - self.clock.used) / self.pace
+        remaining = min(self.clock.seconds_left - self.slower * self.test_reserve, self.until - self.clock.used)
+        return remaining / (self.pace * self.slower)
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""

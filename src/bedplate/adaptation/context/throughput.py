@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import median_high as median
 
 from bedplate.adaptation.task.adapt_parts import FORMATS, Format, FormatsSpec
@@ -21,7 +21,7 @@ from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.precision import dtype_name
 
 BATCH, CALLS = 64, 12
-LEAST_BATCH, LEAST_CALLS = 4, 3
+LEAST_BATCH, LEAST_CALLS, FIRST_CALLS = 4, 3, 3
 PACE_SHARE = 0.05
 """Of the time that is left, what may go to measuring how fast a base is."""
 REPEATS, REPEAT_SECONDS = 3, 6.0
@@ -36,7 +36,8 @@ class Throughput:
     """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
     alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
     written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
-    answer, which is what a tuned skin writes."""
+    answer, which is what a tuned skin writes. first_calls: seconds of the first FIRST_CALLS of the calls, the median.
+    at: when it was measured, on the machine's own clock."""
 
     token: float
     call: float
@@ -44,6 +45,8 @@ class Throughput:
     decode: float = 0.0
     written: float = 0.0
     target: float = 0.0
+    first_calls: float = 0.0
+    at: float = field(default_factory=time.monotonic, compare=False)
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""
@@ -81,12 +84,12 @@ class CallTimings:
         return times + load + (waited if self.quiet < self.call else "")
 
 
-def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float) -> CallTimings:
-    """Times a skin's calls, each time as another tenant, for whom the rows are new."""
+def read_calls(predictor: Predictor, rows: Sequence[Values], limit: float, tenant: str) -> CallTimings:
+    """Times a skin's calls, each time as another tenant, for whom the rows are new; tenant: begins their names."""
     predictor.predict(rows[:1])
 
     def timed(count: int, time: int) -> float:
-        return median(call_seconds(predictor, rows[:count], f"timing {time}"))
+        return median(call_seconds(predictor, rows[:count], f"{tenant} {time}"))
 
     return _read(timed, len(rows), limit)
 
@@ -123,7 +126,7 @@ def measure_throughput(
         tokens = _new_tokens([p for batch in batches for p in batch])
         calls = call_seconds(predictor, rows[:count])
         token = min(batch[0].seconds for batch in batches) / tokens
-        return Throughput(token, median(calls), tokens)
+        return Throughput(token, median(calls), tokens, first_calls=median(calls[:FIRST_CALLS]))
     batch = rows[: _fitting_count(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
     first = predictor.run_requests(predictor.requests(batch, predictor.sampling(max_tokens=1)))
@@ -134,7 +137,8 @@ def measure_throughput(
     prompts = sum(p.prompt_tokens - p.cached_tokens for p in whole) * token
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
     calls = call_seconds(predictor, rows[:WRITTEN_CALLS])
-    return Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean)
+    first_calls = median(calls[:FIRST_CALLS])
+    return Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean, first_calls)
 
 
 def _fitting_count(room: float, unit_seconds: float, minimum: int, maximum: int) -> int:
@@ -152,7 +156,7 @@ def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = 
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
     calls = [_seconds(model, [text]) for text in texts[:CALLS]]
-    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]))
+    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]), first_calls=median(calls[:FIRST_CALLS]))
 
 
 def _seconds(model: LocalModel, texts: Sequence[str]) -> float:

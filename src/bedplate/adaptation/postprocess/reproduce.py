@@ -181,13 +181,13 @@ class _Reproducer:
     def _take_over_plan(self, candidate: Candidate) -> None:
         """Put the run's plan where the rung will look for its own."""
         config = config_of(candidate.context, candidate.rung)
-        record = self.recorded.report["lineage"]["skins"].get(candidate.name)
+        plan = self.recorded.report["lineage"]["skins"].get(candidate.name, {}).get("plan")
         if read_plan(candidate.directory, config) is not None:  # of an interrupted reproduction
             return
-        if record is None:
+        if plan is None:
             self.notes.append(f"the plan of {candidate.name} was not recorded: how much is done was planned anew")
         else:
-            write_plan(candidate.directory, config, RungPlan(record["plan"]))
+            write_plan(candidate.directory, config, RungPlan(plan))
 
     def _compared(self, candidate: Candidate) -> Reproduction:
         old, new = self.recorded.skin, self._reproduced_skin(candidate)

@@ -39,7 +39,9 @@ def data_card(
         lengths["test"] = [row.length for row in test.rows]
         targets["test"] = [row.target for row in test.rows]
     suspected = suspects(valid, answered)
-    counts = {name: {label: part.count(label) for label in labels} for name, part in targets.items()}
+    counts: dict[Split, dict[str, int]] = {
+        name: {label: part.count(label) for label in labels} for name, part in targets.items()
+    }
     return DataCard(
         labels=counts if labels else None,
         lengths={

@@ -304,8 +304,9 @@ def _current_rows(run: LadderRun) -> Iterator[schema.Row]:
     """The system that runs today, on valid and, once it was opened, on test."""
     task, spec = run.context.task, run.context.task.data.current
     splits: tuple[Split, ...] = ("valid", "test")
-    for split in (split for split in splits if spec is not None and split in run.hurdles.current):
-        assert spec is not None
+    for split in splits:
+        if spec is None or split not in run.hurdles.current:
+            continue
         priced = run.hurdles.priced_current(split)
         missing = priced.evaluation.unparsed
         unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""

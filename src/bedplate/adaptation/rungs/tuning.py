@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,8 @@ from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResul
 from bedplate.adaptation.rungs.answers import export, judged, predict_examples
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
+from bedplate.core.errors import BedplateError
+from bedplate.core.files import atomic_write, read_text
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, Predicts, evaluate_predictions
 from bedplate.inference.predict.predictor import Prediction
@@ -34,6 +37,9 @@ activations, the low-rank updates."""
 
 OVERHEAD = 1.4
 """Times what a base's blocks were measured to take at best: a step has head, optimizer, packing and saving too."""
+
+FIT_FILE = "fit.json"
+"""What a finished fit took, beside its skin."""
 
 Settings = Mapping[str, Any]
 """A plan's."""
@@ -99,6 +105,18 @@ def chosen_by(best: Trained, trained: Sequence[Trained]) -> str:
     return f"{scores} on valid, so the {best.prompt} one is kept; {reason}"
 
 
+def finished_fit(places: Sequence[Path]) -> tuple[Skin, float, str] | None:
+    """The skin of a seed that an earlier run, or the smaller fit that this one follows, has finished in one of these
+    directories, with its seconds and what it was computed in. None where none is whole: then it is made."""
+    for place in places:
+        try:
+            values = json.loads(read_text(place / FIT_FILE))
+            return read_skin(place / "skin"), float(values["seconds"]), str(values["computed_in"])
+        except (OSError, ValueError, KeyError, BedplateError):
+            continue
+    return None
+
+
 class TuningRung(Rung):
     """A rung that trains some weights beside the frozen base, on exactly the tokens that scoring will ask for."""
 
@@ -134,18 +152,26 @@ class TuningRung(Rung):
         if unfit is not None:
             return Skip(unfit)
         recipe, n, seconds_left = self.recipe_on(context), len(context.train), context.seconds_left
+        before = context.before or {}
+        finished = int(before["seeds"]) if before.get("rows") == n else 0
+        usual_rows = n if finished else min(recipe.rows, n)
+
+        def expected(rows: int, seeds: int) -> float:
+            """What is finished is only asked again on valid."""
+            taken_over = min(finished, seeds) if rows == n else 0
+            judging = taken_over * context.throughput.rows(len(context.valid), tuned=True)
+            return self.seconds(context, rows, seeds - taken_over) + judging
 
         def fits(rows: int, seeds: int) -> bool:
-            return self.seconds(context, rows, seeds) <= seconds_left
+            return expected(rows, seeds) <= seconds_left
 
-        min_rows, rows, seeds = min(recipe.min_rows, n), min(recipe.rows, n), 1
+        min_rows, rows, seeds = min(recipe.min_rows, n), usual_rows, 1
         while not fits(rows, 1) and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
-        needed = self.seconds(context, rows, 1)
-        if needed > seconds_left:
-            return no_time(needed, seconds_left)
+        if not fits(rows, 1):
+            return no_time(expected(rows, 1), seconds_left)
         max_seeds = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
-        if rows == min(recipe.rows, n) and fits(rows, min(2, max_seeds)):
+        if rows == usual_rows and fits(rows, min(2, max_seeds)):
             seeds = min(2, max_seeds)
             # labels are worth more than a third seed
             rows = next((count for count in range(n, rows, -recipe.batch) if fits(count, seeds)), rows)
@@ -156,8 +182,11 @@ class TuningRung(Rung):
         if seeds < max_seeds:
             left_out.append(f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time")
         how = {"batch": recipe.batch, "learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
-        settings = {"rows": rows, "seeds": seeds, "prompts": self._order(context)[:seeds], **how}
-        return RungPlan(settings, self.seconds(context, rows, seeds), tuple(left_out))
+        order = dict.fromkeys([*(before.get("prompts", ("chosen",)) if finished else ()), *self._order(context)])
+        settings = {"rows": rows, "seeds": seeds, "prompts": list(order)[:seeds], **how}
+        if rows == n and 0 < finished < seeds:
+            settings["takes_over"] = finished
+        return RungPlan(settings, expected(rows, seeds), tuple(left_out))
 
     def _order(self, context: Context) -> list[str]:
         """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
@@ -190,7 +219,7 @@ class TuningRung(Rung):
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
         model, cost = context.model.base.model, self.recipe_on(context).cost
-        measured = token_seconds(model, context.spec.train_dtype) if "generate" in model.can else None
+        measured = token_seconds(model, context.spec.train_dtype) if model.writes else None
         return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def unfit(self, context: Context) -> str | None:
@@ -248,6 +277,8 @@ class TuningRung(Rung):
         names = [name for name in settings.get("prompts", ("chosen",)) if name in prompts] or ["chosen"]
         # the same rows for every rung of this kind: what differs is how they are learned
         chosen = context.ordered(context.train, "lora")[: settings["rows"]]
+        # a plan may have been taken over from elsewhere, and then there is no smaller fit
+        takes_over = 0 if context.before is None else settings.get("takes_over", 0)
         trained: list[Trained] = []
         for number in range(settings["seeds"]):
             # the first seed on each prompt, and the next ones on the prompt that is kept
@@ -255,18 +286,22 @@ class TuningRung(Rung):
             name = names[number] if first else best_of(trained).prompt
             seed = context.seed + (0 if first else number - len(names) + 1)
             work = directory / (f"seed-{seed}" if name == "chosen" else f"seed-{seed}-{name}")
-            prompt, output = prompts[name]
-            lessons = self.lessons(context, prompt, output, chosen, settings)
-            saving = self.saving(lessons.source(seed).steps or 1)
-            config = TrainConfig(
-                learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
-            )
-            parts, train_result = self.train(context, lessons, config, work, output)
-            skin_context = self.standing(context)
-            skin_parts: dict[str, Any] = {"output": output, **parts}
-            skin = skin_context.skin(self.name, prompt, seed=seed, **skin_parts)
-            skin = export(skin, work / "skin")
-            trained.append(self._judge(skin_context, skin, seed, train_result, name))
+            smaller = [context.out.parent / work.relative_to(context.out)] if number < takes_over else []
+            # a base that the rung makes is whole only with its result
+            fit = finished_fit([work, *smaller]) if self.child() is None else None
+            if fit is None:
+                prompt, output = prompts[name]
+                lessons = self.lessons(context, prompt, output, chosen, settings)
+                saving = self.saving(lessons.source(seed).steps or 1)
+                config = TrainConfig(
+                    learning_rate=settings["learning_rate"], seed=seed, dtype=context.spec.train_dtype, **saving
+                )
+                parts, run = self.train(context, lessons, config, work, output)
+                skin_parts: dict[str, Any] = {"output": output, **parts}
+                skin = self.standing(context).skin(self.name, prompt, seed=seed, **skin_parts)
+                fit = export(skin, work / "skin"), run.seconds, run.arithmetic.name
+                atomic_write(work / FIT_FILE, json.dumps({"seconds": fit[1], "computed_in": fit[2]}) + "\n")
+            trained.append(self._judge(self.standing(context), *fit, seed, name))
         result = self._finish(context, plan, best_of(trained), trained)
         for seed_fit in trained:  # the optimizer's state of what is finished has no further use
             assert seed_fit.skin.directory is not None
@@ -289,12 +324,12 @@ class TuningRung(Rung):
         return examples
 
     @staticmethod
-    def _judge(context: Context, skin: Skin, seed: int, fit: TrainResult, prompt: str) -> Trained:
+    def _judge(context: Context, skin: Skin, seconds: float, computed_in: str, seed: int, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
             predictions = predict_examples(predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
-        return Trained(skin, seed, fit.seconds, fit.arithmetic.name, evaluation, prompt, by_id)
+        return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
 
     def _finish(self, context: Context, plan: RungPlan, best: Trained, trained: Sequence[Trained]) -> RungResult:
         seeds: list[dict[str, Any]] = []

@@ -4,13 +4,16 @@ what endpoints charge. What cannot meet the task's limits is left out, and says 
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
+from bedplate.adaptation.context.throughput import FIRST_CALLS
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
+from bedplate.core.processor import load_average
 from bedplate.report.schema_parts import Forecast, NotTried
 
 
@@ -78,8 +81,49 @@ def planned(context: Context, rung: Rung) -> RungPlan | Skip:
         context.until = before
     if isinstance(plan, Skip):
         return _with_needs(context, plan)
-    plan = replace(plan, seconds=plan.seconds * context.pace, pace=context.pace)
+    plan = replace(plan, seconds=plan.seconds * context.pace * context.slower, pace=context.pace)
     return over_budget(context, plan) or plan
+
+
+LONG = 20.0
+"""Seconds that a rung is to take, and that a measurement is old, before it is worth measuring again."""
+NOTABLY, MAX_SLOWDOWN = 1.25, 4.0
+"""Times slower that change a plan, and that are believed of a few calls at most."""
+
+
+def planned_now(context: Context, rung: Rung) -> RungPlan | Skip:
+    """The rung's plan. One that trains for long on a machine that has become slower is made smaller, and says why; a
+    machine that has become faster changes nothing, since what is left in the end goes to larger fits."""
+    plan, speed = planned(context, rung), context.throughput
+    if not isinstance(plan, RungPlan) or not rung.traits.trained or plan.seconds < LONG or not speed.first_calls:
+        return plan
+    unlimited = context.outer_clock is not None or math.isinf(context.seconds_left)
+    if unlimited or context.settled or time.monotonic() - speed.at < LONG:
+        return plan
+    slower = min(MAX_SLOWDOWN, calls_now(context) / speed.first_calls)
+    if slower < NOTABLY:
+        return plan
+    context.slower = slower
+    try:
+        smaller = planned(context, rung)
+    finally:
+        context.slower = 1.0
+    if isinstance(smaller, Skip) or smaller.settings == plan.settings:
+        return smaller
+    load = load_average()
+    reason = f"the machine is {slower:.1f} times slower than when the base's speed was measured"
+    reason += "" if load is None else f" (load average {load:.1f})"
+    return replace(smaller, left_out=(*smaller.left_out, reason))
+
+
+def calls_now(context: Context) -> float:
+    """Seconds of the first few calls that the base's speed was measured with, as they are now: the least of a few
+    medians, until one is not notably more. What disturbs a tenth of a second says nothing of the minutes that a fit
+    takes."""
+    prompt, output = context.default_prompt() if context.is_encoder else context.task_prompt()
+    enough = NOTABLY * context.throughput.first_calls
+    tenant = f"pace at {context.clock.used:.1f} s"  # for whom nothing is cached, however often it is measured
+    return context.calls(prompt, output, enough, FIRST_CALLS, tenant).call
 
 
 def _with_needs(context: Context, skip: Skip) -> Skip:

@@ -6,8 +6,9 @@ leaves those after it the least that they need. A rung is asked to plan in no ti
 takes. What trains is planned at the pace of the last rung that trained, on the same base where there was one: a step
 takes more than its products, and how much more only a run tells.
 
-A larger fit is made in `larger/`. Where it does no worse on valid it takes the place of the first one, whole, so that a
-repeated command finds it there; that there will be no more of them is on disk as well.
+A larger fit is made in `larger/`, and takes over the seeds of the first one where it only has more of them. Where it
+does no worse on valid it takes the place of the first one, whole, so that a repeated command finds it there. Which
+rungs were climbed again is on disk: an interrupted fit is gone on with, and a repeated command decides nothing anew.
 """
 
 from __future__ import annotations
@@ -176,7 +177,7 @@ def _follows(follower: Candidate, candidate: Candidate) -> bool:
 
 GROWTH_FILE, LARGER = "larger.json", "larger"
 CLEARLY = 1.3
-"""Times what was done at first; less is not worth doing again."""
+"""Times what was done at first; less is not worth doing again, unless it takes over what was finished."""
 
 
 class Ascent:
@@ -192,23 +193,23 @@ class Ascent:
         self.outcomes: dict[str, RungOutcome] = {}
         self._first = next(iter(candidates.values())).context
         self._schedule = Schedule(candidates, self.outcomes, favours)
-        self._reclimbed: set[str] = set()
+        self._growth = self._first.out / GROWTH_FILE
+        self._growth_key = rung_files.limits_of(self._first, sha256_json(rung_files.fingerprint(self._first)))
+        growth = rung_files.read_saved(self._growth, self._growth_key) or {}
+        self._grown: list[str] = list(growth.get("names", ()))
+        """Candidates of which a larger fit was begun, in this run or an earlier one."""
+        self._begun = [] if growth.get("done") else self._grown[:]
+        self._done = bool(growth.get("done"))
 
     def climb(self) -> dict[str, RungOutcome]:
         """What became of every candidate, in the order of the ladder."""
         for candidate in iter(self._schedule.next, None):
             self._record(candidate.name, climb_candidate(candidate))
-        path, key = (
-            self._first.out / GROWTH_FILE,
-            rung_files.limits_of(self._first, sha256_json(rung_files.fingerprint(self._first))),
-        )
         for candidate in self.candidates.values():
             candidate.context.settled, candidate.context.until = True, math.inf
-        unlimited = self._first.exhaustive or math.isinf(self._first.clock.seconds_left)
-        if not unlimited and not (rung_files.read_saved(path, key) or {}).get("done"):
-            for candidate, context in iter(self._larger, None):
-                self._record(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
-        rung_files.write_saved(path, key, {"done": True})  # whatever the machine is doing when the command is repeated
+        for candidate, context in iter(self._larger, None):
+            self._record(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
+        self._write_growth(done=True)  # whatever the machine is doing when the command is repeated
         for candidate in self._schedule.last():
             self._record(candidate.name, climb_candidate(candidate))
         return {name: self.outcomes[name] for name in self.candidates}
@@ -219,10 +220,22 @@ class Ascent:
         self._first.likely[:] = self._likely(results)
         _print_outcome(outcome)
 
+    def _write_growth(self, *, done: bool) -> None:
+        rung_files.write_saved(self._growth, self._growth_key, {"names": self._grown, "done": done})
+
     def _larger(self) -> tuple[Candidate, Context] | None:
         """The candidate to climb again in the time that is left, and the context to do so on; None where none would be
-        clearly larger. What is expected to gain most comes first, of equals the best on valid, what was left out last.
-        """
+        clearly larger. What an interrupted run had begun comes first, then what is expected to gain most, of equals the
+        best on valid, what was left out last."""
+        while self._begun:
+            candidate = self.candidates.get(self._begun.pop(0))
+            if candidate is not None:
+                outcome, pace = self.outcomes[candidate.name], self._schedule.pace(candidate)
+                context = larger_context(candidate, outcome, pace, math.inf)
+                if (context.out / "rungs" / candidate.rung.name).is_dir():  # else it is over
+                    return candidate, context
+        if self._done or self._first.exhaustive or math.isinf(self._first.clock.seconds_left):
+            return None
 
         def standing(name: str) -> tuple[float, float]:
             result = self.outcomes[name].result
@@ -231,17 +244,18 @@ class Ascent:
         reserved = sum(self._schedule.minimum_seconds(pending) for pending in self._schedule.last())
         for name in sorted(self.outcomes, key=standing, reverse=True):
             candidate, outcome = self.candidates[name], self.outcomes[name]
-            if name in self._reclimbed or not wants_more(candidate, outcome):
+            if name in self._grown or not wants_more(candidate, outcome):
                 continue
             until = candidate.context.clock.used + candidate.context.seconds_left - reserved
             context = larger_context(candidate, outcome, self._schedule.pace(candidate), until)
             plan, before = planner.planned(context, candidate.rung), outcome.plan
-            if isinstance(plan, RungPlan) and (
-                outcome.result is None
-                or before is None
-                or (plan.seconds >= CLEARLY * outcome.seconds and plan.settings != before.settings)
-            ):
-                self._reclimbed.add(name)
+            if not isinstance(plan, RungPlan):
+                continue
+            larger = plan.settings.get("takes_over") or plan.seconds >= CLEARLY * outcome.seconds
+            if outcome.result is None or before is None or (larger and plan.settings != before.settings):
+                shutil.rmtree(context.out, ignore_errors=True)  # of a run with other limits
+                self._grown.append(name)
+                self._write_growth(done=False)
                 return candidate, context
         return None
 
@@ -267,6 +281,7 @@ def larger_context(candidate: Candidate, outcome: RungOutcome, usual: float, unt
     larger.format_gain = context.format_gain
     if outcome.result is not None:
         larger.throughput = context.throughput
+        larger.before = None if outcome.plan is None else outcome.plan.settings
     return larger
 
 
@@ -276,7 +291,7 @@ def climb_larger(candidate: Candidate, context: Context, outcome: RungOutcome) -
     refit = climb(context, name, context.out / "rungs" / name)
     result, before = refit.result, outcome.result
     if result is None:
-        return outcome
+        return replace(outcome, seconds=outcome.seconds + refit.seconds)
     score = result.evaluation.scale.format_score
     if before is not None and result.evaluation.estimate < before.evaluation.estimate:
         scored = score(result.evaluation.estimate)
@@ -286,8 +301,9 @@ def climb_larger(candidate: Candidate, context: Context, outcome: RungOutcome) -
         reason, winner = result.reason, refit
         if before is not None:
             reason += f"; a smaller fit before scored {score(before.evaluation.estimate)} on valid"
-        for folder in ("rungs", "skins"):  # a rung without its result is climbed again
-            shutil.rmtree(out / folder / name, ignore_errors=True)
+        for folder in ("rungs", "skins"):  # the result first, without which a rung is climbed again
+            if (out / folder / name).exists():
+                os.rename(out / folder / name, context.out / folder / f"{name}-first")
         for folder in ("skins", "rungs"):
             (out / folder).mkdir(exist_ok=True)
             os.rename(context.out / folder / name, out / folder / name)

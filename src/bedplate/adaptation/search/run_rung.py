@@ -23,16 +23,17 @@ from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import own_probability, predict_examples, single_calls
 from bedplate.adaptation.search import rung_files
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.planner import planned
+from bedplate.adaptation.search.planner import planned_now
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Executor, Job, LocalExecutor
 from bedplate.core.files import DISK_FULL, sha256_json
+from bedplate.core.processor import load_average
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import PredictionLike
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec
 from bedplate.inference.predict.callable_skin import SkinPredictor
-from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.output import Abstain
 
@@ -90,7 +91,7 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
     """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
     place, outer_clock = Path(directory), context.outer_clock
     saved_plan = rung_files.read_plan(place, config)
-    plan = planned(context, RUNGS[rung]) if saved_plan is None else saved_plan
+    plan = planned_now(context, RUNGS[rung]) if saved_plan is None else saved_plan
     if isinstance(plan, Skip):
         return plan
     if outer_clock is not None and plan.seconds > outer_clock.seconds_left:
@@ -196,6 +197,33 @@ def threshold(spec: AbstainSpec, sure: Sequence[float]) -> float:
 
 def _facts(evaluation: Evaluation) -> dict[str, float | None]:
     return {"coverage": evaluation.coverage, "answered": evaluation.answered}
+
+
+# --- what comes after the climb
+
+
+def retimed(candidate: Candidate, result: RungResult) -> RungResult:
+    """The result with the quicker of its own latency and that of the same calls now. A cascade's parts are timed
+    themselves, and an endpoint's calls are no matter of this machine."""
+    context = candidate.context
+    path = context.out / "latency" / f"{candidate.rung.name}.json"
+    key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id])
+    saved = rung_files.read_saved(path, key)
+    if saved is not None:
+        again = Latency(**saved["latency"])
+    else:
+        predictor = candidate.rung.predictor(context, candidate.rung_result(result))
+        if not isinstance(predictor, SkinPredictor):
+            return result
+        with closing(predictor):
+            if not isinstance(predictor, Predictor):
+                return result
+            calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls], "again")
+        if not calls:
+            return result
+        again = latency([call.seconds for call in calls])
+        rung_files.write_saved(path, key, {"latency": vars(again), "load": load_average()})
+    return replace(result, latency=min(result.latency, again, key=lambda timed: (timed.p95, timed.mean)))
 
 
 def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example], out: Path, rows: str) -> Tested:

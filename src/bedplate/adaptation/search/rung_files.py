@@ -50,7 +50,10 @@ def write_plan(directory: Path, config: str, plan: RungPlan) -> None:
 def read_plan(directory: Path, config: str) -> RungPlan | None:
     """The plan of an earlier run of the same configuration, or None."""
     values = read_saved(directory / PLAN_FILE, config, "config")
-    return None if values is None else RungPlan(**values | {"left_out": tuple(values["left_out"])})
+    if values is None:
+        return None
+    values["left_out"] = tuple(values["left_out"])
+    return RungPlan(**values)
 
 
 def write_skip(directory: Path, limits: str, seconds: float, skip: Skip) -> None:

@@ -219,10 +219,14 @@ class ReferenceLevel(ReferenceComparison):
     def estimate(self) -> float:
         return self.nominee.estimate
 
-    @cached_property
+    @property
     def row_variance(self) -> float:
         """The variance of a row's difference, groups and weights in it: that of their mean times the rows. At least one
         row in all that changed, as two that answer alike on these rows may differ on others."""
+        return self._variance
+
+    @cached_property
+    def _variance(self) -> float:
         drop = drop_between(self.reference.evaluation, self.nominee.evaluation, 0.95)
         return max(drop.se**2 * drop.n, 1 / drop.n) if math.isfinite(drop.se) else 1.0
 
