@@ -153,7 +153,7 @@ def test_literals_follow_the_schema(name: str, shaped: Shaped) -> None:
     (tokenizer, grammars), written, tools = shaped[name], BY_NAME[name], [Tool("f", "", RICH)]
     matcher = grammars.compile(shape_grammar(tokenizer, name, tools, "required", False))
     assert written.literals is not None
-    begin = written.begin + written.opening + written.heads[0].replace("§", "f")
+    begin = written.begin + written.openings[0] + written.heads[0].replace("§", "f")
     allowed, refused = WRITTEN[name]
     for inside in (*allowed, *refused):
         text = begin + inside + written.literals.end + written.close

@@ -33,6 +33,16 @@ class Model(nn.Module, ABC):
     """Whether a training run has put the weights into another dtype for its time."""
 
     @property
+    def writes(self) -> bool:
+        """Whether it writes text."""
+        return "generate" in self.can
+
+    @property
+    def has_encoder(self) -> bool:
+        """Whether an encoder reads the prompt beside the decoder that writes the answer."""
+        return "encode" in self.can
+
+    @property
     def dtype(self) -> torch.dtype:
         """The type of its first parameter, which is that of all but what is computed more exactly."""
         return next(self.parameters()).dtype

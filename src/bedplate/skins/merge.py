@@ -101,7 +101,7 @@ def merge_skin(
 def _prompts(skin: Skin, base: Base) -> list[list[int]]:
     """The skin's own prompt around each of TEXTS; the end of it where the context is shorter."""
     tokenizer, input_values = base.need_tokenizer(), [dict.fromkeys(skin.inputs, text) for text in TEXTS]
-    if "generate" in base.can:
+    if base.writes:
         encoded_prompts = [skin.prompt.tokens(tokenizer, inputs, skin.demonstrations) for inputs in input_values]
     else:
         texts = [str(skin.prompt.text(inputs)) for inputs in input_values]
@@ -121,10 +121,10 @@ def _distributions(skin: Skin, base: Base, prompts: list[list[int]]) -> list[tup
 
 def _logits(skin: Skin, base: Base, tokens_1T: Tensor) -> Tensor:
     model = base.model
-    if "encode" in model.can:  # the decoder is given the prompt again, as an answer
+    if model.has_encoder:  # the decoder is given the prompt again, as an answer
         written = torch.cat((torch.tensor([base.decoder_start]), tokens_1T), dim=1)[:, : tokens_1T.shape[1]]
         return model.head(model(Inputs(written, encoder=Inputs(tokens_1T))).hidden[0])
-    if "generate" in model.can:
+    if model.writes:
         return model.head(model(Inputs(tokens_1T)).hidden[0])
     states_TD = model(Inputs(tokens_1T)).hidden[0]
     return states_TD if skin.probe is None else skin.probe.head(states_TD)

@@ -314,7 +314,10 @@ def _swallows(token: str) -> bool:
 def filled(fields: Mapping[str, Any], rows: int) -> dict[str, Any]:
     """The metadata with a token for each of a model's rows."""
     count = len(fields["tokenizer.ggml.tokens"])
-    padding = {"tokens": [*map(_filler, range(count, rows))], "token_type": [UNUSED] * max(0, rows - count)}
+    padding: dict[str, list[Any]] = {
+        "tokens": [*map(_filler, range(count, rows))],
+        "token_type": [UNUSED] * max(0, rows - count),
+    }
     if "tokenizer.ggml.scores" in fields:
         padding["scores"] = [0.0] * max(0, rows - count)
     extended = {f"tokenizer.ggml.{key}": values for key, values in padding.items()}

@@ -145,7 +145,7 @@ def _check_keywords(node: Mapping[str, Any], location: str) -> None:
         if key in _COUNTS and not (type(value) is int and value >= 0):
             raise _error(f"{place} must be a whole number of at least 0, not {repr(value)[:SHOWN]}")
         if key in _NUMBERS:
-            if type(value) not in (int, float):
+            if not isinstance(value, int | float) or isinstance(value, bool):
                 raise _error(f"{place} must be a number, not {_type_text(value)}")
             if not -sys.float_info.max <= value <= sys.float_info.max:
                 raise _error(f"{place} is larger than any number that a 64-bit float holds")

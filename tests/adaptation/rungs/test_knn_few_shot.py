@@ -186,22 +186,22 @@ def test_an_interrupted_embedding_goes_on_part_by_part(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     task = write_task(tmp_path / "task", tiny_base, groups=75, rungs=["zero_shot", "knn_few_shot"])
-    monkeypatch.setattr(embedding, "_AT_ONCE", 25)
+    monkeypatch.setattr(embedding, "_AT_ONCE", 24)
     embed, embedded_texts = embedding.embed_texts, list[str]()
 
     def stopping(engine, texts, *args):
-        if len(texts) == 25 and len(embedded_texts) == 50:
+        if len(texts) == 24 and len(embedded_texts) == 48:
             embedded_texts.append("stopped")
             raise KeyboardInterrupt
-        embedded_texts.extend(texts if len(texts) == 25 else ())
+        embedded_texts.extend(texts if len(texts) == 24 else ())
         return embed(engine, texts, *args)
 
     monkeypatch.setattr(embedding, "embed_texts", stopping)
     with pytest.raises(KeyboardInterrupt):
         adapt(task, tmp_path / "out")
     pool = tmp_path / "out" / "rungs" / "knn_few_shot" / "pool-0.safetensors"
-    assert len(read_vectors(pool)) == 50
-    first_texts, resumed = set(embedded_texts[:50]), list[tuple[int | None, str]]()
+    assert len(read_vectors(pool)) == 48
+    first_texts, resumed = set(embedded_texts[:48]), list[tuple[int | None, str]]()
 
     def recorded(engine, texts, pooling, depth=None):
         resumed.extend((depth, text) for text in texts)

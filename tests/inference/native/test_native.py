@@ -267,7 +267,7 @@ def test_what_is_refused(model_and_native: tuple[Decoder, NativeDecoder]) -> Non
     assert unsupported(model.spec, torch.bfloat16, cpu) is None
     assert unsupported(model.spec, torch.float32, cpu) is None
     assert "this one is float16" in (unsupported(model.spec, torch.float16, cpu) or "")
-    with pytest.raises(UsageError, match="weights bfloat16, int8 or int4, not float32"):
+    with pytest.raises(UsageError, match="as bfloat16, int8 or int4, not float32"):
         NativeDecoder(model, "float32")
     with pytest.raises(UsageError, match=r"cache holds torch\.float32"):
         Cache(model.spec, dtype=torch.float32).run(native, [(0, 0, [1])])

@@ -211,8 +211,8 @@ def _facts(base_name: str, model: LocalModel) -> BaseFacts:
     return BaseFacts(
         base_name,
         base.name,
-        "decoder" if "generate" in base.can else "encoder",
-        "encode" in base.can,
+        "decoder" if base.writes else "encoder",
+        base.has_encoder,
         base.family.name,
         base.identity,
         base.path,

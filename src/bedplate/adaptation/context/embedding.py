@@ -78,7 +78,7 @@ def embedders_of(context: Context) -> list[Embedder]:
 def topic_depth(base: Base) -> int | None:
     """After how many layers states say what a text is about (None: the last): those of a decoder say in the end what
     comes next, and in the middle what the text is about."""
-    return round(base.spec.layers * 2 / 3) if "generate" in base.can else None
+    return round(base.spec.layers * 2 / 3) if base.writes else None
 
 
 def named_weights(context: Context, names: Sequence[str]) -> list[list[str]]:

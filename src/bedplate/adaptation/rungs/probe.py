@@ -441,7 +441,7 @@ def features_on(
 def _fastest(context: Context, model: Model) -> AbstractContextManager[object]:
     """The base in the arithmetic that its products are measured to be fastest in, where memory allows. Weights are
     widened for it, never rounded: the head is served on features of the base as it is held."""
-    if "generate" not in model.can:
+    if not model.writes:
         return nullcontext()
     models, arithmetic = {"base": model}, choose(model, "adapters", context.spec.train_dtype)
     narrower = arithmetic.torch_dtype.itemsize < model.dtype.itemsize

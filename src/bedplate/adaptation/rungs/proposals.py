@@ -132,7 +132,7 @@ class _Asker:
             self._endpoint = open_endpoint(endpoint)
             return
         self._local = context.model if spec.base is None else context.embedder(source_of(spec.base, context.task))
-        if "generate" not in self._local.base.can:
+        if not self._local.base.writes:
             raise ConfigError(f"{context.task.path}: adapt.proposer.base: {spec.base} is an encoder and writes nothing")
 
     def __call__(self, number: int) -> tuple[str, str]:

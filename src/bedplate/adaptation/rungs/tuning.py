@@ -219,7 +219,7 @@ class TuningRung(Rung):
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
         model, cost = context.model.base.model, self.recipe_on(context).cost
-        measured = token_seconds(model, context.spec.train_dtype) if "generate" in model.can else None
+        measured = token_seconds(model, context.spec.train_dtype) if model.writes else None
         return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
 
     def unfit(self, context: Context) -> str | None:

@@ -150,7 +150,8 @@ def read_fates(path: Path) -> Iterator[Fate]:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as lines:
             for line in lines:
                 values: dict[str, Any] = {"rule": None, "detail": "", **json.loads(line)}
-                yield Fate(**values | {"changed": tuple(values.get("changed", ()))})
+                values["changed"] = tuple(values.get("changed", ()))
+                yield Fate(**values)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; build the corpus again") from error
 

@@ -72,7 +72,7 @@ class PlanTrial:
         base = MadeUpBase(model, dtype, torch.device("cpu"))
         self._cache: SlotCache | None = None
         self._context = min(CONTEXT, self.short.context_length - 1)
-        if "generate" in model.can:
+        if model.writes:
             self._cache = SlotCache(self.short, dtype, base.device)
             self._cache.reserve({max(ROWS.values()) - 1: self._context + 1})
         self._forward: Forward = TorchForward(base, None, self._cache)

@@ -59,5 +59,5 @@ def _attaches(name: str, model: Model) -> bool:
     if on == "linears":
         return any(isinstance(module, Linear) for module in model.modules())
     if on == "inputs":  # before what a decoder continues
-        return "generate" in model.can and "encode" not in model.can
+        return model.writes and not model.has_encoder
     return "embed" in model.can

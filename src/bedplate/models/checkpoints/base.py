@@ -74,17 +74,17 @@ class Base:
     @property
     def causal(self) -> bool:
         """Whether attention is causal, so that keys and values can be cached."""
-        return "generate" in self.raw_model.can
+        return self.raw_model.writes
 
     @property
     def writes(self) -> bool:
         """Whether it writes text."""
-        return "generate" in self.can
+        return self.raw_model.writes and not self.headless
 
     @property
     def has_encoder(self) -> bool:
         """Whether an encoder reads the prompt beside the decoder that writes the answer."""
-        return "encode" in self.can
+        return self.raw_model.has_encoder
 
     @property
     def continues(self) -> bool:

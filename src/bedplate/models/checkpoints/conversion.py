@@ -48,8 +48,9 @@ def _refuse_longrope(spec: TextSpec, location: str) -> None:
     would be other keys than those of the whole text. (Phi's family ends its context there.)"""
     rope = spec.position.rope if isinstance(spec, TransformerSpec) and spec.kind == "decoder" else None
     scaling = None if rope is None else rope.scaling
-    is_uniform = not isinstance(scaling, LongRopeScaling) or scaling.is_uniform
-    if not is_uniform and spec.context_length > scaling.original_context:
+    if not isinstance(scaling, LongRopeScaling) or scaling.is_uniform:
+        return
+    if spec.context_length > scaling.original_context:
         raise UnsupportedModelError(
             f"{location}: longrope turns the positions of a text of more than {scaling.original_context} tokens "
             "otherwise (short_factor and long_factor differ), which is supported for phi3 alone"

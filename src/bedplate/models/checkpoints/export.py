@@ -49,7 +49,7 @@ def export_base(
             base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
         if base.sentence is not None:
             write_sentence(draft, base.sentence, base.spec.hidden_size)
-        if "generate" in base.can:
+        if base.writes:
             defaults = _token_ids(base) | base.generation_defaults
             atomic_write(draft / "generation_config.json", json.dumps(defaults, indent=2) + "\n")
         atomic_write(draft / BASE_FILE, json.dumps(_record(base, draft), indent=2) + "\n")
@@ -105,7 +105,7 @@ def export_gguf(base: Base, path: Path, ggml_type: str, *, replace: bool = False
     about = {"general.name": base.lineage.get("name") or base.name, "general.license": base.lineage.get("licence")}
     named = {key: str(value) for key, value in about.items() if value is not None}
     metadata = named | family.to_config(base.spec) | dict(tokenizer_fields(base))
-    if "encode" in base.can and base.generation_defaults:
+    if base.has_encoder and base.generation_defaults:
         metadata[f"{family.key[1]}.decoder_start_token_id"] = base.decoder_start[0]
     tensors = write_parameters(family, base.spec, base.model.state_dict(keep_vars=True))
     tables = ((name, torch.tensor(values)) for name, values in family.tables(base.spec).items())
@@ -143,7 +143,7 @@ def family_in(base: Base, format_: str) -> Family:
 
 def _starts(base: Base) -> dict[str, Any]:
     """What the class of an encoder–decoder reads in its config: the token that its decoder starts with, and others."""
-    if "encode" not in base.can:
+    if not base.has_encoder:
         return {}
     names = ("decoder_start_token_id", "bos_token_id", "eos_token_id", "pad_token_id")
     token_ids = {name: base.generation_defaults.get(name) for name in names}

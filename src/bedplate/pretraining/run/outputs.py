@@ -160,7 +160,7 @@ class RunOutputs:
 
     def _generate(self, base: Base, row: dict[str, Any]) -> None:
         evaluation = self._planned.run.evaluation
-        if (evaluation.prompts or evaluation.suites) and "generate" in base.can:
+        if (evaluation.prompts or evaluation.suites) and base.writes:
             with _inference_copy(_current_base(base)) as model:
                 row["samples"] = _samples(model, evaluation.prompts, evaluation.sample_tokens)
                 row["suites"] = suite_rows(model, evaluation.suites, evaluation.items)

@@ -188,7 +188,7 @@ def loaded_server(
             # of several engines the first has the base's name
             engine = next(engine for base, engine in base_engines if base is resident_base)
             served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
-            served_class = ServedGenerator if "generate" in engine.base.can else served_class
+            served_class = ServedGenerator if engine.base.writes else served_class
             registry.add(served_class(engine, resident_base.config.name or engine.base.name))
         for source, name in sources:
             served = registry.skin(source, name)

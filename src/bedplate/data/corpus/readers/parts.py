@@ -46,7 +46,8 @@ class SourcePart:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> SourcePart:
-        return cls(**values | {"pieces": tuple(FilePiece(**piece) for piece in values["pieces"])})
+        pieces: Any = tuple(FilePiece(**piece) for piece in values["pieces"])
+        return cls(**{**values, "pieces": pieces})
 
 
 @dataclass(frozen=True)
