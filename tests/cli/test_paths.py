@@ -96,6 +96,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     ),
     (("plan", "amortise", "none.yaml"), "none.yaml does not exist"),
     (("plan", "decide", "none.yaml"), "none.yaml"),
+    (("plan", "decide", "report.json"), "report.json is a ladder's report; an option of a decision file names it"),
     (("plan", "decide", "none.yaml", "--prices", "no.yaml"), "no.yaml does not exist"),
     (("plan", "scaling", "none"), "none does not exist"),
     (("plan", "train", "lama-3.1-8b", "--tokens", "1T"), "llama-3.1-8b"),

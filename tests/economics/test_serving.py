@@ -80,6 +80,18 @@ def test_a_target_is_met_at_the_capacity_and_not_much_above() -> None:
     assert overloaded.replicas > 1 or overloaded.at_peak.total_p95 > 0.15
 
 
+def test_a_larger_share_of_calls_within_the_target_leaves_less_capacity() -> None:
+    capacities = [
+        plan_serving(replica(), lengths(), 1000, target=LatencyTarget(0.2, share=share)).capacity_calls_per_second
+        for share in (0.5, 0.95, 0.99)
+    ]
+    assert capacities == sorted(capacities, reverse=True)
+    assert capacities[0] > capacities[1]
+    for share in (0.0, 1.0):
+        with pytest.raises(UsageError, match="share"):
+            LatencyTarget(0.2, share=share)
+
+
 def test_without_a_price_there_are_no_dollars() -> None:
     plan = plan_serving(replica(None), lengths(), 1000)
     assert plan.usd_per_call is plan.usd_per_day is plan.floor_usd_per_call is plan.usd_per_million_tokens is None

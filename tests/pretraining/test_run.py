@@ -98,6 +98,7 @@ def test_everything_is_recorded(pretrained: Pretrained) -> None:
     card = (pretrained.base / "README.md").read_text()
     assert "CC0-1.0" in card
     assert f"{pretrained.judged['held_out']['lines']['bits_per_byte']:.3f}" in card
+    assert list((out / "tensorboard").iterdir())
     checkpoints = list((out / "checkpoints").iterdir())
     assert len(checkpoints) == 1
     assert int(checkpoints[0].name.rpartition("-")[2]) < metrics[-1]["step"]  # beside the last, which is `base`

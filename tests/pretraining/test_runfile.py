@@ -54,6 +54,7 @@ def test_suffixes(text: str, count: int) -> None:
             "objective next_token has no setting 'speed'; its settings are further, z$",
         ),
         ({"objective": "masked", "objective_settings": {"dense": 1}}, "has no setting 'dense'; did you mean 'density'"),
+        ({"evaluation": {"suites": ["grammer"]}}, r"run.yaml, line \d+: evaluation.suites.*no suite 'grammer'"),
         ({"batch": {"tokens": 0}}, "greater than or equal to 1"),
         ({"optimizer": {"learning_rate": "nan"}}, "learning_rate"),
     ],

@@ -8,6 +8,7 @@ import stat
 import tempfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,7 +32,8 @@ from bedplate.serving.callers.api_keys import (
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for
 from bedplate.serving.callers.limits import KeyWindows, Spending, SpendLedger
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
-from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig
+from bedplate.serving.server.app import assembled
+from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, RouteConfig, ServerConfig
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
 
@@ -338,6 +340,29 @@ def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
     guarded.close()
     assert all(map(is_loopback, ("127.0.0.1", "127.9.9.9", "::1", "localhost")))
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example")))
+
+
+def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
+    """When the server has loaded its models, and whenever the file is read again; `assembled` is what it calls."""
+    (right, _), (wrong, secret), (disabled, _) = (
+        make_key(models=("tiny", "a-route")),
+        make_key(),
+        make_key(disabled=True),
+    )
+    path = write(tmp_path / "keys.yaml", right, wrong, disabled.model_copy(update={"models": ("tiny-old",)}))
+    registry, routes = SimpleNamespace(models={"tiny": None}), {"a-route": RouteConfig(versions={"tiny": 1.0})}
+    served = config(keys=path, state=tmp_path, routes=routes)
+    guard = guard_for(served)
+    assembled(served, registry, guard)  # type: ignore[arg-type]
+    assert not caplog.messages
+    write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
+    assert guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
+    guard.close()
+    prefix = f"the key {wrong.id} names the model"
+    assert caplog.messages == [
+        f"{prefix} 'tinny', which is not served; did you mean 'tiny'?",
+        f"{prefix} 'xyz', which is not served; its holder cannot call it",
+    ]
 
 
 def test_quotas_in_dollars_need_a_price(tmp_path):

@@ -70,7 +70,8 @@ def laid_out(columns: Sequence[Column], rows: Sequence[Sequence[str]], *, width:
             raise ValueError(f"a row of {len(row)} cells in a table of {len(columns)} columns")
     shown = [place for place, column in enumerate(columns) if column.name or any(row[place] for row in table_rows)]
     extra = [place for place in shown if columns[place].extra]
-    for left_out in ([], extra):
+    for count in range(len(extra), -1, -1):  # all columns, then one extra column less each time, the last first
+        left_out = extra[count:]
         visible = [place for place in shown if place not in left_out]
         heads = [columns[place] for place in visible]
         cells = [[row[place] for place in visible] for row in table_rows]

@@ -10,10 +10,12 @@ from typing import Protocol, Self
 import torch
 from torch import Tensor
 
-from bedplate.core.errors import DataError
+from bedplate.core.errors import DataError, TemplateError
 from bedplate.models.device_memory import sent
 from bedplate.models.inputs import Inputs, segment_positions
 from bedplate.models.packed.placement import Placement
+from bedplate.text.chat_template import Message
+from bedplate.text.tokenizer import Tokenizer
 
 NO_TARGET = -100
 """In `PackedBatch.targets`: no loss here (torch's own `ignore_index`)."""
@@ -159,6 +161,18 @@ def answer_example(start: Sequence[int], source: Sequence[int], answer: Sequence
     return TrainingExample((*start, *answer), loss, id, tuple(source))
 
 
+def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:
+    """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
+
+    DataError where the template does not show a turn as it would be served, or there is nothing to learn.
+    """
+    try:
+        encoded = tokenizer.encode_conversation(messages)
+    except TemplateError as error:
+        raise DataError(f"example {id!r}: {error}") from error
+    return TrainingExample(tuple(encoded.ids), tuple(encoded.assistant), id)
+
+
 @dataclass(frozen=True)
 class LabelledText:
     """A text's token ids, and of each label 1 where it is right, else 0. DataError for a text without tokens."""
@@ -173,14 +187,13 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
-class TextBatch:
-    """A micro-batch of labelled texts. tokens, segments: int64 [1, T], the texts one after the other, numbered from 1;
-    targets: float32 [N, C]."""
+class Texts:
+    """A micro-batch. tokens, segments: int64 [1, T], the texts one after the other, numbered from 1. ids: of what is
+    learned from."""
 
     tokens: Tensor
     segments: Tensor
     ids: tuple[str, ...]
-    targets: Tensor
 
     @property
     def inputs(self) -> Inputs:
@@ -194,20 +207,32 @@ class TextBatch:
         return replace(self, **_sent_tensors(self, device))
 
 
+@dataclass(frozen=True)
+class TextBatch(Texts):
+    """targets: float32 [N, C]."""
+
+    targets: Tensor
+
+
 def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
     """The texts as one micro-batch. DataError when there are none."""
     if not texts:
         raise DataError("a batch needs at least one example")
-    lengths = torch.tensor([len(text.ids) for text in texts])
     return TextBatch(
-        torch.tensor([[token for text in texts for token in text.ids]]),
-        torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None],
+        *in_one_row([text.ids for text in texts]),
         tuple(text.id for text in texts),
         torch.tensor([text.targets for text in texts], dtype=torch.float32),
     )
 
 
-def _sent_tensors(batch: PackedBatch | TextBatch, device: torch.device) -> dict[str, Tensor]:
+def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+    """Tokens and segments of a micro-batch."""
+    lengths = torch.tensor([len(text) for text in texts])
+    tokens = torch.tensor([[token for text in texts for token in text]])
+    return tokens, torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None]
+
+
+def _sent_tensors(batch: PackedBatch | Texts, device: torch.device) -> dict[str, Tensor]:
     return {name: sent(value, device) for name, value in vars(batch).items() if isinstance(value, Tensor)}
 
 

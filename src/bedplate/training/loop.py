@@ -75,6 +75,7 @@ def store_of(out: Path, ranks: Ranks) -> StateStore:
 
 B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
+OnRow = Callable[[Mapping[str, Any]], None]
 
 __all__ = ["OnCheckpoint", "TrainResult", "evaluate_loss", "train"]
 
@@ -119,6 +120,7 @@ def train(
     store: StateStore | None = None,
     ranks: Ranks = ALONE,
     utilisation: Utilisation | None = None,
+    on_row: OnRow | None = None,
 ) -> TrainResult:
     """Trains the `trainable` parameters in place; all others are frozen meanwhile.
 
@@ -127,8 +129,8 @@ def train(
     finished run is only loaded. identity: what else a resumed run must share with the saved one, such as the base's
     weights_id. on_checkpoint(step, models): called after each save that `save_steps` asks for and after the last, with
     the random generators restored afterwards. ranks: the processes that train together, each on its share of one
-    source. utilisation: adds the share of the devices' peak ("mfu") to each line. Afterwards the models are in their
-    own dtype again, frozen weights bitwise unchanged.
+    source. utilisation: adds the share of the devices' peak ("mfu") to each line. on_row: called with each line of
+    metrics. Afterwards the models are in their own dtype again, frozen weights bitwise unchanged.
 
     Raises TrainingError (another run's state in `out`, more skipped steps than `config.guard` allows, a model that
     another run of this process trains), DataError, and KeyboardInterrupt after Ctrl-C or SIGTERM, with the state saved
@@ -168,6 +170,7 @@ def train(
                     ranks=ranks,
                     routers=routers,
                     utilisation=utilisation,
+                    on_row=on_row,
                 )
                 if last is not None:
                     run.restore(last)
@@ -195,6 +198,7 @@ class _Run(Generic[B]):
     ranks: Ranks
     routers: Routers | None
     utilisation: Utilisation | None
+    on_row: OnRow | None
 
     def __post_init__(self) -> None:
         self.device = next(iter(self.optimization.parameters.values())).device
@@ -368,7 +372,10 @@ class _Run(Generic[B]):
             if self.utilisation is not None:
                 values["mfu"] = self.utilisation.share(counts["tokens"], seconds, self.ranks.world)
             # JSON has no numbers that are not finite.
-            log.write({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()})
+            row = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
+            log.write(row)
+            if self.on_row is not None:
+                self.on_row(row)
             bar.advance(1, loss=sum(losses.values()))
             self.tally.step = step.number
             self.tally.examples += counts["examples"]

@@ -155,7 +155,7 @@ def test_another_shape_than_the_config_is_refused(exported: tuple[Path, Path, An
         load_base(tmp_path)
 
 
-def test_values_beside_the_graph_are_not_read(tmp_path: Path) -> None:
+def test_values_beside_the_graph(tmp_path: Path) -> None:
     values = np.arange(600, dtype=np.float32).reshape(20, 30)
     graph = onnx.helper.make_graph([], "g", [], [], [numpy_helper.from_array(values, "w")])
     onnx.save(
@@ -165,7 +165,13 @@ def test_values_beside_the_graph_are_not_read(tmp_path: Path) -> None:
         location="model.bin",
         size_threshold=0,
     )
-    with pytest.raises(CheckpointError, match="values that lie in another file are not read"):
+    placed = read_graph(tmp_path / "model.onnx").tensors["w"]
+    assert np.array_equal(placed.values().numpy(), values)
+    (tmp_path / "model.bin").write_bytes(b"\0" * 100)
+    with pytest.raises(CheckpointError, match="holds 25 values; the file is damaged"):
+        placed.values()
+    (tmp_path / "model.bin").unlink()
+    with pytest.raises(CheckpointError, match=r"model\.bin is missing"):
         read_graph(tmp_path / "model.onnx")
 
 

@@ -27,7 +27,7 @@ from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import GuardConfig, ParallelConfig, RouterConfig, TrainConfig
 from bedplate.training.loop import TrainResult, train
-from bedplate.training.objectives.contrastive import Crops
+from bedplate.training.objectives.contrastive import Contrastive, Crops, PairSource, TextPair
 from bedplate.training.objectives.language import Sft
 from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, Term
 from bedplate.training.parallel.apply import parallelised, whole_state
@@ -202,24 +202,32 @@ def negatives_of_other_ranks(out: Path) -> None:
     def text() -> tuple[int, ...]:
         return tuple(draw.randrange(61) for _ in range(draw.randint(1, 9)))
 
-    texts = [text() + text() for _ in range(11)]
-    nothing: Any = SimpleNamespace(prompt_start=(), prompt_end=(), eos_id=None)
-    crops = Crops(shortest=0.3)
+    pairs = [TextPair(text(), text(), str(n), tuple(text() for _ in range(n % 3))) for n in range(11)]
 
-    def learned(place: Path, shared: bool) -> dict[str, Tensor]:
+    texts = [pair.anchor + pair.positive for pair in pairs]
+    nothing: Any = SimpleNamespace(prompt_start=(), prompt_end=(), eos_id=None)
+
+    def drawn(source_type: str, ranks: Ranks) -> tuple[Any, Any]:
+        if source_type == "pairs":
+            return PairSource(pairs, 5, shard=ranks.shard), Contrastive(ranks=ranks)
+        crops = Crops(shortest=0.3)
+        rows = DocumentSource(texts, 20, 4, shard=ranks.shard)
+        return CorruptedSource(rows, crops, CorruptionVocabulary(nothing, 61), seed=0), crops.for_ranks(ranks)
+
+    def learned(source_type: str, place: Path, shared: bool) -> dict[str, Tensor]:
         torch.manual_seed(0)
         model = Decoder(DENSE, dtype=torch.float64)
         ranks = parallelised(model, ParallelConfig()) if shared else ALONE
-        rows = DocumentSource(texts, 20, 4, shard=ranks.shard)
-        source = CorruptedSource(rows, crops, CorruptionVocabulary(nothing, 61), seed=0)
-        train(model, source, crops.for_ranks(ranks), CONFIG, place, model.named_parameters(), ranks=ranks)
+        source, objective = drawn(source_type, ranks)
+        train(model, source, objective, CONFIG, place, model.named_parameters(), ranks=ranks)
         return {name: tensor.clone() for name, tensor in whole_state(model)}
 
-    weights = learned(shared_dir(out, "crops"), True)
-    assert_close(weights, learned(alone(out, "crops-one"), False))
-    dist.barrier()
-    ours, theirs = lines(shared_dir(out, "crops")), lines(alone(out, "crops-one"))
-    assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-9)
+    for source_type in ("pairs", "crops"):
+        weights = learned(source_type, shared_dir(out, source_type), True)
+        assert_close(weights, learned(source_type, alone(out, f"{source_type}-one"), False))
+        dist.barrier()
+        ours, theirs = lines(shared_dir(out, source_type)), lines(alone(out, f"{source_type}-one"))
+        assert [row["loss"] for row in ours] == pytest.approx([row["loss"] for row in theirs], rel=1e-9)
 
 
 class Broken(Sft):

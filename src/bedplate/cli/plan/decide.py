@@ -93,6 +93,12 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
     if prices is None and len(price_files) > 1:
         raise UsageError(f"there are two price files: {price_files[0]} and {price_files[1]}; give one")
     files = [path for path in files if path not in price_files]
+    for path in files:
+        if path.suffix == ".json" and path.is_file() and '"schema_version"' in read_text(path):
+            raise UsageError(
+                f"{path} is a ladder's report; an option of a decision file names it, as `report: {{file: {path}, "
+                "rung: NAME}` (docs/economics.md shows such a file)"
+            )
     if not files:
         raise UsageError("name a decision file: bedplate plan decide CASE.yaml (examples/decide has four)")
     return files, overrides, prices or (price_files[0] if price_files else None)

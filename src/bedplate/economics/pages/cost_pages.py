@@ -189,6 +189,8 @@ def serving_page(
     sliders say.
     """
     goal, central = target or LatencyTarget(), replicas["central"]
+    if goal.share != LatencyTarget.share:
+        raise UsageError(f"a page is about {LatencyTarget.share:.0%} of the calls, not {goal.share:.0%}")
     plan_serving(central, traffic, calls_per_day, peak_factor=peak_factor, target=goal, spare=spare)  # or its errors
     with Progress("loads", total=len(replicas) * PARTS) as bar:
         cases = {name: _case(replica, traffic, bar) for name, replica in replicas.items()}

@@ -28,7 +28,6 @@ from bedplate.economics.serving.simulation import (
 )
 
 CALLS = 300  # calls of one simulation; the first tenth, which meets an empty engine, is left out of its percentiles
-SHARE = 0.95  # share of the calls that must meet a target
 PARTS = 128  # parts of the saturating rate: a capacity is told to one of them
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
@@ -46,21 +45,24 @@ SERVING_FORMULAS: dict[str, tuple[str, str]] = {
 
 @dataclass(frozen=True)
 class LatencyTarget:
-    """Latency that 95% of the calls must meet, in seconds: until the answer's end, and until its first token."""
+    """Latency that a share of the calls must meet, in seconds: until the answer's end, and until its first token."""
 
     total_seconds: float | None = None
     first_token_seconds: float | None = None
+    share: float = 0.95
 
     def __post_init__(self) -> None:
         need_fields(self)
         positive(**{name: value for name, value in vars(self).items() if value is not None})
+        if self.share >= 1:
+            raise UsageError(f"the share of calls that must meet the target is {self.share:g}; give one below 1")
 
     def checks(self, outcome: Simulated) -> list[tuple[float, float, str]]:
-        """(limit, seconds that 95% of a simulated run's calls took, until when) of each limit that there is."""
+        """(limit, seconds that the share of a simulated run's calls took, until when) of each limit that there is."""
         limits = (self.total_seconds, outcome.total), (self.first_token_seconds, outcome.first_token)
         events = ("its answer's end", "its first token")
         checks = zip(limits, events, strict=True)
-        return [(limit, quantile(SHARE), event) for (limit, quantile), event in checks if limit is not None]
+        return [(limit, quantile(self.share), event) for (limit, quantile), event in checks if limit is not None]
 
     def slack(self, outcome: Simulated) -> float:
         """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not; infinite where
@@ -218,7 +220,7 @@ def _alone(service: ServiceModel, traffic: Traffic, target: LatencyTarget) -> Si
     for limit, seconds, event in target.checks(outcome):
         if seconds > limit:
             raise UsageError(
-                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {SHARE:.0%}), over "
+                f"a call alone on an idle machine takes {seconds:.3g} s until {event} (at {target.share:.0%}), over "
                 f"the target of {limit:g} s by {seconds - limit:.3g} s: no number of replicas helps. Shorten prompts "
                 "or answers, keep the skin's prompt cached, read the weights in fewer bits, or take a faster machine"
             )
@@ -278,9 +280,10 @@ def _latency(service: ServiceModel, traffic: Traffic, rate: float) -> RateLatenc
 
 
 def _percentiles(outcome: Simulated, rate: float) -> RateLatency:
-    first, total = (map(quantile, (0.5, 0.95)) for quantile in (outcome.first_token, outcome.total))
-    utilisation = outcome.utilisation if rate else 0.0
-    return RateLatency(rate, *first, *total, outcome.total(0.99), utilisation, outcome.mean_batch)
+    first, total, busy = outcome.first_token, outcome.total, outcome.utilisation if rate else 0.0
+    return RateLatency(
+        rate, first(0.5), first(0.95), total(0.5), total(0.95), total(0.99), busy, mean_batch=outcome.mean_batch
+    )
 
 
 def decode_tokens_per_second(service: ServiceModel, batch: int, context_tokens: int) -> float:

@@ -46,6 +46,7 @@ class TrainingJob:
     optimizer: Optimizer = "adamw"
     method: Literal["full", "lora"] = "full"
     adapter_parameters: int = 0
+    margin: float = MARGIN
 
     @property
     def value_bytes(self) -> float:
@@ -53,7 +54,7 @@ class TrainingJob:
 
     @property
     def usable_bytes(self) -> float:
-        return self.device.memory_bytes * (1 - MARGIN)
+        return self.device.memory_bytes * (1 - self.margin)
 
     @property
     def shape(self) -> LayoutShape:
@@ -131,7 +132,7 @@ def find_layout(job: TrainingJob, name: str = "the model") -> Fitted:
     raise DoesNotFit(
         f"{name} does not fit {job.devices:,} × {job.device.name}: the smallest layout ({describe(nearest.layout)}) "
         f"needs {nearest.bytes.total / 1e9:,.1f} GB on a device, {missing / 1e9:,.1f} GB more than the "
-        f"{job.usable_bytes / 1e9:,.1f} GB that {MARGIN:.0%} of reserve leave; {remedy}",
+        f"{job.usable_bytes / 1e9:,.1f} GB that {job.margin:.0%} of reserve leave; {remedy}",
         nearest,
         missing,
         would,

@@ -33,7 +33,7 @@ from bedplate.economics.numbers.formula import (
     whole,
 )
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
-from bedplate.economics.training.layout_search import Fitted, TrainingJob, describe, find_layout, usable
+from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware
 from bedplate.models.specs import Spec, TransformerSpec
 
@@ -177,18 +177,20 @@ def plan_training(
     usd_per_hour: float | None = None,
     usd_per_kwh: float = DEFAULT_USD_PER_KWH,
     pue: float = DEFAULT_PUE,
+    margin: float = MARGIN,
 ) -> TrainingPlan:
     """The plan of training `model` (a preset, a path, or a spec) on `tokens` tokens.
 
     sequence_tokens: None: 8,192, or the model's context where it is shorter. global_batch_tokens: of one optimizer
     step; None: DeepSeek LLM's fit. mfu_share: measured or wanted, in place of the curve; of fp8 runs over the bf16
-    peak. usd_per_hour: of one device; None: the example of the device's row. Raises UsageError for numbers that cannot
-    be, and DoesNotFit where no layout fits.
+    peak. usd_per_hour: of one device; None: the example of the device's row. margin: share of a device's memory that
+    layouts leave free. Raises UsageError for numbers that cannot be, and DoesNotFit where no layout fits.
     """
     name, spec = resolve(model) if isinstance(model, str) else ("the model", model)
     positive(tokens=tokens)
     whole(devices=devices)
-    at_least(0, usd_per_kwh=usd_per_kwh)
+    at_least(0, usd_per_kwh=usd_per_kwh, margin=margin)
+    share(memory_left_by_margin=1 - margin)
     at_least(1, overhead=overhead, pue=pue)
     for label, value, table in (("execution", execution, EXECUTION), ("optimizer", optimizer, OPTIMIZERS)):
         if value not in table:
@@ -208,7 +210,7 @@ def plan_training(
         return Range(*(compute((tokens, devices, share, overhead, usd, usd_per_kwh)) for share, usd in cases))
 
     sequences = _sequences(global_batch_tokens, flops, sequence)
-    job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer)
+    job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer, margin=margin)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
         job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import CheckpointError
+from bedplate.models.checkpoints.safetensors import is_file_name
 from bedplate.models.families.weights import WeightMap
 
 _FILES = {
@@ -78,6 +79,9 @@ class OnnxReader:
                 if name in self._stored and not torch.equal(self._stored[name].values(), parameter.values()):
                     raise CheckpointError(f"{directory}: {name!r} differs between {', '.join(self.files)}")
                 self._stored[name] = parameter
+        parts = (part for stored in self._stored.values() for part in (stored.placed, stored.scale, stored.zero))
+        side_files = {part.file.name for part in parts if part is not None} - set(self.files)
+        self.files = (*self.files, *sorted(side_files))
         if weights is not None:
             self._name_the_table(weights)
 
@@ -182,6 +186,7 @@ _MODEL_GRAPH = 7
 _GRAPH_NODE, _GRAPH_INITIALIZER = 1, 5
 _NODE_INPUT, _NODE_OUTPUT, _NODE_NAME, _NODE_OPERATION = 1, 2, 3, 4
 _DIMS, _DATA_TYPE, _FLOATS, _INT32S, _INT64S, _NAME, _RAW, _DOUBLES, _EXTERNAL = 1, 2, 4, 5, 7, 8, 9, 10, 13
+_KEY, _VALUE = 1, 2
 _MAX_DIM = 1 << 31
 """What no dimension of a parameter comes to."""
 _DTYPES: dict[int, tuple[str, torch.dtype]] = {
@@ -342,7 +347,7 @@ def _node(message: _Span) -> OnnxNode:
 
 def _tensor(message: _Span) -> OnnxTensor:
     path, shape, numbers = message.path, list[int](), list[float]()
-    name, data_type, raw = "", 0, (0, 0)
+    name, data_type, raw, outside = "", 0, (0, 0), dict[str, str]()
     for number, value in message.fields():
         if number == _DATA_TYPE and isinstance(value, int):
             data_type = value
@@ -361,10 +366,27 @@ def _tensor(message: _Span) -> OnnxTensor:
         elif number in _WRITTEN_OUT:
             numbers += np.frombuffer(value.data[value.begin : value.end], _WRITTEN_OUT[number]).tolist()
         elif number == _EXTERNAL:
-            raise CheckpointError(f"{path}: values that lie in another file are not read; export it with them inside")
+            entry = value.texts(_KEY, _VALUE)
+            outside["".join(entry[_KEY])] = "".join(entry[_VALUE])
     if any(not 0 <= dim < _MAX_DIM for dim in shape):
         raise CheckpointError(f"{path}: {name!r} has the shape {shape}; the file is damaged")
-    return OnnxTensor(name, data_type, tuple(shape), path, *raw, tuple(numbers))
+    tensor = OnnxTensor(name, data_type, tuple(shape), path, *raw, tuple(numbers))
+    return _in_side_file(tensor, outside) if outside else tensor
+
+
+def _in_side_file(tensor: OnnxTensor, entries: Mapping[str, str]) -> OnnxTensor:
+    """A tensor whose values lie in a file beside the graph, as in every export of over 2 GB."""
+    path, location = tensor.file, entries.get("location", "")
+    if not is_file_name(location):
+        raise CheckpointError(f"{path}: {tensor.name!r} lies in {location!r}; a file of the same directory is wanted")
+    side_file = path.with_name(location)
+    if not side_file.is_file():
+        raise CheckpointError(f"{side_file} is missing, where {path.name} keeps {tensor.name!r}")
+    begin, size = entries.get("offset", "0"), entries.get("length", "0")
+    if not (begin.isdecimal() and size.isdecimal()):
+        raise CheckpointError(f"{path}: {tensor.name!r} has no place in {location}: {size!r} bytes from byte {begin!r}")
+    left = side_file.stat().st_size - int(begin)
+    return replace(tensor, file=side_file, begin=int(begin), size=int(size) if "length" in entries else left)
 
 
 def _signed(value: int) -> int:

@@ -2,8 +2,8 @@
 
 run.yaml           the run file as it was resolved       pretraining.json      code, machine, data, sizes; how it stands
 metrics.jsonl      one line a step                       evaluations.jsonl   what checkpoints were judged to be
-state.safetensors  what the next step depends on         page.html           the run's page
-tokenizer/  checkpoints/  base/
+state.safetensors  what the next step depends on         tensorboard/  the same numbers for TensorBoard
+tokenizer/  checkpoints/  base/                          page.html     the run's page
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ from bedplate.pretraining.runfile.file import RunFile, changes
 from bedplate.training.state import METRICS_FILE, SHARDS, STATE_FILE
 
 RUN_FILE, RECORD, EVALUATIONS, PAGE = "run.yaml", "pretraining.json", "evaluations.jsonl", "page.html"
-BASE, CHECKPOINTS, CORPUS, TOKENIZER = "base", "checkpoints", "corpus", "tokenizer"
+BASE, CHECKPOINTS, TENSORBOARD, CORPUS = "base", "checkpoints", "tensorboard", "corpus"
+TOKENIZER = "tokenizer"
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ def _begin_anew(path: Path) -> None:
     """Takes away what a run has made that ended before anything of it was saved."""
     for name in (RECORD, EVALUATIONS, PAGE, METRICS_FILE):
         (path / name).unlink(missing_ok=True)
-    for name in (TOKENIZER, CORPUS, CHECKPOINTS):
+    for name in (TOKENIZER, CORPUS, TENSORBOARD, CHECKPOINTS):
         shutil.rmtree(path / name, ignore_errors=True)
 
 

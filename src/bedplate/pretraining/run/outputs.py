@@ -32,6 +32,7 @@ from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
 from bedplate.pretraining.run.data import HeldBatches, RunData
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
+from bedplate.pretraining.run.tensorboard import TensorBoard
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.records import of_identity
@@ -105,9 +106,22 @@ class RunOutputs:
 
     def __init__(self, planned: PreparedRun) -> None:
         self._planned, self._out = planned, planned.directory.path
+        self._tensorboard: TensorBoard | None = None
         run, base = planned.run, planned.base
         self.utilisation = utilisation_of(base.spec, planned.sizes.length, base.device, run.dtype)
         self._holdouts = self._holdout_batches(run.evaluation.tokens)
+
+    @contextmanager
+    def followed(self, start_step: int) -> Generator[None]:
+        """The run goes on from step `start_step` while it is open."""
+        self.record("running")
+        with TensorBoard(self._out / places.TENSORBOARD, start_step) as self._tensorboard:
+            yield
+
+    def row(self, row: Mapping[str, Any]) -> None:
+        """A line of metrics."""
+        if self._tensorboard is not None:
+            self._tensorboard.row(row)
 
     def stopped(self, error: BaseException) -> None:
         """Nothing that goes wrong here hides the error."""
@@ -155,7 +169,7 @@ class RunOutputs:
                 logger.warning("step %d: %s could not be evaluated: %s; the run continues", step, part_name, error)
         row["seconds"] = time.perf_counter() - started
         attempt(f"the evaluation of step {step}", lambda: append_jsonl(self._out / places.EVALUATIONS, [row]))
-        attempt(f"the evaluation of step {step} on the terminal", lambda: self._judged(row))
+        attempt(f"the evaluation of step {step} on the terminal and in TensorBoard", lambda: self._judged(row))
         return row
 
     def _generate(self, base: Base, row: dict[str, Any]) -> None:
@@ -190,6 +204,8 @@ class RunOutputs:
         for name, scores in row["held_out"].items():
             measure, value = measure_of(scores)
             console(stderr=True).print(f"step {row['step']:,}: {name}: {value:.3f} {measure}", markup=False)
+        if self._tensorboard is not None:
+            self._tensorboard.judged(row)
 
     def _holdout_batches(self, limit: int | None) -> Sequence[HeldBatches]:
         planned = self._planned

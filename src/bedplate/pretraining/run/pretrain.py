@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
@@ -196,12 +196,11 @@ class _Run:
             self.ranks = self._shared()
             store = store_of(self.out, self.ranks)
             start_step = store.latest() or 0
-            if self.written is not None:
-                self.written.record("running")
-            self._before(start_step)
-            result = self._train(store)
-            base = gathered(self.planned.base, self.ranks)
-            last = self._on_writer(lambda written: written.at_the_end(base, result))
+            with nullcontext() if self.written is None else self.written.followed(start_step):
+                self._before(start_step)
+                result = self._train(store)
+                base = gathered(self.planned.base, self.ranks)
+                last = self._on_writer(lambda written: written.at_the_end(base, result))
             return self._on_writer(lambda written: written.end(base, result, last))
         except BaseException as error:
             if self.written is not None:
@@ -255,6 +254,7 @@ class _Run:
             store=store,
             ranks=self.ranks,
             utilisation=None if self.written is None else self.written.utilisation,
+            on_row=None if self.written is None else self.written.row,
         )
 
     def _before(self, start_step: int) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import AfterValidator, Field, PrivateAttr, model_validator
 
 from bedplate.core.config import Strict, load_config
-from bedplate.core.errors import BedplateError, ConfigError, DataError
+from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.json import differences
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.documents import TEXT_FILES
@@ -196,6 +196,14 @@ class CheckpointsPart(Strict):
     bases_every: Annotated[int, Field(ge=1)] | None = None
 
 
+def _known_suite(name: str) -> str:
+    try:
+        need_suite(name)
+    except UsageError as error:
+        raise ValueError(str(error)) from error
+    return name
+
+
 class EvaluationPart(Strict):
     """tokens: of each held-out text, so many that a checkpoint is judged on at most; end_tokens: the same at the end,
     by default all of them. prompts: what samples go on from. suites: skills that are scored at checkpoints; items: of
@@ -205,7 +213,7 @@ class EvaluationPart(Strict):
     end_tokens: Count | None = None
     prompts: tuple[str, ...] = ()
     sample_tokens: Annotated[int, Field(ge=1)] = 48
-    suites: tuple[str, ...] = ()
+    suites: tuple[Annotated[str, AfterValidator(_known_suite)], ...] = ()
     items: Annotated[int, Field(ge=1)] = 60
     baselines: bool = True
 
@@ -287,8 +295,6 @@ def read_run(path: Path | str, overrides: Sequence[str] = ()) -> RunFile:
     """Reads a run file without looking at what its objective needs, which loads torch. ConfigError as `load_run`."""
     run = load_config(path, RunFile, overrides)
     run.lies_in(Path(path).parent)
-    for name in run.evaluation.suites:
-        need_suite(name)
     return run
 
 

@@ -16,7 +16,7 @@ import re
 import secrets
 import stat
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal
@@ -26,6 +26,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bedplate.core.config import Strict, dump_config, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import atomic_write, file_lock
+from bedplate.core.suggestions import did_you_mean, nearest
 
 log = logging.getLogger("bedplate.serving")
 
@@ -152,8 +153,19 @@ class KeyStore:
 
     def __init__(self, path: Path, check: Callable[[KeysFile], None] = lambda _: None) -> None:
         self._path, self._check = path, check
+        self._served: Callable[[], Iterable[str]] | None = None
         self._last_stamp = self._stamp()
         self._keys = self._read()
+
+    def compare(self, served: Callable[[], Iterable[str]] | None) -> None:
+        """Logs which keys name a model that is not `served`, now and whenever the file is read again."""
+        self._served = served
+        names, current_time = [] if served is None else list(served()), datetime.now(UTC)
+        for key in () if served is None else self._keys.values():
+            for name in () if key.models == "all" or key.state(current_time) != "active" else key.models:
+                if name not in names:
+                    hint = did_you_mean(nearest(name, names)) or "its holder cannot call it"
+                    log.warning("the key %s names the model %r, which is not served; %s", key.id, name, hint)
 
     def _read(self) -> dict[str, Key]:
         file = read_keys(self._path)
@@ -179,6 +191,7 @@ class KeyStore:
             log.error("the keys stay as they were: %s", error)
         else:
             log.info("read %d keys from %s", len(self._keys), self._path)
+            self.compare(self._served)
 
     def get(self, id_: str) -> Key | None:
         self.refresh()

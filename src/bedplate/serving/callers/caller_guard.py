@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -92,6 +92,11 @@ class CallerGuard:
     @property
     def has_keys(self) -> bool:
         return self._store is not None
+
+    def compare(self, served: Callable[[], Iterable[str]]) -> None:
+        """Logs which keys name a model that is not `served`, now and whenever the keys change."""
+        if self._store is not None:
+            self._store.compare(served)
 
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller of a request with these headers. StatusError 401 without a right key."""

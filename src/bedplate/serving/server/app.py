@@ -204,6 +204,7 @@ def loaded_server(
 def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> ServerState:
     """The state with the parts that every server has. UsageError for routes that cannot be."""
     state = ServerState(config, registry, guard)
+    guard.compare(lambda: (*registry.models, *config.routes))
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback))

@@ -1,17 +1,19 @@
-"""Contrastive learning (InfoNCE, https://arxiv.org/abs/1807.03748) on two crops of each text (Contriever,
-https://arxiv.org/abs/2112.09118, section 3.1; lengths as in its appendix A.1).
+"""Contrastive learning (InfoNCE, https://arxiv.org/abs/1807.03748): of pairs of texts, or of two crops of each text
+(Contriever, https://arxiv.org/abs/2112.09118, section 3.1; lengths as in its appendix A.1).
 
-Each anchor's candidates are the positives of the whole step, of all ranks (https://arxiv.org/abs/2004.04906, section
-3.2); the logits are scaled cosines. sentence-transformers calls it MultipleNegativesRankingLoss.
+Each anchor's candidates are the positives and the hard negatives of the whole step, of all ranks
+(https://arxiv.org/abs/2004.04906, section 3.2); the logits are scaled cosines. sentence-transformers calls it
+MultipleNegativesRankingLoss.
 
 Shapes: P pairs, C candidates, B rows, T tokens of a row, N tokens in texts, D features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Annotated, ClassVar, Literal, Self
+import random
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -19,9 +21,9 @@ import torch.nn.functional as F
 from pydantic import Field, PrivateAttr, model_validator
 from torch import Tensor
 
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.models.device_memory import sent
-from bedplate.training.batch import NO_TARGET, PackedBatch, pooled
+from bedplate.training.batch import NO_TARGET, PackedBatch, Texts, in_one_row, pooled
 from bedplate.training.objectives.objective import (
     Corrupting,
     Corruption,
@@ -34,6 +36,123 @@ from bedplate.training.objectives.objective import (
     relaid,
 )
 from bedplate.training.ranks import ALONE, Ranks
+from bedplate.training.sources import EpochSource, Shard
+
+TokenIds = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class TextPair:
+    """Token ids of a text, of one that is to be near it, and of any number that are hard to tell from that one and are
+    not to be. DataError for a text without tokens."""
+
+    anchor: TokenIds
+    positive: TokenIds
+    id: str
+    negatives: tuple[TokenIds, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not all((self.anchor, self.positive, *self.negatives)):
+            raise DataError(f"pair {self.id!r} has a text without tokens, so nothing can be learned from it")
+
+
+@dataclass(frozen=True)
+class PairBatch(Texts):
+    """P anchors, then their P positives in the same order, then all negatives. texts: how many these are."""
+
+    texts: int
+
+
+def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
+    """The pairs as one micro-batch. DataError when there are none."""
+    if not pairs:
+        raise DataError("a batch needs at least one pair")
+    anchors, positives = [pair.anchor for pair in pairs], [pair.positive for pair in pairs]
+    texts = [*anchors, *positives, *(negative for pair in pairs for negative in pair.negatives)]
+    return PairBatch(*in_one_row(texts), tuple(pair.id for pair in pairs), len(texts))
+
+
+class PairSource(EpochSource[PairBatch]):
+    """Batches of pairs, shuffled each epoch. A rank's share of a step is one micro-batch, since its texts are
+    contrasted with each other; pairs that do not fill the last step of an epoch are left out of it.
+
+    content: sha256 of what the pairs were made from; by default of the pairs. DataError for fewer pairs than one step
+    or than ranks, duplicate ids, or a text longer than `context_length`.
+    """
+
+    made_of = "pairs"
+
+    def __init__(
+        self,
+        pairs: Sequence[TextPair],
+        batch_size: int,
+        *,
+        seed: int = 0,
+        epochs: int = 1,
+        context_length: int | None = None,
+        content: str | None = None,
+        shard: Shard = ALONE.shard,
+    ) -> None:
+        if batch_size < max(2, shard[1]):
+            raise DataError(f"batch_size is {batch_size}: in a step there must be 2 pairs, and one for each rank")
+        if len(pairs) < batch_size:
+            raise DataError(f"{len(pairs)} pairs do not fill a step of {batch_size}")
+        _check(pairs, context_length)
+        self._pairs, self._seed = pairs, seed
+        settings = {"batch_size": batch_size, "epochs": epochs, "seed": seed}
+        super().__init__(len(pairs) // batch_size * batch_size, batch_size, epochs, shard, content, settings)
+
+    def _everything(self) -> Any:
+        return [[pair.id, pair.anchor, pair.positive, *pair.negatives] for pair in self._pairs]
+
+    def _steps(self, epoch: int) -> list[list[int]]:
+        order = list(range(len(self._pairs)))
+        random.Random(f"{self._seed}/{epoch}").shuffle(order)
+        size = self._step_size
+        return [order[start : start + size] for start in range(0, len(order) - size + 1, size)]
+
+    def _micro_batches(self, numbers: list[int]) -> Iterator[PairBatch]:
+        yield pack_pairs([self._pairs[number] for number in numbers])
+
+
+def _check(pairs: Iterable[TextPair], context_length: int | None) -> None:
+    ids: set[str] = set()
+    for pair in pairs:
+        if pair.id in ids:
+            raise DataError(f"two pairs have the id {pair.id!r}; ids must differ, so that errors can name one")
+        ids.add(pair.id)
+        longest = max(map(len, (pair.anchor, pair.positive, *pair.negatives)))
+        if context_length is not None and longest > context_length:
+            raise DataError(
+                f"pair {pair.id!r} has a text of {longest} tokens, but the context holds {context_length}; shorten it "
+                "or leave it out (nothing is cut silently)"
+            )
+
+
+class Contrastive:
+    """InfoNCE over pairs of texts. scale: one over the temperature. pooling: a text's vector is the mean of its tokens'
+    last states, or the first. ranks: whose texts are candidates too."""
+
+    name: ClassVar[str] = "contrastive"
+    roles: ClassVar[tuple[str, ...]] = ("policy",)
+    scope: ClassVar[Scope] = "global_batch"
+
+    def __init__(self, scale: float = 20.0, pooling: str = "mean", ranks: Ranks = ALONE) -> None:
+        if not 0 < scale < float("inf"):
+            raise ConfigError(f"{self.name}: scale is {scale}: it must be a positive number")
+        if pooling not in ("mean", "first"):
+            raise ConfigError(f"{self.name}: pooling is {pooling!r}: it is mean or first")
+        self._scale, self._pooling, self._ranks = scale, pooling, ranks
+
+    def weights(self, batch: PairBatch) -> dict[str, float]:
+        """The number of pairs."""
+        return {self.name: float(len(batch.ids))}
+
+    def __call__(self, models: Models, batch: PairBatch) -> dict[str, Term]:
+        pairs = len(batch.ids)
+        states_TD = models["policy"](batch.inputs).hidden[0]
+        vectors = F.normalize(pooled(states_TD, batch.segments[0], batch.texts, self._pooling), dim=-1)
+        return {self.name: told_apart(vectors[:pairs], vectors[pairs:], self._scale, self._ranks)}
 
 
 def told_apart(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> Term:
@@ -59,7 +178,7 @@ class Crops(Corrupting):
     step is one micro-batch.
     """
 
-    name: ClassVar[str] = "contrastive"
+    name: ClassVar[str] = Contrastive.name
     scope: ClassVar[Scope] = "global_batch"
     architectures: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     target: ClassVar[str] = "pair"
