@@ -371,6 +371,6 @@ def test_what_the_time_does_not_allow_is_left_out_and_said(toy_task: Path, tmp_p
 
 
 def test_impossible_sizes_are_refused_before_time_is_spent(toy_task: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="train has 100 rows"):
+    with pytest.raises(UsageError, match="train has 64 rows"):
         adapt(toy_task, tmp_path / "out", curve=[2000])
     assert not (tmp_path / "out").exists()

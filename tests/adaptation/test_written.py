@@ -248,7 +248,7 @@ def test_a_target_that_cannot_be_written_is_named(tmp_path: Path, model: LocalMo
     task, train = toy(tmp_path, "json")
     check_answers(task, model.engine, train)
     bad = answer_text(Prompt("{{ inputs }}"), JsonOutput(json_schema=SCHEMA), train[3].target)
-    monkeypatch.setattr(model.engine, "accepts", lambda grammar, text: text != bad)
+    monkeypatch.setattr(model.engine.grammars, "accepts", lambda grammar, text: text != bad)
     first = next(e for e in train if e.target == train[3].target)
     with pytest.raises(DataError, match=f"row {first.id}"):
         check_answers(task, model.engine, train)
