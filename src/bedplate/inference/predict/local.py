@@ -40,11 +40,11 @@ if TYPE_CHECKING:  # a base alone has no need of them
 
 
 class EngineAnswers:
-    """Answers requests (`engine.answers.Answers`) on an engine, each as `on_weights` has it."""
+    """Answers requests (`engine.answers.Answers`) on an engine, each as `_on_weights` has it."""
 
     engine: Engine
 
-    def on_weights(self, request: Request) -> Request:
+    def _on_weights(self, request: Request) -> Request:
         """The request, on the weights that are asked."""
         return request
 
@@ -55,11 +55,11 @@ class EngineAnswers:
 
     def submit(self, request: Request, /) -> Stream:
         """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        return self.engine.submit(self.on_weights(request))
+        return self.engine.submit(self._on_weights(request))
 
     def run(self, requests: Sequence[Request], /) -> list[Result]:
         """Answers requests together and returns their results in order."""
-        return self.engine.run([self.on_weights(request) for request in requests])
+        return self.engine.run([self._on_weights(request) for request in requests])
 
     def tokenize(self, text: str, /) -> list[int]:
         """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
@@ -224,6 +224,7 @@ class LocalModel(EngineAnswers, Closing, display.Displayable):
         return {"name": self.base.name, "context": context, "can": able, "held": runtime}
 
     def close(self) -> None:
+        """Ends the engine, which gives its memory back."""
         self.engine.close()
 
 
