@@ -32,7 +32,7 @@ from bedplate.inference.engine.requests import (
     Scores,
 )
 from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
-from bedplate.inference.predict.local import EngineAnswers
+from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
