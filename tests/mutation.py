@@ -75,14 +75,15 @@ def mutants(path: Path) -> Iterator[Mutant]:
     offsets = [0]
     for line in source.splitlines(keepends=True):
         offsets.append(offsets[-1] + len(line))
+    tree = ast.parse(source)
     annotations = {
         id(inner)
-        for node in ast.walk(ast.parse(source))
+        for node in ast.walk(tree)
         for field in ("annotation", "returns")
         if isinstance(getattr(node, field, None), ast.AST)
         for inner in ast.walk(getattr(node, field))
     }
-    for node in ast.walk(ast.parse(source)):
+    for node in ast.walk(tree):
         fault = None if id(node) in annotations else changed(node)
         if fault is None or not isinstance(node, ast.expr) or node.end_lineno is None or node.end_col_offset is None:
             continue

@@ -110,8 +110,8 @@ def functions() -> dict[str, Callable[..., object]]:
 
 
 FUNCTIONS = functions()
-UNCHECKED = {("adapt", "data"), ("evaluate", "data"), ("evaluate", "model")}
-"""Tables of any library, and whatever predicts: what is none is said by what asks them."""
+UNCHECKED = {("adapt", "data"), ("adapt", "executor"), ("evaluate", "data"), ("evaluate", "model")}
+"""Tables of any library, and whatever predicts or runs jobs: what is none is said by what asks them."""
 
 
 def parameters() -> list[tuple[str, str]]:

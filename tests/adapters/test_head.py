@@ -18,7 +18,7 @@ def test_logits_and_the_file(tmp_path):
     assert torch.equal(loaded.weight, head.weight)
     assert torch.equal(loaded.bias, head.bias)
     assert head.to_bytes() == loaded.to_bytes()
-    with pytest.raises(SkinError, match="size 8, the base gives 9"):
+    with pytest.raises(SkinError, match="reads 8 features, the base gives 9"):
         head(torch.randn(5, 9))
     with pytest.raises(SkinError, match="2 labels"):
         read_head(path, ("a", "b"))

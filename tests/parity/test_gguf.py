@@ -273,7 +273,7 @@ def test_what_the_format_cannot_say_is_refused() -> None:
         (
             "attention.sliding_window_pattern",
             [True, False, True, True, False],
-            "needs a layer with a window and then one without",
+            "needs a layer with a window, then one without",
         ),
         ("attention.head_count_kv", [2, 2, 2, 2, 1], r"attention\.head_count_kv = .* is not supported"),
         ("feed_forward_length", [80, 80, 80, 160, 80], r"feed_forward_length = .* is not supported"),

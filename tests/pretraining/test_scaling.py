@@ -59,7 +59,7 @@ def test_intervals_hold_the_next_run_about_as_often_as_they_say() -> None:
 
 
 def test_too_few_runs_and_runs_of_one_size() -> None:
-    with pytest.raises(UsageError, match="at least 4 runs"):
+    with pytest.raises(UsageError, match="needs 4 runs"):
         fit([point(n, 20 * n, 3.0) for n in (1e6, 2e6, 3e6)], "floor")
     with pytest.raises(UsageError, match="one size"):
         fit([point(1e6, 2e7, loss) for loss in (3.0, 3.1, 2.9)], "power")

@@ -202,7 +202,7 @@ def test_bad_skins_are_400_and_nothing_is_registered(room, tmp_path):
 
     (room.shelf / "link").symlink_to(outside)
     sources = {
-        "../outside": "'..'",
+        "../outside": "lies outside",
         str(outside): "lies outside",
         "link": "symbolic link",
         "nowhere": "no directory",

@@ -59,10 +59,8 @@ class ServedShouter(Served):
     def describe(self):
         return {"kind": "toy"}
 
-    def _refuse(self, *_: object):
-        raise RequestError("shouter only chats", param="model")
-
-    complete = embed = vector = classify = rerank = relevances = _refuse
+    def refusal(self):
+        return RequestError("shouter only chats", param="model")
 
 
 @pytest.fixture(scope="module")

@@ -127,7 +127,7 @@ def test_changed_missing_and_unfitting_files_are_refused(knn, tmp_path):
         (VECTORS_FILE, vector_bytes(np.eye(16)), "40 rows and 16 vectors"),
         (ROWS_FILE, b'{"inputs": {"review": 3}, "answer": "a"}\n', "line 1: "),
         (ROWS_FILE, b'{"inputs": {"review": "x"}}\n', "line 1: "),
-        (ROWS_FILE, b'{"inputs": {"text": "x"}, "answer": "a"}\n' * 40, "row 0 of the pool"),
+        (ROWS_FILE, b'{"inputs": {"text": "x"}, "answer": "a"}\n' * 40, "its pool's row 0 has"),
     ):
         target = write_skin(knn, tmp_path / "other", replace=True)
         relisted(target, name, content)

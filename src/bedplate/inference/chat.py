@@ -303,7 +303,7 @@ def talk(conversation: Conversation) -> None:
     _warn(conversation, screen)
     interrupted = False
     with contextlib.suppress(ImportError):
-        pass  # `input` then edits lines and recalls earlier ones
+        import readline  # noqa: F401  # `input` then edits lines and recalls earlier ones
     while True:
         try:
             content = input("> ")

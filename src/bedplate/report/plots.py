@@ -29,7 +29,7 @@ VARIABLES = {
     TARGET: "var(--target, #c2410c)",
     **{colour: f"var(--c{n}, {light})" for n, (colour, light) in enumerate(zip(SERIES, LIGHT, strict=True))},
 }
-"""The page's variables; a picture that stands by itself has the colours of the light theme."""
+"""The page's variables; a picture that stands by itself has the colours of the light theme, on white."""
 
 
 _ERROR_BARS: dict[str, Any] = {"fmt": "o", "color": ACCENT, "capsize": 3, "linewidth": 1.3}
@@ -174,7 +174,7 @@ def svg_of(figure: Figure, label: str) -> str:
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{label.replace(' ', '-')}-", text)
     for colour, variable in VARIABLES.items():
         text = text.replace(colour, variable)
-    return text.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+    return text.replace("<svg", f'<svg role="img" aria-label="{label}" style="background: var(--paper, #ffffff)"', 1)
 
 
 _MARKERS = "osD^vP"

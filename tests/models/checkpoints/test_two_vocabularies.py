@@ -127,7 +127,7 @@ def test_vocabularies_that_do_not_fit_the_config_are_refused(pair: tuple[Path, M
         load_base(tmp_path)
     paths[0].write_bytes(source)
     paths[1].unlink()
-    with pytest.raises(CheckpointError, match=f"tells of two vocabularies, but there is no {TARGET_FILE}; write"):
+    with pytest.raises(CheckpointError, match=f"tells of two vocabularies, but there is no {TARGET_FILE}"):
         load_base(tmp_path)
     paths[1].write_bytes(target)
     config = json.loads((tmp_path / "config.json").read_text())

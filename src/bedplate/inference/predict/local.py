@@ -13,7 +13,6 @@ from bedplate.core import display
 from bedplate.core.arguments import checked
 from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
-from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.engine import Compute, Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -21,14 +20,12 @@ from bedplate.inference.engine.requests import (
     Generate,
     Generation,
     Pooling,
-    Request,
-    Result,
     Sampling,
     Score,
     Scores,
-    Stream,
 )
 from bedplate.inference.execution.plan import Kernel, Weights
+from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
@@ -37,37 +34,6 @@ from bedplate.text.tokenizer import TextOrPair, Tokenizer, common_length
 if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.inference.predict.predictor import Predictor
     from bedplate.skins.skin import Skin
-
-
-class EngineAnswers:
-    """Answers requests (`engine.answers.Answers`) on an engine, each as `on_weights` has it."""
-
-    engine: Engine
-
-    def on_weights(self, request: Request) -> Request:
-        """The request, on the weights that are asked."""
-        return request
-
-    @property
-    def alive(self) -> bool:
-        """Whether submitted requests still get answers."""
-        return self.engine.alive
-
-    def submit(self, request: Request, /) -> Stream:
-        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        return self.engine.submit(self.on_weights(request))
-
-    def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Answers requests together and returns their results in order."""
-        return self.engine.run([self.on_weights(request) for request in requests])
-
-    def tokenize(self, text: str, /) -> list[int]:
-        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
-        return self.engine.tokenize(text)
-
-    def describe(self) -> Facts:
-        """The base's name, abilities, context length and tokenizer."""
-        return self.engine.describe()
 
 
 class LocalModel(EngineAnswers, Closing, display.Displayable):
@@ -224,6 +190,7 @@ class LocalModel(EngineAnswers, Closing, display.Displayable):
         return {"name": self.base.name, "context": context, "can": able, "held": runtime}
 
     def close(self) -> None:
+        """Ends the engine, which gives its memory back."""
         self.engine.close()
 
 

@@ -32,7 +32,7 @@ from bedplate.inference.engine.requests import (
     Scores,
 )
 from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
-from bedplate.inference.predict.local import EngineAnswers
+from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.files import skin_id
@@ -259,11 +259,12 @@ class Predictor(EngineAnswers, SkinPredictor):
             raise RequestError(f"skin {self.skin.name!r} gives {self.skin.output.kind}s, no embeddings")
         return embedding.parse(cast(Embedding, result).vector)
 
-    def on_weights(self, request: Request) -> Request:
+    def _on_weights(self, request: Request) -> Request:
         """The request on the skin's weights, under its name."""
         return replace(request, adapter=self.adapter, skin=self.skin.name)
 
     def describe(self) -> Facts:
+        """The base's facts, under the skin's name."""
         return replace(self.engine.describe(), name=self.skin.name)
 
     def close(self) -> None:

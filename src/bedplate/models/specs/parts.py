@@ -284,7 +284,7 @@ class Experts:
             raise UnsupportedModelError(f"{self.groups_chosen} groups are chosen, but there are only {self.groups}")
         if self.per_token > self.groups_chosen * self.count // self.groups:
             raise UnsupportedModelError(
-                f"{self.per_token} experts per token, but {self.groups_chosen} groups have fewer"
+                f"{self.per_token} experts per token, but {self.groups_chosen} of {self.groups} groups have fewer"
             )
 
     def in_layer(self, layer: int) -> bool:
