@@ -59,6 +59,11 @@ def _modules() -> Iterator[ModuleType]:
     yield from (executor, predictor)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewest_seeds() -> None:
+    """Low-rank weights are fitted from three seeds, which take what is left of long budgets."""
+
+
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     fake_machine = Machine(token=1e-3, call=0.02)
@@ -100,7 +105,8 @@ def climb(base: Path, tmp_path: Path, seconds: float, rungs: Sequence[str] = RUN
 
 def check(report: Report, machine: Machine, seconds: float) -> None:
     timing, verdict = report.data["timing"], report.verdict
-    left_out = [omission for omission in report.data["not_tried"] if omission["kind"] == "budget"]
+    reasons = [omission["reason"] for omission in report.data["not_tried"] if omission["kind"] == "budget"]
+    left_out = [reason for reason in reasons if "prompt tokens" not in reason]  # more time would not change these
     assert timing["seconds"] <= 1.1 * seconds + 1
     assert timing["seconds"] >= 0.85 * seconds or not left_out, left_out
     rungs_with_skin = [

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bedplate.adaptation.context.clock import seconds_on_test
 from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungOutcome, RungPlan, no_time
+from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.tuning import best_of
 from bedplate.adaptation.search import run_all
@@ -203,16 +204,23 @@ class Timed:
     run_directory: Path | None = None
 
     def __post_init__(self) -> None:
-        self.format_gain, self.throughput = 1.0, None
+        self.format_gain, self.throughput = 1.0, Throughput(1e-3, 0.12, 40.0, first_calls=0.3)
 
 
-def test_what_was_left_out_is_planned_again_at_the_pace_that_training_has(tmp_path: Path):
+def test_what_was_left_out_is_planned_again_at_the_pace_and_speed_of_now(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(run_all.planner, "calls_now", lambda _: 0.1)
     candidate: Any = SimpleNamespace(context=Timed(tmp_path))
-    assert larger_context(candidate, _outcome(), 1.4, 9.0).pace == 1.4
+    left_out = larger_context(candidate, _outcome(), 1.4, 9.0)
+    assert (left_out.pace, left_out.before) == (1.4, None)
+    speed = left_out.throughput
+    assert (speed.token, speed.call, speed.tokens) == (pytest.approx(1e-3 / 3), pytest.approx(0.04), 40.0)
     partial_result: Any = SimpleNamespace(left_out=("20 rows",))
     outcome = RungOutcome("lora", "done", "", partial_result, 30.0, RungPlan({}, 10.0))
     context = larger_context(candidate, outcome, 1.4, 9.0)
-    assert (context.pace, context.until, context.out) == (3.0, 9.0, tmp_path / "larger")
+    assert (context.pace, context.until, context.out, context.before) == (3.0, 9.0, tmp_path / "larger", {})
+    assert context.throughput.call == 0.12
 
 
 def scored(estimate: float) -> Any:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
-from bedplate.adaptation.context.throughput import FIRST_CALLS
+from bedplate.adaptation.context.throughput import FIRST_CALLS, Throughput
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
 from bedplate.core.processor import load_average
@@ -124,6 +124,15 @@ def calls_now(context: Context) -> float:
     enough = NOTABLY * context.throughput.first_calls
     tenant = f"pace at {context.clock.used:.1f} s"  # for whom nothing is cached, however often it is measured
     return context.calls(prompt, output, enough, FIRST_CALLS, tenant).call
+
+
+def speed_now(context: Context) -> Throughput:
+    """The base's speed as it was measured, scaled by what calls take now: prompts that were read before are cached, so
+    reading them again would say nothing."""
+    speed = context.throughput
+    times = calls_now(context) / speed.first_calls if speed.first_calls else 1.0
+    seconds = {name: times * getattr(speed, name) for name in ("token", "call", "decode", "first_calls")}
+    return replace(speed, **seconds, at=time.monotonic())
 
 
 def _with_needs(context: Context, skip: Skip) -> Skip:

@@ -273,15 +273,14 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
 
 def larger_context(candidate: Candidate, outcome: RungOutcome, usual: float, until: float) -> Context:
     """The candidate's context with what the rung was seen to take beside what it was expected to; `usual` where it was
-    left out, and there the base's speed is measured anew."""
+    left out, and there the base's speed is what it is now."""
     context = candidate.context
     larger = replace(
         context, out=context.out / LARGER, run_directory=None, until=until, readings={}, pace=outcome.pace or usual
     )
     larger.format_gain = context.format_gain
-    if outcome.result is not None:
-        larger.throughput = context.throughput
-        larger.before = None if outcome.plan is None else outcome.plan.settings
+    larger.throughput = planner.speed_now(context) if outcome.result is None else context.throughput
+    larger.before = None if outcome.result is None or outcome.plan is None else outcome.plan.settings
     return larger
 
 
