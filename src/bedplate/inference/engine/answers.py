@@ -1,5 +1,7 @@
-"""The protocol of whoever answers requests: a base on this machine, a skin on it, a hosted endpoint. Suites, predictors
-and the server's routes hold an `Answers`; only the code that loads models knows the engine behind it."""
+"""Defines `Answers`, the protocol of anything that answers requests: a base on this machine, a skin, a hosted endpoint.
+
+Suites, predictors and the server's routes depend on `Answers`; only the code that loads models depends on the engine.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,12 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """The description of an answerer. name: of the base, the skin or the endpoint's model. can: the answers it gives
-    ("generate", "score", "embed", "classify", …), as `Model.can`. context_length: tokens of a prompt with its answer.
-    tokenizer: None where texts are sent as they are, so that tokens are the bytes of the text."""
+    """The description of an answerer.
+
+    name: of the base, the skin or the endpoint's model. can: the kinds of answers it gives ("generate", "score",
+    "embed", "classify", …), as `Model.can`. context_length: maximum tokens of a prompt with its answer. tokenizer: None
+    where texts are sent as they are; tokens are then the bytes of the text.
+    """
 
     name: str
     can: frozenset[str]
@@ -24,7 +29,7 @@ class Facts:
     tokenizer: Tokenizer | None = None
 
     def need_tokenizer(self) -> Tokenizer:
-        """UsageError for one that is not asked by token ids."""
+        """Returns the tokenizer. UsageError for an answerer that takes texts instead of token ids."""
         if self.tokenizer is None:
             raise UsageError(f"{self.name} has no tokenizer here, so it cannot be asked by token ids")
         return self.tokenizer

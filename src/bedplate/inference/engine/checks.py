@@ -1,4 +1,4 @@
-"""Refusing what an engine cannot run, before it is queued: the checks that several kinds of requests make."""
+"""Validates requests against a base before they are queued: vocabulary, context length, soft prompts, depth."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ if TYPE_CHECKING:
 
 
 def check_decoder(base: Base, verb: str) -> None:
-    """RequestError where the base reads texts and writes none."""
+    """RequestError where the base is an encoder, which cannot generate text."""
     if not base.writes:
         description = "a decoder without its head" if base.causal else "an encoder"
         raise RequestError(f"{base.name} is {description}: it embeds texts, and cannot {verb}")
 
 
 def check_prompt(base: Base, tokens: Sequence[int], virtual: int, new_tokens: int = 0) -> None:
-    """RequestError for a prompt without tokens, or with some that the base has not; ContextLengthExceeded where it does
-    not fit behind `virtual` soft-prompt tokens, with so many `new_tokens` to come."""
+    """RequestError for an empty prompt, or one with token ids outside of the vocabulary; ContextLengthExceeded where it
+    does not fit behind `virtual` soft-prompt tokens with `new_tokens` to generate."""
     if not tokens:
         raise RequestError("the prompt has no tokens; it needs at least one", param="prompt")
     check_ids(base, tokens, vocabulary=base.spec.source_vocab_size)
@@ -59,7 +59,8 @@ def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:
 
 
 def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabulary: int | None = None) -> None:
-    """RequestError for an id that the base has not. vocabulary: how many there are, by default of those it writes."""
+    """RequestError for a token id outside of the vocabulary. vocabulary: its size, by default that of the model's
+    output."""
     vocabulary = base.spec.vocab_size if vocabulary is None else vocabulary
     if tokens and not 0 <= min(tokens) <= max(tokens) < vocabulary:
         bad = next(token for token in tokens if not 0 <= token < vocabulary)
@@ -68,8 +69,11 @@ def check_ids(base: Base, tokens: Sequence[int], param: str = "prompt", vocabula
 
 
 def check_room(longest: int | None, prompt: int, new_tokens: int, pinned: int = 0, cached: int = 0) -> None:
-    """ContextLengthExceeded where a sequence has no room in the engine's cache, whoever else leaves it. longest: tokens
-    that this holds, `pinned` of which stay there; the prompt's first ones, as many as are `cached`, are among these."""
+    """ContextLengthExceeded where a sequence cannot fit the engine's cache even when it is the only one there.
+
+    longest: tokens that the cache holds. pinned: tokens of pinned prefixes, which are never evicted; the prompt's first
+    `cached` tokens are among them.
+    """
     if longest is not None and prompt + new_tokens - cached > longest - pinned:
         pinned_note = f" beside {pinned} pinned ones" if pinned else ""
         raise ContextLengthExceeded(
@@ -95,7 +99,7 @@ def check_depth(base: Base, depth: int | None) -> None:
 
 
 def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int) -> None:
-    """RequestError for vectors that do not fit the base or the prompt of so many tokens."""
+    """RequestError for vectors that do not fit the base, or a prompt of `prompt` tokens."""
     if not base.continues:
         raise RequestError(f"the encoder of {base.name} reads token ids; it takes no vectors", param="vectors")
     for part in parts:
@@ -111,7 +115,7 @@ def check_prompt_vectors(base: Base, parts: Sequence[PromptVectors], prompt: int
 
 
 def check_vectors(base: Base, vectors: Tensor) -> Tensor:
-    """A soft prompt's vectors on the base's device, in its dtype. Raises UsageError where they do not fit."""
+    """Returns a soft prompt's vectors on the base's device, in its dtype. UsageError where they do not fit."""
     size = base.spec.hidden_size
     if vectors.dim() != 2 or vectors.shape[1] != size or not 0 < len(vectors) < base.spec.context_length:
         raise UsageError(f"a soft prompt for {base.name} is a shorter matrix [P, {size}], not {list(vectors.shape)}")

@@ -62,18 +62,19 @@ Compute = contextlib.AbstractContextManager[object]
 
 
 class Engine(Closing):
-    """Runs requests on one base. Close it, or use it as a context manager. It belongs to the process that made it. What
-    goes wrong with a request, infinities and NaN of its numbers too, fails that request alone.
+    """Runs requests on one base. Close it, or use it as a context manager; it cannot be used from a forked process. An
+    error in one request, infinities and NaN included, fails that request alone.
 
-    max_step_tokens: tokens of one step: running generations take one each, prompts the rest in chunks. max_rows:
-    generations that run at once. max_waiting: queue bound (BusyError beyond it, for `submit` only). adapters: LoRA
-    slots. step_adapters: how many different ones a step may mix. cache_bytes: bound of the prefix cache. slot_bytes:
-    bound of the running sequences' own cache; where it is reached the youngest generation waits and is computed again.
-    Sizes that are not given follow from the memory that is free (`engine_sizes`). weights: what products read: "auto"
-    the base's own dtype. kernel: "auto" is native where the machine has it for this base. speculate: guess tokens by
-    prompt look-up, which changes no answer; by default where the native kernel makes it cheap. paged: keep keys and
-    values in shared blocks, and weights that read the same input together; by default on GPUs. compute: a lock to share
-    with other engines of this machine. on_step: told of every step, in the thread that ran it.
+    max_step_tokens: token budget of one step: running generations take one each, prompts the rest in chunks. max_rows:
+    generations that run at once. max_waiting: bound of the queue (BusyError beyond it, for `submit` only). adapters:
+    LoRA slots. step_adapters: maximum number of different adapters in one step. cache_bytes: bound of the prefix cache.
+    slot_bytes: bound of the running sequences' own cache; when it is full, the youngest generation is preempted and
+    recomputed later. Sizes that are not given are derived from free memory (`engine_sizes`). weights: number format in
+    which products read the weights; "auto" is the base's own dtype. kernel: "auto" uses the native kernel where this
+    machine has it for this base. speculate: draft tokens by prompt lookup, which changes no answer; by default where
+    the native kernel makes it cheap. paged: keep keys and values in shared blocks, and fuse linears that read the same
+    input; by default on GPUs. compute: a lock to share with other engines of this machine. on_step: called after every
+    step, in the thread that ran it.
     """
 
     def __init__(
@@ -186,13 +187,18 @@ class Engine(Closing):
         return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
-        """The grammar, ready as long as what is given back lives: to submit a request with it takes no time, however
-        many others are compiled. RequestError for one that cannot be used. For any thread. tenant: who asks."""
+        """Compiles a grammar ahead of its request, for any thread; it stays compiled while the returned object lives.
+
+        Submitting a request with it then compiles nothing. RequestError for a grammar that cannot be used. tenant:
+        whose turn the compilation takes.
+        """
         return self.grammars.ready(grammar, tenant)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order; the first error is raised after all have ended.
-        They are queued by length, so that a batch holds alike ones; shared beginnings are computed once."""
+
+        They are queued by length, so that the requests of a batch are alike; shared prefixes are computed once.
+        """
         self._check_open()
         order = sorted(range(len(requests)), key=lambda i: (requests[i].adapter or "", len(requests[i].tokens)))
         # The caller's thread computes, and the engine's is not woken. Each thread has an OpenMP pool of its own, and
@@ -262,11 +268,11 @@ class Engine(Closing):
 
     @property
     def alive(self) -> bool:
-        """Whether the thread runs and takes requests."""
+        """Whether the engine's thread runs and accepts requests."""
         return self._thread.is_alive() and not self._closed
 
     def stalled(self, seconds: float) -> bool:
-        """Whether a step has been running for longer than so many seconds."""
+        """Whether the current step has been running for more than `seconds`."""
         began = self._steps.began
         return began is not None and time.monotonic() - began > seconds
 
@@ -279,7 +285,7 @@ class Engine(Closing):
         return self._steps.waiting
 
     def stats(self) -> Stats:
-        """Counts and gauges of this moment; cheap, and callable from any thread."""
+        """Current counters and gauges; cheap, and callable from any thread."""
         tree = self._tree
         return Stats(
             **asdict(self._counters),
@@ -302,8 +308,8 @@ class Engine(Closing):
             self._runtime_weights.load_adapter(key, config, tensors)
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
-        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] before every
-        prompt, on the base or on a loaded adapter. They take P positions of the context."""
+        """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] that precede
+        every prompt, on the base or on a loaded adapter. They take P positions of the context."""
         self._runtime_weights.check_soft_prompts()
         self._check_open()
         with self._compute:
@@ -312,13 +318,13 @@ class Engine(Closing):
             self._runtime_weights.load_soft_prompt(key, vectors, adapter)
 
     def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
-        """Puts new weights in the place of a loaded adapter's, or for None of the base's, and returns their version.
+        """Replaces the weights of a loaded adapter, or of the base for None, and returns the new version number.
 
-        Requests from now on use them, and what the prefix cache holds of the older version is out of their reach.
-        Requests that run on an adapter end on the version that they began with (`Stream.weights_version`). Those that
-        run on the base are computed again on the new weights, from the tokens that they have: a base is held once.
-        `base.identity` goes on naming the weights of the base's file; `fingerprint` names the updated ones. UsageError
-        where the tensors do not fit, the engine cannot take them, or another engine computes with the base's weights.
+        New requests use the new weights, and no longer reach prefixes cached under the older version. Requests that run
+        on an adapter finish on the version they began with (`Stream.weights_version`). Requests that run on the base
+        are recomputed on the new weights from their tokens, because there is one copy of a base. `base.identity` still
+        names the weights of the base's file; `fingerprint` names the updated ones. UsageError where the tensors do not
+        fit, the engine cannot take them, or another engine computes with the base's weights.
         """
         self._check_open()
         with self._compute:
@@ -331,15 +337,18 @@ class Engine(Closing):
             return self._runtime_weights.update(adapter, tensors)
 
     def fingerprint(self, adapter: str | None = None) -> str:
-        """SHA-256 of the weights that requests with this adapter run on now: of the adapter's own, or of the base's."""
+        """SHA-256 of the weights that new requests with this adapter run on: of the adapter's own, or of the base's for
+        None."""
         self._check_open()
         with self._compute:
             return self._runtime_weights.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
-        """Takes the key away: new requests are refused at once, those that hold the adapter end with it. Its slot and
-        its cached prefixes are freed when the last of them has ended; `wait` returns only then. UsageError where no
-        such adapter is loaded. A closed engine has none, and nothing happens."""
+        """Removes an adapter: new requests for it are refused at once, running ones finish on it.
+
+        Its slot and its cached prefixes are freed when the last of them has ended; with `wait`, returns only then.
+        UsageError where no such adapter is loaded. Does nothing on a closed engine.
+        """
         if self._closed:
             return
         self._check_open()
@@ -352,9 +361,12 @@ class Engine(Closing):
             self._adapters.sweep()
 
     def pin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
-        """Computes a beginning that many requests will share, and keeps it until the engine or adapter goes. public: it
-        is everybody's, and requests of any tenant that begin so use it. Otherwise only those do whose `shared_tokens`
-        hold all of it: the time and the cached tokens of others do not tell whether they guessed it."""
+        """Computes a prefix that many requests will share, and keeps it cached until the engine closes or the adapter
+        is unloaded.
+
+        public: requests of every tenant may use it. Otherwise only requests whose `shared_tokens` cover all of it may,
+        because the latency and the cached-token counts of other requests would reveal that they had guessed it.
+        """
         if not tokens or not self.base.continues:
             return
         self._check_open()
@@ -365,7 +377,7 @@ class Engine(Closing):
             self._runtime_weights.pin(tokens, adapter, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
-        """Forgets a beginning that was pinned so; nothing happens where there is none."""
+        """Unpins a prefix that was pinned with the same arguments; does nothing where there is none."""
         if self._closed:
             return
         self._check_open()
@@ -374,7 +386,7 @@ class Engine(Closing):
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
-        """The base alone, between steps: requests wait meanwhile (training, raw logits)."""
+        """Gives the caller the base alone, between steps; requests wait meanwhile (training, raw logits)."""
         if not self._closed:
             self._check_open()
         with self._compute:
@@ -386,7 +398,7 @@ class Engine(Closing):
                 self._count_as_reader(was_reader and not self._freed)
 
     def _count_as_reader(self, is_reader: bool) -> None:
-        """Counts the engine among those that may compute with the weights at any moment, or no longer."""
+        """Adds this engine to the base's count of engines that may compute with its weights, or removes it."""
         self._weights.readers += is_reader - self._is_reader
         self._is_reader = is_reader
 
@@ -413,7 +425,7 @@ class Engine(Closing):
             self._steps.close(error)
 
     def close(self) -> None:
-        """Stops the thread, and gives back the memory of adapters and caches. Requests that have not ended fail."""
+        """Stops the thread and frees adapters and caches. Requests that have not ended fail."""
         if os.getpid() != self._process:
             return  # forked off: the thread is not here, and a lock may be held for ever
         if threading.current_thread() is self._thread:
@@ -430,7 +442,7 @@ class Engine(Closing):
 
 
 def _check_unconverted(model: Model) -> None:
-    """UsageError while a training run computes with the weights in another dtype: what an engine made of them then
-    would be inexact, and what it put in their place would be undone when the run ends."""
+    """UsageError while a training run has converted the weights to another dtype: results would be inexact, and weights
+    updated now would be restored when the run ends."""
     if model.converted:
         raise UsageError("a training run has converted this engine's weights for its time; wait until it has ended")

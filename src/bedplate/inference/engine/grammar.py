@@ -1,7 +1,7 @@
-"""Grammars that generated text is held to: compiled once, then a matcher for each row.
+"""Compiles grammars that constrain generated text, and gives each row a matcher.
 
-A matcher follows one row's tokens and says at each step which tokens may come next. Text is matched as the bytes of the
-base's tokens, so the tokenizer must have exact ones (byte-level, byte-fallback and SentencePiece's vocabularies).
+A matcher follows the tokens of one row and says at each step which tokens may come next. Text is matched as the bytes
+of the base's tokens, so the tokenizer must have exact ones (byte-level, byte-fallback and SentencePiece vocabularies).
 """
 
 from __future__ import annotations
@@ -34,8 +34,7 @@ ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
 
 
 class Grammars:
-    """Compiles grammars for one tokenizer, and keeps the latest `CACHED`, and those that somebody holds. Safe to share
-    between threads."""
+    """Compiles grammars for one tokenizer, and caches the latest `CACHED` and those still referenced. Thread-safe."""
 
     trial: GrammarTrial | None = None
     """The process in which new ones are compiled first, if any."""
@@ -50,21 +49,21 @@ class Grammars:
         self._vocabulary: tuple[TokenVocabulary, llguidance.LLTokenizer] | None = None
 
     def compile(self, grammar: Grammar) -> Callable[[], Matcher]:
-        """A factory of matchers at the start of a text. RequestError (code invalid_grammar) for a grammar that is
-        malformed, unsupported, too costly or that no text matches."""
+        """A factory of matchers that start at the beginning of a text. RequestError (code invalid_grammar) for a
+        grammar that is malformed, unsupported, too costly or that no text matches."""
         compiled_grammar = self._cached_grammar(grammar)
         return lambda: Matcher(compiled_grammar.matcher.deep_copy())
 
     def ready(self, grammar: Grammar, tenant: str = "") -> Grammar:
-        """The grammar with what was compiled of it, which it keeps. Raises as `compile` does."""
+        """The grammar with its compiled form attached, which keeps it cached. Raises as `compile` does."""
         return replace(grammar, compiled=self._cached_grammar(grammar, tenant))
 
     def matcher(self, grammar: Grammar) -> Matcher:
-        """A matcher at the start of a text. Raises as `compile` does."""
+        """A matcher at the beginning of a text. Raises as `compile` does."""
         return self.compile(grammar)()
 
     def accepts(self, grammar: Grammar, text: str) -> bool:
-        """Whether the whole text is one that the grammar lets a model write. Raises as `compile` does."""
+        """Whether a model under the grammar could generate exactly this text. Raises as `compile` does."""
         matcher = self.matcher(grammar)
         assert self._tokenizer is not None
         return matcher.matches(self._tokenizer.encode(text, parse_special=False))
@@ -91,7 +90,7 @@ class Grammars:
         return compiled_grammar
 
     def _open(self) -> tuple[TokenVocabulary, llguidance.LLTokenizer]:
-        """The vocabulary as the library wants it, made when it is first needed."""
+        """The vocabulary in llguidance's form, made on first use."""
         if self._vocabulary is None:
             if self._tokenizer is None or not self._tokenizer.exact_bytes:
                 raise refused("this base's tokenizer has no exact bytes for its tokens, to which output could be held")
@@ -103,7 +102,7 @@ class Grammars:
 
 
 class _CompiledGrammar:
-    """A compiled grammar: a matcher at the start of a text, which is only copied."""
+    """A compiled grammar: a matcher at the beginning of a text, which is never advanced, only copied."""
 
     __slots__ = ("__weakref__", "matcher")
 
@@ -112,15 +111,15 @@ class _CompiledGrammar:
 
 
 class Matcher:
-    """Follows one row. A grammar that is too costly to follow makes it fail; that row's neighbours do not wait."""
+    """Follows one row. A grammar that becomes too costly fails its own row; neighbours do not wait for it."""
 
     def __init__(self, inner: llguidance.LLMatcher) -> None:
         self._inner = inner
         self._remaining_seconds = ROW_SECONDS
 
     def fill(self, allowed_W: NDArray[np.int32]) -> None:
-        """Sets the bits of the tokens that may come next, in a contiguous row of ⌈V/32⌉ words. All bits are set where
-        the matcher has failed."""
+        """Sets the bits of the tokens that may come next, in a contiguous row of ⌈V/32⌉ words; all bits once the
+        matcher has failed."""
         if self.failure is None:
             begin = time.thread_time()
             self._inner.unsafe_compute_mask_ptr(allowed_W.ctypes.data, allowed_W.nbytes)
@@ -129,8 +128,11 @@ class Matcher:
             allowed_W.fill(-1)
 
     def without_mask(self, token: int) -> int | None:
-        """The token that a mask would leave, where that is known at a hundredth of the mask's cost: the first forced
-        token, or `token`, the likeliest and no end of a text, where it is allowed. None: a mask must tell."""
+        """The token that greedy selection under the mask would choose, where it is known at a hundredth of the mask's
+        cost; None where the mask is needed.
+
+        That is the first forced token, or else `token`, the likeliest, where it is allowed and ends no text.
+        """
         if self.failure is not None:
             return None
         begin = time.thread_time()
@@ -142,34 +144,34 @@ class Matcher:
         return allowed_token
 
     def advance(self, token: int) -> None:
-        """Takes a token that the last mask allowed."""
+        """Consumes a token that the last mask allowed."""
         begin = time.thread_time()
         self._inner.consume_token(token)
         self._remaining_seconds -= time.thread_time() - begin
 
     def matches(self, tokens: list[int]) -> bool:
-        """Whether the tokens are a text that matches."""
+        """Whether the tokens form a complete text of the grammar."""
         return self._inner.consume_tokens(tokens) and self._inner.is_accepting()
 
     @property
     def complete(self) -> bool:
-        """The text matches, and nothing more can follow it."""
+        """Whether the text matches and nothing may follow it."""
         return self._inner.is_stopped() and not self._inner.is_error()
 
     @property
     def failure(self) -> str | None:
-        """The reason the row cannot continue; None where it can."""
+        """Why the row cannot continue; None where it can."""
         if self._remaining_seconds < 0:
             return "it takes too long"
         return first_line(self._inner.get_error()) if self._inner.is_error() else None
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, so that no model needs to be asked for them."""
+        """The tokens that must come next, for which the model need not be run."""
         return self._inner.compute_ff_tokens()
 
 
 def mask_words(vocab_size: int) -> int:
-    """W: 32-bit words of one row's mask."""
+    """W: the number of 32-bit words in one row's mask."""
     return (vocab_size + 31) // 32
 
 
@@ -182,7 +184,7 @@ def allowed_ids(allowed_W: NDArray[np.int32]) -> NDArray[np.int64]:
 
 
 def withhold(allowed_W: NDArray[np.int32], ids: Iterable[int]) -> bool:
-    """Takes ids out of a row's mask; leaves it as it is, and says False, where nothing would be left."""
+    """Clears ids in a row's mask. Returns False, and leaves the mask unchanged, where no token would remain."""
     before = allowed_W.copy()
     words_W = allowed_W.view(np.uint32)
     for index in ids:
@@ -194,6 +196,6 @@ def withhold(allowed_W: NDArray[np.int32], ids: Iterable[int]) -> bool:
 
 
 def unpack(allowed_CW: NDArray[np.int32], vocab_size: int) -> NDArray[np.bool_]:
-    """Masks as booleans [C, V]."""
+    """Unpacks bit masks to booleans [C, V]."""
     bits = np.unpackbits(allowed_CW.view(np.uint8), axis=1, count=vocab_size, bitorder="little")
     return bits.view(np.bool_)

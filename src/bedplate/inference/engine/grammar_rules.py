@@ -1,4 +1,4 @@
-"""Limits on what a grammar may be and cost, checked before the library compiles it and tried afterwards."""
+"""Limits the size and cost of grammars: checks before llguidance compiles one, and a timed trial of its first steps."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ _RULE_PARTS = re.compile(
 
 @dataclass(frozen=True, eq=False)
 class TokenVocabulary:
-    """A base's tokens as bytes, and which of them end a text or are no part of any. behind_a_space: tokens begin with a
-    space that their text does not have."""
+    """A base's tokens as bytes, with its end tokens and special tokens. behind_a_space: the tokenizer puts a space
+    before a text, which decoding removes."""
 
     tokens: Sequence[bytes]
     eos_ids: Sequence[int]
@@ -48,7 +48,7 @@ class TokenVocabulary:
 
     @staticmethod
     def of(tokenizer: Tokenizer, size: int, eos_ids: Sequence[int]) -> TokenVocabulary:
-        """size: of the model's logits."""
+        """The vocabulary of a tokenizer. size: number of logits of the model."""
         vocab_size = tokenizer.vocab_size
         tokens = [tokenizer.token_bytes(index) if index < vocab_size else b"" for index in range(size)]
         if tokenizer.drops_space:  # the first token of a text may lose all that it begins with
@@ -57,7 +57,7 @@ class TokenVocabulary:
         return TokenVocabulary(tokens, eos_ids, special, tokenizer.drops_space)
 
     def opened(self, tokenizer: Tokenizer | None = None) -> llguidance.LLTokenizer:
-        """The vocabulary in the library's form. UsageError without the library."""
+        """The vocabulary in llguidance's form. UsageError where llguidance is not installed."""
         try:
             import llguidance
         except ImportError:
@@ -67,7 +67,7 @@ class TokenVocabulary:
 
 
 class _Wrapped:
-    """A vocabulary in the shape that the library asks for."""
+    """Adapts a vocabulary to the tokenizer interface that llguidance expects."""
 
     def __init__(self, vocabulary: TokenVocabulary, tokenizer: Tokenizer | None) -> None:
         self._tokenizer = tokenizer
@@ -83,7 +83,7 @@ class _Wrapped:
         return spelled or self._longest(text.encode())
 
     def _longest(self, rest: bytes) -> list[int]:
-        """The text by the longest token at each place, as far as that goes."""
+        """Tokenizes greedily, the longest token first, as far as that goes."""
         ids = {token: index for index, token in enumerate(self.tokens) if token and index not in self._special}
         longest, token_ids = max(map(len, ids)), list[int]()
         while rest:
@@ -96,7 +96,7 @@ class _Wrapped:
 
 
 def _behind_a_space(source: str) -> str:
-    """A grammar in the library's form, of the same texts with a space before each."""
+    """A grammar, in llguidance's form, of the same texts each preceded by a space."""
     inner: dict[str, Any] = {"lark_grammar": source}
     if source.startswith('{"grammars"'):
         [inner] = json.loads(source)["grammars"]
@@ -106,7 +106,8 @@ def _behind_a_space(source: str) -> str:
 def compiled(
     vocabulary: TokenVocabulary, opened: llguidance.LLTokenizer, grammar: Grammar, *, timed: bool = True
 ) -> llguidance.LLMatcher:
-    """A matcher at its start. Raises as `Grammars.compile` does. timed: False where it is known to be quick."""
+    """A matcher at the beginning of a text. Raises as `Grammars.compile` does. timed: False skips the time limit, for a
+    grammar known to be quick."""
     try:
         source = _source(grammar)
     except ValueError as error:  # what the library's own JSON reader does not take
@@ -121,8 +122,8 @@ def compiled(
 
 
 def _tried(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int, behind: bool) -> llguidance.LLMatcher:
-    """A matcher at its start. A few steps are tried: costs and impossibilities show in the first masks. behind: the
-    text stands behind a space."""
+    """A matcher at the beginning of a text, after a trial of a few steps: excessive cost and impossible texts show in
+    the first masks. behind: texts are preceded by a space."""
     import llguidance
 
     limits = llguidance.LLParserLimits(
@@ -145,7 +146,7 @@ def _tried(vocabulary: llguidance.LLTokenizer, source: str, vocab_size: int, beh
 
 
 def _source(grammar: Grammar) -> str:
-    """The grammar in the library's own form."""
+    """The grammar in llguidance's own form."""
     import llguidance
 
     size = len(_text(grammar.source).encode())
@@ -174,7 +175,7 @@ def _source(grammar: Grammar) -> str:
 
 
 def _text(source: str) -> str:
-    """The text as the library accepts it, without lone surrogates."""
+    """The text without lone surrogates, which llguidance refuses."""
     try:
         source.encode()
     except UnicodeEncodeError as error:
@@ -218,7 +219,7 @@ def _explained(error: str, first: bool) -> str:
 
 
 def first_line(error: str) -> str:
-    """The library's message, without its drawing of the position."""
+    """llguidance's message, without its drawing of the position."""
     lines = [line.strip() for line in error.splitlines() if line.strip() and not line.strip().startswith("<")]
     reason = next((line for line in lines if line.startswith("error:")), None)
     return (reason or (lines[0] if lines else "the grammar failed")).removeprefix("error: ")[:300]

@@ -1,8 +1,9 @@
-"""A process in which grammars of strangers are compiled first: one that takes too much ends the process, not the
-server.
+"""Compiles untrusted grammars in a child process first: a grammar that exhausts time or memory ends that process, not
+the server.
 
-The bounds of `grammar_rules` keep grammars cheap; this is for what nobody foresaw. The process knows no model and no
-secret, and ends with its parent. What it has compiled is compiled again where it is used, since automata do not travel.
+The limits of `grammar_rules` keep grammars cheap; this isolates the cases that they do not foresee. The process holds
+no model and no secrets, and ends with its parent. An accepted grammar is compiled again in the server, since compiled
+automata cannot be sent between processes.
 """
 
 from __future__ import annotations
@@ -47,8 +48,11 @@ class _Ended(Exception):
 
 
 class GrammarTrial(Closing):
-    """Safe to share between threads and engines. Grammars wait for each other, and a tenant's for its own first: no
-    more than one of each other tenant is before anybody's. command: what is run."""
+    """The child process and its queue; safe to share between threads and engines.
+
+    One grammar is tried at a time. A tenant's grammars wait for each other, so that at most one grammar of each other
+    tenant is ahead of any request. command: the command line of the process.
+    """
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
@@ -63,7 +67,7 @@ class GrammarTrial(Closing):
         """The number of grammars that took too much."""
 
     def check(self, vocabulary: TokenVocabulary, grammar: Grammar, tenant: str = "") -> bool:
-        """RequestError where the grammar cannot be used, or takes too much. False where the process did not start."""
+        """RequestError where the grammar is invalid or takes too much. False where the process could not be started."""
         with self._turn(tenant), self._lock:
             try:
                 number = self._number(vocabulary)
@@ -132,7 +136,7 @@ class GrammarTrial(Closing):
             process.wait()
 
     def close(self) -> None:
-        """Ends the process. Grammars that come later are compiled where they are used."""
+        """Ends the process. Later grammars are compiled in the calling process."""
         self._closed = True
         with self._lock:
             self._end()
@@ -150,7 +154,7 @@ def _environment() -> dict[str, str]:
 
 
 def answer(requests: IO[bytes], replies: IO[bytes]) -> None:
-    """Compiles what is asked for, until nothing more is."""
+    """The loop of the child process: compiles the grammars that it is sent, until its input ends."""
     vocabularies: list[tuple[TokenVocabulary, Any]] = []
     while True:
         try:
@@ -176,7 +180,7 @@ def answer(requests: IO[bytes], replies: IO[bytes]) -> None:
 
 
 def _limit_memory(extra_bytes: int | None) -> None:
-    """Limits the process to this many bytes more than it has now; None: no limit."""
+    """Limits the process to this many bytes more than it uses now; None: no limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")

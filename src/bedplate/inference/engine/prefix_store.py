@@ -1,7 +1,7 @@
 """Assigns cache rows to jobs, and moves prefixes between rows and the prefix cache.
 
-A prefix that cannot be saved does no harm to its request. A cache may renumber its rows when it grows; jobs learn their
-new numbers here. Belongs to the thread that computes.
+A prefix that cannot be saved does not fail its request. A cache may renumber its rows when it grows; jobs learn their
+new numbers here. Used only by the thread that computes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ SNAPSHOT = 64
 
 
 class CacheRows:
-    """The rows of one cache."""
+    """The rows of one cache, and the jobs that they belong to."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -35,7 +35,7 @@ class CacheRows:
         return len(self._jobs)
 
     def assign(self, job: RequestJob, namespace: object, match: Match) -> None:
-        """Gives a job a row with the match in it; where that fails, for want of memory, it has none."""
+        """Gives a job a row that begins with the match; on an error (too little memory) it keeps no row."""
         key = job.key[: match.length]
         row = self._free(namespace, key)
         self._jobs[row] = job
@@ -57,7 +57,8 @@ class CacheRows:
             raise
 
     def borrow(self, match: Match, length: int) -> int:
-        """A row of `length` tokens with the match in it, for a moment and for nobody; `cache.free` gives it back."""
+        """A temporary row of `length` tokens that begins with the match and belongs to no job; return it with
+        `cache.free`."""
         row = self._free(None, ())
         lengths = {active_row: len(job.tokens) for active_row, job in self._jobs.items()} | {row: length}
         try:
@@ -82,7 +83,7 @@ class CacheRows:
         job.row = None
 
     def reserve(self, lengths: Mapping[int, int]) -> dict[int, int]:
-        """Room for rows of these lengths. Returns the new numbers of rows that moved for it."""
+        """Makes room for rows of these lengths. Returns the new numbers of rows that moved for it."""
         moved = self.cache.reserve(dict(lengths))
         if moved:
             self._row_contents.clear()
@@ -92,11 +93,11 @@ class CacheRows:
         return moved
 
     def forget(self) -> None:
-        """Forgets what free rows hold, because it is no longer valid."""
+        """Forgets which tokens the free rows still contain, because they are no longer valid."""
         self._row_contents.clear()
 
     def _free(self, namespace: object, key: Key) -> int:
-        """A row that holds this beginning already, or else the lowest free one."""
+        """A free row that already begins with this prefix, or else the lowest free row."""
         if key:
             for row, (row_namespace, row_key) in self._row_contents.items():
                 if row_namespace == namespace and row_key[: len(key)] == key and self.cache.rewinds(row, len(key)):
@@ -107,7 +108,7 @@ class CacheRows:
         return row
 
     def load(self, row: int, match: Match) -> None:
-        """The match as the first tokens of a row."""
+        """Copies the match into a row as its first tokens."""
         at = 0
         for segment, count in match.parts:
             self.cache.load(row, at, segment, count)
@@ -115,14 +116,14 @@ class CacheRows:
 
 
 class PrefixStore:
-    """Beginnings of sequences, between rows of `cache` and the prefix cache."""
+    """Moves the first tokens of sequences between the rows of `cache` and the prefix cache."""
 
     def __init__(self, tree: RadixTree, cache: KVCache) -> None:
         self.tree, self._cache = tree, cache
 
     def match_prefix(self, job: RequestJob) -> tuple[object, Match]:
-        """Makes the job's key; the namespace with the longest match for it, of which its `marks` follow.
-        ContextLengthExceeded where what is pinned leaves no room for it, however long it waits."""
+        """Sets the job's key and `marks`; returns the namespace with the longest match for it, and the match.
+        ContextLengthExceeded where pinned prefixes leave too little room for the job, however long it waits."""
         virtual = job.adapter.virtual
         shared_length = virtual + job.request.shared_tokens
         pinned_length = self.tree.pinned_length(job.adapter, job.prefix_tokens(job.prompt_end), shared_length)
@@ -136,7 +137,8 @@ class PrefixStore:
         return namespace, match
 
     def match(self, job: RequestJob, limit: int) -> tuple[object, Match]:
-        """The namespace with the longest match: states of fewer layers are in one of their own."""
+        """The namespace with the longest match of at most `limit` tokens, and the match. Prefixes computed through
+        fewer layers have a namespace of their own."""
         match = self.tree.match(job.adapter, job.key, limit)
         if match.length < job.source:  # part of what an encoder reads is of no use
             match = Match()
@@ -147,8 +149,8 @@ class PrefixStore:
         return ((job.adapter, job.depth), shallow) if better else (job.adapter, match)
 
     def _marks(self, job: RequestJob, match: Match) -> tuple[int, ...]:
-        """The positions at which a job's recurrent states are saved: where the shared part ends (declared, or shown by
-        another prompt that parts there), at the last whole block of the prompt, and where the job itself returns to."""
+        """The positions at which a job's recurrent states are saved: the end of its shared part (declared, or where
+        another prompt diverges), the last whole block of the prompt, and the position to which the job will return."""
         if not self._cache.states:
             return ()
         block = self.tree.block
@@ -159,7 +161,7 @@ class PrefixStore:
         return tuple(sorted(at for at in rounded if match.length < at < len(job.tokens) or at == job.returns_to))
 
     def store(self, job: RequestJob, length: int, snapshot: bool = False) -> None:
-        """Saves a job's first tokens, with its states there if so asked."""
+        """Saves a job's first tokens; with `snapshot`, also the recurrent states after them."""
         cache, row = self._cache, job.row
         if row is None or job.adapter.retired:
             return
@@ -181,20 +183,21 @@ class PrefixStore:
         job.saved_tokens = length
 
     def keep_in_time(self, job: RequestJob) -> None:
-        """Saves what the job's row would have forgotten after one more step."""
+        """Saves the tokens that would leave the row's window in the next step."""
         if self._cache.forgets and job.failed is None:
             length = job.computed_tokens if job.begun else min(job.computed_tokens, job.prompt_end)
             if length - job.saved_tokens >= self._cache.step:
                 self.store(job, length)
 
     def forget(self, job: RequestJob) -> None:
-        """Takes out what a job found and left, whose numbers are not to be trusted."""
+        """Removes a job's prefix from the cache, both what it read and what it saved, because its numbers are not
+        finite."""
         for scope in {job.adapter, namespace(job)}:
             self.tree.forget(scope, job.key)
 
 
 def shares_prefix(job: RequestJob, running: RequestJob, match_length: int) -> bool:
-    """Whether another is just computing, for all to use, what this job would compute again."""
+    """Whether a running job is computing a prefix that this job would otherwise compute again."""
     if (
         running.adapter is not job.adapter
         or running.depth != job.depth
@@ -206,7 +209,7 @@ def shares_prefix(job: RequestJob, running: RequestJob, match_length: int) -> bo
 
 
 def namespace(job: RequestJob) -> object:
-    """The namespace of the prefix cache in which what the job computes is saved."""
+    """The namespace of the prefix cache in which this job's prefix is saved."""
     return job.adapter if job.depth is None else (job.adapter, job.depth)
 
 

@@ -1,4 +1,4 @@
-"""The sampling state of a row: settings, random generator, generated tokens, grammar matcher."""
+"""The sampling state of a row: its settings, random generator, generated tokens and grammar matcher."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bedplate.inference.engine.sampling import Sampling
 
 
 class Occurrences:
-    """Each token of a beginning and of what follows, once, with how often it follows. Following costs no more in a long
-    text than in a short one."""
+    """The distinct tokens of a prompt and its output, with how often each occurs in the output. Adding a token takes
+    constant time."""
 
     def __init__(self, before: Sequence[int]) -> None:
         self._ids = np.unique(np.fromiter(before, dtype=np.int64, count=len(before)))
@@ -42,8 +42,8 @@ class Occurrences:
 
 @dataclass
 class RowState:
-    """One row's settings, its random generator, the tokens that its penalties look at, and what it is held to. end_ids:
-    the base's own end tokens. never: tokens that its publisher says are no part of any text."""
+    """The sampling state of one row. end_ids: the base's end tokens. never: ids that are never generated. number: the
+    uniform number of a draw that has not completed."""
 
     sampling: Sampling
     prompt: Sequence[int]
@@ -63,7 +63,7 @@ class RowState:
             self.generator = random.Random(None if seed is None else seed % 2**64)
 
     def ends(self, token: int) -> bool:
-        """Whether this token ends the row: it is then no part of the output."""
+        """Whether this token ends the row; an end token is not part of the output."""
         settings = self.sampling
         return token in settings.stop_token_ids or (token in self.end_ids and not settings.ignore_eos)
 
@@ -73,15 +73,15 @@ class RowState:
             self.matcher.advance(token)
 
     def uniform(self) -> float:
-        """The number that a token is drawn by, from 0 to below 1. It stays the same until one was drawn, so that
-        another row's failure in the same step does not change it."""
+        """The uniform number in [0, 1) for the next draw. It stays the same until a token was drawn, so that a step
+        retried after another row's failure draws the same token."""
         if self.number is None:
             assert self.generator is not None
             self.number = self.generator.random()
         return self.number
 
     def occurrences(self) -> Occurrences:
-        """The tokens that penalties are for: those of the output, and of the prompt where repeating it is one."""
+        """The tokens that penalties apply to: the output, and the prompt's too under a repetition penalty."""
         if self._occurrences is None:
             self._occurrences = Occurrences(self.prompt if self.sampling.repetition_penalty != 1.0 else ())
         for token in self.output[self._counted :]:
@@ -90,8 +90,8 @@ class RowState:
         return self._occurrences
 
     def without_mask(self, token: int) -> int | None:
-        """The likeliest token that may be chosen, where that can be told without a mask: `token`, the likeliest of all,
-        or the only one. None where it cannot."""
+        """The token that greedy selection would choose, where it is known without a grammar mask; None where it is not.
+        token: the likeliest of all."""
         if token in self.withheld:
             return None
         if self.matcher is None:
@@ -105,13 +105,13 @@ class RowState:
 
     @property
     def failure(self) -> str | None:
-        """The reason the row cannot continue: its grammar became too costly. None where it can."""
+        """Why the row cannot continue: its grammar became too costly. None where it can."""
         failure = None if self.matcher is None else self.matcher.failure
         return None if failure is None else f"the grammar became too costly to follow: {failure}"
 
     @property
     def withheld(self) -> frozenset[int]:
-        """Tokens that may not be chosen now: those that never may, and ends before `min_tokens`."""
+        """Ids that may not be chosen now: `never`, and end tokens before `min_tokens`."""
         settings = self.sampling
         if len(self.output) < settings.min_tokens:
             return self.never.union(self.end_ids, settings.stop_token_ids)

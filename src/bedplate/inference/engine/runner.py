@@ -75,8 +75,7 @@ class Runner:
 
     @torch.inference_mode()
     def admit(self, job: RequestJob) -> Admission:
-        """Gives a job a row that begins with what is cached of it. One that cannot have it fails in this step, and
-        takes no other along."""
+        """Admits a job to a row that begins with its cached prefix. An error fails this job alone, in this step."""
         try:
             return self._admit(job)
         except BaseException as error:
@@ -134,7 +133,7 @@ class Runner:
     # Running
 
     def decoding(self) -> list[ScheduledTokens]:
-        """The next token of every running generation, with what is guessed after it."""
+        """The next token of every running generation, each with its draft."""
         running = [job for job in self.active if job.decoding]
         draft_limit = SPECULATED_TOKENS // len(running) - 1 if self._speculates and running else 0
         # One guess for each of many rows doubles the tokens of a step, and gains less than that costs.
@@ -142,7 +141,7 @@ class Runner:
 
     @torch.inference_mode()
     def execute(self, work: Sequence[ScheduledTokens]) -> list[RequestJob]:
-        """Computes the step; returns the jobs that it ended or failed, which are to `leave`."""
+        """Computes the step; returns the jobs that ended or failed, to pass to `leave`."""
         began = time.perf_counter()
         computed: list[tuple[RequestJob, int]] = []
         runnable = [share for share in work if share.job.failed is None]
@@ -162,7 +161,7 @@ class Runner:
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
     def _attempt(self, work: list[ScheduledTokens], computed: list[tuple[RequestJob, int]]) -> None:
-        """Runs jobs together; when that fails, each alone, so that one bad request takes no neighbour along."""
+        """Runs jobs as one batch; if that fails, each alone, so that a bad request fails without its neighbours."""
         if not work:
             return
         try:
@@ -192,6 +191,7 @@ class Runner:
     def _distribute(
         self, work: list[ScheduledTokens], pass_requests: list[tuple[PassRequest, int]], out: PassOutput
     ) -> None:
+        """Passes each job its part of the output, then chooses the next tokens of the rows that generate."""
         rows: list[tuple[RequestJob, WritingRow]] = []
         token_index = latents_index = 0
         for share, (pass_request, logits_index) in zip(work, pass_requests, strict=True):
@@ -218,7 +218,7 @@ class Runner:
             job.stream.notify()
 
     def _progress(self, job: RequestJob, pass_result: PassResult) -> WritingRow | None:
-        """Hands a job what its tokens gave; its row, if it is now to choose a next token."""
+        """Passes a job its output and saves its prefix; returns its row where its next token is to be chosen."""
         whole, before, job.computed_tokens = pass_result.end == len(job.tokens), job.computed_tokens, pass_result.end
         self._counters.prompt_tokens += 0 if job.begun else pass_result.end - before
         empty = pass_result.end == pass_result.begin and pass_result.latents_index is None
@@ -233,7 +233,8 @@ class Runner:
         return row
 
     def _rewind(self, job: RequestJob) -> None:
-        """A job goes on from an earlier position: from what is kept of it, where its row cannot go back so far."""
+        """Moves a job back to an earlier position; where its row cannot go back that far, it is reloaded from the
+        prefix cache."""
         if self._rows is None or self._prefixes is None or job.row is None:
             return
         if not self._rows.cache.rewinds(job.row, job.computed_tokens):
@@ -258,7 +259,7 @@ class Runner:
     # Room, and leaving
 
     def _make_room(self, work: list[ScheduledTokens]) -> list[ScheduledTokens]:
-        """Room for the step's tokens; the youngest generations give up their rows where there is none."""
+        """Reserves cache for the step's tokens; while there is too little, the youngest generations are preempted."""
         rows = self._rows
         if rows is None:
             return work
@@ -280,6 +281,7 @@ class Runner:
             work = [share for share in work if share.job is not victim]
 
     def _preempt(self, job: RequestJob) -> None:
+        """Takes a job's row away, after saving its tokens, and queues it again."""
         self._counters.preemptions += 1
         self._keep_all(job)
         self._leave_row(job)
@@ -288,7 +290,7 @@ class Runner:
         self.put_back(job)
 
     def recompute_running(self) -> None:
-        """All running jobs start again, because the base's weights change; what they have generated stays."""
+        """Restarts all running jobs, because the base's weights change; their generated tokens stay."""
         for job in reversed(list(self.active)):  # each becomes its queue's first, so that the oldest goes last
             self._leave_row(job)
             self.active.remove(job)
@@ -298,18 +300,18 @@ class Runner:
             self._rows.forget()
 
     def take_back(self, tenant: str, count: int) -> None:
-        """A tenant's youngest generations give up their rows, so many of them."""
+        """Preempts a tenant's `count` youngest generations."""
         mine = [job for job in self.active if job.holds_row and job.request.tenant == tenant and not job.over]
         for job in sorted(mine, key=lambda job: -job.number)[: max(count, 0)]:
             self._preempt(job)
 
     def _keep_all(self, job: RequestJob) -> None:
-        """Saves the generated tokens as well."""
+        """Saves a job's tokens, generated ones included, to the prefix cache."""
         if self._prefixes is not None and job.begun and job.failed is None:
             self._prefixes.store(job, job.computed_tokens, snapshot=True)
 
     def leave(self, jobs: Sequence[RequestJob]) -> None:
-        """Jobs that have ended, running or waiting, give up their rows and get their results."""
+        """Ends jobs, running or waiting: they give up their rows and get their results or errors."""
         for job in jobs:
             if job in self.active:
                 self.active.remove(job)
@@ -331,7 +333,7 @@ class Runner:
             self._rows.give_up(job, namespace(job))
 
     def abandon(self, error: BaseException) -> None:
-        """After an interrupt in the middle of a step nothing of what was running can go on."""
+        """Fails all running jobs after an interrupt in the middle of a step, which leaves their state undefined."""
         for job in self.active:
             job.failed = job.failed or error
         self.leave(list(self.active))
@@ -344,8 +346,8 @@ class Runner:
     def compute_prefix(
         self, adapter: LoadedAdapter, tokens: Sequence[int], vectors_PD: Tensor | None = None, *, public: bool = True
     ) -> None:
-        """Pins a beginning of an adapter's namespace: tokens, or the vectors of a soft prompt (with stand-in ids).
-        public: it is everybody's."""
+        """Computes and pins a prefix in an adapter's namespace: of tokens, or of a soft prompt's vectors [P, D] (with
+        stand-in ids). public: available to every tenant."""
         assert self._rows is not None
         cache, key = self._rows.cache, tuple(tokens)
         match = self.tree.match(adapter, key, len(key))
@@ -379,7 +381,7 @@ class Runner:
             raise UsageError("the soft prompt makes infinities or NaN of this base's numbers; train it again")
 
     def close(self) -> None:
-        """Gives the cache's memory back. No job may be running."""
+        """Frees the caches. No job may be running."""
         self.put_back = lambda job: None
         self.tree.close()
         if self.cache is not None:

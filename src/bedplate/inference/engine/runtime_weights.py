@@ -1,5 +1,8 @@
-"""Weights that come and go between the base and its requests: adapters, soft prompts, pinned prefixes, updates. Called
-by whoever holds the engine's compute lock, that is between two steps."""
+"""Loads, updates and unloads weights while the engine runs: adapters, soft prompts, pinned prefixes, and new weights of
+the base itself.
+
+Called by the holder of the engine's compute lock, that is between two steps.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class RuntimeWeights:
-    """Loads into `bank` and `tree`. adapters: what is loaded, by key. capacity: how many adapters may be loaded; the
-    bank has as many slots again, for older versions that running requests still use. forward: what computes; plain: the
-    same in torch, whose weights adapters are checked against."""
+    """Loads into the adapter bank and the prefix cache (`tree`). adapters: the loaded ones by key. capacity: how many
+    may be loaded; the bank has as many slots again, for older versions that running requests still use. forward: what
+    computes; plain: the same in torch, whose weights adapters are checked against."""
 
     def __init__(
         self,
@@ -44,7 +47,7 @@ class RuntimeWeights:
         self.adapters = Adapters(self._free)
 
     def load_adapter(self, key: str, config: LoraConfig, tensors: Mapping[str, Tensor]) -> None:
-        """UsageError where the key is taken, or all slots are in use."""
+        """Loads an adapter under `key`. UsageError where the key is taken, or all slots are in use."""
         self.adapters.check_new(key)
         self.adapters.sweep()
         if len(self._bank.slots) >= self._capacity:
@@ -52,7 +55,7 @@ class RuntimeWeights:
         self.adapters.add(LoadedAdapter(key, self._add(config, tensors), config=config))
 
     def _add(self, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> int:
-        """The bank's slot in which the adapter now is."""
+        """Puts the adapter into a slot of the bank; returns the slot."""
         self._torch.complete()  # an adapter is checked against the weights that it changes
         slot = self._bank.add(config, tensors)
         try:
@@ -63,8 +66,8 @@ class RuntimeWeights:
         return slot
 
     def update(self, key: str, tensors: Mapping[str, Tensor]) -> int:
-        """The next version of a loaded adapter, with its pinned prefixes computed anew. UsageError for a soft prompt,
-        an adapter that a soft prompt stands on, or one that is unloaded meanwhile."""
+        """Loads the next version of an adapter, and computes its pinned prefixes anew; returns the version. UsageError
+        for a soft prompt, an adapter that a soft prompt depends on, or one that is unloaded meanwhile."""
         older = self.adapters.get(key)
         if older.config is None:
             raise UsageError(f"{key!r} is a soft prompt: unload it, and load the new one")
@@ -83,7 +86,8 @@ class RuntimeWeights:
         return updated.version
 
     def update_base(self, tensors: Mapping[str, Tensor]) -> int:
-        """Copies tensors into the base's own, by name. UsageError, and nothing has changed, where that cannot be."""
+        """Replaces the base's tensors of these names; returns the version. UsageError, with nothing changed, where the
+        engine cannot take them."""
         if self._forward is not self._torch or self._forward.weights != str(self._base.dtype).removeprefix("torch."):
             raise UsageError(
                 f"this engine computes with {self._forward.weights} weights and the {self._forward.name} kernel, made "
@@ -112,7 +116,7 @@ class RuntimeWeights:
         return base.version
 
     def fingerprint(self, key: str | None) -> str:
-        """SHA-256 of the weights that requests with this key run on now; None: of the base itself."""
+        """SHA-256 of the weights that new requests with this key run on; None: of the base."""
         loaded = self.adapters.get(key)
         if loaded.fingerprint is None:
             if loaded is self.adapters.base:
@@ -122,13 +126,15 @@ class RuntimeWeights:
         return loaded.fingerprint
 
     def check_soft_prompts(self) -> None:
+        """UsageError for a base that takes no soft prompts."""
         if not self._base.writes:
             raise UsageError(f"{self._base.name} writes no text; soft prompts are for decoders that do")
         if self._base.has_encoder:
             raise UsageError(f"{self._base.name} is an encoder–decoder; soft prompts are for decoders alone")
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None) -> None:
-        """UsageError where the key is taken, the vectors [P, D] do not fit, or `adapter` is a soft prompt itself."""
+        """Loads a soft prompt on the base or an adapter. UsageError where the key is taken, the vectors [P, D] do not
+        fit, or `adapter` is a soft prompt itself."""
         self.adapters.check_new(key)
         vectors = check_vectors(self._base, vectors)
         if len(vectors) % self._tree.block:
@@ -158,7 +164,7 @@ class RuntimeWeights:
             self._bank.remove(loaded.slot)
 
     def pin(self, tokens: Sequence[int], adapter: str | None, *, public: bool) -> None:
-        """Computes a beginning where it is not pinned yet. UsageError where no such adapter is loaded."""
+        """Computes and pins a prefix that is not pinned yet. UsageError where no such adapter is loaded."""
         loaded = self.adapters.get(adapter)
         key = (*loaded.virtual_tokens, *tokens)
         if not self._tree.is_pinned(loaded, key, public=public):

@@ -6,7 +6,7 @@
 4. A draw divides by the temperature, applies the mask and takes one uniform number from the row's own generator.
 5. Top-k, top-p and min-p become one limit per row, the least probability that stays (`limits`, `apply_limits`), read
    from the likeliest tokens where they suffice (`_from_head`), so that the vocabulary is rarely sorted.
-6. The number's place among what stays, in the vocabulary's order, is the token (`placed`).
+6. The token is where the number falls in the cumulative sum of what stays, in the vocabulary's order (`placed`).
 
 A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here.
 Shapes: B rows, C of them held to a mask of W words, V vocabulary, K likeliest tokens, N columns, n blocks of b columns.
@@ -38,7 +38,7 @@ _NEVER = np.float32(-np.inf)
 
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
-    """Next token ids int64 [B]. The logits stay as they are."""
+    """Chooses the next token ids, int64 [B], from logits [B, V], which are left unchanged."""
     allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device still computing the logits is not waited for
     logits_BV = penalise(logits_BV.float(), rows)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
@@ -65,7 +65,7 @@ def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: S
 
 
 def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | None) -> int:
-    """The first of the largest logits among those allowed; of a grammar's few, only those are looked at."""
+    """The first of the largest allowed logits; under a mask of few tokens only those are read."""
     if allowed_W is None:
         return int(logits_V.argmax())
     if np.count_nonzero(allowed_W) > MANY_WORDS:
@@ -78,7 +78,7 @@ def _likeliest(logits_V: NDArray[np.float32], allowed_W: NDArray[np.int32] | Non
 
 
 def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.int32]]:
-    """The mask [W] of each row that may not choose everything, by row index."""
+    """The mask [W] of each row that has one, by row index."""
     allowed: dict[int, NDArray[np.int32]] = {}
     for i, row in enumerate(rows):
         withheld = row.withheld
@@ -95,7 +95,7 @@ def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.
 
 
 def _mask_disallowed(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None]) -> None:
-    """Sets minus infinity where a row may not choose. Rows that may choose everything are not touched."""
+    """Sets disallowed logits to minus infinity, in place; rows without a mask are not touched."""
     masked_rows = [i for i, words_W in enumerate(allowed) if words_W is not None]
     if masked_rows:
         masks_CW = np.stack([words_W for words_W in allowed if words_W is not None])
@@ -108,13 +108,13 @@ def _mask_disallowed(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | No
 
 
 def unpack_on(masks_CW: Tensor, vocab_size: int) -> Tensor:
-    """`unpack`, where the words are: an eighth of what the booleans would be is sent there."""
+    """`unpack` on the masks' own device, so that an eighth of the booleans' bytes is transferred."""
     bits = torch.arange(32, dtype=torch.int32, device=masks_CW.device)
     return ((masks_CW[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()
 
 
 def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
-    """The logits with each row's bias, then its penalties applied; a copy where any row has one."""
+    """The logits with each row's bias and then its penalties applied; a copy where any row has one."""
     settings = [row.sampling for row in rows]
     biased = any(sampling.logit_bias for sampling in settings)
     penalised = [
@@ -154,7 +154,7 @@ def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[
 def _draw(
     logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
 ) -> Tensor:
-    """A token of each row that draws, int64 [B] of them, by one number from the row's own generator."""
+    """Draws one token for each sampled row, int64 [B], with one uniform number of the row's own generator."""
     device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
     uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
     temperature_B = torch.tensor([max(sampling.temperature, COLDEST) for sampling in settings], device=device)
@@ -168,7 +168,7 @@ def _draw(
 
 
 def drawn(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
-    """The tokens in whose shares of what each row keeps the uniform numbers fall, int64 [B]."""
+    """The tokens at which the uniform numbers fall in each row's truncated distribution, int64 [B]."""
     cut = [i for i, sampling in enumerate(settings) if sampling.top_k or sampling.top_p < 1.0]
     if not cut:
         return placed(_apply_min_p(probabilities_BV, settings), uniform_B)
@@ -191,12 +191,12 @@ def drawn(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Ten
 
 
 def drawn_at_once(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
-    """The same, all rows alike and without waiting for what the first of them show."""
+    """`drawn` with one code path for all rows and no data-dependent branch, so that a device is not waited for."""
     return placed(apply_limits(probabilities_BV, limits(_descending(probabilities_BV, settings), settings)), uniform_B)
 
 
 def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """As many of the largest probabilities as decide what each row keeps."""
+    """The largest probabilities, descending, as many as the settings can depend on."""
     max_count = max(sampling.top_k or probabilities_BV.shape[-1] for sampling in settings)
     if max_count <= min(HEAD, probabilities_BV.shape[-1]):
         return probabilities_BV.topk(max_count, dim=-1).values
@@ -204,7 +204,7 @@ def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tenso
 
 
 def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
-    """Zeroes what min-p cuts, where no other filter is set."""
+    """Zeroes the probabilities that min-p cuts, for rows without other filters."""
     if not any(sampling.min_p > 0 for sampling in settings):
         return probabilities_BV
     min_p = torch.tensor([sampling.min_p for sampling in settings], device=probabilities_BV.device)
@@ -213,7 +213,8 @@ def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tens
 
 
 def _from_head(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> tuple[Tensor, list[bool]]:
-    """The tokens drawn, and for which rows the likeliest few tell them: where the limit is among them for certain."""
+    """Draws from the likeliest `HEAD` tokens; also returns for which rows that is exact, because their limit certainly
+    lies among these."""
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
     # By numpy, which makes no copy of all probabilities in this type.
     whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
@@ -231,7 +232,7 @@ BLOCK = 256
 
 
 class TruncationLimits(NamedTuple):
-    """Each row keeps what is likelier than `least`, and the first so many that are exactly as likely."""
+    """What each row keeps: tokens likelier than `least`, and the first `ties` of those exactly as likely."""
 
     least_B: Tensor
     ties_B: Tensor
@@ -239,8 +240,11 @@ class TruncationLimits(NamedTuple):
 
 def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> Tensor:
     """Zeroes what top-k, then top-p (https://arxiv.org/abs/1904.09751), then min-p (https://arxiv.org/abs/2407.01082)
-    cut from each row's descending probabilities; at least the first stays. Each filter acts on what the last one left,
-    renormalised, as in transformers. whole_B: the sum of all probabilities where these are only the largest of them."""
+    cut from each row's descending probabilities; the first always stays.
+
+    Each filter acts on the rest of the previous one, renormalised, as in transformers. whole_B: the sum of all
+    probabilities, where only the largest are given.
+    """
     kept_BK, device = sorted_BK, sorted_BK.device
     if any(sampling.top_k for sampling in settings):
         count = torch.tensor([sampling.top_k or kept_BK.shape[-1] for sampling in settings], device=device)
@@ -264,14 +268,14 @@ def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | 
 
 
 def limits(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> TruncationLimits:
-    """The limit that is equivalent to `truncate`."""
+    """The limits under which `apply_limits` keeps what `truncate` keeps."""
     kept_B = (truncate(sorted_BK, settings, whole_B) > 0).sum(dim=-1).clamp(min=1)  # a row of NaN keeps nothing
     least_B = sorted_BK.gather(1, kept_B[:, None] - 1)[:, 0]
     return TruncationLimits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(dim=-1))
 
 
 def apply_limits(probabilities_BN: Tensor, row_limits: TruncationLimits) -> Tensor:
-    """Zeroes what is beyond each row's limit."""
+    """Zeroes the probabilities beyond each row's limit."""
     least_B1, ties_B1 = row_limits.least_B[:, None], row_limits.ties_B[:, None]
     level_BN = probabilities_BN == least_B1
     stays_BN = level_BN.cumsum(dim=-1, dtype=torch.int32) <= ties_B1
@@ -279,7 +283,8 @@ def apply_limits(probabilities_BN: Tensor, row_limits: TruncationLimits) -> Tens
 
 
 def placed(mass_BN: Tensor, uniform_B: Tensor) -> Tensor:
-    """The column in whose share of a row's mass its number falls (0 ≤ number < 1), int64 [B]: one with some mass."""
+    """Inverse-CDF sampling: the column at which a row's uniform number (0 ≤ number < 1) falls, int64 [B], always one
+    with mass."""
     missing = -mass_BN.shape[-1] % BLOCK
     blocks_Bnb = (F.pad(mass_BN, (0, missing)) if missing else mass_BN).view(len(mass_BN), -1, BLOCK)
     ends_Bn = blocks_Bnb.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
@@ -293,6 +298,7 @@ def placed(mass_BN: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _first_beyond(ends_BN: Tensor, place_B1: Tensor) -> Tensor:
-    """The first column that ends beyond the place; by rounding a place may lie behind all, or before them."""
+    """The first column whose cumulative sum exceeds the place, clamped to the columns that have mass, because rounding
+    may put the place outside of them."""
     last_B1 = (ends_BN < ends_BN[:, -1:]).sum(dim=-1, keepdim=True)
     return torch.minimum(torch.searchsorted(ends_BN, place_B1.clamp(min=0), right=True), last_B1)

@@ -1,4 +1,4 @@
-"""Sampling settings and grammars of generated text, validated before anything runs."""
+"""Request settings of text generation: `Sampling` and `Grammar`, validated before anything runs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Sampling:
     negative logits of tokens already in prompt or output (https://arxiv.org/abs/1909.05858); presence_penalty and
     frequency_penalty are subtracted for tokens of the output, once and per occurrence (OpenAI's definition).
     logit_bias: (token id, number added to its logit before anything else), each in −100 … 100 (OpenAI's definition).
-    logprobs, prompt_logprobs: None, or how many alternatives to report with each token's log-probability. `stop`
-    strings end the output before themselves, `stop_token_ids` as the end token does; neither end token nor these come
-    before `min_tokens`. `max_tokens` None means up to the context's end.
+    logprobs, prompt_logprobs: None, or how many alternatives to report with each token's log-probability. A `stop`
+    string ends the output before itself, and a token of `stop_token_ids` does as the end token does; neither these nor
+    the end token are chosen before `min_tokens`. `max_tokens` None: up to the end of the context.
     """
 
     max_tokens: int | None = 128
@@ -75,10 +75,13 @@ def _check_range(name: str, value: float | int | None, low: float, high: float, 
 
 @dataclass(frozen=True)
 class Grammar:
-    """What a generated text must look like. json_schema: `source` is the schema as JSON text; json_object: any JSON
-    object, `source` is empty; regex: matches the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's
-    notation that begins at `start`; tool_calls: see `text.calls.call_grammar`. named: what its caller calls it, in
-    messages. compiled: what an engine compiled of it (`Engine.compile`), kept for as long as this lives."""
+    """A constraint on generated text.
+
+    json_schema: `source` is the schema as JSON text; json_object: any JSON object, `source` is empty; regex: matches
+    the whole text; choice: a JSON list of texts; ebnf: a grammar in Lark's notation that begins at `start`; tool_calls:
+    see `text.calls.call_grammar`. named: its name in error messages. compiled: its compiled form (`Engine.compile`),
+    kept as long as this object lives.
+    """
 
     syntax: GrammarKind
     source: str = ""

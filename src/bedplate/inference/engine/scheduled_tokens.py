@@ -1,4 +1,4 @@
-"""What a step computes of each job, and the one batch that the shares of all jobs make."""
+"""The tokens of each job that a step computes, and the one batch that they form."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ from bedplate.inference.forward.spans import Span
 
 @dataclass(frozen=True)
 class ScheduledTokens:
-    """The `count` next tokens of a job, and the drafted tokens guessed to follow them. An encoder's text is scheduled
-    in shares like any other, and is read as a whole with the last of them."""
+    """One job's share of a step: its `count` next tokens, and drafted tokens to follow them.
+
+    An encoder's text is scheduled in shares like any other, and is read as a whole with the last of them.
+    """
 
     job: RequestJob
     count: int
@@ -41,8 +43,9 @@ class ScheduledTokens:
 
 
 def compatible_shares(work: Sequence[ScheduledTokens], tokens_only: bool) -> list[list[ScheduledTokens]]:
-    """The shares that can go through the model together: to one depth, and on one side of an encoder–decoder.
-    tokens_only: the forward takes nothing but tokens, so that shares of vectors and latents go apart."""
+    """Groups the shares that can go through the model in one pass: the same depth, and the same side of an
+    encoder–decoder. tokens_only: the forward takes only tokens, so that vectors and latents need a pass of their own.
+    """
     groups: dict[Hashable, list[ScheduledTokens]] = defaultdict(list)
     for share in work:
         job = share.job
@@ -51,7 +54,7 @@ def compatible_shares(work: Sequence[ScheduledTokens], tokens_only: bool) -> lis
 
 
 def build_batch(work: Sequence[ScheduledTokens]) -> tuple[FlatBatch, list[tuple[PassRequest, int]]]:
-    """The batch of compatible shares, and for each share its pass request and the index of its first logits."""
+    """The batch of compatible shares, and for each share its pass request with the index of its first logits."""
     tokens: list[int] = []
     spans: list[Span] = []
     adapters: list[LoadedAdapter] = []

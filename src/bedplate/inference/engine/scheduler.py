@@ -30,8 +30,11 @@ MOST_OVERTAKEN = 32
 
 
 class Admission(enum.Enum):
-    """IN: it runs from now on. LATER: its beginning is being computed for another. FULL: no row or memory is free.
-    CAPPED: too many different adapters run."""
+    """The answer to an admission attempt.
+
+    IN: the request runs from now on. LATER: its prefix is being computed for another request. FULL: no row or memory is
+    free. CAPPED: too many different adapters run.
+    """
 
     IN = "in"
     LATER = "later"
@@ -53,8 +56,9 @@ Admit = Callable[[I_], Admission]
 
 @dataclass(eq=False)
 class Queue(Generic[I_]):
-    """running: those let in whose prompts are not computed yet, in order. credit: how much it may take now. queued: the
-    ids of those that wait."""
+    """The requests of one skin and tenant. running: admitted ones whose prompts are not computed yet, in order. credit:
+    how much it may compute now. overtaken: admissions since it was refused as CAPPED. queued: ids of the waiting ones.
+    """
 
     name: Hashable
     waiting: deque[I_] = field(default_factory=deque)
@@ -65,8 +69,8 @@ class Queue(Generic[I_]):
 
 
 class Scheduler(Generic[I_]):
-    """budget: of one step. quantum: credit of one visit to a queue. whole: requests cannot be cut (encoders); then
-    none may cost more than the budget."""
+    """Plans which requests compute how much in each step. budget: of one step. quantum: credit of one visit to a queue.
+    whole: requests cannot be cut (encoders); then none may cost more than the budget."""
 
     def __init__(self, budget: int, quantum: int | None = None, whole: bool = False) -> None:
         self.budget = budget
@@ -84,14 +88,14 @@ class Scheduler(Generic[I_]):
         return [request for queue in self._ring for request in queue.waiting]
 
     def add(self, name: Hashable, request: I_) -> None:
-        """A new request, at its queue's end."""
+        """Appends a new request to its queue."""
         queue = self._queue(name)
         queue.waiting.append(request)
         queue.queued.add(id(request))
         self._waiting += 1
 
     def put_back(self, name: Hashable, request: I_) -> None:
-        """A request that had to give up its row: it is its queue's next."""
+        """Puts a preempted request at the head of its queue."""
         queue = self._queue(name)
         if request in queue.running:
             queue.running.remove(request)
@@ -100,7 +104,7 @@ class Scheduler(Generic[I_]):
         self._waiting += 1
 
     def remove(self, name: Hashable, requests: Iterable[I_]) -> None:
-        """Requests of one queue that ended early."""
+        """Removes requests of one queue that ended early."""
         queue = self._queues.get(name)
         if queue is None:
             return
@@ -119,7 +123,7 @@ class Scheduler(Generic[I_]):
             queue.credit = max(queue.credit - cost, -self.quantum)
 
     def plan(self, reserved: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
-        """(request, how much of its cost) for this step, of whose budget `reserved` is spoken for already."""
+        """The shares of a step: (request, how much of its cost). reserved: budget already taken by running generations."""
         budget = self.budget - reserved
         shares: dict[int, tuple[I_, int]] = {}
         idle = 0
@@ -142,8 +146,8 @@ class Scheduler(Generic[I_]):
         return list(shares.values())
 
     def _starved(self, queue: Queue[I_], budget: int, shares: dict[int, tuple[I_, int]]) -> bool:
-        """Whether its next request would fit the budget, but not the queue's credit. What this step serves already
-        waits for nothing: queues that took turns in asking for it would never be done."""
+        """Whether the queue's next unserved request fits the budget, but not the queue's credit. Requests served in
+        this step do not count, or queues could raise each other's credit without end."""
         for request in queue.running:
             remaining_cost = request.cost - shares.get(id(request), (request, 0))[1]
             if remaining_cost > 0:
@@ -151,7 +155,7 @@ class Scheduler(Generic[I_]):
         return False
 
     def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
-        """Gives the queue's requests their shares; returns what is left of the budget."""
+        """Grants the queue's requests their shares; returns the rest of the budget."""
         for request in list(queue.running):
             granted = self._grant(queue, request, budget, shares)
             budget -= granted
@@ -201,7 +205,7 @@ class Scheduler(Generic[I_]):
         return granted
 
     def started(self, name: Hashable, request: I_) -> None:
-        """A request whose prompt is computed: from now on it decodes, or has ended."""
+        """Removes a request whose prompt is computed: it decodes from now on, or has ended."""
         queue = self._queues.get(name)
         if queue is not None and request in queue.running:
             queue.running.remove(request)
@@ -214,15 +218,15 @@ class Scheduler(Generic[I_]):
         return self._queues[name]
 
     def _retire(self, queue: Queue[I_]) -> None:
-        """A queue without requests keeps no credit."""
+        """Deletes a queue without requests, and its credit with it."""
         if not queue.waiting and not queue.running and queue.name in self._queues:
             del self._queues[queue.name]
             self._ring.remove(queue)
 
 
 def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:
-    """The part of `total` that each tenant gets of its demand, at least one: where there are more tenants than that,
-    they take turns. A remainder goes to the largest demands."""
+    """Max-min fair shares of `total` by tenant, each at most its demand and at least one: more tenants than `total`
+    take turns. A remainder goes to the largest demands."""
     shares: dict[str, int] = {}
     remaining = total
     for rank, tenant in enumerate(sorted(demands, key=lambda name: (demands[name], name))):
@@ -232,7 +236,7 @@ def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:
 
 
 def may_queue(max_waiting: int, queued: Mapping[str, int], tenant: str, new_requests: int) -> bool:
-    """Whether a tenant may queue `new_requests` more although the queue holds `max_waiting`: while it has no more than
-    its equal part. So the queue grows to `max_waiting` times the harmonic number of its tenants at most."""
+    """Whether a tenant may queue `new_requests` more in a queue that holds `max_waiting` already: while it stays within
+    its equal part. The queue thus grows to at most `max_waiting` times the harmonic number of its tenants."""
     other_tenants = len(queued.keys() - {tenant})
     return other_tenants > 0 and queued.get(tenant, 0) + new_requests <= max_waiting // (other_tenants + 1)

@@ -1,4 +1,4 @@
-"""Token budget, row count and cache sizes of an engine, as given or derived from free memory; and its caches."""
+"""Derives an engine's token budget, row count and cache sizes from free memory, and opens its caches."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ POOLED = 0.9
 
 @dataclass(frozen=True)
 class EngineSizes:
+    """Token budget of a step, rows, and bytes of the prefix cache and of the running sequences' cache."""
+
     max_step_tokens: int
     max_rows: int
     cache_bytes: int
@@ -43,7 +45,7 @@ def engine_sizes(
     cache_bytes: int | None = None,
     slot_bytes: int | None = None,
 ) -> EngineSizes:
-    """The given sizes, and for the others what fits into `free` bytes (None: unknown)."""
+    """The given sizes, and for those not given what fits into `free` bytes (None: unknown)."""
     rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if max_rows is None else max_rows
     tokens = max_step_tokens or _step_tokens(spec, dtype, device, free)
     cache, slots = PREFIX_BYTES, SLOT_BYTES
@@ -60,8 +62,8 @@ def engine_sizes(
 
 
 def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
-    """Bytes of activations in a pass over so many tokens: the states, queries, keys, values and feed-forward features
-    of one block, then float32 logits, their log-probabilities and one more copy."""
+    """Bytes of activations in a pass over `tokens` tokens: states, queries, keys, values and feed-forward features of
+    one block, then float32 logits, their log-probabilities and one more copy."""
     attention, feedforward = spec.main.attention, spec.main.feedforward
     heads = 2 * (attention.heads + 2 * attention.kv_heads) * attention.head_dim
     block = 6 * spec.main.hidden_size + heads + 3 * feedforward.size
@@ -80,7 +82,8 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
 def open_caches(
     base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
 ) -> tuple[RadixTree, KVCache | None]:
-    """The prefix cache and the one of running sequences (None for an encoder). step: most tokens of a row in a pass."""
+    """Opens the prefix cache and the running sequences' cache (None for an encoder). step: maximum tokens of a row in
+    one pass."""
     if not base.causal:
         return RadixTree(cache_bytes), None
     if not paged:

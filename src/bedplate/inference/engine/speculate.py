@@ -1,8 +1,8 @@
-"""Speculation by prompt lookup: the next tokens are guessed to follow as they did the last time the same few came.
+"""Speculative decoding by prompt lookup: drafts the tokens that followed the last occurrence of the latest n-gram.
 
-The guess is verified in the same forward pass that computes the next token anyway, and a row draws at each guessed
-position exactly as it would have: what is said never depends on what was guessed (https://arxiv.org/abs/2211.17192 for
-verification; guessing by lookup as in https://arxiv.org/abs/2304.04487).
+A draft is verified in the same forward pass that computes the next token anyway, and a row samples at each drafted
+position exactly as it would have without it, so that drafts never change the output (https://arxiv.org/abs/2211.17192
+for verification; lookup as in https://arxiv.org/abs/2304.04487).
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import numpy as np
 LONGEST, SHORTEST = 4, 2
 MAX_DRAFT = 8
 COOLDOWN = 16
-"""Tokens to wait with guessing after guesses failed; doubled each time, up to 8 times as many."""
+"""Tokens without drafts after a draft failed entirely; doubled each time, up to 8 times as many."""
 
 
 class Drafter:
-    """One row's guesses. It keeps where each run of tokens that it was told of occurred last, so that a step costs a
-    few look-ups; what it starts with is searched instead, lest a long prompt hold up others while it is indexed."""
+    """Drafts tokens for one row.
+
+    An index holds the last position of each n-gram of the generated tokens, so that a step costs a few lookups. The
+    prompt is searched instead of indexed: indexing a long one would delay other requests.
+    """
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
@@ -30,7 +33,7 @@ class Drafter:
         self._wait = 0
 
     def push(self, token: int) -> None:
-        """A token that was really said. The runs before it have a successor now."""
+        """Adds a generated token, and indexes the n-grams before it, which now have a successor."""
         end = len(self._tokens)
         for n in range(SHORTEST, min(LONGEST, end) + 1):
             self._last[tuple(self._tokens[end - n :])] = end
@@ -38,18 +41,18 @@ class Drafter:
         self._wait -= self._wait > 0
 
     def draft(self, max_tokens: int) -> list[int]:
-        """Up to `max_tokens` tokens that may come next; often none."""
+        """Drafts up to `max_tokens` tokens; often none."""
         if self._wait or max_tokens < 1:
             return []
         at = self._last_time()
         if at is None:
             return []
         period = len(self._tokens) - at
-        # What came last may be followed by what is being guessed: a loop goes on as a loop.
+        # Indices wrap around, so that a text that repeats itself is drafted as a repetition.
         return [self._tokens[at + i % period] for i in range(min(max_tokens, self._size))]
 
     def _last_time(self) -> int | None:
-        """The end of the last earlier occurrence of the longest run that the tokens end with."""
+        """The position after the last earlier occurrence of the longest n-gram that ends the text; None without one."""
         for n in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
             at = self._last.get(tuple(self._tokens[-n:]))
             match_end = self._in_start(n) if at is None else at
@@ -58,7 +61,7 @@ class Drafter:
         return None
 
     def _in_start(self, n: int) -> int | None:
-        """The end of the last run, in what it started with, of the n tokens that have come last."""
+        """The position after the last occurrence, in the prompt, of the latest n tokens; None without one."""
         count = len(self._start) - n  # of runs with a successor in it
         if count < 1:
             return None
@@ -69,7 +72,8 @@ class Drafter:
         return int(ends[-1]) if len(ends) else None
 
     def learn(self, drafted: int, accepted: int) -> None:
-        """Guess more while guesses hold, less when they fail, and rest when none did."""
+        """Adapts the draft length: doubled when all drafted tokens were accepted, shortened when some were, and a pause
+        when none was."""
         if accepted == drafted:
             self._size, self._cooldown = min(2 * self._size, MAX_DRAFT), COOLDOWN
         elif accepted:

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class Counters:
-    """Totals since the engine was opened, in tokens where nothing else is said. prompt_tokens: computed of prompts;
-    prefix_hits: found among the prefix_queries looked up. generated_tokens: of answers. computed_tokens: all that went
-    through the model, drafted ones included. speculated: drafted; accepted: of these, those that were right. steps,
-    step_seconds: engine steps and the time they took."""
+    """Totals since the engine was opened, in tokens unless stated otherwise.
+
+    prompt_tokens: computed of prompts. prefix_queries: prompt tokens looked up in the prefix cache; prefix_hits: found
+    there. generated_tokens: of answers. computed_tokens: all that went through the model, drafted ones included.
+    speculated: drafted; accepted: drafted and right. steps, step_seconds: engine steps and the time they took.
+    preemptions: in requests.
+    """
 
     preemptions: int = 0
     prompt_tokens: int = 0
@@ -27,9 +30,9 @@ class Counters:
 
 @dataclass(kw_only=True)
 class Stats(Counters):
-    """The counters and gauges of one moment. running: admitted requests; waiting: those not admitted yet. cache_bytes:
-    size of the prefix cache; of these, cache_pinned_bytes are never evicted and not counted against
-    cache_capacity_bytes. adapters: loaded ones."""
+    """A snapshot of counters and gauges. running: admitted requests; waiting: queued ones. cache_bytes: size of the
+    prefix cache; of these, cache_pinned_bytes are never evicted and do not count against cache_capacity_bytes.
+    adapters: loaded ones."""
 
     running: int
     waiting: int
@@ -42,10 +45,9 @@ class Stats(Counters):
 
 @dataclass(frozen=True)
 class StepRecord:
-    """One step of an engine, for those who measure it. spans: for each sequence (tokens it had before, tokens computed
-    for it, whether its next token was chosen). decodes: how many of them, from the front, were running generations.
-    adapters: different ones that took part. copied: cached tokens that requests which began in it were given. ended:
-    requests that it brought to their end."""
+    """Measurements of one engine step. spans: for each sequence (tokens before, tokens computed, whether its next token
+    was chosen). decodes: how many of them, from the front, were running generations. adapters: number of different
+    ones. copied: cached tokens given to requests that began in this step. ended: requests that ended in it."""
 
     spans: tuple[tuple[int, int, bool], ...]
     decodes: int

@@ -1,5 +1,7 @@
-"""The steps of the engine: arrivals, deadlines and cancellations, the schedule, the computation, departures. Called by
-one thread at a time; only `add` and cancelling a stream are safe from any thread."""
+"""The engine's step loop body: arrivals, cancellations and deadlines, the schedule, the forward pass, departures.
+
+Called by one thread at a time; only `add`, `open` and the cancellation of a stream are safe from other threads.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,7 @@ log = logging.getLogger("bedplate.inference")
 
 
 class Steps:
-    """Brings requests from their arrival to their end. on_step: told of every step."""
+    """Takes requests from arrival to departure, step by step. on_step: called after every step."""
 
     def __init__(
         self,
@@ -48,7 +50,7 @@ class Steps:
         runner.put_back = self._put_back
 
     def add(self, jobs: Sequence[RequestJob]) -> None:
-        """New requests, in order; one caller at a time."""
+        """Queues new jobs, in order; from one caller at a time."""
         for job in jobs:
             self._number += 1
             job.number = self._number
@@ -71,7 +73,7 @@ class Steps:
         return bool(self._arrivals or self._runner.active or self._scheduler.waiting or self._adapters.leaving)
 
     def step(self) -> None:
-        """Whatever goes wrong in it fails the requests that it met."""
+        """Runs one step. An error in it fails the requests that were running."""
         began = self.began = time.monotonic()
         try:
             self._arrive()
@@ -112,8 +114,8 @@ class Steps:
                 log.exception("a listener to the engine's steps failed; it is told no more of them")
 
     def _share_rows(self) -> None:
-        """Says how many rows each tenant may hold, and takes back what one has beyond that while others wait: its
-        youngest generations are queued again."""
+        """Limits the rows of each tenant to its fair share while others wait, and preempts the youngest generations
+        beyond it."""
         rows_by_tenant = Counter(job.request.tenant for job in self._runner.active if job.holds_row)
         demand = rows_by_tenant.copy()
         if self._scheduler.waiting and len(self.open()) > 1:
@@ -134,7 +136,7 @@ class Steps:
             self._scheduler.add(_queue(job), job)
 
     def _expire(self) -> None:
-        """Ends what was cancelled and what ran out of time, running or waiting."""
+        """Ends cancelled requests and those past their deadline, running or waiting."""
         ending: list[RequestJob] = []
         while self._cancelled:
             job = self._cancelled.popleft()
@@ -178,14 +180,14 @@ class Steps:
         self._end(jobs)
 
     def abandon(self, error: BaseException) -> None:
-        """After an interrupt in the middle of a step nothing of what was running can go on."""
+        """Fails all running requests after an interrupt in the middle of a step, which leaves their state undefined."""
         self.began = None
         running = list(self._runner.active)
         self._runner.abandon(UsageError(f"the engine was interrupted ({type(error).__name__})"))
         self._release(running)
 
     def close(self, error: BaseException) -> None:
-        """Fails what has not ended."""
+        """Fails all requests that have not ended."""
         self._arrive()
         self._fail([*self._scheduler.pending(), *self._runner.active], error)
         self._adapters.sweep()

@@ -1,4 +1,5 @@
-"""Chooses the next tokens of all rows that write, from greedy results where they suffice and by sampling otherwise.
+"""Chooses the next tokens of all generating rows: from the pass's greedy results where they suffice, else by sampling;
+then accepts drafted tokens as far as they agree.
 
 Shapes: B rows, W logits of a pass, V vocabulary, K alternatives.
 """
@@ -22,10 +23,12 @@ Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
 
 class Writer(Protocol):
-    """A row whose next token is to be chosen. plain: whether the likeliest is all that is asked for, of those that
-    its grammar allows if it has one. accept: takes the token that was chosen; whether it goes on. fail: ends the row;
-    without an error because its logits are not finite. learn: so many tokens were chosen in a pass; how many of the
-    draft were among them."""
+    """A job that generates tokens.
+
+    plain: its settings always choose the likeliest (allowed) token. accept: takes the chosen token; returns whether the
+    job continues. fail: ends the job; without an error because its logits are not finite. learn: is told how many
+    tokens a pass chose; returns how many of the draft were right.
+    """
 
     state: RowState
     plain: bool
@@ -37,8 +40,8 @@ class Writer(Protocol):
 
 @dataclass(eq=False, slots=True)
 class WritingRow:
-    """One that writes in a pass. at: the number of the logits that its next token is chosen from; those of the `draft`
-    come after them. chosen_count: tokens that were chosen for it in this pass."""
+    """A generating row in one pass. at: index of the logits for its next token; those of its `draft` follow.
+    chosen_count: tokens chosen for it in this pass."""
 
     writer: Writer
     at: int
@@ -46,8 +49,8 @@ class WritingRow:
     chosen_count: int = 0
 
     def accept(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = ()) -> bool:
-        """Hands a token on; whether the next one can be chosen in this pass as well, as this is what was guessed.
-        logsumexp: of all the logits, which is finite where they are no infinities or NaN."""
+        """Passes a token to the job; returns whether the following one can be chosen in this pass too, because this one
+        was drafted. logsumexp: of all the logits; it is finite only where they are."""
         if not math.isfinite(logsumexp):
             self.writer.fail(None)
             return False
@@ -65,8 +68,8 @@ class WritingRow:
 
 @contextlib.contextmanager
 def _one_thread() -> Generator[None]:
-    """Torch on one thread: woken for a moment, its second one would go on spinning on a core that the native kernel's
-    own threads need (a step under a grammar then takes half as long again)."""
+    """Runs torch on one thread: its second thread, woken for a moment, would keep spinning on a core that the native
+    kernel's threads need (a step under a grammar then takes half as long again)."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -76,7 +79,7 @@ def _one_thread() -> Generator[None]:
 
 
 def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
-    """Chooses each row's next token, and goes on along its draft for as long as the choices agree with it."""
+    """Chooses each row's next token, and further ones along its draft while the choices agree with it."""
     active, step = list(rows), 0
     while active:
         drawn: list[WritingRow] = []
@@ -111,8 +114,8 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
 def _drawn(
     logits_BV: Tensor, states: Sequence[RowState], sums: Sequence[float] | None, sample: Sample
 ) -> list[tuple[int, float, float, Alternatives]]:
-    """Each row's next token with its log-probability, the logarithm of what makes its logits into probabilities, and
-    its likeliest alternatives, in one read from the device. sums: those logarithms, where they are known."""
+    """Each row's next token, its log-probability, the logsumexp of its logits and its likeliest alternatives, in one
+    read from the device. sums: the logsumexps, where they are known."""
     chosen = sample(logits_BV, states)
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
     sums_B1 = sums_B[:, None].double()

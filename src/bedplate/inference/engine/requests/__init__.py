@@ -1,5 +1,8 @@
-"""What an engine can be asked and what it answers: each type of request stands with its result and its job.
-`base` has what all types share, `job` runs a request in the engine, `table` says which job class runs which type."""
+"""The request types of the engine: one file per type, with its request, its result and its job.
+
+`base` defines what all requests and results share, `job` how the engine runs a request, `table` which job class runs
+which type.
+"""
 
 from bedplate.inference.engine.requests.base import (
     NO_TERMS,

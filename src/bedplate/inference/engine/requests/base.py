@@ -24,7 +24,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class LookedUp:
-    """Retrieval results of a request. passages: in its prompt, by number. compute: engine seconds of the lookup."""
+    """What a retrieval lookup gave a request. passages: those in its prompt, by number. compute: seconds that the
+    lookup took."""
 
     passages: tuple[Passage, ...] = ()
     compute: float = 0.0
@@ -53,13 +54,13 @@ class PromptVectors:
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked, and what every request says of itself.
+    """The fields that every request has.
 
-    tokens: the prompt. adapter: a key given to Engine.load_adapter or load_soft_prompt, None the base itself. skin: in
-    whose name it runs, for fairness and counts. Cached tokens are shared by all requests of one adapter within the
-    first `shared_tokens` (the skin's own prompt), and after them within one `tenant` only. deadline: in
-    `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: is returned
-    with the result. vectors: the parts of the prompt that are features of media, for a decoder.
+    tokens: the prompt. adapter: a key given to Engine.load_adapter or load_soft_prompt; None: the base itself. skin:
+    the skin it runs for, which fair scheduling and counters go by. Cached tokens are shared by all requests of one
+    adapter within the first `shared_tokens` (the skin's own prompt), and after them within one `tenant` only. deadline:
+    in `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: returned
+    with the result. vectors: media features that replace parts of the prompt's embeddings, for a decoder.
     """
 
     tokens: tuple[int, ...] = field(kw_only=False)
@@ -125,7 +126,7 @@ class Result:
 
 
 class Stream:
-    """One request's answer as it comes: iterate it for steps (generation), or ask `result()` for the whole."""
+    """The answer of one request as it is computed: iterate it for steps (generation), or call `result()` for the whole."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -161,18 +162,19 @@ class Stream:
         return self._result
 
     def _check_process(self) -> None:
-        """UsageError where nothing will come any more: the thread that computes it is in another process."""
+        """UsageError in a forked process, where no results arrive: the computing thread is in the parent."""
         if not self._finished.is_set() and os.getpid() != self._process:
             raise UsageError("this request runs in the process that this one was forked from; ask for its answer there")
 
     def listen(self, listener: Callable[[], None]) -> None:
-        """Calls `listener` now, and in the engine's thread once per engine step that brought something, and at the end.
-        It must be quick and not raise."""
+        """Calls `listener` now, then in the engine's thread after every engine step that added output, and at the end.
+        It must be quick and must not raise."""
         self._listener = listener
         listener()
 
     def drain(self) -> tuple[list[Step], bool]:
-        """The steps that have come since, without waiting, and whether the request has ended. Not beside iteration."""
+        """Returns the steps since the last call, without waiting, and whether the request has ended. Do not combine
+        with iteration."""
         steps: list[Step] = []
         while True:
             try:
@@ -184,8 +186,8 @@ class Stream:
             steps.append(step)
 
     def cancel(self) -> None:
-        """Ends the request at the engine's next step, also while it waits; a generation that has begun keeps what it
-        has, reason "cancelled". Where it has ended, or is cancelled already, nothing changes."""
+        """Ends the request at the engine's next step, also while it is queued; a generation that has begun returns its
+        text so far, with reason "cancelled". Has no effect on a request that has ended."""
         self.cancelled = True
         on_cancel = self.on_cancel
         if on_cancel is not None:
@@ -204,7 +206,7 @@ class Stream:
         self._steps.put(step)
 
     def notify(self) -> None:
-        """Tells the listener; one that raises is told no more, and what it was told of goes on."""
+        """Calls the listener; one that raises is not called again, and the request continues."""
         listener = self._listener
         if listener is not None:
             try:

@@ -1,4 +1,4 @@
-"""Texts that are continued token by token."""
+"""Text generation: requests that continue a prompt token by token."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Generate(Request):
-    """Continue `tokens`, within `grammar` where there is one. marks: special tokens that the text shows, for whoever
-    tells its parts apart by them; it shows no others."""
+    """Continues `tokens`, within `grammar` where there is one. marks: the special tokens that appear in the text, for
+    callers that parse it by them; all others are left out."""
 
     sampling: Sampling = field(default_factory=Sampling)
     grammar: Grammar | None = None
@@ -55,7 +55,7 @@ class Generation(Result):
 
 
 class GenerateJob(RequestJob[Generate]):
-    """limit: tokens to generate at most."""
+    """The job of a generation. limit: maximum number of tokens to generate."""
 
     writes: ClassVar[bool] = True
     holds_row: ClassVar[bool] = True
@@ -94,7 +94,7 @@ class GenerateJob(RequestJob[Generate]):
 
     @property
     def _asks_prompt(self) -> bool:
-        """Whether the prompt's own log-probabilities are still to be found."""
+        """Whether log-probabilities of the prompt are requested and not computed yet."""
         return self.request.sampling.prompt_logprobs is not None and not self.begun
 
     @property
@@ -142,8 +142,8 @@ class GenerateJob(RequestJob[Generate]):
         return WritingRow(self, pass_result.logits_index + len(pass_result.positions) - 1, pass_result.draft)
 
     def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
-        """Each prompt token's log-probability after those before it, and the likeliest in its place, from the logits
-        of the tokens from position `begin` on."""
+        """Collects the log-probability of each prompt token after those before it, and the likeliest alternatives, from
+        the logits of the tokens from position `begin` on."""
         tokens, first = self.request.tokens, begin - self.adapter.virtual
         if first == 0:
             self._prompt_logprobs, self._prompt_top_logprobs = [None], [()]
@@ -160,7 +160,7 @@ class GenerateJob(RequestJob[Generate]):
         ]
 
     def _begin(self) -> None:
-        """The prompt is computed for the first time."""
+        """Starts the generation, once the prompt is computed for the first time."""
         self.begun = True
         if self._matcher is not None:
             self.state.matcher = self._matcher()
@@ -170,7 +170,7 @@ class GenerateJob(RequestJob[Generate]):
             self._end("length")
 
     def accept(self, token: int, logprob: float, alternatives: Alternatives) -> bool:
-        """Adds a token to the text, or ends it; whether it goes on."""
+        """Appends a token to the text, or ends the generation; returns whether it continues."""
         state, text = self.state, self.text
         self.first = self.first or time.monotonic()
         # The token that was computed in this pass is in the cache now, whatever comes next.
@@ -203,13 +203,13 @@ class GenerateJob(RequestJob[Generate]):
         return accepted
 
     def _end(self, reason: FinishReason) -> None:
-        """Releases what is left of the text. The result is delivered when the step is over."""
+        """Ends the generation and releases the rest of its text; the result is delivered at the end of the step."""
         tail = self.text.finish()
         self.ended = "stop" if self.text.stopped else reason
         self.stream.push(Step(None, tail, finish_reason=self.ended))
 
     def cancel(self) -> None:
-        """A text that has begun keeps what it has."""
+        """Ends the request; a generation that has begun returns its text so far."""
         if self.begun:
             self._end("cancelled")
         else:
@@ -232,7 +232,8 @@ class GenerateJob(RequestJob[Generate]):
 
 
 def is_plain(settings: Sampling) -> bool:
-    """Whether the likeliest token is all that is asked for, of those that its grammar allows if it has one."""
+    """Whether the settings always choose the likeliest token (of those that a grammar allows) and report no
+    alternatives."""
     greedy = settings.temperature == 0 and not settings.logprobs and settings.min_tokens == 0
     penalties = settings.repetition_penalty != 1.0 or bool(
         settings.presence_penalty or settings.frequency_penalty or settings.logit_bias
@@ -241,7 +242,8 @@ def is_plain(settings: Sampling) -> bool:
 
 
 class TextStream:
-    """Text of one row. Characters that may yet become part of a stop string are held back until that is decided."""
+    """Decodes the text of one row; characters that may become part of a stop string are held back until that is
+    decided."""
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], marks: frozenset[int] = frozenset()) -> None:
         """marks: special tokens that the text shows; it shows no others."""
@@ -252,11 +254,11 @@ class TextStream:
         self.stopped = False
 
     def push(self, token: int) -> str:
-        """The text that this token releases."""
+        """The text released by this token."""
         return "" if self._decoder is None else self._release(self._decoder.push(token))
 
     def finish(self) -> str:
-        """The text still held back when the row ends for another reason than a stop string."""
+        """The text still held back when the row ends for a reason other than a stop string."""
         if self._decoder is None or self.stopped:
             return ""
         released = self._release(self._decoder.flush())
@@ -281,5 +283,5 @@ class TextStream:
 
 
 def _overlap(text: str, stop: str) -> int:
-    """The longest end of `text` that is a beginning of `stop` (and not all of it)."""
+    """Length of the longest suffix of `text` that is a proper prefix of `stop`."""
     return next((n for n in range(min(len(text), len(stop) - 1), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,4 +1,4 @@
-"""One request in the engine: the state and behavior that the jobs of all request types share."""
+"""`RequestJob`: the state and behavior of one request in the engine, as the jobs of all request types share them."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ R = TypeVar("R", bound=Request)
 
 @dataclass(frozen=True)
 class EngineResources:
-    """What all requests of an engine are computed with. ends: tokens that end a text. speculates: whether next tokens
-    are drafted. never: tokens that are never generated. longest: sequence that fits the cache; None: any."""
+    """What the jobs of an engine share. ends: ids of end tokens. speculates: whether next tokens are drafted. never:
+    ids that are never generated. longest: tokens of the longest sequence that fits the cache; None: unbounded."""
 
     base: Base
     grammars: Grammars
@@ -65,10 +65,12 @@ class PassRequest:
 
 @dataclass(slots=True)
 class PassResult:
-    """What a forward pass returned for a job's tokens from position `begin` to before `end`. positions: those whose
-    logits the job asked for. draft: the tokens that were guessed to follow. out: the output of the whole batch.
-    logits_index: index of the job's first logits in it, those of the draft coming last. token_index: index of the job's
-    first token in the batch. latents_index: index of its denoising call; None where it made none."""
+    """What a forward pass returned for a job's tokens from position `begin` to before `end`.
+
+    positions: those whose logits the job asked for. draft: drafted tokens after them. out: the output of the whole
+    batch. logits_index: index of the job's first logits in it; those of the draft come last. token_index: index of the
+    job's first token in the batch. latents_index: index of its denoising call; None where it made none.
+    """
 
     begin: int
     end: int
@@ -166,12 +168,13 @@ class RequestJob(ABC, Generic[R]):
 
     @abstractmethod
     def pass_request(self, begin: int, end: int) -> PassRequest:
-        """What it puts into a pass over its tokens from position `begin` to before `end`, and needs back."""
+        """What the job contributes to a pass over its tokens from position `begin` to before `end`, and the outputs it
+        needs."""
 
     @abstractmethod
     def consume(self, pass_result: PassResult) -> WritingRow | None:
-        """Consumes the output of a pass, and sets `ended` when the job is complete. Returns its row where a next token
-        is to be chosen for it."""
+        """Consumes the output of a pass, and sets `ended` when the job is complete. Returns its row where its next
+        token is to be chosen."""
 
     @abstractmethod
     def result(self) -> Result:
@@ -185,7 +188,7 @@ class RequestJob(ABC, Generic[R]):
         return end - self.computed_tokens
 
     def prefix_tokens(self, length: int) -> list[int]:
-        """What names the first `length` tokens in prefix-cache keys: their ids, or the hash of the media there."""
+        """The key elements of the first `length` tokens in the prefix cache: token ids, or hashes of media."""
         names = self.tokens[:length]
         for part in self.request.vectors:
             start = self.adapter.virtual + part.start
@@ -206,52 +209,53 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def prompt_end(self) -> int:
-        """Position after the prompt's last token, and what a decoder starts with behind it."""
+        """The position after the prompt's last token, or after the decoder's start token where an encoder reads the
+        prompt."""
         return self.adapter.virtual + len(self.request.tokens) + len(self.starts)
 
     @property
     def reads(self) -> bool:
-        """Whether an encoder reads its tokens, and nothing is written behind them."""
+        """Whether an encoder reads its tokens and nothing is generated."""
         return self.source > 0 and not self.writes
 
     @property
     def reusable(self) -> int | None:
-        """First tokens that may come from the prefix cache; None where each token's own output is needed."""
+        """How many first tokens may come from the prefix cache; None where the output of each token is needed."""
         return len(self.tokens) - 1
 
     @property
     def returns_to(self) -> int | None:
-        """A position to which the job may return later; None: it does not."""
+        """A position to which the job may return later; None where it never does."""
         return None
 
     @property
     def max_new_tokens(self) -> int:
-        """The largest number of tokens behind the prompt in its row."""
+        """The largest number of tokens that its row may hold after the prompt."""
         return 0
 
     @property
     def decoding(self) -> bool:
-        """Whether it computes one token per step, outside the queues' shares."""
+        """Whether it computes one token per step, outside of the queues' shares."""
         return False
 
     def draft(self, max_tokens: int) -> Sequence[int]:
-        """Up to `max_tokens` tokens that may follow its next one."""
+        """Drafts up to `max_tokens` tokens that may follow its next one."""
         return ()
 
     def cacheable_length(self, begin: int, end: int) -> int:
-        """First tokens to save in the prefix cache, now that all are computed, the last of them from `begin`."""
+        """How many first tokens to save in the prefix cache after a pass over those from `begin` to `end`."""
         return self.prompt_end
 
     def cancel(self) -> None:
-        """Fails the request, whose caller has gone."""
+        """Fails the request, because its caller has gone."""
         self.failed = RequestError("the request was cancelled before it started", code="cancelled")
 
     def fail(self, error: Exception | None) -> None:
-        """Marks the job to leave at the end of the step, with this error, or because its numbers are not finite."""
+        """Marks the job to leave at the end of the step with this error; None: its numbers are not finite."""
         self.failed = error or not_finite(self.resources.base, self.adapter.key)
 
     def restart(self) -> None:
-        """Discards what is computed, but not the generated tokens."""
+        """Discards computed states, but not generated tokens."""
         self._read = self._prompt_read
         self.row, self.computed_tokens = None, 0
 
@@ -265,7 +269,7 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def spent(self) -> RequestUsage:
-        """Compute spent on it so far."""
+        """The compute spent on the request so far."""
         read = self._prompt_read
         return RequestUsage(Usage(read, self.generated_tokens, min(self.cached or 0, read)), self.compute)
 
@@ -285,7 +289,7 @@ class RequestJob(ABC, Generic[R]):
 
 
 def give_error(job: RequestJob) -> None:
-    """Ends a job's stream with the error that it failed with, or one that it is the cause of."""
+    """Ends a job's stream with the error that the job failed with, wrapped where it is not one of ours."""
     error, job.failed = job.failed, None
     assert error is not None
     # Whoever keeps the error keeps where it was raised, but not what stood there: jobs, caches, the engine.

@@ -1,7 +1,8 @@
-"""Requests that pool the hidden states of a whole prompt into one vector: the vector itself, and class scores of a
-trained head or of a checkpoint's own labels (classifiers, cross-encoders that judge pairs).
+"""Requests that pool the hidden states of a whole prompt: embeddings, a trained head's class scores, and the logits of
+a checkpoint's own labels (classifiers, cross-encoders that judge pairs).
 
-Shapes: T tokens, D features, E of all poolings side by side."""
+Shapes: T tokens, D features, E of all poolings side by side.
+"""
 
 from __future__ import annotations
 
@@ -25,10 +26,13 @@ from bedplate.models.specs.sentence import Pooling
 
 @dataclass(frozen=True)
 class Embed(Request):
-    """One vector for `tokens`: the base's own, or hidden states pooled in one way. pooling: None is the base's own way,
-    with the steps that its library takes after it where it is a sentence encoder and `depth` is None. depth: None pools
-    the model's output (after the last norm), a number the state after that many blocks. normalise: to unit length; None
-    where the base's own way leaves it so, and always where it has none. skip: so many first tokens are not pooled."""
+    """Embeds `tokens` as one vector.
+
+    pooling: None is the base's own, followed by a sentence encoder's own layers where `depth` is None. depth: None
+    pools the model's output (after the last norm), a number the states after that many blocks. normalise: to unit
+    length; None: as the base's own pooling does it, and always where it has none. skip: number of first tokens that are
+    not pooled.
+    """
 
     pooling: Pooling | None = None
     depth: int | None = None
@@ -38,6 +42,8 @@ class Embed(Request):
 
 @dataclass(frozen=True)
 class Embedding(Result):
+    """The vector of one `Embed` request, E values."""
+
     vector: tuple[float, ...]
 
 
@@ -52,8 +58,8 @@ class Classify(Request):
 
 @dataclass(frozen=True)
 class Label(Request):
-    """The logits of the base's own labels, in their order. types: of each token, which of a pair's texts it is of; ()
-    where that is not told apart."""
+    """Asks for the logits of the base's own labels, in their order. types: per token, which text of a pair it belongs
+    to; () for models without token types."""
 
     types: tuple[int, ...] = ()
 
@@ -66,7 +72,7 @@ class Classification(Result):
 
 
 class PooledJob(RequestJob[R]):
-    """States are taken in as they come, so that a prompt may be computed in parts."""
+    """Pools states pass by pass, so that a prompt may be computed in chunks."""
 
     def __init__(
         self,
@@ -120,11 +126,11 @@ class PooledJob(RequestJob[R]):
 
     @abstractmethod
     def read(self, pooled_E: Tensor) -> Result:
-        """The result that the pooled states of the whole prompt give, float32 [E]."""
+        """Makes the result from the pooled states of the whole prompt, float32 [E]."""
 
 
 def _accumulate(pooling: Pooling, before_D: Tensor | None, states_TD: Tensor, first: int) -> Tensor:
-    """A pooled vector with the states of the next tokens in it; first: the position of the first of them."""
+    """Updates a pooled vector with the states of the next tokens. first: the position of the first of them."""
     if pooling == "last":
         return states_TD[-1]
     if pooling == "first":
@@ -148,7 +154,7 @@ _DIVIDE: Mapping[Pooling, Callable[[int, int], float]] = {
 
 
 class EmbedJob(PooledJob[Embed]):
-    """The pooled state itself, or what a sentence encoder makes of it."""
+    """Returns the pooled state itself, or the output of a sentence encoder's own layers."""
 
     def __init__(self, request: Embed, adapter: LoadedAdapter, resources: EngineResources) -> None:
         base = resources.base
@@ -171,6 +177,8 @@ class EmbedJob(PooledJob[Embed]):
 
 
 class ClassifyJob(PooledJob[Classify]):
+    """Applies the request's linear head to the pooled state."""
+
     def __init__(self, request: Classify, adapter: LoadedAdapter, resources: EngineResources) -> None:
         super().__init__(request, adapter, resources, (request.pooling,), request.depth)
 
@@ -179,6 +187,8 @@ class ClassifyJob(PooledJob[Classify]):
 
 
 class LabelJob(PooledJob[Label]):
+    """Applies the base's own label head to the pooled state."""
+
     def __init__(self, request: Label, adapter: LoadedAdapter, resources: EngineResources) -> None:
         base, types = resources.base, request.types
         if base.spec.classifier is None:

@@ -1,4 +1,4 @@
-"""Log-probabilities of given continuations."""
+"""Scoring: log-probabilities of given continuations of a prompt."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bedplate.inference.forward.adapters import LoadedAdapter
 
 @dataclass(frozen=True)
 class Score(Request):
-    """The total log-probability of each continuation after `tokens`."""
+    """Asks for the total log-probability of each continuation after `tokens`."""
 
     continuations: tuple[tuple[int, ...], ...]
 
@@ -32,8 +32,11 @@ class Scores(Result):
 
 
 class ScoreJob(RequestJob[Score]):
-    """One continuation after the other stands behind the prompt; the first token of each is scored with the prompt.
-    branch: whose turn it is. totals: log-probabilities of the first tokens, and of all those that follow so far."""
+    """Computes one continuation after the other behind the prompt; the first token of each is scored by the prompt's
+    last token.
+
+    branch: index of the current continuation. totals: log-probability sums so far.
+    """
 
     writes: ClassVar[bool] = True
 
@@ -52,6 +55,7 @@ class ScoreJob(RequestJob[Score]):
         check_prompt(base, self.request.tokens, self.adapter.virtual, max(len(c) for c in continuations))
 
     def _turn(self, branch: int) -> None:
+        """Puts continuation number `branch` behind the prompt."""
         self.branch = branch
         self.tokens[self.prompt_end :] = self.request.continuations[branch][:-1]
 
@@ -86,8 +90,8 @@ class ScoreJob(RequestJob[Score]):
             self.computed_tokens = self.prompt_end
 
     def _add(self, begin: int, logprobs_WV: Tensor) -> None:
-        """Adds what the positions from `begin` on say of the continuation in turn, and the prompt's last token of the
-        first token of every one."""
+        """Adds the log-probabilities of the current continuation's tokens after position `begin`; from the prompt's
+        last token, those of the first token of every continuation."""
         if begin == self.prompt_end - 1:
             self.totals = logprobs_WV[0, [c[0] for c in self.request.continuations]].tolist()
             logprobs_WV, begin = logprobs_WV[1:], begin + 1

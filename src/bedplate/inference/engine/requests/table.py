@@ -1,4 +1,4 @@
-"""The table of request types, and the job class that runs each."""
+"""JOB_TYPES: the table of request types, with the job class that runs each."""
 
 from __future__ import annotations
 
