@@ -34,7 +34,7 @@ from bedplate.training.loop import train
 from bedplate.training.objectives.language import NextToken
 from bedplate.training.parallel.apply import parallelised
 from bedplate.training.parallel.launch import launched
-from bedplate.training.parallel.states import DistributedStates
+from bedplate.training.parallel.sharded_states import DistributedStates
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import DocumentSource
 from bedplate.training.state import RunState

@@ -22,7 +22,7 @@ from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.search import planner
 from bedplate.adaptation.task.adapt_parts import GuardsSpec
 from bedplate.adaptation.task.spec import BudgetSpec
-from bedplate.adaptation.verdict import rules
+from bedplate.adaptation.verdict import rules_of_thumb
 from bedplate.core.processor import processor
 
 
@@ -238,14 +238,14 @@ def test_a_stopwatch_adds_up() -> None:
 
 # --- rules of thumb
 
-LABELS = rules.Expectation("labels", "tuned beats prompted", "many", "tuning", "tuned_beats_prompted")
-FEW_LABELS = rules.Expectation("labels", "prompted beats tuned", "few", "prompting", "prompted_beats_tuned")
-LENGTH = rules.Expectation("prompt length", "cheaper", "long", "tuning", "tuned_is_cheaper")
-STRUCTURE = rules.Expectation("structure", "tuned beats prompted", "labels", "tuning", "tuned_beats_prompted")
+LABELS = rules_of_thumb.Expectation("labels", "tuned beats prompted", "many", "tuning", "tuned_beats_prompted")
+FEW_LABELS = rules_of_thumb.Expectation("labels", "prompted beats tuned", "few", "prompting", "prompted_beats_tuned")
+LENGTH = rules_of_thumb.Expectation("prompt length", "cheaper", "long", "tuning", "tuned_is_cheaper")
+STRUCTURE = rules_of_thumb.Expectation("structure", "tuned beats prompted", "labels", "tuning", "tuned_beats_prompted")
 
 
-def rule_outcome(expected: rules.Expectation, outcomes: dict[str, RungOutcome], tested: Any = None) -> str:
-    return rules.score([expected], outcomes, tested or {}, 0)[0]["held"]
+def rule_outcome(expected: rules_of_thumb.Expectation, outcomes: dict[str, RungOutcome], tested: Any = None) -> str:
+    return rules_of_thumb.score([expected], outcomes, tested or {}, 0)[0]["held"]
 
 
 def test_a_rule_holds_only_where_the_difference_is_shown() -> None:
@@ -270,17 +270,17 @@ def test_a_rule_holds_only_where_the_difference_is_shown() -> None:
 
 
 @pytest.mark.parametrize("rule", [LABELS, FEW_LABELS, STRUCTURE])
-def test_a_rule_is_not_tested_where_one_side_never_used_the_labels(rule: rules.Expectation) -> None:
+def test_a_rule_is_not_tested_where_one_side_never_used_the_labels(rule: rules_of_thumb.Expectation) -> None:
     plain = {"zero_shot": outcome("zero_shot", 240), "own_prompt": outcome("own_prompt", 250)}
     skipped = RungOutcome("few_shot", "skipped", "no example fits")
     outcomes = {**plain, "lora": outcome("lora", 340), "few_shot": skipped}
-    row = rules.score([rule], outcomes, {}, 0)[0]
+    row = rules_of_thumb.score([rule], outcomes, {}, 0)[0]
     assert (row["held"], row["rests_on"]) == (
         "not_tested",
         "no prompted rung used the labels (few_shot: no example fits)",
     )
     only = {**plain, "few_shot": outcome("few_shot", 300)}
-    row = rules.score([rule], only, {}, 0)[0]
+    row = rules_of_thumb.score([rule], only, {}, 0)[0]
     assert (row["held"], row["rests_on"]) == ("not_tested", "no tuned rung used the labels (none was on the ladder)")
     assert rule_outcome(rule, {}) == "not_tested"
     assert rule_outcome(LENGTH, only) == "not_tested"
@@ -302,7 +302,7 @@ def test_test_rows_are_used_where_both_were_judged_on_them() -> None:
         "few_shot": OnTest(evaluation(rate(250, 400)), latency),
         "lora": OnTest(evaluation(rate(350, 400)), latency),
     }
-    row = rules.score([LABELS], outcomes, tested, 0)[0]
+    row = rules_of_thumb.score([LABELS], outcomes, tested, 0)[0]
     assert row["held"] == "true"
     assert row["rests_on"].endswith("on 400 rows of test")
     assert rule_outcome(LABELS, outcomes, {"lora": tested["lora"]}) == "false"  # not both: valid
@@ -317,9 +317,9 @@ def test_costs_of_a_call_are_compared(tuned: float, prompted: float, expected: s
 
 
 def test_what_most_rules_favour_and_ties_go_to_the_labels() -> None:
-    assert rules.favoured([LABELS, STRUCTURE]) == "tuning"
-    assert rules.favoured([FEW_LABELS, STRUCTURE]) == "prompting"
-    assert rules.favoured([FEW_LABELS, STRUCTURE, LENGTH]) == "tuning"
+    assert rules_of_thumb.favoured([LABELS, STRUCTURE]) == "tuning"
+    assert rules_of_thumb.favoured([FEW_LABELS, STRUCTURE]) == "prompting"
+    assert rules_of_thumb.favoured([FEW_LABELS, STRUCTURE, LENGTH]) == "tuning"
 
 
 # --- the ladder
@@ -339,7 +339,7 @@ def test_a_ladder_without_money_says_what_it_left_out_and_an_exhaustive_one_clim
         rungs, "done"
     )
     assert not [omission for omission in whole.data["not_tried"] if omission["kind"] != "impossible"]
-    predictions = json.loads((tmp_path / "whole" / rules.PREDICTIONS_FILE).read_text())
+    predictions = json.loads((tmp_path / "whole" / rules_of_thumb.PREDICTIONS_FILE).read_text())
     assert [prediction["rule"] for prediction in predictions] == [
         prediction["rule"] for prediction in whole.data["predictions"]
     ]

@@ -17,7 +17,7 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.economics.model.footprint import kept_bytes
 from bedplate.models.build import build
-from bedplate.models.layers.gradients import recomputing
+from bedplate.models.layers.recomputation import recomputing
 from bedplate.models.specs.parts import DeltaRule, LatentAttention
 from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, TransformerSpec

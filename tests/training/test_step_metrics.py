@@ -16,7 +16,7 @@ from bedplate.core.errors import TrainingError
 from bedplate.data.packing import pack_documents
 from bedplate.models.build import build
 from bedplate.models.layers import grouped
-from bedplate.models.layers.gradients import recomputing
+from bedplate.models.layers.recomputation import recomputing
 from bedplate.models.specs import EncoderDecoderSpec
 from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias

@@ -34,9 +34,11 @@ from bedplate.adaptation.search.run_rung import judge, retimed
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.task_file import load_adapt_task
-from bedplate.adaptation.verdict import gate, rules
-from bedplate.adaptation.verdict.acceptance import Hurdles, LadderRun, check_bar, second_labels
+from bedplate.adaptation.verdict import gate, rules_of_thumb
+from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
 from bedplate.adaptation.verdict.decision import GateVerdict, Nominable, Nomination, admissions, infeasible, over
+from bedplate.adaptation.verdict.label_ceiling import check_bar, second_labels
+from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
@@ -128,18 +130,18 @@ class _Ladder:
         self.out, self.curve = out, curve
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
-        expectations = rules.written_down(next((c for c in contexts if not c.is_encoder), self.context))
-        self.favours = rules.favoured(expectations)
+        expectations = rules_of_thumb.written_down(next((c for c in contexts if not c.is_encoder), self.context))
+        self.favours = rules_of_thumb.favoured(expectations)
         chosen = planner.order(chosen_rungs(self.spec), self.favours)
         candidates = {candidate.name: candidate for candidate in candidates_of(contexts, chosen)}
-        self.run = LadderRun(contexts, data, candidates, Hurdles(self.context), expectations, looking, watch)
+        self.run = LadderRun(contexts, data, candidates, AcceptanceCriteria(self.context), expectations, looking, watch)
 
     def climb(self) -> Report:
         """Steps 2 to 6 of the overview."""
         run, side = self.run, "weights" if self.favours == "tuning" else "prompt"
         run.outcomes = Ascent(run.candidates, side, self._likely).climb()
         run.results = {name: o.result for name, o in run.outcomes.items() if o.result is not None}
-        run.hurdles.settle(run.outcomes)
+        run.criteria.settle(run.outcomes)
         nomination = self._nominated()
         self._open_test(nomination)
         self._fill_verdict(nomination)
@@ -208,7 +210,7 @@ class _Ladder:
         return gate.nominate(
             self._nominables(),
             self.spec.budget,
-            target=self.run.hurdles.score,
+            target=self.run.criteria.score,
             confidence=1 - spent_alpha(1 - self.spec.target.confidence, 1),
             test_n=self.run.data.test.n if looking is None else looking.record.planned,
             baseline=self._baseline(),
@@ -217,7 +219,7 @@ class _Ladder:
 
     def _nominables(self) -> list[Nominable]:
         results = self.run.results
-        self.run.hurdles.compare(results)
+        self.run.criteria.compare(results)
         servable = [name for name, result in results.items() if result.skin is not None]
         return [self._nominable(name) for name in servable if name != self.spec.target.against]
 
@@ -225,7 +227,7 @@ class _Ladder:
         """A skin as nomination looks at it. times: as fast as it was measured to be."""
         result, latency = self.run.results[name], self.run.results[name].latency.scaled(1 / times)
         p95_floor, _ = latency.p95_bounds(self.spec.target.confidence)
-        judged = self.run.hurdles.judged(result)
+        judged = self.run.criteria.judged(result)
         return Nominable(
             name,
             judged.estimate,
@@ -236,7 +238,7 @@ class _Ladder:
             broken(self.run.guards.get(name, ())),
             judged.row_variance,
             None if p95_floor is None else 1000 * p95_floor,
-            self.run.hurdles.short(result),
+            self.run.criteria.short(result),
         )
 
     def _to_time(self, nomination: Nomination) -> list[str]:
@@ -246,7 +248,7 @@ class _Ladder:
             nominable.rung
             for nominable in self._nominables()
             if nominable.broken is None
-            and nominable.estimate > self.run.hurdles.score
+            and nominable.estimate > self.run.criteria.score
             and (keys := {key for key, _, _ in over(nominable, self.spec.budget)})
             and keys <= {"p95_ms", "usd_per_1k_calls"}
         ]
@@ -268,7 +270,7 @@ class _Ladder:
         less time as a format was measured to save."""
         times, budget = self.run.candidates[name].context.format_gain, self.spec.budget
         current, quantized = self._nominable(name), self._nominable(name, times)
-        is_above = current.estimate > self.run.hurdles.score
+        is_above = current.estimate > self.run.criteria.score
         return is_above and infeasible(current, budget) is not None and infeasible(quantized, budget) is None
 
     def _baseline(self) -> str | None:
@@ -292,7 +294,7 @@ class _Ladder:
             "metric": self.task.metric_name,
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [run.results[name].skin_id for name in nomination.nominees],
-            **run.hurdles.question_parts(run.data.hashes),
+            **run.criteria.question_parts(run.data.hashes),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         ledger = ledger_for(self.task, leave=self.out)
@@ -307,7 +309,7 @@ class _Ladder:
             if name in compared or candidate.traits.side == "reference":
                 with run.watch.timed("tests", name):
                     run.tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
-        run.hurdles.open_test(examples, run.tested, run.results)
+        run.criteria.open_test(examples, run.tested, run.results)
 
     # --- step 5: the verdict
 
@@ -317,21 +319,21 @@ class _Ladder:
         earlier = guards_asked(run.candidates, nominees, run.results, run.guards)
         number = 1 if run.opening is None else max(run.opening.number, earlier)
         run.alpha = spent_alpha(error, number)
-        hurdles, looking = run.hurdles.on_test(nominees, run.tested, run.results), run.looking or SINGLE_LOOK
-        valid = {name: run.hurdles.judged(result) for name, result in run.results.items() if result.skin is not None}
+        nominees_on_test, looking = run.criteria.on_test(nominees, run.tested, run.results), run.looking or SINGLE_LOOK
+        valid = {name: run.criteria.judged(result) for name, result in run.results.items() if result.skin is not None}
 
         def shown(name: str, confidence: float) -> bool:
-            return hurdles.passes(name, run.guards.get(name, ()), looking.level(confidence))
+            return nominees_on_test.passes(name, run.guards.get(name, ()), looking.level(confidence))
 
         confirmations = gate.confirm(
-            [(name, looking.looked(hurdles.judged[name])) for name in nominees],
+            [(name, looking.looked(nominees_on_test.judged[name])) for name in nominees],
             valid,
-            target=hurdles.score,
+            target=nominees_on_test.score,
             alpha=run.alpha,
             next_alpha=spent_alpha(error, number + 1),
             checks={name: partial(shown, name) for name in nominees},
             order=gate.order_of(self.spec.testing, nomination, valid),
-            claims=hurdles.claims,
+            claims=nominees_on_test.claims,
         )
         levels = {confirmation.rung: looking.level(confirmation.lower_confidence) for confirmation in confirmations}
         run.guards |= {n: [guard.at(levels[n]) for guard in run.guards[n]] for n in levels if n in run.guards}
@@ -340,12 +342,12 @@ class _Ladder:
             nomination,
             confirmations,
             metric=self.task.metric_name,
-            target=hurdles.score,
+            target=nominees_on_test.score,
             n=run.data.test.n,
             groups=run.data.test.groups,
             guards=run.guards,
             limits=gate.limits(self.spec, {name: run.tested[name].latency for name in nominees}),
-            requirements=hurdles.at(levels),
+            requirements=nominees_on_test.at(levels),
             kept_out=admissions(
                 self._nominables(),
                 run.outcomes,

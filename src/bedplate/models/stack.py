@@ -17,10 +17,10 @@ from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend, Attention, SharingAttend
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import collect_routings
-from bedplate.models.layers.gradients import recomputes_blocks
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
 from bedplate.models.layers.positions import RelativePositions, Rotation, Rotations, sinusoids
+from bedplate.models.layers.recomputation import recomputes_blocks
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Scales, TransformerSpec
 

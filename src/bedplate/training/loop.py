@@ -30,7 +30,7 @@ from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress
 from bedplate.models.layers.experts import collect_routings
-from bedplate.models.layers.gradients import recomputing
+from bedplate.models.layers.recomputation import recomputing
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Term, evaluate_loss
@@ -67,7 +67,7 @@ def store_of(out: Path, ranks: Ranks) -> StateStore:
     """Opens the state store of the run in this directory, which another number of processes may have begun."""
     if ranks.world > 1 or (out / SHARDS).exists():
         # torch's parts for several processes take a second to import.
-        from bedplate.training.parallel.states import DistributedStates
+        from bedplate.training.parallel.sharded_states import DistributedStates
 
         return DistributedStates(out, ranks)
     return StateFile(out)

@@ -10,7 +10,7 @@ import pytest
 from tests.adaptation.conftest import write_rows, write_task
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.verdict.acceptance import second_labels
+from bedplate.adaptation.verdict.label_ceiling import second_labels
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.statistics.agreement import ceiling
 from bedplate.evaluation.examples import load_examples

@@ -14,7 +14,7 @@ from sklearn.metrics import accuracy_score, f1_score
 from bedplate.adaptation.context.outcome import Latency, RungResult
 from bedplate.adaptation.task.target_spec import TargetSpec, check_target
 from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.acceptance import Bar, OnTest
+from bedplate.adaptation.verdict.acceptance import Bar, NomineesOnTest
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
 from bedplate.adaptation.verdict.requirements import CallPrice, Priced, RequirementResult, requirements_of
 from bedplate.core.errors import ConfigError
@@ -179,7 +179,7 @@ def test_the_price_of_a_call_is_in_what_is_compared() -> None:
 def verdict(shown: dict[str, list[RequirementResult]], tested: dict[str, Evaluation], bar: float = 0.8) -> GateDecision:
     names = tuple(tested)
     checks = {n: lambda level, n=n: all(requirement.is_shown(level) for requirement in shown[n]) for n in names}
-    claims = OnTest(bar, {}, shown).claims
+    claims = NomineesOnTest(bar, {}, shown).claims
     confirmations = gate.confirm(list(tested.items()), tested, target=bar, alpha=0.05, checks=checks, claims=claims)
     requirements = {
         c.rung: [requirement.at(c.lower_confidence) for requirement in shown[c.rung]] for c in confirmations
@@ -220,10 +220,10 @@ def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() ->
     target = TargetSpec.model_validate({"value": 0.803, "all_of": [{"every": "label", "at_least": 0.76}]})
     shown = {"x": requirements_of(target, evaluation)}
     assert verdict(shown, {"x": evaluation}, 0.803).status == "INSUFFICIENT_DATA"  # each of three claims has a third
-    assert OnTest(0.803, {}, shown).claims == 3
-    assert OnTest(0.803, {}, {}).claims == 1
+    assert NomineesOnTest(0.803, {}, shown).claims == 3
+    assert NomineesOnTest(0.803, {}, {}).claims == 1
     against = {"x": [only({"against": "current", "margin": 0.02}, evaluation, reference=Priced(evaluation))]}
-    assert OnTest(0.803, {}, against).claims == 1  # the bar is that comparison
+    assert NomineesOnTest(0.803, {}, against).claims == 1  # the bar is that comparison
 
 
 def test_rows_that_both_answer_alike_promise_no_verdict_from_one_row() -> None:

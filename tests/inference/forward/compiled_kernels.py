@@ -9,7 +9,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bedplate.inference.forward import kernels as cache
+from bedplate.inference.forward import triton_kernels as cache
 from bedplate.models.layers.fused import triton_kernels as layers
 
 INTEGERS = ("at", "place", "table", "span", "tile")

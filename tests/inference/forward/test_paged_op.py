@@ -44,11 +44,11 @@ def one_operation(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(PagedAttention, "_one_operation", lambda self: True)
     if request.param == "kernel":
         interpreting(monkeypatch)
-        from bedplate.inference.forward import cache_ops, kernels
+        from bedplate.inference.forward import cache_ops, triton_kernels
 
-        monkeypatch.setattr(paged, "paged_attention", kernels.paged_attention)
-        monkeypatch.setattr(paged, "write_kv", kernels.write_kv)
-        assert cache_ops.write_kv is not kernels.write_kv
+        monkeypatch.setattr(paged, "paged_attention", triton_kernels.paged_attention)
+        monkeypatch.setattr(paged, "write_kv", triton_kernels.write_kv)
+        assert cache_ops.write_kv is not triton_kernels.write_kv
 
 
 @pytest.mark.parametrize("how", HOWS)

@@ -31,7 +31,7 @@ from bedplate.training.objectives.contrastive import Contrastive, Crops, PairSou
 from bedplate.training.objectives.language import Sft
 from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, Term
 from bedplate.training.parallel.apply import parallelised, whole_state
-from bedplate.training.parallel.states import DistributedStates
+from bedplate.training.parallel.sharded_states import DistributedStates
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource, ExampleSource
 

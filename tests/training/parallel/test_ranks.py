@@ -21,7 +21,7 @@ from tests.logged_steps import steps_of, wait_for_steps
 from tests.training.parallel import checks
 from tests.training.parallel.worker import PHASES
 
-from bedplate.training.parallel.states import DistributedStates
+from bedplate.training.parallel.sharded_states import DistributedStates
 from bedplate.training.ranks import ALONE
 
 ROOT = Path(__file__).parents[3]

@@ -18,8 +18,9 @@ from bedplate.adaptation.search import planner
 from bedplate.adaptation.search.formats import not_tried
 from bedplate.adaptation.search.rung_files import environment
 from bedplate.adaptation.task.target_spec import CURRENT
-from bedplate.adaptation.verdict import gate, rules
-from bedplate.adaptation.verdict.acceptance import LadderRun, second_labels
+from bedplate.adaptation.verdict import gate, rules_of_thumb
+from bedplate.adaptation.verdict.label_ceiling import second_labels
+from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.costs import Scale
@@ -47,7 +48,7 @@ def build_report(run: LadderRun) -> Report:
     context, verdict = run.context, run.verdict
     outcomes, results, tested = run.served, run.results, run.tested
     evaluations = {name: t.evaluation for name, t in tested.items()}
-    net = {name: run.hurdles.net(t.evaluation, results[name], t.latency) for name, t in tested.items()}
+    net = {name: run.criteria.net(t.evaluation, results[name], t.latency) for name, t in tested.items()}
     compared = gate.compare_with(net, verdict.nomination.nominees, verdict.nomination.versus, context.seed)
     valid = {name: result.evaluation for name, result in results.items()}
     judged = verdict.decision.rung or verdict.nomination.primary
@@ -65,7 +66,7 @@ def build_report(run: LadderRun) -> Report:
         requirements={name: tuple(requirements) for name, requirements in verdict.requirements.items()},
         predictions=tuple(
             schema_parts.RulePrediction(**prediction)
-            for prediction in rules.score(run.expectations, outcomes, tested, context.seed)
+            for prediction in rules_of_thumb.score(run.expectations, outcomes, tested, context.seed)
         ),
         guards={name: tuple(guards) for name, guards in run.guards.items()},
         limits={name: tuple(limits) for name, limits in verdict.limits.items()},
@@ -178,7 +179,7 @@ def _time_spent(run: LadderRun) -> schema_parts.Timing:
 def _results(run: LadderRun, split: Split, evaluations: Mapping[str, Evaluation]) -> dict[str, tuple[Any, ...]]:
     """What each candidate, and the system that runs today, made of each row; what is so of every row where the task
     says nothing is left out."""
-    current, plain = run.hurdles.current.get(split), {"weight": 1.0, "slices": None}
+    current, plain = run.criteria.current.get(split), {"weight": 1.0, "slices": None}
     return {
         name: tuple(
             schema.RowResult(**{k: v for k, v in vars(row).items() if k not in plain or v != plain[k]})
@@ -269,7 +270,7 @@ def _row(
     def price(seconds: float) -> float:
         return 1000 * result.price(rate, seconds)
 
-    priced = run.hurdles.priced(evaluation, result, timing)
+    priced = run.criteria.priced(evaluation, result, timing)
     # a cascade's two skins say their own
     evaluated_with = None if result.skin is None else read_skin(run.context.out / result.skin).evaluated_with
     return schema.Row(
@@ -305,9 +306,9 @@ def _current_rows(run: LadderRun) -> Iterator[schema.Row]:
     task, spec = run.context.task, run.context.task.data.current
     splits: tuple[Split, ...] = ("valid", "test")
     for split in splits:
-        if spec is None or split not in run.hurdles.current:
+        if spec is None or split not in run.criteria.current:
             continue
-        priced = run.hurdles.priced_current(split)
+        priced = run.criteria.priced_current(split)
         missing = priced.evaluation.unparsed
         unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""
         if task.scale.lower_is_better and spec.usd_per_1k_calls is None:

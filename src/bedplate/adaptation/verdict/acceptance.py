@@ -8,14 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from bedplate.adaptation.context.clock import Stopwatch
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Tested
-from bedplate.adaptation.labels.label_plan import Looking
-from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.search.guards import GuardResult, guards_pass
 from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
-from bedplate.adaptation.verdict.decision import GateVerdict
 from bedplate.adaptation.verdict.requirements import (
     NOTHING,
     CallPrice,
@@ -24,17 +20,13 @@ from bedplate.adaptation.verdict.requirements import (
     RequirementResult,
     requirements_of,
 )
-from bedplate.adaptation.verdict.rules import Expectation
 from bedplate.core.errors import DataError, UsageError
-from bedplate.core.statistics.agreement import agreement_ceiling
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import Evaluation
-from bedplate.evaluation.examples import Example, TaskData
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
-from bedplate.evaluation.ledger import Opening
-from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task
-from bedplate.report.schema_parts import Formats, Requirement, SecondLabels
+from bedplate.report.schema_parts import Requirement
 
 
 @dataclass
@@ -79,7 +71,7 @@ class Bar:
 
 
 @dataclass(frozen=True)
-class OnTest:
+class NomineesOnTest:
     """The nominees on test. score: the bar; judged: as the gate asks for them; shown: what else is required of each."""
 
     score: float
@@ -104,7 +96,7 @@ class OnTest:
         }
 
 
-class Hurdles:
+class AcceptanceCriteria:
     """current: split → the system that runs today, where the task has its answers."""
 
     def __init__(self, context: Context) -> None:
@@ -167,10 +159,10 @@ class Hurdles:
 
     def on_test(
         self, nominees: Sequence[str], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
-    ) -> OnTest:
+    ) -> NomineesOnTest:
         """The nominees, once test was opened for them."""
         priced_nominees = {name: self._on_test(name, tested, results) for name in nominees}
-        return OnTest(
+        return NomineesOnTest(
             self.bar.score("test" if nominees else "valid"),
             {name: self.bar.judged(priced.evaluation, priced.price) for name, priced in priced_nominees.items()},
             {name: self.bar.requirements(priced.evaluation, priced.price) for name, priced in priced_nominees.items()},
@@ -224,94 +216,3 @@ def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
         f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every "
         f"skin would look better than it{labels_note}; correct the column, or take `current` out"
     )
-
-
-@dataclass
-class LadderRun:
-    """Filled step by step by `adaptation.ladder`, written by `report`.
-
-    Given at the start: contexts (one for each base, the task's first in front), data, candidates, hurdles (what
-    candidates have to clear), expectations (rules of thumb), looking (a label budget's rows) and watch.
-
-    Filled on the way: outcomes of all candidates; results, those that were made, in the weights to serve; formats that
-    nominees were tried in; guards of nominees on child bases; tested, by candidate; the opening of test, with the
-    seconds that were reserved for it, and the error (alpha) that it may spend; and the verdict.
-    """
-
-    contexts: Sequence[Context]
-    data: TaskData
-    candidates: dict[str, Candidate]
-    hurdles: Hurdles
-    expectations: Sequence[Expectation]
-    looking: Looking | None
-    watch: Stopwatch
-    outcomes: dict[str, RungOutcome] = field(default_factory=dict[str, RungOutcome])
-    results: dict[str, RungResult] = field(default_factory=dict[str, RungResult])
-    formats: dict[str, Formats] = field(default_factory=dict[str, Formats])
-    guards: dict[str, list[GuardResult]] = field(default_factory=dict[str, list[GuardResult]])
-    tested: dict[str, Tested] = field(default_factory=dict[str, Tested])
-    opening: Opening | None = None
-    reserved: float | None = None
-    alpha: float = 0.0
-    verdict: GateVerdict = field(init=False)
-
-    @property
-    def context(self) -> Context:
-        """The context of the task's first base."""
-        return self.contexts[0]
-
-    @property
-    def served(self) -> dict[str, RungOutcome]:
-        """The outcomes, with the results in the weights to serve."""
-        return {name: replace(outcome, result=self.results.get(name)) for name, outcome in self.outcomes.items()}
-
-
-def second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabels | None:
-    """What the rows with two labels say, of all splits; None where the task names no second column. Only labels are
-    compared, so that test stays closed."""
-    column = task.data.second_label
-    if column is None:
-        return None
-    whole = sum(data.counts.get(name, 0) for name in ("train", "valid", "test"))
-    summary = SecondLabels(column=column, n=0, of=whole, groups=0, reason="no row has a second label")
-    if data.agreed:
-        agreed, groups, weights = zip(*data.agreed, strict=True)
-        ceiling = agreement_ceiling(agreed, groups, len(task.labels) or None, confidence, weights)
-        update: dict[str, object] = {"n": ceiling.n, "groups": ceiling.groups, "agreement": ceiling.rate}
-        update |= {"agreement_interval": ceiling.rate_interval, "reason": ceiling.reason}
-        if isinstance(task.metric, str) and METRICS[task.metric].scoring == "binary":
-            update |= {"ceiling": ceiling.value, "ceiling_interval": ceiling.interval}
-            update |= {"highest": ceiling.highest, "confidence": ceiling.confidence}
-        else:
-            update["reason"] = f"{task.metric_name} is no share of answers that are equal to the target"
-        summary = summary.model_copy(update=update)
-    return summary.model_copy(update={"said": _sentence(summary)})
-
-
-def check_bar(summary: SecondLabels | None, target: float | None, location: str) -> None:
-    """DataError for a bar above what any model can read against labels that agree no better. target: None where it is
-    not a fixed one."""
-    if summary is None or summary.highest is None or target is None:
-        return
-    if target > summary.highest:
-        raise DataError(
-            f"{location}: adapt.target.value: {target:g} is out of reach: of {summary.n:,} rows with a second label "
-            f"({summary.column}) the two agree on {summary.agreement:.3f}, so that no model reads more than "
-            f"{summary.highest:.3f} against one of them, with {summary.confidence:.0%} confidence; lower the bar, or "
-            "have the rows on which labels differ decided by a third person"
-        )
-
-
-def _sentence(summary: SecondLabels) -> str:
-    rows = f"{summary.n:,} of {summary.of:,} rows have a second label ({summary.column})"
-    if summary.agreement is None or summary.agreement_interval is None:
-        return f"{rows}: nothing is known of how noisy labels are"
-    low, high = summary.agreement_interval
-    text = f"{rows}; the two agree on {summary.agreement:.3f} ({low:.3f} to {high:.3f})"
-    if summary.ceiling is None or summary.ceiling_interval is None:
-        return f"{text}; no ceiling is given: {summary.reason}"
-    lower, upper = summary.ceiling_interval
-    text += f": a perfect model would read about {summary.ceiling:.3f} ({lower:.3f} to {upper:.3f})"
-    if summary.highest is None:
-        return f"{text}; there is no bound: {summary.reason}"
-    return f"{text}, and none more than {summary.highest:.3f} with {summary.confidence:.0%} confidence"

@@ -8,7 +8,8 @@
 6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`sampler.py`).
 7. Finished jobs leave their rows, save their prefixes and deliver their results through a `Stream`.
 
-Adapters, soft prompts, pinned prefixes and updates come between two steps, under the compute lock (`weight_loader.py`).
+Adapters, soft prompts, pinned prefixes and weight updates are applied between two steps, under the compute lock
+(`runtime_weights.py`).
 """
 
 from __future__ import annotations
@@ -36,17 +37,17 @@ from bedplate.inference.engine.requests.base import Request, Result, Stream
 from bedplate.inference.engine.requests.job import EngineResources, RequestJob
 from bedplate.inference.engine.requests.table import JOB_TYPES
 from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
+from bedplate.inference.engine.runtime_weights import RuntimeWeights
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
 from bedplate.inference.engine.sizes import engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
-from bedplate.inference.engine.weight_loader import WeightLoader
 from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.compute_lock import ComputeLock
-from bedplate.inference.forward.graphs import recorder
+from bedplate.inference.forward.cuda_graphs import recorder
 from bedplate.inference.forward.torch import TorchForward
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.device_memory import free_on
@@ -135,8 +136,10 @@ class Engine(Closing):
             speculates=speculates,
             counters=self._counters,
         )
-        self._loader = WeightLoader(base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters)
-        self._adapters = self._loader.adapters
+        self._runtime_weights = RuntimeWeights(
+            base, self.bank, self._forward, self._torch, self._tree, self._runner, adapters
+        )
+        self._adapters = self._runtime_weights.adapters
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
         budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
@@ -296,17 +299,17 @@ class Engine(Closing):
         self._check_open()
         with self._compute:
             self._check_open()
-            self._loader.load_adapter(key, config, tensors)
+            self._runtime_weights.load_adapter(key, config, tensors)
 
     def load_soft_prompt(self, key: str, vectors: Tensor, adapter: str | None = None) -> None:
         """Makes a soft prompt (https://arxiv.org/abs/2104.08691) available under `key`: vectors [P, D] before every
         prompt, on the base or on a loaded adapter. They take P positions of the context."""
-        self._loader.check_soft_prompts()
+        self._runtime_weights.check_soft_prompts()
         self._check_open()
         with self._compute:
             self._check_open()
             _check_unconverted(self._weights)
-            self._loader.load_soft_prompt(key, vectors, adapter)
+            self._runtime_weights.load_soft_prompt(key, vectors, adapter)
 
     def update(self, adapter: str | None, tensors: Mapping[str, Tensor]) -> int:
         """Puts new weights in the place of a loaded adapter's, or for None of the base's, and returns their version.
@@ -324,14 +327,14 @@ class Engine(Closing):
             if adapter is None:
                 if self._weights.readers > self._is_reader:
                     raise UsageError("another engine computes with this base's weights; close it first")
-                return self._loader.update_base(tensors)
-            return self._loader.update(adapter, tensors)
+                return self._runtime_weights.update_base(tensors)
+            return self._runtime_weights.update(adapter, tensors)
 
     def fingerprint(self, adapter: str | None = None) -> str:
         """SHA-256 of the weights that requests with this adapter run on now: of the adapter's own, or of the base's."""
         self._check_open()
         with self._compute:
-            return self._loader.fingerprint(adapter)
+            return self._runtime_weights.fingerprint(adapter)
 
     def unload_adapter(self, key: str, wait: bool = False) -> None:
         """Takes the key away: new requests are refused at once, those that hold the adapter end with it. Its slot and
@@ -359,7 +362,7 @@ class Engine(Closing):
             self._check_open()
             if self._forward is self._torch:
                 _check_unconverted(self._weights)
-            self._loader.pin(tokens, adapter, public=public)
+            self._runtime_weights.pin(tokens, adapter, public=public)
 
     def unpin(self, tokens: Sequence[int], adapter: str | None = None, *, public: bool = True) -> None:
         """Forgets a beginning that was pinned so; nothing happens where there is none."""
@@ -367,7 +370,7 @@ class Engine(Closing):
             return
         self._check_open()
         with self._compute:
-            self._loader.unpin(tokens, adapter, public=public)
+            self._runtime_weights.unpin(tokens, adapter, public=public)
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:

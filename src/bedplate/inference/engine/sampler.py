@@ -4,8 +4,8 @@
 2. Bias and penalties are applied (`penalise`).
 3. Greedy rows take the likeliest allowed token (`_greedy`); the others draw (`_draw`).
 4. A draw divides by the temperature, applies the mask and takes one uniform number from the row's own generator.
-5. Top-k, top-p and min-p become one limit per row, the least probability that stays (`limits`, `keep`), found in the
-   likeliest tokens where they suffice (`_from_head`), so that the vocabulary is rarely sorted.
+5. Top-k, top-p and min-p become one limit per row, the least probability that stays (`limits`, `apply_limits`), read
+   from the likeliest tokens where they suffice (`_from_head`), so that the vocabulary is rarely sorted.
 6. The number's place among what stays, in the vocabulary's order, is the token (`placed`).
 
 A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here.

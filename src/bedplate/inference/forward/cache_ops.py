@@ -21,7 +21,7 @@ from bedplate.inference.forward.host_to_device import Numbers
 from bedplate.inference.forward.spans import Span
 from bedplate.models.layers.attention import masked_attention
 from bedplate.models.layers.attention_options import AttentionOptions
-from bedplate.models.layers.fused.operation import operation
+from bedplate.models.layers.fused.custom_ops import operation
 
 TILE = 16
 """Tokens of one row that a program of the kernel has, where a row has more than one."""
@@ -36,7 +36,7 @@ def write_kv_reference(
 
 
 def _write_kernel() -> Callable[..., None]:
-    from bedplate.inference.forward.kernels import write_kv
+    from bedplate.inference.forward.triton_kernels import write_kv
 
     return write_kv
 
@@ -112,7 +112,7 @@ def _attended(
 
 
 def _attention_kernel() -> Callable[..., Tensor]:
-    from bedplate.inference.forward.kernels import paged_attention
+    from bedplate.inference.forward.triton_kernels import paged_attention
 
     return paged_attention
 

@@ -29,7 +29,7 @@ from bedplate.inference.forward.recurrent_states import RecurrentStates, Snapsho
 from bedplate.inference.forward.spans import Padded, Span, grouped
 from bedplate.models.layers.attention import whole_attention
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, KeysOf, Recurrence
-from bedplate.models.layers.fused.operation import has_triton
+from bedplate.models.layers.fused.custom_ops import has_triton
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import row_layout
 

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from bedplate.models.layers.attention import Attend, Attention, CrossAttention, LatentAttentionLayer
 from bedplate.models.layers.experts import MixtureOfExperts, ParallelExperts
 from bedplate.models.layers.feedforward import FeedForward, LayerInput
-from bedplate.models.layers.gradients import recompute_in_backward
 from bedplate.models.layers.norms import add_norm, make_norm
 from bedplate.models.layers.positions import Rotation
+from bedplate.models.layers.recomputation import recompute_in_backward
 from bedplate.models.layers.recurrence import ConvolutionMixer, DeltaRuleMixer, Mamba2Mixer
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import FeedForwardKind, Mixer, Scales, TransformerSpec

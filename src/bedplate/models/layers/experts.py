@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.models.layers.feedforward import ACTIVATIONS, FeedForward
-from bedplate.models.layers.gradients import gated, recompute_in_backward
 from bedplate.models.layers.grouped import Segments, grouped_product
 from bedplate.models.layers.linear import Linear
 from bedplate.models.layers.norms import make_norm
+from bedplate.models.layers.recomputation import gated, recompute_in_backward
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import Experts, TransformerSpec
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bedplate.models.layers.fused.custom_ops import operation
 from bedplate.models.layers.fused.linears import FusedLinears
-from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.gradients import gated, recompute_in_backward
 from bedplate.models.layers.linear import Linear
+from bedplate.models.layers.recomputation import gated, recompute_in_backward
 from bedplate.models.precision import Device
 from bedplate.models.specs.parts import Activation
 from bedplate.models.specs.transformer import TransformerSpec

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.models.layers.fused.operation import operation
-from bedplate.models.layers.gradients import rms_norm
+from bedplate.models.layers.fused.custom_ops import operation
+from bedplate.models.layers.recomputation import rms_norm
 from bedplate.models.precision import Device
 from bedplate.models.specs.transformer import TransformerSpec
 

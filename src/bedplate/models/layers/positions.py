@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bedplate.models.layers.fused.operation import operation
+from bedplate.models.layers.fused.custom_ops import operation
 from bedplate.models.precision import Device
 from bedplate.models.specs.position import LinearScaling, Llama3Scaling, LongRopeScaling, RelativeBias, YarnScaling
 from bedplate.models.specs.transformer import Rope, TransformerSpec

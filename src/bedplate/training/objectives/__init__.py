@@ -35,9 +35,9 @@ class Deferred:
 OBJECTIVES: dict[str, Callable[..., TextObjective]] = {
     "next_token": Deferred("language:NextToken"),
     "masked": Deferred("masked:Masked"),
-    "span_corruption": Deferred("spans:SpanCorruption"),
-    "mixture_of_denoisers": Deferred("spans:MixtureOfDenoisers"),
-    "fill_in_middle": Deferred("middle:FillInMiddle"),
+    "span_corruption": Deferred("span_corruption:SpanCorruption"),
+    "mixture_of_denoisers": Deferred("span_corruption:MixtureOfDenoisers"),
+    "fill_in_middle": Deferred("fill_in_middle:FillInMiddle"),
     "contrastive": Deferred("contrastive:Crops"),
 }
 """By name; called without arguments, or with their settings."""

@@ -28,7 +28,7 @@ from bedplate.models.model import Model
 from bedplate.models.precision import DTYPES
 from bedplate.models.specs.split import Cut, cuts_of
 from bedplate.training.config import AXES, Axis, DtypeChoice, ParallelConfig
-from bedplate.training.parallel.states import placed_like
+from bedplate.training.parallel.sharded_states import placed_like
 from bedplate.training.ranks import ALONE, Ranks
 
 
@@ -170,7 +170,7 @@ def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "aut
     if mesh.cuts_parameters:
         _shard(model, mesh, computes)
     summed = [model.get_submodule(path) for path, cut in cuts.items() if cut == "summed"]
-    return Team(mesh, frozenset(id(p) for module in summed for p in module.parameters()), computes)
+    return DistributedRanks(mesh, frozenset(id(p) for module in summed for p in module.parameters()), computes)
 
 
 def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
@@ -250,7 +250,7 @@ class Mesh:
         return self.sizes["shard"] > 1 or self.sizes["expert"] > 1
 
 
-class Team(Ranks):
+class DistributedRanks(Ranks):
     """This process among those of the mesh. summed: ids of parameters whose gradients are sums along "tensor".
     computes: the dtype of products."""
 

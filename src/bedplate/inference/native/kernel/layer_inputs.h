@@ -1,5 +1,5 @@
 // What every layer gets for a token beside its hidden state: a row of a table of their own, and a projection of the token's
-// embedding (Gemma 3n's per-layer embeddings, models/layer_inputs.py). Made once a call, for all layers.
+// embedding (Gemma 3n's per-layer embeddings, models/stack.py). Made once a call, for all layers.
 #pragma once
 #include "head.h"
 #include "norms.h"

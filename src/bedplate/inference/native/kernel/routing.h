@@ -1,4 +1,4 @@
-// Which experts see a token and how much each counts, from its logits (models/layers/routing.py says where from).
+// Which experts see a token and how much each counts, from its logits (models/layers/experts.py says where from).
 #pragma once
 #include <algorithm>
 #include <cmath>

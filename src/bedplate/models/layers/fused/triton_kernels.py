@@ -13,7 +13,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bedplate.models.layers.fused.operation import Refused
+from bedplate.models.layers.fused.custom_ops import Refused
 
 GATES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WIDEST = 32_768

@@ -16,7 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bedplate.models.layers.fused.operation import Refused
+from bedplate.models.layers.fused.custom_ops import Refused
 
 WIDEST = 256
 """Features of a head that one program holds."""

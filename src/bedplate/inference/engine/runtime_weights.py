@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from bedplate.adapters.lora import LoraConfig
 
 
-class WeightLoader:
+class RuntimeWeights:
     """Loads into `bank` and `tree`. adapters: what is loaded, by key. capacity: how many adapters may be loaded; the
     bank has as many slots again, for older versions that running requests still use. forward: what computes; plain: the
     same in torch, whose weights adapters are checked against."""

@@ -24,10 +24,10 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.engine import engine as engine_module
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
-from bedplate.inference.forward import graphs
+from bedplate.inference.forward import cuda_graphs
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch
-from bedplate.inference.forward.graphs import RecordedDecode, Run
+from bedplate.inference.forward.cuda_graphs import RecordedDecode, Run
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import TorchForward
@@ -107,7 +107,7 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.Mo
         scaling = LongRopeScaling((1.0,) * pairs, (3.0,) * pairs, 7, 4.0)
         spec = spec.with_(rope=replace(spec.position.rope, scaling=scaling))
     if spec.experts is not None:
-        for room in (graphs, grouped):
+        for room in (cuda_graphs, grouped):
             monkeypatch.setattr(room, "by_torch", lambda x: True)
     base, record = made_base(spec, FAMILIES["hf", name]), Recorder()
     caches = [

@@ -9,8 +9,8 @@ from tests.near import assert_near
 from torch import Tensor
 
 from bedplate.models.layers.feedforward import ACTIVATIONS
-from bedplate.models.layers.gradients import gated, rms_norm
 from bedplate.models.layers.linear import Linear, has_onednn
+from bedplate.models.layers.recomputation import gated, rms_norm
 
 
 def drawn(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
