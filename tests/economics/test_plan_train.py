@@ -204,7 +204,7 @@ def test_nothing_heavy_is_loaded() -> None:
 
 def test_the_packages_import_nothing_heavy() -> None:
     packages = {
-        "numbers": "bounds",
+        "numbers": "formula money prices",
         "hardware": "devices machine",
         "training": "device_layout layout_search scaling_laws training_cost tuning_cost",
     }

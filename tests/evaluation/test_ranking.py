@@ -213,7 +213,10 @@ def test_targets_and_documents_that_cannot_be_are_named(tmp_path: Path, change: 
     ("overrides", "message"),
     [
         (["output.documents=null"], "an output of kind embedding needs `documents`, what is searched"),
-        (["output={kind: text, documents: {source: documents.jsonl}}", "metric=exact_match"], "belong to outputs of"),
+        (
+            ["output={kind: text, documents: {source: documents.jsonl}}", "metric=exact_match"],
+            "belongs to outputs of",
+        ),
         (["inputs={q: {column: q}, r: {column: y}}"], "has one input, the query"),
         (["metric=accuracy"], "'accuracy' does not fit an output of kind embedding; ndcg@10, mrr@10, recall@1"),
     ],

@@ -74,7 +74,9 @@ def test_what_is_taught_is_what_the_grammar_writes(grammars: Grammars, drawn: tu
     text = schema_form(schema, value)
     assert json.loads(text) == value
     assert grammars.accepts(Grammar("json_schema", json.dumps(schema)), text)
-    assert JsonOutput(json_schema=schema).parse(text) == JsonOutput(json_schema=schema).parse(json.dumps(value))
+    assert JsonOutput(json_schema=schema).comparable(text) == JsonOutput(json_schema=schema).comparable(
+        json.dumps(value)
+    )
 
 
 def test_references_and_alternatives_decide_the_order(grammars: Grammars):

@@ -181,7 +181,7 @@ def test_little_is_held_and_each_step_reads_on(name: str, monkeypatch: pytest.Mo
     monkeypatch.setattr(LiteralReader, "_step", counted)
     assert written.literals is not None
     quote, equals = written.literals.quote, written.literals.equals
-    head = written.begin + written.opening + written.heads[0].replace("§", "f") + f"a{equals}"
+    head = written.begin + written.openings[0] + written.heads[0].replace("§", "f") + f"a{equals}"
     for text in (quote + quote, f"{quote}, ", f"{quote}, a", "\\", "[", "1", f"1, a{equals}", " "):
         for begin in (head, head + quote):
             reader, longest = CallReader(written), 0

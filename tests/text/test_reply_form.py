@@ -177,7 +177,7 @@ def test_reading_takes_linear_time(name: str) -> None:
     form = form_of(name)
     written = form.calls
     assert written is not None
-    head = written.begin + written.opening + written.heads[0].replace("§", "now")
+    head = written.begin + written.openings[0] + written.heads[0].replace("§", "now")
     for text in (" ", "<", written.begin + "{", head + "{", head + "{}", head + "{ <parameter=a>\n", "<think>"):
 
         def seconds(count: int, text: str = text) -> float:

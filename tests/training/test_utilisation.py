@@ -50,11 +50,6 @@ def test_lines_say_it(make_decoder, make_examples, tmp_path) -> None:
         assert row["mfu"] == pytest.approx(row["tokens_per_second"] * 1e6 / 1e12)
 
 
-def test_eight_bits_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match="torch itself does not have"):
-        TrainConfig(dtype="float8")  # type: ignore[arg-type]
-
-
 @pytest.mark.slow
 def test_compiled_blocks_learn_the_same(make_decoder, make_examples, tmp_path) -> None:
     losses = []

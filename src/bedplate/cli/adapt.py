@@ -14,7 +14,7 @@ from bedplate.adaptation.task.rung_table import RUNG_TABLE
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides, program
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import Progress, console
+from bedplate.core.progress import Countdown, console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
@@ -160,8 +160,7 @@ def adapt(
         with Catalog.open() as catalog:
             directory = catalog.skin_directory(parent)
     messages, file = tuple[str, ...](), None
-    has_limit = limit is not None and not exhaustive
-    with Progress(f"adapt: at most {(limit or 0) / 60:.0f} minutes", unit="", quiet=not has_limit):
+    with Countdown("adapt: time limit", None if exhaustive else limit):
         if label_budget is None:
             from bedplate.adaptation.ladder import adapt as climb
             from bedplate.core.executor import ProcessExecutor

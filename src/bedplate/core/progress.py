@@ -98,7 +98,8 @@ class Progress:
         if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
-                self._task = display.add_task(self._description, total=self._total, unit=self._unit, metrics="")
+                fields: dict[str, Any] = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
+                self._task = display.add_task(self._description, total=self._total, **fields)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -115,6 +116,13 @@ class Progress:
             _display.live.update(self._task, advance=n, metrics=shown)
         else:
             _display.live.advance(self._task, n)
+
+
+class Countdown(Progress):
+    """A bar of time: how much of a limit has passed, and how much is left. It moves by itself (`Bars`)."""
+
+    def __init__(self, description: str, seconds: float | None) -> None:
+        super().__init__(description, seconds, "s", quiet=seconds is None)
 
 
 class _Display:
@@ -159,16 +167,31 @@ class _Display:
                     return rich.text.Text(f"{task.completed:,.0f}{unit}" if task.completed else "")
                 return rich.text.Text(f"{task.completed:,.0f}/{task.total:,.0f}{unit}")
 
+        class Times(bars.ProgressColumn):
+            """The time since it began, and that which is left."""
+
+            max_refresh = 0.5
+
+            def render(self, task: bars.Task) -> rich.text.Text:
+                passed = _time(task.finished_time if task.finished else task.elapsed or 0.0)
+                remaining = task.time_remaining
+                if task.fields["of_time"]:
+                    remaining = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
+                has_estimate = remaining is not None and task.total is not None and not task.finished
+                return rich.text.Text(f"{passed}, {_time(remaining or 0.0)} left" if has_estimate else passed)
+
         class Bars(bars.Progress):
             def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
+                for task in tasks:
+                    if task.fields["of_time"]:
+                        task.completed = min(task.elapsed or 0.0, task.total or 0.0)
                 return super().make_tasks_table([task for task in tasks if (task.elapsed or 0.0) >= _AFTER])
 
         live = Bars(
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(bar_width=20),
             Count(),
-            bars.TimeElapsedColumn(),
-            bars.TimeRemainingColumn(compact=True),
+            Times(),
             bars.TextColumn("{task.fields[metrics]}", markup=False),
             console=console(stderr=True),
             refresh_per_second=5,
@@ -180,6 +203,13 @@ class _Display:
         except rich.errors.LiveError:  # the caller's own live display is running: stay out of its way
             return None
         return live
+
+
+def _time(seconds: float | None) -> str:
+    """As 0:07, 12:30 and 1:02:03."""
+    minutes, remainder = divmod(round(seconds or 0.0), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
 
 
 _display = _Display()

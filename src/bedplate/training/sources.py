@@ -94,7 +94,7 @@ class EpochSource(ABC, Generic[B]):
         if epochs < 1:
             raise DataError(f"epochs is {epochs}: it must be at least 1")
         self._per_epoch, self._epochs, self._drawn = -(-count // step_size), epochs, 0
-        self._step_size, self._shard, self._content, self._settings = step_size, shard, content, settings
+        self._step_size, self._shard, self._content, self._settings = step_size, _known_rank(shard), content, settings
         self._order: tuple[int, list[list[int]]] | None = None
 
     @property
@@ -238,6 +238,12 @@ class LabelledTextSource(_ExampleSource[LabelledText, TextBatch]):
         return pack_texts(chosen)
 
 
+def _known_rank(shard: Shard) -> Shard:
+    if not 0 <= shard[0] < shard[1]:
+        raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
+    return shard
+
+
 def _checked_lengths(examples: Iterable[TrainingExample | LabelledText], context_length: int | None) -> list[int]:
     ids: set[str] = set()
     lengths: list[int] = []
@@ -343,7 +349,7 @@ class CorpusSource:
                 f"step of {batch_rows} rows; use fewer rows a step, shorter rows or more epochs"
             )
         self.loader = loader
-        self._batch_rows, self._micro_rows, self._shard = batch_rows, micro_rows or batch_rows, shard
+        self._batch_rows, self._micro_rows, self._shard = batch_rows, micro_rows or batch_rows, _known_rank(shard)
         self._drawn = 0
 
     @property

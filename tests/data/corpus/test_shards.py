@@ -101,7 +101,7 @@ def test_another_tokenizer_or_manifest_is_refused(tmp_path: Path) -> None:
     cases = {
         "documents is 7, but its shards have 6": {"documents": 7},
         "bytes is 1, but": {"bytes": 1},
-        "extra: Extra inputs": {"extra": 1},
+        "unknown key 'extra'": {"extra": 1},
     }
     for message, change in cases.items():
         changed = {**manifest, "sources": [{**manifest["sources"][0], **change}]}

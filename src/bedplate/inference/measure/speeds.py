@@ -43,11 +43,15 @@ _BYTES, _SIZE, _SECONDS = 1 << 28, 1536, 0.4
 
 def measure_machine() -> MeasuredMachine:
     """Memory bandwidth and products of this machine, as torch on its threads reaches them."""
-    with Progress("measuring this machine", unit=""):
-        values = torch.ones(_BYTES // 4)
+    values, flops = torch.ones(_BYTES // 4), dict[str, float]()
+    with Progress("this machine", 4, "measurements") as bar:
         bandwidth = _BYTES / _best(values.sum)  # of a vector that no cache holds
-        flops = {str(dtype).removeprefix("torch."): _products(dtype) for dtype in (torch.float32, torch.bfloat16)}
+        bar.advance(1)
+        for dtype in (torch.float32, torch.bfloat16):
+            flops[str(dtype).removeprefix("torch.")] = _products(dtype)
+            bar.advance(1)
         eight = _int8_products()
+        bar.advance(1)
     flops |= {} if eight is None else {"int8": eight}
     return MeasuredMachine(
         cpu=processor().name,
