@@ -123,7 +123,7 @@ class Scheduler(Generic[I_]):
             queue.credit = max(queue.credit - cost, -self.quantum)
 
     def plan(self, reserved: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
-        """The shares of a step: (request, how much of its cost). reserved: budget already taken by running generations."""
+        """The shares of a step: (request, how much of its cost). reserved: budget of running generations."""
         budget = self.budget - reserved
         shares: dict[int, tuple[I_, int]] = {}
         idle = 0

@@ -126,7 +126,8 @@ class Result:
 
 
 class Stream:
-    """The answer of one request as it is computed: iterate it for steps (generation), or call `result()` for the whole."""
+    """The answer of one request as it is computed: iterate it for steps (generation), or call `result()` for all of
+    it."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
