@@ -1,6 +1,6 @@
-"""The adapters and soft prompts of an engine, which are loaded, updated and unloaded while requests run.
+"""The table of an engine's adapters and soft prompts, which are loaded, updated and unloaded while requests run.
 
-A key names one version of some weights at a time. Unloading or updating takes the key away at once; weights and cached
+A key names one version of an adapter at a time. Unloading or updating takes the key away at once; weights and cached
 prefixes are freed when the last request that uses them has ended, on the version that it began with.
 """
 
@@ -17,9 +17,12 @@ from bedplate.core.errors import RequestError, UsageError
 
 @dataclass(eq=False)
 class LoadedAdapter:
-    """One version of an adapter, or the base (key None); the namespace of its cached prefixes. slot: in the bank.
-    virtual: tokens of its soft prompt. parent: the adapter whose slot it borrows. users: requests and soft prompts that
-    hold it. config: its shape, for an update. fingerprint: SHA-256 of its weights, once computed."""
+    """One version of an adapter or soft prompt, or the base (key None); also the namespace of its cached prefixes.
+
+    slot: in the bank. virtual: number of soft-prompt tokens. parent: the adapter whose slot a soft prompt uses. users:
+    number of requests and soft prompts that use it. config: its shape, for updates. fingerprint: SHA-256 of its
+    weights, once computed.
+    """
 
     key: str | None
     slot: int = BASE_ROW
@@ -34,12 +37,13 @@ class LoadedAdapter:
 
     @property
     def virtual_tokens(self) -> tuple[int, ...]:
-        """Stand-ins for the soft prompt's vectors: ids that no vocabulary has."""
+        """Placeholder ids of the soft prompt's vectors, outside of every vocabulary."""
         return tuple(range(-self.virtual, 0))
 
 
 class Adapters:
-    """The loaded ones by key. `free` is called, in the computing thread, with one that nobody uses any more."""
+    """The loaded adapters by key. `free` is called, in the computing thread, with each retired one that is no longer
+    used."""
 
     def __init__(self, free: Callable[[LoadedAdapter], None]) -> None:
         self.base = LoadedAdapter(None)
@@ -62,7 +66,7 @@ class Adapters:
         return loaded
 
     def acquire(self, key: str | None) -> LoadedAdapter:
-        """The adapter of this key, kept until `release`. RequestError where there is none."""
+        """The adapter of this key, in use until `release`. RequestError where there is none."""
         with self._lock:
             loaded = self.base if key is None else self._by_key.get(key)
             if loaded is None:
@@ -71,6 +75,7 @@ class Adapters:
             return loaded
 
     def release(self, loaded: LoadedAdapter) -> None:
+        """Ends one use of an adapter."""
         with self._lock:
             loaded.users -= 1
 
@@ -80,6 +85,7 @@ class Adapters:
             raise UsageError(f"an adapter {key!r} is loaded already; unload it first, or use another key")
 
     def add(self, loaded: LoadedAdapter) -> None:
+        """Makes a loaded adapter available under its key."""
         assert loaded.key is not None
         with self._lock:
             self.check_new(loaded.key)
@@ -97,12 +103,12 @@ class Adapters:
             self._leaving.append(older)
 
     def has_children(self, loaded: LoadedAdapter) -> bool:
-        """Whether a soft prompt stands on this adapter."""
+        """Whether a soft prompt depends on this adapter."""
         with self._lock:
             return any(adapter.parent is loaded for adapter in (*self._by_key.values(), *self._leaving))
 
     def retire(self, key: str) -> LoadedAdapter:
-        """Takes the key away. Call `sweep` in the computing thread to free what nobody uses."""
+        """Takes the key away. Call `sweep` in the computing thread to free unused adapters."""
         with self._lock:
             loaded = self._by_key.pop(key, None)
             if loaded is None:
@@ -113,7 +119,7 @@ class Adapters:
 
     @property
     def leaving(self) -> bool:
-        """Whether `sweep` would free any. Those still used, by requests or a soft prompt, may stay so for long."""
+        """Whether `sweep` would free any. Retired adapters in use, by requests or a soft prompt, may stay for long."""
         return any(adapter.users == 0 for adapter in tuple(self._leaving))
 
     @property
@@ -122,7 +128,7 @@ class Adapters:
         return any(adapter.users > 0 for adapter in tuple(self._leaving))
 
     def sweep(self) -> None:
-        """Frees the retired that nobody uses."""
+        """Frees the retired adapters that are no longer used."""
         while True:
             with self._lock:
                 unused = next((adapter for adapter in self._leaving if adapter.users == 0), None)
@@ -137,7 +143,7 @@ class Adapters:
                 unused.freed.set()
 
     def close(self) -> None:
-        """Lets go of all, whoever uses them; those who wait for one to be gone need not wait any more."""
+        """Drops all adapters, in use or not, and wakes the threads that wait for one to be freed."""
         with self._lock:
             leaving, self._leaving = [*self._leaving, *self._by_key.values()], []
             self._by_key, self._free = {}, lambda loaded: None

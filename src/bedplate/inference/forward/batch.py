@@ -1,4 +1,4 @@
-"""What a forward pass is given and what it returns.
+"""The input and output of a forward pass: `FlatBatch` and `PassOutput`.
 
 Shapes: N tokens of a flat batch, W of them whose logits are needed, V vocabulary, D features, P vectors, T patches and
 C channels of a latent, S conditioning states.
@@ -17,13 +17,13 @@ from bedplate.inference.forward.spans import Span
 
 @dataclass(frozen=True)
 class FlatBatch:
-    """The new tokens of several sequences, one after the other, and the parts of the batch that are no tokens.
+    """The new tokens of several sequences, concatenated, with the inputs that are not tokens.
 
     logit_indices: indices of the tokens whose logits are needed. likeliest: only the likeliest successor of each is
     needed (see `Greedy`); logits may be returned all the same. depth: number of blocks to run; None: all. states: the
-    hidden states of all tokens are needed. types: the tokens' types; () where all are 0. sources: texts that the
-    encoder reads first, into their rows of the cache. reads: the tokens are whole texts for the encoder, and spans have
-    no rows. vectors: features in the place of some tokens' embeddings. latents: denoising calls made in the same pass.
+    hidden states of all tokens are needed. types: token types; () where all are 0. sources: texts that the encoder
+    reads first, into their rows of the cache. reads: the tokens are whole texts for the encoder, and spans have no
+    rows. vectors: features that replace the embeddings of some tokens. latents: denoising calls made in the same pass.
     """
 
     tokens: Sequence[int]
@@ -42,7 +42,7 @@ class FlatBatch:
 
 @dataclass(frozen=True)
 class VectorInput:
-    """Features [P, D] in the place of the embeddings of the batch's tokens from index `at` on."""
+    """Features [P, D] that replace the embeddings of the batch's tokens from index `at` on."""
 
     at: int
     vectors_PD: Tensor
@@ -50,7 +50,7 @@ class VectorInput:
 
 @dataclass(frozen=True)
 class LatentInput:
-    """One denoising call: noisy latents [T, C], their timestep, and any states [S, D] they are conditioned on."""
+    """One denoising call: noisy latents [T, C], their timestep, and any states [S, D] that condition them."""
 
     latents_TC: Tensor
     timestep: float
@@ -60,7 +60,8 @@ class LatentInput:
 
 @dataclass(frozen=True)
 class EncoderSource:
-    """The text that an encoder reads for one sequence, kept at the beginning of its row."""
+    """The text that an encoder reads for one sequence; its keys and values go to the beginning of the sequence's
+    row."""
 
     row: int
     tokens: Sequence[int]

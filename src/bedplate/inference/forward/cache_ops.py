@@ -1,8 +1,8 @@
-"""Operations on cached keys and values, each with a plain implementation and a Triton kernel for CUDA devices: writing
-new tokens to their places, and attention of new tokens over keys and values in blocks, which also writes them.
+"""Operations on cached keys and values: writing new tokens, and paged attention, which also writes them. Each has a
+plain implementation and a Triton kernel for CUDA devices.
 
-A kernel reads the blocks where they lie (PagedAttention, https://arxiv.org/abs/2309.06180), for steps of single tokens
-and for prompts' chunks alike; the plain way gathers what each token sees.
+A kernel reads the blocks in place (PagedAttention, https://arxiv.org/abs/2309.06180), for decode steps and prompt
+chunks alike; the plain implementation gathers what each token sees.
 
 Shapes: N tokens, X rows or blocks with Y places each, S rows, U tiles, P blocks of the pool, W blocks of a row's table,
 b tokens of a block, K keys, H query heads, G key-value heads, D features of a key, V of a value.
@@ -24,7 +24,7 @@ from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.fused.custom_ops import operation
 
 TILE = 16
-"""Tokens of one row that a program of the kernel has, where a row has more than one."""
+"""Tokens of one row that a kernel program processes, where a row has more than one."""
 
 
 def write_kv_reference(
@@ -50,9 +50,12 @@ write_kv = operation(
 
 
 class Places(NamedTuple):
-    """Where a flat batch's tokens stand. row_N: which of the S rows each is of. position_N: in it. begin_S: each row's
-    first token; start_S: its position; length_S: how many it has. tile_2U: of each piece that the kernel does at a
-    time, which row it is of, and which of that one's new tokens comes first."""
+    """Positions of a flat batch's tokens in its rows.
+
+    row_N: row of each token. position_N: its position there. begin_S: index of each row's first token; start_S: that
+    token's position; length_S: number of tokens. tile_2U: for each tile of a kernel, its row and the first of that
+    row's new tokens.
+    """
 
     row_N: Numbers
     position_N: Numbers
@@ -63,7 +66,7 @@ class Places(NamedTuple):
 
 
 def places(spans: Sequence[Span]) -> Places:
-    """Places of the new tokens of a batch of these spans."""
+    """The places of the new tokens of a batch of these spans."""
     length_S, start_S = np.array([span.length for span in spans]), np.array([span.start for span in spans])
     begin_S, row_N = length_S.cumsum() - length_S, np.repeat(np.arange(len(spans)), length_S)
     position_N = np.arange(len(row_N)) + (start_S - begin_S)[row_N]
@@ -75,7 +78,7 @@ def places(spans: Sequence[Span]) -> Places:
 
 
 def tile_tokens(spans: Sequence[Span]) -> int:
-    """How many tokens a tile has at most."""
+    """Maximum number of tokens in a tile."""
     return 1 if max(span.length for span in spans) == 1 else TILE
 
 

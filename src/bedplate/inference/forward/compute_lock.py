@@ -1,4 +1,4 @@
-"""The lock that says whose turn it is to compute: engines that share a machine take turns, in order of asking."""
+"""A fair lock for computing: engines that share a machine take turns in the order in which they asked."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ from collections import deque
 
 
 class ComputeLock:
-    """A reentrant lock that is handed to whoever has waited longest. (`threading.RLock` lets the thread that releases
-    it take it again at once, so that an engine under load would keep others waiting.)"""
+    """A reentrant lock that is handed to the thread that has waited longest.
+
+    (`threading.RLock` lets the thread that releases it take it again at once, so that an engine under load would starve
+    others.)
+    """
 
     def __init__(self) -> None:
         self._inner = threading.Lock()
@@ -35,7 +38,7 @@ class ComputeLock:
         return self
 
     def _give_up(self, turn: threading.Event) -> None:
-        """An interrupt while waiting: leave the queue, or pass on the turn that came meanwhile."""
+        """Handles an interrupt while waiting: leaves the queue, or passes on a turn that was granted meanwhile."""
         with self._inner:
             waiting = [waiter for waiter in self._waiting if waiter[1] is not turn]
             arrived = len(waiting) == len(self._waiting)

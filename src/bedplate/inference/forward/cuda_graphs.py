@@ -1,8 +1,9 @@
-"""Decode steps recorded once and replayed: what a GPU is to do for so many rows is started as one (CUDA graphs).
+"""CUDA graphs of decode steps: recorded once for a number of rows and replayed, so that a step costs the host one
+launch.
 
-A recording is of fixed numbers of rows, of blocks and of adapters' places (`adapters.fixed`), powers of two, and reads
-all that changes from step to step from one tensor that is overwritten before. Rows that only make up the number keep
-what they compute in a block that is nobody's, and what comes of them is left out.
+A recording has fixed numbers of rows, blocks per row and adapter places (`adapters.fixed`), each a power of two, and
+reads everything that changes between steps from one tensor, which is overwritten before each replay. Padding rows write
+to a scratch block, and their outputs are dropped.
 
 Shapes: N rows of a step, M of a recording, W blocks of a row, V vocabulary, D features.
 """
@@ -40,7 +41,7 @@ MOST_ROWS = 64
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share the memory of what stands between."""
+    """Records CUDA graphs, which share one memory pool for intermediate tensors."""
 
     _pool: Any = None
 
@@ -63,20 +64,20 @@ class CudaRecorder:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """The recorder of this device, if it has one."""
+    """The recorder for this device; None where it has no graphs."""
     return CudaRecorder() if device.type == "cuda" else None
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """flat: what is overwritten before each replay."""
+    """One recorded step. flat: the input tensor that is overwritten before each replay."""
 
     flat: Tensor
     replay: Run
 
 
 class RecordedDecode:
-    """Decode steps of one base over one cache. bank: of the adapters that rows may have."""
+    """Records and replays the decode steps of one base over one cache. bank: the adapters that rows may use."""
 
     def __init__(self, model: Model, cache: PagedCache, record: Recorder, bank: Bank | None = None) -> None:
         self._model, self._cache, self._record, self._bank = model, cache, record, bank
@@ -87,8 +88,8 @@ class RecordedDecode:
         """The reason no steps are recorded; None where they are."""
 
     def __call__(self, batch: FlatBatch) -> PassOutput | None:
-        """The step's outputs; None for one that is not a recordable decode step: single tokens, all of whose logits are
-        wanted, of the base or with adapters that have places."""
+        """The step's outputs; None for a step that cannot be recorded: recordable are single tokens that all need
+        logits, of the base or of adapters that have places."""
         N = len(batch.spans)
         plain = batch.depth is None and not (batch.sources or batch.reads or batch.types or batch.vectors)
         if self.reason is not None or not plain or N > MOST_ROWS or len(batch.tokens) != N:
@@ -136,7 +137,7 @@ class RecordedDecode:
 
     def _places(self, slots: Collection[int]) -> int | None:
         """The number of adapter places that a step with these adapters reads; None where it cannot be recorded. Drops
-        recordings that read tensors which are gone."""
+        recordings of tensors that were replaced."""
         if not slots:
             return 0
         if self._bank is None:
@@ -166,7 +167,7 @@ class RecordedDecode:
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:
-    """Why a model's decode steps cannot be recorded, if so: what the host reads on the way is in no recording."""
+    """Why a model's decode steps cannot be recorded (they read values on the host midway); None where they can."""
     spec = model.spec
     if not isinstance(spec, TransformerSpec) or spec.kind != "decoder":
         return "it is not a decoder alone"

@@ -1,7 +1,7 @@
-"""The integers of a pass that the host sends to the device, as one copy.
+"""Sends the integer arrays of a pass from the host to the device as one copy.
 
-What is derived from lists is derived by numpy: a torch operation on the host costs as much as one that is started on a
-device, and reading from a device waits for it.
+Indices are computed with numpy: a torch operation on the host costs as much as a launch on a device, and reading from a
+device synchronizes with it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Numbers = NDArray[np.int64]
 
 
 class HostToDevice:
-    """int64 arrays that go to a device together, from pinned memory and without waiting where there is such."""
+    """int64 arrays that are sent to a device together, asynchronously from pinned memory where there is any."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -27,13 +27,13 @@ class HostToDevice:
         self._sent: tuple[Tensor, Sequence[Tensor]] | None = None
 
     def add(self, values: Numbers | Sequence[int] | Sequence[Sequence[int]]) -> DeviceTensors:
-        """One array more, before any of them is asked for."""
+        """Adds an array, before any of them is read on the device."""
         assert self._sent is None, "sent already"
         self._arrays.append(np.array(values, dtype=np.int64))
         return DeviceTensors(self, len(self._arrays) - 1)
 
     def send(self, into: Tensor | None = None) -> None:
-        """Sends what there is. into: a tensor on the device, of just that many numbers, that is overwritten."""
+        """Sends the arrays. into: a device tensor of exactly that size, which is overwritten."""
         whole = torch.from_numpy(np.concatenate([array.reshape(-1) for array in self._arrays]))
         if into is None:
             into = sent(whole, self._device)
@@ -44,12 +44,12 @@ class HostToDevice:
 
     @property
     def sent(self) -> Tensor:
-        """All numbers, on the device."""
+        """All numbers, as one tensor on the device."""
         assert self._sent is not None
         return self._sent[0]
 
     def part(self, number: int) -> Tensor:
-        """The array that was added as this one, on the device."""
+        """Array number `number`, in the order of `add`, on the device."""
         if self._sent is None:
             self.send()
         assert self._sent is not None
@@ -57,12 +57,12 @@ class HostToDevice:
 
 
 class DeviceTensors:
-    """One array of a transfer, on the device once it is sent."""
+    """One array of a transfer, available on the device once it is sent."""
 
     def __init__(self, transfer: HostToDevice, number: int) -> None:
         self._transfer, self._number = transfer, number
 
     @property
     def tensor(self) -> Tensor:
-        """The array on the device, in its shape; sends all of them if they have not been."""
+        """The array on the device, in its shape; sends all arrays if they were not sent yet."""
         return self._transfer.part(self._number)

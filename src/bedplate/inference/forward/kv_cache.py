@@ -1,7 +1,8 @@
-"""Keys and values of running sequences on contiguous slots, one slot a row, and the attention that reads them.
+"""The KV cache of running sequences: its protocol, and the implementation in contiguous slots, one per row, with the
+attention that reads them.
 
-A layer with a window keeps a ring of its last tokens: position p stands at p % C, where C is what the ring holds. C is
-more than any position of a layer that keeps all, so that one rule does for both.
+A layer with a window keeps a ring of its last tokens: position p is stored at p % C, where C is the ring's capacity. In
+a layer that keeps all tokens C exceeds every position, so that one rule serves both.
 
 Shapes: R rows (slots), S sequences of a batch or group, N tokens of a flat batch, C tokens that a layer has room for, K
 keys a sequence may see, M layers of one size, G key-value heads, H query heads, D features of one head, V of its value.
@@ -32,7 +33,7 @@ from bedplate.models.specs.cache import LayerCache, row_layout
 
 
 class Store(NamedTuple):
-    """A store of keys or values: layers with these heads, features and window (None: every token) share one tensor."""
+    """The tensor of keys or values that layers with these heads, features and window (None: every token) share."""
 
     heads: int
     size: int
@@ -40,7 +41,7 @@ class Store(NamedTuple):
 
 
 def stores_of(layer_cache: LayerCache) -> tuple[Store, ...]:
-    """A key's and a value's, or of a latent one for both."""
+    """The stores of a layer's keys and values; one store where a latent serves as both."""
     if layer_cache.cache_type == "latent":
         return (Store(1, layer_cache.key_size + layer_cache.value_size, None),)
     return Store(layer_cache.heads, layer_cache.key_size, layer_cache.window), Store(
@@ -51,7 +52,7 @@ def stores_of(layer_cache: LayerCache) -> tuple[Store, ...]:
 def layer_views(
     stores: Mapping[Store, Tensor], layout: Sequence[LayerCache], layers: int
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Each layer's keys and values in the tensors of its stores; nothing for layers that keep none."""
+    """Each layer's keys and values as views of its stores; nothing for layers without any."""
     of_store = {store: iter(data.unbind(0)) for store, data in stores.items()}
     keys, values = ([torch.empty(0)] * layers for _ in range(2))
     for layer_cache in layout:
@@ -63,8 +64,8 @@ def layer_views(
 
 
 class SlotSegment:
-    """A copy of n tokens' keys and values: of each `Store` that there is, those of its layers [M, G, n, D]; and the
-    states after the last of them."""
+    """A copy of n tokens' keys and values, [M, G, n, D] for each `Store`, with the recurrent states after the last of
+    them."""
 
     def __init__(self, tokens: int, data: Sequence[Tensor], snapshot: Snapshot | None = None) -> None:
         self.tokens, self.data, self.snapshot = tokens, data, snapshot
@@ -92,8 +93,8 @@ STEP = 512
 
 
 class CachedAttend(Attend, CrossAttend, Protocol):
-    """Attention of a flat batch over a cache. write: keeps keys and values of what an encoder has read (a decoder's own
-    are kept when it attends)."""
+    """Attention of a flat batch over a cache. write: stores keys and values of an encoder's output (a decoder's own are
+    stored when it attends)."""
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None: ...
 
@@ -101,14 +102,14 @@ class CachedAttend(Attend, CrossAttend, Protocol):
 class KVCache(Protocol):
     """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …
 
-    reserve: makes room for so many tokens in each of these rows; returns {} or, where these rows had to be renumbered
-    and what others held is lost, the new number of each. rewinds: whether the row can go on from its position `to`, as
-    if it had no more tokens. save: tokens begin … end of a row for the prefix cache, of the first `depth` layers or
-    all; None where the row does not have them all any more; snapshot: with the row's states, where they are those after
-    the last. load: the first `count` tokens of a segment as the row's tokens from `begin` on. attend: attention of a
-    flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself; what the device is to
-    know of them goes with the transfer. commit: the pass over the spans last attended is over, and what it computed
-    stands.
+    reserve: makes room for so many tokens in each of these rows; returns {}, or the new number of each where rows were
+    renumbered, which loses the contents of all others. rewinds: whether the row can continue from position `to`, as if
+    it had no later tokens. save: copies tokens begin … end of a row for the prefix cache, of the first `depth` layers
+    or all; None where the row no longer has them all; snapshot: with the row's states, where they are those after the
+    last token. load: writes the first `count` tokens of a segment as the row's tokens from `begin` on. attend:
+    attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself; its
+    indices go to the device with the transfer. commit: ends the pass over the spans last attended, and keeps what it
+    computed.
     """
 
     block: int
@@ -126,11 +127,11 @@ class KVCache(Protocol):
 
     @property
     def longest(self) -> int | None:
-        """Tokens of a row that has all of the cache to itself; None: any number."""
+        """Maximum tokens of a row that has the whole cache to itself; None: unbounded."""
         ...
 
     def saved_bytes(self, depth: int | None) -> int:
-        """Bytes of one token of a segment saved with this depth, without its snapshot."""
+        """Bytes of one saved token at this depth, without its snapshot."""
         ...
 
     def room(self, lengths: Sequence[int]) -> bool:
@@ -152,11 +153,10 @@ class KVCache(Protocol):
 class SlotCache:
     """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest.
 
-    Layers' keys and values of one `Store` stand in one tensor [M, R, G, C, D], first layers first, so that to keep a
-    beginning, or to give it to a row, is one copy. C is the capacity, or where there is a window what is read and saved
-    of it (`_ring`). A latent and its rotary key stand side by side, as one key [G=1, key_size + value_size] whose last
-    features are the value. States are beside them (`states`). UnsupportedModelError for layers that keep anything
-    else.
+    Keys and values of the layers of one `Store` are one tensor [M, R, G, C, D], first layers first, so that saving or
+    loading a prefix is one copy. C is the capacity, or under a window what is read and saved of it (`_ring`). A latent
+    and its rotary key are stored side by side, as one key [G=1, key_size + value_size] whose last features are the
+    value. Recurrent states are separate (`states`). UnsupportedModelError for layers that cache anything else.
     """
 
     block = 1
@@ -191,12 +191,12 @@ class SlotCache:
         return [layer_cache for layer_cache in self._layout if depth is None or layer_cache.layer < depth]
 
     def _stores(self, depth: int | None) -> Counter[Store]:
-        """The number of tensors [R, G, C, D] of each store that the first layers have."""
+        """The stores of the first layers, with their number of tensors [R, G, C, D]."""
         return Counter(store for layer_cache in self._of(depth) for store in stores_of(layer_cache))
 
     def _ring(self, window: int | None, capacity: int) -> int:
-        """Places of a row: a step's tokens and those that its first token sees, and as many as the step before, which
-        the prefix cache has not been given yet."""
+        """Places of a row: the tokens of a step and those that its first token sees, and as many again for the previous
+        step, which the prefix cache may not have saved yet."""
         return capacity if window is None else min(capacity, window + 2 * self.step)
 
     def _bytes(self, rows: int, capacity: int) -> int:
@@ -205,7 +205,8 @@ class SlotCache:
         return rows * (values_per_row * self.dtype.itemsize + self.states.nbytes)
 
     def room(self, lengths: Sequence[int]) -> bool:
-        """One row always fits; more, as long as all rows at the longest one's length stay under the limit."""
+        """Whether rows of these lengths fit: one always does; more while all rows at the longest length stay under the
+        limit."""
         return len(lengths) <= 1 or self._bytes(len(lengths), max(lengths)) <= self.limit_bytes
 
     def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
@@ -288,12 +289,12 @@ class SlotCache:
                 data[: len(part), row].index_copy_(2, at, part[..., skipped:count, :])
 
     def free(self, row: int) -> None:
-        """A slot has nothing to give back. It is cleared when another reads it, if it is not given the same tokens."""
+        """Does nothing: a slot is cleared when another row reads it, unless that row begins with the same tokens."""
         self._stale.add(row)
 
     def _clear(self, span: Span) -> None:
-        """Zeros behind a span, where another's tokens stood: what is masked takes part in products, by which infinities
-        and NaN of one request would reach another."""
+        """Zeroes the places behind a span that contain another row's tokens: masked values still enter products,
+        through which infinities and NaN of one request would reach another."""
         self._stale.discard(span.row)
         for data in self._data.values():
             data[:, span.row, :, span.end : self._reach[span.row]] = 0
@@ -315,7 +316,7 @@ class SlotCache:
         self.states.close()
 
     def note(self, spans: Sequence[Span]) -> None:
-        """Records how far a pass will write each row, which says what its rings hold."""
+        """Records how far a pass will write each row, which determines what its rings contain."""
         for span in spans:
             self._reach[span.row] = max(self._reach.get(span.row, 0), span.end)
         if not self.forgets:
@@ -329,7 +330,7 @@ class SlotCache:
 
 
 class SlotAttention:
-    """Writes a flat batch's keys and values into the slots, then attends group by group of alike spans."""
+    """Writes a flat batch's keys and values into the slots, then attends group by group of similar spans."""
 
     is_cached = True
 
@@ -360,7 +361,8 @@ class SlotAttention:
             write_kv(keys.transpose(1, 2), values.transpose(1, 2), rows.tensor, places.tensor, k_NGD, v_NGV)
 
     def _place(self, capacity: int | None) -> None:
-        """Which tokens are written (None: all; never two to one place) and where, for a capacity (None: for all)."""
+        """Which tokens are written (None: all; never two to one place) and where, for one ring capacity (None:
+        unbounded)."""
         rows, positions, written = self._rows, self._positions, None
         if capacity is not None and self._longest > capacity:
             ends = np.repeat([span.end for span in self._spans], [span.length for span in self._spans])
@@ -402,7 +404,7 @@ class SlotAttention:
 
 
 class _SlotGroup:
-    """Spans padded to one length T, with the rows they read."""
+    """Spans padded to one length T, with the rows that they read."""
 
     def __init__(
         self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
@@ -430,7 +432,7 @@ class _SlotGroup:
         return self.padded.cross_attend(q_NHD, self._picked(keys, read), self._picked(values, read), options)
 
     def _picked(self, kept_RGCD: Tensor, places: slice) -> Tensor:
-        """The rows' keys or values at these places."""
+        """The keys or values of the group's rows at these places."""
         if self._view is not None:
             return kept_RGCD[self._view, :, places]
         return kept_RGCD[:, :, places].index_select(0, self._rows_S.tensor)

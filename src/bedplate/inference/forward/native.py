@@ -1,5 +1,5 @@
-"""One forward pass as one compiled call, where the machine and the base allow it. Same signature as the torch way, and
-the same cache: a pass may take either."""
+"""The forward pass as one call of the native CPU kernel, where the machine and the base allow it. Same signature and
+the same cache as `TorchForward`: each pass may use either."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from bedplate.models.model import Model
 
 
 class NativeForward(Forward):
-    """Passes of a base's packed weights with the bank's adapters: a decoder's over slots, or an encoder's, whose spans
-    are whole texts."""
+    """Runs passes on a base's packed weights with the bank's adapters: a decoder's over slots, or an encoder's, whose
+    spans are whole texts."""
 
     name = "native"
 
@@ -65,7 +65,7 @@ class NativeForward(Forward):
         return PassOutput(out.logits_WV, out.hidden_ND, greedy)
 
     def _adapter(self, slot: int) -> NativeAdapter | None:
-        """The bank's adapter as the kernel reads it, made once; None for the base's own row."""
+        """The bank's adapter in the kernel's layout, converted once; None for the base's own row."""
         if slot == BASE_ROW:
             return None
         if slot not in self._adapters:
@@ -93,6 +93,7 @@ def native_forward(
     *,
     threads: int,
 ) -> NativeForward:
-    """The passes of a model that the kernel takes: a decoder's over slots, or an encoder's, which has no cache."""
+    """The native forward of a model that the kernel supports: a decoder over slots, or an encoder, which has no
+    cache."""
     packed = (NativeEncoder if cache is None else NativeDecoder)(model, weights, blocks=blocks, threads=threads)
     return NativeForward(packed, bank, cache)

@@ -1,10 +1,12 @@
-"""Keys and values in blocks that sequences share (PagedAttention, https://arxiv.org/abs/2309.06180).
+"""The paged KV cache: keys and values in blocks that sequences share (PagedAttention,
+https://arxiv.org/abs/2309.06180).
 
-A row is a table of blocks. Full blocks of a beginning are handed from the prefix cache to a row and back by reference,
-without a copy; memory is taken a block at a time, so rows of all lengths fit beside each other. For devices where
-moving memory costs more than gathering it.
-A step of single tokens is one operation a layer; so are prompts' chunks where there is a kernel for them. Otherwise
-blocks are gathered, group by group of alike spans.
+A row is a table of blocks. Full blocks of a prefix pass between the prefix cache and rows by reference, without a copy;
+memory is allocated one block at a time, so rows of all lengths fit together. For devices where copying memory costs
+more than gathering it.
+
+A decode step is one operation per layer, and so are prompt chunks where there is a kernel for them. Otherwise blocks
+are gathered, group by group of similar spans.
 
 Shapes: P blocks of the pool, b tokens of one, S sequences of a group, N tokens of a flat batch, K keys, G key-value
 heads, H query heads, D features of one head, V of its value.
@@ -46,7 +48,7 @@ more than its window, and saved blocks of earlier tokens are evicted first."""
 
 
 class PagedSegment:
-    """Whole blocks of a sequence, counted as used for as long as this is held; and the states after the last token."""
+    """Whole blocks of a sequence, counted as used until released, with the recurrent states after the last token."""
 
     def __init__(self, cache: PagedCache, blocks: Blocks, snapshot: Snapshot | None = None) -> None:
         self._cache, self.blocks, self.snapshot = cache, blocks, snapshot
@@ -78,10 +80,12 @@ class PagedSegment:
 
 
 class PagedCache:
-    """Pools of blocks, one for each window that layers have. Layers with a window let go of blocks that neither the
-    row's next tokens nor the prefix cache will ask for. reclaim: asks the prefix cache to let go of so many bytes, and
-    says whether it did. pinned: bytes that it never will. scratch: each pool has one block more, which is nobody's, for
-    rows that only fill up a number; by default on CUDA devices, where steps are recorded."""
+    """The cache as pools of blocks, one pool per window size of the layers.
+
+    Layers with a window free blocks that neither the row's next tokens nor the prefix cache will need. reclaim: asks
+    the prefix cache to free so many bytes; returns whether it did. pinned: bytes that it never frees. scratch: each
+    pool has one extra block for padding rows; by default on CUDA devices, where steps are recorded.
+    """
 
     copies = False
 
@@ -135,7 +139,7 @@ class PagedCache:
         self._tables: dict[int, dict[int | None, list[int]]] = {}
 
     def _clear(self, window: int | None, blocks: Sequence[int]) -> None:
-        """Zeros in these blocks of the layers with this window."""
+        """Zeroes these blocks of the layers with this window."""
         index = HostToDevice(self.device).add(blocks).tensor
         for store, data in self._data.items():
             if store.window == window:
@@ -152,17 +156,17 @@ class PagedCache:
         return min(bound, default=None)
 
     def _max_blocks(self, window: int) -> int:
-        """Blocks that a row has of the layers with this window, however long it is: its window, a step, and as much
-        again that is not saved yet."""
+        """Maximum blocks of a row in layers with this window, whatever its length: the window, one step, and as many
+        again that are not saved yet."""
         return self._count(window + 2 * self.step) + 1
 
     def saved_bytes(self, depth: int | None) -> int:
-        """Bytes of one saved token: blocks hold all layers, whatever is in them."""
+        """Bytes of one saved token; blocks hold all layers, at any depth."""
         return self.token_bytes
 
     def room(self, lengths: Sequence[int]) -> bool:
-        """Whether the rows fit beside what is pinned; shared blocks are counted for each of them, and states, which
-        stand beside the pools, as if they were in them."""
+        """Whether rows of these lengths fit beside pinned blocks. Shared blocks count for each row; states, which are
+        stored outside of the pools, count as if they were in them."""
         reserved_blocks = (self._pinned() + len(lengths) * self.states.nbytes) // (self.block * self.token_bytes)
         return len(lengths) <= 1 or all(
             sum(self._row_blocks(length, window) for length in lengths) <= pool.blocks - reserved_blocks
@@ -170,7 +174,7 @@ class PagedCache:
         )
 
     def _row_blocks(self, length: int, window: int | None) -> int:
-        """Blocks of a row at most."""
+        """Maximum blocks of a row of this length."""
         count = self._count(length)
         return count if window is None else min(count, self._max_blocks(window))
 
@@ -205,7 +209,7 @@ class PagedCache:
         return pool.allocate()
 
     def let_go(self, blocks: Blocks) -> None:
-        """One user less of each block."""
+        """Ends one use of each block."""
         for window, of_window in blocks.items():
             self.pools[window].let_go(of_window)
 
@@ -228,7 +232,7 @@ class PagedCache:
         return PagedSegment(self, blocks, states)
 
     def load(self, row: int, begin: int, segment: Segment, count: int) -> None:
-        """Hands over whole blocks. The row has exactly `begin` tokens."""
+        """Appends whole blocks to a row that has exactly `begin` tokens."""
         assert isinstance(segment, PagedSegment)
         for window, table in self._row(row).items():
             assert len(table) * self.block == begin
@@ -253,15 +257,16 @@ class PagedCache:
         return PagedAttention(self, spans, HostToDevice(self.device) if transfer is None else transfer)
 
     def made_up(self, spans: Sequence[Span], rows: int, blocks: int, transfer: HostToDevice) -> CachedAttend:
-        """`attend` of single tokens, as if they were so many rows of so many blocks: others are nobody's."""
+        """`attend` of single tokens, padded to a number of rows and of blocks per row for a recording; padding uses the
+        scratch block."""
         for span in spans if self.forgets else ():
             self._move_on(span)
         padded_spans = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
         return PagedAttention(self, padded_spans, transfer, max_keys=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
-        """Blocks of layers with windows: those of the span are taken, those before what it sees, and before what may
-        not be saved yet, let go."""
+        """Allocates the span's blocks in layers with windows, and frees blocks that precede both what it sees and what
+        may not be saved yet."""
         for window, table in self._row(span.row).items():
             if window is None:
                 continue
@@ -279,7 +284,7 @@ class PagedCache:
         self.states.close()
 
     def table(self, row: int, window: int | None = None) -> Sequence[int]:
-        """The row's blocks of the layers with this window, in order; −1 for those that it has let go."""
+        """The row's blocks in layers with this window, in order; −1 for freed ones."""
         if row == NOBODY:
             return (self.pools[window].blocks,)
         return self._tables[row][window]
@@ -290,9 +295,11 @@ CLEARED = 16
 
 
 class BlockPool:
-    """Blocks of the layers of one window, and how many use each. Those that are taken hold zeros: what is masked takes
-    part in products, where the infinities and NaN of one request would reach another's, and so would what memory held
-    before. clear: makes some blocks so, which is done for `CLEARED` at once, and to none before it is needed."""
+    """The blocks of the layers of one window, with the number of uses of each.
+
+    Allocated blocks are zeroed: masked values still enter products, where infinities and NaN of another request, or of
+    uninitialized memory, would spread. clear: zeroes blocks; called for up to `CLEARED` at once, when one is needed.
+    """
 
     def __init__(self, blocks: int, clear: Callable[[Sequence[int]], None]) -> None:
         self.blocks = blocks
@@ -316,12 +323,12 @@ class BlockPool:
         return block
 
     def share(self, blocks: Sequence[int]) -> None:
-        """One user more of each."""
+        """Adds one use of each block."""
         for block in blocks:
             self._uses[block] += 1
 
     def let_go(self, blocks: Sequence[int]) -> None:
-        """One user less of each."""
+        """Ends one use of each block."""
         for block in blocks:
             self._uses[block] -= 1
             if self._uses[block] == 0:
@@ -329,8 +336,8 @@ class BlockPool:
 
 
 class PagedAttention:
-    """Writes a flat batch's keys and values into the rows' blocks, and attends to those. most: as if a row had so many
-    keys."""
+    """Writes a flat batch's keys and values into the rows' blocks, and attends to those. most: number of keys to assume
+    for every row (a recording's)."""
 
     is_cached = True
 
@@ -362,7 +369,7 @@ class PagedAttention:
         return self._grouped
 
     def _one_operation(self) -> bool:
-        """Whether one operation does a layer: of single tokens everywhere, of more where there is a kernel."""
+        """Whether a layer is one operation: always for single tokens, for more where there is a kernel."""
         if any(span.source for span in self._spans):
             return False
         kernel = self._cache.device.type == "cuda" and self._cache.dtype != torch.float64 and has_triton()
@@ -414,8 +421,8 @@ class PagedAttention:
 
 
 def tables_of(cache: PagedCache, spans: Sequence[Span], window: int | None, width: int) -> Numbers:
-    """Each row's first blocks [S, width]. Where it has none its own last one stands, whose numbers are masked: those of
-    another row, which may not be finite, would take part in this one's products."""
+    """Each row's first blocks [S, width], padded with the row's own last block: masked values of other rows' blocks,
+    which may not be finite, would enter this row's products."""
     tables = np.empty((len(spans), width), dtype=np.int64)
     for number, span in enumerate(spans):
         table = cache.table(span.row, window)[:width]
@@ -425,7 +432,7 @@ def tables_of(cache: PagedCache, spans: Sequence[Span], window: int | None, widt
 
 
 class _PagedGroup:
-    """Spans padded to one length, with the tables of the blocks they read."""
+    """Spans padded to one length, with the tables of the blocks that they read."""
 
     def __init__(
         self, cache: PagedCache, numbered: Sequence[tuple[int, Span]], total: int, transfer: HostToDevice

@@ -1,8 +1,8 @@
-"""Weights of 8 or 4 bits on torch, for devices: a linear whose weight is integers in blocks of 32 along its input.
+"""Weights of 8 or 4 bits on torch, for devices: linears whose weight is integers in blocks of 32 along the input.
 
-They are the native kernel's (`quantise_int8`, `quantise_int4`). 4 bits run on torch's own product of packed weights
-where a trial shows that it is right here; the plain way makes the weight again for each product, which saves memory and
-no time. The embedding, a head that is tied to it, and experts stay as they are.
+The formats are the native kernel's (`quantise_int8`, `quantise_int4`). 4-bit products use torch's own kernel for packed
+weights where a trial shows that it is correct on this device; otherwise the weight is dequantised for each product,
+which saves memory but no time. The embedding, a head tied to it, and experts are not quantised.
 """
 
 # Shape suffixes: T tokens, O out_features, I in_features, N blocks of a row, G the values of one block (32).
@@ -30,7 +30,7 @@ _TILES = 8
 
 
 class QuantisedLinear(Linear):
-    """`Linear` with the same hook, whose weight is made when it is asked for. Nothing of it is trained."""
+    """A `Linear`, with the same low-rank hook, whose weight is dequantised on use. It cannot be trained."""
 
     quants_ONG: Tensor
     scale_ON: Tensor
@@ -62,7 +62,7 @@ class QuantisedLinear(Linear):
 
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
-        """The matrix that the integers stand for, [O, I]."""
+        """The dequantised weight, [O, I]."""
         if self._packed is not None:
             identity = torch.eye(self.in_features, dtype=self._dtype, device=self.scale_ON.device)
             return self._product(identity).t()
@@ -83,7 +83,8 @@ class QuantisedLinear(Linear):
 
 
 def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The weights as torch's product reads them: integers in tiles, and [N, O, 2] of scales and what 8 stands for."""
+    """The weights in the layout of torch's packed product: integers in tiles, and [N, O, 2] of scales and zero
+    points."""
     quants_OI = quants_ONG.flatten(1)
     middle_ON = minimum_ON.float() + 8 * scale_ON.float()
     scale_and_zero = torch.stack((scale_ON.float(), middle_ON), dim=-1).transpose(0, 1).contiguous().to(dtype)
@@ -94,14 +95,14 @@ def packed(quants_ONG: Tensor, scale_ON: Tensor, minimum_ON: Tensor, dtype: torc
 
 
 def packed_product(x_TI: Tensor, tiles: Tensor, scale_and_zero: Tensor) -> Tensor:
-    """x Wᵀ, [T, O]."""
+    """x Wᵀ of packed weights, [T, O]."""
     product: Any = torch.ops.aten._weight_int4pack_mm_for_cpu if x_TI.is_cpu else torch.ops.aten._weight_int4pack_mm
     return product(x_TI, tiles, BLOCK, scale_and_zero)
 
 
 @cache
 def packs(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's product of packed weights gives what the plain one gives on this device."""
+    """Whether torch's product of packed weights is correct on this device."""
     generator = torch.Generator().manual_seed(0)
     quants_ONG = torch.randint(0, 16, (32, 4, BLOCK), generator=generator, dtype=torch.uint8).to(device)
     scale_ON, minimum_ON = (torch.rand(32, 4, generator=generator).to(device) for _ in range(2))
@@ -116,8 +117,8 @@ def packs(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def quantised(model: Model, bits: Bits) -> Model:
-    """The model with the linears of its blocks, and a head of its own, in so many bits; everything else is the same in
-    memory. UsageError for one whose rows are not whole blocks."""
+    """A copy of the model whose linears in blocks, and untied head, have so many bits; all other tensors are shared.
+    UsageError where a row is not a whole number of blocks."""
     shared = {id(p): p for p in (*model.parameters(), *model.buffers())}
     quantized_model = copy.deepcopy(model, shared)
     replacements: dict[Linear, Linear] = {}

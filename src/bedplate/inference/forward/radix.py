@@ -1,8 +1,9 @@
-"""The prefix cache: keys and values by their tokens (SGLang's RadixAttention, https://arxiv.org/abs/2312.07104).
+"""The prefix cache: a radix tree of keys and values by their tokens (SGLang's RadixAttention,
+https://arxiv.org/abs/2312.07104).
 
-One tree per namespace. An edge holds a run of key elements and their segment: whatever the cache underneath saves (a
-copy, or counted references to blocks). Leaves that nobody pinned are evicted, least recently used first, to stay under
-`capacity` bytes. Key elements are token ids, with a tenant's salt in the first that is not shared, or hashes of media.
+One tree per namespace. An edge holds a run of key elements and their segment: whatever the KV cache saves for them (a
+copy, or counted references to blocks). Unpinned leaves are evicted, least recently used first, to stay under `capacity`
+bytes. Key elements are token ids, salted by tenant in the first that is not shared, or hashes of media.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _SALT_SHIFT = 64
 
 
 def media_tokens(sha256: str, count: int) -> list[int]:
-    """The key elements of the first `count` vectors that were made of a media file: negative, so that they equal no
-    token's, and with the hash above the bits of tenants' salts (of 128 bits, `_SALT_SHIFT` up)."""
+    """The key elements of the first `count` vectors of a media file: negative, so that they equal no token id, with the
+    hash above the bits of tenants' salts (of 128 bits, `_SALT_SHIFT` up)."""
     media_hash = (int(sha256, 16) | 1) << 3 * _SALT_SHIFT
     return [-media_hash - offset for offset in range(count)]
 
@@ -34,24 +35,24 @@ def _salt(tenant: str) -> int:
 
 
 def salted(tokens: Sequence[int], shared: int, tenant: str) -> Key:
-    """The key of tokens of which the first `shared` are everybody's and the rest are the tenant's alone. The tenant
-    enters into one element, from which on paths of different tenants are apart."""
+    """The key of tokens of which the first `shared` are common to all tenants and the rest are this tenant's alone. The
+    salt changes one element, at which the paths of different tenants diverge."""
     if shared >= len(tokens):
         return tuple(tokens)
     return (*tokens[:shared], tokens[shared] + _salt(tenant), *tokens[shared + 1 :])
 
 
 def read_whole(tokens: Sequence[int], source: int, tenant: str) -> Key:
-    """The key of tokens of which an encoder reads the first `source` as one text: what it makes of each depends on all
-    of them, so that only the same text of the same tenant begins alike."""
+    """The key of tokens of which an encoder reads the first `source` as one text: each state depends on all of them, so
+    that only the same text of the same tenant shares a prefix."""
     digest = hashlib.blake2b(repr((tenant, list(tokens[:source]))).encode("utf-8", "surrogatepass"), digest_size=16)
     return (tokens[0] + (int.from_bytes(digest.digest(), "big") << _SALT_SHIFT), *tokens[1:])
 
 
 class Segment(Protocol):
-    """Keys and values of a run of tokens. resumes: whether a sequence can go on from its end (trees with snapshots).
+    """Keys and values of a run of tokens. resumes: whether a sequence can continue from its end (trees with snapshots).
     split: the first `at` tokens and the rest; this segment is not used afterwards. release: called once, when the tree
-    lets go of it."""
+    drops it."""
 
     @property
     def nbytes(self) -> int: ...
@@ -63,8 +64,8 @@ class Segment(Protocol):
 
 @dataclass(eq=False)
 class RadixNode:
-    """An edge and its end; children by their first block. `pins` counts the pinned keys that run through it, `ends`
-    those that end here, and `public` those of them that are everybody's."""
+    """An edge and its end; children by their first block. pins: pinned keys that pass through it. ends: pinned keys
+    that end here; public: those of them that every tenant may use."""
 
     key: Key
     segment: Segment | None
@@ -79,7 +80,7 @@ class RadixNode:
 
 @dataclass(frozen=True)
 class Match:
-    """The cached beginning of a key: segments from its start, each with how many of its tokens count. matched_length:
+    """The cached prefix of a key: segments from the start, each with how many of its tokens match. matched_length:
     tokens that are in the tree; a sequence may be able to continue only from an earlier one."""
 
     parts: tuple[tuple[Segment, int], ...] = ()
@@ -91,8 +92,8 @@ class Match:
 
 
 class RadixTree:
-    """Segments by key. block: matches and edges are multiples of so many elements. snapshots: a sequence can go on only
-    from the end of a segment that `resumes`. It belongs to the thread that computes."""
+    """Segments by key. block: matches and edges are multiples of so many elements. snapshots: a sequence can continue
+    only from the end of a segment that `resumes`. Used by the computing thread only."""
 
     def __init__(self, capacity: int, block: int = 1, *, snapshots: bool = False) -> None:
         self.capacity, self.block, self.snapshots = capacity, block, snapshots
@@ -106,7 +107,7 @@ class RadixTree:
         self._leaves: list[tuple[int, int, RadixNode]] = []
 
     def match(self, namespace: Hashable, key: Key, limit: int) -> Match:
-        """The longest cached beginning of `key`, of at most `limit` elements."""
+        """The longest cached prefix of `key`, of at most `limit` elements."""
         node = self._roots.get(namespace)
         self._clock += 1
         parts: list[tuple[Segment, int]] = []
@@ -129,8 +130,8 @@ class RadixTree:
         return Match(tuple(parts[:good]), at)
 
     def pinned_length(self, namespace: Hashable, tokens: Sequence[int], shared_length: int = 0) -> int:
-        """The length of the longest pinned beginning that a request may know of: one that is public, or one within its
-        first `shared_length` tokens. Pins of others must look like what is not there."""
+        """The length of the longest pinned prefix that a request may know of: a public one, or one within its first
+        `shared_length` tokens. Other tenants' pins must be indistinguishable from what is not cached."""
         node, at, longest = self._roots.get(namespace), 0, 0
         while node is not None and at < len(tokens):
             child = node.children.get(tuple(tokens[at : at + self.block]))
@@ -145,13 +146,13 @@ class RadixTree:
     def insert(
         self, namespace: Hashable, key: Key, save: Save, size: int, cuts: Sequence[int] = (), renew: bool = False
     ) -> int:
-        """Adds what is not there yet, with elements of `size` bytes each; an edge ends at each of `cuts`. Returns how
-        many elements were added. renew: where all of it is there, its last segment is saved anew if it has no snapshot.
-        """
+        """Adds the part of a key that is not cached yet, of `size` bytes per element; an edge ends at each of `cuts`.
+        Returns the number of elements added. renew: where all of it is cached, its last segment is saved anew if it has
+        no snapshot."""
         return self._insert(namespace, key, save, size, cuts, pin=False, renew=renew)[1]
 
     def pin(self, namespace: Hashable, key: Key, save: Save, size: int, *, public: bool = True) -> None:
-        """Adds a key that is never evicted. Pinned twice, it is to be unpinned twice. public: it is everybody's."""
+        """Adds a key that is never evicted; pins are counted. public: every tenant may use it."""
         node, _ = self._insert(namespace, key, save, size, (), pin=True, renew=True)
         node.ends += 1
         node.public += public
@@ -163,7 +164,7 @@ class RadixTree:
             walk = walk.parent
 
     def unpin(self, namespace: Hashable, key: Key, *, public: bool = True) -> bool:
-        """Lets go of a key that was pinned so, which stays cached until it is evicted; whether it was."""
+        """Unpins a key, which stays cached until it is evicted; returns whether it was pinned."""
         node = self._end_of(namespace, key[: len(key) // self.block * self.block])
         if node is None or not _pinned_so(node, public):
             return False
@@ -184,7 +185,7 @@ class RadixTree:
         return node is not None and _pinned_so(node, public)
 
     def pinned_keys(self, namespace: Hashable) -> list[tuple[Key, bool]]:
-        """Every pinned key of a namespace, once as public and once as private where it is pinned so."""
+        """Every pinned key of a namespace with whether it is public; a key pinned both ways appears twice."""
         pinned: list[tuple[Key, bool]] = []
         root = self._roots.get(namespace)
         stack: list[tuple[RadixNode, Key]] = [] if root is None else [(root, ())]
@@ -195,13 +196,14 @@ class RadixTree:
         return pinned
 
     def drop(self, namespace: Hashable) -> None:
-        """Forgets a namespace, pinned keys included."""
+        """Removes a namespace, pinned keys included."""
         root = self._roots.pop(namespace, None)
         for node in () if root is None else list(root.children.values()):
             self._cut(node)
 
     def forget(self, namespace: Hashable, key: Key) -> None:
-        """Forgets what is on the way to `key` or goes on from there, but for what is pinned: it cannot be trusted."""
+        """Removes what is cached on the path of `key` and beyond it, except pinned keys, because it cannot be
+        trusted."""
         node, at = self._roots.get(namespace), 0
         while node is not None and at < len(key):
             child = node.children.get(key[at : at + self.block])
@@ -214,7 +216,7 @@ class RadixTree:
             node, at = child, at + len(child.key)
 
     def _cut(self, top: RadixNode) -> None:
-        """Takes a node out, with all that goes on from it."""
+        """Removes a node and its subtree."""
         assert top.parent is not None
         del top.parent.children[top.key[: self.block]]
         stack = [top]
@@ -231,13 +233,13 @@ class RadixTree:
         self._leaves.clear()
 
     def give_back(self, size: int) -> bool:
-        """Evicts leaves of at least `size` bytes, as far as there are any; whether there was one."""
+        """Evicts leaves until `size` bytes are free, as far as possible; returns whether any was evicted."""
         before = self.evictions
         self._evict(self.capacity - max(self.used - self.pinned - size, 0), None)
         return self.evictions > before
 
     def clear(self) -> None:
-        """Forgets everything that is not pinned."""
+        """Removes everything that is not pinned."""
         self._evict(self.capacity, None)
 
     def _insert(
@@ -276,7 +278,7 @@ class RadixTree:
         return node, added
 
     def _renew(self, node: RadixNode, save: Save) -> None:
-        """Gives a node's segment the snapshot that it has not."""
+        """Adds the missing snapshot to a node's segment."""
         if node.segment is None or node.segment.resumes:
             return
         end = 0
@@ -303,7 +305,7 @@ class RadixTree:
         return node
 
     def _split(self, node: RadixNode, at: int) -> RadixNode:
-        """Cuts an edge in two and returns its first part."""
+        """Splits an edge in two and returns its first part."""
         assert node.segment is not None
         assert node.parent is not None
         before = node.segment.nbytes
@@ -331,7 +333,7 @@ class RadixTree:
         self._offer(node)
 
     def _offer(self, node: RadixNode) -> None:
-        """Puts a leaf among those that may be evicted; entries that have become untrue are dropped when met."""
+        """Adds a leaf to the eviction heap; outdated entries are dropped when met."""
         if not node.children and node.pins == 0:
             self._count += 1
             heapq.heappush(self._leaves, (node.used, self._count, node))
@@ -345,7 +347,7 @@ class RadixTree:
         return node.attached and not node.children and node.pins == 0 and node.used == used
 
     def _evict(self, need: int, protected: RadixNode | None) -> bool:
-        """Makes room for `need` bytes, sparing `protected`; whether there is room now."""
+        """Frees `need` bytes, sparing `protected`; returns whether there is room now."""
         spared: list[tuple[int, int, RadixNode]] = []
         while self.used - self.pinned + need > self.capacity and self._leaves:
             leaf = heapq.heappop(self._leaves)

@@ -1,8 +1,8 @@
-"""States that layers keep of a whole sequence, whatever its length: the last inputs of convolutions, recurrent states.
+"""Recurrent states of running sequences, of a fixed size per row: the last inputs of convolutions, and matrix states.
 
-A state belongs to one position, and goes only forwards. So a row can continue from where it is, from its beginning, or
-from a snapshot; it cannot be cut shorter. What a pass computes becomes the rows' own when the pass is over (`commit`):
-one that failed, and is tried again in parts, begins where it began.
+A state belongs to one position and only moves forward. So a row can continue from where it is, from its beginning, or
+from a snapshot; it cannot be cut shorter. The results of a pass replace the rows' states only when the pass is over
+(`commit`): a failed pass that is retried in parts begins where it began.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Snapshot:
 
 
 class RecurrentStates:
-    """States of rows [R, ...], one tensor of each `LayerCache` that is of a sequence."""
+    """States of rows [R, ...], one tensor for each `LayerCache` that belongs to a sequence."""
 
     def __init__(self, layout: Sequence[LayerCache], dtype: torch.dtype, device: torch.device) -> None:
         self._layout = [layer_cache for layer_cache in layout if layer_cache.of_sequence]
@@ -59,7 +59,7 @@ class RecurrentStates:
         return sum(entry.values * dtype.itemsize for entry, dtype in layers if depth is None or entry.layer < depth)
 
     def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
-        """Room for so many rows, of which the first ones are those that were `live_rows`, or all."""
+        """Makes room for so many rows, the first of which take the states of `live_rows` (None: all as they are)."""
         live_rows = range(self.rows) if live_rows is None else live_rows
         new_data: list[Tensor] = []  # all or, where memory runs out, none
         for number, (layer_cache, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
@@ -75,11 +75,11 @@ class RecurrentStates:
         return not self or self._at.get(row) == position
 
     def assume(self, row: int, position: int) -> None:
-        """Takes a row's states for those of this position, whatever they are (to time a pass)."""
+        """Treats a row's states as those of this position, whatever they are (to time a pass)."""
         self._at[row] = position
 
     def begin(self, spans: Sequence[Span]) -> None:
-        """A pass over these spans. UsageError where a row's states are not those before its span."""
+        """Begins a pass over these spans. UsageError where a row's states are not those before its span."""
         self._pending, self._spans = [], spans
         for span in spans if self else ():
             if span.start and not self.is_at(span.row, span.start):
@@ -89,7 +89,7 @@ class RecurrentStates:
                 )
 
     def _read(self, layer: int, spans: Sequence[Span]) -> State | None:
-        """The layer's states before these spans; None where all of them are beginnings."""
+        """The layer's states before these spans; None where all spans begin a sequence."""
         if not any(span.start for span in spans):
             return None
         rows = integers([span.row for span in spans], self._device)
@@ -98,12 +98,12 @@ class RecurrentStates:
         return tuple(torch.where(begun.view(-1, *(1,) * (state.dim() - 1)), state, 0) for state in states)
 
     def _write(self, layer: int, spans: Sequence[Span], after: State) -> None:
-        """The layer's states after these spans, from the end of the pass on."""
+        """Sets the layer's states after these spans, with effect from the end of the pass."""
         rows = [span.row for span in spans]
         self._pending += [(number, rows, state) for number, state in zip(self._of_layer[layer], after, strict=True)]
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor, groups: Sequence[Padded]) -> Tensor:
-        """`Attend.recur` of a flat batch [1, N, C] of the pass's spans, in groups of alike ones; no groups where it is
+        """`Attend.recur` of a flat batch [1, N, C] of the pass's spans, in groups of similar ones; without groups, of
         the beginning of one sequence."""
         if not groups:
             y_BTE, after = run(x_BTC, None, None)
@@ -119,28 +119,28 @@ class RecurrentStates:
         return out_NE[None]
 
     def commit(self) -> None:
-        """The pass is over: its states are the rows' own."""
+        """Ends the pass: its states become the rows'."""
         for number, rows, state in self._pending:
             self._data[number][integers(rows, self._device)] = state.to(self._data[number].dtype)
         self._at.update({span.row: span.end for span in self._spans} if self else {})
         self._pending, self._spans = [], ()
 
     def save(self, row: int, position: int, depth: int | None) -> Snapshot | None:
-        """A copy of a row's states, where they are those of this position."""
+        """A copy of a row's states; None where they are not those of this position."""
         if not self or not self.is_at(row, position):
             return None
         layers = zip(self._layout, self._data, strict=True)
         return Snapshot(tuple(data[row].clone() for entry, data in layers if depth is None or entry.layer < depth))
 
     def forget(self, row: int) -> None:
-        """Lets a row continue from its beginning only."""
+        """Invalidates a row's states: it can continue from its beginning only."""
         self._at.pop(row, None)
 
     def close(self) -> None:
         self._data, self._pending, self._at = [], [], {}
 
     def load(self, row: int, position: int, snapshot: Snapshot | None) -> None:
-        """A row's states at this position; without a snapshot nothing can go on from there."""
+        """Sets a row's states at this position from a snapshot; without one the row cannot continue from there."""
         self._at.pop(row, None)
         if snapshot is not None:
             for data, state in zip(self._data, snapshot.states, strict=False):

@@ -1,4 +1,4 @@
-"""The spans of a flat batch: which tokens of which rows it holds, and how alike ones are computed together.
+"""The spans of a flat batch (which tokens of which rows it holds), and padded attention over groups of similar spans.
 
 Shapes: S sequences of a group, N tokens of a flat batch, T tokens of one sequence, K keys a sequence may see, C places
 of a row's keys, G key-value heads, H query heads, D features of one head's query and key, V of its value.
@@ -21,8 +21,8 @@ from bedplate.models.layers.attention_options import AttentionOptions
 
 @dataclass(frozen=True)
 class Span:
-    """New tokens of one sequence: `length` of them from absolute position `start`, kept in `row` of the cache. source:
-    tokens before the sequence in its row, which an encoder has read: only attention across sees them."""
+    """New tokens of one sequence: `length` of them from absolute position `start`, cached in `row`. source: tokens at
+    the beginning of the row that an encoder has read; only cross-attention sees them."""
 
     row: int
     start: int
@@ -35,8 +35,10 @@ class Span:
 
 
 class Padded:
-    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens. What
-    the device is to know of them goes with a transfer, if nothing of it was asked for before that was sent."""
+    """Queries of a group of spans as a block [S, T], the mask of what they see, and the way back to flat tokens.
+
+    Its index arrays join the transfer, unless one of them is read before that is sent.
+    """
 
     def __init__(
         self, numbered: Sequence[tuple[int, Span]], total: int, dtype: torch.dtype, transfer: HostToDevice
@@ -69,16 +71,17 @@ class Padded:
 
     @property
     def tokens_N(self) -> Tensor:
-        """The flat numbers of the group's tokens."""
+        """The flat indices of the group's tokens."""
         return self._tokens_N.tensor
 
     @property
     def lengths_S(self) -> Tensor | None:
-        """The spans' lengths, where they differ."""
+        """The spans' lengths; None where they are equal."""
         return None if self._lengths_S is None else self._lengths_S.tensor
 
     def _mask(self, repeats: int) -> Tensor | None:
-        """The mask added to the scores [S, 1, repeats · T, K], on the keys' device; None where all see all keys."""
+        """The mask added to the scores [S, 1, repeats · T, K], on the keys' device; None where all queries see all
+        keys."""
         if self._folded is None and self._masked:
             seen_STK = self.keys_in_window(None).seen_STK
             mask_STK = torch.zeros(seen_STK.shape, dtype=self._dtype, device=seen_STK.device)
@@ -101,12 +104,12 @@ class Padded:
     def attend_near(
         self, q_NHD: Tensor, k_SKGD: Tensor, v_SKGV: Tensor, options: AttentionOptions, nearby: Nearby
     ) -> Tensor:
-        """The same over the keys of `nearby`."""
+        """`attend` over the keys of `nearby`."""
         visible = options.apply_window(nearby.seen_STK, nearby.distance_STK, True)
         return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, visible, options, nearby.distance_STK))
 
     def cross_attend(self, q_NHD: Tensor, k_SGKD: Tensor, v_SGKV: Tensor, options: AttentionOptions) -> Tensor:
-        """Attention outputs [N', H, V] over what the encoder has read, keys from position 0 to before `sources`."""
+        """Attention outputs [N', H, V] over the encoder's keys, from position 0 to before `sources`."""
         source_S = self._source_S.tensor
         read_SK = torch.arange(self.sources, device=source_S.device) < source_S[:, None]
         read_STK = read_SK[:, None].expand(-1, self._T, -1)
@@ -114,7 +117,7 @@ class Padded:
         return self.flat(masked_attention(self.block(q_NHD), k_SKGD, v_SKGV, read_STK, options))
 
     def keys_in_window(self, window: int | None) -> Nearby:
-        """The keys from the first one on that a span's first token sees in its window, made once for each window."""
+        """The keys from the first one that a span's first token sees in its window; computed once for each window."""
         if window not in self._nearby:
             low = self.first
             nearest = low if window is None else np.maximum(self._start_S - window + 1, low)
@@ -140,7 +143,7 @@ class Padded:
 
 @dataclass(frozen=True, eq=False)
 class Nearby:
-    """Positions of the keys that a group's spans read, how far they are from each query (0 is the query's own), and
+    """Positions of the keys that a group's spans read, the distance of each from each query (0 is the query's own), and
     which of them a query may see."""
 
     position_SK: Tensor
@@ -161,7 +164,7 @@ GROUP_COST = 32 * 1024
 
 
 def grouped(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
-    """Spans of a flat batch, each with its first token's number, in groups whose padding wastes little."""
+    """Groups spans, each with the index of its first token, so that little padding is wasted."""
     begin = 0
     numbered: list[tuple[int, Span]] = []
     for span in spans:

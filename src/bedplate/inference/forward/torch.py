@@ -1,6 +1,7 @@
-"""One forward pass of a flat batch over cached sequences: the torch way, which every base has.
+"""The forward pass of a flat batch over cached sequences in torch, which supports every base; and `Forward`, the
+protocol that the native kernel shares.
 
-Shapes: N tokens of a flat batch, W of them whose logits are wanted, V vocabulary, D features.
+Shapes: N tokens of a flat batch, W of them whose logits are needed, V vocabulary, D features.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from bedplate.models.packed.packed_attention import WholeTexts
 
 
 class Forward(Protocol):
-    """A way to run the base. Keys and values of the batch's tokens end up in the cache.
+    """Runs the base on a batch, and writes its tokens' keys and values to the cache.
 
-    weights: how products read them: "float32", "bfloat16", "int8", "int4". add_adapter: the slot's adapter has come to
-    the bank; UsageError where it cannot be run this way. forget: it leaves the bank. close: frees what is its own."""
+    weights: number format in which products read the weights: "float32", "bfloat16", "int8", "int4". add_adapter:
+    prepares an adapter that was added to the bank's slot; UsageError where this forward cannot run it. forget: called
+    when it leaves the bank. close: frees what this forward owns.
+    """
 
     name: str
     weights: str
@@ -56,9 +59,12 @@ class Resident(Protocol):
 
 
 class TorchForward(Forward):
-    """The base's own module. joined: linears that read the same input are one product, their weights moved together: by
-    default on devices and over blocks. (On a CPU that gains nothing, and mapped pages of the file would be copied.)
-    record: decode steps over blocks are recorded and replayed."""
+    """Runs the base's own module.
+
+    joined: linears that read the same input are fused into one product, their weights moved together: by default on
+    devices and over paged caches. (On a CPU that gains nothing, and mapped pages of the file would be copied.) record:
+    records decode steps over paged caches and replays them.
+    """
 
     name = "torch"
 
@@ -88,7 +94,7 @@ class TorchForward(Forward):
         return replace(self._run(batch) if batch.spans or batch.sources else PassOutput(None), denoised=denoised)
 
     def _run(self, batch: FlatBatch) -> PassOutput:
-        """The tokens of the batch, and the vectors among them."""
+        """Runs the batch's tokens and vectors, but not its latents."""
         model, device, spans = self._base.model, self._base.device, batch.spans
         if self._cache is None or batch.reads:
             lengths = [span.length for span in spans]
@@ -121,11 +127,11 @@ class TorchForward(Forward):
         return PassOutput(model.head(asked_WD).float(), hidden_ND)
 
     def complete(self) -> None:
-        """Reads what the base has left in its file."""
+        """Reads the weights that are still in the base's file."""
         _ = self._base.model
 
     def weights_changed(self) -> None:
-        """The base's parameters have other memory now: linears are joined again, and recordings of the old one go."""
+        """Fuses linears again and drops recordings, after the base's parameters moved to other memory."""
         if self._joined:
             fuse_linears(self._base.model)
         self.close()
@@ -142,8 +148,8 @@ class TorchForward(Forward):
         depth: int | None = None,
         types: Sequence[int] = (),
     ) -> Tensor:
-        """The states [N, D] of whole texts behind each other, as the model reads them; the shortest first, so that
-        those of one length are side by side."""
+        """The states [N, D] of concatenated whole texts from an encoder; run in order of length, so that texts of one
+        length are adjacent."""
         transfer, ends = HostToDevice(self._base.device), list(accumulate(lengths))
         order = sorted(range(len(lengths)), key=lambda number: lengths[number])
         at = [token for number in order for token in range(ends[number] - lengths[number], ends[number])]
@@ -162,7 +168,7 @@ class TorchForward(Forward):
         return found_ND if back is None else found_ND.index_select(0, back.tensor)
 
     def _encode(self, sources: Sequence[EncoderSource], cache: KVCache) -> None:
-        """Puts keys and values of what the encoder reads into the cache, for attention across."""
+        """Writes keys and values of the encoder's output to the cache, for cross-attention."""
         lengths, adapters = [len(source.tokens) for source in sources], [source.adapter for source in sources]
         states_ND = self._read([token for source in sources for token in source.tokens], lengths, adapters)
         rows = cache.attend([Span(source.row, 0, length) for source, length in zip(sources, lengths, strict=True)])
@@ -175,7 +181,7 @@ class TorchForward(Forward):
             self._select([], [])
 
     def _denoise(self, latents: Sequence[LatentInput]) -> list[Tensor]:
-        """The prediction of each denoising call; calls of one shape are one batch."""
+        """The prediction of each denoising call; calls of one shape form one batch."""
         model, device, dtype = self._base.model, self._base.device, self._base.dtype
         alike: dict[Hashable, list[int]] = defaultdict(list)
         for index, latent in enumerate(latents):
@@ -210,7 +216,7 @@ class TorchForward(Forward):
 
 
 def with_vectors(inputs: Inputs, vectors: Sequence[VectorInput], size: int, dtype: torch.dtype) -> Inputs:
-    """The inputs [1, N] with features [P, D] in the place of some tokens' embeddings."""
+    """The inputs [1, N] with features [P, D] in place of some tokens' embeddings."""
     tokens_1N = inputs.tokens
     vectors_1ND = torch.zeros(*tokens_1N.shape, size, dtype=dtype, device=tokens_1N.device)
     mask_1N = torch.zeros_like(tokens_1N, dtype=torch.bool)

@@ -1,8 +1,8 @@
-"""Triton's kernels over the cache, for CUDA devices; each is told beside its plain function.
+"""Triton kernels over the KV cache, for CUDA devices; each is tested against its plain function (`cache_ops`).
 
-Sums are made in float32. Keys and values are read where they lie, a block of the cache at a time (PagedAttention,
-https://arxiv.org/abs/2309.06180), with a softmax that is made as they come (https://arxiv.org/abs/2205.14135); the new
-tokens' own are read from what the layer has just made, so that one launch both keeps and reads them.
+Sums are float32. Keys and values are read in place, one block of the cache at a time (PagedAttention,
+https://arxiv.org/abs/2309.06180), with an online softmax (https://arxiv.org/abs/2205.14135). The new tokens' own keys
+and values are read from the layer's output, so that one launch both writes and reads them.
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false
 
@@ -30,7 +30,7 @@ LOG2E = tl.constexpr(1.4426950408889634)
 def write_kv(
     keys_XYGD: Tensor, values_XYGV: Tensor, at_N: Tensor, place_N: Tensor, k_NGD: Tensor, v_NGV: Tensor
 ) -> None:
-    """Writes each token's keys and values to its place."""
+    """Writes each token's keys and values to its place in the cache."""
     N, G, D = k_NGD.shape
     V = v_NGV.shape[2]
     _check(keys_XYGD, values_XYGV, k_NGD, v_NGV)
@@ -91,7 +91,7 @@ def paged_attention(
     window: int | None,
     sinks: Tensor | None,
 ) -> Tensor:
-    """Attention of new tokens over their rows' blocks, where their own keys and values are kept."""
+    """Attention of new tokens over their rows' blocks, into which their own keys and values are written."""
     _check(q_NHD, k_NGD, v_NGV, keys_PbGD, values_PbGV)
     (N, H, D), (G, V) = q_NHD.shape, v_NGV.shape[1:]
     repeats = H // G
@@ -233,7 +233,8 @@ def _attend(
 
 @triton.jit
 def _step(queries, k_DJ, v_JV, visible, mixed, total, top, scale, cap, CAPPED: tl.constexpr):
-    """Some keys more: the mix so far, the sum of its weights and the largest score, of each query."""
+    """One block of keys in the online softmax: updates the mixed values, the sum of weights and the largest score of
+    each query."""
     scores = tl.dot(queries, k_DJ, input_precision="ieee") * scale
     if CAPPED:
         scores = cap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / cap * LOG2E * 2.0)))  # tanh
