@@ -72,9 +72,9 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
                 x = plain.embedding(shifted)
                 by = plain._rotations.at(torch.arange(read.shape[1])[None], x.dtype)[-1]
                 joined = torch.cat((module.token_norm(x), module.state_norm(states[-1])), -1)
-                with collect_routings() as heard:
+                with collect_routings() as pass_routings:
                     states.append(module.norm(module.block(module.join(joined), by, RowAttention(True))))
-                routings += heard
+                routings += pass_routings
             for place, state in enumerate(states):
                 targets = ids[0, 1 + place :]
                 logits = plain.head(state[0, : len(targets)])

@@ -47,7 +47,7 @@ class Stack(nn.Module):
 
         self.position_embedding, self.token_type_embedding = table(spec.positions), table(spec.token_types)
         self.embedding_norm = make_norm(spec, device, dtype) if spec.norms_embedding else None
-        self.layer_inputs = LayerInputs(spec, device, dtype) if spec.layer_input_size else None
+        self.layer_inputs = PerLayerEmbeddings(spec, device, dtype) if spec.layer_input_size else None
         self._shared = frozenset(source for n in range(spec.layers) if (source := spec.keys_of(n)) != n)
         self.layers = nn.ModuleList(Block(spec, layer, device, dtype) for layer in range(spec.layers))
         self.norm = make_norm(spec, device, dtype) if spec.norms_output else nn.Identity()
@@ -122,10 +122,13 @@ def draw_tables(*tables: nn.Embedding | None) -> None:
             nn.init.normal_(table.weight, std=table.embedding_dim**-0.5)
 
 
-class LayerInputs(nn.Module):
-    """What every layer is told of a token beside its input (Gemma 3n's per-layer embeddings,
-    https://huggingface.co/docs/transformers/model_doc/gemma3n): (√E · row + norm(projection / √D)) / √2 for each of L
-    layers, E features each, of a row of a table of their own and a projection of the token's embedding."""
+class PerLayerEmbeddings(nn.Module):
+    """Per-layer embeddings (Gemma 3n, https://huggingface.co/docs/transformers/model_doc/gemma3n): an additional input
+    of every layer for each token.
+
+    (√E · row + norm(projection / √D)) / √2 for each of L layers, E features each: a row of a table of their own, and a
+    projection of the token's embedding.
+    """
 
     def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -138,8 +141,8 @@ class LayerInputs(nn.Module):
             nn.init.normal_(self.embedding.weight, std=self.size**-0.5)
 
     def forward(self, inputs: Inputs, x_BTD: Tensor) -> Tensor:
-        """[B, T, L, E], of the tokens and what the first layer gets. Where vectors stand in the place of tokens, the
-        row is that of token 0, as of padding."""
+        """[B, T, L, E], from the tokens and the first layer's input. Where vectors replace tokens, the row is that of
+        token 0, as for padding."""
         tokens = inputs.tokens if inputs.vector_mask is None else inputs.tokens.masked_fill(inputs.vector_mask, 0)
         rows_BTLE = self.embedding(tokens).unflatten(-1, (-1, self.size))
         made_BTLE = (self.projection(x_BTD) * self.hidden**-0.5).unflatten(-1, (-1, self.size))
@@ -159,7 +162,7 @@ def run_blocks(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The hidden state after `depth` blocks (all by default), and the captured ones: "layers.i" is the state after
     i blocks, so "layers.0" is the embedding. A name that does not exist (or lies beyond `depth`) is an UsageError.
-    given: the per-layer inputs of each of L layers (`LayerInputs`)."""
+    given: the per-layer inputs of each of L layers (`PerLayerEmbeddings`)."""
     depth = len(blocks) if depth is None else depth
     if not 0 <= depth <= len(blocks):
         raise UsageError(f"depth {depth} is not between 0 and the model's {len(blocks)} blocks")

@@ -65,21 +65,21 @@ class Routers:
         """The losses over one micro-batch, with statistics: `balance` (and by layer), `z`, `entropy` as a share of the
         largest, and each expert's share of the choices, `load/e`; means over layers."""
         by_router = {routing.router: routing for routing in routings}
-        heard = [by_router[router] for router in self._routers if router in by_router]
+        layer_routings = [by_router[router] for router in self._routers if router in by_router]
         inside = RoutedDocuments(batch.inputs, len(batch.ids))
-        if not heard or any(len(routing.logits_NE) != len(inside.counts_N) for routing in heard):
+        if not layer_routings or any(len(routing.logits_NE) != len(inside.counts_N) for routing in layer_routings):
             raise TrainingError("router losses are of one pass over the batch's tokens, which this objective lacks")
-        self._count(heard, inside.counts_N)
-        statistics = _statistics(heard, inside)
+        self._count(layer_routings, inside.counts_N)
+        statistics = _statistics(layer_routings, inside)
         loss = self._config.balance * statistics["balance"] + self._config.z * statistics["z"]
         metrics = {name: statistic.detach() for name, statistic in statistics.items()}
         return {TERM: Term(loss, self._weights.pop(batch.ids), metrics)}
 
     @torch.no_grad()
-    def _count(self, heard: Sequence[Routing], counts_N: Tensor) -> None:
+    def _count(self, layer_routings: Sequence[Routing], counts_N: Tensor) -> None:
         if not self._config.bias_rate:
             return
-        for routing in heard:
+        for routing in layer_routings:
             load_E = torch.zeros_like(routing.logits_NE[0])
             each_M = counts_N.to(load_E.dtype).repeat_interleave(routing.chosen_Nk.shape[1])
             load_E.scatter_add_(0, routing.chosen_Nk.reshape(-1), each_M)
@@ -146,12 +146,12 @@ class RoutedDocuments:
         return (own_LSE + prefix_LBE[:, self._row_S]) * self._is_document_S[:, None]
 
 
-def _statistics(heard: Sequence[Routing], inside: RoutedDocuments) -> dict[str, Tensor]:
+def _statistics(layer_routings: Sequence[Routing], inside: RoutedDocuments) -> dict[str, Tensor]:
     """Sums over tokens of what `Routers.terms` names."""
-    logits_LNE = torch.stack([routing.logits_NE for routing in heard])
-    scores_LNE = torch.stack([routing.scores_NE for routing in heard])
+    logits_LNE = torch.stack([routing.logits_NE for routing in layer_routings])
+    scores_LNE = torch.stack([routing.scores_NE for routing in layer_routings])
     scores_LNE = scores_LNE / scores_LNE.sum(-1, keepdim=True)
-    (L, N, E), chosen_LNk = scores_LNE.shape, torch.stack([routing.chosen_Nk for routing in heard])
+    (L, N, E), chosen_LNk = scores_LNE.shape, torch.stack([routing.chosen_Nk for routing in layer_routings])
     counts_N = inside.counts_N.to(scores_LNE.dtype)
     falls_LNE = torch.zeros_like(scores_LNE).scatter_(2, chosen_LNk, 1.0)
     tokens_1S1 = inside.sums(scores_LNE.new_ones(1, N, 1)).clamp(min=1)
@@ -162,6 +162,9 @@ def _statistics(heard: Sequence[Routing], inside: RoutedDocuments) -> dict[str, 
         "balance": balance_L.mean(),
         "z": (logits_LNE.logsumexp(-1).square() * counts_N).sum() / L,
         "entropy": entropy_LN.sum() / (L * math.log(max(E, 2))),
-        **{f"balance/{routing.router.layer}": balance for routing, balance in zip(heard, balance_L, strict=True)},
+        **{
+            f"balance/{routing.router.layer}": balance
+            for routing, balance in zip(layer_routings, balance_L, strict=True)
+        },
         **{f"load/{e}": load for e, load in enumerate(load_E.unbind())},
     }

@@ -21,7 +21,7 @@ from bedplate.models.checkpoints.identity import NO_TEMPLATE, NO_TOKENIZER, Iden
 from bedplate.models.checkpoints.text_files import fitting, never_written, written_id
 from bedplate.models.checkpoints.weight_loading import WeightLoader
 from bedplate.models.families import Family
-from bedplate.models.layers.sentence_layers import Sentence
+from bedplate.models.layers.sentence_layers import SentenceLayers
 from bedplate.models.model import Ability, Model
 from bedplate.models.precision import resolve_device, resolve_dtype
 from bedplate.models.specs import TextSpec
@@ -54,7 +54,7 @@ class Base:
     stored_dtype: str
     generation_defaults: dict[str, Any] = field(default_factory=dict[str, Any])
     lineage: dict[str, Any] = field(default_factory=dict[str, Any])
-    sentence: Sentence | None = None
+    sentence: SentenceLayers | None = None
     headless: bool = False
     gguf: GgufReader | None = None
     deferred: Lazy[None] | None = None

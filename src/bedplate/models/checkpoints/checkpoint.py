@@ -15,7 +15,7 @@ from bedplate.hub.pull import resolve
 from bedplate.models.checkpoints.gguf import GgufCheckpoint, GgufReader
 from bedplate.models.checkpoints.hf_checkpoint import HfCheckpoint
 from bedplate.models.families import Family
-from bedplate.models.layers.sentence_layers import Sentence
+from bedplate.models.layers.sentence_layers import SentenceLayers
 from bedplate.models.specs import TextSpec
 from bedplate.text.tokenizer import Tokenizer
 
@@ -78,7 +78,7 @@ class Checkpoint(Protocol):
         """Says in one line what of a multimodal checkpoint is not loaded."""
         ...
 
-    def sentence(self) -> Sentence | None:
+    def sentence(self) -> SentenceLayers | None:
         """How its own library makes vectors of texts, where the files say so."""
         ...
 

@@ -22,7 +22,7 @@ from bedplate.models.checkpoints.text_files import gguf_generation
 from bedplate.models.families import find_family
 from bedplate.models.families.weights import BoundRule, WeightMap, unchanged
 from bedplate.models.gguf_header import TYPES, GgufHeader, GgufTensor, read_header
-from bedplate.models.layers.sentence_layers import Sentence
+from bedplate.models.layers.sentence_layers import SentenceLayers
 from bedplate.models.specs import EncoderDecoderSpec
 from bedplate.models.specs.transformer import TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
@@ -165,7 +165,7 @@ class GgufCheckpoint:
         metadata = self._reader.metadata if isinstance(self.spec, EncoderDecoderSpec) else {}
         return gguf_generation(metadata, self.family.key[1])
 
-    def sentence(self) -> Sentence | None:
+    def sentence(self) -> SentenceLayers | None:
         return gguf_sentence(self._reader.metadata, self.family.key[1], str(self.path))
 
 

@@ -25,7 +25,7 @@ from bedplate.models.families import Family
 from bedplate.models.families.claims import claimed_family
 from bedplate.models.families.multimodal import Multimodal, find_multimodal
 from bedplate.models.families.weights import WeightMap
-from bedplate.models.layers.sentence_layers import Sentence
+from bedplate.models.layers.sentence_layers import SentenceLayers
 from bedplate.models.precision import dtype_name
 from bedplate.models.specs import TextSpec, TransformerSpec
 from bedplate.text.tokenizer import Tokenizer
@@ -117,7 +117,7 @@ class HfCheckpoint:
         forced = self.generation.get("forced_bos_token_id") is not None
         return read_tokenizer(self.path, self.spec, first_is_forced=forced)
 
-    def sentence(self) -> Sentence | None:
+    def sentence(self) -> SentenceLayers | None:
         return read_sentence(self.path, self.spec.hidden_size)
 
     def log_omitted(self, source: str) -> None:

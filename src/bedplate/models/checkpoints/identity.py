@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from bedplate.models.layers.sentence_layers import Sentence
+from bedplate.models.layers.sentence_layers import SentenceLayers
 
 T = TypeVar("T")
 NO_TOKENIZER = NO_TEMPLATE = "none"
@@ -55,7 +55,7 @@ class WeightsHash:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def dense_id(sentence: Sentence | None) -> str | None:
+def dense_id(sentence: SentenceLayers | None) -> str | None:
     """The id of the weights that a sentence encoder has behind its model; None where it has none."""
     if sentence is None or not sentence.spec.denses:
         return None

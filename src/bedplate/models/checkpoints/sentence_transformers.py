@@ -22,7 +22,7 @@ from bedplate.models.checkpoints.safetensors import (
 from bedplate.models.families.encoders.bert import is_raw
 from bedplate.models.families.fields import Fields, shown
 from bedplate.models.families.gguf_metadata import POOLING
-from bedplate.models.layers.sentence_layers import Sentence
+from bedplate.models.layers.sentence_layers import SentenceLayers
 from bedplate.models.specs import TextSpec
 from bedplate.models.specs.sentence import Dense, DenseActivation, Pooling, SentenceSpec
 from bedplate.models.specs.transformer import TransformerSpec
@@ -53,7 +53,7 @@ _MAX_MODULES = 100
 _SIMILARITIES = {name: name for name in ("cosine", "dot", "euclidean", "manhattan")}
 
 
-def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
+def read_sentence(directory: Path, hidden_size: int) -> SentenceLayers | None:
     """How the directory's base makes vectors; None where it says nothing of it, as a cross-encoder does.
 
     UnsupportedModelError, by name, for a module or a setting that is not supported.
@@ -90,7 +90,7 @@ def read_sentence(directory: Path, hidden_size: int) -> Sentence | None:
     return _filled(spec, denses)
 
 
-def gguf_sentence(metadata: Mapping[str, Any], architecture: str, origin: str) -> Sentence | None:
+def gguf_sentence(metadata: Mapping[str, Any], architecture: str, origin: str) -> SentenceLayers | None:
     """How a GGUF file's base makes vectors (Qwen3-Embedding), as llama.cpp's server does: pooled, and of unit length.
     None where it says nothing of it; UnsupportedModelError for a file that ranks."""
     pooling_code = metadata.get(f"{architecture}.{POOLING}")
@@ -101,7 +101,7 @@ def gguf_sentence(metadata: Mapping[str, Any], architecture: str, origin: str) -
         raise UnsupportedModelError(
             f"{origin}: {architecture}.{POOLING} = {pooling_code} is not supported (only {supported})"
         )
-    return Sentence(SentenceSpec((_GGUF_POOLINGS[pooling_code],), ("normalise",))).eval()
+    return SentenceLayers(SentenceSpec((_GGUF_POOLINGS[pooling_code],), ("normalise",))).eval()
 
 
 def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
@@ -203,7 +203,7 @@ def _texts(directory: Path) -> dict[str, Any]:
     }
 
 
-def _filled(spec: SentenceSpec, places: list[Path]) -> Sentence:
+def _filled(spec: SentenceSpec, places: list[Path]) -> SentenceLayers:
     """The maps with their weights; nothing is made of the sizes that their configs ask for before these are
     compared."""
     state: dict[str, Tensor] = {}
@@ -214,7 +214,7 @@ def _filled(spec: SentenceSpec, places: list[Path]) -> Sentence:
                 if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
                     raise CheckpointError(f"{place}: {name} holds values that are no finite real numbers")
                 state[f"dense.{number}.{name.removeprefix('linear.')}"] = tensor.float()
-    sentence = Sentence(spec, "meta")
+    sentence = SentenceLayers(spec, "meta")
     try:
         sentence.load_state_dict(state, assign=True)
     except RuntimeError as error:
@@ -226,7 +226,7 @@ def _optional(path: Path) -> dict[str, Any]:
     return read_object(path) if path.is_file() else {}
 
 
-def write_sentence(directory: Path, sentence: Sentence, hidden_size: int) -> None:
+def write_sentence(directory: Path, sentence: SentenceLayers, hidden_size: int) -> None:
     """The directory's own weights and config are written already."""
     spec = sentence.spec
     modules = [("Transformer", ""), ("Pooling", "1_Pooling")]

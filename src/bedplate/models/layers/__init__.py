@@ -1,1 +1,4 @@
-"""The parts that architectures are composed of. No family's name appears here."""
+"""The layers that architectures are composed of: attention, recurrence, feed-forwards, experts, norms, positions.
+
+No code here depends on a model family.
+"""

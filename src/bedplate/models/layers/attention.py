@@ -1,8 +1,11 @@
-"""Softmax attention, and the layouts that say which token sees which.
+"""Softmax attention layers (grouped-query, cross, latent), and the layouts that determine which tokens see each other.
 
 An `Attend` object, made once per forward pass and used by every layer, implements attention for one layout of tokens
-(whole rows, packed documents, a KV cache), so that model code knows nothing of padding, packing or caches. Shapes: B
-rows, T tokens, S keys, H query heads, G key-value heads, D features of one head's query and key, V of its value."""
+(whole rows, packed documents, a KV cache), so that model code knows nothing of padding, packing or caches.
+
+Shapes: B rows, T tokens, S keys, H query heads, G key-value heads, D features of one head's query and key, V of its
+value.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,7 @@ from bedplate.models.specs.transformer import Scales, TransformerSpec
 
 
 class Attend(Protocol):
-    """Mixes values for the queries of layer number `layer`: [B, T, H, D], [B, T, G, D], [B, T, G, V] → [B, T, H, V].
+    """Attends for layer number `layer`: queries [B, T, H, D], keys [B, T, G, D], values [B, T, G, V] → [B, T, H, V].
 
     UnsupportedModelError, by name, for an option that this implementation does not support.
     """
@@ -43,8 +46,8 @@ class Attend(Protocol):
     ) -> Tensor: ...
 
     def recur(self, layer: int, run: Recurrence, x_BTC: Tensor) -> Tensor:
-        """For recurrent layers: runs `run` over each sequence by itself, from the state before its first token,
-        [B, T, C] → [B, T, E]."""
+        """Runs a recurrent layer's `run` over each sequence separately, from the state before its first token: [B, T,
+        C] → [B, T, E]."""
         ...
 
 
@@ -58,8 +61,8 @@ def masked_attention(
 ) -> Tensor:
     """`plain_attention`, by torch's `scaled_dot_product_attention` where that supports the options.
 
-    The query heads of one key-value head are folded into the query axis, so that keys are never copied
-    (`enable_gqa` copies them on CPU).
+    The query heads of one key-value head are folded into the query axis, so that keys are never copied (`enable_gqa`
+    copies them on CPU).
     """
     if not options.fits_sdpa:
         return plain_attention(q_BTHD, k_BSGD, v_BSGV, seen_BTS, options, distance_BTS)
@@ -85,7 +88,7 @@ def whole_attention(
     causal: bool,
     distance: Tensor | None = None,
 ) -> Tensor:
-    """Full or causal attention; a mask is made only where it is needed. distance: `distances`, where the caller has
+    """Full or causal attention; a mask is made only where one is needed. distance: `distances`, where the caller has
     them."""
     if options.is_plain:
         gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
@@ -100,7 +103,7 @@ def whole_attention(
 
 
 class RowAttention:
-    """Each row is one document, without padding."""
+    """The layout of rows that are one document each, without padding."""
 
     is_cached = False
 
@@ -121,7 +124,7 @@ class RowAttention:
 
 
 class SharingAttend:
-    """A layout for one pass of a stack some of whose layers use keys and values that an earlier layer has made
+    """A layout for one pass of a stack in which some layers reuse the keys and values of an earlier layer
     (https://arxiv.org/abs/2405.12981). sources: those earlier layers."""
 
     def __init__(self, attend: Attend, sources: Collection[int]) -> None:
@@ -140,7 +143,7 @@ class SharingAttend:
         return self._attend(layer, q_BTHD, k_BTGD, v_BTGV, options)
 
     def attend_shared(self, layer: int, q_BTHD: Tensor, options: AttentionOptions) -> Tensor:
-        """Attends to the keys and values of an earlier layer: the same tensors, so that a cache need not store them
+        """Attends to the keys and values of the layer's source: the same tensors, so that a cache need not store them
         twice."""
         return self._attend(layer, q_BTHD, *self._key_values[layer], options)
 
@@ -151,9 +154,9 @@ class SharingAttend:
 class Attention(nn.Module):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245), with rotary positions where the layer has them.
 
-    Queries and keys are normalised before they turn, where the spec says so: over each head's features (Qwen3,
-    https://arxiv.org/abs/2302.05442), or over all of a projection (OLMo-2). A layer that uses another one's keys and
-    values has no products for them; one whose values are its keys has one product for both.
+    Where the spec says so, queries and keys are normalised before rotation: over each head's features (Qwen3,
+    https://arxiv.org/abs/2302.05442), or over the whole projection (OLMo-2). A layer that reuses another layer's keys
+    and values has no projections for them; one whose values are its keys has one projection for both.
     """
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
@@ -184,7 +187,7 @@ class Attention(nn.Module):
         self.sinks = None if sinks is None else nn.Parameter(sinks)
 
     def add_bias(self, bias: Callable[[Tensor], Tensor]) -> None:
-        """Sets `AttentionOptions.bias`, which belongs to the stack and is no parameter of the layer."""
+        """Sets `AttentionOptions.bias`, whose parameters belong to the stack, not to the layer."""
         self._options = replace(self._options, bias=bias)
 
     @property
@@ -210,7 +213,7 @@ class Attention(nn.Module):
         return self.o(y if gate is None else y * gate.sigmoid())
 
     def _products(self, x_BTD: Tensor, whole_BTO: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """q, k and v, from the fused product where there is one."""
+        """q, k and v, from the fused product where it ran."""
         if whole_BTO is None:
             k = None if self.k is None else self.k(x_BTD)
             return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
@@ -230,7 +233,7 @@ class Attention(nn.Module):
     def _attended(
         self, q_BTHD: Tensor, k: Tensor | None, v: Tensor | None, rotation: Rotation | None, attend: Attend
     ) -> Tensor:
-        """Attention to this layer's keys and values, or to those of the layer that it shares them with."""
+        """Attention to this layer's keys and values, or to those of its source layer."""
         if k is None or v is None:
             assert isinstance(attend, SharingAttend)
             return attend.attend_shared(self.keys_of, q_BTHD, self.options)
@@ -240,7 +243,7 @@ class Attention(nn.Module):
         return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.options)
 
     def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
-        """Queries or keys by heads."""
+        """Normalises queries or keys, and splits them into heads."""
         if norm is not None and self.whole_norm:
             x = norm(x)
         x_BTHD = x.unflatten(-1, (-1, self.head_dim))
@@ -283,13 +286,13 @@ NORM_EPS = 1e-6
 
 class LatentAttentionLayer(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434): causal attention whose keys and
-    values are made from one latent a token, with rotary positions beside them.
+    values are projected from one latent per token, beside a shared rotary key.
 
-    Two forms that are equal. Naive: every head's key and value are made of the latent, and attention is as anywhere.
-    Absorbed: the product that makes keys is moved to the queries and the one that makes values behind the mixing, so
-    that attention reads the latents themselves; what is cached is them, and one rotated key that all heads share.
+    Two equivalent forms. Naive: keys and values of every head are projected from the latent, followed by ordinary
+    attention. Absorbed: the key projection is applied to the queries, and the value projection after mixing, so that
+    attention reads the latents themselves; the cache holds these and the one rotated key that all heads share.
 
-    Shapes: N features of a head that do not turn, P of those that do, C of the latent, V of a head's value.
+    Shapes: N features of a head without rotation, P with rotation, C of the latent, V of a head's value.
     """
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
@@ -325,7 +328,7 @@ class LatentAttentionLayer(nn.Module):
         return self.q(x_BTD) if self.part.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTD)))
 
     def naive(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
-        """Every head's keys and values are made: [B, T, H, V]."""
+        """Attention with the projected keys and values of every head: [B, T, H, V]."""
         part = self.part
         keys_values = self.kv_up(latent_BTC).unflatten(-1, (self.heads, part.nope_dim + part.value_dim))
         k_BTHN, v_BTHV = keys_values.split((part.nope_dim, part.value_dim), dim=-1)
@@ -333,7 +336,8 @@ class LatentAttentionLayer(nn.Module):
         return attend(self.layer, torch.cat((q_BTHN, q_BTHP), dim=-1), k, v_BTHV, self.options)
 
     def absorbed(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
-        """`naive`, over the latents: the one key is the rotated part before the latent, the value the latent."""
+        """`naive`, computed over the latents: the one key is the rotated part followed by the latent, the value is the
+        latent."""
         q_BTHC = self._through_weights(q_BTHN, keys=True)
         latent_BT1C = latent_BTC[:, :, None]
         q, k = torch.cat((q_BTHP, q_BTHC), dim=-1), torch.cat((key_BT1P, latent_BT1C), dim=-1)
@@ -341,8 +345,8 @@ class LatentAttentionLayer(nn.Module):
         return self._through_weights(mixed_BTHC, keys=False)
 
     def _through_weights(self, x_BTHX: Tensor, keys: bool) -> Tensor:
-        """Queries through the transposed product that makes keys, or latents through that which makes values; rows with
-        an adapter through that product with it."""
+        """Queries through the transposed key projection, or latents through the value projection; rows with an adapter
+        use its merged weight."""
         hook = self.kv_up.low_rank
         groups = [(None, self.kv_up.weight)] if hook is None else hook.weights()
         if len(groups) == 1 and groups[0][0] is None:
@@ -366,7 +370,7 @@ class LatentAttentionLayer(nn.Module):
 
 
 def score_scale(spec: TransformerSpec) -> float:
-    """Scale of the scores: 1/√key_dim, and with YaRN DeepSeek's temperature twice, for queries and for keys."""
+    """Scale of the scores: 1/√key_dim, with YaRN times DeepSeek's temperature twice, for queries and for keys."""
     assert spec.attention.latent is not None
     if spec.scales is not None and spec.scales.attention is not None:
         return spec.scales.attention

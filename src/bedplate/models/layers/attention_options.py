@@ -1,8 +1,8 @@
-"""The interface between layers and layouts: per-layer attention settings, with a reference implementation that supports
-all of them, and what recurrent layers and cross-attention give a layout.
+"""The interface between layers and layouts: per-layer attention settings, a reference implementation of all of them,
+and what recurrent layers and cross-attention ask of a layout.
 
 Shapes: B rows, T queries, S keys, H query heads, G key-value heads, R = H/G, D features of a query and a key, V of a
-value; of recurrent layers S sequences of at most L tokens, C features that go in, E that come out.
+value; for recurrent layers S sequences of at most L tokens, C input features, E output features.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ class AttentionOptions:
 
     @property
     def is_plain(self) -> bool:
-        """Whether scores are only scaled and normalised, over all keys that the layout lets a query see."""
+        """Whether scores are only scaled and normalised, over all keys that the layout makes visible."""
         return self.fits_sdpa and self.window is None
 
     @property
     def fits_sdpa(self) -> bool:
-        """Whether torch's `scaled_dot_product_attention` can do it, with a mask."""
+        """Whether torch's `scaled_dot_product_attention` supports the options, given a mask."""
         return self.softcap is None and self.bias is None and self.sinks is None
 
     def check_supported(self, implementation: str, *supported: str) -> None:
@@ -72,7 +72,7 @@ def plain_attention(
     """Attention written out, [B, T, H, V]: products in the tensors' dtype, softmax in float32 or wider.
 
     seen: mask of visible keys, bool [B or 1, T, S]; every query must see at least one. distance: key position − query
-    position, int64 of the same shape, from which a bias is made.
+    position, int64 of the same shape, for a bias.
     """
     B, T, H, D = q_BTHD.shape
     S, G, V = *k_BSGD.shape[1:3], v_BSGV.shape[-1]
@@ -99,12 +99,11 @@ State = tuple[Tensor, ...]
 
 
 class Recurrence(Protocol):
-    """What a recurrent layer gives its layout, which knows which tokens form a sequence, where it begins, and its
-    cached state (`Attend.recur`): sequences [S, L, C] → [S, L, E], each token's output made of itself, those before it,
-    and the state.
+    """A recurrent layer's function over sequences, [S, L, C] → [S, L, E], causal; the layout supplies the sequences and
+    their cached state (`Attend.recur`).
 
-    lengths: int64 [S]; what stands behind a sequence's length is padding, which changes no state; None: no padding.
-    before: the states at the first tokens; None: those of empty sequences.
+    lengths: int64 [S]; tokens beyond a sequence's length are padding, which changes no state; None: no padding. before:
+    the states at the first tokens; None: initial states.
     """
 
     def __call__(self, x_SLC: Tensor, lengths_S: Tensor | None, before: State | None) -> tuple[Tensor, State]: ...
@@ -116,8 +115,9 @@ KeysOf = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @runtime_checkable
 class CrossAttend(Protocol):
-    """A layout that supports cross-attention: it knows which of the encoder's tokens each token sees."""
+    """A layout that supports cross-attention: it determines which of the encoder's tokens each token sees."""
 
     def cross_attend(self, layer: int, q_BTHD: Tensor, options: AttentionOptions, keys_of: KeysOf) -> Tensor:
-        """Mixes the encoder's values for the queries: → [B, T, H, D]. `keys_of` is asked where they are not kept."""
+        """Attends to the encoder's keys and values: → [B, T, H, D]. `keys_of` computes them where they are not
+        cached."""
         ...

@@ -1,8 +1,8 @@
-"""One transformer block: a token mixer (attention, convolution, recurrence) and a feed-forward (dense, experts), each
+"""The transformer block: a token mixer (attention, convolution, recurrence) and a feed-forward (dense, experts), each
 with a residual connection and norms.
 
-Each layer's spec names its mixer and its feed-forward (`TransformerSpec.mixer`, `.feedforward`); a new one is a row of
-MIXERS or FEEDFORWARDS.
+Each layer's spec names its mixer and its feed-forward (`TransformerSpec.mixer`, `.feedforward_kind`); a new one is a
+row of MIXERS or FEEDFORWARDS.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bedplate.models.layers.attention import Attend, Attention, CrossAttention, LatentAttentionLayer
 from bedplate.models.layers.experts import MixtureOfExperts, ParallelExperts
-from bedplate.models.layers.feedforward import FeedForward, LayerInput
+from bedplate.models.layers.feedforward import FeedForward, PerLayerEmbeddingGate
 from bedplate.models.layers.norms import add_norm, make_norm
 from bedplate.models.layers.positions import Rotation
 from bedplate.models.layers.recomputation import recompute_in_backward
@@ -52,10 +52,13 @@ STACK_FIELDS = BLOCK_FIELDS | {"position_rows", "embedding_norm", "final_norm", 
 
 
 class Block(nn.Module):
-    """Norms by the spec: "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2);
-    the two parts after each other, or both of the block's input (GPT-J, GPT-NeoX). Between them, in a decoder that has
-    an encoder, attention to its states ("pre" and "post" only). Last, where layers are given more of a token than their
-    input, that, with a norm behind it, and the number that all of it is multiplied by."""
+    """One block of a stack, as the spec describes it.
+
+    Norms are placed "pre" (https://arxiv.org/abs/2002.04745), "post", "branch" (OLMo-2) or "sandwich" (Gemma-2); mixer
+    and feed-forward run in sequence, or in parallel on the block's input (GPT-J, GPT-NeoX). A decoder with an encoder
+    has cross-attention between them ("pre" and "post" only). With per-layer embeddings (Gemma 3n), their gated branch
+    and its norm come last, then the output scale.
+    """
 
     output_scale: Tensor | None
 
@@ -76,14 +79,14 @@ class Block(nn.Module):
         self.feedforward_after_norm = make_norm(spec, device, dtype) if sandwich else None
         self.beside = ParallelExperts(spec, layer, device, dtype) if spec.has_beside(layer) else None
         has_input = spec.layer_input_size > 0
-        self.layer_input = LayerInput(spec, device, dtype) if has_input else None
+        self.layer_input = PerLayerEmbeddingGate(spec, device, dtype) if has_input else None
         self.layer_input_norm = make_norm(spec, device, dtype) if has_input else None
         self.register_buffer("output_scale", torch.ones(1, device=device, dtype=dtype) if spec.output_scales else None)
 
     def forward(
         self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend, given_BTE: Tensor | None = None
     ) -> Tensor:
-        """given: what the layer is told of its tokens beside its input, where it is told anything."""
+        """The block's output [B, T, D]. given: the layer's per-layer embeddings, where the spec has them."""
         x_BTD, y_BTD = self.forward_unsummed(x_BTD, None, rotation, attend, given_BTE)
         return x_BTD if y_BTD is None else x_BTD + y_BTD
 
@@ -108,7 +111,7 @@ class Block(nn.Module):
     def _parts(
         self, x_BTD: Tensor, y_BTD: Tensor | None, rotation: Rotation | None, attend: Attend
     ) -> tuple[Tensor, Tensor | None]:
-        """The mixer and the feed-forward, each with its residual."""
+        """Applies the mixer and the feed-forward, each with its residual."""
         if self.placement == "post":
             return self._normed_after(x_BTD if y_BTD is None else x_BTD + y_BTD, rotation, attend), None
         if self.placement == "branch":

@@ -1,10 +1,10 @@
-"""A mixture of experts in place of a feed-forward: tokens sorted by expert, one product for each expert's tokens.
+"""Mixture of experts: a router, and expert feed-forwards that run on tokens sorted by expert.
 
-Nothing is dropped and nothing padded (MegaBlocks, https://arxiv.org/abs/2211.15841): an expert takes as many tokens as
-choose it.
+No token is dropped and none padded (MegaBlocks, https://arxiv.org/abs/2211.15841): an expert takes as many tokens as
+are routed to it.
 
-Shapes: B rows, T tokens a row, N tokens, D features, E experts, k of them for a token, M = N·k sorted copies of tokens,
-I features between an expert's products, O features out.
+Shapes: B rows, T tokens a row, N tokens, D features, E experts, k of them per token, M = N·k sorted copies of tokens, I
+input and O output features of an expert's product.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ CLAMP, SIGMOID = 7.0, 1.702
 
 
 class ExpertLinear(nn.Module):
-    """`y = x W_eᵀ + b_e` of each token's expert e: a weight [E, O, I] and a bias [E, O].
+    """`y = x W_eᵀ + b_e` for each token's expert e: a weight [E, O, I] and a bias [E, O].
 
-    `low_rank` is None, or a function from the sorted tokens and their segments to the whole output, for which it asks
+    `low_rank` is None, or a function from the sorted tokens and their segments to the whole output, which calls
     `plain`. It is not part of the module's state.
     """
 
@@ -73,8 +73,8 @@ class ExpertLinear(nn.Module):
 
 
 class Order(NamedTuple):
-    """Copies of tokens sorted by expert: order_M is the copy that stands there, inverse_M where a copy stands, tokens_M
-    of which token it is; copy n·k + j is of token n for its j-th expert."""
+    """A permutation of token copies by expert: order_M is the copy at each sorted place, inverse_M the place of each
+    copy, tokens_M the token at each place; copy n·k + j is token n for its j-th expert."""
 
     order_M: Tensor
     inverse_M: Tensor
@@ -83,7 +83,7 @@ class Order(NamedTuple):
 
 
 def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
-    """The copies of tokens in the order of their experts, and of the tokens within one."""
+    """Sorts the copies of tokens by expert, stably, so that tokens keep their order within an expert."""
     flat_M = chosen_Nk.reshape(-1)
     order_M = flat_M.argsort(stable=True)
     inverse_M = torch.empty_like(order_M)
@@ -129,7 +129,8 @@ class ParallelExperts(nn.Module):
         self.norm, self.after_norm, self.dense_after_norm = (make_norm(spec, device, dtype) for _ in range(3))
 
     def forward(self, x_BTD: Tensor, fed_BTD: Tensor) -> Tensor:
-        """x: what the feed-forward's norm reads; fed: what the feed-forward gave."""
+        """Adds the experts' output to the dense one's, each after its norm. x: the feed-forward's input before its
+        norm; fed: the feed-forward's output."""
         x_ND = x_BTD.reshape(-1, x_BTD.shape[-1])
         routing = self.router(x_ND)
         out_ND = self.experts(self.norm(x_ND), routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype))
@@ -167,7 +168,8 @@ class RoutedExperts(nn.Module):
 
 
 def gate(spec: TransformerSpec) -> Callable[[Tensor], Tensor]:
-    """The activation between an expert's two products, whose first gives the gate's features before the up features."""
+    """The activation between an expert's two products; the first product gives the gate's features before the up
+    features."""
     if spec.feedforward.activation == "clamped_silu":
         return clamped_silu
     act = ACTIVATIONS[spec.feedforward.activation]
@@ -189,7 +191,7 @@ def clamped_silu(x: Tensor) -> Tensor:
 
 
 class _Sorted(torch.autograd.Function):
-    """Tokens copied to where their experts' tokens stand; the way back adds up a token's copies in their order."""
+    """Copies tokens to their sorted places; the backward pass sums a token's copies in their order."""
 
     @staticmethod
     def forward(ctx: Any, x_ND: Tensor, order: Order, k: int) -> Tensor:  # type: ignore[override]
@@ -203,7 +205,7 @@ class _Sorted(torch.autograd.Function):
 
 
 class _Combined(torch.autograd.Function):
-    """A token's copies, weighed and added up."""
+    """Sums a token's copies, weighted by its router weights."""
 
     @staticmethod
     def forward(ctx: Any, y_MD: Tensor, weights_Nk: Tensor, order: Order) -> Tensor:  # type: ignore[override]
@@ -238,7 +240,7 @@ TINY = 1e-20
 class Routing:
     """A layer's routing decisions for the tokens of a pass, padding included.
 
-    logits_NE, scores_NE: float32 or wider, with their graph; chosen_Nk: the experts; weights_Nk: how each counts.
+    logits_NE, scores_NE: float32 or wider, with their graph; chosen_Nk: the experts; weights_Nk: the weight of each.
     """
 
     router: Router
@@ -248,26 +250,26 @@ class Routing:
     weights_Nk: Tensor
 
 
-_heard: ContextVar[list[Routing] | None] = ContextVar("routings", default=None)
+_collector: ContextVar[list[Routing] | None] = ContextVar("routings", default=None)
 
 
 @contextmanager
 def collect_routings() -> Generator[list[Routing]]:
-    """Collects the routings of every layer that runs while it is open; an outer collector gets them too. Layers that
-    are recomputed in the backward pass run after it is closed, and are not collected twice."""
+    """Collects the routings of every layer that runs in this context; an outer collector gets them too. Layers
+    recomputed in the backward pass run after it is closed, and are not collected twice."""
     routings: list[Routing] = []
-    outer = _heard.get()
-    token = _heard.set(routings)
+    outer = _collector.get()
+    token = _collector.set(routings)
     try:
         yield routings
     finally:
-        _heard.reset(token)
+        _collector.reset(token)
         if outer is not None:
             outer.extend(routings)
 
 
 class Router(nn.Module):
-    """Scores of all experts, and the choice among them."""
+    """Scores all experts for each token and chooses k of them."""
 
     bias: nn.Parameter | None
     scale: nn.Parameter | None
@@ -301,9 +303,9 @@ class Router(nn.Module):
         if self.expert_scale is not None:
             weights_Nk = weights_Nk * self.expert_scale.to(compute_dtype)[chosen_Nk]
         routing = Routing(self, logits_NE, scores_NE, chosen_Nk, weights_Nk)
-        heard = _heard.get()
-        if heard is not None:
-            heard.append(routing)
+        collector = _collector.get()
+        if collector is not None:
+            collector.append(routing)
         return routing
 
     def _read(self, x_ND: Tensor) -> Tensor:
@@ -334,7 +336,7 @@ def choose(logits_NE: Tensor, part: Experts, selection_bias_E: Tensor | None) ->
 
 
 def _in_best_groups(wanted_NE: Tensor, groups: int, chosen: int) -> Tensor:
-    """−∞ outside of the groups whose two best experts together are among the best."""
+    """Masks scores with −∞ outside of the best groups, by the sum of each group's two best experts."""
     each_NGe = wanted_NE.unflatten(1, (groups, -1))
     best_NG = each_NGe.topk(2, dim=-1).values.sum(-1)
     kept_NG = torch.zeros_like(best_NG, dtype=torch.bool)

@@ -54,8 +54,8 @@ _GATED = operation("gated(Tensor both, str activation) -> Tensor", _gated, _kern
 
 
 class FeedForward(nn.Module):
-    """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate. size: of the features between, where it is not
-    the spec's."""
+    """`down(act(gate x) ⊙ up x)`, or `down(act(up x))` without a gate. size: intermediate features, where not the
+    spec's."""
 
     def __init__(
         self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype, size: int | None = None
@@ -83,10 +83,9 @@ class FeedForward(nn.Module):
             return self.down(h_BTI)
 
 
-class LayerInput(nn.Module):
-    """`down(act(gate x) ⊙ e)`: a gated feed-forward whose second half is given, as what a layer is told of its tokens
-    beside its input (Gemma 3n, https://huggingface.co/docs/transformers/model_doc/gemma3n). x [B, T, D], e [B, T, E].
-    """
+class PerLayerEmbeddingGate(nn.Module):
+    """`down(act(gate x) ⊙ e)`: a gated feed-forward whose second factor is the token's per-layer embedding (Gemma 3n,
+    https://huggingface.co/docs/transformers/model_doc/gemma3n). x [B, T, D], e [B, T, E]."""
 
     def __init__(self, spec: TransformerSpec, device: Device, dtype: torch.dtype) -> None:
         super().__init__()

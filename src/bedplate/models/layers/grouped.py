@@ -1,10 +1,10 @@
-"""Products of sorted tokens with their experts' weights: one product for each expert that has tokens.
+"""Grouped matrix products: tokens sorted by expert times the weights of their experts.
 
-On a device that runs behind the program torch's grouped product is used, which needs not know how many tokens there
-are; whether it works there for a dtype is tried once, forwards and backwards. Anywhere else, and on the CPU, where
-nothing is waited for, it is a loop of ordinary products into one result.
+On devices torch's grouped product is used, which reads the token counts on the device; whether it works there for a
+dtype is tried once, forward and backward. Elsewhere, and on the CPU, where reading counts costs nothing, it is a loop
+of matrix products that write into one result.
 
-Shapes: M tokens sorted by expert, E experts, I features in, O features out.
+Shapes: M tokens sorted by expert, E experts, I input features, O output features.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 
 ALIGNED = 16
-"""Bytes: rows that torch's grouped product takes are a multiple of these."""
+"""Bytes of which rows must be a multiple for torch's grouped product."""
 
 
 class Segments:
-    """How many of the sorted tokens belong to each expert, int64 [E].
+    """The numbers of sorted tokens of each expert, int64 [E].
 
-    tokens_M: of which of `tokens` tokens each is a copy, where that is known.
+    tokens_M: which of `tokens` tokens each is a copy of, where that is known.
     """
 
     def __init__(self, counts_E: Tensor, tokens_M: Tensor | None = None, tokens: int = 0) -> None:
@@ -36,7 +36,7 @@ class Segments:
 
     @property
     def ends_E(self) -> Tensor:
-        """Where each expert's tokens end, int32, on the tokens' device."""
+        """The end of each expert's tokens, int32, on the tokens' device."""
         if self._ends is None:
             self._ends = self.counts_E.cumsum(0).to(torch.int32)
         return self._ends
@@ -50,7 +50,7 @@ class Segments:
 
     @property
     def spans(self) -> list[tuple[int, int, int]]:
-        """(expert, begin, end) of each that has tokens. Waits for the device."""
+        """(expert, begin, end) of each expert with tokens. Synchronizes with the device."""
         if self._spans is None:
             self._spans, begin = [], 0
             for expert, count in enumerate(self.counts_E.tolist()):
@@ -61,7 +61,7 @@ class Segments:
 
 
 def grouped_product(x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:
-    """x_m Wᵀ of each token's expert, [M, O], by the fastest product that works on this device."""
+    """x_m Wᵀ with the weight of each token's expert, [M, O], by the fastest product that works on this device."""
     product: Any = _Grouped.apply(x_MI, weight_EOI, segments)
     return product
 
@@ -107,12 +107,12 @@ class _Grouped(torch.autograd.Function):
 
 
 def by_torch(x: Tensor) -> bool:
-    """Whether products like this one's need not know how many tokens there are of each."""
+    """Whether products with this tensor run without reading the experts' token counts on the host."""
     return not x.is_cpu and torch_product_works(x.device, x.dtype)
 
 
 def _is_supported(x_MI: Tensor, weight_EOI: Tensor) -> bool:
-    """Whether torch's grouped product takes these: it asks for rows of a multiple of `ALIGNED` bytes."""
+    """Whether torch's grouped product takes these tensors, whose rows must be multiples of `ALIGNED` bytes."""
     return by_torch(x_MI) and all(size * x_MI.element_size() % ALIGNED == 0 for size in weight_EOI.shape[1:])
 
 
@@ -124,7 +124,7 @@ def _torch_grouped() -> Callable[..., Tensor]:
 
 @cache
 def torch_product_works(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether torch's grouped product runs on this device, all three ways that it is asked for."""
+    """Whether torch's grouped product runs on this device, forward and for both gradients."""
     product = _torch_grouped()
     if product is None:
         return False

@@ -1,8 +1,8 @@
 """A linear layer with a hook for a low-rank update, so that adapters attach without subclassing a model.
 
-While gradients are recorded its product runs by torch's usual call or by oneDNN's: in float32 torch gives CPU products
-to the library that it was built with (MKL), which on some processors is slower than oneDNN, reached through the
-operator that torch's own compiler uses. A measurement chooses (`training.precision`).
+For training in float32 on CPUs its product can use oneDNN instead of the library that torch was built with (MKL), which
+is slower on some processors; it is reached through the operator that torch's own compiler uses. A measurement chooses
+(`training.precision`).
 
 Shapes: I in_features, O out_features.
 """
@@ -23,33 +23,33 @@ Products = Literal["torch", "onednn"]
 
 
 def has_onednn() -> bool:
-    """Whether this build of torch has oneDNN's operator, and it is not switched off."""
+    """Whether this build of torch has oneDNN's operator, and it is enabled."""
     return torch.backends.mkldnn.is_available() and bool(torch.backends.mkldnn.enabled)
 
 
 class LowRankHook(Protocol):
-    """What changes a linear's output."""
+    """A low-rank update of a linear's output."""
 
     def __call__(self, x: Tensor) -> Tensor:
         """The whole output [..., out_features] of an input [..., in_features]."""
         ...
 
     def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
-        """The same for linears that read the same input, this one's among them: into each one's y [..., out_features],
-        which already holds its output without the hook. No gradients."""
+        """Updates several linears that read the same input, this one among them: adds to each one's y [...,
+        out_features], which already holds its output without the hook. No gradients."""
         ...
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:
-        """The whole weight of each group of rows of the next input: their numbers, or None for all."""
+        """The merged weight of each group of rows of the next input, with the rows' indices, or None for all rows."""
         ...
 
 
 class Linear(nn.Module):
-    """`y = x Wᵀ + b`, or what `low_rank` makes of it.
+    """`y = x Wᵀ + b`, or the output of `low_rank`.
 
-    `low_rank` is None, or makes of the layer's input [..., in_features] the whole output [..., out_features], for which
-    it asks `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that multiplies while gradients are
-    recorded. Neither is part of the module's state.
+    `low_rank` is None, or a function from the layer's input [..., in_features] to its whole output [..., out_features],
+    which calls `plain` (LoRA: https://arxiv.org/abs/2106.09685). products: the library that computes products while
+    gradients are recorded. Neither is part of the module's state.
     """
 
     weight: nn.Parameter
@@ -88,7 +88,7 @@ class Linear(nn.Module):
         return self.plain(x) if self.low_rank is None else self.low_rank(x)
 
     def plain(self, x: Tensor) -> Tensor:
-        """The layer without `low_rank`."""
+        """The output without `low_rank`."""
         recorded = torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad)
         if self.products == "torch" or not recorded or x.dtype != torch.float32 or not x.is_cpu:
             return F.linear(x, self.weight, self.bias)

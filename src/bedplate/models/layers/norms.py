@@ -1,4 +1,4 @@
-"""Normalisations over the last dimension."""
+"""Normalisation layers over the last dimension: RMS, layer and gated norms, and the fused add-and-norm."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bedplate.models.specs.transformer import TransformerSpec
 class RMSNorm(nn.Module):
     """Root-mean-square norm (https://arxiv.org/abs/1910.07467), computed in float32 and scaled by `weight` [D].
 
-    weighted: whether it has a weight. offset: added to the weight; with one, the scaling is done in float32 as well
+    weighted: whether it has a weight. offset: added to the weight; with an offset, the scaling is in float32 as well
     (Gemma's 1 + w).
     """
 
@@ -61,7 +61,7 @@ def _rms_normed(x: Tensor, weight: Tensor | None, eps: float, offset: float) -> 
 
 
 class LayerNorm(nn.Module):
-    """Layer norm (https://arxiv.org/abs/1607.06450) with scale and shift [D], or without one or both."""
+    """Layer norm (https://arxiv.org/abs/1607.06450), with optional scale and shift [D]."""
 
     weight: nn.Parameter | None
     bias: nn.Parameter | None
@@ -86,8 +86,8 @@ class LayerNorm(nn.Module):
 
 
 class GatedNorm(nn.Module):
-    """RMS norm of groups of features, with a gate: `norm(x) · silu(gate)`, or `norm(x · silu(gate))` where the gate
-    comes first (Mamba-2, https://arxiv.org/abs/2405.21060). All of it in float32 or wider."""
+    """RMS norm over groups of features, with a gate: `norm(x) · silu(gate)`, or `norm(x · silu(gate))` where the gate
+    comes first (Mamba-2, https://arxiv.org/abs/2405.21060). Computed in float32 or wider."""
 
     def __init__(
         self,
@@ -131,7 +131,7 @@ Norm = RMSNorm | LayerNorm
 
 
 def add_norm(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """x + y, or x alone, and the norm of it: one operation where no gradients are recorded."""
+    """x + y (x alone for None), and its norm: one fused operation where no gradients are recorded."""
     if y is None:
         return x, norm(x)
     if isinstance(norm, RMSNorm) and not torch.is_grad_enabled():
@@ -141,7 +141,7 @@ def add_norm(x: Tensor, y: Tensor | None, norm: nn.Module) -> tuple[Tensor, Tens
 
 
 def make_norm(spec: TransformerSpec, device: Device, dtype: torch.dtype, size: int | None = None) -> Norm:
-    """The spec's norm, over the hidden size if nothing else is said."""
+    """The spec's norm; size: features, by default the hidden size."""
     size = size or spec.hidden_size
     if spec.norm.type == "rms":
         return RMSNorm(size, spec.norm.eps, device, dtype, spec.norm.weight, spec.norm.offset)

@@ -1,7 +1,8 @@
-"""Rotary positions (https://arxiv.org/abs/2104.09864): feature i turns with feature i + D/2, or 2i with 2i + 1.
-And the other positions: sinusoids, and biases by distance.
+"""Position encodings: rotary (https://arxiv.org/abs/2104.09864), sinusoidal, and T5's relative bias.
 
-Shapes: B rows, T tokens, S keys, H heads, D features of one head, R of them that turn.
+Rotary: feature i is paired with feature i + D/2, or 2i with 2i + 1 (interleaved).
+
+Shapes: B rows, T tokens, S keys, H heads, D features of one head, R of them that are rotated.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 
 class Rotation(NamedTuple):
-    """Cosines and sines of tokens' angles, each [B, T, 1, R]; query_scale: of tokens' queries, [B, T, 1, 1]."""
+    """Cosines and sines of tokens' angles, each [B, T, 1, R]. query_scale: factor of tokens' queries, [B, T, 1, 1]."""
 
     cos: Tensor
     sin: Tensor
@@ -29,7 +30,7 @@ class Rotation(NamedTuple):
 
 
 def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = None, long: bool = False) -> Tensor:
-    """Radians per token of each feature pair, float32 [R/2]. long: past the original context (LongRoPE)."""
+    """Radians per token of each feature pair, float32 [R/2]. long: beyond the original context (LongRoPE)."""
     size = head_dim if rope.proportional else int(head_dim * rope.fraction)
     exponent = torch.arange(0, size, 2, dtype=torch.int64, device=device).float() / size
     scaling = rope.scaling
@@ -49,7 +50,8 @@ def rotary_frequencies(rope: Rope, head_dim: int, device: torch.device | None = 
 
 
 def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
-    """Long wavelengths divided by `factor`, short ones kept, a linear blend between (Llama 3.1's reference code)."""
+    """Long wavelengths divided by `factor`, short ones unchanged, linear interpolation between (Llama 3.1's reference
+    code)."""
     low_wavelength = scaling.original_context / scaling.low_freq_factor
     high_wavelength = scaling.original_context / scaling.high_freq_factor
     wavelength = 2 * math.pi / frequencies
@@ -63,8 +65,8 @@ def _llama3(frequencies: Tensor, scaling: Llama3Scaling) -> Tensor:
 
 
 def _yarn(frequencies: Tensor, theta: float, size: int, scaling: YarnScaling) -> Tensor:
-    """Pairs that turn often in the original context stay, those that turn seldom are interpolated, a ramp between
-    (section 3.2; the bounds are pairs' numbers as in the paper's code)."""
+    """YaRN's frequencies: pairs that rotate often in the original context are unchanged, slow ones interpolated, with a
+    linear ramp between (section 3.2; bounds are pair indices as in the paper's code)."""
 
     def pair_of(turns: float) -> float:
         return size * math.log(scaling.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
@@ -80,7 +82,7 @@ def _yarn(frequencies: Tensor, theta: float, size: int, scaling: YarnScaling) ->
 
 
 def rotary_factor(rope: Rope) -> float:
-    """What cosines and sines are multiplied by."""
+    """The factor of cosines and sines (YaRN, LongRoPE)."""
     return rope.scaling.applied_factor if isinstance(rope.scaling, YarnScaling | LongRopeScaling) else 1.0
 
 
@@ -104,7 +106,8 @@ def _query_scale(positions_BT: Tensor, rope: Rope, dtype: torch.dtype) -> Tensor
 
 
 def rotate(x_BTHD: Tensor, by: Rotation) -> Tensor:
-    """`x` with its first R features turned by its tokens' angles: one operation where no gradients are recorded."""
+    """`x` with its first R features rotated by its tokens' angles: one fused operation where no gradients are
+    recorded."""
     turn = _rotated if torch.is_grad_enabled() else _ROTATE
     return turn(x_BTHD, by.cos, by.sin, by.interleaved)
 
@@ -130,7 +133,7 @@ _ROTATE = operation("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) 
 
 
 class Rotations:
-    """The rotation of each layer of a stack: made once a pass for each kind of rope that its layers have."""
+    """The rotations of a stack's layers, computed once per pass for each distinct rope."""
 
     def __init__(self, spec: TransformerSpec) -> None:
         self._ropes = [spec.rope_of(layer) for layer in range(spec.layers)]
@@ -139,8 +142,8 @@ class Rotations:
         self._frequencies: dict[tuple[Rope, int, bool], Tensor] = {}
 
     def at(self, positions_BT: Tensor, dtype: torch.dtype, last: int | None = None) -> list[Rotation | None]:
-        """For tokens at these positions, in the order of the layers. last: the largest of them, where it is known;
-        otherwise what depends on it is chosen where they are, and nobody waits for them."""
+        """The rotation of each layer, for tokens at these positions. last: the largest position, where it is known;
+        otherwise what depends on it is selected on the device, without synchronizing."""
         rotations: dict[tuple[Rope | None, int], Rotation | None] = {}
         rope_sizes = list(zip(self._ropes, self._sizes, strict=True))
         for rope, size in rope_sizes:
@@ -170,19 +173,19 @@ class Rotations:
 
 
 def sinusoids(positions_BT: Tensor, size: int, dtype: torch.dtype) -> Tensor:
-    """Sines and then cosines of the positions, [B, T, size], at wavelengths from 2π to 10,000 · 2π
-    (https://arxiv.org/abs/1706.03762, section 3.5; in this order in Marian); rounded to float32, as tables are."""
+    """Sines, then cosines of the positions, [B, T, size], at wavelengths from 2π to 10,000 · 2π
+    (https://arxiv.org/abs/1706.03762, section 3.5; in Marian's order); rounded to float32, as published tables are."""
     frequencies = 10_000.0 ** (torch.arange(0, size, 2, device=positions_BT.device, dtype=torch.float64) / -size)
     angles = positions_BT[..., None].double() * frequencies
     return torch.cat((angles.sin(), angles.cos()), dim=-1).float().to(dtype)
 
 
 def buckets(distance: Tensor, spec: RelativeBias, both_ways: bool) -> Tensor:
-    """The bucket of each distance (the key's position less the query's), int64 of its shape.
+    """The bucket of each distance (key position − query position), int64 of the same shape.
 
-    One for each near distance, and from half of them on wider ones, on a logarithmic scale up to `max_distance`; what
-    is farther is in the last. both_ways: one half of the buckets for keys after the query; otherwise those count as 0.
-    The logarithm is taken in float32, as the published models were trained.
+    The first half of the buckets are single distances, the others widen logarithmically up to `max_distance`; the last
+    takes all beyond. both_ways: half of the buckets are for keys after the query; otherwise those count as distance 0.
+    The logarithm is float32, as in the published models' training.
     """
     count = spec.buckets // 2 if both_ways else spec.buckets
     magnitude = distance.abs() if both_ways else (-distance).clamp(min=0)
@@ -194,8 +197,8 @@ def buckets(distance: Tensor, spec: RelativeBias, both_ways: bool) -> Tensor:
 
 
 class RelativePositions(nn.Module):
-    """T5's bias of scores by distance (https://arxiv.org/abs/1910.10683, section 2.1): one table of a stack, [N
-    buckets, H], that all of its layers use."""
+    """T5's bias of scores by distance (https://arxiv.org/abs/1910.10683, section 2.1): one table per stack, [N buckets,
+    H], shared by its layers."""
 
     def __init__(
         self, spec: RelativeBias, heads: int, both_ways: bool, device: Device = None, dtype: torch.dtype | None = None
@@ -208,7 +211,7 @@ class RelativePositions(nn.Module):
             nn.init.normal_(self.weight, std=0.5)
 
     def bias(self, distance_BTS: Tensor) -> Tensor:
-        """What is added to the scores, [B, H, T, S]; made once a pass for each tensor of distances."""
+        """The term added to the scores, [B, H, T, S]; computed once per pass for each tensor of distances."""
         cached = self._biases.get(id(distance_BTS))
         if cached is None:
             bias_BHTS = self.weight[buckets(distance_BTS, self._buckets, self._both_ways)].permute(0, 3, 1, 2)
@@ -216,5 +219,5 @@ class RelativePositions(nn.Module):
         return cached[1]
 
     def forget(self) -> None:
-        """The pass is over."""
+        """Drops the cached biases, at the end of a pass."""
         self._biases.clear()

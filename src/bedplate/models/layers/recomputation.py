@@ -1,12 +1,13 @@
-"""Root-mean-square norm and gate that save only their inputs for the backward pass.
+"""Trades compute for memory in the backward pass: a norm and a gate that save only their inputs, and activation
+checkpointing.
 
-Recorded by autograd, a norm in half precision saves three more copies of its input, and a gate its activation. Here
-both are computed again on the way back, which takes no longer.
+Recorded by autograd, a norm in half precision saves three more copies of its input, and a gate its activation.
+`rms_norm` and `gated` recompute both in the backward pass, which takes no longer.
 
-Activation checkpointing: what a forward pass saves for the backward pass, as a setting (`Recompute`) of the caller.
-Under "selective" the outputs of norms and activations are not saved beside their inputs: they are recomputed when the
-product that read them needs its gradient (selective activation recomputation, https://arxiv.org/abs/2205.05198), bit by
-bit the same, by the same operations. Under "full" a stack saves only the inputs of its blocks.
+Activation checkpointing is a setting (`Recompute`) of the caller. Under "selective", the outputs of norms and
+activations are not saved beside their inputs: they are recomputed when the product that read them needs its gradient
+(selective activation recomputation, https://arxiv.org/abs/2205.05198), bitwise identical, by the same operations. Under
+"full", a stack saves only the inputs of its blocks.
 
 Shapes: D features of a row.
 """
@@ -87,7 +88,7 @@ _setting: ContextVar[Recompute] = ContextVar("recompute", default="none")
 
 @contextmanager
 def recomputing(setting: Recompute) -> Generator[None]:
-    """Applies the setting to forward passes while it is open; their backward passes must run inside as well."""
+    """Applies the setting to forward passes in this context; their backward passes must run inside it as well."""
     token = _setting.set(setting)
     try:
         yield
@@ -103,8 +104,8 @@ def recomputes_blocks() -> bool:
 def recompute_in_backward(
     output: Tensor, function: Callable[..., Tensor], *inputs: Tensor
 ) -> AbstractContextManager[object]:
-    """While it is open under "selective", operations that would save `output` for the backward pass save `inputs`, from
-    which `function` recomputes it; `function` must be deterministic and read nothing else that changes."""
+    """A context in which, under "selective", operations save `inputs` for the backward pass instead of `output`, and
+    `function` recomputes it from these; `function` must be deterministic and read no other changing state."""
     if _setting.get() != "selective" or not torch.is_grad_enabled() or not output.numel():
         return nullcontext()
     if any(output.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr() for tensor in inputs):
@@ -115,7 +116,7 @@ def recompute_in_backward(
 
 @dataclass(frozen=True)
 class _View:
-    """The view of the recomputed tensor that an operation saved."""
+    """The view of the recomputed tensor that an operation would have saved."""
 
     size: torch.Size
     stride: tuple[int, ...]

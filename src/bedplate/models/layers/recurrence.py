@@ -1,7 +1,7 @@
-"""Layers that keep a state along a sequence, in the place of attention: short convolutions, gated delta networks,
-Mamba-2.
+"""Recurrent token mixers, in place of attention: short convolutions, gated delta networks, Mamba-2.
 
-The state of the last two is one matrix a head, decayed at every token, computed token by token, or in chunks:
+The state of the last two is one matrix per head, which decays at every token; it is computed token by token or in
+chunks:
 
     S_t = e^{g_t} S_{t-1} + k_t u_tᵀ        o_t = S_tᵀ q_t
 
@@ -36,7 +36,7 @@ L2_EPS = 1e-6
 def recurrent(
     q_SLHK: Tensor, k_SLHK: Tensor, v_SLHV: Tensor, g_SLH: Tensor, beta_SLH: Tensor | None, state_SHKV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Outputs [S, L, H, V] and the last state, token by token, as the formula stands."""
+    """Outputs [S, L, H, V] and the last state, token by token: the formula written out."""
     out: list[Tensor] = []
     for t in range(q_SLHK.shape[1]):
         state_SHKV = state_SHKV * g_SLH[:, t].exp()[..., None, None]
@@ -57,7 +57,8 @@ def chunked(
     state_SHKV: Tensor,
     size: int = CHUNK,
 ) -> tuple[Tensor, Tensor]:
-    """The same as products over `size` tokens at a time: inside a chunk as attention, from chunk to chunk by state."""
+    """`recurrent` as matrix products over chunks of `size` tokens: attention inside a chunk, the state between
+    chunks."""
     L = q_SLHK.shape[1]
     size = min(size, L)
     q, k, v, g = (_chunks(x, size) for x in (q_SLHK, k_SLHK, v_SLHV, g_SLH[..., None]))
@@ -82,9 +83,10 @@ def chunked(
 
 
 def _decay(g: Tensor) -> Tensor:
-    """How much of what token j wrote is left at token i: e^{g_{j+1} + … + g_i} [..., c, c], 0 above the diagonal.
+    """The factor by which what token j wrote has decayed at token i: e^{g_{j+1} + … + g_i} [..., c, c], 0 above the
+    diagonal.
 
-    Each sum is made by itself: differences of two long ones cancel, and their gradients more so.
+    Each sum is computed separately: differences of two long sums cancel, and their gradients more so.
     """
     size = g.shape[-1]
     written = torch.ones(size, size, dtype=torch.bool, device=g.device).tril()
@@ -93,7 +95,7 @@ def _decay(g: Tensor) -> Tensor:
 
 
 def _chunks(x_SLHD: Tensor, size: int) -> Tensor:
-    """[S, H, chunks, size, D], with zeros behind the end, which write nothing and decay nothing."""
+    """[S, H, chunks, size, D], padded with zeros, which write nothing and decay nothing."""
     x = F.pad(x_SLHD, (0, 0, 0, 0, 0, -x_SLHD.shape[1] % size))
     return x.unflatten(1, (-1, size)).permute(0, 3, 1, 2, 4)
 
@@ -101,13 +103,13 @@ def _chunks(x_SLHD: Tensor, size: int) -> Tensor:
 def run(
     q_SLHK: Tensor, k_SLHK: Tensor, v_SLHV: Tensor, g_SLH: Tensor, beta_SLH: Tensor | None, state_SHKV: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Whichever of the two is faster: single tokens as they come, longer pieces in chunks."""
+    """`recurrent` for single tokens, `chunked` for more: the faster form."""
     form = recurrent if q_SLHK.shape[1] == 1 else chunked
     return form(q_SLHK, k_SLHK, v_SLHV, g_SLH, beta_SLH, state_SHKV)
 
 
 class CausalConvolution(nn.Module):
-    """Each feature by itself: y_t = Σ_w weight[:, w] · x_{t−W+1+w} + bias. What is before a sequence's beginning is
+    """A depthwise causal convolution: y_t = Σ_w weight[:, w] · x_{t−W+1+w} + bias. Inputs before the beginning are
     zero."""
 
     bias: nn.Parameter | None
@@ -123,7 +125,8 @@ class CausalConvolution(nn.Module):
             nn.init.normal_(self.weight, std=width**-0.5)
 
     def forward(self, x_SLC: Tensor, lengths_S: Tensor | None, before_SwC: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Outputs [S, L, C] and the last W − 1 inputs, before which `before` were the last ones (see `Recurrence`)."""
+        """Outputs [S, L, C] and the last W − 1 inputs. before: the last W − 1 inputs of the previous piece (see
+        `Recurrence`)."""
         (S, L, C), w = x_SLC.shape, self.width - 1
         x = torch.cat((x_SLC.new_zeros(S, w, C) if before_SwC is None else before_SwC, x_SLC), dim=1)
         # One sum for each weight: the same for any number of tokens at once, and as fast as a kernel for so few.
@@ -161,12 +164,13 @@ class ConvolutionMixer(nn.Module):
 
 
 class DeltaRuleMixer(nn.Module):
-    """A gated delta network (https://arxiv.org/abs/2412.06464), as Qwen3-Next and Qwen3.5 have them: linear attention
-    whose state forgets by a gate and corrects what it would have answered.
+    """A gated delta network (https://arxiv.org/abs/2412.06464), as in Qwen3-Next and Qwen3.5: linear attention whose
+    state decays by a gate and is corrected toward each value.
 
-    Queries, keys and values pass a short convolution; queries and keys are of length 1; each value head has a rate
-    `sigmoid(rate x)` and a decay `−exp(log_decay) · softplus(step x + step_bias)`. What is read is normalised over
-    each head and gated."""
+    Queries, keys and values pass a short convolution; queries and keys have length 1; each value head has a rate
+    `sigmoid(rate x)` and a decay `−exp(log_decay) · softplus(step x + step_bias)`. The output is normalised over each
+    head and gated.
+    """
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -207,15 +211,17 @@ class DeltaRuleMixer(nn.Module):
         return y.flatten(2).to(x_SLC.dtype), (last, state)
 
     def _unit(self, x: Tensor) -> Tensor:
-        """Normalises to length 1 and repeats for each of the value heads that share it."""
+        """Normalises to length 1, and repeats for each value head that shares the key head."""
         x = x * torch.rsqrt(x.square().sum(-1, keepdim=True) + L2_EPS)
         return x.repeat_interleave(self.part.heads // self.part.key_heads, dim=2)
 
 
 class Mamba2Mixer(nn.Module):
-    """Mamba-2: a state space whose decay and input are made from the token. x, b and c pass a short convolution; with
-    dt = softplus(step + step_bias) a head's state [N, P] becomes `exp(−exp(log_decay) dt) · state + dt b xᵀ`, and its
-    output `stateᵀ c + skip · x`, gated and then normalised."""
+    """Mamba-2 (https://arxiv.org/abs/2405.21060): a state space model whose decay and input depend on the token.
+
+    x, b and c pass a short convolution; with dt = softplus(step + step_bias) a head's state [N, P] becomes
+    `exp(−exp(log_decay) dt) · state + dt b xᵀ`, and its output `stateᵀ c + skip · x`, gated and then normalised.
+    """
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -254,5 +260,5 @@ class Mamba2Mixer(nn.Module):
         return y.flatten(2).to(x_SLC.dtype), (last, state)
 
     def _shared(self, x_SLGN: Tensor) -> Tensor:
-        """Once for each head of a group."""
+        """Repeats each group's features for the heads of the group."""
         return x_SLGN.repeat_interleave(self.part.heads // self.part.groups, dim=2)

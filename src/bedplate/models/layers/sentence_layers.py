@@ -1,5 +1,7 @@
-"""The dense layers and normalisation that a sentence encoder applies to pooled states. Shapes: N texts, D features of
-all poolings, E of the vector."""
+"""The dense layers and normalisation that a sentence encoder applies to pooled states.
+
+Shapes: N texts, D features of all poolings, E of the vector.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,8 @@ _ACTIVATIONS: Mapping[DenseActivation, Callable[[Tensor], Tensor]] = {
 }
 
 
-class Sentence(nn.Module):
-    """The spec's steps, in float32: they are small, and their output is what is compared."""
+class SentenceLayers(nn.Module):
+    """The spec's layers, in float32: they are small, and their output is compared between texts."""
 
     def __init__(self, spec: SentenceSpec, device: Device = None) -> None:
         super().__init__()

@@ -1,1 +1,1 @@
-"""Operations that inference fuses into one kernel or product."""
+"""Fusion for inference: linears fused into one product, and elementwise steps fused into one kernel."""

@@ -1,8 +1,7 @@
-"""Operations of our own that torch's dispatcher knows: one call each, whatever is done inside.
+"""Registers fused operations with torch's dispatcher: a Triton kernel on CUDA devices, a plain function elsewhere.
 
-A decode step of a large model on a GPU is bound by how many operations the host can start. So what stands between two
-products is one operation: on CUDA devices with Triton one kernel, elsewhere the plain functions that it is tested
-against. Nothing here is recorded for gradients.
+A decode step of a large model on a GPU is bound by the number of operations that the host can launch, so the steps
+between two matrix products are fused into one. Each kernel is tested against its plain function. No gradients.
 """
 
 from __future__ import annotations
@@ -19,18 +18,21 @@ _LIBRARY = torch.library.Library("bedplate", "FRAGMENT")
 
 
 class Refused(Exception):
-    """A kernel cannot do what it was asked: the plain function does."""
+    """Raised by a kernel that does not support its arguments; the plain function runs instead."""
 
 
 @cache
 def has_triton() -> bool:
-    """Whether kernels can be compiled for a CUDA device: torch's builds for these bring Triton along."""
+    """Whether kernels can be compiled for a CUDA device: torch's builds for CUDA bring Triton along."""
     return find_spec("triton") is not None
 
 
 def operation(schema: str, plain: Callable[..., Any], kernel: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
-    """The operation of this schema. plain: what it does. kernel: imports and returns a function of the same arguments
-    that does it on a CUDA device as one kernel, or raises `Refused` before it has done anything."""
+    """Registers an operation under this schema and returns it.
+
+    plain: the reference function. kernel: imports and returns a function of the same arguments that runs as one kernel
+    on a CUDA device, or raises `Refused` before it has written anything.
+    """
     name = schema.split("(", 1)[0]
 
     def on_cuda(*args: Any) -> Any:
@@ -47,7 +49,7 @@ def operation(schema: str, plain: Callable[..., Any], kernel: Callable[[], Calla
     dispatched = getattr(torch.ops.bedplate, name).default
 
     def run(first: Tensor, *arguments: Any) -> Any:
-        # A kernel in Python costs the dispatcher some microseconds, which on a CPU buy nothing.
+        # Dispatch to a Python kernel costs some microseconds, for no gain on a CPU.
         return plain(first, *arguments) if first.is_cpu else dispatched(first, *arguments)
 
     return run

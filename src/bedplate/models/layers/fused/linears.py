@@ -1,7 +1,7 @@
-"""Fused products of linears that read the same input (q, k, v; gate, up), whose weights lie behind each other in
-memory.
+"""Fuses linears that read the same input (q, k, v; gate, up) into one product, by placing their weights consecutively
+in memory.
 
-The linears stay modules of their own, by name, in the state dict and for adapters; only their storage is shared.
+The linears remain separate modules by name, in the state dict and for adapters; only their storage is shared.
 """
 
 # Shape suffixes: B rows, T tokens, I in_features, O out_features of all parts together.
@@ -18,7 +18,7 @@ from bedplate.models.layers.linear import Linear
 
 
 class FusedLinears(nn.Module):
-    """Several linears of one input as one product. It has no parameters of its own."""
+    """Several linears of one input, computed as one product. It has no parameters of its own."""
 
     def __init__(self, *parts: Linear) -> None:
         super().__init__()
@@ -31,14 +31,14 @@ class FusedLinears(nn.Module):
         return self._parts
 
     def exchange(self, replacements: Mapping[Linear, Linear]) -> None:
-        """Replaces linears, which then run one by one until the next `pack`."""
+        """Replaces linears; they run separately until the next `pack`."""
         self._parts = tuple(replacements.get(part, part) for part in self._parts)
         self._whole = None
 
     @torch.no_grad()
     def pack(self) -> None:
-        """Moves the linears' weights and biases behind each other in one tensor. Does nothing where they differ in
-        dtype, device or bias, or share their storage already."""
+        """Moves the linears' weights and biases into one tensor. Does nothing where they differ in dtype, device or
+        bias, or share their storage already."""
         if self._is_packed() or not self._is_uniform():
             return
         # Not inference tensors, as the parameters may be trained later.
@@ -64,7 +64,7 @@ class FusedLinears(nn.Module):
         )
 
     def _is_packed(self) -> bool:
-        """Whether the weights still are views of the shared tensor: a parameter may have been replaced since."""
+        """Whether the weights are still views of the shared tensor: a parameter may have been replaced since."""
         if self._whole is None:
             return False
         weight_OI, bias_O = self._whole
@@ -77,8 +77,8 @@ class FusedLinears(nn.Module):
         return bias_O is None or (first is not None and first.data_ptr() == bias_O.data_ptr())
 
     def product(self, x_BTI: Tensor) -> Tensor | None:
-        """Outputs [B, T, O] of all linears behind each other; None where they must run one by one: gradients are
-        recorded, or their weights do not share storage."""
+        """Outputs [B, T, O] of all linears, concatenated; None where they must run separately, because gradients are
+        recorded or the weights do not share storage."""
         if self._whole is None or torch.is_grad_enabled() or not self._is_packed():
             return None
         y_BTO = F.linear(x_BTI, *self._whole)
@@ -90,8 +90,8 @@ class FusedLinears(nn.Module):
 
 
 def fuse_linears(model: nn.Module) -> None:
-    """Fuses linears that read the same input, for passes without gradients. Takes no memory, but for a moment one
-    layer's weights twice."""
+    """Fuses a model's linears that read the same input, for passes without gradients. Needs memory for one layer's
+    weights at a time."""
     for module in model.modules():
         if isinstance(module, FusedLinears):
             module.pack()

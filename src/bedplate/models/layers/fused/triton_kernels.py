@@ -1,6 +1,6 @@
-"""Triton's kernels of what stands between two products, for CUDA devices; each is told beside its plain function.
+"""Triton kernels of the steps between two matrix products, for CUDA devices; each is tested against its plain function.
 
-Sums are made in float32, and each result is rounded once. float64 is left to the plain functions.
+Sums are float32, and each result is rounded once. float64 is left to the plain functions.
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 
@@ -21,7 +21,7 @@ WIDEST = 32_768
 
 
 def add_norm(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
-    """x + y and its root-mean-square norm."""
+    """x + y, and its root-mean-square norm."""
     _check(x, y)
     D = x.shape[-1]
     if D > WIDEST or (weight is not None and weight.dtype == torch.float64):
@@ -59,7 +59,7 @@ def _add_norm(
 
 
 def rotate(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """x with its first features turned."""
+    """x with its first features rotated by position (`positions.rotate`)."""
     _check(x_BTHD)
     B, T, H, D = x_BTHD.shape
     R = cos.shape[-1]
@@ -100,7 +100,7 @@ def _rotate(
 
 
 def gated(gate_up: Tensor, activation: str) -> Tensor:
-    """act(gate) · up, of rows with the gate before the up."""
+    """act(gate) · up, for rows that hold the gate's features before the up features."""
     _check(gate_up)
     if activation not in GATES:
         raise Refused
@@ -133,7 +133,7 @@ def _gated(gate_up, out, row_step, F, BLOCK: tl.constexpr, GATE: tl.constexpr):
 
 
 def _check(*tensors: Tensor) -> None:
-    """Refuses what is not of one type of at most 32 bits, or has nothing in it."""
+    """Raises `Refused` for tensors of mixed dtypes, wider than 32 bits, or empty."""
     first = tensors[0]
     if first.dtype not in (torch.float32, torch.bfloat16, torch.float16) or not first.numel():
         raise Refused
