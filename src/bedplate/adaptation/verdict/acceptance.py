@@ -1,6 +1,5 @@
-"""What the candidates of a ladder have to clear: their bar and requirements, on valid as they are climbed and on test,
-and the system that runs today beside them; a bar that no model can be expected to reach against rows whose labels agree
-no better; and all that one run has found out so far (`LadderRun`)."""
+"""Acceptance criteria of a ladder's candidates: the bar and the further requirements, on valid while candidates are
+fitted and on test for the nominees, with the current system beside them."""
 
 from __future__ import annotations
 
@@ -31,27 +30,28 @@ from bedplate.report.schema_parts import Requirement
 
 @dataclass
 class Bar:
-    """references: split → what the target is against, once it was estimated there."""
+    """The bar of a target: a fixed value, or the estimate of a reference candidate. references: by split, the
+    reference's evaluation."""
 
     target: TargetSpec
     scale: Scale
     references: dict[str, Priced] = field(default_factory=dict[str, Priced])
 
     def score(self, split: str) -> float:
-        """What an estimate on this split has to be above. Of a target without a value: what it is against, less the
-        margin."""
+        """The score that an estimate on this split must exceed. Without a fixed value: the reference's estimate, less
+        the margin."""
         if self.target.value is not None:
             return self.scale.score(self.target.value)
         allowed = self.target.allowed / (self.scale.worst_usd or 1.0)
         return min(max(self.references[split].estimate - allowed, 0.0), 1.0)
 
     def judged(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> Priced | ReferenceLevel:
-        """An evaluation as the gate asks for it."""
+        """An evaluation in the form that the gate bounds: the metric itself, or its difference from the reference."""
         priced = Priced(evaluation, price)
         return priced if self.target.value is not None else ReferenceLevel(priced, self.references[evaluation.split])
 
     def price(self, result: RungResult, timing: Latency, usd_per_hour: float) -> CallPrice:
-        """The price of a call with these timings, where it is a part of what is judged."""
+        """The price of a call with these timings; NOTHING where the task's score does not include it."""
         worst = self.scale.worst_usd
         if worst is None:
             return NOTHING
@@ -66,13 +66,14 @@ class Bar:
         return CallPrice(usd / worst, bounds)
 
     def requirements(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> list[RequirementResult]:
-        """What has to hold beside the bar."""
+        """The requirements of the target beside its bar."""
         return requirements_of(self.target, evaluation, price, self.references.get(evaluation.split))
 
 
 @dataclass(frozen=True)
 class NomineesOnTest:
-    """The nominees on test. score: the bar; judged: as the gate asks for them; shown: what else is required of each."""
+    """The nominees' evaluations on test. score: the bar; judged: by nominee, the estimates to bound; shown: by nominee,
+    the further requirements."""
 
     score: float
     judged: Mapping[str, Priced | ReferenceLevel]
@@ -80,24 +81,25 @@ class NomineesOnTest:
 
     @property
     def claims(self) -> int:
-        """Claims that a nominee falls short, of the bar or of a requirement, which share one error."""
+        """The number of claims that a nominee falls short, of the bar or of a requirement; they share one error."""
         return max((requirement.claims for shown in self.shown.values() for requirement in shown), default=1)
 
     def passes(self, name: str, guards: Sequence[GuardResult], confidence: float) -> bool:
-        """Whether a nominee's guards and all that is required of it are shown to hold."""
+        """Whether a nominee's guards and requirements are shown to hold at this confidence."""
         return guards_pass(guards, confidence) and all(
             requirement.is_shown(confidence) for requirement in self.shown[name]
         )
 
     def at(self, levels: Mapping[str, float]) -> dict[str, list[Requirement]]:
-        """What the report says of the requirements, each nominee's at its own level; of those that have any."""
+        """The report's rows of requirements, each nominee's at its own confidence; of nominees that have any."""
         return {
             name: [requirement.at(levels[name]) for requirement in shown] for name, shown in self.shown.items() if shown
         }
 
 
 class AcceptanceCriteria:
-    """current: split → the system that runs today, where the task has its answers."""
+    """The bar and requirements of one run. current: by split, the evaluation of the current system, where the task has
+    its answers."""
 
     def __init__(self, context: Context) -> None:
         self.task, self.spec, self.seed = context.task, context.spec, context.seed
@@ -109,11 +111,11 @@ class AcceptanceCriteria:
 
     @property
     def score(self) -> float:
-        """The bar on valid; 0 until there is what it is to be compared with."""
+        """The bar on valid; 0 until its reference candidate was evaluated."""
         return self.bar.score("valid") if self._ready else 0.0
 
     def compare(self, results: Mapping[str, RungResult]) -> None:
-        """Takes the candidate that the target is against, if it was climbed by now."""
+        """Sets the reference on valid, if the candidate that the target is against was evaluated by now."""
         if self.against is not None and self.against in results:
             result = results[self.against]
             self.bar.references["valid"] = Priced(result.evaluation, self._price(result))
@@ -130,11 +132,11 @@ class AcceptanceCriteria:
                 )
 
     def judged(self, result: RungResult) -> Priced | ReferenceLevel:
-        """A candidate on valid, as the gate asks for it."""
+        """A candidate's evaluation on valid, in the form that the gate bounds."""
         return self.bar.judged(result.evaluation, self._price(result)) if self._ready else Priced(result.evaluation)
 
     def short(self, result: RungResult) -> tuple[str, ...]:
-        """What is required and not met by a candidate's estimates on valid."""
+        """The requirements that a candidate's estimates on valid do not meet."""
         key = (result.rung, result.skin_id, "valid" in self.bar.references)
         if key not in self._short:
             requirements = self.bar.requirements(result.evaluation, self._price(result))
@@ -142,8 +144,8 @@ class AcceptanceCriteria:
         return self._short[key]
 
     def question_parts(self, hashes: Mapping[str, str]) -> dict[str, Any]:
-        """What tells a verdict from another on the same rows, metric, target and skins: the files that answers,
-        weights and slices are read from, where the task has any. hashes: of files and splits."""
+        """What else identifies this verdict's question in the ledger, beside rows, metric, target and skins: hashes of
+        the files that current answers, weights and slices are read from. hashes: of files and splits."""
         data = self.task.data
         if data.current is None and not data.sliced and not data.traffic.duplicates:
             return {}
@@ -152,7 +154,7 @@ class AcceptanceCriteria:
     def open_test(
         self, examples: Sequence[Example], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
     ) -> None:
-        """What the nominees are compared with, on test."""
+        """Evaluates on test what the nominees are compared with."""
         self._answered(examples, "test")
         if self.against is not None and self.against in tested:
             self.bar.references["test"] = self._on_test(self.against, tested, results)
@@ -160,7 +162,7 @@ class AcceptanceCriteria:
     def on_test(
         self, nominees: Sequence[str], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
     ) -> NomineesOnTest:
-        """The nominees, once test was opened for them."""
+        """The nominees' evaluations, once test was opened for them."""
         priced_nominees = {name: self._on_test(name, tested, results) for name in nominees}
         return NomineesOnTest(
             self.bar.score("test" if nominees else "valid"),
@@ -169,11 +171,11 @@ class AcceptanceCriteria:
         )
 
     def priced(self, evaluation: Evaluation, result: RungResult, timing: Latency) -> Priced:
-        """Any candidate's evaluation with the price of its calls."""
+        """A candidate's evaluation with the price of its calls."""
         return Priced(evaluation, self.bar.price(result, timing, self.spec.machine.usd_per_hour))
 
     def net(self, evaluation: Evaluation, result: RungResult, timing: Latency) -> Evaluation:
-        """The evaluation with the price of a call taken off every row, to be compared."""
+        """The evaluation with the price of a call subtracted from every row, for comparisons."""
         priced = self.priced(evaluation, result, timing)
         if priced.price is NOTHING:
             return evaluation
@@ -181,7 +183,7 @@ class AcceptanceCriteria:
         return replace(evaluation, rows=rows, estimate=priced.estimate, interval=priced.interval)
 
     def priced_current(self, split: str) -> Priced:
-        """The system that runs today."""
+        """The current system's evaluation with the price of its calls."""
         spec, worst = self.task.data.current, self.task.scale.worst_usd
         assert spec is not None
         usd = (spec.usd_per_1k_calls or 0.0) / 1000

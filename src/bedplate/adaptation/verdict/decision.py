@@ -1,6 +1,5 @@
-"""The verdict of a ladder: one object that is filled on the way (who is nominated, their bounds on test, guards, limits
-and requirements, what a budget kept out), and decides by what it holds. Before it stands what nomination looks at of a
-candidate, and the changes of the task file's `budget` that would let in what it kept out.
+"""The verdict of a ladder: its parts (nomination, confirmations, conditions, candidates over the budget) and the
+decision that follows from them.
 
 PASS: the cheapest nominee whose lower bound clears the target and whose guards, limits and requirements hold. FAIL:
 every upper bound lies below the target (or a condition of the nominee is broken), or no skin could be made whatever the
@@ -42,7 +41,7 @@ WAYS_SHOWN = 3
 
 @dataclass(frozen=True)
 class Nominable:
-    """A skin's numbers on valid, and its measured cost."""
+    """What nomination reads of a candidate: its estimate on valid and its measured cost."""
 
     rung: str
     estimate: float
@@ -61,7 +60,7 @@ class Nominable:
 
 
 def over(candidate: Nominable, budget: BudgetSpec) -> list[tuple[str, float, float]]:
-    """The keys of the budget that a candidate is over, each with its own value and the limit."""
+    """The budget keys that a candidate exceeds, each with its value and the limit."""
     values = {
         "p95_ms": (candidate.p95_ms if candidate.p95_least_ms is None else candidate.p95_least_ms, budget.p95_ms),
         "usd_per_1k_calls": (candidate.usd_per_1k_calls, budget.usd_per_1k_calls),
@@ -71,7 +70,7 @@ def over(candidate: Nominable, budget: BudgetSpec) -> list[tuple[str, float, flo
 
 
 def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
-    """Why a candidate does not fit the budget or breaks a guard, or None where it does neither."""
+    """Why a candidate exceeds the budget or breaks a guard; None where it does neither."""
     if candidate.broken is not None:
         return candidate.broken
     for key, value, limit in over(candidate, budget):
@@ -82,7 +81,7 @@ def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
 
 @dataclass(frozen=True)
 class RequiredChange:
-    """A key of `budget`, what the task file gives it, and the least round value that would do."""
+    """A change of one `budget` key: the value given, and the least round value that would admit a candidate."""
 
     key: str
     given: float
@@ -91,8 +90,8 @@ class RequiredChange:
 
 @dataclass(frozen=True)
 class BudgetChanges:
-    """Every change of the budget that one candidate needs. estimate: on valid; None where it was not tried. load:
-    processes that wanted a processor while its calls were timed, where those were more than there are."""
+    """All budget changes that one candidate needs. estimate: on valid; None where it was not tried. load: the load
+    average while its calls were timed, where that exceeded the processors."""
 
     rung: str
     changes: tuple[RequiredChange, ...]
@@ -102,7 +101,7 @@ class BudgetChanges:
 
     @property
     def summary(self) -> str:
-        """`p95_ms: 500 → 640 would admit lora (0.912 on valid)`."""
+        """Such as `p95_ms: 500 → 640 would admit lora (0.912 on valid)`."""
         changes = " and ".join(f"{change.key}: {change.given:g} → {change.needed:g}" for change in self.changes)
         estimate_note = (
             "which was not tried" if self.estimate is None else f"{self.scale.format_score(self.estimate)} on valid"
@@ -112,7 +111,7 @@ class BudgetChanges:
 
 
 def round_up(value: float) -> float:
-    """The least number of two significant digits that is not below this."""
+    """The least number with two significant digits that is not below `value`."""
     if value <= 0:
         return 0.0
     step = 10.0 ** (math.floor(math.log10(value)) - 1)
@@ -127,11 +126,11 @@ def admissions(
     scale: Scale = PLAIN,
     loads: Mapping[str, float | None] | None = None,
 ) -> list[BudgetChanges]:
-    """The changes that would let in candidates measured to be over the budget, and rungs that a limit left out: those
-    that look best first, then those that ask for the least.
+    """Budget changes that would admit candidates measured to be over the budget, and rungs that a limit left out: the
+    best estimates first, then the smallest changes.
 
-    limits: what was given for keys that the command line may have set in the place of the task file. scale: says the
-    candidates' estimates. loads: the load average while a candidate's calls were timed.
+    limits: values in force for keys that the command line may have set instead of the task file. scale: formats the
+    estimates. loads: the load average while a candidate's calls were timed.
     """
     limits_by_key = {**{key: value for key, value in budget.model_dump().items() if value is not None}, **limits}
     proposed: list[BudgetChanges] = []
@@ -159,7 +158,7 @@ def admissions(
 
 @dataclass(frozen=True)
 class Nomination:
-    """Who goes to test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
+    """The nominees for test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
     superiority claim. `reasons` says for every candidate why it is in or out."""
 
     nominees: tuple[str, ...]
@@ -168,17 +167,18 @@ class Nomination:
     reasons: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
+        """The nomination as JSON values."""
         return {**asdict(self), "nominees": list(self.nominees)}
 
     def write(self, path: Path, results: Mapping[str, RungResult], test: str) -> None:
-        """Write it down, with the ids of the nominees' skins and the hash of the test rows that it is for."""
+        """Writes the nomination to disk, with the ids of the nominees' skins and the hash of the test rows."""
         skins = {name: results[name].skin_id for name in self.nominees}
         atomic_write(path, json.dumps({**self.to_json(), "skins": skins, "test": test}, indent=1) + "\n")
 
     @classmethod
     def read(cls, path: Path, results: Mapping[str, RungResult]) -> Nomination:
-        """The nomination that an earlier look at test fixed: whoever is judged there once is judged there to the end.
-        DataError for a damaged file; UsageError where a nominee is gone."""
+        """Reads the nomination that an earlier opening of test fixed, which stays in force. DataError for a damaged
+        file; UsageError where a nominee's skin is missing."""
         try:
             fields: Any = json.loads(read_text(path))
             names = tuple(map(str, fields["nominees"]))
@@ -197,7 +197,7 @@ class Nomination:
 
 @dataclass(frozen=True)
 class GateDecision:
-    """The status, the skin that passed (None for every other status), and why, in sentences."""
+    """The status, the skin that passed (None for every other status), and the reason, in sentences."""
 
     status: Status
     rung: str | None
@@ -206,11 +206,11 @@ class GateDecision:
 
 @dataclass
 class GateVerdict:
-    """What a verdict rests on. metric, target (a score), n and groups (of test) are known at the start.
+    """The evidence of a verdict. metric, target (a score), n and groups (of test) are known at the start.
 
-    guards: of the nominees that change their base; limits: of what a call takes; requirements: what the target asks for
-    beside its bar. One that is undecided is no reason to PASS, and none to FAIL. kept_out: what a budget kept out,
-    those that look best first. scale: formats the scores of the confirmations and the target.
+    guards: of nominees that change their base; limits: of a call's cost and latency; requirements: of the target beside
+    its bar. An undecided condition prevents PASS, but is no FAIL. kept_out: candidates that the budget excluded, the
+    best first. scale: formats scores.
     """
 
     nomination: Nomination
@@ -228,7 +228,7 @@ class GateVerdict:
 
     @cached_property
     def decision(self) -> GateDecision:
-        """The decision; asked for once everything is filled in. UsageError for a nominee without a confirmation."""
+        """The decision; read it once all evidence is filled in. UsageError for a nominee without a confirmation."""
         if not self.nomination.nominees:
             return self._nobody_nominated()
         if {c.rung for c in self.confirmations} != set(self.nomination.nominees):
@@ -367,7 +367,7 @@ class GateVerdict:
         return GateDecision("FAIL", None, text)
 
     def _undecided(self) -> str:
-        """What the rows leave open, and how many would do."""
+        """The sentence that says what the rows leave open, and how many rows would decide it."""
         scale, best, score = self.scale, self._best, self.scale.format_score
         first = next(c for c in self._ordered if c.rung == (self.nomination.primary or best.rung))
         expect = first.estimate if first.expected is None else first.expected

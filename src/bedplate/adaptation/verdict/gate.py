@@ -39,12 +39,14 @@ def nominate(
     baseline: str | None = None,
     scale: Scale = PLAIN,
 ) -> Nomination:
-    """At most three feasible candidates: the cheapest that look good enough, and always the best of these on valid.
-    baseline: what the best of them is claimed to be better than. Estimates and target are scores, said by `scale`.
+    """Nominates at most three feasible candidates: the cheapest that look good enough, and always the best of these on
+    valid.
 
-    Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time
-    after Holm, and what is required beside it is met on valid. Where none is, those above the target that meet it;
-    where none is, the best alone (more would only cost power), of those that meet it if there are any.
+    Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time after
+    Holm, and the further requirements are met on valid. Where no candidate is, those above the target that meet the
+    requirements; where none is, the best alone (more would only cost power), of those that meet them if there are any.
+    baseline: the candidate that the best of them is claimed to be better than. Estimates and target are scores,
+    formatted by `scale`.
     """
     excluded = {candidate.rung: infeasible(candidate, budget) for candidate in candidates}
     reasons = {rung: f"not feasible: {reason}" for rung, reason in excluded.items() if reason is not None}
@@ -105,10 +107,10 @@ def confirm(
 
     `lower` and `upper` are None, with the `reason`, where a nominee's rows allow no bound; it does not pass, and counts
     among the nominees. valid: of all candidates. `needed_n` is for the `expected` estimate, were the nominee the only
-    one of a next verdict, which may spend `next_alpha` (as much as this one where it is None). checks: whether what
-    else is asked of a nominee (its guards) is shown at a confidence; it shares the error with the bound. order: of the
-    nominees, where they are tested one after the other, each with the whole error, until the first that fails. claims:
-    that a nominee falls short, of the bar or a requirement: so many share the error of one, and so of an upper bound.
+    one of a next verdict, which may spend `next_alpha` (None: as much as this one). checks: whether a nominee's other
+    conditions (its guards) are shown at a confidence; they share the error with the bound. order: of the nominees, for
+    testing in sequence, each with the whole error, until the first that fails. claims: the number of claims that a
+    nominee falls short, of the bar or a requirement; they share the error of an upper bound.
     """
     if not tested:
         return []
@@ -159,12 +161,12 @@ def confirm(
 
 
 def expected(name: str, test: BoundedEstimate, valid: Mapping[str, BoundedEstimate]) -> float:
-    """What a nominee's truth probably is: valid and test together, drawn toward the other candidates.
+    """Shrinkage estimate of a nominee's true score, from valid and test together.
 
-    The best of several estimates reads too high, and so does one that was looked at because it passed. The estimate on
+    The best of several estimates reads too high, and so does one that is reported because it passed. The estimate on
     valid is shrunk toward the mean of all candidates by empirical Bayes (Efron & Morris 1975, JASA 70:311) and then
-    averaged with the one on test, each by the independent rows that it is worth: by their own variances the higher one
-    would count more, as a share near 1 varies less. valid: all candidates that the nominee was chosen from.
+    averaged with the one on test, weighted by effective rows: weighted by their own variances, the higher one would
+    count more, as a share near 1 varies less. valid: all candidates that the nominee was chosen from.
     """
     valid_estimate, variance = valid[name].estimate, _variance(valid[name])
     shrunk = valid_estimate
@@ -178,7 +180,7 @@ def expected(name: str, test: BoundedEstimate, valid: Mapping[str, BoundedEstima
 
 
 def _variance(estimated: BoundedEstimate) -> float:
-    """The variance of the estimate; that of a share with a row more of each kind, so that none is taken for certain."""
+    """The variance of the estimate; of a share with one row of each outcome added, so that no estimate is certain."""
     share = (estimated.estimate * estimated.n + 1) / (estimated.n + 2)
     of_row = share * (1 - share) if estimated.row_variance is None else max(estimated.row_variance, 1 / estimated.n)
     return max(estimated.design_effect, 1.0) * of_row / estimated.n
@@ -193,7 +195,7 @@ def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Bound
 
 
 def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:
-    """What the budget asks of the nominees' single calls, by nominee."""
+    """The budget's latency limit on each nominee's single calls, by nominee."""
     budget = spec.budget.p95_ms
     if budget is None:
         return {}
@@ -201,8 +203,10 @@ def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limi
 
 
 def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
-    """Whether the 95th percentile of single calls is under the budget: shown to be, shown not to be, or undecided. Each
-    nominee at the full confidence: what a call takes is read anew with every verdict, and PASS needs it beside quality.
+    """Whether the 95th percentile of single calls is under the budget: shown to be, shown not to be, or undecided.
+
+    Each nominee at the full confidence: calls are timed anew for every verdict, and PASS requires latency and quality
+    both.
     """
     bounds = [None if bound is None else 1000 * bound for bound in timed.p95_bounds(confidence)]
     lower, upper = bounds

@@ -11,8 +11,8 @@ from bedplate.report.schema_parts import SecondLabels
 
 
 def second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabels | None:
-    """What the rows with two labels say, of all splits; None where the task names no second column. Only labels are
-    compared, so that test stays closed."""
+    """Summarises the rows with two labels, of all splits; None where the task names no second column. Only labels are
+    compared, so test stays closed."""
     column = task.data.second_label
     if column is None:
         return None
@@ -33,8 +33,8 @@ def second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabels
 
 
 def check_bar(summary: SecondLabels | None, target: float | None, location: str) -> None:
-    """DataError for a bar above what any model can read against labels that agree no better. target: None where it is
-    not a fixed one."""
+    """DataError for a bar above what any model can score against labels that agree no better. target: None where it is
+    not a fixed value."""
     if summary is None or summary.highest is None or target is None:
         return
     if target > summary.highest:

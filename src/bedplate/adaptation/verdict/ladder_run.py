@@ -21,14 +21,14 @@ from bedplate.report.schema_parts import Formats
 
 @dataclass
 class LadderRun:
-    """Filled step by step by `adaptation.ladder`, written by `report`.
+    """One run of the ladder: filled step by step by `adaptation.ladder`, read by `report`.
 
-    Given at the start: contexts (one for each base, the task's first in front), data, candidates, hurdles (what
-    candidates have to clear), expectations (rules of thumb), looking (a label budget's rows) and watch.
+    Given at the start: contexts (one for each base, the task's first base first), data, candidates, criteria (what
+    candidates must clear), expectations (rules of thumb), looking (a label budget's rows) and watch.
 
-    Filled on the way: outcomes of all candidates; results, those that were made, in the weights to serve; formats that
-    nominees were tried in; guards of nominees on child bases; tested, by candidate; the opening of test, with the
-    seconds that were reserved for it, and the error (alpha) that it may spend; and the verdict.
+    Added on the way: outcomes of all candidates; results of those that were made, in the weights to serve; formats
+    tried for nominees; guards of nominees on child bases; tested, by candidate; the opening of test, with the seconds
+    reserved for it, and the error (alpha) that it may spend; and the verdict.
     """
 
     contexts: Sequence[Context]

@@ -1,11 +1,10 @@
-"""What the rows of an evaluation say of one number, at any confidence (a metric with the price of the call in it, a
-calibration error, a difference from what runs today), all in scores, of which more is better; and what a target asks
-for beside its bar, of one nominee: other metrics, slices, coverage, calibration, and what it is compared with.
+"""Requirements of a target beside its bar (other metrics, slices, coverage, calibration, differences from a reference),
+and the estimates with bounds that they are tested on. All values are scores, of which more is better.
 
-All have to hold, so each is tested at the nominee's own level without correction: that any of several false claims is
-made is no likelier than that one of them is (intersection-union, Berger 1982, Technometrics 24:295). Over nominees that
-level is Holm's, which the bar shares. That a requirement is *broken* is one claim of several, so that the requirements
-and the bar share the error (Bonferroni).
+A nominee must meet all of them, so each is tested at the nominee's own level without correction: the probability of any
+false claim is no larger than that of one (intersection-union, Berger 1982, Technometrics 24:295). Over nominees that
+level is Holm's, which the bar shares. That a requirement is *broken* is one claim of several, so the requirements and
+the bar share the error (Bonferroni).
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ POWER = 0.8
 
 
 class MetricEstimate(Protocol):
-    """A number, its one-sided bounds (InsufficientGroups where there are none), and the rows that it is of."""
+    """An estimate with its one-sided bounds (InsufficientGroups where there are none), and the rows it is based on."""
 
     @property
     def estimate(self) -> float: ...
@@ -56,13 +55,14 @@ class MetricEstimate(Protocol):
     def groups(self) -> int: ...
     def bound(self, confidence: float, side: Side = "lower") -> float: ...
     def needed(self, bar: float, confidence: float) -> int | None:
-        """Rows for 80% power to show it to be on its side of the bar, were the estimate the truth."""
+        """Rows for 80% power to show that it is above the bar, were the estimate the truth; None where it is not
+        above."""
         ...
 
 
 @dataclass(frozen=True)
 class CallPrice:
-    """The price of a call, as a share of what one costs at worst. bounds: lower and upper, one-sided, at a
+    """The price of a call, as a share of the worst cost of a row. bounds: lower and upper, one-sided, at a
     confidence."""
 
     share: float
@@ -70,7 +70,7 @@ class CallPrice:
 
     @classmethod
     def fixed(cls, share: float) -> CallPrice:
-        """That is not measured but told."""
+        """A price that is given, not measured."""
         return cls(share, lambda _: (share, share))
 
 
@@ -79,8 +79,10 @@ NOTHING = CallPrice.fixed(0.0)
 
 @dataclass(frozen=True)
 class Priced(Resting):
-    """The metric of an evaluation, less the price of a call where scores stand for costs. Bounds of both together are
-    those of a sum of independent estimates (MOVER, Zou & Donner 2008)."""
+    """The metric of an evaluation, less the price of a call where scores stand for costs.
+
+    The bounds are those of a sum of independent estimates (MOVER, Zou & Donner 2008).
+    """
 
     evaluation: Evaluation
     price: CallPrice = NOTHING
@@ -121,7 +123,7 @@ class Priced(Resting):
 
 @dataclass(frozen=True)
 class Calibrated:
-    """One minus the calibration error of the rows whose answers carry probabilities, at least one of them."""
+    """One minus the calibration error, of the rows whose answers carry probabilities; there must be at least one."""
 
     rows: Sequence[GradedRow]
 
@@ -146,7 +148,7 @@ class Calibrated:
         return 1 - (calibration.upper if side == "lower" else calibration.lower)
 
     def needed(self, bar: float, confidence: float) -> int | None:
-        """By the width of the bound, which shrinks as the root of the rows."""
+        """Rows needed, from the width of the bound, which shrinks as the root of the rows."""
         from scipy.special import ndtri
 
         try:
@@ -161,7 +163,7 @@ class Calibrated:
 
 @dataclass(frozen=True)
 class ReferenceComparison:
-    """A nominee minus what it is compared with, on the same rows, the price of a call in both."""
+    """The difference of a nominee from its reference on the same rows, the price of a call in both."""
 
     nominee: Priced
     reference: Priced
@@ -210,8 +212,8 @@ class ReferenceComparison:
 
 @dataclass(frozen=True)
 class ReferenceLevel(ReferenceComparison):
-    """A nominee where the bar is what it is compared with, on the same rows: its lower bound is that of the difference,
-    above the other's estimate, as if that were known. So it can be read beside the bar in the metric's own numbers."""
+    """A nominee whose bar is its reference, in the metric's own numbers: its bounds are those of the difference, added
+    to the reference's estimate as if that were known."""
 
     design_effect = 1.0
 
@@ -221,8 +223,8 @@ class ReferenceLevel(ReferenceComparison):
 
     @property
     def row_variance(self) -> float:
-        """The variance of a row's difference, groups and weights in it: that of their mean times the rows. At least one
-        row in all that changed, as two that answer alike on these rows may differ on others."""
+        """The variance of a row's difference, groups and weights included: that of their mean times the rows. At least
+        as if one row differed, since systems that agree on all these rows may differ on others."""
         return self._variance
 
     @cached_property
@@ -236,9 +238,9 @@ class ReferenceLevel(ReferenceComparison):
 
 @dataclass(frozen=True)
 class RequirementResult:
-    """One requirement and what the rows say of it. measured: None where there is nothing to measure, for the reason
-    `nothing`. bar: a score, of which more is better (of a calibration error 1 minus it). is_difference: whether it is a
-    difference. rows: of the whole split; claims: how many claims share the error of one that it is broken."""
+    """One requirement and its evidence. measured: None where nothing can be measured, for the reason `nothing`. bar: a
+    score, of which more is better (1 minus a calibration error). is_difference: whether bar and estimate are
+    differences. rows: of the whole split; claims: how many claims share the error of a claim that it is broken."""
 
     words: str
     metric: str
@@ -254,18 +256,18 @@ class RequirementResult:
 
     @property
     def met(self) -> bool:
-        """Whether the estimate is on the right side of the bar."""
+        """Whether the estimate is above the bar."""
         return self.measured is not None and self.measured.estimate > self.bar
 
     def is_shown(self, confidence: float) -> bool:
-        """Whether that is shown at this confidence."""
+        """Whether the lower bound at this confidence is above the bar."""
         try:
             return self.measured is not None and self.measured.bound(confidence) > self.bar
         except InsufficientGroups:
             return False
 
     def at(self, confidence: float) -> Requirement:
-        """What the report says of it at this confidence."""
+        """The report's row of it at this confidence."""
         measured, flipped = self.measured, self.error or self.scale.lower_is_better
         fulfilled: bool | None = None
         needed: int | None = None
@@ -327,7 +329,8 @@ class RequirementResult:
 def requirements_of(
     target: TargetSpec, evaluation: Evaluation, price: CallPrice = NOTHING, reference: Priced | None = None
 ) -> list[RequirementResult]:
-    """All that a target asks of a candidate beside its bar. reference: what the target is against, on the same rows."""
+    """All requirements of a target beside its bar. reference: the evaluation that the target is against, on the same
+    rows."""
     requirements = [] if reference is None else [_against(target, Priced(evaluation, price), reference)]
     for spec in target.all_of:
         requirements += _from_spec(spec, evaluation, price)
@@ -366,7 +369,7 @@ def _from_spec(spec: RequirementSpec, evaluation: Evaluation, price: CallPrice) 
 def _requirement_on(
     spec: RequirementSpec, evaluation: Evaluation, price: CallPrice, part: tuple[str, str] | None
 ) -> RequirementResult:
-    """The requirement on all rows, or on those of one slice."""
+    """One requirement on all rows, or on those of one slice."""
     rows = evaluation.rows if part is None else rows_of(evaluation, *part)
     named = None if part is None else f"{part[0]}: {part[1] or '(none)'}"
     is_task_metric = spec.metric in (None, evaluation.metric)
@@ -399,7 +402,7 @@ def _requirement_on(
 
 @dataclass(frozen=True)
 class _Flipped:
-    """One minus a metric, of which less is wanted."""
+    """One minus a metric, for a metric that is to be low."""
 
     of: Priced
 

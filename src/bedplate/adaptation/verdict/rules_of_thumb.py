@@ -1,8 +1,8 @@
-"""Rules of thumb about prompting and tuning, written down before the ladder is climbed and scored afterwards.
+"""Rules of thumb about prompting and tuning: predictions recorded before the ladder runs, and scored afterwards.
 
 They order the ladder and decide nothing. That more than about 1,000 good labels, long prompts and a stable structure of
-the answer favour tuning is common advice (e.g. https://platform.openai.com/docs/guides/fine-tuning); on this task it
-held or it did not.
+the answer favour tuning is common advice (e.g. https://platform.openai.com/docs/guides/fine-tuning); each run records
+whether it held on its task.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RuleOutcome = Literal["true", "false", "undecided", "not_tested"]
 
 @dataclass(frozen=True)
 class Expectation:
-    """What one rule says of this task, and why. `claim` is what is looked at afterwards."""
+    """The prediction of one rule for this task, with its reason. `claim` is what is tested afterwards."""
 
     rule: str
     prediction: str
@@ -44,7 +44,7 @@ class Expectation:
 
 
 def expect(context: Context) -> list[Expectation]:
-    """What the rules say, from the task alone: nothing of it was asked of a model."""
+    """The rules' predictions, from the task alone, before any model is run."""
     labels, structure, tokens = len(context.train), context.task.output.form.structure, _few_shot_tokens(context)
     is_rich = labels > MANY_LABELS
     because = f"there are {labels:,} labels, {'' if is_rich else 'not '}more than {MANY_LABELS:,}"
@@ -66,7 +66,7 @@ def expect(context: Context) -> list[Expectation]:
 
 
 def favoured(expectations: Sequence[Expectation]) -> Favoured:
-    """What most rules favour; the number of labels decides between equals."""
+    """The side that most rules favour; the number of labels breaks a tie."""
     tuning = sum(expectation.favours == "tuning" for expectation in expectations)
     if 2 * tuning == len(expectations):
         return expectations[0].favours
@@ -74,8 +74,8 @@ def favoured(expectations: Sequence[Expectation]) -> Favoured:
 
 
 def written_down(context: Context) -> list[Expectation]:
-    """The expectations of this run, in a file before its first rung is climbed. They follow from the task alone, so an
-    interrupted run says the same again."""
+    """Writes the predictions to a file before the first rung runs, and returns them. They depend on the task alone, so
+    a resumed run predicts the same."""
     expectations = expect(context)
     text = json.dumps([asdict(expectation) for expectation in expectations], indent=1, ensure_ascii=False) + "\n"
     atomic_write(context.out / PREDICTIONS_FILE, text)
@@ -85,11 +85,12 @@ def written_down(context: Context) -> list[Expectation]:
 def score(
     expectations: Sequence[Expectation], outcomes: Mapping[str, RungOutcome], tested: Mapping[str, Tested], seed: int
 ) -> list[dict[str, Any]]:
-    """Each expectation with `held` ("true", "false", "undecided" or "not_tested") and what that rests on.
+    """Scores each expectation: `held` ("true", "false", "undecided" or "not_tested") and the evidence.
 
-    A rule says which side makes more of the labels: it is not tested where one side has no rung that learned from them.
-    Quality: the paired comparison of the two skins, on test where both were judged there, else on valid, where the best
-    of several reads a little too well; undecided unless the 95% interval leaves zero out. Costs: measured calls.
+    A rule compares how the two sides use the labels: it is not tested where one side has no rung that learned from
+    them. Quality: the paired comparison of the best skin of each side, on test where both were tested, else on valid,
+    where the best of several reads slightly high; undecided unless the 95% interval excludes zero. Costs: measured
+    calls.
     """
     scored: list[dict[str, Any]] = []
     for expectation in expectations:
@@ -109,13 +110,13 @@ SIDES: dict[Side, str] = {"weights": "tuned", "prompt": "prompted"}
 
 
 def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
-    """The candidates whose rungs learning curves have on this side."""
+    """The candidates whose rungs learning curves count to this side."""
     traits = {name: rung_of(name).traits for name in outcomes}
     return [name for name, rung_traits in traits.items() if rung_traits.side == side and rung_traits.no_curve is None]
 
 
 def _best(outcomes: Mapping[str, RungOutcome], names: Sequence[str]) -> str | None:
-    """The one of these candidates that does best on valid, on whatever base it stands."""
+    """The candidate with the best estimate on valid, on any base."""
     results = {name: outcomes[name].result for name in names}
     estimates = {name: result.evaluation.estimate for name, result in results.items() if result is not None}
     return max(estimates, key=lambda name: estimates[name]) if estimates else None
@@ -163,7 +164,7 @@ def _cheaper(tuned: str | None, outcomes: Mapping[str, RungOutcome]) -> tuple[Ru
 
 
 def _few_shot_tokens(context: Context) -> float:
-    """Tokens of a prompt with eight examples: eight rows and their answers, and the row itself."""
+    """Tokens of a prompt with eight examples: eight rows with their answers, and the row itself."""
     prompt, _ = context.task_prompt()
     tokenizer = context.model.tokenizer
     sample = context.ordered(context.train, "lengths")[:64]
