@@ -130,7 +130,7 @@ def test_the_bias_moves_against_the_load_of_all_ranks(make_examples: ExampleFact
     batch = pack_examples(make_examples(4))
 
     class WithOthers(Ranks):
-        def total(self, local: torch.Tensor) -> torch.Tensor:
+        def device_sum(self, local: torch.Tensor) -> torch.Tensor:
             return local + torch.tensor([1000.0, *[0.0] * 5])
 
     for ranks, void in ((ALONE, 0.0), (WithOthers(), 0.0), (ALONE, 1.0)):

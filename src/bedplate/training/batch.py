@@ -1,5 +1,8 @@
-"""Training examples and the micro-batches packed from them: token rows for language models, texts with labels for
-encoders. Shapes: B rows, T tokens, N texts, C labels."""
+"""Training examples, and the micro-batches packed from them: token rows for language models, labelled texts for
+encoders.
+
+Shapes: B rows, T tokens, N texts, C labels.
+"""
 
 from __future__ import annotations
 
@@ -52,15 +55,15 @@ class TrainingExample:
 
     @property
     def last_loss(self) -> int:
-        """Index of the last token that carries loss: so many tokens are read by the predictions."""
+        """Index of the last token that carries loss, which is also the number of tokens that predictions read."""
         return len(self.loss) - 1 - self.loss[::-1].index(True)
 
 
 class MicroBatch(Protocol):
-    """What goes through the model at once; an objective reads fields of its own beside these.
+    """The unit of one forward pass; objectives read further fields of their own batches.
 
-    ids: the examples (or pieces) in it. counts: what the loop adds up and writes with every step, `tokens` at least,
-    known where the batch is made, so that nothing has to be read back from a device.
+    ids: its examples (or pieces). counts: what the loop sums and logs with every step, `tokens` at least; known where
+    the batch is made, so that nothing is read back from a device.
     """
 
     @property
@@ -78,10 +81,10 @@ class PackedBatch:
 
     tokens: int64 [B, T]; segments, positions: int64 [B, T] as in `Inputs`; targets: int64 [B, T], the next token of the
     same document where it carries loss, else −100; learned: int64 [N], indices of targets in the flattened rows. ids:
-    examples (or pieces) by row and segment; lengths: tokens of each, after those of the shared prefix; losses: tokens
-    of each that carry loss. placement: where they stand. sources, source_segments: int64 [B, S], encoder inputs under
-    the same numbers, at `source_placement`. rows: each row's number in the whole run, where the source has one.
-    further_counts: beside tokens and targets.
+    examples (or pieces) by row and segment; lengths: tokens of each, without the shared prefix; losses: tokens of each
+    that carry loss. placement: the documents' places in the rows. sources, source_segments: int64 [B, S], encoder
+    inputs under the same numbers, at `source_placement`. rows: each row's number in the whole run, where the source has
+    one. further_counts: counts beside tokens and targets.
     """
 
     tokens: Tensor
@@ -109,7 +112,7 @@ class PackedBatch:
         losses: Sequence[int],
         placement: Placement,
     ) -> PackedBatch:
-        """From what the rows hold, on the CPU: positions, and where the targets are, follow from it."""
+        """Builds a batch on the CPU from the contents of its rows; derives positions and target indices."""
         learned = (targets.reshape(-1) != NO_TARGET).nonzero().squeeze(1)
         positions = segment_positions(segments)
         prefix = sum(document.token_count for document in placement.documents if not document.segment)
@@ -118,7 +121,7 @@ class PackedBatch:
 
     @property
     def inputs(self) -> Inputs:
-        """The model's side of the batch."""
+        """The model's inputs."""
         read: Inputs | None = None
         if self.sources is not None:
             read = Inputs(self.sources, segments=self.source_segments, placement=self.source_placement)
@@ -126,7 +129,7 @@ class PackedBatch:
 
     @property
     def token_count(self) -> int:
-        """Tokens that run through the model, padding apart; a shared prefix counts once."""
+        """Tokens that the model computes, without padding; a shared prefix counts once."""
         return sum(self.lengths)
 
     @property
@@ -141,20 +144,20 @@ class PackedBatch:
         return {"tokens": self.token_count + read, "targets": self.target_count, **self.further_counts}
 
     def to(self, device: torch.device) -> Self:
-        """The same batch on another device, its subclasses' tensors as well."""
+        """The same batch on another device, including the tensors of subclasses."""
         return replace(self, **_sent_tensors(self, device))
 
 
 def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str) -> TrainingExample:
-    """Loss on the completion's tokens, none on the prompt's. Raises DataError when either is empty."""
+    """An example with loss on the completion's tokens and none on the prompt's. DataError when either is empty."""
     if not prompt or not completion:
         raise DataError(f"example {id!r}: its {'completion' if prompt else 'prompt'} is empty")
     return TrainingExample((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion), id)
 
 
 def answer_example(start: Sequence[int], source: Sequence[int], answer: Sequence[int], id: str) -> TrainingExample:
-    """For an encoder–decoder: the encoder reads `source`, and after its start the decoder learns the answer's tokens.
-    Raises DataError when one is empty."""
+    """An example for an encoder–decoder: the encoder reads `source`, and the decoder learns the answer's tokens after
+    `start`. DataError when one is empty."""
     if not start or not source or not answer:
         raise DataError(f"example {id!r}: its {'answer' if source else 'prompt'} is empty")
     loss = (False,) * len(start) + (True,) * len(answer)
@@ -164,7 +167,7 @@ def answer_example(start: Sequence[int], source: Sequence[int], answer: Sequence
 def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:
     """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
 
-    DataError where the template does not show a turn as it would be served, or there is nothing to learn.
+    DataError where the template renders a turn otherwise than when serving, or nothing carries loss.
     """
     try:
         encoded = tokenizer.encode_conversation(messages)
@@ -175,7 +178,7 @@ def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: 
 
 @dataclass(frozen=True)
 class LabelledText:
-    """A text's token ids, and of each label 1 where it is right, else 0. DataError for a text without tokens."""
+    """A text's token ids, with 1 for each label that is right, else 0. DataError for a text without tokens."""
 
     ids: tuple[int, ...]
     targets: tuple[float, ...]
@@ -188,8 +191,8 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class Texts:
-    """A micro-batch. tokens, segments: int64 [1, T], the texts one after the other, numbered from 1. ids: of what is
-    learned from."""
+    """A micro-batch of texts for an encoder. tokens, segments: int64 [1, T], the texts concatenated and numbered from
+    1. ids: of the examples."""
 
     tokens: Tensor
     segments: Tensor
@@ -209,13 +212,13 @@ class Texts:
 
 @dataclass(frozen=True)
 class TextBatch(Texts):
-    """targets: float32 [N, C]."""
+    """Texts with their labels. targets: float32 [N, C]."""
 
     targets: Tensor
 
 
 def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
-    """The texts as one micro-batch. DataError when there are none."""
+    """Packs labelled texts into one micro-batch. DataError when there are none."""
     if not texts:
         raise DataError("a batch needs at least one example")
     return TextBatch(
@@ -226,7 +229,7 @@ def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
 
 
 def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Tokens and segments of a micro-batch."""
+    """Tokens and segments of concatenated texts, int64 [1, T] each."""
     lengths = torch.tensor([len(text) for text in texts])
     tokens = torch.tensor([[token for text in texts for token in text]])
     return tokens, torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None]

@@ -1,9 +1,8 @@
-"""The training configuration: optimizer, learning-rate schedule, guard, routers, precision.
+"""The training configuration: optimizer, learning-rate schedule, step guard, routers, precision; and the `parallel`
+part of a run file.
 
 Schedules are pure functions of the step: warm-up, then cosine (https://arxiv.org/abs/1608.03983), warm-up-stable-decay
 (https://arxiv.org/abs/2404.06395) or constant.
-
-And the `parallel` part of a run file: how many ranks share what.
 """
 
 from __future__ import annotations
@@ -59,7 +58,7 @@ class RouterConfig(Strict):
 
 class Rates(Strict):
     """Learning-rate multipliers of embedding tables, the head, matrices inside blocks, and all other parameters (norms,
-    biases, routers, what is outside the model)."""
+    biases, routers, parameters outside of the model)."""
 
     embedding: Positive = 1.0
     head: Positive = 1.0
@@ -158,8 +157,8 @@ class TrainConfig(Grown):
         return self.learning_rate * schedule_factor(self.schedule, step + 0.5, total, warmup, decay, self.final)
 
     def numbers(self) -> dict[str, Any]:
-        """What decides the outcome: all fields but how often the state is saved and steps are written, and what is
-        made again."""
+        """The fields that determine the result of a run: all but those for saving and logging, and for
+        recomputation."""
         return self.model_dump(mode="json", exclude=set(_NO_MATTER))
 
 
@@ -169,12 +168,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ParallelConfig(Strict):
-    """How many ranks share what; the product is the number of processes.
+    """How many ranks share what; the product of the sizes is the number of processes.
 
-    data: groups that each hold everything. shard: ranks that each hold a part of every parameter and its moments
-    (FSDP2: https://arxiv.org/abs/2304.11277); None: all that are left. tensor: ranks that share each product. expert:
-    ranks with their own data that share the experts; they shard everything else. context: 1, since torch shares a row
-    for plain attention only, which packed rows are not.
+    data: groups that each hold a full replica. shard: ranks that each hold a part of every parameter and its moments
+    (FSDP2: https://arxiv.org/abs/2304.11277); None: all remaining ranks. tensor: ranks that share each product. expert:
+    ranks with their own data that share the experts; they shard everything else. context: 1, since torch splits a row
+    across ranks for plain attention only, which packed rows are not.
     """
 
     data: Count = 1
@@ -185,11 +184,11 @@ class ParallelConfig(Strict):
 
     @property
     def min_processes(self) -> int:
-        """The fewest processes that it is for."""
+        """The smallest number of processes that the configuration allows."""
         return self.data * (self.shard or 1) * self.tensor * self.expert
 
     def sizes(self, world: int) -> dict[Axis, int]:
-        """By axis, for so many processes. UsageError where they do not fit."""
+        """The size of each axis, for `world` processes. UsageError where they do not fit."""
         unsharded_size = self.data * self.tensor * self.expert
         shard = self.shard if self.shard is not None else max(1, world // unsharded_size)
         axis_sizes: dict[Axis, int] = {"data": self.data, "shard": shard, "expert": self.expert, "tensor": self.tensor}

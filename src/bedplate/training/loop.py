@@ -64,7 +64,8 @@ from bedplate.training.utilisation import Utilisation
 
 
 def store_of(out: Path, ranks: Ranks) -> StateStore:
-    """Opens the state store of the run in this directory, which another number of processes may have begun."""
+    """Opens the state store of the run in this directory, whose saved state may come from another number of
+    processes."""
     if ranks.world > 1 or (out / SHARDS).exists():
         # torch's parts for several processes take a second to import.
         from bedplate.training.parallel.sharded_states import DistributedStates
@@ -83,7 +84,7 @@ __all__ = ["OnCheckpoint", "TrainResult", "evaluate_loss", "train"]
 @dataclass(frozen=True)
 class TrainResult:
     """The result of a finished run, over all its resumptions. seconds: spent in steps. losses: the last step's, by
-    term. arithmetic: what it computed in."""
+    term. arithmetic: what it was computed in."""
 
     steps: int
     examples: int
@@ -147,7 +148,7 @@ def train(
     }
     store = store_of(out, ranks) if store is None else store
     with keeping(), run_directory(out, ranks.main):
-        ranks.together()
+        ranks.barrier()
         last = store.latest()
         arithmetic = run_arithmetic(roles, config, store, None if last is None else store.values(last), trained, ranks)
         # Models that were given out to ranks compute in another dtype than theirs without being changed.
@@ -183,7 +184,7 @@ def train(
 
 @dataclass
 class _Run(Generic[B]):
-    """One process's part of a run, from the step at which it stands to the end."""
+    """One process's part of a run, from its current step to the end."""
 
     models: Models
     source: BatchSource[B]
@@ -227,7 +228,7 @@ class _Run(Generic[B]):
         return total
 
     def finish(self, description: str) -> TrainResult:
-        """From where it stands to the end."""
+        """Trains to the end of the run."""
         with (
             MetricsLog(self.out / METRICS_FILE, self.metrics_at, self.ranks.main) as log,
             Progress(description, self.total, "steps", quiet=not self.ranks.main) as bar,
@@ -252,7 +253,7 @@ class _Run(Generic[B]):
             number = self._step(next(batches))
             planned = number == self.total or (save_steps is not None and number % save_steps == 0)
             late = seconds is not None and self.ranks.main and time.monotonic() - saved_at >= seconds
-            due, stopped = self.ranks.agreed(late, interrupts.requested)
+            due, stopped = self.ranks.any_rank(late, interrupts.requested)
             saving = planned or due or stopped
             if saving or len(self.unread) == self.config.log_steps:
                 self._read(log, bar)
@@ -270,7 +271,7 @@ class _Run(Generic[B]):
                 raise KeyboardInterrupt
 
     def _step(self, batches: Sequence[B]) -> int:
-        """The next step, of which nothing is read back; returns its number."""
+        """Runs the next step without reading anything back from the device; returns its number."""
         started = time.perf_counter()
         number = self.tally.step + len(self.unread) + 1
         counts = {"tokens": 0}
@@ -279,7 +280,7 @@ class _Run(Generic[B]):
                 counts[name] = counts.get(name, 0) + count
         counts["examples"] = sum(len(batch.ids) for batch in batches)
         weights, passes = self._weights(number, batches), self.ranks.maximum(len(batches))
-        if self.ranks.agreed(not batches and self.spare is None)[0]:  # at the first step of this process
+        if self.ranks.any_rank(not batches and self.spare is None)[0]:  # at the first step of this process
             everyones = self.ranks.gather(batches[-1] if batches else None)
             self.spare = next((batch for batch in everyones if batch is not None), None)
         with recomputing(self.config.recompute):
@@ -290,9 +291,9 @@ class _Run(Generic[B]):
         rate = self.config.learning_rate_at(number - 1, self.total)
         norm = self.optimization.clip()
         step = UnreadStep(number, rate, counts, parts, norm, torch.zeros_like(norm), torch.zeros_like(norm))
-        loss, unsound = self.ranks.total(torch.stack((step.loss().to(norm.dtype), step.unsound()))).unbind()
+        loss, unsound = self.ranks.device_sum(torch.stack((step.loss().to(norm.dtype), step.unsound()))).unbind()
         skipped, stops = self.guard.judge(number, loss, norm, unsound)
-        step.skipped, step.stops = self.ranks.worst(torch.stack((skipped, stops))).unbind()
+        step.skipped, step.stops = self.ranks.device_max(torch.stack((skipped, stops))).unbind()
         self.optimization.step(rate, step.skipped)
         if self.routers is not None:
             self.routers.step(step.skipped)
@@ -301,7 +302,8 @@ class _Run(Generic[B]):
         return number
 
     def _idle(self, number: int, batches: Sequence[B]) -> None:
-        """A pass that adds nothing: other ranks have more micro-batches in this step, and meet this one in each."""
+        """Runs a forward and backward pass with zero loss, where other ranks have more micro-batches in this step:
+        their collectives need this rank in each."""
         spare = batches[-1] if batches else self.spare
         if spare is None:
             raise TrainingError(f"step {number}: nothing is in it for some ranks; take larger steps or fewer ranks")
@@ -312,7 +314,7 @@ class _Run(Generic[B]):
         self.optimization.collect()
 
     def _weights(self, number: int, batches: Sequence[B]) -> Mapping[str, float]:
-        """Each term's weight over the whole step; every micro-batch's sums are divided by it."""
+        """Each term's weight, summed over the whole step; every micro-batch's sums are divided by it."""
         local_weights: dict[str, float] = {}
         for batch in batches:
             router_weights = {} if self.routers is None else self.routers.weights(batch)
@@ -344,7 +346,7 @@ class _Run(Generic[B]):
         return metrics
 
     def _read(self, log: MetricsLog, bar: Progress) -> None:
-        """Reads what the steps since the last time left, and writes it; each took its share of the time."""
+        """Reads the metrics of the unread steps and writes their lines; the time is divided evenly among them."""
         started = time.perf_counter()
         read = read_steps(self.unread)
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
@@ -401,7 +403,7 @@ class _Run(Generic[B]):
         return self.optimization.tensors() | router_tensors | self.guard.tensors()
 
     def restore(self, step: int) -> None:
-        """Everything as it was when the state after this step was written."""
+        """Restores all state as it was when the state after this step was saved."""
         check_fingerprint(self.out, self.store, self.store.values(step)["fingerprint"], self._fingerprint())
         saved = self.store.load(step, self._tensors())
         self.optimization.load(saved.tensors)
@@ -415,7 +417,7 @@ class _Run(Generic[B]):
 
 
 class Interrupts:
-    """As a context: `requested` turns true at the first signal; a second one interrupts at once.
+    """A context in which `requested` turns true at the first SIGINT or SIGTERM; a second one raises KeyboardInterrupt.
 
     Outside the main thread, where Python allows no handlers, it never turns true.
     """

@@ -1,8 +1,8 @@
-"""Packing: several examples or documents in one row, none attending to another, no target lost.
+"""Packs several examples or documents into one row, none attending to another, with no target lost.
 
-`pack_examples` puts a batch of examples into one row without padding; the tokens that all of them start with are
-computed once, as segment 0, and tokens that no prediction reads are left out. `rows_batch` takes documents that
-`bedplate.data.packing` has laid into rows of a fixed length.
+`pack_examples` puts a batch of examples into one row without padding; a prefix that all of them share is computed once,
+as segment 0, and tokens that no prediction reads are left out. `rows_batch` takes documents that
+`bedplate.data.packing` has laid out in rows of a fixed length.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ MIN_PREFIX = 4
 
 
 def common_prefix(examples: Sequence[TrainingExample]) -> int:
-    """How many leading tokens all examples share, short of the last token before any that carries loss.
+    """Number of leading tokens that all examples share, excluding the token before any that carries loss.
 
-    The token that predicts the first loss-carrying one stays outside, because each example needs its own prediction.
+    The token that predicts the first loss-carrying one is excluded because each example needs its own prediction.
     """
     limit = min(example.first_loss - 1 for example in examples)
     first, last = min(e.ids[:limit] for e in examples), max(e.ids[:limit] for e in examples)
@@ -99,8 +99,8 @@ def rows_batch(
     ids: Sequence[str],
     row_length: int,
 ) -> PackedBatch:
-    """Some packed rows as a batch [B, row_length]. The last token of a piece predicts the document's next token, if
-    there is one, although that stands in another piece: splitting loses no target."""
+    """A batch [B, row_length] of packed rows. The last token of a piece predicts the document's next token, even when
+    that is in another piece, so that splitting loses no target."""
     filled = fill_rows(rows, documents, row_length, NO_TARGET)
     shape = (len(rows), row_length)
     places = [

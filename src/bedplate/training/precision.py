@@ -1,9 +1,10 @@
-"""The arithmetic of a run: chosen by timing training steps on this machine, applied while the run lasts, undone after.
+"""The arithmetic of a run (dtype and product library): chosen by timing training steps on this machine, applied while
+the run lasts, undone afterwards.
 
-A base is held in the dtype that inference or its user chose, and another may train faster: the candidates take turns on
-the first blocks (of random weights) at the shapes of tuning, and the best time of each counts. A bfloat16 weight is a
-float32 number, so widening changes no value; the original of a frozen weight is set aside and restored bit by bit, a
-trained weight returns as its float32 master, rounded. A weight belongs to one run at a time.
+A base is loaded in the dtype that inference or its user chose, and another may train faster: the candidates run in
+turns on the first blocks (with random weights) at typical shapes of fine-tuning, and the best time of each counts. A
+bfloat16 weight is a float32 number, so widening changes no value; the original of a frozen weight is set aside and
+restored bit by bit, a trained weight returns as its float32 master, rounded. A weight belongs to one run at a time.
 """
 
 from __future__ import annotations
@@ -47,18 +48,19 @@ TrainedPart = Literal["adapters", "weights"]
 """What a run trains: something beside a frozen base, or the base's own weights."""
 
 LEAST_WEIGHTS = 2_000_000
-"""A base with fewer in its blocks is not measured: its steps are calls, not arithmetic, and it keeps its own dtype."""
+"""A base with fewer weights in its blocks keeps its own dtype unmeasured: call overhead dominates its steps."""
 CLEARLY = 1.05
-"""Another arithmetic than the base's own must be faster by so much."""
+"""The speed-up from which another arithmetic replaces the base's own."""
 _MOST_BLOCK_WEIGHTS = 50_000_000
-_TURNS, _LEAST_TURNS, _SECONDS, _HOPELESS = 12, 3, 2.0, 2.5
-_DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64
+MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 12, 3, 2.0
+HOPELESS_RATIO = 2.5  # an arithmetic slower than the fastest by this factor is not timed further
+_DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64  # of the batch that is timed
 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """dtype: what weights and activations are while training ("float32"); products: by which library those of linears
-    run on a CPU."""
+    """dtype: of weights and activations while training ("float32"). products: the library for linears' products on a
+    CPU."""
 
     dtype: str
     products: Products = "torch"
@@ -84,12 +86,12 @@ class Arithmetic:
 
 
 def native_arithmetic(model: AnyModel) -> Arithmetic:
-    """The arithmetic that the model's own dtype gives, without any change."""
+    """The arithmetic of the model's own dtype, without any change."""
     return Arithmetic(dtype_name(next(model.parameters()).dtype))
 
 
 def candidates(native: Arithmetic, device: torch.device, trained: TrainedPart) -> list[Arithmetic]:
-    """All that a base of this arithmetic may be trained in, its own first."""
+    """The arithmetics in which a base may be trained, its own first."""
     if device.type != "cpu" or native.dtype not in ("bfloat16", "float32"):
         return [native]
     arithmetics = [native, Arithmetic("float32" if native.dtype == "bfloat16" else "bfloat16")]
@@ -100,8 +102,8 @@ def candidates(native: Arithmetic, device: torch.device, trained: TrainedPart) -
 def choose(model: AnyModel, trained: TrainedPart, dtype: DtypeChoice = "auto") -> Arithmetic:
     """Chooses the fastest arithmetic for training this base here, among those of the requested dtype.
 
-    The base's own unless another is clearly faster. Only decoders in bfloat16 or float32 on CPUs, large enough that a
-    step is arithmetic, are measured. UsageError for a dtype that cannot be had.
+    The base's own unless another is clearly faster. Only decoders in bfloat16 or float32 on CPUs, large enough that
+    arithmetic dominates a step, are measured. UsageError for a dtype that is not available.
     """
     native = native_arithmetic(model)
     if dtype != "auto" and native.dtype not in ("bfloat16", "float32"):
@@ -114,7 +116,7 @@ def choose(model: AnyModel, trained: TrainedPart, dtype: DtypeChoice = "auto") -
 
 
 def _best(seconds: dict[Arithmetic, float], arithmetics: Sequence[Arithmetic]) -> Arithmetic:
-    """The fastest of these ways; the first of them unless another is clearly faster."""
+    """The fastest arithmetic; the first of them unless another is clearly faster."""
     best, first = min(arithmetics, key=lambda arithmetic: seconds.get(arithmetic, float("inf"))), arithmetics[0]
     return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
 
@@ -126,8 +128,8 @@ def _worth_measuring(model: AnyModel) -> TypeGuard[Decoder]:
 
 
 def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
-    """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives: of a batch
-    of a few hundred short tokens, on a quiet machine. None where nothing is measured."""
+    """Seconds of one training token of adapters through all blocks, in the arithmetic that `choose` gives, for a batch
+    of a few hundred short tokens on an idle machine. None where nothing is measured."""
     arithmetics = candidates(native_arithmetic(model), model.device, "adapters")
     if len(arithmetics) == 1 or not _worth_measuring(model):
         return None
@@ -141,8 +143,8 @@ def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
 
 
 def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
-    """Seconds of one training step of a few blocks by arithmetic, kept for this machine; ways that cannot run here are
-    left out."""
+    """Seconds of one training step of a few blocks by arithmetic, cached for this machine; arithmetics that cannot run
+    here are left out."""
     key = {
         "version": 2,
         "cpu": processor_kind(),
@@ -164,7 +166,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
 
 
 def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
-    """Measures now, in a second or two, and leaves no trace in the process. Raises UsageError if nothing can run."""
+    """Measures in a second or two, and leaves the process as it was. UsageError if no arithmetic can run."""
     # Memory as a run has it: without, each way is measured by what the system takes to clear pages.
     with keeping(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
@@ -173,13 +175,12 @@ def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[A
 
 
 def by_turns(
-    steps: dict[Arithmetic, Callable[[], None]], clock: Callable[[], float], seconds: float = _SECONDS
+    steps: dict[Arithmetic, Callable[[], None]], clock: Callable[[], float], seconds: float = MAX_SECONDS
 ) -> dict[Arithmetic, float]:
-    """The best time of each step, taken in turns until the time is over; one that fails, or is far behind, drops
-    out."""
+    """The best time of each step, run in turns until the time is up; a step that fails, or is far slower, drops out."""
     best: dict[Arithmetic, float] = {}
     running, failures, until = dict(steps), list[str](), clock() + seconds
-    for turn in range(_TURNS + 1):
+    for round_number in range(MAX_ROUNDS + 1):
         for arithmetic, step in list(running.items()):
             start = clock()
             try:
@@ -189,11 +190,12 @@ def by_turns(
                 del running[arithmetic]
                 best.pop(arithmetic, None)
                 continue
-            if turn:  # the first warms everything up
+            if round_number:  # the first round is a warm-up
                 best[arithmetic] = min(best.get(arithmetic, float("inf")), clock() - start)
         fastest = min(best.values(), default=float("inf"))
-        running = {way: step for way, step in running.items() if best.get(way, 0.0) <= _HOPELESS * fastest}
-        if turn >= _LEAST_TURNS and clock() > until:
+        limit = HOPELESS_RATIO * fastest
+        running = {arithmetic: step for arithmetic, step in running.items() if best.get(arithmetic, 0.0) <= limit}
+        if round_number >= MIN_ROUNDS and clock() > until:
             break
     if not best:
         raise UsageError(f"no arithmetic can train this base here: {'; '.join(failures)}")
@@ -266,8 +268,8 @@ def run_arithmetic(
     trained: Mapping[str, nn.Parameter],
     ranks: Ranks,
 ) -> Arithmetic:
-    """What the run computes in: a saved run's own, else what is asked for, or the fastest that memory allows; of models
-    that were given out to ranks, what they were given out with."""
+    """The arithmetic of the run: a saved run's own, else the requested dtype, or the fastest that memory allows; for
+    distributed models, the one they were distributed with."""
     policy = policy_of(roles)
     native = native_arithmetic(policy)
     try:
@@ -296,7 +298,7 @@ def run_arithmetic(
 
 
 def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
-    """Why the models cannot be put into this arithmetic, beside what they are now, or None."""
+    """Why the models cannot be converted to this arithmetic beside their current weights; None where they can."""
     dtype, free = arithmetic.torch_dtype, free_bytes()
     needed = sum(p.numel() * dtype.itemsize for p in _changed(models, dtype))
     if needed and any(isinstance(model, Model) and model.readers > 0 for model in models.values()):
@@ -312,8 +314,9 @@ def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
 
 @contextmanager
 def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
-    """The models in this arithmetic while it is open; gives, by a parameter's id, what each that changed holds
-    otherwise, and has again afterwards. Parameters stay the same objects; models of several dtypes keep them.
+    """A context in which the models are in this arithmetic; gives, by parameter id, the original tensor of each
+    converted parameter, which is restored afterwards. Parameters stay the same objects; models of mixed dtypes are not
+    converted.
 
     TrainingError where the memory does not suffice, or another run of this process computes with one of the weights.
     """
@@ -359,7 +362,7 @@ def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Te
 
 
 def of_one_dtype(models: Models) -> bool:
-    """Whether the dtype of the models may change for a run: where they differ among themselves, none does."""
+    """Whether all models have one dtype, and so can be converted for a run."""
     return len({p.dtype for model in models.values() for p in model.parameters()}) == 1
 
 
@@ -370,7 +373,8 @@ def _changed(models: Models, dtype: torch.dtype) -> list[nn.Parameter]:
 
 @contextmanager
 def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
-    """Gradients on exactly the trained parameters, the policy in training mode; all as before afterwards."""
+    """A context with gradients on exactly the trained parameters and the policy in training mode; restored
+    afterwards."""
     parameters_by_id = {id(p): p for model in models.values() for p in model.parameters()}
     parameters_by_id |= {id(p): p for p in optimization.parameters.values()}
     before = [(p, p.requires_grad) for p in parameters_by_id.values()]
@@ -392,8 +396,8 @@ def only_trained(models: Models, optimization: Optimization) -> Generator[None]:
 
 @contextmanager
 def compiled(model: AnyModel, enabled: bool) -> Generator[None]:
-    """Each block of the model runs compiled while it is open, where that is wanted; its attention over packed rows does
-    not (on devices that have a kernel for it, that kernel runs)."""
+    """A context in which each block of the model is compiled, if enabled, except its attention over packed rows (which
+    has a kernel of its own on devices)."""
     if not enabled:
         yield
         return

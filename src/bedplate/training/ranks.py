@@ -1,6 +1,7 @@
-"""The processes of a run as the loop sees them: sums over all ranks, and this rank's part of each parameter.
+"""`Ranks`: the training loop's interface to the processes of a run, with reductions over ranks and this rank's part of
+each parameter.
 
-A single process is its own sum and its own part; `training.parallel` implements the same for several.
+Here for a single process; `training.parallel.apply` implements it for several.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 
 class Ranks:
-    """One process. Those for several say in which order they are asked: each rank must ask the same things."""
+    """A run of one process. For several, methods that communicate are collectives: each rank must call the same ones in
+    the same order."""
 
     main: bool = True
     """Whether this rank writes what is written once."""
@@ -23,78 +25,78 @@ class Ranks:
     """Which share of each step's data is this rank's, as sources take it."""
 
     def sums(self, local_sums: Mapping[str, float]) -> Mapping[str, float]:
-        """What ranks with different data counted, added up: known to the host."""
+        """Sums over ranks with different data, on the host."""
         return local_sums
 
-    def total(self, local: Tensor) -> Tensor:
-        """The same of numbers on the device, which are not read."""
+    def device_sum(self, local: Tensor) -> Tensor:
+        """The sum over ranks with different data of a tensor on the device, without reading it."""
         return local
 
-    def worst(self, local: Tensor) -> Tensor:
-        """The largest of every rank's, on the device."""
+    def device_max(self, local: Tensor) -> Tensor:
+        """The maximum over all ranks of a tensor on the device, without reading it."""
         return local
 
-    def agreed(self, *flags: bool) -> tuple[bool, ...]:
-        """Whether any rank answers yes, for each question."""
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        """For each flag, whether it is true on any rank."""
         return flags
 
     def maximum(self, local: int) -> int:
-        """The largest of every rank's."""
+        """The maximum over all ranks, on the host."""
         return local
 
     def gather(self, local: Any) -> Sequence[Any]:
-        """What each rank with different data has to say, as JSON values."""
+        """The values of all ranks with different data."""
         return [local]
 
-    def joined(self, own_ND: Tensor) -> tuple[Tensor, int]:
-        """The rows of all ranks with different data, and where this one's begin among them. Gradients reach the ranks
+    def gather_rows(self, own_ND: Tensor) -> tuple[Tensor, int]:
+        """The rows of all ranks with different data, and the index of this rank's first row. Gradients reach the ranks
         whose rows they are."""
         return own_ND, 0
 
-    def together(self) -> None:
-        """Waits for the others."""
+    def barrier(self) -> None:
+        """Waits for all ranks."""
 
     # --- parameters
 
     def splits(self, parameter: Tensor) -> bool:
-        """Whether only a part of it is held here."""
+        """Whether this rank holds only a part of the parameter."""
         return False
 
     def computes_in(self, parameter: Tensor) -> torch.dtype:
-        """The dtype of the products with it."""
+        """The dtype of products with the parameter."""
         return parameter.dtype
 
     def local_part(self, parameter: Tensor) -> Tensor:
-        """What is held here of a parameter: shares its memory, records no gradients."""
+        """This rank's part of a parameter: shares its memory, records no gradients."""
         return parameter.detach()
 
     def own_gradient(self, parameter: Tensor) -> Tensor | None:
-        """What is held here of its gradient, which is no longer the parameter's then."""
+        """Takes this rank's part of the gradient; the parameter has none afterwards."""
         grad, parameter.grad = parameter.grad, None
         return grad
 
     def add_up(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
-        """Adds to each gradient what other ranks have of it."""
+        """Sums each gradient over ranks, in place."""
 
     def norm(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> Tensor:
-        """Norm of the whole gradient, from this rank's part of it: a scalar that is not read."""
+        """Norm of the whole gradient, from each rank's part: a scalar on the device."""
         return nn.utils.get_total_norm(list(grads.values()))
 
     def matrices(self, parameter: Tensor, local: Tensor) -> Tensor:
-        """Whole matrices [..., O, I], where `local` is held here of what lies as the parameter does."""
+        """Gathers whole matrices [..., O, I] from `local`, a part that is placed as the parameter is."""
         return local
 
     def part(self, parameter: Tensor, matrices: Tensor) -> Tensor:
-        """What is held here of what `matrices` gave."""
+        """This rank's part of what `matrices` gave."""
         return matrices
 
     def placed(self, parameter: Tensor, local: Tensor) -> Tensor:
-        """What is held here, as a state's store takes it: with where it belongs."""
+        """This rank's part with its placement, as a state store takes it."""
         return local
 
     @torch.no_grad()
     def local_slice(self, parameter: Tensor, stored: Tensor) -> Tensor:
-        """The inverse of `placed`, or what is to be held here of a whole tensor."""
+        """The inverse of `placed`; also takes this rank's part of a whole tensor."""
         return stored
 
 

@@ -1,7 +1,6 @@
-"""Raw text for next-token prediction: documents encoded, some held out, the others packed into rows.
+"""Raw text for next-token prediction: encodes documents, holds some out, and packs the others into rows.
 
-Pretraining and continued pretraining both go through here, so that what is held out, how long is trained and what a
-held-out document costs the model never differ between them.
+Pretraining and continued pretraining both use it, so that they hold out, count and evaluate documents alike.
 """
 
 from __future__ import annotations
@@ -26,8 +25,8 @@ _AT_ONCE = 512
 
 @dataclass(frozen=True)
 class EncodedText:
-    """Id → tokens (int32), each with the end that documents are learned to have: those to learn, and those kept apart.
-    texts: of the latter, as they were."""
+    """Tokens (int32) by document id, each with its end token: those to train on, and those held out. texts: the
+    held-out texts."""
 
     learned: dict[str, np.ndarray]
     heldout: dict[str, np.ndarray]
@@ -35,8 +34,8 @@ class EncodedText:
 
 
 def encode_text(documents: Sequence[Document], tokenizer: Tokenizer, seed: int, heldout_share: float) -> EncodedText:
-    """Encodes the documents in an order drawn from `seed`; the first `heldout_share` of them are held out. Texts
-    begin with the tokenizer's start token, and control tokens in them are read as plain characters."""
+    """Encodes the documents in an order drawn from `seed`, and holds out the first `heldout_share` of them. Texts begin
+    with the tokenizer's start token; control tokens in them are encoded as plain characters."""
     ordered = sorted(documents, key=lambda d: sha256_bytes(f"{seed}/text/{d.id}\0{d.text}".encode()))
     end = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
     ids_by_document: dict[str, np.ndarray] = {}
@@ -57,7 +56,7 @@ def encode_text(documents: Sequence[Document], tokenizer: Tokenizer, seed: int, 
 
 
 def first_tokens(documents: Mapping[str, np.ndarray], tokens: int) -> dict[str, np.ndarray]:
-    """The first documents of so many tokens together; the last one is cut where they end."""
+    """The first documents with `tokens` tokens together; the last one is cut there."""
     selected: dict[str, np.ndarray] = {}
     for name, ids in documents.items():
         if tokens < 2:
@@ -67,13 +66,13 @@ def first_tokens(documents: Mapping[str, np.ndarray], tokens: int) -> dict[str, 
     return selected
 
 
-def held_batches(heldout: Mapping[str, np.ndarray], row: int, micro_rows: int) -> list[PackedBatch]:
-    """Kept documents in rows of `row` tokens, so many at a time; none where there are no documents."""
+def heldout_batches(heldout: Mapping[str, np.ndarray], row: int, micro_rows: int) -> list[PackedBatch]:
+    """Held-out documents in rows of `row` tokens, `micro_rows` at a time; none where there are no documents."""
     if not heldout:
         return []
     return [batch for step in DocumentSource(list(heldout.values()), row, micro_rows) for batch in step]
 
 
-def held_loss(model: AnyModel, batches: Sequence[PackedBatch]) -> float | None:
-    """Nats a token on kept documents; None where there are none."""
+def heldout_loss(model: AnyModel, batches: Sequence[PackedBatch]) -> float | None:
+    """Nats per token on held-out documents; None where there are none."""
     return evaluate_loss(model, batches, NextToken())["next_token"] if batches else None

@@ -1,11 +1,11 @@
-"""Router losses, statistics and selection biases of models with experts.
+"""Router losses, load statistics and selection biases of models with experts.
 
-Everything is a sum over tokens or documents, so that micro-batches, packing and ranks do not change it. The auxiliary
-loss of a document is E Σ_e f_e P_e, with f_e the share of its choices that fell on expert e and P_e its mean score
-(Switch Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step moves an expert's
-selection bias towards the mean load (https://arxiv.org/abs/2408.15664).
+All are sums over tokens or documents, so that micro-batches, packing and ranks do not change them. The auxiliary loss
+of a document is E Σ_e f_e P_e, with f_e the share of its choices that fell on expert e and P_e its mean score (Switch
+Transformer, https://arxiv.org/abs/2101.03961, equations 4 to 6). Without a loss, each step moves an expert's selection
+bias towards the mean load (https://arxiv.org/abs/2408.15664).
 
-Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them for a token, S documents.
+Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them per token, S documents.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _STATE = "selection_bias/"
 
 
 class Routers:
-    """The routers of the model that is trained."""
+    """The routers of the model that is trained, with their loads since the last step."""
 
     def __init__(self, routers: Sequence[Router], config: RouterConfig, ranks: Ranks) -> None:
         self._routers, self._config, self._ranks = routers, config, ranks
@@ -40,8 +40,8 @@ class Routers:
     def of(
         cls, model: AnyModel, config: RouterConfig, trained: Iterable[nn.Parameter], ranks: Ranks = ALONE
     ) -> Routers | None:
-        """None for a model without experts. UsageError for what such a model, or a base that stays as it is, cannot be
-        taught."""
+        """The routers of a model; None without experts. UsageError for settings that do not apply to the model, or that
+        would change a frozen base."""
         routers = [module for module in model.modules() if isinstance(module, Router)]
         if not routers:
             if config != RouterConfig():
@@ -57,13 +57,13 @@ class Routers:
 
     def weights(self, batch: MicroBatch) -> dict[str, float]:
         """The number of tokens, those of a shared prefix once for each document that begins with it. Reads the batch,
-        which is on the CPU then."""
+        which must be on the CPU."""
         self._weights[batch.ids] = token_count = float(RoutedDocuments(batch.inputs, len(batch.ids)).counts_N.sum())
         return {TERM: token_count}
 
     def terms(self, routings: Sequence[Routing], batch: MicroBatch) -> dict[str, Term]:
-        """The losses over one micro-batch, with statistics: `balance` (and by layer), `z`, `entropy` as a share of the
-        largest, and each expert's share of the choices, `load/e`; means over layers."""
+        """The losses over one micro-batch, with statistics: `balance` (and by layer), `z`, `entropy` relative to its
+        maximum, and each expert's share of the choices, `load/e`; means over layers."""
         by_router = {routing.router: routing for routing in routings}
         layer_routings = [by_router[router] for router in self._routers if router in by_router]
         inside = RoutedDocuments(batch.inputs, len(batch.ids))
@@ -87,32 +87,33 @@ class Routers:
 
     @torch.no_grad()
     def step(self, void: Tensor) -> None:
-        """Once for each step of the optimizer, with all that its micro-batches counted on all ranks. Nothing where
-        `void`, a scalar that is not read, is 1."""
+        """Updates the selection biases after an optimizer step, from the loads of all ranks; not where `void`, a scalar
+        on the device, is 1."""
         for router, load_E in self._load.items():
             assert router.selection_bias is not None
-            all_E = self._ranks.total(load_E)
+            all_E = self._ranks.device_sum(load_E)
             move_E = (all_E.mean() - all_E).sign() * self._config.bias_rate
             router.selection_bias += (move_E * (1 - void)).to(router.selection_bias.dtype)
         self._load = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """The selection biases, which a run that goes on needs again."""
+        """The selection biases, for the saved state."""
         biases = {f"{_STATE}{router.layer}": router.selection_bias for router in self._routers}
         return {name: bias.clone() for name, bias in biases.items() if bias is not None}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what `tensors` gave."""
+        """Restores what `tensors` gave."""
         for router in self._routers:
             if router.selection_bias is not None:
                 router.selection_bias.copy_(tensors[f"{_STATE}{router.layer}"])
 
 
 class RoutedDocuments:
-    """The documents of a micro-batch's rows, as sums over them see them: each with the prefix of its row, if there is
-    one, as if it stood by itself. Nothing is read.
+    """The documents of a micro-batch's rows, for sums over each one with its row's shared prefix, as if it stood alone.
+    Nothing is read from the device.
 
-    counts_N: how many documents each token of the flattened rows belongs to; 0: padding. most: examples in the batch.
+    counts_N: the number of documents to which each token of the flattened rows belongs; 0: padding. max_documents:
+    examples in the batch.
     """
 
     def __init__(self, inputs: Inputs, max_documents: int) -> None:
@@ -138,7 +139,7 @@ class RoutedDocuments:
         return torch.full((self._runs,), fill_value, device=values_N.device).scatter(0, self._run_N, values_N)
 
     def sums(self, values_LNE: Tensor) -> Tensor:
-        """Sums over each document's tokens, [L, S, E]; zeros for what is no document."""
+        """Sums over each document's tokens, [L, S, E]; zeros in places without a document."""
         L, _, E = values_LNE.shape
         own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
         of_prefixes_LSE = own_LSE * self._is_prefix_S[:, None]
@@ -147,7 +148,7 @@ class RoutedDocuments:
 
 
 def _statistics(layer_routings: Sequence[Routing], inside: RoutedDocuments) -> dict[str, Tensor]:
-    """Sums over tokens of what `Routers.terms` names."""
+    """The statistics that `Routers.terms` names, summed over tokens."""
     logits_LNE = torch.stack([routing.logits_NE for routing in layer_routings])
     scores_LNE = torch.stack([routing.scores_NE for routing in layer_routings])
     scores_LNE = scores_LNE / scores_LNE.sum(-1, keepdim=True)

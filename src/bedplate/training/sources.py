@@ -1,7 +1,7 @@
-"""Batch sources: the steps of a run, in an order that seed and epoch decide and that resumes at any step.
+"""Batch sources: the steps of a run, in an order determined by seed and epoch, which can resume at any step.
 
-Each of several ranks draws its share of every step: the shares are disjoint, complete, and one behind the other in the
-order that a single rank would draw.
+Each of several ranks draws its share of every step: the shares are disjoint, complete, and consecutive in the order
+that a single rank would draw.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ E = TypeVar("E", TrainingExample, LabelledText)
 
 
 class BatchSource(Protocol[B_co]):
-    """Draws optimizer steps, each as its micro-batches. Iterating goes on from the current position."""
+    """Draws optimizer steps, each as its micro-batches. Iteration continues from the current position."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What decides every batch (content's hash, sizes, seed), on any rank: a resumed run must have the same."""
+        """What determines every batch (content hash, sizes, seed), equal on all ranks; a resumed run must match it."""
         ...
 
     @property
     def steps(self) -> int | None:
-        """Steps from the start to the end; None when there is no end."""
+        """Total number of steps; None for an endless source."""
         ...
 
     def __iter__(self) -> Iterator[tuple[B_co, ...]]: ...
@@ -56,7 +56,7 @@ class BatchSource(Protocol[B_co]):
 
 
 class MappedSource:
-    """Another source's steps, each micro-batch transformed as it is drawn. identity: what that adds to the source's."""
+    """Another source's steps, each micro-batch transformed as it is drawn. identity: added to the source's."""
 
     def __init__(
         self, inner: BatchSource[PackedBatch], transform: Callable[[PackedBatch], PackedBatch], **identity: Any
@@ -83,8 +83,8 @@ class MappedSource:
 
 
 class EpochSource(ABC, Generic[B]):
-    """Numbered things, in steps numbered through the epochs; the position is one number. `made_of` is the content's
-    name in the identity, `content` its hash, given by what made it, or else of all tokens."""
+    """The base of sources over numbered items, whose position is one number. `made_of` is the content's name in the
+    identity, `content` its hash: given by the caller, or computed from all tokens."""
 
     made_of: str
 
@@ -120,11 +120,11 @@ class EpochSource(ABC, Generic[B]):
 
     @abstractmethod
     def _everything(self) -> Any:
-        """All that there is to learn, as a JSON value."""
+        """All content to hash, as a JSON value."""
 
     @abstractmethod
     def _steps(self, epoch: int) -> list[list[int]]:
-        """What the steps of an epoch are made of."""
+        """The item numbers of each step of an epoch."""
 
     @abstractmethod
     def _micro_batches(self, numbers: list[int]) -> Iterable[B]:
@@ -202,13 +202,13 @@ class _ExampleSource(EpochSource[B], Generic[E, B]):
 
     @abstractmethod
     def _packed(self, chosen: list[E]) -> B:
-        """Some examples as one micro-batch."""
+        """Packs some examples into one micro-batch."""
 
 
 class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
-    """Batches of examples with tokens to learn, packed; as every source of examples otherwise.
+    """Packed batches of examples with loss masks; arguments as in `_ExampleSource`.
 
-    share_prefix: what all examples of a micro-batch begin with is computed once.
+    share_prefix: compute the prefix that all examples of a micro-batch share once.
     """
 
     made_of = "examples"
@@ -227,7 +227,7 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
 
 
 class LabelledTextSource(_ExampleSource[LabelledText, TextBatch]):
-    """Batches of texts with their labels, packed; as every source of examples otherwise."""
+    """Packed batches of texts with labels; arguments as in `_ExampleSource`."""
 
     made_of = "texts"
 
@@ -278,7 +278,7 @@ class DocumentSource(EpochSource[PackedBatch]):
 
     documents: token ids with end tokens; with `lengths` they are read only when a step needs them. A step is
     `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may be smaller. content: sha256 of what the
-    documents were made from; by default of their tokens. packed: what became of the documents.
+    documents were made from; by default of their tokens. packed: statistics of the packing.
     """
 
     made_of = "documents"

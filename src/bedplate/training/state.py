@@ -1,4 +1,4 @@
-"""The saved state of a run: everything the next step depends on, written whole or not at all. No pickles."""
+"""The saved state of a run: everything that the next step depends on, written atomically. No pickles."""
 
 from __future__ import annotations
 
@@ -31,34 +31,35 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class RunState:
-    """tensors: the optimization's, and `rng/…`; values: JSON (step, source position, fingerprint, …)."""
+    """tensors: of the optimization, with `rng/…`; values: JSON (step, source position, fingerprint, …)."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
 
 
 class StateStore(Protocol):
-    """Where a run keeps its states, each whole or absent, whatever the moment at which it is killed."""
+    """Stores a run's states; each is whole or absent, even when the process is killed."""
 
     def save(self, step: int, state: RunState) -> None:
-        """Keeps `state` as that after `step` steps; earlier ones may go. UsageError where it cannot be written."""
+        """Saves `state` as the one after `step` steps; earlier ones may be deleted. UsageError where it cannot be
+        written."""
         ...
 
     def latest(self) -> int | None:
-        """The step of the last state that was saved, None where there is none. TrainingError for what is no state."""
+        """The step of the last saved state; None where there is none. TrainingError for a damaged one."""
         ...
 
     def values(self, step: int) -> dict[str, Any]:
-        """What is not tensors of the state that was saved at this step. TrainingError where it cannot be read."""
+        """The JSON values of the state saved at this step. TrainingError where it cannot be read."""
         ...
 
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
-        """The state that was saved at this step. TrainingError where it cannot be read. templates: tensors placed as
-        this run's ranks hold them; they may be filled in place. Other tensors are whole."""
+        """The state saved at this step. TrainingError where it cannot be read. templates: tensors placed as this run's
+        ranks hold them; they may be filled in place. Other tensors are whole."""
         ...
 
     def settle(self) -> None:
-        """Waits until what was saved is on the disk. UsageError where it cannot be written."""
+        """Waits until what was saved is on disk. UsageError where it cannot be written."""
         ...
 
     def remove(self) -> None:
@@ -67,8 +68,8 @@ class StateStore(Protocol):
 
 
 class StateFile:
-    """The last state, in one file of a run's directory: parameters, moments and random states as tensors, the rest as
-    JSON in its header."""
+    """The last state, in one safetensors file of the run's directory: parameters, moments and random states as tensors,
+    the rest as JSON in its header."""
 
     def __init__(self, out: Path) -> None:
         self.path = out / STATE_FILE
@@ -99,7 +100,7 @@ class StateFile:
             return values
 
     def settle(self) -> None:
-        """What is saved is on the disk at once."""
+        """Does nothing: `save` has written to disk."""
 
     def load(self, step: int, templates: Mapping[str, Tensor] | None = None) -> RunState:
         with self._opened(step) as (file, values):
@@ -110,7 +111,7 @@ class StateFile:
 
     @contextmanager
     def _opened(self, step: int | None = None) -> Generator[tuple[Any, dict[str, Any]]]:
-        """The open file, and what its header says. TrainingError when it is not one of ours, or of another step."""
+        """The open file and its header. TrainingError when it is not a state file, or is of another step."""
         try:
             with safe_open(self.path, "pt") as file:
                 values = json.loads((file.metadata() or {})["bedplate"])
@@ -135,8 +136,8 @@ def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], cu
 
 @contextmanager
 def run_directory(out: Path, main: bool = True) -> Generator[None]:
-    """Makes the directory and keeps other writers out of it while the run lasts (they wait). main: of several ranks,
-    the one that does so for all."""
+    """Creates the directory and locks it against other writers while the run lasts (they wait). main: whether this is
+    the one rank of several that does so."""
     if not main:
         yield
         return
@@ -146,7 +147,7 @@ def run_directory(out: Path, main: bool = True) -> Generator[None]:
 
 
 def random_states() -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The states of torch's, Python's and (where it is in use) numpy's global generators: tensors, JSON values."""
+    """The states of the global generators of torch, Python and (where it is in use) numpy: tensors, JSON values."""
     tensors = {"rng/torch": torch.get_rng_state()}
     if torch.cuda.is_available():
         tensors |= {f"rng/cuda{i}": state for i, state in enumerate(torch.cuda.get_rng_state_all())}
@@ -177,7 +178,7 @@ def set_random_states(tensors: dict[str, Tensor], values: dict[str, Any]) -> Non
 
 @contextmanager
 def seeded(seed: int) -> Generator[None]:
-    """The global generators seeded inside, and as they were outside: a run leaves no trace in the process."""
+    """A context in which the global generators are seeded; they are restored afterwards."""
     tensors, values = random_states()
     torch.manual_seed(seed)
     random.seed(seed)

@@ -1,7 +1,7 @@
-"""Metrics of training steps: left on the device by each step, read back together, written as one JSON line per step.
-And the step guard: skips steps whose loss or gradient is not finite, and spikes, and stops a run that has too many.
+"""Metrics of training steps (left on the device by each step, read back together, written as JSON lines), and the step
+guard, which skips steps with a non-finite or spiking loss or gradient and stops a run that has too many.
 
-The guard decides on the device without reading anything back, by the rule that `GuardConfig` describes.
+The guard decides on the device without reading anything back, by the rule of `GuardConfig`.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ Values = Mapping[str, Tensor]
 
 @dataclass
 class UnreadStep:
-    """One step. number: from 1. parts: ids and values of its micro-batches; norm: of its gradient, before clipping.
-    skipped, stops: what the guard says of it, 0 or 1."""
+    """One step whose metrics are on the device. number: from 1. parts: ids and values of its micro-batches; norm: of
+    its gradient, before clipping. skipped, stops: the guard's decisions, 0 or 1."""
 
     number: int
     learning_rate: float
@@ -43,23 +43,23 @@ class UnreadStep:
 
     @property
     def scalars(self) -> list[Tensor]:
-        """Everything that is to be read."""
+        """All scalars to read back."""
         return [*(value for _, values in self.parts for value in values.values()), self.norm, self.skipped, self.stops]
 
     def loss(self) -> Tensor:
-        """The step's, of this rank: a scalar that is not read."""
+        """The step's loss on this rank, a scalar on the device."""
         losses = [value for _, values in self.parts for name, value in values.items() if name.startswith(LOSS)]
         return torch.stack(losses).sum() if losses else torch.zeros_like(self.norm)
 
     def unsound(self) -> Tensor:
-        """1 where not all of it is finite: a scalar that is not read."""
+        """1 where a value is not finite, a scalar on the device."""
         return torch.stack(self.scalars).isfinite().all().logical_not().to(self.norm.dtype)
 
 
 @dataclass(frozen=True)
 class ReadStep:
-    """values: summed over the micro-batches of this rank. broken: of each of them that is not finite, its ids and what
-    it gave; ids: of all of them."""
+    """One step's metrics, read back. values: summed over the micro-batches of this rank. broken: ids and problem of
+    each micro-batch that is not finite; ids: of all micro-batches."""
 
     values: Mapping[str, float]
     norm: float
@@ -70,7 +70,7 @@ class ReadStep:
 
 
 def read_steps(steps: Sequence[UnreadStep]) -> list[ReadStep]:
-    """Reads all of them at once."""
+    """Reads the metrics of several steps in one transfer."""
     numbers = iter(torch.stack([scalar for step in steps for scalar in step.scalars]).tolist())
     return [_read(step, numbers) for step in steps]
 
@@ -90,8 +90,8 @@ def _read(step: UnreadStep, numbers: Iterator[float]) -> ReadStep:
 
 
 class MetricsLog(Closing):
-    """Lines appended to `path`. `position()` is a byte count that a saved state keeps, and that `resume_at` cuts to.
-    Where it is not `main`, another rank writes them."""
+    """Appends JSON lines to `path`. `position()` is a byte count to save with a state; `resume_at` truncates the file
+    to it. Only the `main` rank writes."""
 
     def __init__(self, path: Path, resume_at: int = 0, main: bool = True) -> None:
         self._path, self._main = path, main
@@ -116,7 +116,7 @@ class MetricsLog(Closing):
         self._file.flush()
 
     def position(self) -> int:
-        """Bytes written so far, made safe on disk."""
+        """Bytes written so far, synced to disk."""
         if not self._main:
             return 0
         os.fsync(self._file.fileno())
@@ -127,7 +127,8 @@ _STATE = "guard/"
 
 
 class StepGuard:
-    """Sees every step once, in their order. Rings of the last `window` steps are numbered by the step."""
+    """Decides which steps are skipped, in their order. Its rings hold the last `window` steps' values, indexed by step
+    number."""
 
     def __init__(self, config: GuardConfig, device: torch.device) -> None:
         self._config = config
@@ -137,8 +138,8 @@ class StepGuard:
         self._stopped = torch.zeros((), device=device)
 
     def judge(self, number: int, loss: Tensor, norm: Tensor, unsound: Tensor) -> tuple[Tensor, Tensor]:
-        """Judges step `number` (from 1). Returns 1 where it is not to be applied, and 1 where the run is to stop, from
-        then on; scalars that are not read. unsound: 1 where something in the step is not finite."""
+        """Judges step `number` (from 1). Returns 1 where it is to be skipped, and 1 where the run is to stop, from then
+        on: scalars on the device. unsound: 1 where a value in the step is not finite."""
         at, values = number % self._config.window, {"loss": loss, "norm": norm}
         bad = unsound > 0
         for name, value in values.items():
@@ -158,19 +159,19 @@ class StepGuard:
         return {**{f"{_STATE}{name}": ring for name, ring in self._rings.items()}, f"{_STATE}skipped": self._skipped}
 
     def tensors(self) -> dict[str, Tensor]:
-        """What a run that goes on needs again: nothing, where it stops at the first."""
+        """The rings, for the saved state; none where the first bad step ends the run."""
         has_state = self._config != GuardConfig()
         return {name: ring.clone() for name, ring in self._state_tensors.items()} if has_state else {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what `tensors` gave."""
+        """Restores what `tensors` gave."""
         for name, ring in self._state_tensors.items():
             if name in tensors:
                 ring.copy_(tensors[name])
 
 
 def _is_far(ring: Tensor, value: Tensor, sigmas: float) -> Tensor:
-    """Whether it is above what the ring's numbers allow; NaN stands for none."""
+    """Whether the value exceeds the ring's mean by `sigmas` standard deviations; NaN entries are empty."""
     finite = ring.isfinite()
     count = finite.sum()
     mean = torch.where(finite, ring, 0).sum() / count
@@ -182,14 +183,14 @@ _SHOWN_IDS, _SHOWN_STEPS = 8, 8
 
 
 class Skipped:
-    """The steps of this process's part of the run that were not applied."""
+    """The skipped steps of this process's part of the run, for log lines and the final error."""
 
     def __init__(self, guard: GuardConfig) -> None:
         self._guard = guard
         self._steps: list[tuple[int, str]] = []
 
     def add(self, number: int, reading: ReadStep, ranks: Ranks) -> dict[str, Any]:
-        """What the step's line says: why it was not applied, and the examples in it, of all ranks."""
+        """Records a skipped step; returns the fields of its log line: the reason, and its examples on all ranks."""
         local_report = {"broken": [[list(ids), problem] for ids, problem in reading.broken], "ids": list(reading.ids)}
         everyone = ranks.gather(local_report)
         broken = [(ids, problem) for report in everyone for ids, problem in report["broken"]]

@@ -1,8 +1,9 @@
-"""Model FLOPs utilisation (PaLM, https://arxiv.org/abs/2204.02311): the share of the device's peak that a run uses.
+"""Model FLOPs utilisation, MFU (PaLM, https://arxiv.org/abs/2204.02311): the share of the device's peak that a run
+reaches.
 
-Counts the model's own products, forwards and backwards, with the pairs of tokens that causal attention sees in rows of
-one length (`economics.model.footprint`); recomputation does not count. The peak is the device's dense one from the
-table of devices, or, for a processor or an unlisted device, what a large square product reaches here.
+Counts the model's own products, forward and backward, with the token pairs that causal attention sees in rows of one
+length (`economics.model.footprint`); recomputation does not count. The peak is the dense one from the table of devices,
+or, for a processor or an unlisted device, what a large square product reaches here.
 """
 
 from __future__ import annotations
@@ -23,31 +24,31 @@ from bedplate.models.specs import Spec
 _NUMBERS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 _AUTO = ("float32", "bfloat16")
 _SIDE = {"cpu": 1024}
-_LARGE, _LEAST_TURNS, _SECONDS = 8192, 3, 0.3
+_LARGE, _MIN_ROUNDS, _SECONDS = 8192, 3, 0.3
 
 
 @dataclass(frozen=True)
 class Utilisation:
-    """peak: operations a second of one device; source: where that is from."""
+    """The FLOPs of a token and the peak of a device. peak: operations per second; source: where that number is from."""
 
     flops_per_token: float
     peak: float
     source: str
 
     def share(self, tokens: float, seconds: float, devices: int = 1) -> float:
-        """Share of the peak of so many devices."""
+        """Share of the peak of `devices` devices."""
         return tokens * self.flops_per_token / (seconds * self.peak * devices)
 
 
 def utilisation_of(spec: Spec, row_tokens: int, device: torch.device, dtype: str) -> Utilisation:
     """Utilisation of a training run on rows of `row_tokens` in this dtype ("bfloat16"); "auto", where the dtype is not
-    known yet, counts with the faster of those that training may choose."""
+    known yet, assumes the dtype with the higher peak among those that training may choose."""
     peak, source = max(peak_of(device, candidate) for candidate in (_AUTO if dtype == "auto" else (dtype,)))
     return Utilisation(training_flops_per_token(spec, row_tokens), peak, source)
 
 
 def peak_of(device: torch.device, dtype: str) -> tuple[float, str]:
-    """Operations a second of dense products, and where that is from."""
+    """Operations per second of dense products, and where that number is from."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_kind()
     if device.type == "cuda":
         try:
@@ -72,12 +73,12 @@ def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:
 
 
 def measure_peak(device: torch.device, dtype: str) -> float:
-    """Operations a second of the fastest of a few products, now."""
+    """Measures operations per second of a large product; the fastest of a few counts."""
     side = _SIDE.get(device.type, _LARGE)
     with torch.inference_mode():
         a, b = (torch.full((side, side), 0.5, device=device, dtype=DTYPES[dtype]) for _ in range(2))
         best, turns, until = float("inf"), 0, time.perf_counter() + _SECONDS
-        while turns < _LEAST_TURNS or time.perf_counter() < until:
+        while turns < _MIN_ROUNDS or time.perf_counter() < until:
             start, turns = time.perf_counter(), turns + 1
             (a @ b)[0, 0].item()  # waits for the device
             best = min(best, time.perf_counter() - start)

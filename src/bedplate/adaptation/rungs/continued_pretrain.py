@@ -25,7 +25,7 @@ from bedplate.skins.files import read_skin, skin_id
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult, train
 from bedplate.training.objectives.language import NextToken
-from bedplate.training.raw_text import EncodedText, encode_text, first_tokens, held_batches, held_loss
+from bedplate.training.raw_text import EncodedText, encode_text, first_tokens, heldout_batches, heldout_loss
 from bedplate.training.sources import DocumentSource
 from bedplate.training.state import StateFile
 
@@ -164,8 +164,8 @@ class ContinuedPretrain(Rung):
         )
         with context.model.engine.exclusive() as base:
             model = trainable_copy(base)
-            eval_batches = held_batches(first_tokens(text.heldout, HELD_ROWS * row), row, micro)
-            before = held_loss(model, eval_batches)
+            eval_batches = heldout_batches(first_tokens(text.heldout, HELD_ROWS * row), row, micro)
+            before = heldout_loss(model, eval_batches)
             result = train(
                 model,
                 source,
@@ -176,7 +176,7 @@ class ContinuedPretrain(Rung):
                 identity={"base": base.identity.weights_id, "text": plan.settings["text"]},
                 description=f"{self.name}: text",
             )
-            after = held_loss(model, eval_batches)
+            after = heldout_loss(model, eval_batches)
         assert context.raw_text is not None
         provenance: Mapping[str, Any] = {
             "objective": "next_token",

@@ -44,7 +44,7 @@ from bedplate.training.objectives.objective import (
     corrupted,
     evaluate_loss,
 )
-from bedplate.training.raw_text import encode_text, first_tokens, held_batches
+from bedplate.training.raw_text import encode_text, first_tokens, heldout_batches
 from bedplate.training.sources import BatchSource, CorpusSource, DocumentSource, MappedSource, Shard
 
 
@@ -92,7 +92,7 @@ class HeldBatches:
         self._bytes, self._tokens = max(1, holdout.bytes), sum(map(len, holdout.ids))
         self._first_bits = 0.0 if starts else len(holdout.ids) * math.log2(vocabulary)
         named = {str(number): ids for number, ids in enumerate(holdout.ids)}
-        self._batches = held_batches(named, rows.length, rows.micro)
+        self._batches = heldout_batches(named, rows.length, rows.micro)
         self._objective = NextToken() if objective.likelihood else objective
         if isinstance(self._objective, Corrupting):
             corrupt = self._objective.corruption(words)

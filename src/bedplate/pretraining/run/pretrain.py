@@ -259,7 +259,7 @@ class _Run:
 
     def _before(self, start_step: int) -> None:
         is_due = self.written is not None and start_step == 0 and self.planned.parent is not None
-        if self.ranks.agreed(is_due and not evaluations(self.out))[0]:
+        if self.ranks.any_rank(is_due and not evaluations(self.out))[0]:
             base = gathered(self.planned.base, self.ranks)
             self._on_writer(lambda written: written.before(base))
 

@@ -1,5 +1,7 @@
-"""What a run minimises. OBJECTIVES is the table of the objectives that learn from plain texts. Callers make the others:
-`Sft` from examples with a completion, `ClassificationObjective` from labels, `Contrastive` from pairs of texts.
+"""Training objectives: OBJECTIVES, the table of those that learn from plain texts.
+
+Callers construct the others: `Sft` from examples with a completion, `ClassificationObjective` from labels,
+`Contrastive` from pairs of texts.
 """
 
 from __future__ import annotations
@@ -17,8 +19,8 @@ if TYPE_CHECKING:
 
 
 class Deferred:
-    """A class named as "module:name": calling it imports and calls that, so that whoever only asks for the table's
-    names, as the first look at a run file does, loads no torch."""
+    """A class named as "module:name", imported when it is called, so that reading the table's names (the first check of
+    a run file) loads no torch."""
 
     def __init__(self, path: str) -> None:
         self.path = f"bedplate.training.objectives.{path}"
@@ -44,15 +46,16 @@ OBJECTIVES: dict[str, Callable[..., TextObjective]] = {
 
 
 def check_objective(name: str) -> None:
-    """ConfigError for a name that is no row of the table."""
+    """ConfigError for a name that is not in the table."""
     if name not in OBJECTIVES:
         hint = did_you_mean(nearest(name, OBJECTIVES)) or f"use {', '.join(OBJECTIVES)}"
         raise ConfigError(f"there is no objective {name!r}; {hint}")
 
 
 def objective_of(name: str, settings: Mapping[str, Any], modules: int = 0) -> TextObjective:
-    """A row of the table with these settings. modules: the model's modules that predict further tokens; next_token
-    trains them with the weight `further` (0.3). ConfigError for settings that the objective does not have."""
+    """The objective of this name with these settings. modules: number of the model's modules that predict further
+    tokens; next_token trains them with the weight `further` (0.3). ConfigError for settings that the objective does not
+    have."""
     check_objective(name)
     settings = dict(settings)
     if name == "next_token":

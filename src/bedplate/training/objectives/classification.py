@@ -18,7 +18,8 @@ from bedplate.training.objectives.objective import Models, Scope, Term
 
 
 class ClassificationObjective:
-    """Cross-entropy of the right label, or, where any number of them may be right (`several`), of each by itself.
+    """Cross-entropy of the right label, or binary cross-entropy of each label where any number may be right
+    (`several`).
 
     weight [C, D], bias [C]: the head, float32, on the states after `depth` blocks, before any norm behind them;
     `pooling` is "mean" or "first", as a probe has it. They are trained where the run's parameters name them.
@@ -32,7 +33,7 @@ class ClassificationObjective:
         self.weight, self.bias, self.depth, self.pooling, self.several = weight, bias, depth, pooling, several
 
     def parameters(self) -> list[tuple[str, nn.Parameter]]:
-        """The head's, with their names."""
+        """The head's parameters by name."""
         return [("head.weight", self.weight), ("head.bias", self.bias)]
 
     def weights(self, batch: TextBatch) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""Contrastive learning (InfoNCE, https://arxiv.org/abs/1807.03748): of pairs of texts, or of two crops of each text
+"""Contrastive learning (InfoNCE, https://arxiv.org/abs/1807.03748): on pairs of texts, or on two crops of each text
 (Contriever, https://arxiv.org/abs/2112.09118, section 3.1; lengths as in its appendix A.1).
 
 Each anchor's candidates are the positives and the hard negatives of the whole step, of all ranks
@@ -43,8 +43,7 @@ TokenIds = tuple[int, ...]
 
 @dataclass(frozen=True)
 class TextPair:
-    """Token ids of a text, of one that is to be near it, and of any number that are hard to tell from that one and are
-    not to be. DataError for a text without tokens."""
+    """Token ids of an anchor, its positive, and any number of hard negatives. DataError for a text without tokens."""
 
     anchor: TokenIds
     positive: TokenIds
@@ -58,13 +57,13 @@ class TextPair:
 
 @dataclass(frozen=True)
 class PairBatch(Texts):
-    """P anchors, then their P positives in the same order, then all negatives. texts: how many these are."""
+    """P anchors, then their P positives in the same order, then all negatives. texts: their total number."""
 
     texts: int
 
 
 def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
-    """The pairs as one micro-batch. DataError when there are none."""
+    """Packs pairs into one micro-batch. DataError when there are none."""
     if not pairs:
         raise DataError("a batch needs at least one pair")
     anchors, positives = [pair.anchor for pair in pairs], [pair.positive for pair in pairs]
@@ -74,7 +73,7 @@ def pack_pairs(pairs: Sequence[TextPair]) -> PairBatch:
 
 class PairSource(EpochSource[PairBatch]):
     """Batches of pairs, shuffled each epoch. A rank's share of a step is one micro-batch, since its texts are
-    contrasted with each other; pairs that do not fill the last step of an epoch are left out of it.
+    contrasted with each other; pairs that do not fill the last step of an epoch are dropped.
 
     content: sha256 of what the pairs were made from; by default of the pairs. DataError for fewer pairs than one step
     or than ranks, duplicate ids, or a text longer than `context_length`.
@@ -130,8 +129,8 @@ def _check(pairs: Iterable[TextPair], context_length: int | None) -> None:
 
 
 class Contrastive:
-    """InfoNCE over pairs of texts. scale: one over the temperature. pooling: a text's vector is the mean of its tokens'
-    last states, or the first. ranks: whose texts are candidates too."""
+    """InfoNCE over pairs of texts. scale: inverse temperature. pooling: a text's vector is the mean of its tokens' last
+    states, or the first token's. ranks: those whose texts are candidates too."""
 
     name: ClassVar[str] = "contrastive"
     roles: ClassVar[tuple[str, ...]] = ("policy",)
@@ -152,13 +151,14 @@ class Contrastive:
         pairs = len(batch.ids)
         states_TD = models["policy"](batch.inputs).hidden[0]
         vectors = F.normalize(pooled(states_TD, batch.segments[0], batch.texts, self._pooling), dim=-1)
-        return {self.name: told_apart(vectors[:pairs], vectors[pairs:], self._scale, self._ranks)}
+        return {self.name: info_nce(vectors[:pairs], vectors[pairs:], self._scale, self._ranks)}
 
 
-def told_apart(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> Term:
-    """Each anchor's positive, which stands at its place among this rank's candidates, against those of all ranks."""
+def info_nce(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> Term:
+    """Summed cross-entropy of each anchor's positive, at the anchor's index among this rank's candidates, against the
+    candidates of all ranks."""
     pairs = len(anchors_PD)
-    candidates_CD, first = ranks.joined(own_CD)
+    candidates_CD, first = ranks.gather_rows(own_CD)
     logits_PC = scale * anchors_PD @ candidates_CD.T
     right_P = torch.arange(first, first + pairs, device=logits_PC.device)
     correct = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
@@ -173,9 +173,9 @@ class Crops(Corrupting):
     """Contrastive learning on two random crops of each text.
 
     shortest, longest: range of a crop's share of its text; length and place are uniform, and the two may overlap.
-    scale: one over the temperature. pooling: must match what embeds with the base. A crop stands between the tokens
-    that the tokenizer sets around a text. The candidates of a pair are the second crops of its step, of all ranks, so a
-    step is one micro-batch.
+    scale: inverse temperature. pooling: must match the pooling of later embeddings. A crop stands between the special
+    tokens that the tokenizer puts around a text. The candidates of a pair are the second crops of its step, of all
+    ranks, so a step is one micro-batch.
     """
 
     name: ClassVar[str] = Contrastive.name
@@ -246,4 +246,4 @@ class Crops(Corrupting):
         segments_N = sent(numbers[positions] + 1, states_BTD.device)
         vectors = F.normalize(pooled(states_ND, segments_N, texts, self.pooling), dim=-1)
         last = texts // 2 * 2
-        return {self.name: told_apart(vectors[0:last:2], vectors[1:last:2], self.scale, self._ranks)}
+        return {self.name: info_nce(vectors[0:last:2], vectors[1:last:2], self.scale, self._ranks)}

@@ -111,8 +111,8 @@ class FillInMiddle(Corrupting):
 
 
 def split_at_characters(text: list[int], draw: np.random.Generator, tokenizer: Tokenizer) -> Three | None:
-    """Prefix, middle and suffix of a text cut between characters, each encoded by itself. None where they would not
-    give the text again (a document that was split within a character), or be over `_SPLIT` tokens longer."""
+    """Prefix, middle and suffix of a text cut between characters, each encoded separately. None where they do not
+    decode to the text (a document that was split within a character), or take over `_SPLIT` tokens more."""
     written = tokenizer.decode(text, skip_special_tokens=False)
     first, second = sorted(draw.integers(0, len(written) + 1, 2).tolist())
     pieces = [written[:first], written[first:second], written[second:]]
@@ -127,8 +127,8 @@ def split_at_characters(text: list[int], draw: np.random.Generator, tokenizer: T
 
 
 def arranged(parts: Three, marks: Sequence[int], suffix_first: bool) -> list[int]:
-    """Prefix, suffix, middle, each behind its token; or the suffix first and prefix and middle as one text (section 3,
-    the second variant), which a cache of the suffix can go on from."""
+    """Prefix, suffix, middle, each after its marker; or the suffix first, and prefix and middle as one text (section 3,
+    the second variant), which can reuse a cached suffix."""
     (prefix, middle, suffix), (pre, suf, mid) = parts, marks
     if suffix_first:
         return [pre, suf, *suffix, mid, *prefix, *middle]

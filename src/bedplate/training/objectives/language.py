@@ -1,4 +1,8 @@
-"""Next-token prediction, on documents or on completions only. Shapes: N loss positions, D features, V vocabulary."""
+"""Next-token prediction: on documents (`NextToken`), or on completions only (`Sft`), optionally of several tokens
+ahead.
+
+Shapes: N loss positions, D features, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -19,15 +23,15 @@ from bedplate.training.objectives.token_term import targets_term, token_losses
 
 @dataclass(frozen=True)
 class MultiTokenPrediction:
-    """Tokens after the next are learned too, by the model's `modules` for it (DeepSeek-V3,
+    """Prediction of tokens after the next, by the model's `modules` for it (DeepSeek-V3,
     https://arxiv.org/abs/2412.19437, equation 25): the mean of their losses, times `weight`, is added."""
 
     modules: int
     weight: float = 0.3
 
     def terms(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each module's term, the positions of its targets in the flattened rows, and the targets. Their number
-        depends on the batch, which is read."""
+        """For each module's term, the positions of its targets in the flattened rows, and the targets. Reads the batch,
+        which determines their number."""
         targets_by_term: dict[str, tuple[Tensor, Tensor]] = {}
         for number in range(1, self.modules + 1):
             targets_BT = torch.full_like(batch.targets, NO_TARGET)
@@ -40,7 +44,7 @@ class MultiTokenPrediction:
 
 
 class NextToken(TextObjective):
-    """Every token of a document is predicted from the ones before it. The head runs only where there is a target."""
+    """Predicts every token of a document from those before it. The head runs only where there is a target."""
 
     name: ClassVar[str] = "next_token"
     architectures: ClassVar[tuple[str, ...]] = ("decoder",)
@@ -54,7 +58,8 @@ class NextToken(TextObjective):
         self._terms: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
-        """The number of targets. What is read for that is kept for the batch's turn, when it may be on a device."""
+        """The number of targets. The target positions read here are kept for the forward pass, when the batch may be on
+        a device."""
         weights = {self.name: float(batch.target_count)}
         if self._multi_token is None:
             return weights
@@ -89,12 +94,12 @@ class NextToken(TextObjective):
 
 
 class Sft(NextToken):
-    """Supervised fine-tuning: the same mathematics, and every example must have a completion to learn."""
+    """Supervised fine-tuning: the same loss, where every example must have a completion."""
 
     name: ClassVar[str] = "sft"
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
-        """The number of targets. Raises DataError for an example without any."""
+        """The number of targets. DataError for an example without any."""
         for name, losses in zip(batch.ids, batch.losses, strict=True):
             if not losses:
                 raise DataError(f"example {name!r}: no token carries loss, so nothing can be learned from it")

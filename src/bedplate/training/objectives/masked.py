@@ -1,4 +1,4 @@
-"""Masked language modelling (BERT, https://arxiv.org/abs/1810.04805, section 3.1): an encoder predicts hidden
+"""Masked language modelling (BERT, https://arxiv.org/abs/1810.04805, section 3.1): an encoder predicts masked
 tokens."""
 
 from __future__ import annotations
@@ -29,8 +29,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Masked(Corrupting):
-    """Masked tokens. density: share of a document's tokens to predict, at least one. Of those, `hidden` become the
-    token `mask`, `random` any other token, the rest stay. whole_words: mask all tokens of a word or none."""
+    """Masks tokens at random. density: share of a document's tokens to predict, at least one. Of those, `hidden` become
+    the token `mask`, `random` any other token, the rest are unchanged. whole_words: mask all tokens of a word or none.
+    """
 
     name: ClassVar[str] = "masked"
     architectures: ClassVar[tuple[str, ...]] = ("encoder",)
@@ -97,7 +98,7 @@ class Masked(Corrupting):
         starts: NDArray[np.bool_] | None,
         draw: np.random.Generator,
     ) -> NDArray[np.int64]:
-        """Places of the tokens to be said, in order: none that is a control token."""
+        """Positions of the tokens to predict, in order; never a control token."""
         places = np.flatnonzero(~special[ids])
         if not len(places):
             return places

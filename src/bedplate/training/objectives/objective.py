@@ -1,8 +1,8 @@
 """The objective interface: loss terms with their own denominators, so that gradient accumulation, packing and ranks
-stay exact; and the loss of a model on batches that it does not learn from.
+stay exact; evaluation losses; and the base class of objectives that corrupt texts.
 
-Some objectives corrupt a text and learn to restore it. What is done to a row follows from the seed and the row's number
-in the run alone, so that resumed runs and any number of ranks see the same rows.
+The corruption of a row follows from the seed and the row's number in the run alone, so that resumed runs and any number
+of ranks see the same rows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ B_contra = TypeVar("B_contra", bound=MicroBatch, contravariant=True)
 
 
 class AnyModel(Protocol):
-    """A model as a loss uses it: hidden states, and a head apart from them (a `torch.nn.Module`)."""
+    """A model as a loss uses it: hidden states, and a separate head (a `torch.nn.Module`)."""
 
     def __call__(self, inputs: Inputs, cache: Attend | None = None) -> Outputs: ...
     def head(self, hidden_ND: Tensor) -> Tensor: ...
@@ -63,7 +63,7 @@ class Term:
 
 @dataclass(frozen=True)
 class CorruptionVocabulary:
-    """Facts of vocabulary and model that corruption needs. size: ids of the model; decoder_start: of an
+    """Facts of vocabulary and model that corruption needs. size: number of the model's ids; decoder_start: of an
     encoder–decoder; pooling: how states become a text's vector."""
 
     tokenizer: Tokenizer
@@ -87,7 +87,7 @@ class CorruptionVocabulary:
 
 class TokenCounts(NamedTuple):
     """Tokens that a text of some length becomes: `read` by an encoder, `written` through the stack that predicts, and
-    `learned`, those of the latter with a target."""
+    `learned`, the predicted ones with a target."""
 
     read: int
     written: int
@@ -95,11 +95,11 @@ class TokenCounts(NamedTuple):
 
 
 class TextObjective(ABC):
-    """An objective that learns from plain texts: a row of OBJECTIVES. These traits are what a pretraining run needs to
-    know of it.
+    """An objective that learns from plain texts: a row of OBJECTIVES. Its traits are what a pretraining run needs to
+    know.
 
-    architectures: kinds of models that can learn it; empty: any. target: what one target is; only tokens have bits per
-    byte. likelihood: whether the model learns a text in reading order, so that the text has a likelihood.
+    architectures: models that can learn it; empty: any. target: what one target is; only tokens have bits per byte.
+    likelihood: whether the model learns texts in reading order, so that a text has a likelihood.
     """
 
     name: ClassVar[str]
@@ -120,17 +120,17 @@ class TextObjective(ABC):
         return 0
 
     def token_counts(self, length: int) -> TokenCounts:
-        """What a text of `length` tokens becomes at most, to within a few tokens."""
+        """Upper bounds of the tokens that a text of `length` tokens becomes, to within a few tokens."""
         return TokenCounts(0, length, length)
 
     def source(
         self, inner: BatchSource[PackedBatch], words: CorruptionVocabulary, seed: int
     ) -> BatchSource[PackedBatch]:
-        """The batches to learn from, given those of plain texts."""
+        """The training batches, given those of plain texts."""
         return inner
 
     def for_ranks(self, ranks: Ranks) -> Self:
-        """The objective for a run of these processes."""
+        """The objective for a run on these ranks."""
         return self
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
@@ -193,11 +193,11 @@ Corruption = Callable[[PackedBatch, Sequence[np.random.Generator]], PackedBatch]
 
 
 class Corrupting(Strict, TextObjective):
-    """An objective that undoes what it did to a text. Its fields are its settings."""
+    """An objective that corrupts texts and learns to restore them. Its fields are its settings."""
 
     @abstractmethod
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
-        """What is done to batches. ConfigError where the vocabulary lacks a token for it."""
+        """The function that corrupts batches. ConfigError where the vocabulary lacks a token for it."""
 
     def source(
         self, inner: BatchSource[PackedBatch], words: CorruptionVocabulary, seed: int
@@ -217,7 +217,7 @@ class CorruptedSource(MappedSource):
 
 
 def corrupted(batch: PackedBatch, corrupt: Corruption, seed: int) -> PackedBatch:
-    """The batch after corruption. DataError where its rows have no numbers."""
+    """Corrupts a batch. DataError where its rows are not numbered."""
     if len(batch.rows) != len(batch.tokens):
         raise DataError("these batches cannot be corrupted: their source does not number its rows")
     return corrupt(batch, [np.random.default_rng((seed, row)) for row in batch.rows])
@@ -231,15 +231,15 @@ def documents_of(batch: PackedBatch) -> Iterator[tuple[PlacedDocument, Ids]]:
 
 
 def relaid(batch: BatchT, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> BatchT:
-    """The batch with other tokens in each document's place, every one of which is predicted from those before it. Rows
-    are as long as the longest then. of_each: so many documents, one behind the other, stand where one was."""
+    """The batch with other tokens in each document's place, each predicted from those before it; rows are as long as
+    the longest. of_each: number of documents, one after the other, that replace each document."""
     relaid_rows = rows_of(batch, documents, of_each)
     changed = {field.name for field in fields(PackedBatch)} - {"ids", "rows", "further_counts"}
     return replace(batch, **{name: getattr(relaid_rows, name) for name in changed})
 
 
 def rows_of(batch: PackedBatch, documents: Sequence[Sequence[int] | Ids], of_each: int = 1) -> PackedBatch:
-    """New documents, `of_each` for each of the batch's, in the rows where those stand."""
+    """New documents, `of_each` for each of the batch's, in the rows of those they replace."""
     rows: list[list[DocumentPiece]] = [[] for _ in batch.tokens]
     places = [place for place in batch.placement.documents for _ in range(of_each)]
     for number, (document, ids) in enumerate(zip(places, documents, strict=True)):

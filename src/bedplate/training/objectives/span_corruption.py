@@ -1,5 +1,6 @@
 """Span corruption (T5, https://arxiv.org/abs/1910.10683, section 3.1.4) and UL2's mixture of denoisers
-(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text without some spans, a decoder writes them."""
+(https://arxiv.org/abs/2205.05131, section 3.1): an encoder reads a text without some spans, and a decoder predicts
+them."""
 
 from __future__ import annotations
 
@@ -33,18 +34,18 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 
 
 class Denoiser(Strict):
-    """One way to cut spans out. density: share of the tokens that are cut; mean_span: tokens of a span on average,
-    whose number follows from it; None: one span, at the document's end (UL2's S). mode: a token that the encoder reads
-    first, which says how."""
+    """One setting of span corruption. density: share of the tokens that are cut; mean_span: mean tokens of a span,
+    which determines their number; None: one span, at the document's end (UL2's S-denoiser). mode: a token that the
+    encoder reads first, which names the denoiser."""
 
     density: Share = 0.15
     mean_span: Annotated[float, Field(ge=1)] | None = 3.0
     mode: str | None = None
 
     def spans(self, length: int, draw: np.random.Generator) -> list[tuple[int, int]]:
-        """Where each span begins and ends: apart from each other, and anywhere in the document. T5's last span always
-        ends the text, which is then the only one that is ever cut out of a short document. Lengths of spans, and of
-        what is between them, are drawn evenly from all that there may be."""
+        """Begin and end of each span, anywhere in the document and apart from each other. (T5's last span always ends
+        the text, and in a short document that is the only span ever cut.) Lengths of spans and gaps are uniform over
+        all partitions."""
         noise, count = self._cut(length)
         uncut = length - noise
         if self.mean_span is None:
@@ -59,12 +60,12 @@ class Denoiser(Strict):
         return spans
 
     def sides(self, length: int) -> tuple[int, int]:
-        """Tokens of a text of so many that are read and written, without what stands before and after them."""
+        """How many tokens of a text of this length are read and predicted, without special tokens around them."""
         noise, count = self._cut(length)
         return length - noise + count, noise + count
 
     def _cut(self, length: int) -> tuple[int, int]:
-        """How many tokens are cut out, in how many spans."""
+        """The number of tokens to cut, and of spans."""
         noise = min(max(round(length * self.density), 1), max(length - 1, 1))
         if self.mean_span is None:
             return noise, 1
@@ -72,13 +73,14 @@ class Denoiser(Strict):
 
 
 def _lengths(whole: int, parts: int, draw: np.random.Generator) -> list[int]:
-    """A whole as so many positive parts, every way as likely as any other."""
+    """A uniformly random partition of `whole` into positive parts."""
     edges = np.sort(draw.choice(whole - 1, parts - 1, replace=False)) + 1 if parts > 1 else np.empty(0, np.int64)
     return np.diff(np.concatenate(([0], edges, [whole]))).astype(int).tolist()
 
 
 class _Spans(Corrupting):
-    """sentinels: tokens that stand for the spans on both sides, in order; T5's by default."""
+    """The base of objectives that cut spans. sentinels: tokens that mark the spans on both sides, in order; T5's by
+    default."""
 
     architectures: ClassVar[tuple[str, ...]] = ("encoder–decoder",)
 
@@ -96,10 +98,11 @@ class _Spans(Corrupting):
     @property
     @abstractmethod
     def mixture(self) -> tuple[Denoiser, ...]:
-        """Those that a document's is drawn from."""
+        """The denoisers from which each document's is drawn."""
 
     def token_counts(self, length: int) -> TokenCounts:
-        """Rows are as long as the longest among them: on each side that of the way that makes most of a text."""
+        """On each side, the count of the denoiser that makes most of a text, because rows are as long as their longest
+        document."""
         read, written = (max(side) for side in zip(*(denoiser.sides(length) for denoiser in self.mixture), strict=True))
         return TokenCounts(read, written, written)
 
@@ -148,7 +151,7 @@ class _Spans(Corrupting):
 
 
 class SpanCorruption(_Spans):
-    """T5's: spans of `mean_span` tokens on average, together a share of `density`."""
+    """T5's objective: spans of `mean_span` tokens on average, together a share of `density`."""
 
     name: ClassVar[str] = "span_corruption"
 
@@ -161,7 +164,8 @@ class SpanCorruption(_Spans):
 
 
 class MixtureOfDenoisers(_Spans):
-    """UL2's: each document's way is drawn evenly from `denoisers`, by default the seven of its table 1."""
+    """UL2's objective: each document's denoiser is drawn uniformly from `denoisers`, by default the seven of its table
+    1."""
 
     name: ClassVar[str] = "mixture_of_denoisers"
 
@@ -181,7 +185,7 @@ class MixtureOfDenoisers(_Spans):
 
 
 def cut_out(ids: Ids, spans: Sequence[tuple[int, int]], sentinels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """The text with a sentinel of its own for each span, and each sentinel with what it stands for."""
+    """The text with each span replaced by its own sentinel, and the sentinels each followed by its span."""
     source: list[int] = []
     target: list[int] = []
     at = 0

@@ -1,8 +1,8 @@
-"""Cross-entropy of tokens given the hidden states that predict them, with metrics read off the same logits.
+"""Cross-entropy of tokens given hidden states, computed in pieces, with metrics from the same logits.
 
-Logits of many positions are the largest tensor of a step. They are made piece by piece, each piece's gradients together
-with its loss, so that only one piece exists at a time and none is made twice (checkpointing makes each twice; Liger's
-fused loss, https://arxiv.org/abs/2410.10989, section 3.2, does the same inside one kernel).
+Logits of many positions are the largest tensor of a step. They are computed piece by piece, each piece's gradients
+together with its loss, so that only one piece exists at a time and none is computed twice (checkpointing computes each
+twice; Liger's fused loss, https://arxiv.org/abs/2410.10989, section 3.2, does the same inside one kernel).
 
 Shapes: N positions, D features, V vocabulary.
 """
@@ -25,8 +25,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -> Tensor:
-    """Σ of `loss` over pieces of so many positions, a scalar. Gradients reach the states, and every parameter that the
-    loss reads; they can be asked for once, and have none of their own (`taken`)."""
+    """Σ of `loss` over pieces of `rows` positions, a scalar. Gradients reach the states and every parameter that the
+    loss reads; they can be taken once, and cannot be differentiated again (`pop_gradients`)."""
     if not torch.is_grad_enabled():
         pieces = zip(states_ND.split(rows), targets_N.split(rows), strict=True)
         return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
@@ -37,7 +37,7 @@ def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -
 
 
 def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
-    """The parameters that it was made of."""
+    """The parameters on which it depends."""
     leaves: dict[int, Tensor] = {}
     visited: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
@@ -53,9 +53,10 @@ def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
 
 
 def pop_gradients(ctx: Any) -> Any:
-    """What a forward pass has left in `ctx.gradients` for its backward pass, which changes it and so has it once.
+    """The gradients that a forward pass left in `ctx.gradients`; the backward pass modifies them in place and so has
+    them once.
 
-    UsageError for a second backward pass, and for one whose gradients are to be differentiated themselves.
+    UsageError for a second backward pass, and for gradients that are to be differentiated themselves.
     """
     if torch.is_grad_enabled():
         raise UsageError(
@@ -123,9 +124,8 @@ def _summed(loss: Loss, hidden_ND: Tensor, targets_N: Tensor, rows: int) -> Tens
 
 
 def _loss(model: AnyModel, z: float, hits: bool, read: list[Tensor]) -> Loss:
-    """The loss of a piece, which leaves in `read` what was read off its logits, [3]: cross-entropy alone, the squared
-    log of the sum that logits are divided by (0 without `z`), and how many targets are the likeliest (0 without
-    `hits`)."""
+    """The loss of a piece. Stores in `read`, [3]: cross-entropy alone, the squared log-sum-exp (0 without `z`), and the
+    number of targets that are the likeliest token (0 without `hits`)."""
 
     def loss(states_ND: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = model.head(states_ND)
@@ -153,16 +153,19 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool) -> tuple[
 
 
 def _row_pieces(x: Tensor) -> Iterator[slice]:
-    """Rows of the first dimension, so many at a time that they hold about `PIECE` values."""
+    """Rows of the first dimension, in pieces of about `PIECE` values."""
     rows = max(1, PIECE * len(x) // max(1, x.numel()))
     for start in range(0, len(x), rows):
         yield slice(start, start + rows)
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets. One exponential a
-    logit, of rows that stay in cache; autograd's own way makes two, and reads and writes several tensors as large as
-    the logits, which on a CPU takes as long as a product does. Beside it what `_loss` leaves, without gradients."""
+    """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets.
+
+    One exponential per logit, of rows that stay in cache; autograd computes two, and reads and writes several tensors
+    as large as the logits, which on a CPU takes as long as a product. Also returns what `_loss` stores, without
+    gradients.
+    """
 
     @staticmethod
     def forward(  # type: ignore[override]

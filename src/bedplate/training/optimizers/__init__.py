@@ -1,4 +1,4 @@
-"""What moves the parameters: AdamW and Muon, with masters, clipping and averages around them."""
+"""Optimizers: AdamW and Muon, with float32 masters, gradient clipping and averaged weights."""
 
 from bedplate.training.optimizers.optimization import NamedParameters, Optimization, ParameterRole, averaged, kinds_of
 

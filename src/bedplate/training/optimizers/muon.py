@@ -1,6 +1,6 @@
-"""Muon: the momentum of a matrix, made orthogonal (https://kellerjordan.github.io/posts/muon/).
+"""Muon: orthogonalised momentum for matrices (https://kellerjordan.github.io/posts/muon/).
 
-Matrices of one shape are made orthogonal together. Shapes: [..., O, I].
+Matrices of one shape are orthogonalised together. Shapes: [..., O, I].
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ EPS = 1e-7
 
 
 def orthogonalised(x_OI: Tensor, how: Orthogonalisation, iterations: int) -> Tensor:
-    """Near U Vᵀ, where the matrices are U S Vᵀ, in the dtype that is given: a polynomial of odd powers, several times.
-    x: [..., O, I]."""
+    """An approximation of U Vᵀ for matrices U S Vᵀ [..., O, I], in the dtype given: an odd polynomial, applied
+    `iterations` times."""
     tall = x_OI.shape[-2] > x_OI.shape[-1]
     x = x_OI.mT if tall else x_OI
     length = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
@@ -48,10 +48,10 @@ def orthogonalised(x_OI: Tensor, how: Orthogonalisation, iterations: int) -> Ten
 
 
 class Muon:
-    """Over matrices by name, each with its momentum.
+    """Muon over matrices by name, each with its momentum.
 
-    masters: what is held here of each, float32 or wider; parameters: what they are the masters of. The dtype that a
-    parameter is computed with is the one that its momentum is made orthogonal in.
+    masters: this rank's part of each, float32 or wider; parameters: what they are the masters of. Momentum is
+    orthogonalised in the parameter's compute dtype.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class Muon:
 
     @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
-        """One update of all that have a gradient; none where `void`, a scalar that is not read, is 1."""
+        """Updates all matrices that have a gradient; none where `void`, a scalar on the device, is 1."""
         groups: dict[tuple[torch.Size, torch.dtype], dict[str, Tensor]] = {}
         for name, master in self._masters.items():
             if master.grad is not None:
@@ -90,7 +90,7 @@ class Muon:
                 self._update(self._masters[name], local_update * scale, learning_rate, applied)
 
     def _moved(self, name: str, grad: Tensor, void: Tensor) -> Tensor:
-        """The momentum with this gradient, as it is to be made orthogonal."""
+        """The momentum updated with this gradient, ready to be orthogonalised."""
         momentum, factor = self.momenta[name], self._config.momentum
         # A step that is skipped may have a gradient that is not finite.
         grad = torch.where(void > 0, momentum, grad)

@@ -26,10 +26,10 @@ ParameterRole = Literal["embedding", "head", "matrix", "other"]
 
 
 def kinds_of(modules: Iterable[nn.Module]) -> Mapping[int, ParameterRole]:
-    """By a parameter's id: tables; the weights of linears inside of blocks ("matrix", the experts' as well, one a
-    matrix) and of those outside ("head"). What is not named is "other". A table that is the head too is a table.
+    """Roles by parameter id: "table" (embeddings); "matrix" (weights of linears inside blocks, experts' included);
+    "head" (of linears outside). All others are "other". A table that is also the head is a table.
 
-    modules: all of a model, itself among them.
+    modules: all of a model, itself included.
     """
     all_modules = list(modules)
     inside = {id(m) for block in all_modules if isinstance(block, Block) for m in block.modules()}
@@ -49,9 +49,9 @@ AVERAGE = "average/"
 def averaged(
     tensors: Mapping[str, Tensor], trainable: Iterable[tuple[str, nn.Parameter]], ranks: Ranks
 ) -> Generator[None]:
-    """The parameters hold their averages, of a state's `tensors`, while it is open, and afterwards what they held.
+    """A context in which the parameters hold their averages, from a state's `tensors`; afterwards they are restored.
 
-    TrainingError where the state has none of one.
+    TrainingError where the state lacks an average.
     """
     parameters = dict(trainable)
     missing = next((name for name in parameters if f"{AVERAGE}{name}" not in tensors), None)
@@ -69,14 +69,15 @@ def averaged(
 
 
 class _FusedAdamW(torch.optim.AdamW):
-    """Changes nothing where `found_inf`, a float32 scalar on the device, is 1: torch's own gradient scaler sets it."""
+    """torch's fused AdamW, which skips the update where `found_inf`, a float32 scalar on the device, is 1 (torch's
+    gradient scaler uses the same)."""
 
     found_inf: Tensor | None = None
 
 
 class AdamW:
-    """AdamW over masters by name. groups: torch's parameter groups, each with its own `rate`, by which the run's is
-    multiplied, and `decay`."""
+    """AdamW over masters by name. groups: torch's parameter groups, each with its own `rate`, a multiplier of the run's
+    learning rate, and `decay`."""
 
     def __init__(
         self,
@@ -99,7 +100,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
-        """One update; none where `void`, a scalar that is not read, is 1."""
+        """One update; none where `void`, a scalar on the device, is 1."""
         self._adamw.found_inf = void
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate * group["rate"]
@@ -116,12 +117,12 @@ class AdamW:
             master.sub_(before * against, alpha=decay)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The moments of one master and the number of its steps: those that are used, not copies."""
+        """The moments of one master and its step count: the tensors themselves, not copies."""
         return dict(self._adamw.state[self._masters[name]])
 
     @torch.no_grad()
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what `tensors` gave, as it lies here."""
+        """Restores what `tensors` gave, for this rank's part."""
         for key, tensor in self.tensors(name).items():
             tensor.copy_(tensors[key])
 
@@ -132,12 +133,12 @@ _MOMENTUM = "momentum"
 
 
 class Optimization:
-    """Optimizers, masters and averages of the trained parameters, in float32 or wider.
+    """The optimizers, masters and averages of the trained parameters, in float32 or wider.
 
-    A half-precision parameter has a float32 master that collects the gradients of micro-batches and takes the update;
-    the parameter is the rounded master. Decay falls on parameters of two or more dimensions. Each rank has masters of
-    its part. originals: by parameter id, values from before the run changed the dtype; masters start from them.
-    parameter_roles: by parameter id, what it is.
+    A half-precision parameter has a float32 master that accumulates the gradients of micro-batches and takes the
+    update; the parameter is the rounded master. Decay applies to parameters of two or more dimensions. Each rank has
+    masters of its part. originals: by parameter id, values from before the run changed the dtype; masters start from
+    them. parameter_roles: by parameter id, from `kinds_of`.
     """
 
     def __init__(
@@ -178,7 +179,7 @@ class Optimization:
         return nn.Parameter(local) if self._ranks.splits(parameter) else parameter
 
     def collect(self) -> None:
-        """After each backward pass: moves gradients that are not their masters' own into the masters' sums."""
+        """Accumulates gradients into the masters, after each backward pass."""
         for name, parameter in self.parameters.items():
             master = self._masters[name]
             if master is parameter or parameter.grad is None:
@@ -189,8 +190,8 @@ class Optimization:
             master.grad = grad if master.grad is None else master.grad.add_(grad)
 
     def clip(self) -> Tensor:
-        """Adds up what ranks have of the gradient, and scales the whole of it down to the allowed norm; returns the
-        norm before, a scalar that is not read. Raises TrainingError when no parameter has a gradient."""
+        """Sums the gradient over ranks, and clips its norm; returns the norm before, a scalar on the device.
+        TrainingError when no parameter has a gradient."""
         grads = {name: m.grad for name, m in self._masters.items() if m.grad is not None}
         if not grads:
             raise TrainingError(
@@ -205,7 +206,7 @@ class Optimization:
 
     @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
-        """One update, after which the gradients are gone; none where `void`, a scalar that is not read, is 1."""
+        """Applies one update, none where `void`, a scalar on the device, is 1; clears the gradients."""
         if self._adamw is not None:
             self._adamw.step(learning_rate, void)
         if self._muon is not None:
@@ -226,13 +227,13 @@ class Optimization:
 
     @torch.no_grad()
     def hand_back(self) -> None:
-        """Brings what was learned into the originals, in their own dtype."""
+        """Copies the masters into the originals, in their own dtype."""
         for name, parameter in self.parameters.items():
             if id(parameter) in self._originals:
                 self._originals[id(parameter)].copy_(self._masters[name])
 
     def tensors(self) -> dict[str, Tensor]:
-        """Parameters (their masters), moments and averages by name, each placed as the ranks say."""
+        """Parameters (their masters), moments and averages by name, placed as `Ranks.placed` does."""
         tensors: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
             state = {"parameter": self._masters[name].detach(), **self._moments(name)}
@@ -249,7 +250,7 @@ class Optimization:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what `tensors` gave, of whatever ranks, into the same parameters."""
+        """Restores what `tensors` gave, saved by any number of ranks, into the same parameters."""
         for name, master in self._masters.items():
             parameter = self.parameters[name]
 
@@ -277,7 +278,7 @@ def _groups(
     parameter_roles: Mapping[str, ParameterRole],
     config: TrainConfig,
 ) -> list[dict[str, Any]]:
-    """By rate and decay, matrices before others."""
+    """Parameter groups by rate and decay, matrices first."""
     masters_by_group: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, master in masters.items():
         key = parameters[name].dim() < 2, getattr(config.rates, parameter_roles[name])

@@ -1,1 +1,1 @@
-"""Training on several processes with torch.distributed: which ranks do what, and how models are given out to them."""
+"""Training on several processes with torch.distributed: the mesh, the distributed model, sharded states, launchers."""

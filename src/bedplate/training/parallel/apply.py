@@ -1,7 +1,7 @@
-"""Distributes a model over ranks by the plan that its spec gives: tensor and expert parallel styles, then FSDP2. The
-model's code knows nothing of it.
+"""Distributes a model over ranks by the plan of its spec: tensor and expert parallel styles, then FSDP2. Model code
+knows nothing of it.
 
-Shapes: N tokens, D features, E experts, k of them for a token, M sorted copies of tokens.
+Shapes: N tokens, D features, E experts, k of them per token, M sorted copies of tokens.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from bedplate.training.ranks import ALONE, Ranks
 
 
 class LinearsStyle(ParallelStyle):
-    """A linear of which each rank has some outputs ("columns", the input being whole) or some inputs ("rows", the
-    output being whole again)."""
+    """Tensor parallelism of a linear: each rank has some outputs ("columns", from the whole input) or some inputs
+    ("rows", summed to the whole output)."""
 
     def __init__(self, rows: bool) -> None:
         self._rows = rows
@@ -61,8 +61,8 @@ class LinearsStyle(ParallelStyle):
 
 
 class ExpertsStyle(ParallelStyle):
-    """Experts that ranks with tokens of their own share: copies of tokens travel to the rank that has their expert, and
-    what it makes of them travels back."""
+    """Expert parallelism of ranks with different data: token copies are sent to the rank of their expert, and the
+    outputs back."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, RoutedExperts)
@@ -83,7 +83,7 @@ def _replace_by_shard(module: nn.Module, name: str, mesh: DeviceMesh, placement:
 
 
 class _Local:
-    """An `ExpertLinear` with the experts that this rank has."""
+    """`ExpertLinear.forward` for this rank's experts."""
 
     def __init__(self, layer: ExpertLinear) -> None:
         self._layer = layer
@@ -103,7 +103,7 @@ def _local(parameter: Tensor) -> Tensor:
 
 
 class _Exchange:
-    """`RoutedExperts.forward` over the experts of all ranks; `here`: how many each has."""
+    """`RoutedExperts.forward` over the experts of all ranks. local_count: number of experts on each rank."""
 
     def __init__(self, forward: Any, local_count: int, group: dist.ProcessGroup) -> None:
         self._forward, self._local_count, self._group = forward, local_count, group
@@ -126,7 +126,7 @@ class _Exchange:
 
 
 def _travelled(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Rows to the other ranks, so many to each, and so many of each from them."""
+    """Exchanges rows between ranks: `sent` rows to each, `received` rows from each. Gradients travel back."""
     received_rows: Any = _Travel.apply(x_MD, received, sent, group)
     return received_rows
 
@@ -174,7 +174,7 @@ def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "aut
 
 
 def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
-    """Shares products and experts; what became of which module."""
+    """Applies tensor and expert parallelism; returns the cut of each module."""
     cuts = cuts_of(model.spec, mesh.sizes["tensor"], mesh.sizes["expert"])
     styles: dict[Cut, ParallelStyle] = {"columns": LinearsStyle(rows=False), "rows": LinearsStyle(rows=True)}
     tensor_styles = {path: styles[cut] for path, cut in cuts.items() if cut in styles}
@@ -187,7 +187,8 @@ def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
 
 
 def _shard(model: Model, mesh: Mesh, computes: torch.dtype) -> None:
-    """FSDP2 block by block: gathered when it runs, in what it computes in; gradients are sums, in what is held."""
+    """FSDP2 block by block: parameters are gathered in the compute dtype when a block runs; gradients are summed in the
+    parameters' dtype."""
     model_dtype = next(model.parameters()).dtype
     # Inputs keep their dtype: token numbers, positions, and rotations that are wider on purpose.
     policy = (
@@ -209,8 +210,8 @@ def _shard(model: Model, mesh: Mesh, computes: torch.dtype) -> None:
 
 
 def whole_state(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """What the model's `state_dict` is on one process, tensor by tensor on the CPU: to export it. Every rank must go
-    through all of it, whichever of them writes."""
+    """The model's `state_dict` as on one process, tensor by tensor on the CPU, for export. Every rank must iterate over
+    all of it, whichever of them writes."""
     for name, tensor in model.state_dict().items():
         detached = tensor.detach()
         yield name, (detached.full_tensor() if isinstance(detached, DTensor) else detached).cpu()
@@ -218,8 +219,8 @@ def whole_state(model: Model) -> Iterator[tuple[str, Tensor]]:
 
 @dataclass(frozen=True)
 class Mesh:
-    """whole: of all axes. batch: the ranks that have data of their own, one behind the other. shards: those that a
-    parameter is cut among (with `data` before it, where there are several groups)."""
+    """The device mesh. whole: with all axes. batch: the ranks that have different data, in order. shards: the ranks
+    among which a parameter is sharded (with `data` before them, where there are several groups)."""
 
     whole: DeviceMesh
     sizes: dict[Axis, int]
@@ -229,7 +230,7 @@ class Mesh:
 
     @classmethod
     def of(cls, config: ParallelConfig, device: torch.device) -> Mesh:
-        """Arranges the processes that run. UsageError where they do not fit."""
+        """Arranges the running processes. UsageError where they do not fit."""
         sizes = config.sizes(dist.get_world_size())
         whole = init_device_mesh(device.type, tuple(sizes[axis] for axis in AXES), mesh_dim_names=AXES)
         # torchtitan joins axes in the same way; there is no public name for it.
@@ -251,8 +252,8 @@ class Mesh:
 
 
 class DistributedRanks(Ranks):
-    """This process among those of the mesh. summed: ids of parameters whose gradients are sums along "tensor".
-    computes: the dtype of products."""
+    """`Ranks` for one process of a mesh. summed: ids of parameters whose gradients are summed along "tensor". computes:
+    the dtype of products."""
 
     def __init__(self, mesh: Mesh, summed: frozenset[int], computes: torch.dtype) -> None:
         self.mesh, self._summed, self._computes = mesh, summed, computes
@@ -275,28 +276,28 @@ class DistributedRanks(Ranks):
         dist.all_gather_object(gathered, local, group=self._batch)
         return gathered
 
-    def total(self, local: Tensor) -> Tensor:
+    def device_sum(self, local: Tensor) -> Tensor:
         reduced = local.detach().clone()
         dist.all_reduce(reduced, group=self._batch)
         return reduced
 
-    def worst(self, local: Tensor) -> Tensor:
+    def device_max(self, local: Tensor) -> Tensor:
         reduced = local.detach().clone()
         dist.all_reduce(reduced, dist.ReduceOp.MAX)
         return reduced
 
-    def agreed(self, *flags: bool) -> tuple[bool, ...]:
-        return tuple(map(bool, self.worst(torch.tensor(flags, dtype=torch.int32)).tolist()))
+    def any_rank(self, *flags: bool) -> tuple[bool, ...]:
+        return tuple(map(bool, self.device_max(torch.tensor(flags, dtype=torch.int32)).tolist()))
 
     def maximum(self, local: int) -> int:
-        return int(self.worst(torch.tensor([local]))[0])
+        return int(self.device_max(torch.tensor([local]))[0])
 
-    def joined(self, own_ND: Tensor) -> tuple[Tensor, int]:
+    def gather_rows(self, own_ND: Tensor) -> tuple[Tensor, int]:
         counts: list[int] = list(self.gather(len(own_ND)))
         all_rows: Any = _Joined.apply(own_ND, counts, self.shard[0], self._batch)
         return all_rows, sum(counts[: self.shard[0]])
 
-    def together(self) -> None:
+    def barrier(self) -> None:
         dist.barrier()
 
     # --- parameters
@@ -321,7 +322,8 @@ class DistributedRanks(Ranks):
         return grad.to_local()
 
     def add_up(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
-        """Every rank has a gradient of the same parameters: what had nothing to do ran all the same."""
+        """Sums gradients over ranks. Every rank has a gradient of the same parameters, since idle ranks run a pass
+        too."""
         tensor_group = self.mesh.whole["tensor"].get_group()
         _add_up([grad for name, grad in grads.items() if id(parameters[name]) in self._summed], tensor_group)
         if not self.mesh.cuts_parameters:  # else it is done where gradients are made
@@ -372,7 +374,7 @@ class DistributedRanks(Ranks):
 
 
 class _Joined(torch.autograd.Function):
-    """Rows of all ranks, each with another number of them."""
+    """Concatenates rows of all ranks, which may have different numbers of them; gradients return to the rows' ranks."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -393,7 +395,7 @@ class _Joined(torch.autograd.Function):
 
 
 def _stands_alone(parameter: DTensor) -> bool:
-    """Whether what is held here is whole matrices: of experts, some."""
+    """Whether this rank's part consists of whole matrices (some of the experts)."""
     whole = (placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements)
     return parameter.dim() > 2 and all(whole)
 
@@ -406,7 +408,7 @@ def _slice(parameter: DTensor, whole: Tensor) -> Tensor:
 
 
 def _add_up(grads: Sequence[Tensor], group: dist.ProcessGroup) -> None:
-    """In place, together by dtype."""
+    """Sums gradients over a group in place, one collective per dtype."""
     if group.size() == 1:
         return
     by_dtype: dict[torch.dtype, list[Tensor]] = {}

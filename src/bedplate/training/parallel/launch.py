@@ -1,4 +1,4 @@
-"""The processes of a run: joined as torchrun or Slurm started them, with one of them doing what is done once."""
+"""Joins the processes of a run, as torchrun or Slurm started them, and runs on the first one what is to run once."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Process:
 
 
 def process_of(environment: Mapping[str, str]) -> Process:
-    """What the launcher says. UsageError where that is incomplete."""
+    """Reads the launcher's environment variables. UsageError where they are incomplete."""
     if "RANK" in environment or "WORLD_SIZE" in environment:
         rank, world, local = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         address = (_text(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT"))
@@ -70,10 +70,10 @@ def _text(environment: Mapping[str, str], name: str) -> str:
 
 @contextmanager
 def launched(timeout: float = 1800.0) -> Generator[torch.device]:
-    """The group of all processes while it is open, where there are several, and this one's device. A group that there
-    is already stays as it is.
+    """A context with the process group of all processes, where there are several; gives this one's device. An existing
+    group is used as it is.
 
-    timeout: seconds after which a rank gives up waiting for the others. RankError where one of them has ended.
+    timeout: seconds after which a rank stops waiting for others. RankError where one of them has ended.
     """
     process = process_of(os.environ)
     device = torch.device("cpu")
@@ -109,8 +109,8 @@ PATIENCE = timedelta(days=2)
 
 
 class Processes:
-    """All processes of the run, as `launched` has joined them; made by all of them together. main: whether this one is
-    the first."""
+    """All processes of the run, as `launched` has joined them; constructed by all of them together. main: whether this
+    is the first."""
 
     def __init__(self) -> None:
         several = dist.is_initialized() and dist.get_world_size() > 1
@@ -120,7 +120,8 @@ class Processes:
         self._group = group if isinstance(group, dist.ProcessGroup) else None
 
     def broadcast(self, call: Callable[[], T]) -> T:
-        """What the first process's call gives, which can be pickled. Its error ends the others too, with RankError."""
+        """The result of the first process's call, which must be picklable. Its error ends the others too, with
+        RankError."""
         if self._group is None:
             return call()
         outcome: list[Any] = [None, None]
@@ -144,8 +145,8 @@ class Processes:
         return cast(T, outcome[0])
 
     def in_turn(self, call: Callable[[], T]) -> T:
-        """What each process's own call gives; the others begin theirs when the first has made it, and find what that
-        one has written."""
+        """The result of each process's own call; the others begin when the first has finished, and can read what it has
+        written."""
         results: list[T] = []
         self.broadcast(lambda: results.append(call()))
         return results[0] if self.main else call()

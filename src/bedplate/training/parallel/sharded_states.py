@@ -1,8 +1,8 @@
 """Sharded training states (torch.distributed.checkpoint): each rank writes its part while training goes on.
 
-A state is a directory that gets its name once all of it is on disk; what a killed run leaves has another name. It is
-read by any number of ranks in any arrangement; a single process's file is read too, whichever is later. All ranks must
-see one file system.
+A state is a directory that gets its final name once all of it is on disk; remains of a killed run have another name. It
+can be read by any number of ranks in any arrangement, and so can a single process's state file; the later of the two
+counts. All ranks must share one file system.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _VERSION = 1
 
 
 class DistributedStates:
-    """The last state of a run whose processes may be another number each time."""
+    """A `StateStore` of the last state of a run, whose number of processes may change between saves."""
 
     def __init__(self, out: Path, ranks: Ranks) -> None:
         self._file, self._directory, self._ranks = StateFile(out), out / SHARDS, ranks
@@ -51,7 +51,8 @@ class DistributedStates:
         return f"{self._file} and {self._directory}"
 
     def save(self, step: int, state: RunState) -> None:
-        """Copies the state, and writes the copy meanwhile. UsageError where the one before could not be written."""
+        """Copies the state, and writes the copy in the background. UsageError where the previous one could not be
+        written."""
         self.settle()
         if self._group is None:
             self._file.save(step, state)
@@ -151,12 +152,12 @@ class DistributedStates:
 
 
 def _of_rank(name: str, rank: int) -> str:
-    """Random generators are every rank's own."""
+    """The name of a value that each rank has its own of (random generators)."""
     return name.replace(_RANDOM, f"{_RANDOM}{rank}/", 1) if name.startswith(_RANDOM) else name
 
 
 def placed_like(local: Tensor, whole: DTensor) -> DTensor:
-    """This rank's part of a tensor that is shared as `whole` is."""
+    """This rank's part of a tensor, as a DTensor sharded like `whole`."""
     mesh, placements = whole.device_mesh, whole.placements
     return DTensor.from_local(local, mesh, placements, run_check=False, shape=whole.shape, stride=whole.stride())
 
