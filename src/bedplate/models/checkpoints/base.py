@@ -1,4 +1,10 @@
-"""A Base: one pretrained model with its tokenizer and its identity, loaded from any supported form of checkpoint."""
+"""A Base: one pretrained model with its tokenizer and its identity, loaded from any supported form of checkpoint.
+
+1. `load_base` opens the checkpoint (`checkpoint.py`), which reads its header and finds its family and spec.
+2. The dtype is resolved; the tokenizer is read in a thread beside the weights.
+3. Every tensor is read into a model (`weight_loading.py`), except blocks that a kernel takes from the file.
+4. With a base.json, its hash is checked; otherwise weights are hashed when the identity is first read (`identity.py`).
+"""
 
 from __future__ import annotations
 
@@ -179,9 +185,7 @@ def load_base(
 def _load(
     source: str, checkpoint: Checkpoint, dtype: str | torch.dtype, device: torch.device, leave: Leave | None
 ) -> Base:
-    """1. Resolves the dtype. 2. Reads the tokenizer, in a thread of its own, beside the weights. 3. Reads every tensor
-    into a model, but for blocks that a kernel takes from the file. 4. Checks base.json's hash where there is one; else
-    weights are hashed when the identity is first asked for."""
+    """Steps 2 to 4 of loading, on an opened checkpoint."""
     spec, family, path, gguf = checkpoint.spec, checkpoint.family, checkpoint.path, checkpoint.gguf
     target_dtype = resolve_dtype(dtype, checkpoint.stored_dtype)
     copies = _copies(spec, family, checkpoint.names, checkpoint.get, str(path))

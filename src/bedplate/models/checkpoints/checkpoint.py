@@ -1,4 +1,4 @@
-"""An opened checkpoint, whatever its file format: what a `Base` is loaded from."""
+"""`Checkpoint`, the protocol of an opened checkpoint of any file format, from which a `Base` is loaded."""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
 """Loads a checkpoint's tensors into a model, and hashes them.
 
-1. An empty model is built on device "meta" (`_empty`). 2. The family's rules say which tensors make which parameters
-(`_readings`). 3. They are read in parallel, each checked for NaN and converted at once, so that none stays in memory in
-another dtype than the model's (`_read`). 4. The hash is of the values as they are stored, which are read once more for
-it; it is cached by the state of the files (`kept_id`).
+1. An empty model is built on device "meta" (`_empty`).
+2. The family's rules map the checkpoint's tensors to parameters (`_readings`).
+3. Tensors are read in parallel, each checked for NaN and converted at once, so that none stays in memory in another
+   dtype than the model's (`_read`, `_checked`). Parameters that the caller defers are read on first use.
+4. The hash is of the values as stored, which are read once more for it (`weights_id`); it is cached by the state of the
+   files (`kept_id`).
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.
 
 @dataclass(frozen=True)
 class WeightLoader:
-    """Loads a checkpoint with tensors `names`. copies: names of tensors that are stored a second time."""
+    """Loads the tensors `names` of a checkpoint into a model. copies: names of tensors that duplicate others."""
 
     spec: TextSpec
     family: Family
@@ -56,12 +58,12 @@ class WeightLoader:
         leave: Callable[[Model], Collection[str]] | None = None,
         on_recast: Callable[[str], None] | None = None,
     ) -> tuple[Model, Lazy[None] | None]:
-        """A model with every parameter read from the checkpoint and every tensor of the checkpoint used. on_recast:
-        told of each tensor whose values are held in another dtype than it has.
+        """Builds a model with every parameter read from the checkpoint and every tensor of the checkpoint used.
 
-        Parameters that `leave` names have a shape and dtype, and no values (device "meta"), until the second result is
-        asked for: a CheckpointError where the files have changed since `states` were taken.
-        CheckpointError, naming the tensor, for values that are not finite or no real numbers.
+        on_recast: called with each tensor that was converted to another dtype. Parameters that `leave` names have a
+        shape and dtype, but no values (device "meta"), until the second result is evaluated, with a CheckpointError
+        where the files have changed since `states` were taken. CheckpointError, naming the tensor, for values that are
+        not finite or not real numbers.
         """
         model = self._empty(dtype)
         deferred, plan = frozenset(leave(model) if leave else ()), self._readings(model.state_dict(keep_vars=True))
@@ -116,7 +118,7 @@ class WeightLoader:
 
     def kept_id(self, get: Callable[[], str], states: Sequence[FileState], packing: object) -> str:
         """The hash that `get` computes, or a cached one of the same files. CheckpointError where they have changed
-        since when the model was read."""
+        since the model was read."""
         self._unchanged(states)
         if sum(state.size for state in states) < _KEPT_FROM or not all(state.settled for state in states):
             digest = get()
@@ -147,7 +149,7 @@ class WeightLoader:
         return readings(self.family, self.spec, names, parameters, self.origin)
 
     def _checked(self, name: str, tensor: Tensor, parameter: Tensor) -> Tensor:
-        """A tensor in the dtype that is wanted."""
+        """The tensor in its parameter's dtype. CheckpointError for values that are not finite, or do not fit it."""
         dtype_name = str(tensor.dtype).removeprefix("torch.")
         if tensor.dtype in _FLOAT8 or (parameter.is_floating_point() and not tensor.is_floating_point()):
             raise CheckpointError(
