@@ -11,7 +11,7 @@ from bedplate.core.errors import RequestError
 
 @dataclass(frozen=True)
 class Media:
-    """An image or a sound (or another kind of `data.input_kinds.INPUTS`), by the sha256 of its file. media_type: as
+    """An image or a sound (or another kind of `data.rows.INPUTS`), by the sha256 of its file. media_type: as
     "image/png". source: where it is, if known."""
 
     kind: str

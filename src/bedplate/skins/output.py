@@ -18,7 +18,7 @@ from bedplate.text.json_schema import check_schema, labels_rules, schema_form
 AnsweredBy = Literal["generate", "score", "embed"]
 GrammarSource = tuple[Literal["json_schema", "ebnf", "choice"], str]
 ORDERED_LABELS = 90
-"""More labels are not held to their order: a grammar has two rules for each (`grammar.RULES`)."""
+"""More labels are not held to their order: a grammar has two rules for each (`grammar_rules.RULES`)."""
 
 
 class Abstain(Strict):

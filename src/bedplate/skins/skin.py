@@ -41,7 +41,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class InputField(Strict):
-    """One named input and its kind, a row of `data.input_kinds.INPUTS`."""
+    """One named input and its kind, a row of `data.rows.INPUTS`."""
 
     kind: Annotated[str, AfterValidator(check_input_kind)] = "text"
 

@@ -67,7 +67,7 @@ def store_of(out: Path, ranks: Ranks) -> StateStore:
     """Opens the state store of the run in this directory, whose saved state may come from another number of
     processes."""
     if ranks.world > 1 or (out / SHARDS).exists():
-        # torch's parts for several processes take a second to import.
+        # torch.distributed's parts take a second to import.
         from bedplate.training.parallel.sharded_states import DistributedStates
 
         return DistributedStates(out, ranks)
@@ -151,7 +151,7 @@ def train(
         ranks.barrier()
         last = store.latest()
         arithmetic = run_arithmetic(roles, config, store, None if last is None else store.values(last), trained, ranks)
-        # Models that were given out to ranks compute in another dtype than theirs without being changed.
+        # Distributed models compute in another dtype than their parameters' without conversion.
         with computing(roles, arithmetic if ranks.world == 1 else native_arithmetic(policy_of(roles))) as originals:
             parameter_roles = kinds_of(policy_of(roles).modules())
             optimization = Optimization(trained.items(), config, originals, parameter_roles, ranks)
@@ -209,7 +209,7 @@ class _Run(Generic[B]):
         self.guard = StepGuard(self.config.guard, self.device)
         self.skipped = Skipped(self.config.guard)
         self.spare: B | None = None
-        """For passes in which this rank has nothing to do while the others wait for it."""
+        """A batch for passes in which this rank has no data but must join the collectives."""
         self.metrics_at = 0
         self.resumed_at: int | None = None
         self.total = self._total_steps()
@@ -266,7 +266,7 @@ class _Run(Generic[B]):
                 rng_states = random_states()
                 self.on_checkpoint(number, self.models)
                 set_random_states(*rng_states)
-            # What comes while the last state is written is not lost either: there is no later step to look at it.
+            # An interrupt while the last state is written is raised here, since no later step checks for it.
             if stopped or (number == self.total and interrupts.requested):
                 raise KeyboardInterrupt
 
@@ -337,7 +337,7 @@ class _Run(Generic[B]):
         terms = self._terms(batch)
         shares = {name: term.total / weights[name] for name, term in terms.items()}
         loss = torch.stack(list(shares.values())).sum()
-        if loss.requires_grad:  # else nothing trainable took part, which `clip` reports
+        if loss.requires_grad:  # else no trained parameter took part, which `clip` reports
             loss.backward()
         self.optimization.collect()
         metrics = {f"{LOSS}{name}": share.detach() for name, share in shares.items()}
@@ -356,7 +356,7 @@ class _Run(Generic[B]):
                 raise self.skipped.error()
             sums = self.ranks.sums({**reading.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
-            # of all ranks: this one may have had no share of the step
+            # names of all ranks, since this one may have had no share of the step
             named = {name for names in self.ranks.gather(list(step.counts)) for name in names}
             counts = {name: int(value) for name, value in sums.items() if name in named}
             hidden = named if len(losses) > 1 else named | {f"{LOSS}{name}" for name in losses}

@@ -150,7 +150,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
         "cpu": processor_kind(),
         "threads": torch.get_num_threads(),
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
-        "onednn": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")],  # which mask it
+        "onednn": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")],  # masks
         "spec": spec.key(),
         "trained": trained,
         "ways": [arithmetic.to_json() for arithmetic in arithmetics],
@@ -167,7 +167,7 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
 
 def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Measures in a second or two, and leaves the process as it was. UsageError if no arithmetic can run."""
-    # Memory as a run has it: without, each way is measured by what the system takes to clear pages.
+    # Keeps freed memory, as in a run: otherwise timings would include the system's clearing of pages.
     with keeping(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
         steps = {arithmetic: _step_of(spec, trained, arithmetic) for arithmetic in arithmetics}
@@ -353,7 +353,7 @@ def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Te
         yield {id(parameter): original for parameter, original in before}
     finally:
         for parameter, original in before:
-            parameter.grad = None  # of the other dtype
+            parameter.grad = None  # a gradient of the converted dtype
             parameter.data = original
         for model in converted:
             model.converted = False
@@ -403,10 +403,10 @@ def compiled(model: AnyModel, enabled: bool) -> Generator[None]:
         return
     blocks = [module for module in model.modules() if isinstance(module, Block)]
     with warnings.catch_warnings():
-        # torch's compiler warns of what it does itself: it asks states for gradients, and makes objects of functions.
+        # torch's compiler triggers these two warnings itself.
         warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf", UserWarning)
         warnings.filterwarnings("ignore", ".*torch.autograd.function.Function.*should not be instantiated")
-        # Where documents stand is another thing in each batch, for which all of a block would be compiled anew.
+        # The documents' places differ in each batch, for which blocks would be recompiled.
         uncompiled = ((BlockAttention, "__call__"), (EncoderStatesLayout, "cross_attend"))
         calls = [getattr(owner, name) for owner, name in uncompiled]
         try:

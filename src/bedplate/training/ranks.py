@@ -18,11 +18,11 @@ class Ranks:
     the same order."""
 
     main: bool = True
-    """Whether this rank writes what is written once."""
+    """Whether this rank writes the files of the run."""
     world: int = 1
     rank: int = 0
     shard: tuple[int, int] = (0, 1)
-    """Which share of each step's data is this rank's, as sources take it."""
+    """This rank's share of each step's data, (index, count), as sources take it."""
 
     def sums(self, local_sums: Mapping[str, float]) -> Mapping[str, float]:
         """Sums over ranks with different data, on the host."""

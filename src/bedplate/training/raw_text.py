@@ -20,7 +20,7 @@ from bedplate.training.objectives.objective import AnyModel
 from bedplate.training.sources import DocumentSource
 
 _AT_ONCE = 512
-"""Texts that are encoded together: their encodings are many times as large as their ids."""
+"""Texts encoded per call; few, because encodings are many times as large as their ids."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,7 @@ class RoutedDocuments:
         starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
         starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
         self._run_N = starts_BT.reshape(-1).cumsum(0) - 1
-        # Runs of one segment: documents, and of each row its prefix, and padding before or behind them.
+        # Upper bound of runs of one segment: documents, and in each row a prefix and padding on both sides.
         self._runs, self._rows = max_documents + 3 * B, B
         segment_N, row_N = segments_BT.reshape(-1), torch.arange(B, device=tokens.device).repeat_interleave(T)
         segment_S = self._of_runs(segment_N, -1)

@@ -27,7 +27,7 @@ Shard = tuple[int, int]
 """This rank's number, from 0, and how many there are."""
 ALONE: Shard = (0, 1)
 _LENGTH_POOL = 16
-"""With order="length", so many batches of shuffled examples are sorted by length at a time."""
+"""Batches of shuffled examples that are sorted by length at a time, with order="length"."""
 B_co = TypeVar("B_co", bound=MicroBatch, covariant=True)
 B = TypeVar("B", bound=MicroBatch)
 E = TypeVar("E", TrainingExample, LabelledText)

@@ -142,7 +142,7 @@ def run_directory(out: Path, main: bool = True) -> Generator[None]:
         yield
         return
     with file_lock(out / ".lock"):
-        (out / _TEMPORARY).unlink(missing_ok=True)  # a killed writer's
+        (out / _TEMPORARY).unlink(missing_ok=True)  # left by a killed process
         yield
 
 

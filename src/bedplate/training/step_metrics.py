@@ -23,7 +23,7 @@ from bedplate.training.config import GuardConfig
 from bedplate.training.ranks import Ranks
 
 LOSS = "loss/"
-"""What the names of the losses begin with; a metric's begins with its term's."""
+"""Prefix of the names of losses; names of metrics begin with their term's."""
 Values = Mapping[str, Tensor]
 """Scalars of one micro-batch, divided by their term's weight in the whole step, so that the step's are their sums."""
 

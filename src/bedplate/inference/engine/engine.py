@@ -171,7 +171,7 @@ class Engine(Closing):
         """The version of the base's weights: 1 as loaded, one more after each `update(None, …)`."""
         return self._adapters.base.version
 
-    # Asking
+    # Requests
 
     def submit(self, request: Request) -> Stream:
         """Queues one request. Raises RequestError for one that cannot run, BusyError when the queue is full, UsageError
@@ -222,7 +222,7 @@ class Engine(Closing):
                 for stream in streams.values():
                     stream.cancel()
                 self._steps.abandon(error)
-                self._wake()  # what others have submitted, and these where they still wait
+                self._wake()  # includes requests of other callers
                 raise
         return [streams[i].result() for i in range(len(requests))]
 
@@ -247,7 +247,7 @@ class Engine(Closing):
         except BaseException:
             for adapter in adapters:
                 self._adapters.release(adapter)
-            self._wake()  # somebody may wait for the last who holds an adapter
+            self._wake()  # a caller may be waiting for the last user of an adapter
             raise
         for job in jobs:
             job.stream.weights_version = job.adapter.version
@@ -416,10 +416,10 @@ class Engine(Closing):
                 with self._compute:
                     if self._steps.busy:
                         self._steps.step()
-        except BaseException as broken:  # nobody is to wait for a thread that is gone
+        except BaseException as broken:  # callers must not wait for a thread that has ended
             log.exception("the engine's thread has failed; it takes no requests any more")
             error = broken
-        with self._lock:  # whoever is just submitting has done so, and is told
+        with self._lock:  # a concurrent `submit` has finished, and its request fails
             self._closed = True
         with self._compute:
             self._steps.close(error)
@@ -427,7 +427,7 @@ class Engine(Closing):
     def close(self) -> None:
         """Stops the thread and frees adapters and caches. Requests that have not ended fail."""
         if os.getpid() != self._process:
-            return  # forked off: the thread is not here, and a lock may be held for ever
+            return  # in a forked process the thread does not exist, and a lock may never be released
         if threading.current_thread() is self._thread:
             raise UsageError("an engine cannot wait in its own thread for this to end; close it from another")
         self._closed = True

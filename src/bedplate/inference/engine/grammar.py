@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from bedplate.inference.engine.grammar_trial import GrammarTrial
 
 CACHED = 128
-"""Compiled grammars that are kept."""
+"""Size of the cache of compiled grammars."""
 ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
-"""Processor time that one row's masks may take: so much, and so much more for each token."""
+"""Processor time that one row's masks may take: a constant, and an addition for each token."""
 
 
 class Grammars:
     """Compiles grammars for one tokenizer, and caches the latest `CACHED` and those still referenced. Thread-safe."""
 
     trial: GrammarTrial | None = None
-    """The process in which new ones are compiled first, if any."""
+    """The child process that compiles new grammars first, if any."""
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Iterable[int]) -> None:
         """vocab_size: of the model's logits, which may be more than the tokenizer's. eos_ids: what ends a text."""
@@ -83,7 +83,7 @@ class Grammars:
         tried = self.trial is not None and self.trial.check(vocabulary, grammar, tenant)
         compiled_grammar = _CompiledGrammar(compiled(vocabulary, opened, grammar, timed=not tried))
         with self._lock:
-            compiled_grammar = self._live.setdefault(key, compiled_grammar)  # another thread's, if it was first
+            compiled_grammar = self._live.setdefault(key, compiled_grammar)  # another thread's, if that was faster
             self._recent[key] = compiled_grammar
             while len(self._recent) > CACHED:
                 self._recent.popitem(last=False)

@@ -35,9 +35,9 @@ log = logging.getLogger("bedplate.inference")
 CPU_SECONDS = 2.0
 """Processor seconds of one grammar, which may be compiled twice there."""
 MEMORY_BYTES = 512 * 1024 * 1024
-"""Memory beside what the process has when it has read its vocabulary."""
+"""Memory that a grammar may take beyond what the process uses with its vocabulary loaded."""
 ANSWER_SECONDS = 120.0
-"""Wall seconds until a silent process is given up; on an overloaded machine it may wait long for a processor."""
+"""Wall seconds after which a silent process is killed; on an overloaded machine it may wait long for a processor."""
 COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
@@ -61,10 +61,10 @@ class GrammarTrial(Closing):
         """Locks of the tenants that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
         self._vocabularies: list[TokenVocabulary] = []
-        """Those that the process has read, by their numbers."""
+        """Vocabularies that the process has read; their index names them in messages."""
         self._closed = False
         self.killed = 0
-        """The number of grammars that took too much."""
+        """The number of grammars that exceeded a limit."""
 
     def check(self, vocabulary: TokenVocabulary, grammar: Grammar, tenant: str = "") -> bool:
         """RequestError where the grammar is invalid or takes too much. False where the process could not be started."""
@@ -101,7 +101,7 @@ class GrammarTrial(Closing):
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                start_new_session=True,  # Ctrl-C is its parent's to act on
+                start_new_session=True,  # the parent handles Ctrl-C
                 env=_environment(),
             )
         number = next((number for number, candidate in enumerate(self._vocabularies) if candidate is vocabulary), None)
@@ -150,7 +150,7 @@ def _environment() -> dict[str, str]:
     return {**variables, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 
 
-# --- in the process
+# --- in the child process
 
 
 def answer(requests: IO[bytes], replies: IO[bytes]) -> None:
@@ -158,7 +158,7 @@ def answer(requests: IO[bytes], replies: IO[bytes]) -> None:
     vocabularies: list[tuple[TokenVocabulary, Any]] = []
     while True:
         try:
-            message = pickle.load(requests)  # its parent's own; the grammars in it are texts
+            message = pickle.load(requests)  # written by the parent; the grammars in it are texts
         except EOFError:
             return
         error = None

@@ -16,9 +16,9 @@ from bedplate.inference.forward.radix import Key, Match, RadixTree, Segment, rea
 
 log = logging.getLogger("bedplate.inference")
 
-# Shorter common beginnings are not worth waiting for.
+# Shorter common prefixes are not worth waiting for.
 MIN_SHARED = 16
-# A prompt that comes again finds its states at a multiple of so many tokens.
+# Recurrent states of prompts are saved at multiples of so many tokens.
 SNAPSHOT = 64
 
 
@@ -28,7 +28,7 @@ class CacheRows:
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
         self._jobs: dict[int, RequestJob] = {}
-        # A job that begins with what a free row still holds need not copy it again.
+        # Tokens that free rows still contain: a job that begins with them need not copy them again.
         self._row_contents: dict[int, tuple[object, Key]] = {}
 
     def __len__(self) -> int:
@@ -140,7 +140,7 @@ class PrefixStore:
         """The namespace with the longest match of at most `limit` tokens, and the match. Prefixes computed through
         fewer layers have a namespace of their own."""
         match = self.tree.match(job.adapter, job.key, limit)
-        if match.length < job.source:  # part of what an encoder reads is of no use
+        if match.length < job.source:  # an encoder's text is reused as a whole or not at all
             match = Match()
         if job.depth is None:
             return job.adapter, match

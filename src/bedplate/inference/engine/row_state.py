@@ -24,7 +24,7 @@ class Occurrences:
 
     def add(self, token: int) -> None:
         place = self._place.setdefault(token, len(self._place))
-        if place == len(self._ids):  # doubled, so that most tokens find room
+        if place == len(self._ids):  # doubled, so that additions take amortised constant time
             room = len(self._ids) + 16
             self._ids = np.concatenate([self._ids, np.zeros(room, dtype=np.int64)])
             self._times = np.concatenate([self._times, np.zeros(room, dtype=np.float32)])
@@ -59,7 +59,7 @@ class RowState:
     def __post_init__(self) -> None:
         if self.sampling.temperature > 0:
             seed = self.sampling.seed
-            # A negative seed as what it is, not as its absolute value.
+            # Python takes a seed's absolute value, so negative seeds are mapped to others.
             self.generator = random.Random(None if seed is None else seed % 2**64)
 
     def ends(self, token: int) -> bool:
@@ -115,5 +115,5 @@ class RowState:
         settings = self.sampling
         if len(self.output) < settings.min_tokens:
             return self.never.union(self.end_ids, settings.stop_token_ids)
-        # The end of a grammar is an end token; ignored, it would become part of a text that has no place for it.
+        # A finished grammar allows only an end token; with ignore_eos it would become part of the text.
         return self.never | self.end_ids if self.matcher is not None and settings.ignore_eos else self.never

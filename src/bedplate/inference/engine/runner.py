@@ -35,11 +35,11 @@ from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import Forward, TorchForward
 
-# Rows beside those for generations: requests of one pass hold theirs for a step or two.
+# Rows beside those for generations; requests of one pass use theirs for a step or two.
 ONE_PASS_ROWS = 48
-# A step of so many tokens still takes about as long as one of few.
+# A step of up to so many tokens takes about as long as a step of few.
 SPECULATED_TOKENS = 16
-# Rows are let in only where all may grow by so much, lest they be put out again at once.
+# A job is admitted only where all rows may grow by so many tokens, lest it be preempted at once.
 HEADROOM = 32
 
 
@@ -63,15 +63,15 @@ class Runner:
         self.active: list[RequestJob] = []
         self.max_rows, self._max_adapters = max_rows, max_adapters
         self.shares: Mapping[str, int] | None = None
-        """The number of rows that each tenant may hold for generations, where not all can have what they need."""
+        """The number of rows that each tenant may use for generations, where there are too few for all."""
         self.put_back: Callable[[RequestJob], None] = lambda job: None
-        """Told of a job that had to give up its row."""
+        """Called with each preempted job."""
         self._speculates = speculates
         self._counters = counters
         self._rows = None if cache is None else CacheRows(cache)
         self._prefixes = None if cache is None else PrefixStore(tree, cache)
 
-    # Letting in
+    # Admission
 
     @torch.inference_mode()
     def admit(self, job: RequestJob) -> Admission:
@@ -103,7 +103,7 @@ class Runner:
             need_failure(error)
             if not self.active or not is_out_of_memory(error):
                 raise
-            return Admission.FULL  # it waits for those that have memory
+            return Admission.FULL  # it waits until running jobs free memory
         if job.cached is None:
             job.cached = min(max(match.length - job.adapter.virtual, 0), len(job.request.tokens))
             if job.reusable is not None:
@@ -130,13 +130,13 @@ class Runner:
             job.started = time.monotonic()
         self.active.append(job)
 
-    # Running
+    # Computation
 
     def decoding(self) -> list[ScheduledTokens]:
         """The next token of every running generation, each with its draft."""
         running = [job for job in self.active if job.decoding]
         draft_limit = SPECULATED_TOKENS // len(running) - 1 if self._speculates and running else 0
-        # One guess for each of many rows doubles the tokens of a step, and gains less than that costs.
+        # A single drafted token in each of many rows doubles the tokens of a step, and costs more than it gains.
         return [ScheduledTokens(job, 1, _drafted(job, draft_limit) if draft_limit > 1 else ()) for job in running]
 
     @torch.inference_mode()
@@ -248,7 +248,7 @@ class Runner:
             choose([row for _, row in rows], out.logits_WV, out.greedy, sample)
         except BaseException as error:
             need_failure(error)
-            # One row's settings must not end its neighbours: those that got nothing are tried alone.
+            # One row's settings must not fail its neighbours: rows without a token are tried alone.
             for job, row in rows:
                 if job.ended is None and job.failed is None and not row.chosen_count:
                     if len(rows) == 1:
@@ -256,7 +256,7 @@ class Runner:
                     else:
                         self._choose([(job, row)], out)
 
-    # Room, and leaving
+    # Preemption and departure
 
     def _make_room(self, work: list[ScheduledTokens]) -> list[ScheduledTokens]:
         """Reserves cache for the step's tokens; while there is too little, the youngest generations are preempted."""
@@ -291,7 +291,7 @@ class Runner:
 
     def recompute_running(self) -> None:
         """Restarts all running jobs, because the base's weights change; their generated tokens stay."""
-        for job in reversed(list(self.active)):  # each becomes its queue's first, so that the oldest goes last
+        for job in reversed(list(self.active)):  # each is put at the head of its queue, so the oldest goes last
             self._leave_row(job)
             self.active.remove(job)
             job.restart()
@@ -340,7 +340,7 @@ class Runner:
         if self._rows is not None:
             self._rows.forget()
 
-    # Beginnings for everybody
+    # Pinned prefixes
 
     @torch.inference_mode()
     def compute_prefix(
@@ -360,7 +360,7 @@ class Runner:
                     self._compute_vectors(vectors_PD[at:end], adapter, span)
                 elif span.length:
                     self.forward(FlatBatch(key[at:end], [span], [adapter], ()))
-                # Each piece is kept as soon as it is there; the next one holds it.
+                # Each piece is pinned once computed, then replaced by the longer prefix that contains it.
                 self.tree.pin(
                     adapter, key[:end], lambda begin, end: cache.save(row, begin, end), cache.token_bytes, public=public
                 )

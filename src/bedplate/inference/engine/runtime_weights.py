@@ -109,7 +109,7 @@ class RuntimeWeights:
         base = self.adapters.base
         base.fingerprint = _digest([("before", self.fingerprint(None)), *sorted(tensors.items())])
         for name, tensor in tensors.items():
-            parameter = parameters[name]  # may be pages of the file, so that it is replaced and not written to
+            parameter = parameters[name]  # replaced, not written to: its memory may be mapped pages of the file
             parameter.data = tensor.detach().to(parameter.device, parameter.dtype, copy=True)
         self._torch.weights_changed()
         base.version += 1

@@ -29,17 +29,18 @@ from bedplate.inference.engine.row_state import Occurrences, RowState
 from bedplate.inference.engine.sampling import Sampling
 
 HEAD = 256
-"""Most of the mass lies in few tokens: on a CPU, a row is sorted as a whole only where these do not tell its limit."""
+"""Likeliest tokens that are looked at first: on a CPU, a row is sorted as a whole only where they do not determine its
+limit."""
 MANY_WORDS = 64
 """Words of a mask with an allowed token, beyond which looking at all logits is faster."""
 COLDEST = 1e-30
-"""A smaller temperature would make infinities of logits, and chooses no other tokens."""
+"""Lower bound of temperatures: smaller ones would overflow logits, and choose no other tokens."""
 _NEVER = np.float32(-np.inf)
 
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """Chooses the next token ids, int64 [B], from logits [B, V], which are left unchanged."""
-    allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device still computing the logits is not waited for
+    allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device may still compute the logits
     logits_BV = penalise(logits_BV.float(), rows)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawing:
@@ -183,7 +184,7 @@ def drawn(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Ten
     unresolved = [i for i, is_resolved in zip(cut, resolved, strict=True) if not is_resolved]
     if unresolved:
         picked_BV = probabilities_BV[unresolved]
-        # numpy sorts values alone many times faster than torch does with their places, which are not asked for.
+        # numpy sorts values many times faster than torch sorts values with indices, which are not needed.
         sorted_BV = torch.from_numpy(-np.sort(-picked_BV.numpy(), axis=-1))
         kept_BV = apply_limits(picked_BV, limits(sorted_BV, [settings[i] for i in unresolved]))
         chosen_B[unresolved] = placed(kept_BV, uniform_B[unresolved])
@@ -216,19 +217,19 @@ def _from_head(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B
     """Draws from the likeliest `HEAD` tokens; also returns for which rows that is exact, because their limit certainly
     lies among these."""
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
-    # By numpy, which makes no copy of all probabilities in this type.
+    # By numpy, which sums in float64 without a float64 copy of all probabilities.
     whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
     row_limits = limits(values_BK, settings, whole_B)
     ids_BK, order_BK = ids_BK.sort(dim=-1)
     at_B = placed(apply_limits(values_BK.gather(1, order_BK), row_limits), uniform_B)
-    # Beyond the head there may be more that are as likely as its last; of what would top-p be a share is not known.
+    # A limit at the head's last value is not certain: tokens beyond the head may be as likely.
     told_B = row_limits.least_B > values_BK[:, -1]
     resolved = [certain and sampling.top_k <= HEAD for certain, sampling in zip(told_B.tolist(), settings, strict=True)]
     return ids_BK.gather(1, at_B[:, None])[:, 0], resolved
 
 
 BLOCK = 256
-"""Columns whose sum is looked at before they are: a number's place is found among sums, then in one block."""
+"""Columns per block: a number is located among the blocks' sums first, then inside one block."""
 
 
 class TruncationLimits(NamedTuple):
@@ -290,7 +291,7 @@ def placed(mass_BN: Tensor, uniform_B: Tensor) -> Tensor:
     ends_Bn = blocks_Bnb.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
     place_B1 = uniform_B[:, None] * ends_Bn[:, -1:]
     block_B1 = _first_beyond(ends_Bn, place_B1)
-    # What lies before the block; of the first, nothing.
+    # The cumulative sum before the block, 0 for the first.
     before_B1 = F.pad(ends_Bn, (1, 0)).gather(1, block_B1)
     inside_Bb = blocks_Bnb.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0]
     at_B1 = _first_beyond(inside_Bb.cumsum(dim=-1, dtype=torch.float64), place_B1 - before_B1)

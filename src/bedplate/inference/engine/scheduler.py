@@ -51,7 +51,7 @@ class Scheduled(Protocol):
 
 I_ = TypeVar("I_", bound=Scheduled)
 Admit = Callable[[I_], Admission]
-"""Lets a request in, or says why not."""
+"""Admits a request, or returns why not."""
 
 
 @dataclass(eq=False)
@@ -109,7 +109,7 @@ class Scheduler(Generic[I_]):
         if queue is None:
             return
         removed_ids = set(map(id, requests))
-        if removed_ids & queue.queued:  # mostly they were let in, and a long queue need not be looked through
+        if removed_ids & queue.queued:  # usually they were admitted, and the long waiting list need not be scanned
             queue.queued -= removed_ids
             self._waiting -= len(queue.waiting) - len(queue.queued)
             queue.waiting = deque(request for request in queue.waiting if id(request) in queue.queued)
@@ -129,7 +129,7 @@ class Scheduler(Generic[I_]):
         idle = 0
         while budget > 0 and idle < len(self._ring):
             queue = self._ring[0]
-            # A queue that the budget's end interrupted goes on with what credit it has left.
+            # A queue that was interrupted by the end of the budget continues with its remaining credit.
             if queue.credit <= 0:
                 queue.credit += self.quantum
             before, credit = budget, queue.credit

@@ -53,7 +53,7 @@ def engine_sizes(
         cache, slots = min(cache, free // 4), min(slots, free // 2)
     elif free is not None:
         pool = max(int(POOLED * (free - working_bytes(spec, dtype, tokens))), 0)
-        # One pool for both; what running rows need, the prefix cache gives back.
+        # One pool for both: the prefix cache frees what running rows need.
         cache = pool * 3 // 4 if slot_bytes is None else max(pool - slot_bytes, 0)
         slots = pool - cache if cache_bytes is None else max(pool - cache_bytes, 0)
     return EngineSizes(

@@ -1,4 +1,4 @@
-"""The engine's step loop body: arrivals, cancellations and deadlines, the schedule, the forward pass, departures.
+"""Runs the engine's steps: arrivals, cancellations and deadlines, the schedule, the forward pass, departures.
 
 Called by one thread at a time; only `add`, `open` and the cancellation of a stream are safe from other threads.
 """
@@ -41,7 +41,7 @@ class Steps:
         self._cancelled: deque[RequestJob] = deque()
         self._deadlines: list[tuple[float, int]] = []
         self._timed: dict[int, RequestJob] = {}
-        """Those that have a deadline, by their numbers."""
+        """Jobs that have a deadline, by number."""
         self._number = 0
         self._open: Counter[str] = Counter()
         self._counting = threading.Lock()
@@ -81,7 +81,7 @@ class Steps:
             self._compute(began)
         except BaseException as error:
             need_failure(error)
-            # Whatever a step ran into outside of its requests, those that run cannot go on; later ones can.
+            # After an error outside of any request's own work, running requests cannot continue; later ones can.
             self._fail(list(self._runner.active), error)
         try:
             self._adapters.sweep()
@@ -169,7 +169,7 @@ class Steps:
                 job.released = True
                 with self._counting:
                     self._open[job.request.tenant] -= 1
-                    self._open += Counter()  # those that have none left are no tenants of the queue
+                    self._open += Counter()  # removes tenants without requests
                 self._timed.pop(job.number, None)
                 self._scheduler.remove(_queue(job), [job])
                 self._adapters.release(job.adapter)

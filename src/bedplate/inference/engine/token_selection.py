@@ -59,7 +59,7 @@ class WritingRow:
         before = len(output)
         try:
             continues = self.writer.accept(token, logprob, alternatives)
-        except Exception as error:  # its own matter: its neighbours go on
+        except Exception as error:  # fails this row alone
             self.writer.fail(error)
             return False
         self.chosen_count += len(output) - before
@@ -86,7 +86,7 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
         on: list[WritingRow] = []
         for row in active:
             at = row.at + step
-            # A row under a grammar mostly may have its likeliest token, or has one only: then no mask is made.
+            # Under a grammar the likeliest token is usually allowed, or only one is: then no mask is needed.
             likeliest = None if greedy is None or not row.writer.plain else greedy.tokens[at]
             token = None if likeliest is None else row.writer.state.without_mask(likeliest)
             if greedy is None or token is None:
@@ -102,7 +102,7 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
             assert logits_WV is not None
             at = [row.at + step for row in drawn]
             with contextlib.nullcontext() if greedy is None else _one_thread():
-                # Mostly the rows stand together, and need not be copied.
+                # Usually the rows are contiguous, and need no copy.
                 together = at == list(range(at[0], at[0] + len(at)))
                 logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]
                 sums = None if greedy is None else [greedy.logsumexp[i] for i in at]

@@ -42,11 +42,11 @@ def _write_kernel() -> Callable[..., None]:
 
 
 write_kv = operation(
-    "keep(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()",
+    "write_kv(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()",
     write_kv_reference,
     _write_kernel,
 )
-"""keep(keys [X, Y, G, D], values [X, Y, G, V], at [N], place [N], k [N, G, D], v [N, G, V])"""
+"""write_kv(keys [X, Y, G, D], values [X, Y, G, V], at [N], place [N], k [N, G, D], v [N, G, V])"""
 
 
 class Places(NamedTuple):
@@ -106,7 +106,7 @@ def _attended(
     blocks_N = blocks_N[:, : -(-max_keys // b)]
     distance_NK = torch.arange(blocks_N.shape[1] * b, device=q_NHD.device) - position_N[:, None]
     seen_NK = distance_NK <= 0 if window is None else (distance_NK <= 0) & (distance_NK > -window)
-    # What is not seen is another's, or nobody's: its infinities are not to be multiplied.
+    # Masked places may contain another row's infinities, which must not enter the products.
     hidden = ~seen_NK[:, :, None, None]
     k_NKGD = keys_PbGD[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
     v_NKGV = values_PbGV[blocks_N].flatten(1, 2).masked_fill_(hidden, 0)
@@ -128,5 +128,5 @@ paged_attention = operation(
     _attention_kernel,
 )
 """→ [N, H, V]. table [S, W]: each row's blocks in order. row, position [N], span [3, S] (begin, start, length) and tile
-[2, U]: as `Places` has them. tokens: of a tile at most. most: keys of a row at most. k, v: of the new tokens, which are
+[2, U]: as `Places` has them. tokens: maximum in a tile. max_keys: maximum of a row. k, v: of the new tokens, which are
 written to their places in keys and values [P, b, G, …]."""

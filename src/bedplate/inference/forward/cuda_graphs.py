@@ -32,11 +32,11 @@ from bedplate.models.specs.transformer import TransformerSpec
 log = logging.getLogger("bedplate.inference")
 
 Run = Callable[[], tuple[Tensor, Tensor]]
-"""Starts a step: logits [M, V] and hidden states [M, D]."""
+"""Launches a step: returns logits [M, V] and hidden states [M, D]."""
 Recorder = Callable[[Run], Run]
-"""Returns a replay of all that a run starts, over the same memory; the run may be called for it."""
+"""Records what a run launches, and returns its replay over the same memory; it may call the run."""
 MAX_RECORDINGS = 48
-"""Recordings that are held; the one that was not used for longest goes."""
+"""Size of the LRU cache of recordings."""
 MOST_ROWS = 64
 
 
@@ -49,7 +49,7 @@ class CudaRecorder:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
-            run()  # what is made at first use is made here: kernels, handles, work spaces
+            run()  # a run before recording creates kernels, handles and workspaces
         torch.cuda.current_stream().wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self._pool):

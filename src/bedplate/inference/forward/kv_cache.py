@@ -80,7 +80,7 @@ class SlotSegment:
         return self.snapshot is not None
 
     def split(self, at: int) -> tuple[SlotSegment, SlotSegment]:
-        # Copies, because a view would keep the whole alive after the other half was evicted.
+        # Copies: views would keep the whole tensor alive after the other half was evicted.
         first, second = ([part[..., s, :].clone() for part in self.data] for s in (slice(at), slice(at, None)))
         return SlotSegment(at, first), SlotSegment(self.tokens - at, second, self.snapshot)
 
@@ -89,7 +89,7 @@ class SlotSegment:
 
 
 STEP = 512
-"""Tokens of one row in one pass, where nothing else is said."""
+"""Default of the maximum tokens of one row in one pass."""
 
 
 class CachedAttend(Attend, CrossAttend, Protocol):
@@ -115,13 +115,13 @@ class KVCache(Protocol):
     block: int
     """Saved segments are multiples of so many tokens."""
     copies: bool
-    """Whether loading copies a segment into reserved room, or hands it over to a row that has none of its own yet."""
+    """Whether loading copies a segment into the row's room, or appends it by reference."""
     token_bytes: int
     """Bytes of one token's keys and values over all layers."""
     step: int
-    """A pass may have so many tokens of one row, or any number of a row that it begins with."""
+    """Maximum tokens of one row in a pass; unlimited for a row that begins in it."""
     forgets: bool
-    """Whether early tokens of a row cannot be saved any more: only those of the last `2 · step` at least."""
+    """Whether early tokens of a row become unavailable for saving; the last `2 · step` always are available."""
     states: RecurrentStates
     """The recurrent states of rows. A segment has a snapshot of them where it was saved at the row's own position."""
 
@@ -176,7 +176,7 @@ class SlotCache:
         self.rows = self.capacity = 0
         self._data: dict[Store, Tensor] = {}
         self._ends: dict[int, int] = {}
-        # How far each row was ever written, and which of them hold behind their own tokens what others left there.
+        # How far each row was ever written, and which rows contain other rows' tokens behind their own.
         self._reach: dict[int, int] = {}
         self._stale: set[int] = set()
         self.latents = frozenset(entry.layer for entry in self._layout if entry.cache_type == "latent")
@@ -219,7 +219,7 @@ class SlotCache:
         if self._bytes(wanted_rows, new_capacity) <= self.limit_bytes:
             self._allocate(wanted_rows, new_capacity, list(range(self.rows)))
             return {}
-        # Doubling would be too much: just what is needed, with the rows moved together.
+        # Doubling would exceed the limit: allocates just what is needed, with the live rows moved together.
         fitting = bisect_right(range(1, new_capacity + 1), self.limit_bytes, key=lambda n: self._bytes(len(lengths), n))
         live_rows = [row for row in sorted(lengths) if row < self.rows]
         self._allocate(len(lengths), max(longest, fitting), live_rows)
@@ -231,13 +231,13 @@ class SlotCache:
         return moved
 
     def _allocate(self, rows: int, capacity: int, live_rows: Sequence[int]) -> None:
-        new_data: dict[Store, Tensor] = {}  # all or, where memory runs out, none
+        new_data: dict[Store, Tensor] = {}  # replaced together, so that an out-of-memory error changes nothing
         for store, count in self._stores(None).items():
             C = self._ring(store.window, capacity)
-            # Zeros, not whatever was there: masked positions take part in products, where NaN would spread.
+            # Zeroed: masked positions enter products, where NaN of uninitialized memory would spread.
             data = torch.zeros(count, rows, store.heads, C, store.size, dtype=self.dtype, device=self.device)
             if store in self._data:
-                # A ring that grows or shrinks with the capacity has not come round yet: positions stay where they are.
+                # A ring whose size changes with the capacity has not wrapped around: positions keep their places.
                 shared = min(C, self._data[store].shape[3])
                 for number, row in enumerate(live_rows):
                     data[:, number, :, :shared] = self._data[store][:, row, :, :shared]
@@ -375,7 +375,7 @@ class SlotAttention:
     def __call__(
         self, layer: int, q_BTHD: Tensor, k_BTGD: Tensor, v_BTGV: Tensor, options: AttentionOptions = PLAIN
     ) -> Tensor:
-        # Layers that share keys and values give those of an earlier one, which stand in their places then.
+        # Layers that share keys and values pass those of an earlier layer, which are written already.
         written = self._written.get(layer)
         if written is None or written() is not k_BTGD:
             self.write(layer, k_BTGD[0], v_BTGV[0])
@@ -420,7 +420,7 @@ class _SlotGroup:
         K, C = self.padded.keys, keys.shape[2]
         if options.window is not None:
             nearby = self.padded.keys_in_window(options.window)
-            # To read all of the row and mask most is cheaper than to gather, where most is not much more.
+            # Reading the whole row with a mask is cheaper than gathering, unless the row is much longer.
             if K > C or 2 * nearby.position_SK.shape[1] < K:
                 at = (self._rows_S.tensor[:, None], slice(None), nearby.position_SK % C)
                 return self.padded.attend_near(q_NHD, keys[at], values[at], options, nearby)

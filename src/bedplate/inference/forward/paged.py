@@ -37,7 +37,7 @@ from bedplate.models.specs.cache import row_layout
 
 BLOCK = 16
 NOBODY = -1
-"""The row whose only block is nobody's."""
+"""The padding row, whose only block is the scratch block."""
 
 
 Blocks = dict[int | None, tuple[int, ...]]
@@ -122,7 +122,7 @@ class PagedCache:
         }
         self.dtype, self.device = dtype, device
         self.latents = frozenset(layer_cache.layer for layer_cache in of_tokens if layer_cache.cache_type == "latent")
-        # Memory that is not touched: most of a large pool may never be used.
+        # Uninitialized: most of a large pool may never be used.
         self._data = {
             store: torch.empty(
                 *(count, self.pools[store.window].blocks + self.scratch, block, store.heads, store.size),
@@ -201,7 +201,7 @@ class PagedCache:
 
     def _allocate_block(self, window: int | None) -> int:
         pool = self.pools[window]
-        # A segment's blocks may still be used by rows, so that giving it up frees nothing yet.
+        # Rows may still use an evicted segment's blocks, so evicting it may free nothing.
         while not pool.free and self._reclaim(self.block * self.token_bytes):
             pass
         if not pool.free:
@@ -291,7 +291,7 @@ class PagedCache:
 
 
 CLEARED = 16
-"""Blocks that are cleared at once."""
+"""Maximum number of blocks zeroed at once."""
 
 
 class BlockPool:
@@ -449,7 +449,7 @@ class _PagedGroup:
         if window is not None and options.window is not None:
             nearby, b = self.padded.keys_in_window(options.window), self._block
             tables_SP = self._tables[window].tensor
-            # A shorter row's positions go on behind its last block, where they are masked.
+            # Positions beyond a shorter row's last block are masked.
             blocks_SK = tables_SP.gather(1, (nearby.position_SK // b).clamp(max=tables_SP.shape[1] - 1))
             at = (blocks_SK, nearby.position_SK % b)
             return self.padded.attend_near(q_NHD, keys[at], values[at], options, nearby)

@@ -17,7 +17,7 @@ from typing import Protocol
 
 Key = tuple[int, ...]
 Save = Callable[[int, int], "Segment | None"]
-"""Makes the segment of the key elements from one to before another; None where they are gone."""
+"""Saves the key elements from begin to before end as a segment; None where they are no longer cached."""
 _SALT_SHIFT = 64
 
 
@@ -98,7 +98,7 @@ class RadixTree:
     def __init__(self, capacity: int, block: int = 1, *, snapshots: bool = False) -> None:
         self.capacity, self.block, self.snapshots = capacity, block, snapshots
         self.used = 0
-        """Bytes held in all; `pinned` of them are not counted against the capacity."""
+        """Bytes in all; the `pinned` part does not count against the capacity."""
         self.pinned = 0
         self.evictions = 0
         self._roots: dict[Hashable, RadixNode] = {}
@@ -224,7 +224,7 @@ class RadixTree:
             node = stack.pop()
             stack += node.children.values()
             self._release(node)
-            # Apart from each other they are freed at once, and not when a collector finds the circle.
+            # Unlinked, so that they are freed at once and not by the cycle collector.
             node.children, node.parent = {}, None
 
     def close(self) -> None:

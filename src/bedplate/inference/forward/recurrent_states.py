@@ -61,7 +61,7 @@ class RecurrentStates:
     def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
         """Makes room for so many rows, the first of which take the states of `live_rows` (None: all as they are)."""
         live_rows = range(self.rows) if live_rows is None else live_rows
-        new_data: list[Tensor] = []  # all or, where memory runs out, none
+        new_data: list[Tensor] = []  # replaced together, so that an out-of-memory error changes nothing
         for number, (layer_cache, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
             new_data.append(torch.zeros(rows, *_shape(layer_cache), dtype=dtype, device=self._device))
             for to, row in enumerate(live_rows if self._data else ()):

@@ -63,7 +63,7 @@ class Padded:
         source_S = np.array([span.source for span in spans])
         self._source_S = transfer.add(source_S)
         self.first, self.sources = int(source_S.min()), int(source_S.max())
-        """The first key of a sequence, and the most tokens that an encoder has read."""
+        """The first key of a sequence, and the maximum of the encoder's tokens."""
         self._masked = self._T > 1 or self.sources > self.first or bool((self._start_S + 1 != self.keys).any())
         self._dtype = dtype
         self._folded: Tensor | None = None
@@ -159,7 +159,7 @@ def span_index(spans: Sequence[Span]) -> tuple[Numbers, Numbers]:
     return rows, np.arange(len(rows)) + np.repeat(begins, lengths)
 
 
-# One more group costs some ten small operations in every layer: worth it where it saves so many padded scores.
+# One more group costs about ten small operations in every layer: worth it where it saves so many padded scores.
 GROUP_COST = 32 * 1024
 
 

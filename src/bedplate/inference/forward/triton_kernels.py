@@ -19,9 +19,9 @@ from torch import Tensor
 from bedplate.models.layers.fused.custom_ops import Refused
 
 WIDEST = 256
-"""Features of a head that one program holds."""
+"""Maximum features of a head in one program."""
 KEYS = 32
-"""Keys that one program reads at a time: half as many where they are wide, to fit what a processor's core has."""
+"""Keys that one program reads at a time; half as many wide ones, to fit a multiprocessor's shared memory."""
 WIDE_ROW_BYTES = 512
 """Bytes of a wide key."""
 LOG2E = tl.constexpr(1.4426950408889634)
@@ -240,7 +240,7 @@ def _step(queries, k_DJ, v_JV, visible, mixed, total, top, scale, cap, CAPPED: t
         scores = cap * (1.0 - 2.0 / (1.0 + tl.exp2(scores / cap * LOG2E * 2.0)))  # tanh
     scores = tl.where(visible, scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, axis=1))
-    level = tl.where(higher == float("-inf"), 0.0, higher)  # nothing is seen yet
+    level = tl.where(higher == float("-inf"), 0.0, higher)  # no key was visible yet
     weights = tl.exp2((scores - level[:, None]) * LOG2E)
     decay = tl.exp2((top - level) * LOG2E)
     total = total * decay + tl.sum(weights, axis=1)

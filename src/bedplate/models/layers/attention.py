@@ -166,7 +166,7 @@ class Attention(nn.Module):
         self._options = AttentionOptions(scales.attention, scales.attention_cap, spec.window(layer))
         hidden, size = spec.hidden_size, self.head_dim
         q_size, kv_size = spec.attention.heads * size, spec.kv_heads_of(layer) * size
-        # With a gate, each head's stands behind its query.
+        # With a gate, each head's gate features follow its query's.
         self.gated = spec.attention.gate
         self.q = Linear(hidden, q_size * (1 + self.gated), spec.attention.bias, device, dtype)
         self.k = Linear(hidden, kv_size, spec.has_key_bias, device, dtype) if has_keys else None
@@ -281,7 +281,7 @@ class CrossAttention(nn.Module):
 
 
 NORM_EPS = 1e-6
-"""Epsilon of the latents' norms in DeepSeek's code, which does not take the model's."""
+"""Epsilon of the latents' norms: DeepSeek's code uses this constant, not the model's."""
 
 
 class LatentAttentionLayer(nn.Module):
@@ -351,7 +351,7 @@ class LatentAttentionLayer(nn.Module):
         groups = [(None, self.kv_up.weight)] if hook is None else hook.weights()
         if len(groups) == 1 and groups[0][0] is None:
             return self._product(x_BTHX, groups[0][1], keys)
-        # Rows are numbered along the batch, or along the tokens of a flat one.
+        # Adapters number rows by batch element, or by token of a flat batch.
         flat = len(x_BTHX) == 1
         x_RTHX = x_BTHX.transpose(0, 1) if flat else x_BTHX
         out_RTHX = x_RTHX.new_empty(*x_RTHX.shape[:3], self.part.kv_rank if keys else self.part.value_dim)

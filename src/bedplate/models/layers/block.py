@@ -45,10 +45,10 @@ BLOCK_FIELDS = frozenset(
         *("latent", "experts", "prediction_modules", "attention_gate", "full", "value_norm"),
     )
 )
-"""The flat fields of a spec that blocks do something with, or that change nothing in them; an architecture adds its
-own. Every other field of a spec must say what they do without being told."""
+"""The flat spec fields that blocks implement, or that do not concern them; an architecture adds its own. Every other field
+must have the value that describes what blocks do anyway."""
 STACK_FIELDS = BLOCK_FIELDS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
-"""The same for stacks whose tokens come from a table."""
+"""`BLOCK_FIELDS`, and those of stacks with a token embedding."""
 
 
 class Block(nn.Module):

@@ -112,7 +112,7 @@ class MixtureOfExperts(nn.Module):
         out_BTD = self.experts(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype)).view(x_BTD.shape)
         if self.shared is None:
             return out_BTD
-        # Rows as they came, which is how adapters on these linears know them.
+        # In the original order of rows, by which adapters on these linears select.
         always_BTD = self.shared(x_BTD)
         if self.shared_gate is not None:
             always_BTD = always_BTD * self.shared_gate(x_BTD).sigmoid()
@@ -233,7 +233,7 @@ class _Combined(torch.autograd.Function):
 # made in float32 or wider: a choice that rounding changes is another expert.
 
 TINY = 1e-20
-"""Added to the sum that sigmoid scores are divided by, which can be 0."""
+"""Added to the sum of sigmoid scores, by which they are divided and which can be 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -289,7 +289,7 @@ class Router(nn.Module):
             unit_scale = nn.Parameter(torch.ones(size, device=device, dtype=dtype)) if self.part.router_scales else None
             self.register_parameter(name, unit_scale)
         self.eps = spec.norm.eps
-        # The balancer moves it by steps that bfloat16 would lose.
+        # float32: `Routers.step` moves it by steps that bfloat16 would round away.
         number = torch.zeros(count, device=device, dtype=torch.float32) if self.part.selection_bias else None
         self.register_buffer("selection_bias", number)
         if not self.weight.is_meta:

@@ -55,7 +55,7 @@ class _RMSNorm(torch.autograd.Function):
         x, weight_D, scale = ctx.saved_tensors
         wide, D = scale.dtype, x.shape[-1]
         grad, weight = grad.to(wide), weight_D.to(wide)
-        product = x * grad  # in `wide`, as what it makes
+        product = x * grad  # in `wide`, as are the sums made from it
         to_weight: Tensor | None = None
         if ctx.needs_input_grad[1]:
             to_weight = (product.reshape(-1, D).t() @ scale.reshape(-1)).to(weight_D.dtype)

@@ -33,7 +33,7 @@ FIM_TOKENS = (
 """Names that tokenizers have for what stands before the prefix, the suffix and the middle (Qwen, StarCoder, SantaCoder,
 CodeLlama)."""
 _SPLIT = 4
-"""By how many tokens two cuts within tokens may lengthen a document; where they do more, it is cut between tokens."""
+"""Tokens by which cuts inside of tokens may lengthen a document; beyond, it is cut between tokens."""
 Three = tuple[list[int], list[int], list[int]]
 
 

@@ -174,7 +174,7 @@ def evaluate_loss(models: AnyModel | Models, batches: Iterable[B], objective: Ob
         for model in roles.values():
             model.train(False)
         for batch in batches:
-            objective.weights(batch)  # which may read the batch, and does so where it is
+            objective.weights(batch)  # before `to(device)`, because weights may read the batch
             for name, term in objective(roles, batch.to(device)).items():
                 totals.setdefault(name, []).append(term.total)
                 weights[name] = weights.get(name, 0.0) + term.weight

@@ -51,7 +51,7 @@ class Denoiser(Strict):
         if self.mean_span is None:
             return [(uncut, length)]
         cut, gaps = _lengths(noise, count, draw), _lengths(uncut + 2, count + 1, draw)
-        gaps[0] -= 1  # before the first and after the last there may be nothing
+        gaps[0] -= 1  # the gaps before the first and after the last span may be empty
         spans: list[tuple[int, int]] = []
         at = 0
         for before, span in zip(gaps, cut, strict=False):
@@ -123,7 +123,7 @@ class _Spans(Corrupting):
             for (place, ids), name in zip(documents_of(batch), batch.ids, strict=True):
                 draw = draws[place.row]
                 number = int(draw.integers(len(self.mixture))) if len(self.mixture) > 1 else 0
-                # An end that the document has is no text: it ends both sides.
+                # The document's end token is not corrupted: it ends both sides.
                 text = ids[:-1] if len(ids) > 1 and ids[-1] == eos else ids
                 spans = self.mixture[number].spans(len(text), draw)
                 if len(spans) > len(sentinels):

@@ -30,7 +30,7 @@ def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -
     if not torch.is_grad_enabled():
         pieces = zip(states_ND.split(rows), targets_N.split(rows), strict=True)
         return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
-    # What the loss reads is seen in the graph of its first position.
+    # The graph of the first position shows which parameters the loss reads.
     read = _leaves(loss(states_ND[:1].detach(), targets_N[:1]))
     total: Any = _Pieces.apply(loss, targets_N, rows, read, states_ND, *read)
     return total
@@ -46,7 +46,7 @@ def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
         if node is None or node in visited:
             continue
         visited.add(node)
-        if hasattr(node, "variable"):  # how autograd shows a leaf
+        if hasattr(node, "variable"):  # the autograd node of a leaf
             leaves[id(node.variable)] = node.variable
         waiting += [following for following, _ in node.next_functions]
     return tuple(leaves.values())
@@ -217,7 +217,7 @@ def token_term(
     read: list[Tensor] = []
     total = _summed(_loss(model, z, hits, read), hidden_ND, targets_N, rows)
     if len(read) > 1 and torch.is_grad_enabled():
-        del read[0]  # of the first position alone, which shows what the loss reads
+        del read[0]  # on the first position alone, to find the parameters that the loss reads
     plain, squared, right = torch.stack(read).sum(0).unbind()
     metrics = {"cross_entropy": plain, "log_z_squared": squared} if z else {}
     return Term(total, weight, metrics | ({"accuracy": right} if hits else {}))

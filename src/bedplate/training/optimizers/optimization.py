@@ -42,7 +42,7 @@ def kinds_of(modules: Iterable[nn.Module]) -> Mapping[int, ParameterRole]:
 
 
 AVERAGE = "average/"
-"""What the names of averages begin with in a state."""
+"""Prefix of the names of averages in a state."""
 
 
 @contextmanager
@@ -91,7 +91,7 @@ class AdamW:
         groups = [{**group, "weight_decay": 0.0 if cautious else group["decay"]} for group in groups]
         self._adamw = _FusedAdamW(groups, betas=betas, eps=eps, fused=True)
         for master in masters.values():
-            # As the fused optimizer makes them: the step is a float32 scalar beside the parameter, wherever that is.
+            # As the fused optimizer creates them: the step is a float32 scalar on the parameter's device.
             self._adamw.state[master] = {
                 "step": torch.zeros((), dtype=torch.float32, device=master.device),
                 "exp_avg": torch.zeros_like(master),
@@ -112,7 +112,7 @@ class AdamW:
         ]
         self._adamw.step()
         for master, before, decay in snapshots:
-            # What moved against the weight's sign decays; nothing moved in a step that is skipped.
+            # Decays where the update moved a weight toward zero; a skipped step moved none.
             against = (before - master) * before > 0
             master.sub_(before * against, alpha=decay)
 
@@ -222,7 +222,7 @@ class Optimization:
     @torch.no_grad()
     def _write_back(self) -> None:
         for name, parameter in self.parameters.items():
-            if not _is_wide(parameter):  # else the master is what is held of it
+            if not _is_wide(parameter):  # else the master is the parameter's local part
                 self._ranks.local_part(parameter).copy_(self._masters[name])
 
     @torch.no_grad()

@@ -114,7 +114,7 @@ class _Exchange:
         counts_RE = order.segments.counts_E.view(ranks, self._local_count)
         from_RE = torch.empty_like(counts_RE)
         dist.all_to_all_single(from_RE, counts_RE, group=self._group)
-        # How much travels must be known to the host: the one wait of the layer.
+        # The host needs the sizes of the exchange: the layer's only synchronization.
         sent, received = torch.stack((counts_RE.sum(1), from_RE.sum(1))).tolist()
         there_MD = _travelled(x_ND.index_select(0, order.tokens_M), received, sent, self._group)
         numbers_E = torch.arange(self._local_count, device=x_ND.device).repeat(ranks)
@@ -201,7 +201,7 @@ def _shard(model: Model, mesh: Mesh, computes: torch.dtype) -> None:
             for module in [submodule for submodule in block.modules() if isinstance(submodule, RoutedExperts)]:
                 fully_shard(module, mesh=mesh.expert_shards, mp_policy=policy)
         fully_shard(block, mesh=mesh.shards, mp_policy=policy)
-    # What is outside of the blocks is read again for the loss, after the forward pass.
+    # Parameters outside of the blocks are used again for the loss, so they stay gathered after the forward pass.
     fully_shard(model, mesh=mesh.shards, mp_policy=policy, reshard_after_forward=False)
     for module in model.modules():
         if isinstance(module, FSDPModule):
@@ -233,7 +233,7 @@ class Mesh:
         """Arranges the running processes. UsageError where they do not fit."""
         sizes = config.sizes(dist.get_world_size())
         whole = init_device_mesh(device.type, tuple(sizes[axis] for axis in AXES), mesh_dim_names=AXES)
-        # torchtitan joins axes in the same way; there is no public name for it.
+        # torchtitan flattens mesh axes in the same way; there is no public name for it.
         batch = whole["data", "shard", "expert"]._flatten("batch")  # pyright: ignore[reportPrivateUsage]
         shards = whole["shard", "expert"]._flatten("shards")  # pyright: ignore[reportPrivateUsage]
         replicated = sizes["data"] > 1
@@ -326,7 +326,7 @@ class DistributedRanks(Ranks):
         too."""
         tensor_group = self.mesh.whole["tensor"].get_group()
         _add_up([grad for name, grad in grads.items() if id(parameters[name]) in self._summed], tensor_group)
-        if not self.mesh.cuts_parameters:  # else it is done where gradients are made
+        if not self.mesh.cuts_parameters:  # else FSDP has reduced them in the backward pass
             _add_up(list(grads.values()), self._batch)
 
     def norm(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> Tensor:
@@ -336,7 +336,7 @@ class DistributedRanks(Ranks):
             parameter, over = parameters[name], list[str]()
             if isinstance(parameter, DTensor):
                 for at, placement in enumerate(parameter.placements):
-                    if not placement.is_replicate():  # a shard of a shard does not call itself one
+                    if not placement.is_replicate():  # a doubly sharded DTensor does not report its inner shard
                         group = parameter.device_mesh.get_group(at)
                         groups[group.group_name] = group
                         over.append(group.group_name)

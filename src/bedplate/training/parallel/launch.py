@@ -105,7 +105,7 @@ def launched(timeout: float = 1800.0) -> Generator[torch.device]:
 
 T = TypeVar("T")
 PATIENCE = timedelta(days=2)
-"""How long the others wait: a corpus may be built meanwhile. A process that ends is noticed at once."""
+"""Timeout of waiting for other processes, which may be building a corpus; a process that ends is noticed at once."""
 
 
 class Processes:

@@ -41,7 +41,7 @@ class DistributedStates:
 
     def __init__(self, out: Path, ranks: Ranks) -> None:
         self._file, self._directory, self._ranks = StateFile(out), out / SHARDS, ranks
-        # The saving thread's own, so that its messages and training's never mix.
+        # A process group for the saving thread alone, so that its collectives and training's never mix.
         group = dist.new_group(backend="gloo") if ranks.world > 1 else None
         self._group = group if isinstance(group, dist.ProcessGroup) else None
         self._writing: threading.Thread | None = None
@@ -74,7 +74,7 @@ class DistributedStates:
             dcp.save(tensors, checkpoint_id=partial, process_group=self._group)
             if not self._ranks.main:
                 return
-            # The whole of it is written when the main rank's call returns.
+            # Once the main rank's call returns, all ranks' parts are on disk.
             with (partial / _VALUES).open("w") as file:
                 json.dump(values, file)
                 file.flush()

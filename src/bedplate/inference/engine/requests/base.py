@@ -228,7 +228,7 @@ class Stream:
             self._end()
 
     def _end(self) -> None:
-        self.on_cancel = None  # whoever keeps the answer does not keep what computed it
+        self.on_cancel = None  # so that a kept answer does not keep the engine's objects alive
         self._finished.set()
         self._steps.put(None)
         self.notify()

@@ -64,7 +64,7 @@ class GenerateJob(RequestJob[Generate]):
         self.limit = 0
         self._matcher: Callable[[], Matcher] | None = None
         super().__init__(request, adapter, resources)
-        # What an encoder has read is no beginning of the text.
+        # An encoder's input is not part of the generated sequence.
         begun = self.starts if self.source else request.tokens
         self.state = RowState(request.sampling, begun, end_ids=resources.ends, never=resources.never)
         self.text = TextStream(resources.base.tokenizer, request.sampling.stop, request.marks)
@@ -117,7 +117,7 @@ class GenerateJob(RequestJob[Generate]):
         budget = min(max_tokens, self.limit - len(self.state.output) - 1)
         if self._drafter is not None:
             return self._drafter.draft(budget)
-        # Where a grammar leaves no choice, the next tokens need not be waited for.
+        # Tokens that a grammar forces are drafted: they are certain to be accepted.
         return [] if self.state.matcher is None else self.state.matcher.forced()[:budget]
 
     def cacheable_length(self, begin: int, end: int) -> int:
@@ -126,7 +126,7 @@ class GenerateJob(RequestJob[Generate]):
     def pass_request(self, begin: int, end: int) -> PassRequest:
         if self._asks_prompt:
             return PassRequest(range(begin, end))
-        # Held to a grammar, or kept from some tokens, it may need another one.
+        # Under a grammar or with withheld tokens, another token than the likeliest may be chosen.
         likeliest = self.plain and self.request.grammar is None and not self.state.withheld
         return PassRequest(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
 
@@ -173,7 +173,7 @@ class GenerateJob(RequestJob[Generate]):
         """Appends a token to the text, or ends the generation; returns whether it continues."""
         state, text = self.state, self.text
         self.first = self.first or time.monotonic()
-        # The token that was computed in this pass is in the cache now, whatever comes next.
+        # The token computed in this pass is cached now, whether or not the generation continues.
         self.computed_tokens = len(self.tokens)
         if state.failure is not None:
             grammar = self.request.grammar

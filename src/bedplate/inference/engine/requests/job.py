@@ -118,7 +118,7 @@ class RequestJob(ABC, Generic[R]):
     """
 
     writes: ClassVar[bool] = False
-    """Whether it needs what follows the prompt, and not the prompt's own states."""
+    """Whether it needs logits after the prompt, not the prompt's own states."""
     holds_row: ClassVar[bool] = False
     """Whether it keeps its row for many steps: such rows are counted, and preempted where memory is scarce."""
     is_sequence: ClassVar[bool] = True
@@ -292,7 +292,7 @@ def give_error(job: RequestJob) -> None:
     """Ends a job's stream with the error that the job failed with, wrapped where it is not one of ours."""
     error, job.failed = job.failed, None
     assert error is not None
-    # Whoever keeps the error keeps where it was raised, but not what stood there: jobs, caches, the engine.
+    # Clears the frames' locals: a caller that keeps the error must not keep jobs, caches and the engine alive.
     behind: BaseException | None = error
     while behind is not None:
         traceback.clear_frames(behind.__traceback__)
