@@ -11,6 +11,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 from bedplate.core.closing import Closing
@@ -303,7 +304,7 @@ def talk(conversation: Conversation) -> None:
     _warn(conversation, screen)
     interrupted = False
     with contextlib.suppress(ImportError):
-        import readline  # noqa: F401  # `input` then edits lines and recalls earlier ones
+        import_module("readline")  # `input` then edits lines and recalls earlier ones
     while True:
         try:
             content = input("> ")

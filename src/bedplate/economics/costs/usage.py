@@ -112,8 +112,8 @@ def use_between(before: Path | str | None, after: Path) -> ServerUse:
     counters = [calls, *map(growth, _COUNTERS)]
     by_skin: dict[str, MeteredUse] = {}
     for name in sorted(set[str]().union(*counters)):
-        *counts, cost = (counter.get(name, 0.0) for counter in counters)
-        by_skin[name] = MeteredUse(*counts, cost if counters[-1] else None)
+        answered, prompt, generated, cost = (counter.get(name, 0.0) for counter in counters)
+        by_skin[name] = MeteredUse(answered, prompt, generated, cost if counters[-1] else None)
     busy = sum(growth(_BUSY).values()) if _BUSY in later else None
     warning = f"{after}: the server was restarted after {before}: what it counted in between is missing"
     return ServerUse(by_skin, busy, (warning,) if restarted else ())
@@ -188,5 +188,6 @@ def utc(moment: datetime.datetime) -> datetime.datetime:
 
 
 def _number(value: object) -> float | None:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and 0 <= value < math.inf else None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+        return None
+    return float(value)

@@ -42,8 +42,12 @@ class Forward(Protocol):
     weights: str
 
     def __call__(self, batch: FlatBatch) -> PassOutput: ...
-    def add_adapter(self, slot: int) -> None: ...
-    def forget(self, slot: int) -> None: ...
+    def add_adapter(self, slot: int) -> None:
+        return None
+
+    def forget(self, slot: int) -> None:
+        return None
+
     def close(self) -> None: ...
 
 
@@ -123,8 +127,8 @@ class TorchForward(Forward):
             self._select([], [])
         if not batch.logit_indices:
             return PassOutput(None, hidden_ND)
-        asked_WD = hidden_ND if logit_indices is None else hidden_ND.index_select(0, logit_indices.tensor)
-        return PassOutput(model.head(asked_WD).float(), hidden_ND)
+        rows_WD = hidden_ND if logit_indices is None else hidden_ND.index_select(0, logit_indices.tensor)
+        return PassOutput(model.head(rows_WD).float(), hidden_ND)
 
     def complete(self) -> None:
         """Reads the weights that are still in the base's file."""
@@ -158,14 +162,14 @@ class TorchForward(Forward):
         positions = transfer.add([[place for length in inside for place in range(length)]])
         token_types = transfer.add([[types[token] for token in at]]) if types else None
         back = None if order == list(range(len(order))) else transfer.add(np.argsort(at))
-        types = None if token_types is None else token_types.tensor
-        inputs = Inputs(read.tensor, positions.tensor, types=types, last=max(lengths, default=0) - 1)
+        types_BT = None if token_types is None else token_types.tensor
+        inputs = Inputs(read.tensor, positions.tensor, types=types_BT, last=max(lengths, default=0) - 1)
         self._select([adapters[number].slot for number in order], inside)
         try:
-            found_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]
+            states_ND = self._base.model.encode(inputs, WholeTexts(inside), depth=depth).hidden[0]
         finally:
             self._select([], [])
-        return found_ND if back is None else found_ND.index_select(0, back.tensor)
+        return states_ND if back is None else states_ND.index_select(0, back.tensor)
 
     def _encode(self, sources: Sequence[EncoderSource], cache: KVCache) -> None:
         """Writes keys and values of the encoder's output to the cache, for cross-attention."""
