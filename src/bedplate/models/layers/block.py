@@ -45,8 +45,8 @@ BLOCK_FIELDS = frozenset(
         *("latent", "experts", "prediction_modules", "attention_gate", "full", "value_norm"),
     )
 )
-"""The flat spec fields that blocks implement, or that do not concern them; an architecture adds its own. Every other field
-must have the value that describes what blocks do anyway."""
+"""The flat spec fields that blocks implement, or that do not concern them; an architecture adds its own. Every other
+field must have the value that describes what blocks do anyway."""
 STACK_FIELDS = BLOCK_FIELDS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
 """`BLOCK_FIELDS`, and those of stacks with a token embedding."""
 

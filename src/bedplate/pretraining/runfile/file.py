@@ -364,7 +364,7 @@ def _check_data(run: RunFile) -> None:
 
 
 def _check_text(source: TextsPart, directory: Path) -> None:
-    """DataError where the source is neither a known name nor a text of this kind: the checks of `run.data.read_source`."""
+    """DataError for a source that `run.data.read_source` cannot read."""
     if source.source == STDLIB:
         return
     place = directory / Path(source.source).expanduser()

@@ -1,5 +1,5 @@
-// What every layer gets for a token beside its hidden state: a row of a table of their own, and a projection of the token's
-// embedding (Gemma 3n's per-layer embeddings, models/stack.py). Made once a call, for all layers.
+// Per-layer embeddings (Gemma 3n; models/stack.py): for each token and layer, a row of a table of their own plus a
+// projection of the token's embedding. Computed once per call, for all layers.
 #pragma once
 #include "head.h"
 #include "norms.h"

@@ -1,4 +1,4 @@
-// Which experts see a token and how much each counts, from its logits (models/layers/experts.py says where from).
+// Chooses a token's experts and their weights from its router logits (models/layers/experts.py cites the papers).
 #pragma once
 #include <algorithm>
 #include <cmath>
