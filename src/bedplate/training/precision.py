@@ -47,11 +47,11 @@ from bedplate.training.ranks import Ranks
 TrainedPart = Literal["adapters", "weights"]
 """What a run trains: something beside a frozen base, or the base's own weights."""
 
-LEAST_WEIGHTS = 2_000_000
+MIN_WEIGHTS = 2_000_000
 """A base with fewer weights in its blocks keeps its own dtype unmeasured: call overhead dominates its steps."""
-CLEARLY = 1.05
+CLEAR_SPEEDUP = 1.05
 """The speed-up from which another arithmetic replaces the base's own."""
-_MOST_BLOCK_WEIGHTS = 50_000_000
+_MAX_BLOCK_WEIGHTS = 50_000_000
 MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 12, 3, 2.0
 HOPELESS_RATIO = 2.5  # an arithmetic slower than the fastest by this factor is not timed further
 _DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64  # of the batch that is timed
@@ -118,13 +118,13 @@ def choose(model: AnyModel, trained: TrainedPart, dtype: DtypeChoice = "auto") -
 def _best(seconds: dict[Arithmetic, float], arithmetics: Sequence[Arithmetic]) -> Arithmetic:
     """The fastest arithmetic; the first of them unless another is clearly faster."""
     best, first = min(arithmetics, key=lambda arithmetic: seconds.get(arithmetic, float("inf"))), arithmetics[0]
-    return best if first not in seconds or seconds[best] * CLEARLY < seconds[first] else first
+    return best if first not in seconds or seconds[best] * CLEAR_SPEEDUP < seconds[first] else first
 
 
 def _worth_measuring(model: AnyModel) -> TypeGuard[Decoder]:
     if not isinstance(model, Decoder):
         return False
-    return sum(p.numel() for p in model.layers.parameters()) >= LEAST_WEIGHTS
+    return sum(p.numel() for p in model.layers.parameters()) >= MIN_WEIGHTS
 
 
 def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
@@ -239,7 +239,7 @@ def _lengths(spec: TransformerSpec) -> tuple[int, int]:
 
 def _blocks(spec: TransformerSpec) -> int:
     first_block = Decoder(spec.with_(layers=1, vocab_size=_VOCABULARY), "meta").layers
-    large = sum(p.numel() for p in first_block.parameters()) > _MOST_BLOCK_WEIGHTS
+    large = sum(p.numel() for p in first_block.parameters()) > _MAX_BLOCK_WEIGHTS
     return 1 if large else min(2, spec.layers)
 
 
@@ -248,7 +248,7 @@ def _linears(model: AnyModel) -> list[Linear]:
 
 
 logger = logging.getLogger("bedplate.training")
-ROOM = 1.1
+MEMORY_FACTOR = 1.1
 """Free memory that a conversion needs, relative to the converted weights."""
 _claimed_weights: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
@@ -304,7 +304,7 @@ def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
     if needed and any(isinstance(model, Model) and model.readers > 0 for model in models.values()):
         return "an engine answers with these weights, which do not change under it (hold it by `Engine.exclusive`)"
     device = next(next(iter(models.values())).parameters()).device
-    if not needed or free is None or device.type != "cpu" or ROOM * needed <= free:
+    if not needed or free is None or device.type != "cpu" or MEMORY_FACTOR * needed <= free:
         return None
     return (
         f"the weights in {arithmetic.dtype} take {needed / 1e9:.2f} GB beside those that are held, and "

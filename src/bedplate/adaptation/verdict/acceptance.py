@@ -12,7 +12,7 @@ from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult
 from bedplate.adaptation.search.guards import GuardResult, guards_pass
 from bedplate.adaptation.task.target_spec import CURRENT, TargetSpec
 from bedplate.adaptation.verdict.requirements import (
-    NOTHING,
+    NO_PRICE,
     CallPrice,
     Priced,
     ReferenceLevel,
@@ -45,16 +45,16 @@ class Bar:
         allowed = self.target.allowed / (self.scale.worst_usd or 1.0)
         return min(max(self.references[split].estimate - allowed, 0.0), 1.0)
 
-    def judged(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> Priced | ReferenceLevel:
+    def judged(self, evaluation: Evaluation, price: CallPrice = NO_PRICE) -> Priced | ReferenceLevel:
         """An evaluation in the form that the gate bounds: the metric itself, or its difference from the reference."""
         priced = Priced(evaluation, price)
         return priced if self.target.value is not None else ReferenceLevel(priced, self.references[evaluation.split])
 
     def price(self, result: RungResult, timing: Latency, usd_per_hour: float) -> CallPrice:
-        """The price of a call with these timings; NOTHING where the task's score does not include it."""
+        """The price of a call with these timings; NO_PRICE where the task's score does not include it."""
         worst = self.scale.worst_usd
         if worst is None:
-            return NOTHING
+            return NO_PRICE
         usd = result.price(usd_per_hour, timing.mean)
         if result.usd_per_call is not None:
             return CallPrice.fixed(usd / worst)
@@ -65,7 +65,7 @@ class Bar:
 
         return CallPrice(usd / worst, bounds)
 
-    def requirements(self, evaluation: Evaluation, price: CallPrice = NOTHING) -> list[RequirementResult]:
+    def requirements(self, evaluation: Evaluation, price: CallPrice = NO_PRICE) -> list[RequirementResult]:
         """The requirements of the target beside its bar."""
         return requirements_of(self.target, evaluation, price, self.references.get(evaluation.split))
 
@@ -177,7 +177,7 @@ class AcceptanceCriteria:
     def net(self, evaluation: Evaluation, result: RungResult, timing: Latency) -> Evaluation:
         """The evaluation with the price of a call subtracted from every row, for comparisons."""
         priced = self.priced(evaluation, result, timing)
-        if priced.price is NOTHING:
+        if priced.price is NO_PRICE:
             return evaluation
         rows = tuple(replace(row, score=row.score - priced.price.share) for row in evaluation.rows)
         return replace(evaluation, rows=rows, estimate=priced.estimate, interval=priced.interval)
@@ -187,7 +187,7 @@ class AcceptanceCriteria:
         spec, worst = self.task.data.current, self.task.scale.worst_usd
         assert spec is not None
         usd = (spec.usd_per_1k_calls or 0.0) / 1000
-        return Priced(self.current[split], NOTHING if worst is None else CallPrice.fixed(usd / worst))
+        return Priced(self.current[split], NO_PRICE if worst is None else CallPrice.fixed(usd / worst))
 
     @property
     def _ready(self) -> bool:

@@ -74,7 +74,7 @@ class CallPrice:
         return cls(share, lambda _: (share, share))
 
 
-NOTHING = CallPrice.fixed(0.0)
+NO_PRICE = CallPrice.fixed(0.0)
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Priced(Resting):
     """
 
     evaluation: Evaluation
-    price: CallPrice = NOTHING
+    price: CallPrice = NO_PRICE
 
     @property
     def estimate(self) -> float:
@@ -97,7 +97,7 @@ class Priced(Resting):
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         quality_bound = self.evaluation.bound(confidence, side)
-        return quality_bound if self.price is NOTHING else self._net_of_price(quality_bound, confidence, side)
+        return quality_bound if self.price is NO_PRICE else self._net_of_price(quality_bound, confidence, side)
 
     def _net_of_price(self, quality_bound: float, confidence: float, side: Side) -> float:
         estimate, price = self.evaluation.estimate, self.price
@@ -109,7 +109,7 @@ class Priced(Resting):
     @property
     def interval(self) -> tuple[float, float]:
         """Two-sided, at the evaluation's confidence."""
-        if self.price is NOTHING:
+        if self.price is NO_PRICE:
             return self.evaluation.interval
         one_sided = (1 + self.evaluation.confidence) / 2
         low, high = self.evaluation.interval
@@ -327,7 +327,7 @@ class RequirementResult:
 
 
 def requirements_of(
-    target: TargetSpec, evaluation: Evaluation, price: CallPrice = NOTHING, reference: Priced | None = None
+    target: TargetSpec, evaluation: Evaluation, price: CallPrice = NO_PRICE, reference: Priced | None = None
 ) -> list[RequirementResult]:
     """All requirements of a target beside its bar. reference: the evaluation that the target is against, on the same
     rows."""
@@ -392,7 +392,7 @@ def _requirement_on(
     elif rows and spec.metric == COVERAGE:
         measured = Priced(coverage_of(evaluation, rows))
     elif rows:
-        measured = Priced(by_metric(evaluation, rows, by), price if is_task_metric else NOTHING)
+        measured = Priced(by_metric(evaluation, rows, by), price if is_task_metric else NO_PRICE)
     if error and isinstance(measured, Priced):
         measured = _Flipped(measured)
     return RequirementResult(

@@ -3,9 +3,10 @@
 1. `submit` (or `run`) makes each request a job (`requests/table.py`) and queues it (`steps.py`).
 2. The engine's thread, or the thread that called `run`, computes step after step while there is work (`_serve`).
 3. A step takes in arrivals, ends what is cancelled or late, and shares one token budget (`scheduler.py`).
-4. Admitted jobs get a cache row that begins with what the prefix cache has of them (`runner.py`, `prefix_store.py`).
+4. Admitted jobs get a cache row that begins with their longest cached prefix (`runner.py`, `prefix_store.py`).
 5. All shares go through the model as one batch (`scheduled_tokens.py`, `forward/`).
-6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`sampler.py`).
+6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`token_selection.py`,
+   `sampler.py`).
 7. Finished jobs leave their rows, save their prefixes and deliver their results through a `Stream`.
 
 Adapters, soft prompts, pinned prefixes and weight updates are applied between two steps, under the compute lock

@@ -33,7 +33,7 @@ HEAD = 256
 limit."""
 MANY_WORDS = 64
 """Words of a mask with an allowed token, beyond which looking at all logits is faster."""
-COLDEST = 1e-30
+MIN_TEMPERATURE = 1e-30
 """Lower bound of temperatures: smaller ones would overflow logits, and choose no other tokens."""
 _NEVER = np.float32(-np.inf)
 
@@ -158,7 +158,7 @@ def _draw(
     """Draws one token for each sampled row, int64 [B], with one uniform number of the row's own generator."""
     device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
     uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
-    temperature_B = torch.tensor([max(sampling.temperature, COLDEST) for sampling in settings], device=device)
+    temperature_B = torch.tensor([max(sampling.temperature, MIN_TEMPERATURE) for sampling in settings], device=device)
     picked_BV = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
     scaled_BV = picked_BV / temperature_B[:, None]
     _mask_disallowed(scaled_BV, [allowed.get(i) for i in drawing])

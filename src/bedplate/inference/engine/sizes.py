@@ -15,12 +15,12 @@ from bedplate.models.specs.cache import cache_layout
 
 STEP_TOKENS, ROWS = 512, 16
 """CPU defaults: more tokens per product gain nothing there."""
-DEVICE_ROWS, MOST_STEP_TOKENS = 128, 8192
+DEVICE_ROWS, MAX_STEP_TOKENS = 128, 8192
 PREFIX_BYTES, SLOT_BYTES = 1 << 30, 4 << 30
 """CPU defaults, and those of devices whose free memory is unknown."""
-WORKING = 1 / 8
+ACTIVATION_SHARE = 1 / 8
 """The fraction of a device's free memory left for the activations of a step."""
-POOLED = 0.9
+CACHE_SHARE = 0.9
 """The fraction of the rest for keys and values; workspaces of libraries, adapters and fragments take the remainder."""
 
 
@@ -52,7 +52,7 @@ def engine_sizes(
     if free is not None and device.type == "cpu":
         cache, slots = min(cache, free // 4), min(slots, free // 2)
     elif free is not None:
-        pool = max(int(POOLED * (free - working_bytes(spec, dtype, tokens))), 0)
+        pool = max(int(CACHE_SHARE * (free - working_bytes(spec, dtype, tokens))), 0)
         # One pool for both: the prefix cache frees what running rows need.
         cache = pool * 3 // 4 if slot_bytes is None else max(pool - slot_bytes, 0)
         slots = pool - cache if cache_bytes is None else max(pool - cache_bytes, 0)
@@ -74,7 +74,7 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
     tokens = STEP_TOKENS
     if device.type == "cpu" or free is None:
         return tokens
-    while tokens < MOST_STEP_TOKENS and working_bytes(spec, dtype, 2 * tokens) <= WORKING * free:
+    while tokens < MAX_STEP_TOKENS and working_bytes(spec, dtype, 2 * tokens) <= ACTIVATION_SHARE * free:
         tokens *= 2
     return tokens
 
@@ -92,6 +92,6 @@ def open_caches(
     tree = RadixTree(cache_bytes, BLOCK, snapshots=any(layer.of_sequence for layer in cache_layout(base.spec)))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
-        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.give_back, pinned=lambda: tree.pinned
+        base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.reclaim, pinned=lambda: tree.pinned
     )
     return tree, cache

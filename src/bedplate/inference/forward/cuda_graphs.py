@@ -37,7 +37,7 @@ Recorder = Callable[[Run], Run]
 """Records what a run launches, and returns its replay over the same memory; it may call the run."""
 MAX_RECORDINGS = 48
 """Size of the LRU cache of recordings."""
-MOST_ROWS = 64
+MAX_ROWS = 64
 
 
 class CudaRecorder:
@@ -92,7 +92,7 @@ class RecordedDecode:
         logits, of the base or of adapters that have places."""
         N = len(batch.spans)
         plain = batch.depth is None and not (batch.sources or batch.reads or batch.types or batch.vectors)
-        if self.reason is not None or not plain or N > MOST_ROWS or len(batch.tokens) != N:
+        if self.reason is not None or not plain or N > MAX_ROWS or len(batch.tokens) != N:
             return None
         if list(batch.logit_indices) != list(range(N)):
             return None
@@ -107,12 +107,12 @@ class RecordedDecode:
         block = self._cache.block
         rows, blocks = power_of_two(N), power_of_two(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
-        transfer, made_up = HostToDevice(self._cache.device), [0] * (rows - N)
-        tokens = transfer.add([[*batch.tokens, *made_up]])
-        positions = transfer.add([[*(span.start for span in batch.spans), *made_up]])
+        transfer, padding = HostToDevice(self._cache.device), [0] * (rows - N)
+        tokens = transfer.add([[*batch.tokens, *padding]])
+        positions = transfer.add([[*(span.start for span in batch.spans), *padding]])
         fixed = self._bank.fixed if places and self._bank is not None else None
-        at = None if fixed is None else transfer.add([*(fixed.place_of(slot) for slot in slots), *made_up])
-        attend = self._cache.made_up(batch.spans, rows, blocks, transfer)
+        at = None if fixed is None else transfer.add([*(fixed.place_of(slot) for slot in slots), *padding])
+        attend = self._cache.attend_padded(batch.spans, rows, blocks, transfer)
         recording = self._recordings.pop(key, None)
         if recording is None:
             transfer.send()

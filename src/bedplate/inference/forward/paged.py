@@ -36,13 +36,13 @@ from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import row_layout
 
 BLOCK = 16
-NOBODY = -1
+SCRATCH_ROW = -1
 """The padding row, whose only block is the scratch block."""
 
 
 Blocks = dict[int | None, tuple[int, ...]]
 """Blocks in order, by the window of the layers they are for (None: layers that see everything)."""
-WINDOWED = 4
+WINDOWED_DIVISOR = 4
 """Where some layers see everything, layers with a window get one block for so many of theirs: a running row needs no
 more than its window, and saved blocks of earlier tokens are evicted first."""
 
@@ -76,7 +76,7 @@ class PagedSegment:
 
     def release(self) -> None:
         self.snapshot = None
-        self._cache.let_go(self.blocks)
+        self._cache.release_blocks(self.blocks)
 
 
 class PagedCache:
@@ -112,7 +112,7 @@ class PagedCache:
         self.token_bytes = sum(layer_cache.values for layer_cache in of_tokens) * dtype.itemsize
         self.windows = {layer_cache.layer: layer_cache.window for layer_cache in of_tokens}
         self.forgets = any(window is not None for window in self.windows.values())
-        divisors = {window: 1 if window is None else WINDOWED for window in self.windows.values()}
+        divisors = {window: 1 if window is None else WINDOWED_DIVISOR for window in self.windows.values()}
         divisors = divisors if None in divisors else dict.fromkeys(divisors, 1)
         bytes_per_token = sum(layer.values / divisors[layer.window] for layer in of_tokens) * dtype.itemsize
         self.blocks = max(int(limit_bytes // (block * bytes_per_token)), 1)
@@ -208,10 +208,10 @@ class PagedCache:
             raise MemoryError(f"all {pool.blocks} blocks of the cache are in use; ask for less at once")
         return pool.allocate()
 
-    def let_go(self, blocks: Blocks) -> None:
+    def release_blocks(self, blocks: Blocks) -> None:
         """Ends one use of each block."""
         for window, of_window in blocks.items():
-            self.pools[window].let_go(of_window)
+            self.pools[window].release(of_window)
 
     def rewinds(self, row: int, to: int) -> bool:
         if to and not self.states.is_at(row, to):
@@ -247,7 +247,7 @@ class PagedCache:
 
     def free(self, row: int) -> None:
         tables = self._tables.pop(row, {})
-        self.let_go({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
+        self.release_blocks({window: tuple(block for block in table if block >= 0) for window, table in tables.items()})
         self.states.forget(row)
 
     def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:
@@ -256,12 +256,12 @@ class PagedCache:
         self.states.begin(spans)
         return PagedAttention(self, spans, HostToDevice(self.device) if transfer is None else transfer)
 
-    def made_up(self, spans: Sequence[Span], rows: int, blocks: int, transfer: HostToDevice) -> CachedAttend:
+    def attend_padded(self, spans: Sequence[Span], rows: int, blocks: int, transfer: HostToDevice) -> CachedAttend:
         """`attend` of single tokens, padded to a number of rows and of blocks per row for a recording; padding uses the
         scratch block."""
         for span in spans if self.forgets else ():
             self._move_on(span)
-        padded_spans = [*spans, *[Span(NOBODY, 0, 1)] * (rows - len(spans))]
+        padded_spans = [*spans, *[Span(SCRATCH_ROW, 0, 1)] * (rows - len(spans))]
         return PagedAttention(self, padded_spans, transfer, max_keys=blocks * self.block)
 
     def _move_on(self, span: Span) -> None:
@@ -271,7 +271,7 @@ class PagedCache:
             if window is None:
                 continue
             expired = max(span.start - window + 1 - self.step, 0) // self.block
-            self.pools[window].let_go([block for block in table[:expired] if block >= 0])
+            self.pools[window].release([block for block in table[:expired] if block >= 0])
             table[:expired] = [-1] * len(table[:expired])
             self._grow(table, window, span.end)
 
@@ -285,12 +285,12 @@ class PagedCache:
 
     def table(self, row: int, window: int | None = None) -> Sequence[int]:
         """The row's blocks in layers with this window, in order; −1 for freed ones."""
-        if row == NOBODY:
+        if row == SCRATCH_ROW:
             return (self.pools[window].blocks,)
         return self._tables[row][window]
 
 
-CLEARED = 16
+CLEAR_BATCH = 16
 """Maximum number of blocks zeroed at once."""
 
 
@@ -298,7 +298,7 @@ class BlockPool:
     """The blocks of the layers of one window, with the number of uses of each.
 
     Allocated blocks are zeroed: masked values still enter products, where infinities and NaN of another request, or of
-    uninitialized memory, would spread. clear: zeroes blocks; called for up to `CLEARED` at once, when one is needed.
+    uninitialized memory, would spread. clear: zeroes blocks; called for up to `CLEAR_BATCH` at once, when needed.
     """
 
     def __init__(self, blocks: int, clear: Callable[[Sequence[int]], None]) -> None:
@@ -314,9 +314,9 @@ class BlockPool:
 
     def allocate(self) -> int:
         if not self._cleared:
-            batch = self._used[-CLEARED:]
+            batch = self._used[-CLEAR_BATCH:]
             self._clear(batch)
-            del self._used[-CLEARED:]
+            del self._used[-CLEAR_BATCH:]
             self._cleared = batch
         block = self._cleared.pop()
         self._uses[block] = 1
@@ -327,7 +327,7 @@ class BlockPool:
         for block in blocks:
             self._uses[block] += 1
 
-    def let_go(self, blocks: Sequence[int]) -> None:
+    def release(self, blocks: Sequence[int]) -> None:
         """Ends one use of each block."""
         for block in blocks:
             self._uses[block] -= 1

@@ -232,7 +232,7 @@ class RadixTree:
             self.drop(namespace)
         self._leaves.clear()
 
-    def give_back(self, size: int) -> bool:
+    def reclaim(self, size: int) -> bool:
         """Evicts leaves until `size` bytes are free, as far as possible; returns whether any was evicted."""
         before = self.evictions
         self._evict(self.capacity - max(self.used - self.pinned - size, 0), None)

@@ -104,7 +104,7 @@ def launched(timeout: float = 1800.0) -> Generator[torch.device]:
 
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=2)
+WAIT_TIMEOUT = timedelta(days=2)
 """Timeout of waiting for other processes, which may be building a corpus; a process that ends is noticed at once."""
 
 
@@ -116,7 +116,7 @@ class Processes:
         several = dist.is_initialized() and dist.get_world_size() > 1
         self.world = dist.get_world_size() if several else 1
         self.main = not several or dist.get_rank() == 0
-        group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
+        group = dist.new_group(backend="gloo", timeout=WAIT_TIMEOUT) if several else None
         self._group = group if isinstance(group, dist.ProcessGroup) else None
 
     def broadcast(self, call: Callable[[], T]) -> T:
