@@ -156,7 +156,7 @@ def test_literals_follow_the_schema(name: str, shaped: Shaped) -> None:
     begin = written.begin + written.openings[0] + written.heads[0].replace("§", "f")
     allowed, refused = WRITTEN[name]
     for inside in (*allowed, *refused):
-        text = begin + inside + written.literals.end + written.close
+        text = begin + inside + written.literals.end + written.closes[0]
         assert matcher().matches(tokenizer.encode(text)) is (inside in allowed), text
         if inside in allowed:
             reader = CallReader(written, tools)
