@@ -179,8 +179,9 @@ def fates_of(directory: Path, id: str) -> list[Fate]:
     return exact or fates
 
 
-ORDER = ("unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicate")
-"""In which what drops documents is applied."""
+def _order() -> list[str]:
+    """What drops documents, in the order in which it is applied."""
+    return ["unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicate"]
 
 
 def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: CorpusManifest) -> dict[str, Any]:
@@ -213,7 +214,7 @@ def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: Corp
 def _tally_json(tally: Tally, examples: bool = True) -> dict[str, Any]:
     steps: list[dict[str, Any]] = []
     remaining = tally.documents
-    for rule in sorted(tally.dropped, key=ORDER.index):
+    for rule in sorted(tally.dropped, key=_order().index):
         reasons = dict(sorted(tally.dropped[rule].items(), key=lambda pair: (-pair[1], pair[0])))
         dropped = sum(reasons.values())
         step = {"rule": rule, "in": remaining, "dropped": dropped, "out": remaining - dropped}
