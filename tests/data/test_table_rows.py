@@ -52,11 +52,12 @@ def test_a_rule_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     draw = random.Random(0)
     texts = [" ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(12)) for _ in range(20)]
     texts[4] = "LOUDLOUDLOUDLOUD"
-    (tmp_path / "notes.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    lines = [json.dumps({"text": text}) + "\n" for text in texts]
+    (tmp_path / "notes.jsonl").write_text("".join(lines))
     build(parse_config(RECIPE, CorpusRecipe, "recipe.yaml"), tmp_path, tmp_path / "out", quiet=True)
     steps = {step["rule"]: step["dropped"] for step in read_funnel(tmp_path / "out")["steps"]}
     assert steps == {"shouting": 1}
-    assert [fate.rule for fate in fates_of(tmp_path / "out", "notes.jsonl#5")] == ["shouting"]
+    assert [fate.rule for fate in fates_of(tmp_path / "out", f"notes.jsonl@{sum(map(len, lines[:4]))}")] == ["shouting"]
     with pytest.raises(ConfigError, match=r"rules\.shouting\.shore.*its settings are share"):
         checked({"shouting": {"shore": 0.8}})
 
