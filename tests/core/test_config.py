@@ -69,6 +69,20 @@ def test_unknown_key_names_file_line_key_and_nearest() -> None:
     assert "the keys here are output, rate, seed, tags, task" in fails(GOOD + "zzzzzz: 1\n")
 
 
+@pytest.mark.parametrize(
+    ("output", "said"),
+    [
+        ("labels: [a]", "output.kind: this key is required and missing"),
+        ("kind: lable, labels: [a]", "output.kind: there is no 'lable'; did you mean 'label'?"),
+        ("kind: number, labels: [a]", "output.kind: there is no 'number'; possible are label, text"),
+    ],
+)
+def test_what_kind_a_section_is_of_is_a_key_like_any_other(output: str, said: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parse_config(f"task: t\noutput: {{{output}}}", Task, source="f.yaml")
+    assert str(caught.value) == f"f.yaml, line 2: {said}"
+
+
 @pytest.mark.parametrize("word", ["yes", "no", "on", "off", "true", "No"])
 def test_unquoted_boolean_as_label_says_quote_it(word: str) -> None:
     message = fails(GOOD.replace("negative", word))

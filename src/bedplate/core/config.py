@@ -317,6 +317,8 @@ def _explain(
     keys = _data_keys(location, data, missing=error["type"] == "missing")
     if error["type"] == "unknown_key":
         keys = (*keys, error["ctx"]["at"])
+    if error["type"] in {"union_tag_not_found", "union_tag_invalid"}:
+        keys = (*keys, error["ctx"]["discriminator"].strip("'"))
     by = next((text for path, text in overridden.items() if _covers(path, keys)), None)
     node, line = (None, None) if by else _locate(root, keys)
     place = f"override {by!r}" if by else source if line is None else f"{source}, line {line}"
@@ -326,8 +328,12 @@ def _explain(
 
 def _problem(error: Any, node: yaml.Node | None) -> str:
     error_type, value = error["type"], error["input"]
-    if error_type == "missing":
+    if error_type in {"missing", "union_tag_not_found"}:
         return "this key is required and missing"
+    if error_type == "union_tag_invalid":
+        tag, expected = error["ctx"]["tag"], error["ctx"]["expected_tags"].replace("'", "")
+        hint = did_you_mean(nearest(tag, expected.split(", "))) or f"possible are {expected}"
+        return f"there is no {tag!r}; {hint}"
     if error_type in {"string_type", "literal_error", "enum"} and isinstance(value, bool | int | float):
         read_as = str(value).lower() if isinstance(value, bool) else repr(value)
         written = node.value if isinstance(node, yaml.ScalarNode) else read_as

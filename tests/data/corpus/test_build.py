@@ -241,7 +241,7 @@ def trained(settings: str) -> str:
 
 def test_recipes_are_strict() -> None:
     for change, message in (
-        ("sources: [{name: a, kind: tape, path: b}]", "found using 'kind' does not match any of the expected tags"),
+        ("sources: [{name: a, kind: tape, path: b}]", "sources.0.kind: there is no 'tape'; possible are files, code"),
         ("sources: [{name: a, kind: files, path: b}, {name: a, kind: files, path: c}]", "two sources are named 'a'"),
         ("sources: [{name: a, kind: files, path: b, weight: 1}, {name: c, kind: files, path: c}]", "give all or none"),
         ("sources: []", "at least 1 item"),
