@@ -153,9 +153,9 @@ def _exchanged(x_MD: Tensor, received: list[int], sent: list[int], group: dist.P
 def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "auto") -> Ranks:
     """Distributes the model in place and returns the ranks that train it; ALONE for a single process.
 
-    Every rank must hold the same model (TrainingError where one's differs). dtype: compute dtype of a sharded model; parameters and sums keep theirs. Draw
-    each rank's batches with `shard=ranks.shard`, and pass `ranks` to `train`. UsageError where the processes do not
-    fit, UnsupportedModelError, naming the field, for what cannot be shared.
+    Every rank must hold the same model; TrainingError where they differ. dtype: compute dtype of a sharded model;
+    parameters and sums keep theirs. Draw each rank's batches with `shard=ranks.shard`, and pass `ranks` to `train`.
+    UsageError where the processes do not fit, UnsupportedModelError, naming the field, for what cannot be shared.
     """
     if not dist.is_initialized():
         config.sizes(1)
