@@ -68,8 +68,8 @@ def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, monitoring.log.name):
         asyncio.run(serve())
     messages = [record.getMessage() for record in caplog.records if "the event loop is" in record.getMessage()]
-    assert len(messages) == 2
-    assert "more times since the last such message" in messages[1]
+    assert 2 <= len(messages) <= 3  # on a busy machine a quiet spell may end by itself
+    assert "more times since the last such message" in messages[-1]
 
 
 def test_lags_are_counted_into_their_buckets():
