@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -38,6 +38,7 @@ from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
+from bedplate.inference.execution import choice
 from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.native.library import load as library
@@ -63,6 +64,20 @@ def row_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_rows(tmp_path_factory.mktemp("many") / "rows.jsonl", groups=260)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def same_plan() -> Iterator[None]:
+    """The base itself runs natively in bfloat16, whatever else keeps this machine busy."""
+
+    def fake_choice(spec: object, plans: Sequence[ExecutionPlan], **_: object) -> PlanTimings:
+        ranks = {plan: 1.0 + (plan.weights != "bfloat16") + (plan.kernel != "native") for plan in plans}
+        uses = ("decode_1", "decode_16", "prefill")
+        return PlanTimings({plan: dict.fromkeys(uses, rank) for plan, rank in ranks.items()})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(choice, "plan_timings", fake_choice)
+        yield
+
+
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever this machine measures: int8 is twice as fast as now, int4 half as fast, and any call fast enough."""
@@ -85,7 +100,9 @@ def make_quick(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def int8_run(tmp_path_factory: pytest.TempPathFactory, bf16_base: Path, row_file: Path) -> tuple[Report, Path, Path]:
+def int8_run(
+    tmp_path_factory: pytest.TempPathFactory, bf16_base: Path, row_file: Path, same_plan: None
+) -> tuple[Report, Path, Path]:
     """A ladder whose nominees keep int8: report, task file, home."""
     root = tmp_path_factory.mktemp("kept")
     with pytest.MonkeyPatch.context() as patch:

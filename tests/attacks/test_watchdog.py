@@ -68,8 +68,8 @@ def test_a_loop_that_is_always_late_does_not_fill_the_log(monkeypatch, caplog):
     with caplog.at_level(logging.WARNING, monitoring.log.name):
         asyncio.run(serve())
     messages = [record.getMessage() for record in caplog.records if "the event loop is" in record.getMessage()]
-    assert len(messages) == 2
-    assert "more times since the last such message" in messages[1]
+    assert 2 <= len(messages) <= 3  # on a busy machine a quiet spell may end by itself
+    assert "more times since the last such message" in messages[-1]
 
 
 def test_lags_are_counted_into_their_buckets():
@@ -83,8 +83,12 @@ def test_lags_are_counted_into_their_buckets():
 
 @pytest.mark.parametrize("name", [f"{NAME}_count", f"{NAME}_sum"])
 def test_a_live_server_gives_the_metric(target, name):
+    until = time.monotonic() + 30
     with httpx.Client(trust_env=False) as client:
-        text = client.get(f"{target.url}/metrics").text
-    match = re.search(rf"^{name} (\S+)$", text, re.MULTILINE)
-    assert match is not None
-    assert name == f"{NAME}_sum" or float(match[1]) > 0
+        while True:  # the first beat may be late on a busy machine
+            match = re.search(rf"^{name} (\S+)$", client.get(f"{target.url}/metrics").text, re.MULTILINE)
+            assert match is not None
+            if name == f"{NAME}_sum" or float(match[1]) > 0:
+                return
+            assert time.monotonic() < until
+            time.sleep(0.1)

@@ -58,7 +58,7 @@ def test_a_rule_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     steps = {step["rule"]: step["dropped"] for step in read_funnel(tmp_path / "out")["steps"]}
     assert steps == {"shouting": 1}
     assert [fate.rule for fate in fates_of(tmp_path / "out", f"notes.jsonl@{sum(map(len, lines[:4]))}")] == ["shouting"]
-    with pytest.raises(ConfigError, match="rules.shouting: unknown key 'shore'; did you mean 'share'"):
+    with pytest.raises(ConfigError, match=r"rules\.shouting: unknown key 'shore'; did you mean 'share'"):
         checked({"shouting": {"shore": 0.8}})
 
 

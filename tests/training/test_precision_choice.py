@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -207,10 +208,24 @@ def test_a_measurement_is_made_once_and_a_damaged_one_again(isolated_home, monke
     monkeypatch.setattr(arithmetics, "measure", lambda *args: measurements.append(args) or timings)
     assert measured(SPEC, "adapters", options) == timings
     assert not measurements
-    for damage in ("", "[]", '{"key": 1}', files[0].read_text().replace('"dtype": "float32"', '"dtype": "int8"')):
+    whole = json.loads(files[0].read_text())
+    impossible = (
+        [],
+        [[whole["found"][0][0], math.nan]],
+        [[whole["found"][0][0], 0.0]],
+        [[Arithmetic("float16").to_json(), 1.0]],
+    )
+    damaged = [json.dumps(whole | {"found": found}) for found in impossible]
+    for damage in (
+        "",
+        "[]",
+        '{"key": 1}',
+        files[0].read_text().replace('"dtype": "float32"', '"dtype": "int8"'),
+        *damaged,
+    ):
         files[0].write_text(damage)
         assert measured(SPEC, "adapters", options) == timings
-    assert len(measurements) == 4
+    assert len(measurements) == 8
     monkeypatch.setattr(torch, "get_num_threads", lambda: 63)
     measured(SPEC, "weights", candidates(BF16, CPU, "weights"))
     assert len(list((isolated_home / "machine").glob("training-*.json"))) == 2

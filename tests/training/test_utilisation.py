@@ -8,6 +8,7 @@ import pytest
 import torch
 from tests.tiny import tiny_spec
 
+from bedplate.training import utilisation
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
@@ -39,6 +40,15 @@ def test_the_table_knows_a_device(monkeypatch) -> None:
 
 def test_a_measured_peak_is_one_of_a_machine() -> None:
     assert 1e8 < measure_peak(CPU, "float32") < 1e16
+
+
+def test_a_measured_peak_that_is_no_rate_is_measured_again(own_machine, monkeypatch) -> None:
+    monkeypatch.setattr(utilisation, "measure_peak", lambda *_: 1e9)
+    assert utilisation.peak_of(CPU, "float32")[0] == 1e9
+    (file,) = (own_machine / "machine").glob("peak-*.json")
+    for damage in ("0", "-1", "NaN", "Infinity", '"x"', "[]"):
+        file.write_text(file.read_text().replace("1000000000.0", damage))
+        assert utilisation.peak_of(CPU, "float32")[0] == 1e9
 
 
 def test_lines_say_it(make_decoder, make_examples, tmp_path) -> None:

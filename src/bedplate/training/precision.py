@@ -160,7 +160,11 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
         return [[arithmetic.to_json(), seconds] for arithmetic, seconds in seconds_by_arithmetic.items()]
 
     def from_json(record: Any) -> dict[Arithmetic, float]:
-        return {Arithmetic.of_json(fields): float(seconds) for fields, seconds in record}
+        seconds_by_arithmetic = {Arithmetic.of_json(fields): float(seconds) for fields, seconds in record}
+        known = seconds_by_arithmetic.keys() <= set(arithmetics)
+        if not seconds_by_arithmetic or not known or not all(0 < s < 1e6 for s in seconds_by_arithmetic.values()):
+            raise ValueError("impossible times")
+        return seconds_by_arithmetic
 
     return measured_once("training", key, lambda: measure(spec, trained, arithmetics), to_json, from_json)
 

@@ -8,6 +8,7 @@ or, for a processor or an unlisted device, what a large square product reaches h
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -68,8 +69,14 @@ def _measured(device: torch.device, dtype: str, name: str) -> tuple[float, str]:
         "cores": processor().threads,
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
     }
-    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, float)
+    peak = measured_once("peak", key, lambda: measure_peak(device, dtype), float, _rate)
     return peak, f"products in {dtype}, measured here"
+
+
+def _rate(record: float) -> float:
+    if not 0 < record < math.inf:
+        raise ValueError("not a rate")
+    return float(record)
 
 
 def measure_peak(device: torch.device, dtype: str) -> float:

@@ -326,6 +326,11 @@ def long_run(out: Path) -> None:
         save_file(weights, out / "weights.safetensors")
 
 
+def another_model_on_each_rank(out: Path) -> None:
+    with pytest.raises(TrainingError, match="rank 1 has another model than rank 0; give all the same"):
+        parallelised(Decoder(DENSE.with_(layers=1 + dist.get_rank())), ParallelConfig())
+
+
 # --- one process
 
 

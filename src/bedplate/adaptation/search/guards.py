@@ -170,7 +170,7 @@ class Guarding:
                 "apparent": apparent,
                 "harmless_refused": {**answered, "n": len(requests) - count},
             },
-            "rows": _rows([(request.id, request.id) for request in requests[:count]], *both),
+            "rows": _rows([(request.id, request.id) for request in requests[:count]], both[0][:count], both[1][:count]),
         }
 
     # --- what bases answered
@@ -231,7 +231,7 @@ def _rows(
     counts: list[dict[str, Any]] = [{"tokens": int(count)} for count in tokens] or [{}] * len(names)
     return tuple(
         GuardRow(id=id_, group=group, parent=b[0], child=a[0], **count)
-        for (id_, group), b, a, count in zip(names, before, after, counts, strict=False)
+        for (id_, group), b, a, count in zip(names, before, after, counts, strict=True)
     )
 
 

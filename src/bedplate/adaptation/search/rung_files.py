@@ -30,10 +30,10 @@ def read_saved(path: Path, key: str, field: str = "key") -> dict[str, Any] | Non
     if not path.is_file():
         return None
     try:
-        values: dict[str, Any] = json.loads(read_text(path))
+        values: Any = json.loads(read_text(path))
     except ValueError as error:
         raise DataError(f"{path} is damaged ({error}); remove it, and what it is about is done again") from error
-    return values if values.pop(field, None) == key else None
+    return values if isinstance(values, dict) and values.pop(field, None) == key else None
 
 
 def write_saved(path: Path, key: str, values: Mapping[str, Any], field: str = "key") -> None:

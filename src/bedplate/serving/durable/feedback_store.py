@@ -178,8 +178,8 @@ class FeedbackStore:
         return exported
 
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
-        names = [_directory_name(model) for model in models] or ["*"]
-        paths = {path for name in names for path in self._root.glob(f"{name}/*.jsonl")}
+        names = {_directory_name(model) for model in models}
+        paths = (path for path in self._root.glob("*/*.jsonl") if not names or path.parent.name in names)
         return sorted(paths, key=lambda path: (path.name, path.parent.name))
 
 

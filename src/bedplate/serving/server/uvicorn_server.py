@@ -356,6 +356,8 @@ class _Loader:
         except TimeoutError:
             log.error("a step has not ended within %g seconds; the server ends without it", CLOSE_SECONDS)
             return False
+        except Exception as error:  # what the server ends with is told all the same
+            log.exception("not everything could be closed: %s", error)
         return True
 
 

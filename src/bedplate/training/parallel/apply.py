@@ -19,7 +19,7 @@ from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distr
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import TrainingError, UsageError
 from bedplate.models.layers.block import Block
 from bedplate.models.layers.experts import ExpertLinear, RoutedExperts, sort_by_expert
 from bedplate.models.layers.grouped import Segments, grouped_product
@@ -153,13 +153,14 @@ def _exchanged(x_MD: Tensor, received: list[int], sent: list[int], group: dist.P
 def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "auto") -> Ranks:
     """Distributes the model in place and returns the ranks that train it; ALONE for a single process.
 
-    Every rank must hold the same model. dtype: compute dtype of a sharded model; parameters and sums keep theirs. Draw
-    each rank's batches with `shard=ranks.shard`, and pass `ranks` to `train`. UsageError where the processes do not
-    fit, UnsupportedModelError, naming the field, for what cannot be shared.
+    Every rank must hold the same model; TrainingError where they differ. dtype: compute dtype of a sharded model;
+    parameters and sums keep theirs. Draw each rank's batches with `shard=ranks.shard`, and pass `ranks` to `train`.
+    UsageError where the processes do not fit, UnsupportedModelError, naming the field, for what cannot be shared.
     """
     if not dist.is_initialized():
         config.sizes(1)
         return ALONE
+    _check_same(model)
     device = next(model.parameters()).device
     mesh = Mesh.of(config, device)
     model_dtype = next(model.parameters()).dtype
@@ -171,6 +172,15 @@ def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "aut
         _shard(model, mesh, computes)
     summed = [model.get_submodule(path) for path, cut in cuts.items() if cut == "summed"]
     return DistributedRanks(mesh, frozenset(id(p) for module in summed for p in module.parameters()), computes)
+
+
+def _check_same(model: Model) -> None:
+    """TrainingError on every rank where ranks hold models of different shapes or dtypes."""
+    rank_shapes: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(rank_shapes, {name: (str(p.dtype), tuple(p.shape)) for name, p in model.named_parameters()})
+    different = next((rank for rank, shapes in enumerate(rank_shapes) if shapes != rank_shapes[0]), None)
+    if different is not None:
+        raise TrainingError(f"rank {different} has another model than rank 0; give all the same")
 
 
 def _cut(model: Model, mesh: Mesh) -> Mapping[str, Cut]:
