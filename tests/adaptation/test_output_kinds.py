@@ -20,7 +20,7 @@ from bedplate.skins.output import OUTPUT_KINDS, OutputForm
 
 
 class StarsOutput(OutputForm):
-    """One to `stop` stars, written as a digit."""
+    """One to five stars, written as a digit."""
 
     task_fields = frozenset({"max_tokens"})
 
