@@ -212,8 +212,15 @@ class Judged:
         return self.scores.size
 
     @property
+    def groups(self) -> int:
+        return self.n
+
+    @property
     def estimate(self) -> float:
         return float(self.scores.mean())
+
+    def needed(self, bar: float, confidence: float) -> int | None:
+        return multiplicity.needed_n(self.estimate, bar, confidence)
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         return clusters.effective_n_bound(self.scores, None, confidence, side).value
