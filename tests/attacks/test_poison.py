@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -59,23 +60,22 @@ def test_a_row_whose_id_is_no_text_fails_its_batch_alone(target):
 
 
 def test_a_batch_that_cannot_be_begun_or_ended_keeps_no_other_waiting(files, tmp_path, monkeypatch):
-    start, finish = BatchStore.start, BatchStore.finish
+    enter, finish = BatchStore.enter, BatchStore.finish
     broken: set[str] = set()
 
-    def breaking_start(store: BatchStore, batch: Any, rows: Any) -> bool:
-        rows = list(rows)
+    def breaking_enter(store: BatchStore, batch: Any, rows: Any) -> bool:
         if rows[0][1] == "unreadable":
             raise UnicodeEncodeError("utf-8", HALF, 0, 1, "surrogates not allowed")
         if rows[0][1] == "unwritable":
             broken.add(batch.id)
-        return start(store, batch, rows)
+        return enter(store, batch, rows)
 
-    def breaking_finish(store: BatchStore, batch: Any, *args: Any) -> None:
+    def breaking_finish(store: BatchStore, batch: Any, *args: Any) -> Iterator[None]:
         if batch.id in broken:
             raise ValueError("no line can be made of this")
-        finish(store, batch, *args)
+        yield from finish(store, batch, *args)
 
-    monkeypatch.setattr(BatchStore, "start", breaking_start)
+    monkeypatch.setattr(BatchStore, "enter", breaking_enter)
     monkeypatch.setattr(BatchStore, "finish", breaking_finish)
     with attacked(files, tmp_path) as server:
         bad = [begin(server, "them", line(name)) for name in ("unreadable", "unwritable")]

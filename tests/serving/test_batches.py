@@ -24,8 +24,8 @@ from bedplate.core.errors import UsageError
 from bedplate.serving.api.batches import clean_name
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.durable import batch_store, batch_worker
+from bedplate.serving.durable.batch_lines import MAX_ERRORS, check_lines
 from bedplate.serving.durable.batch_store import BatchStore, DoneRow
-from bedplate.serving.durable.batch_worker import MAX_ERRORS, check_lines
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.server_config import BatchesConfig
@@ -337,23 +337,29 @@ def test_every_line_is_checked_before_the_first_is_answered(place):
     assert batch.errors.data[1].message == "the custom_id 'a' is that of line 1 too"
 
 
+def checked(lines: list[bytes], max_rows: int = 1000, max_bytes: int = 1000) -> tuple[list[Any], list[dict[str, Any]]]:
+    errors: list[dict[str, Any]] = []
+    pieces = list(check_lines(lines, CHAT, max_rows, max_bytes, errors))
+    return [row for piece in pieces for row in piece], errors
+
+
 def test_errors_beyond_the_list_are_counted_and_rows_have_a_limit():
-    checked = check_lines([b"x\n"] * (MAX_ERRORS + 23), CHAT, 1000, 1000)
-    assert len(checked.errors) == MAX_ERRORS + 1
-    assert checked.errors[-1]["message"] == "23 more lines have errors"
+    _, errors = checked([b"x\n"] * (MAX_ERRORS + 23))
+    assert len(errors) == MAX_ERRORS + 1
+    assert errors[-1]["message"] == "23 more lines have errors"
     lines = [line(str(i)).encode() for i in range(5)]
-    assert [(e["line"], e["code"]) for e in check_lines(lines, CHAT, 4, 1000).errors] == [(5, "too_many_rows")]
-    assert check_lines(lines, CHAT, 5, 1000).errors == []
-    assert check_lines([b"\n", b" "], CHAT, 5, 1000).errors[0]["code"] == "empty_file"
-    assert {e["code"] for e in check_lines(lines, CHAT, 5, 50).errors} == {"line_too_large"}
-    assert check_lines([b"\xef\xbb\xbf" + lines[0]], CHAT, 5, 1000).errors == []
+    assert [(e["line"], e["code"]) for e in checked(lines, 4)[1]] == [(5, "too_many_rows")]
+    assert checked(lines, 5)[1] == []
+    assert checked([b"\n", b" "])[1][0]["code"] == "empty_file"
+    assert {e["code"] for e in checked(lines, max_bytes=50)[1]} == {"line_too_large"}
+    assert checked([b"\xef\xbb\xbf" + lines[0]])[1] == []
 
 
 @given(st.lists(st.binary(max_size=40)))
 def test_any_bytes_are_errors_or_rows(lines):
-    checked = check_lines(lines, CHAT, 100, 1000)
-    assert checked.rows == []
-    assert checked.errors
+    rows, errors = checked(lines)
+    assert rows == []
+    assert errors
 
 
 @pytest.mark.parametrize(
@@ -545,12 +551,13 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
     file = store.add_file("t", "rows", "batch", BytesIO(b"x"))
     batch = store.add_batch(Caller("k", "t", False, frozenset({"a"})), CHAT, file.id, 60, None)
     assert batch.caller == Caller("k", "t", False, frozenset({"a"}))
-    assert store.start(batch, [(1, "a", "{}"), (2, "b", "{}")])
+    assert store.enter(batch, [(1, "a", "{}"), (2, "b", "{}")])
+    assert store.start(batch)
     store.record([DoneRow(batch.seq, 1, True, "first")])
     store.record([DoneRow(batch.seq, 1, True, "again"), DoneRow(batch.seq, 2, False, "bad")])
     batch = store.batch(batch.id, "t")
     assert (batch.completed, batch.failed, store.waiting(batch)) == (1, 1, [])
-    store.finish(batch, "completed", str)
+    list(store.finish(batch, "completed", str))
     batch = store.batch(batch.id, "t")
     assert batch.output_file is not None
     assert store.content(store.file(batch.output_file, "t")).read_text() == "first\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class CallerGuard:
         self._store, self._anybody = store, anybody or Caller()
         self.ledger = ledger
         self.windows = KeyWindows()
+        self._refreshing: asyncio.Future[None] | None = None
 
     @property
     def has_keys(self) -> bool:
@@ -97,6 +99,15 @@ class CallerGuard:
         """Logs which keys name a model that is not `served`, now and whenever the keys change."""
         if self._store is not None:
             self._store.compare(served)
+
+    async def refresh(self) -> None:
+        """Waits, where the keys file has changed, until it is read, which is done beside the loop. What a key may do is
+        then what the file says."""
+        if self._store is None or self._store.is_current:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._store.refresh))
+        await asyncio.shield(self._refreshing)
 
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller of a request with these headers. StatusError 401 without a right key."""

@@ -21,7 +21,7 @@ from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateL
 
 from bedplate.core.errors import UsageError
 from bedplate.serving.callers.api_keys import Key
-from bedplate.serving.schemas.http_errors import LimitError
+from bedplate.serving.schemas.http_errors import DiskOutage, LimitError
 
 _MINUTE = 60.0
 
@@ -188,7 +188,7 @@ class SpendLedger:
     def _write(self) -> None:
         waiting: dict[tuple[str, str], Spending] = {}
         """Sums: while a disk is full, they stay as many as there are keys."""
-        ending = False
+        ending, outage = False, DiskOutage()
         while not ending or waiting:
             if not ending:
                 with contextlib.suppress(queue.Empty):
@@ -206,7 +206,8 @@ class SpendLedger:
                     connection.executemany(_ADD, [(*of, spent.tokens, spent.usd) for of, spent in waiting.items()])
                 waiting.clear()
             except sqlite3.Error as error:
-                log.error("what API keys spent cannot be written to %s: %s", self._path, error)
+                if not outage.covers(error):
+                    log.error("what API keys spent cannot be written to %s: %s", self._path, error)
                 if ending:
                     return
 

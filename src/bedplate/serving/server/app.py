@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,7 @@ from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.http_errors import add_error_handlers
 from bedplate.serving.schemas.request_fields import RequestFields
-from bedplate.serving.schemas.strict_json import json_response
+from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.server import monitoring
 from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
 from bedplate.serving.server.monitoring import Metrics, Telemetry, Watchdog
@@ -71,7 +72,13 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    return json_response(document(request.app.state.routers))
+    content = await asyncio.to_thread(_document_json, request.app.state.routers)
+    return Response(content, media_type="application/json")
+
+
+@functools.cache
+def _document_json(routers: tuple[APIRouter, ...]) -> bytes:
+    return dump_json(document(routers))
 
 
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
@@ -172,7 +179,7 @@ def loaded_server(
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(scanned.cards)
-    loaded = [apart_now(partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
+    loaded = [apart_now(functools.partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
@@ -207,7 +214,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> S
     guard.compare(lambda: (*registry.models, *config.routes))
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
-    feedback = state.add(Feedback(directory, config.feedback))
+    feedback = state.add(Feedback(directory, config.feedback, state.outage))
     router = state.add(VersionRouter(state, lambda: feedback.targets))
     if config.feedback.keep:
         state.observers.append(feedback.finished)
