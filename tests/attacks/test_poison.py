@@ -17,6 +17,7 @@ from bedplate.serving.durable import batch_worker
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.feedback_store import FeedbackStore
+from bedplate.serving.schemas.http_errors import DiskOutage
 
 from .conftest import at_once, attacked, head
 
@@ -141,10 +142,12 @@ def test_a_reply_that_cannot_be_written_is_counted_and_keeps_no_other_from_being
     assert (feedback.counts["kept"] - saved, feedback.counts["dropped"] - dropped) == (3, 3)
 
 
-def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch, caplog):
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
+
+def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch, caplog):
+    monkeypatch.setattr(target.state.part(Feedback), "_outage", DiskOutage())
     counts = target.state.part(Feedback).counts
     saved, dropped = counts["kept"], counts["dropped"]
     monkeypatch.setattr(FeedbackStore, "append", full)
@@ -156,6 +159,27 @@ def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch,
         time.sleep(0.01)
     assert (counts["kept"] - saved, counts["dropped"] - dropped) == (0, 5)
     assert "No space left on device" in caplog.text
+
+
+def test_a_full_disk_is_507_and_one_line_of_the_log(files, tmp_path, monkeypatch, caplog):
+    """Whatever fails on it: replies that are kept, feedback, uploads, batches. Nothing is half counted."""
+    with attacked(files, tmp_path) as server:
+        reply = server.post(CHAT, json={"model": "prompted", "messages": HI}, headers=head("us")).json()
+        server.state.part(Feedback)._writer.submit(lambda: None).result(20)
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("bedplate.core.files.os.fsync", full)
+            for _ in range(20):
+                said = server.post("/v1/feedback", json={"id": reply["id"], "rating": "good"}, headers=head("us"))
+                assert (said.status_code, said.json()["error"]["code"]) == (507, "insufficient_storage")
+                assert server.post(CHAT, json={"model": "prompted", "messages": HI}, headers=head("us")).is_success
+                form: Any = {"files": {"file": ("rows.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+                assert server.post("/v1/files", headers=head("us"), **form).status_code == 507
+            server.state.part(Feedback)._writer.submit(lambda: None).result(20)
+        said = server.post("/v1/feedback", json={"id": reply["id"], "rating": "good"}, headers=head("us"))
+        assert said.status_code == 200
+    errors = [record.getMessage() for record in caplog.records if record.name == "bedplate.serving"]
+    assert [message[:16] for message in errors] == ["the disk is full"]
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -109,7 +109,7 @@ def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
     assert (rows["prompted"]["inputs"], rows["prompted"]["replies"]) == ([{"review": "great"}], [label])
     assert (rows["tuned"]["inputs"], "replies" in rows["tuned"]) == ([{"review": "good"}], False)
     assert ("inputs" in rows["probed"], len(rows["probed"]["replies"])) == (False, 1)
-    assert rows["pair"].keys() == {"kind", "id", "tenant", "endpoint", "time"}
+    assert rows["pair"].keys() == {"kind", "id", "tenant", "endpoint", "choices", "time"}
     assert rows["tiny"]["request"]["messages"][0]["content"] == "mail [EMAIL]"
     assert rows["tiny"]["replies"] == [text]
     assert {row["tenant"] for row in rows.values()} == {"us"}
@@ -155,6 +155,19 @@ def test_feedback_is_for_ones_own_replies(files, tmp_path):
         assert post_feedback(server, reply["id"], tenant="them", rating="good").status_code == 404
         assert post_feedback(server, reply["id"], rating="good").status_code == 200
         assert [row["kind"] for row in stored_rows(tmp_path)] == ["reply", "feedback", "feedback"]
+
+
+def test_feedback_is_for_a_choice_that_there_is(files, tmp_path):
+    with serving(files, tmp_path, every=FULL_RETENTION) as server:
+        replies = [post_chat(server, "great"), post_chat(server, "great", "writer", n=3)]
+        assert [post_feedback(server, replies[1]["id"], rating="good", index=i).status_code for i in (0, 2)] == [
+            200
+        ] * 2
+    for _ in range(2):  # the next server knows it too
+        with serving(files, tmp_path, every=FULL_RETENTION) as server:
+            for reply, index in ((replies[0], 1), (replies[0], 1000), (replies[1], 3)):
+                refused = post_feedback(server, reply["id"], rating="good", index=index)
+                assert (refused.status_code, refused.json()["error"]["param"]) == (400, "index")
 
 
 def test_a_correction_of_several_labels_is_a_list_of_them(files, tmp_path):

@@ -4,7 +4,6 @@ tenant sees only its own."""
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
@@ -12,10 +11,10 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
+from bedplate.serving.api.file_reply import OpenFileResponse
 from bedplate.serving.durable.batch_store import StoredBatch, StoredFile
 from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
@@ -86,29 +85,15 @@ async def retrieve_file(call: ApiCall) -> Response:
 @answers("files")
 async def content(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
-    file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
-    return _Content(store.content(file), media_type=JsonLinesResponse.media_type, filename=file.name)
 
-
-class _Content(FileResponse):
-    """A file's bytes. One that is deleted before they are read is not there."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def tracked_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+    def opened() -> Response:
+        file = store.file(call.request.path_params["id"], call.caller.tenant)
         try:
-            await super().__call__(scope, receive, tracked_send)
-        except (FileNotFoundError, RuntimeError) as error:
-            if await asyncio.to_thread(os.path.exists, self.path):
-                raise
-            if begun:
-                raise ClientGone from error
-            raise StatusError(404, "the file was deleted meanwhile", "file_not_found", "file_id") from error
+            return OpenFileResponse(store.content(file).open("rb"), file.name)
+        except FileNotFoundError:
+            raise StatusError(404, "the file was deleted meanwhile", "file_not_found", "file_id") from None
+
+    return await asyncio.to_thread(opened)
 
 
 @router.delete("/files/{id}")

@@ -192,11 +192,18 @@ def guard_for(config: ServerConfig) -> CallerGuard:
         # Whoever reaches an open server may use its models; changing it stays with this machine's users.
         return CallerGuard(anybody=Caller(admin=local))
 
+    ledger = SpendLedger(state_directory(config.state) / "spending.sqlite")
+
     def check(file: KeysFile) -> None:
         dear = next((key for key in file.keys if key.quota.in_dollars), None)
         if dear is not None and config.price is None:
             message = f"{config.keys}: the key {dear.id} has a quota in dollars, but the server has no `price`"
             raise ConfigError(f"{message}; add it")
+        if not all(key.quota.unlimited for key in file.keys):
+            ledger.hold()
 
-    store = KeyStore(config.keys, check)
-    return CallerGuard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
+    try:
+        return CallerGuard(KeyStore(config.keys, check), ledger)
+    except BaseException:
+        ledger.close()
+        raise

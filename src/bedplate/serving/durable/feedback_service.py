@@ -97,7 +97,7 @@ class Feedback:
         if len(self._pending) >= MAX_PENDING or not self._reserve_memory(call):
             self.counts["dropped"] += 1
             return
-        owner = Owner(call.caller.tenant, call.served.name)
+        owner = Owner(call.caller.tenant, call.served.name, len(call.answers))
         self._owners.note(call.id, owner)
         if self._since is not None:
             self._since.note(call.id, owner)
@@ -156,6 +156,7 @@ class Feedback:
 
     def _row(self, call: FinishedCall, rule: KeepRule) -> Row:
         row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}
+        row["choices"] = len(call.answers)
         if not sampled(call.id, rule.sample):
             return row
         texts: Row = {}
@@ -178,15 +179,15 @@ class Feedback:
 
     # --- feedback
 
-    async def owned(self, id_: str, tenant: str) -> tuple[str, str]:
-        """(plain id, model) of a reply. StatusError 404 also for another tenant's."""
+    async def owned(self, id_: str, tenant: str) -> tuple[str, Owner]:
+        """A reply's plain id, and what is known of it. StatusError 404 also for another tenant's."""
         store, plain = self.store, plain_id(id_)
         if store.generation != self._generation:
             await self._read()
         owner = None if plain is None else self._owners.get(plain)
         if plain is None or owner is None or owner.tenant != tenant:
             raise StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
-        return plain, owner.model
+        return plain, owner
 
     async def record(self, id_: str, model: str, tenant: str, feedback: Row) -> None:
         """Keeps what was said, on the disk. StatusError 409 where enough was said of this reply."""
@@ -298,7 +299,7 @@ def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None]
     feedback_places = Latest[tuple[Place, ...]](MOST_OWNERS)
     for model, place, row in store.lines():
         if row["kind"] == "reply":
-            owners.note(row["id"], Owner(sys.intern(row["tenant"]), model, place))
+            owners.note(row["id"], Owner(sys.intern(row["tenant"]), model, row.get("choices"), place))
         else:
             _note(targets, row)
             feedback_places.note(row["id"], (*feedback_places.get(row["id"], ()), place))

@@ -45,10 +45,12 @@ class Place(NamedTuple):
 
 @dataclass(slots=True)
 class Owner:
-    """Whose reply it is, and which model's; `place`: its line, once it is written."""
+    """Whose reply it is, which model's, and how many choices it has, None where that was not kept; `place`: its line,
+    once it is written."""
 
     tenant: str
     model: str
+    choices: int | None
     place: Place | None = None
 
 
@@ -177,20 +179,35 @@ class FeedbackStore:
         columns: input name → column (default: the same). group: a column for a digest of the tenant, since one tenant's
         rows are not independent. The last feedback on a reply counts. UsageError for columns that collide.
         """
-        replies: dict[str, Row] = {}
+        exported = Exported()
+        exported.rows.extend(self.examples(model, columns, target, group, exported.skipped))
+        return exported
+
+    def examples(
+        self,
+        model: str,
+        columns: Mapping[str, str] | None = None,
+        target: str = "target",
+        group: str | None = None,
+        skipped: Counter[str] | None = None,
+    ) -> Iterator[Row]:
+        """The rows of `export`, one at a time, with feedback in memory and no reply but one. skipped: counts, by the
+        reason, replies that are no row."""
+        replies: dict[str, Place] = {}
         feedback_by_key: dict[tuple[str, int], Row] = {}
-        for _, row in self.rows((model,)):
+        for _, place, row in self.lines((model,)):
             if row["kind"] == "reply":
-                replies[row["id"]] = row
+                replies[row["id"]] = place
             else:
                 said = {name: value for name, value in row.items() if value is not None}
                 feedback_by_key.setdefault((row["id"], row["index"]), {}).update(said)
-        exported = Exported()
-        exported.skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
+        skipped = Counter() if skipped is None else skipped
+        skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
         for (id_, index), feedback in feedback_by_key.items():
-            example, why = _example(replies.get(id_), index, feedback)
+            place = replies.get(id_)
+            example, why = _example(None if place is None else json.loads(_line_at(place)), index, feedback)
             if example is None:
-                exported.skipped[why] += 1
+                skipped[why] += 1
                 continue
             inputs, answer = example
             named = {name: name for name in inputs} if columns is None else columns
@@ -203,8 +220,7 @@ class FeedbackStore:
             row = {"id": f"{id_}-{index}", **{named[name]: text for name, text in inputs.items()}, target: answer}
             if group:
                 row[group] = hashlib.sha256(feedback["tenant"].encode()).hexdigest()[:12]
-            exported.rows.append(row)
-        return exported
+            yield row
 
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
         names = {_directory_name(model) for model in models}
@@ -244,11 +260,15 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
             offset += len(line)
 
 
-def _line_size(place: Place, id_: str) -> int:
-    """Bytes of the line there, without its end. ValueError where it is none of this reply."""
+def _line_at(place: Place) -> bytes:
     with place.path.open("rb") as file:
         file.seek(place.offset)
-        line = file.readline().removesuffix(b"\n")
+        return file.readline().removesuffix(b"\n")
+
+
+def _line_size(place: Place, id_: str) -> int:
+    """Bytes of the line there, without its end. ValueError where it is none of this reply."""
+    line = _line_at(place)
     if json.loads(line)["id"] != id_:
         raise ValueError(f"another reply's line is at byte {place.offset} of {place.path}")
     return len(line)

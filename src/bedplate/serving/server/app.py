@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import socket
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,10 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    content = await asyncio.to_thread(_document_json, request.app.state.routers)
-    return Response(content, media_type="application/json")
-
-
-@functools.cache
-def _document_json(routers: tuple[APIRouter, ...]) -> bytes:
-    return dump_json(document(routers))
+    state = request.app.state
+    if state.document is None:
+        state.document = await asyncio.to_thread(lambda: dump_json(document(state.routers)))
+    return Response(state.document, media_type="application/json")
 
 
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
@@ -179,7 +176,7 @@ def loaded_server(
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(scanned.cards)
-    loaded = [apart_now(functools.partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
+    loaded = [apart_now(partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
@@ -190,7 +187,7 @@ def loaded_server(
         limits = config.limits
         bounds = limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
         engines = [engine for _, engine in base_engines]
-        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights)
+        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights, routes=config.routes)
         for resident_base in loaded:
             # of several engines the first has the base's name
             engine = next(engine for base, engine in base_engines if base is resident_base)
@@ -239,7 +236,7 @@ ROUTERS: tuple[APIRouter, ...] = (*(module.router for module in _ROUTES), router
 def create_app(state: ServerState) -> FastAPI:
     # FastAPI's own schema would not know the bodies, which routes read themselves: `openapi` does.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
-    app.state.server, app.state.routers = state, ROUTERS
+    app.state.server, app.state.routers, app.state.document = state, ROUTERS, None
     for router in ROUTERS:
         app.include_router(router)
     metrics = state.add(Metrics(state))
