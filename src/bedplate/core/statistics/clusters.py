@@ -171,7 +171,7 @@ def effective_n_bound(
     if count == n and np.ptp(w) <= _EQUAL:
         value = (binomial_lower if side == "lower" else binomial_upper)(float(x.sum()), n, confidence)
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
-    check_groups(group_sums(w, codes, count), minimum_groups)
+    check_groups(group_sums(w, codes, count), minimum_groups, n)
     value, effect, effective = _lower(x if side == "lower" else 1 - x, codes, count, w, confidence)
     return Bound(value if side == "lower" else 1 - value, side, confidence, share, n, count, effect, effective)
 
