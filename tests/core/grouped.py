@@ -64,6 +64,9 @@ def trend(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
     spread = (sizes * centred**2).sum(-1)
     slope = np.divide((centred * sums).sum(-1), spread, out=np.zeros_like(spread), where=spread > 1e-12 * n)
     slope = np.minimum(slope, 0.0)
+    residuals = sums - (sums.sum(-1, keepdims=True) / n[..., None] + slope[..., None] * centred) * sizes
+    error = (centred**2 * residuals**2).sum(-1)
+    slope = slope * np.maximum(0.0, 1 - np.divide(error, (spread * slope) ** 2, out=np.ones_like(n), where=slope < 0))
     largest, tail = -np.sort(-logs, axis=-1), max(5, round(sizes.shape[-1] ** 0.5))
     hill = largest[..., :tail].mean(-1) - largest[..., min(tail, sizes.shape[-1] - 1)]
     factor = 1 / np.maximum(1 - hill, 1 / FARTHEST)

@@ -30,6 +30,7 @@ from bedplate.core.statistics.unequal import (
     Floats,
     Ints,
     check_groups,
+    heavy_jump,
     robust,
     size_trend,
     skewness,
@@ -46,7 +47,8 @@ Groups = Sequence[Hashable] | NDArray[np.generic]
 @dataclass(frozen=True)
 class RobustMean:
     """Mean of n rows in G groups, with its standard error and degrees of freedom for groups of any sizes; worth: how
-    many groups of one size they are as good as."""
+    many groups of one size they are as good as; jump: what one more heavy row would move it by, 0 where rows have one
+    weight."""
 
     mean: float
     se: float
@@ -54,6 +56,12 @@ class RobustMean:
     n: int
     groups: int
     worth: float
+    jump: float = 0.0
+
+    def half_width(self, quantile: float) -> float:
+        """Of an interval with this quantile of t. What heavy rows that did not fail could hide is in it, as in a bound
+        of a share: by the mean and the variance that one more of them would add (Fay & Feuer 1997)."""
+        return self.jump + quantile * math.hypot(self.se, self.jump)
 
 
 @dataclass(frozen=True)
@@ -97,8 +105,10 @@ def robust_mean(values: ArrayLike, groups: Groups, weights: Floats | None = None
     mean = float(w @ x) / float(w.sum())
     if count == 1:
         return RobustMean(mean, math.nan, 0.0, x.size, 1, 1.0)
-    robust_fit = robust(group_sums(w * (x - mean), codes, count), sizes, _correlation(x, codes, count), squares)
-    return RobustMean(mean, math.sqrt(robust_fit.variance), robust_fit.freedom, x.size, count, worth(sizes))
+    icc = _correlation(x, codes, count)
+    robust_fit = robust(group_sums(w * (x - mean), codes, count), sizes, icc, squares)
+    jump = heavy_jump(sizes, squares, 0.0 if count == x.size else icc) if np.ptp(w) > _EQUAL else 0.0
+    return RobustMean(mean, math.sqrt(robust_fit.variance), robust_fit.freedom, x.size, count, worth(sizes), jump)
 
 
 def checked_weights(weights: ArrayLike | None, n: int) -> Floats:
@@ -203,24 +213,22 @@ def _lower(x: Floats, codes: Ints, count: int, w: Floats, confidence: float) -> 
         if beyond > 0:
             value, effective = at(t_quantile + SKEWNESS_SHARE * beyond * (2 * t_quantile**2 + 1) / 6)
     if weighted and value > 0:
-        value = min(value, _heavy_failure(share, robust_fit.variance, variances / sizes / n, variances, confidence))
+        value = min(value, _heavy_failure(share, robust_fit.variance, heavy_jump(sizes, squares, icc), confidence))
     value = max(value + trend.beyond, 0.0)
     if count < n:
         value = missed_groups_bound(sizes - sums, sizes, n / float(w @ w / n), value, confidence)
     return value, effect, effective
 
 
-def _heavy_failure(share: float, variance: float, jumps: Floats, variances: Floats, confidence: float) -> float:
+def _heavy_failure(share: float, variance: float, jump: float, confidence: float) -> float:
     """The lower bound of a share where one more failure would be one of the heavy rows.
 
     A weighted sum of failures is bounded by a gamma of the same mean and variance, with one more failure of the largest
     weight (Fay & Feuer 1997, Statistics in Medicine 16:791); here by the beta of which Clopper and Pearson's bound is
-    the case of one weight, and the further failure has the weight that makes most of the variance. jumps: what failures
-    of a group move the share by, variances: of the groups' sums [G].
+    the case of one weight, and the further failure has the weight that makes most of the variance (`heavy_jump`).
     """
     from scipy.special import betaincinv
 
-    jump = float(variances @ jumps / variances.sum())
     effective = (1 - share + jump) / (variance / share + jump**2)
     return 1 - float(betaincinv(effective * (1 - share + jump), effective * share, confidence))
 

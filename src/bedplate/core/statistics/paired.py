@@ -178,7 +178,7 @@ def paired_difference(
         return PairedDifference(mean.mean, agreeing(interval, p_value, confidence), p_value, test, mean.n, mean.groups)
     tail = (1 - confidence) / 2
     half = max(
-        mean.se * float(stdtrit(mean.freedom, 1 - tail)),
+        mean.half_width(float(stdtrit(mean.freedom, 1 - tail))),
         1 - math.pow(tail, 1 / mean.worth) if mean.se <= _TOLERANCE else 0.0,
     )
     interval = agreeing((max(-1.0, mean.mean - half), min(1.0, mean.mean + half)), p_value, confidence)

@@ -27,7 +27,7 @@ with fewer groups of one size, at a bar of 0.9 and a correlation of 0.2, candida
 ones are held by their degrees of freedom down to a worth of about 10, but then a handful of groups says everything."""
 
 
-FARTHEST = 2.0
+FARTHEST = 3.0
 """How many times the largest group a further one may be taken to be (`size_trend`)."""
 
 
@@ -127,6 +127,13 @@ def moments(weights: Floats, variances: Floats, a: Floats) -> tuple[float, float
     return expected / total, expected**2 / (float(a**2 @ diagonal**2) + off_diagonal)
 
 
+def heavy_jump(sizes: Floats, squares: Floats, icc: float) -> float:
+    """By how much a mean moves with one more failure among the rows that make most of its variance, where rows differ
+    in weight. sizes, squares: Σw and Σw² over the rows of each group [G]."""
+    variances = _variances(sizes, min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0, squares)
+    return float(variances @ (variances / sizes)) / float(variances.sum() * sizes.sum())
+
+
 @dataclass(frozen=True)
 class SizeTrend:
     """deviations: of the sums of groups [G] from what the mean makes of them, where larger groups are worse; beyond:
@@ -143,14 +150,20 @@ def size_trend(sums: Floats, sizes: Floats) -> SizeTrend:
     """The trend of groups' means over the logarithm of their sizes [G], where it falls; none where they have one size.
 
     Sizes are drawn as groups are, and the largest say most of the mean: where they are worse, a sample that has few of
-    them reads too high and its spread too small. The further group has the size that is expected beyond the largest in
-    a tail as heavy as that of the √G largest seems (Hill 1975, Annals of Statistics 3:1163), at most `FARTHEST` times.
+    them reads too high and its spread too small. The slope is shrunk by its own error, for most samples have one by
+    chance (the positive part of James and Stein's estimate, with errors robust to unequal groups). The further group
+    has the size that is expected beyond the largest in a tail as heavy as that of the √G largest seems (Hill 1975,
+    Annals of Statistics 3:1163), at most `FARTHEST` times.
     """
     logs, total = np.log(sizes), float(sizes.sum())
     centred = logs - float(sizes @ logs) / total
     spread = float(sizes @ centred**2)
     slope = float(centred @ sums) / spread if spread > 1e-12 * total else 0.0
     if slope >= 0:
+        return NO_TREND
+    residuals = sums - (float(sums.sum()) / total + slope * centred) * sizes
+    slope *= max(0.0, 1 - float(centred**2 @ residuals**2) / (spread * slope) ** 2)
+    if slope == 0:
         return NO_TREND
     largest = np.sort(logs)[::-1]
     tail = max(5, round(sizes.size**0.5))
