@@ -100,7 +100,7 @@ def test_few_large_groups_are_refused_by_what_they_are_worth() -> None:
     codes = np.repeat(np.arange(60), sizes)
     right = (np.random.default_rng(0).random(600) < 0.9).astype(float)
     with pytest.raises(
-        unequal.InsufficientGroups, match=r"60 groups of very unequal sizes are worth 11.*at least 20"
+        unequal.InsufficientGroups, match=r"60 groups of very unequal sizes count as 11 equal ones.*at least 20"
     ) as caught:
         clusters.effective_n_bound(right, codes)
     assert caught.value.worth == pytest.approx(unequal.worth(sizes.astype(float)))

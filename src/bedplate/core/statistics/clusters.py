@@ -181,7 +181,11 @@ def effective_n_bound(
     if count == n and np.ptp(w) <= _EQUAL:
         value = (binomial_lower if side == "lower" else binomial_upper)(float(x.sum()), n, confidence)
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
-    check_groups(group_sums(w, codes, count), minimum_groups, n)
+    sizes = group_sums(w, codes, count)
+    check_groups(sizes, minimum_groups, n)
+    apart = dominating(sizes)
+    if np.ptp(w) <= _EQUAL and apart.any():
+        return _with_groups_apart(x, codes, apart[codes], confidence, side)
     value, effect, effective = _lower(x if side == "lower" else 1 - x, codes, count, w, confidence)
     return Bound(value if side == "lower" else 1 - value, side, confidence, share, n, count, effect, effective)
 
@@ -231,6 +235,35 @@ def _heavy_failure(share: float, variance: float, jump: float, confidence: float
 
     effective = (1 - share + jump) / (variance / share + jump**2)
     return 1 - float(betaincinv(effective * (1 - share + jump), effective * share, confidence))
+
+
+DOMINANCE = 8.0
+"""Groups are set apart where the others are worth so many times as many groups as all of them."""
+
+
+def dominating(sizes: Floats) -> NDArray[np.bool_]:
+    """The few largest groups [G], with at most half of the rows, that are worth less than nothing: without them the
+    others are worth `DOMINANCE` times as many groups. None in most layouts."""
+    order = np.argsort(-sizes, kind="stable")
+    rows = sizes.sum() - np.cumsum(sizes[order])[:-1]
+    worths = np.where(rows >= sizes.sum() / 2, rows**2 / ((sizes @ sizes) - np.cumsum(sizes[order] ** 2)[:-1]), 0.0)
+    apart = np.zeros(sizes.size, dtype=bool)
+    if worths.size and worths.max() >= DOMINANCE * worth(sizes):
+        apart[order[: int(worths.argmax()) + 1]] = True
+    return apart
+
+
+def _with_groups_apart(x: Floats, codes: Ints, apart: NDArray[np.bool_], confidence: float, side: Side) -> Bound:
+    """The bound where few groups dominate: nothing tells how groups like these vary, on which the variance of all rows
+    would rest. It is the further of two: that of the other groups, which holds if groups are drawn anew and their sizes
+    say nothing of their rates; and that of all rows with the rates of the groups apart taken as they are, the bounds of
+    both parts added, which holds if these groups stay what they are. apart: of the rows [n]."""
+    others = effective_n_bound(x[~apart], codes[~apart], confidence, side)
+    share, bound = float(apart.mean()), binomial_lower if side == "lower" else binomial_upper
+    same_groups = (1 - share) * others.value + share * bound(float(x[apart].sum()), int(apart.sum()), confidence)
+    value = (min if side == "lower" else max)(others.value, same_groups)
+    count, effective = int(codes.max()) + 1, others.effective_n
+    return Bound(value, side, confidence, float(x.mean()), x.size, count, max(1.0, x.size / effective), effective)
 
 
 def groups_needed(bar: float, confidence: float) -> int:
