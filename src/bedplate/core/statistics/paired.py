@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -116,11 +117,13 @@ def score_interval(only_a: float, only_b: float, n: float, confidence: float = 0
         share = (math.sqrt(max(b * b + 8 * n * only_b * delta * (1 - delta), 0.0)) - b) / (4 * n)
         return (only_a - only_b - n * delta) ** 2 - z2 * n * max(2 * share + delta * (1 - delta), 0.0)
 
-    ends = [
-        end if abs(end - difference) < _TOLERANCE else brentq(excess, difference + end * _TOLERANCE / 10, end)
-        for end in (-1.0, 1.0)
-    ]
-    return float(ends[0]), float(ends[1])
+    def end_at(limit: float) -> float:
+        if abs(limit - difference) < _TOLERANCE:
+            return limit
+        root: Any = brentq(excess, difference + limit * _TOLERANCE / 10, limit)
+        return float(root)
+
+    return end_at(-1.0), end_at(1.0)
 
 
 def agreeing(interval: tuple[float, float], p_value: float, confidence: float) -> tuple[float, float]:
