@@ -166,6 +166,9 @@ def effective_n_bound(
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
     sizes, squares, cubes = (group_sums(w**power, codes, count) for power in (1, 2, 3))
     check_groups(sizes, minimum_groups, n)
+    apart = np.zeros(count, dtype=bool) if weighted else dominating(sizes)
+    if apart.any():
+        return _with_groups_apart(x, codes, apart[codes], confidence, side)
     icc = _correlation(x, codes, count) if count < n else 0.0
     robust_fit = robust(group_sums(w * (x - share), codes, count), sizes, icc, squares)
     plain = share * (1 - share) / (n - 1)
@@ -190,6 +193,35 @@ def effective_n_bound(
         missed_bound = missed_groups_bound(failures, sizes, n / float(w @ w / n), start, confidence)
         value = missed_bound if side == "lower" else 1 - missed_bound
     return Bound(value, side, confidence, share, n, count, effect, effective)
+
+
+DOMINANCE = 8.0
+"""Groups are set apart where the others are worth so many times as many groups as all of them."""
+
+
+def dominating(sizes: Floats) -> NDArray[np.bool_]:
+    """The few largest groups [G], with at most half of the rows, that are worth less than nothing: without them the
+    others are worth `DOMINANCE` times as many groups. None in most layouts."""
+    order = np.argsort(-sizes, kind="stable")
+    rows = sizes.sum() - np.cumsum(sizes[order])[:-1]
+    worths = np.where(rows >= sizes.sum() / 2, rows**2 / ((sizes @ sizes) - np.cumsum(sizes[order] ** 2)[:-1]), 0.0)
+    apart = np.zeros(sizes.size, dtype=bool)
+    if worths.size and worths.max() >= DOMINANCE * worth(sizes):
+        apart[order[: int(worths.argmax()) + 1]] = True
+    return apart
+
+
+def _with_groups_apart(x: Floats, codes: Ints, apart: NDArray[np.bool_], confidence: float, side: Side) -> Bound:
+    """The bound where few groups dominate: nothing tells how groups like these vary, on which the variance of all rows
+    would rest. It is the further of two: that of the other groups, which holds if groups are drawn anew and their sizes
+    say nothing of their rates; and that of all rows with the rates of the groups apart taken as they are, the bounds of
+    both parts added, which holds if these groups stay what they are. apart: of the rows [n]."""
+    others = effective_n_bound(x[~apart], codes[~apart], confidence, side)
+    share, bound = float(apart.mean()), binomial_lower if side == "lower" else binomial_upper
+    same_groups = (1 - share) * others.value + share * bound(float(x[apart].sum()), int(apart.sum()), confidence)
+    value = (min if side == "lower" else max)(others.value, same_groups)
+    count, effective = int(codes.max()) + 1, others.effective_n
+    return Bound(value, side, confidence, float(x.mean()), x.size, count, max(1.0, x.size / effective), effective)
 
 
 def groups_needed(bar: float, confidence: float) -> int:
