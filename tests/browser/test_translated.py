@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import random
-from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,20 +19,6 @@ from bedplate.economics.numbers import money
 from bedplate.economics.numbers.javascript import script
 
 EXAMPLES = Path(__file__).parents[2] / "examples/decide"
-
-
-@dataclass(frozen=True)
-class Box:
-    name: str
-    sizes: tuple[float, ...]
-    note: str | None = None
-
-    @property
-    def largest(self) -> float:
-        return max(self.sizes, default=-math.inf)
-
-    def scaled(self, factor: float) -> Box:
-        return replace(self, sizes=[factor * size for size in self.sizes])
 
 
 def lists(xs: list[float]) -> list[Any]:
@@ -97,17 +82,7 @@ def texts(xs: list[float]) -> list[str]:
     return [*(shown(x) for x in xs), shown(1234.5, 3), ", ".join(["`", "\\", "${}"]), "aBC".capitalize(), f"{'x'}`"]
 
 
-def records(xs: list[float]) -> list[Any]:
-    boxes = [Box("a", tuple(xs)), Box("b", (), note="none")]
-    bigger = boxes[0].scaled(2.0)
-    return [bigger.largest, boxes[1].largest == -math.inf, boxes[1].note, bigger.note, bigger.name, boxes[0].largest]
-
-
-def words(xs: list[float]) -> list[str]:
-    return [word for x in xs for word in (money.usd(x), money.number(abs(x)), money.figures(x / 1e5, 3))]
-
-
-FUNCTIONS = (lists, truth, texts, records, words)
+FUNCTIONS = (lists, truth, texts)
 
 
 def opened(browser: Browser, **exports: object) -> Page:
