@@ -46,7 +46,7 @@ def measured(monkeypatch: pytest.MonkeyPatch, times: float, room: float = math.i
     """The speed that plans take, where everything takes so many times as long as on a quiet machine of two cores; and
     the number of rows that were asked for it."""
     predictor: Any = Asked(times)
-    monkeypatch.setattr(throughput, "engine_threads", lambda: 2)
+    monkeypatch.setattr(throughput, "engine_threads", lambda: 2, raising=False)
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
     monkeypatch.setattr(throughput, "time", SimpleNamespace(perf_counter=lambda: predictor.now, monotonic=lambda: 0.0))
     rows, written = [{"text": ""}] * 100, SimpleNamespace(mean=0.0, max_tokens=0)
