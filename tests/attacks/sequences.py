@@ -190,10 +190,10 @@ async def _responses(by: SequenceBesieger, draw: random.Random) -> None:
 
 
 async def _left_streams(by: SequenceBesieger, draw: random.Random) -> None:
-    """Long generations that are streamed, and left at once."""
+    """Long generations that are streamed, and left soon after they have begun."""
     headers = [*by._identity, ("content-type", JSON_TYPE)]
     body = json.dumps(chat("go on", max_tokens=2000, stream=True, ignore_eos=True)).encode()
-    await by.at_once(32, lambda _: fire(by._host, by._port, Shot("POST", CHAT, headers, body, "left"), draw))
+    await by.at_once(8, lambda _: fire(by._host, by._port, Shot("POST", CHAT, headers, body, "slow"), draw))
 
 
 async def _large_replies(by: SequenceBesieger, draw: random.Random) -> None:
