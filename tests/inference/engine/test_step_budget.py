@@ -10,7 +10,7 @@ from bedplate.inference.engine.requests import Generate, Request, Sampling
 from bedplate.inference.engine.step_budget import MIN_TOKENS, SHARED_SECONDS, SLOWDOWN, StepBudget
 from bedplate.models.checkpoints.base import Base, load_base
 
-DECODE, TOKEN = 0.01, 0.001
+DECODE, TOKEN = 0.1, 0.001
 
 
 def test_prompts_lengthen_a_step_by_a_bounded_factor() -> None:
@@ -57,7 +57,7 @@ def test_a_long_prompt_comes_in_small_pieces_beside_another_tenant(
 
     with Engine(base, kernel="torch", cache_bytes=0, on_step=note) as engine:
         together = [stream.result(60) for stream in map(engine.submit, requests)]
-        assert max(pieces[:6]) <= 20 if tenants == 2 else max(pieces[:6]) >= 280
+        assert max(pieces) <= 20 if tenants == 2 else max(pieces) >= 256
         engine._steps._on_step = None
         assert [result.token_ids for result in together] == [  # type: ignore[attr-defined]
             engine.run([request])[0].token_ids  # type: ignore[attr-defined]
