@@ -56,7 +56,8 @@ def test_a_long_prompt_comes_in_small_pieces_beside_another_tenant(
         pieces.append(sum(count for _, count, _ in step.spans[step.decodes :]))  # type: ignore[attr-defined]
 
     with Engine(base, kernel="torch", cache_bytes=0, on_step=note) as engine:
-        together = [stream.result(60) for stream in map(engine.submit, requests)]
+        streams = [engine.submit(request) for request in requests]
+        together = [stream.result(60) for stream in streams]
         assert max(pieces) <= 20 if tenants == 2 else max(pieces) >= 256
         engine._steps._on_step = None
         assert [result.token_ids for result in together] == [  # type: ignore[attr-defined]
