@@ -350,7 +350,7 @@ def test_a_row_without_an_answer_has_its_error_in_a_table(
     table = pd.read_parquet(tmp_path / "out.parquet")
     assert list(table["error"].isna()) == [True, False, True, False]
     assert list(table["answer"].isna()) == [False, True, False, True]
-    assert table["review"][3] is None
+    assert pd.isna(table["review"][3])
 
 
 def test_tables_that_cannot_be_written_are_refused_before_any_work(
@@ -358,7 +358,7 @@ def test_tables_that_cannot_be_written_are_refused_before_any_work(
 ) -> None:
     source = write_rows(tmp_path / "in.jsonl", [{"review": "fine", "answer": "taken"}])
     code, _, errors = run(capsys, skin_dir, source, "--out", tmp_path / "out.csv")
-    assert code == 2
+    assert code == 1
     assert "'answer'" in errors
     for out in ("out.xlsx", "out.json", "out"):
         code, _, errors = run(capsys, skin_dir, source, "--out", tmp_path / out)

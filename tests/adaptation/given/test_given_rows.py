@@ -168,6 +168,8 @@ def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_
     for task_without_target in (written, yaml.safe_load(written.read_text())):
         with pytest.raises(UsageError, match="names its own"):
             bedplate.adapt(task_without_target, tmp_path / "other", target="label")
+    with pytest.raises(UsageError, match="task is int; give a task file's path"):
+        bedplate.adapt(3, tmp_path / "other")
     with pytest.raises(UsageError, match="no column 'lable'; did you mean 'label'"):
         bedplate.adapt(frame, tmp_path / "other", target="lable")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("other")) == []

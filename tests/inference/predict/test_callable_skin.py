@@ -68,7 +68,7 @@ def test_predictions_are_an_array_of_answers_to_numpy_and_scikit_learn(skin: Loa
     wrong = [next(label for label in LABELS if label != answer) for answer in answers]
     assert accuracy_score(wrong, skin.predict(pd.DataFrame({"review": ROWS}))) == 0.0
     assert confusion_matrix(answers, skin.predict(ROWS, one_by_one=True), labels=list(LABELS)).sum() == len(ROWS)
-    assert pd.Series(predictions).map(lambda prediction: prediction.output).tolist() == answers
+    assert pd.Series(predictions).tolist() == answers
 
 
 def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:

@@ -12,14 +12,16 @@ from typing import Any
 import yaml
 
 from bedplate.adaptation.task.draft import draft, task_text
+from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.data.sources import read_rows
-from bedplate.data.tables import json_lines, records, table_rows
+from bedplate.data.tables import is_table, json_lines, records, table_rows
 
 DEFAULT_BASE = "smollm2-135m"
 
 
+@checked
 def init(
     data: Any,
     out: Path | str = "task.yaml",
@@ -51,7 +53,7 @@ def init(
     for written in (path, rows_path) if in_memory else (path,):
         if written.exists() and not overwrite:
             raise UsageError(f"{written} exists already; choose another name, or replace it (overwrite=True)")
-    rows = table_rows(data, "", str(rows_path)) if in_memory else read_rows(str(rows_path.absolute()))
+    rows = table_rows(data, "data", "data") if in_memory else read_rows(str(rows_path.absolute()))
     chosen_group = None if group == "none" else group
     task_draft = draft(rows, inputs=inputs, target=target, group=chosen_group, grouped=group != "none")
     content = task_text(
@@ -81,6 +83,9 @@ def task_file_of(task: Any, out: Path, target: str | None) -> Path:
             raise UsageError("target goes with a table; a task names its own, under data.target")
         if not isinstance(task, Mapping):
             return Path(task)
+    elif not is_table(task) and not isinstance(task, list | tuple):
+        task_type = type(task).__name__
+        raise UsageError(f"task is {task_type}; give a task file's path, its content as a mapping, or a table of rows")
     path = out.with_name(f"{out.name}.task.yaml")
     if isinstance(task, Mapping):
         atomic_write(path, yaml.safe_dump(_absolute(task), sort_keys=False, allow_unicode=True))
