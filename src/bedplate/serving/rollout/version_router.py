@@ -12,6 +12,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, Metric
@@ -22,7 +23,6 @@ from starlette.types import ASGIApp
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.request.server_state import FinishedCall, ServerState, SilentObserver, self_call
 from bedplate.serving.rollout.verdict import (
@@ -142,8 +142,6 @@ class Shadows:
 
 MOST_KEPT = 10_000
 """Calls, and pairs, that a route remembers: in memory, the last ones."""
-ROUTES_FILE = "routes.json"
-"""In the state directory: weights that were set while the server ran. A restart must not undo a rollback."""
 _MIRRORED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/messages"))
 
 
@@ -183,9 +181,17 @@ class _Route:
 class VersionRouter(Collector):
     """Between a call's model name and the registry: an observer of calls, and a service that sends the copies.
 
-    targets: call id → the right answer as users gave it, None where the given one was called good."""
+    targets: call id → the right answer as users gave it, None where the given one was called good. routes_file: where
+    weights that were set while the server ran are saved (a restart must not undo a rollback), once `acquire` has made
+    its directory this server's."""
 
-    def __init__(self, state: ServerState, targets: Callable[[], Mapping[str, str | None]]) -> None:
+    def __init__(
+        self,
+        state: ServerState,
+        targets: Callable[[], Mapping[str, str | None]],
+        routes_file: Path,
+        acquire: Callable[[], object],
+    ) -> None:
         routes = state.config.routes
         for name in routes:
             need_model_name(name)
@@ -195,7 +201,7 @@ class VersionRouter(Collector):
             if route.config.verdict is not None:
                 route.verdict = OnlineVerdict(route.config.verdict, route.config.shadow)
         self._shadows = Shadows(state)
-        self._directory = state.part(StateDirectory)
+        self._routes_file, self._acquire = routes_file, acquire
         self._changing = threading.RLock()
         self._restore()
 
@@ -244,11 +250,12 @@ class VersionRouter(Collector):
             for name, route in self._routes.items()
             if route.previous is not None
         }
-        atomic_write(self._directory.acquire() / ROUTES_FILE, json.dumps(changed, indent=1))
+        self._acquire()
+        atomic_write(self._routes_file, json.dumps(changed, indent=1))
 
     def _restore(self) -> None:
         """Applies weights that were set at run time before a restart, unless the server's file was edited since."""
-        path = self._directory.path / ROUTES_FILE
+        path = self._routes_file
         if not self._routes or not path.exists():
             return
         try:

@@ -212,7 +212,8 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> S
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback, state.outage))
-    router = state.add(VersionRouter(state, lambda: feedback.targets))
+    routes_file = directory.path / "routes.json"
+    router = state.add(VersionRouter(state, lambda: feedback.targets, routes_file, directory.acquire))
     if config.feedback.keep:
         state.observers.append(feedback.finished)
         state.services.append(feedback)
