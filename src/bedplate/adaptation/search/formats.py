@@ -184,9 +184,7 @@ def _unfit(candidate: Candidate) -> str | None:
         return "it has no base whose weights could be in another format"
     if candidate.context.hosted is not None:
         return "a remote model answers"
-    if candidate.context.is_encoder:
-        return "an encoder runs in its own weights"
-    return None
+    return candidate.context.backbone.fixed_format
 
 
 def _in_format(result: RungResult, trial: FormatTrial) -> RungResult:
