@@ -225,19 +225,19 @@ def test_sentences_of_each_outcome():
     sentences = curve_sentences([crossover(150.0, (90.0, "beyond"))], pays, [50.0, 1000.0])
     assert sentences[0] == (
         "On this task tuning (lora) overtakes prompting (few_shot) at about 150 labels (95% interval: 90 to more than "
-        "the 1,000 there are; it overtakes in 93% of the resamples)."
+        "the 1,000 available; it overtakes in 93% of the resamples)."
     )
     assert sentences[1] == "At 200 labels lora pays for itself against few_shot after about 1,234 calls: why."
     assert (
-        "not within the 1,000 labels there are"
+        "does not overtake prompting (few_shot) within the 1,000 labels available"
         in curve_sentences([crossover("beyond", ("beyond", "beyond"))], pays, [50, 1000])[0]
     )
     below = curve_sentences([crossover("below", ("below", 80.0))], pays, [50.0, 1000.0])
-    assert "at 50 labels already" in below[0]
+    assert "already at 50 labels" in below[0]
     assert "50 or fewer to 80" in below[0]
     assert "never" in below[1]
     assert "too few groups" in curve_sentences([crossover(150.0, None)], pays, [50.0, 1000.0])[0]
-    assert "nothing is said" in curve_sentences([], [], [])[0]
+    assert "no crossover to report" in curve_sentences([], [], [])[0]
 
 
 @pytest.mark.parametrize(
@@ -366,7 +366,7 @@ def test_what_the_time_does_not_allow_is_left_out_and_said(toy_task: Path, tmp_p
     assert sum(note.count("(draw ") for note in curve["left_out"]) == 2 * DRAWS
     assert curve["left_out"][0].startswith("lora at 20 labels (draw 0)")
     assert "skipped, it needs about" in curve["left_out"][0]
-    assert "nothing is said" in curve["says"][0]
+    assert "no crossover to report" in curve["says"][0]
     assert "left out" in (tmp_path / "out" / "report.html").read_text().lower()
 
 

@@ -197,7 +197,7 @@ def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_t
     needed_rows = multiplicity.needed_n(0.85, 0.82, 0.95)
     assert undecided.status == "INSUFFICIENT_DATA"
     assert (
-        f"expected to be at 0.850, by valid and test and the other candidates: about {needed_rows:,} test"
+        f"put lora at 0.850: if that is right, a verdict on about {needed_rows:,} test rows in all would pass it"
         in undecided.reason
     )
     below = judge({"lora": evaluation(rate(160, 200))}, 0.82)
@@ -206,7 +206,7 @@ def test_insufficient_data_says_how_many_rows_would_do_and_promises_none_below_t
     upper = 10 * (1 - evaluation(rate(170, 200)).bound(0.95))
     dollars = judge({"lora": evaluation(rate(170, 200))}, 0.82, scale=Scale(10.0))
     assert "clears the target of $1.8 on 200 test rows" in dollars.reason
-    assert f"is above it (best: lora, $1.5000, up to ${upper:.4f})" in dollars.reason
+    assert f"is above it (best: lora, $1.5000, at most ${upper:.4f})" in dollars.reason
 
 
 def test_where_groups_that_fail_may_have_been_missed_it_is_said_how_many_would_do():
@@ -311,7 +311,7 @@ def test_what_passed_is_expected_to_be_lower_than_it_reads():
     nomination = Nomination(("a",), "a", None, {})
     confirmations = gate.confirm([("a", test)], on_valid, target=0.8, alpha=0.05)
     decision = GateVerdict(nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400).decision
-    sentence = f"What passed scores high by luck as well: with valid and the others, expect {by_hand:.3f}."
+    sentence = f"An estimate that passed reads high, because it was selected: expect about {by_hand:.3f}."
     assert sentence in decision.reason
 
 

@@ -29,7 +29,7 @@ from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.refusals import TO_REFUSE
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
-from bedplate.report.schema_parts import GuardRow
+from bedplate.report.schema_parts import Guard, GuardRow
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path,
     assert results["loss"].parent == results["loss"].child
     strict = check(guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.02}), parent, parent)
     assert strict["retention"].holds is None  # sixty rows cannot exclude a drop of two points
-    assert "do not decide on 0.02" in strict["retention"].reason
+    assert "do not decide on the limit of 0.02" in strict["retention"].reason
 
 
 def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_drop_in_refusals_is_scaled_by_what_the_detector_misses(
 
 
 def guard(passes: bool | None, name: str = "retention") -> Any:
-    return SimpleNamespace(guard=name, holds=passes, reason=f"{name} read so")
+    return Guard.model_construct(guard=name, holds=passes, reason=f"{name} read so")
 
 
 def decide(tested: dict[str, list[bool]], guards: dict[str, list[Any]], target: float = 0.8) -> GateDecision:
@@ -242,7 +242,7 @@ def test_a_nominee_passes_only_with_its_guards(
     assert (decision.status, decision.rung) == (status, rung)
     if status != "PASS" and tested["full"] is good:
         assert "full clears the target" in decision.reason
-        assert "held back by its" in decision.reason
+        assert "guard is undecided: " in decision.reason or "guard is not met: " in decision.reason
 
 
 def test_a_broken_guard_makes_room_for_another_nominee() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -126,9 +127,10 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
         capsys, "evaluate", house / "run/skins/always-no", write(tmp_path / "new.jsonl", changed)
     )
     assert code == 0
-    assert "Climb again: accuracy is 0.000 on the new rows where the skin's verdict promises 0.360" in printed
-    assert "promises at least 0.360 (97.0%, by its verdict); evidence of less" in printed
-    assert "below the bar and the promise beyond chance; new rows differ from old ones in inputs and length" in printed
+    assert "Adapt again: accuracy is 0.000 on the new rows, where the skin's verdict promised 0.360" in printed
+    assert "promised at least 0.360 (97.0%, from its verdict). Evidence of a drop: " in printed
+    assert re.search(r"Evidence of a value below the bar: \S+ \(80 needed\)\.", printed)
+    assert "significantly below the bar and the promise; new rows differ from old ones in inputs and length" in printed
     assert "words that are more frequent now:" in printed
 
 
@@ -173,7 +175,7 @@ def test_looks_add_up_and_rows_are_counted_once_and_again_when_they_get_labels(
         report = looked(capsys, skin, write(tmp_path / f"{upto}.jsonl", worse[:upto]))
         evidence.append(report["quality"]["worse_evidence"]["value"])
     assert report["look"] == 4
-    assert "60 of 120 new rows were in an earlier look: they are not counted again" in " ".join(report["notes"])
+    assert "60 of 120 new rows were in an earlier look and are not counted again" in " ".join(report["notes"])
     alone = looked(capsys, house / "run/skins/always-yes", tmp_path / "60.jsonl")
     assert not alone["quality"]["worse"]
     assert evidence[0] < evidence[1] < evidence[2]
@@ -201,7 +203,7 @@ def test_of_a_file_that_grows_the_rows_that_are_new_are_embedded_and_texts_of_ea
         assert sample.unseen == [text not in had for text in sample.texts]
     assert sum(samples[0].unseen or ()) < len(samples[0].texts)
     assert {samples[1].texts[i] for i in samples[1].embedded} == {row["text"] for row in grown[90:]}
-    assert "new rows are embedded" in " ".join(report["notes"])
+    assert "new rows are compared" in " ".join(report["notes"])
 
 
 def test_rows_that_the_skin_had_say_nothing_of_quality(
@@ -237,7 +239,7 @@ def test_a_skin_whose_run_is_gone_needs_its_task(
     shutil.copy(house / "rows.jsonl", tmp_path)
     report = looked(capsys, alone, new, "--task", tmp_path / "task.yaml")
     assert report["shifts"] == []
-    assert "had another hash" in " ".join(report["notes"])
+    assert "the hash of" in " ".join(report["notes"])
 
 
 @pytest.mark.parametrize(
@@ -300,7 +302,7 @@ def test_a_further_verdict_on_the_same_rows_is_exploratory(
     TestLedger().open("f" * 64, hashes[:5], task="numbers", reason="adapt")
     comparison = compared(capsys, house / "run/skins/always-no", house / "run/skins/always-yes", new)
     assert (comparison["verdict"], comparison["exploratory"], comparison["number"]) == ("undecided", True, 2)
-    assert comparison["sentence"].startswith("EXPLORATORY: some of these rows have served 1 earlier verdict;")
+    assert comparison["sentence"].startswith("EXPLORATORY: some of these rows were used for 1 earlier verdict;")
 
 
 def test_rows_that_one_of_them_had_are_no_fresh_data(

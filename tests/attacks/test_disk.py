@@ -35,6 +35,12 @@ def batch(store: BatchStore, tenant: str = "t") -> StoredBatch:
     return store.add_batch(Caller("k", tenant), CHAT, "file", 60, None)
 
 
+def started(store: BatchStore, validated: StoredBatch, rows: list[tuple[int, str, str]]) -> StoredBatch:
+    assert store.enter(validated, rows)
+    assert store.start(validated)
+    return store.batch(validated.id, validated.tenant)
+
+
 def stored_bytes(directory: Path) -> int:
     return sum(path.stat().st_size for path in (directory / "files").iterdir())
 
@@ -83,10 +89,10 @@ def test_what_arrives_counts_before_it_is_entered(store):
 
 def test_rows_and_outputs_count_until_the_batch_has_ended(store):
     first = batch(store)
-    assert store.start(first, [(number, f"r{number}", ROW) for number in range(7)])
+    first = started(store, first, [(number, f"r{number}", ROW) for number in range(7)])
     with pytest.raises(StatusError, match="more than 10,000 bytes"):
-        store.start(batch(store), [(number, f"r{number}", ROW) for number in range(7)])
-    assert store.start(batch(store, "other"), [(1, "a", ROW)])
+        store.enter(batch(store), [(number, f"r{number}", ROW) for number in range(7)])
+    assert store.enter(batch(store, "other"), [(1, "a", ROW)])
     assert not store.is_full("t")
     store.record([DoneRow(first.seq, number, True, "o" * 3000) for number in range(4)])
     assert store.is_full("t")
@@ -94,7 +100,7 @@ def test_rows_and_outputs_count_until_the_batch_has_ended(store):
         store.add_file("t", "f", "batch", BytesIO(b"x"))
     for number in range(4, 7):
         store.record([DoneRow(first.seq, number, False, "no")])
-    store.finish(first, "completed", str)
+    list(store.finish(first, "completed", str))
     output = store.file(cast("str", store.batch(first.id, "t").output_file), "t")
     error = store.file(cast("str", store.batch(first.id, "t").error_file), "t")
     assert (output.bytes, error.bytes) == (4 * 3001, 3 * 3)
@@ -105,7 +111,7 @@ def test_rows_and_outputs_count_until_the_batch_has_ended(store):
 
 def test_a_batch_that_fails_gives_its_part_back(store):
     first = batch(store)
-    store.start(first, [(1, "a", "b" * (QUOTA - ROW_BYTES - 1))])
+    started(store, first, [(1, "a", "b" * (QUOTA - ROW_BYTES - 1))])
     assert store.is_full("t")
     store.fail(first, [{}], ("in_progress",))
     assert not store.is_full("t")
@@ -125,7 +131,7 @@ def test_batches_that_have_ended_are_not_remembered_for_ever(store, monkeypatch)
     open_batches = [batch(store) for _ in range(2)]
     for _ in range(20):
         store.fail(batch(store), [{"message": "m" * 1000}])
-    remembered_ids = [remembered.id for remembered in store.batches("t", None, 100)]
+    remembered_ids = [remembered.id for remembered in store.batches("t", None, 100)[0]]
     assert len(remembered_ids) <= 2 + 5 + 1
     assert {open_batch.id for open_batch in open_batches} <= set(remembered_ids)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import time
+from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
@@ -16,6 +17,7 @@ from bedplate.serving.durable import batch_worker
 from bedplate.serving.durable.batch_store import BatchStore
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.feedback_store import FeedbackStore
+from bedplate.serving.schemas.http_errors import DiskOutage
 
 from .conftest import at_once, attacked, head
 
@@ -59,23 +61,22 @@ def test_a_row_whose_id_is_no_text_fails_its_batch_alone(target):
 
 
 def test_a_batch_that_cannot_be_begun_or_ended_keeps_no_other_waiting(files, tmp_path, monkeypatch):
-    start, finish = BatchStore.start, BatchStore.finish
+    enter, finish = BatchStore.enter, BatchStore.finish
     broken: set[str] = set()
 
-    def breaking_start(store: BatchStore, batch: Any, rows: Any) -> bool:
-        rows = list(rows)
+    def breaking_enter(store: BatchStore, batch: Any, rows: Any) -> bool:
         if rows[0][1] == "unreadable":
             raise UnicodeEncodeError("utf-8", HALF, 0, 1, "surrogates not allowed")
         if rows[0][1] == "unwritable":
             broken.add(batch.id)
-        return start(store, batch, rows)
+        return enter(store, batch, rows)
 
-    def breaking_finish(store: BatchStore, batch: Any, *args: Any) -> None:
+    def breaking_finish(store: BatchStore, batch: Any, *args: Any) -> Iterator[None]:
         if batch.id in broken:
             raise ValueError("no line can be made of this")
-        finish(store, batch, *args)
+        yield from finish(store, batch, *args)
 
-    monkeypatch.setattr(BatchStore, "start", breaking_start)
+    monkeypatch.setattr(BatchStore, "enter", breaking_enter)
     monkeypatch.setattr(BatchStore, "finish", breaking_finish)
     with attacked(files, tmp_path) as server:
         bad = [begin(server, "them", line(name)) for name in ("unreadable", "unwritable")]
@@ -141,10 +142,12 @@ def test_a_reply_that_cannot_be_written_is_counted_and_keeps_no_other_from_being
     assert (feedback.counts["kept"] - saved, feedback.counts["dropped"] - dropped) == (3, 3)
 
 
-def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch, caplog):
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
+
+def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch, caplog):
+    monkeypatch.setattr(target.state.part(Feedback), "_outage", DiskOutage())
     counts = target.state.part(Feedback).counts
     saved, dropped = counts["kept"], counts["dropped"]
     monkeypatch.setattr(FeedbackStore, "append", full)
@@ -156,6 +159,27 @@ def test_replies_that_a_full_disk_does_not_take_are_counted(target, monkeypatch,
         time.sleep(0.01)
     assert (counts["kept"] - saved, counts["dropped"] - dropped) == (0, 5)
     assert "No space left on device" in caplog.text
+
+
+def test_a_full_disk_is_507_and_one_line_of_the_log(files, tmp_path, monkeypatch, caplog):
+    """Whatever fails on it: replies that are kept, feedback, uploads, batches. Nothing is half counted."""
+    with attacked(files, tmp_path) as server:
+        reply = server.post(CHAT, json={"model": "prompted", "messages": HI}, headers=head("us")).json()
+        server.state.part(Feedback)._writer.submit(lambda: None).result(20)
+        caplog.clear()
+        with monkeypatch.context() as patch:
+            patch.setattr("bedplate.core.files.os.fsync", full)
+            for _ in range(20):
+                said = server.post("/v1/feedback", json={"id": reply["id"], "rating": "good"}, headers=head("us"))
+                assert (said.status_code, said.json()["error"]["code"]) == (507, "insufficient_storage")
+                assert server.post(CHAT, json={"model": "prompted", "messages": HI}, headers=head("us")).is_success
+                form: Any = {"files": {"file": ("rows.jsonl", b"{}")}, "data": {"purpose": "batch"}}
+                assert server.post("/v1/files", headers=head("us"), **form).status_code == 507
+            server.state.part(Feedback)._writer.submit(lambda: None).result(20)
+        said = server.post("/v1/feedback", json={"id": reply["id"], "rating": "good"}, headers=head("us"))
+        assert said.status_code == 200
+    errors = [record.getMessage() for record in caplog.records if record.name == "bedplate.serving"]
+    assert [message[:16] for message in errors] == ["the disk is full"]
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any]]] = {

@@ -41,6 +41,19 @@ def crowded() -> dict[str, Any]:
     return values
 
 
+SCROLLED = """() => [...document.querySelectorAll(".scroll")]
+  .filter((e) => e.scrollWidth > e.clientWidth + 1).map((e) => e.getAttribute("aria-label"))"""
+HEIGHTS = """() => [...document.querySelectorAll("[aria-label='Every rung'] tbody tr")]
+  .map((e) => Math.round(e.getBoundingClientRect().height))"""
+COVERED = """() => {
+  const svg = document.querySelector("figure svg");
+  const texts = [...svg.querySelectorAll("text")].map((e) => [e.textContent, e.getBoundingClientRect()]);
+  const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+  const covered = ([name, a], i) => texts.slice(i + 1).filter(([, b]) => !apart(a, b)).map(([other]) => [name, other]);
+  return texts.flatMap(covered);
+}"""
+
+
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("report") / "report.html"
@@ -121,3 +134,36 @@ def test_user_text_stays_text(browser: Browser, file: Path) -> None:
         assert page.locator("img, script, iframe").count() == 0
         assert EVIL in page.locator("#examples").inner_text()
         assert page.locator("h1").inner_text() == f"task {EVIL}"
+
+
+def test_at_1280_pixels_no_table_scrolls_and_the_rows_of_the_main_one_have_one_height(
+    browser: Browser, file: Path
+) -> None:
+    with opened(browser, file, {"width": 1280, "height": 800}) as page:
+        assert page.evaluate(SCROLLED) == []
+        heights = page.evaluate(HEIGHTS)
+        assert len(heights) == 12
+        assert max(heights) - min(heights) <= 1, heights
+        folded = page.locator("details", has_text="1 without a result: probe")
+        expect(folded.get_by_text("no time")).to_be_hidden()
+        folded.locator("summary").click()
+        expect(folded.get_by_text("no time")).to_be_visible()
+
+
+def test_labels_of_the_cost_picture_do_not_cover_each_other(browser: Browser, file: Path) -> None:
+    with opened(browser, file, {"width": 1280, "height": 800}) as page:
+        assert page.evaluate(COVERED) == []
+
+
+def test_an_exploratory_pass_is_called_that_and_is_not_green(browser: Browser, tmp_path: Path) -> None:
+    colours: dict[bool, str] = {}
+    for exploratory in (True, False):
+        values = report()
+        values["verdict"]["exploratory"] = exploratory
+        path = tmp_path / f"{exploratory}.html"
+        path.write_text(adaptation_page(values), "utf-8")
+        with opened(browser, path) as page:
+            status = page.locator(".verdict b").first
+            expect(status).to_have_text("EXPLORATORY PASS" if exploratory else "PASS")
+            colours[exploratory] = status.evaluate("e => getComputedStyle(e).color")
+    assert colours[True] != colours[False] == "rgb(21, 128, 61)"

@@ -305,6 +305,25 @@ def test_needed_n_of_a_mean_has_the_power_it_promises(a: float, b: float, target
     assert (lower > target).mean() == pytest.approx(0.8, abs=0.04)
 
 
+@pytest.mark.parametrize("truth", [0.79, 0.81, 0.83, 0.86])
+@pytest.mark.parametrize("n", [900, 3000])
+def test_the_power_of_rows_is_that_of_the_exact_test(truth: float, n: int) -> None:
+    passing = next(k for k in range(n + 1) if proportions.binomial_lower(k, n, 0.97) > 0.8)
+    assert multiplicity.power_at(truth, n, 0.8, 0.97) == pytest.approx(stats.binom.sf(passing - 1, n, truth), abs=0.05)
+
+
+@pytest.mark.parametrize("variance", [None, 0.05])
+def test_the_power_at_the_rows_needed_is_what_they_were_needed_for(variance: float | None) -> None:
+    design = {"deff": 1.7, "variance": variance}
+    n = multiplicity.needed_n(0.86, 0.8, 0.97, 0.8, **design)
+    assert n is not None
+    assert multiplicity.power_at(0.86, n, 0.8, 0.97, **design) == pytest.approx(0.8, abs=0.002)
+    assert multiplicity.power_at(0.86, n - 3, 0.8, 0.97, **design) < 0.8
+    assert multiplicity.power_at(1.0, 1e4, 0.8) == 1.0
+    with pytest.raises(UsageError, match="shares lie in 0 to 1"):
+        multiplicity.power_at(1.2, 100, 0.8)
+
+
 def test_needed_n_promises_nothing_at_or_below_the_target() -> None:
     assert multiplicity.needed_n(0.8, 0.8) is None
     assert multiplicity.needed_n(0.7, 0.8) is None

@@ -162,7 +162,7 @@ def test_rows_without_any_label_are_no_evidence() -> None:
     """Of 400 rows 12 have labels: pooled F1 of 1 is as sure as 12 rows make it, and a mean over labels has no bound."""
     several = {"kind": "labels", "labels": ["a", "b"]}
     rows = examples(['["a"]', '["b"]'] * 6 + ["[]"] * 388)
-    for metric, reason in (("micro_f1", "12 groups are too few"), ("macro_f1", "'a' is a target in 6 groups")):
+    for metric, reason in (("micro_f1", "12 rows are too few"), ("macro_f1", "'a' is a target in 6 groups")):
         labels_task = Task.model_validate(task("accuracy").model_dump() | {"output": several, "metric": metric})
         evaluation = evaluate_predictions(labels_task, rows, [row.target for row in rows])
         assert (evaluation.estimate, evaluation.lower_bound) == (1.0, None)

@@ -54,7 +54,7 @@ def _stopped(out: Path, at: int) -> None:
     finally:
         RunOutputs.checkpoint = whole  # type: ignore[method-assign]
     if not _rank():
-        assert read_record(out / NAME)["status"] == "stopped: KeyboardInterrupt"
+        assert read_record(out / NAME)["status"] == "stopped by Ctrl-C; run the same command to resume"
 
 
 def begin_a_run(out: Path) -> None:

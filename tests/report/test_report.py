@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from jsonschema import Draft202012Validator
+from matplotlib.path import Path as Path2D
 from pydantic import ValidationError
 from tests.report.sample import report, row
 
@@ -33,7 +34,7 @@ def test_the_page_says_what_the_report_says():
         "7 rows are scored differently",
         "beyond the labels there are",
         "labelled bad; lora, probe say",
-        "64 of 64 rows answered as before",
+        "64 of 64 rows gave the same answer",
         "chat:\nno template",
         "bfloat16 (native)",
         "int4 (native)",
@@ -87,7 +88,7 @@ def test_outputs_without_labels_leave_their_parts_out():
     values["examples"]["rows"][0] |= {"answers": {"lora": long}, "scores": {"lora": 0.43}}
     page = adaptation_page(values)
     ReportFile.model_validate(values)
-    for absent in ("Calibration</h3>", "Confusion</h3>", "Labels</h3>", "look at again"):
+    for absent in ("Calibration</h3>", "Confusion</h3>", "Labels</h3>", "Labels to check"):
         assert absent not in page
     assert "0.43 lora" in page
     assert f"{long}</dd>" in page.replace("\n", "")
@@ -103,7 +104,8 @@ def test_what_was_answered_has_a_column_where_a_skin_abstains():
 
 def test_the_verdicts_own_bound_and_what_calls_take_stand_in_the_table_and_the_plot():
     page = adaptation_page(report())
-    assert "≥ 0.830 (97.0%)" in page
+    assert "≥ 0.830</td>" in page
+    assert "together hold with 95%" in page
     assert "2.0 (≤ 2.4)" in page
     assert "within the budget: p95 of 100 calls is 2 ms, at most 2 ms with 95.0% confidence" in page
     assert '<td class="n">0.872</td>' in page  # what is expected of it
@@ -115,10 +117,10 @@ def test_the_verdicts_own_bound_and_what_calls_take_stand_in_the_table_and_the_p
 def test_the_headline_is_one_sentence_for_every_verdict():
     values = report()
     assert headline(values) == (
-        "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830 with 97.0% confidence, at $0.0200 "
-        "per 1,000 calls (not tried: probe)."
+        "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830 with 97.0% confidence (so that "
+        "all verdicts on these rows hold with 95%), at $0.0200 per 1,000 calls (not tried: probe)."
     )
-    for status, phrase in (("FAIL", "No adaptation reaches"), ("INSUFFICIENT_DATA", "do not decide")):
+    for status, phrase in (("FAIL", "No adaptation that was tested reaches"), ("INSUFFICIENT_DATA", "do not decide")):
         values["verdict"] |= {"status": status, "rung": None, "skin": None}
         assert phrase in headline(values)
         assert headline(values).count(". ") == 0
@@ -127,6 +129,57 @@ def test_the_headline_is_one_sentence_for_every_verdict():
     assert "No skin could be judged" in headline(values)
     values["verdict"]["status"] = "OUT_OF_BUDGET"
     assert "fits the budget" in headline(values)
+
+
+def test_an_exploratory_pass_is_headed_as_one_and_has_not_the_colours_of_a_pass():
+    values = report()
+    assert '<div class="verdict PASS"' in adaptation_page(values)
+    values["verdict"]["exploratory"] = True
+    page = adaptation_page(values)
+    assert "<b>EXPLORATORY PASS</b>" in page
+    assert "<title>toy: EXPLORATORY PASS</title>" in page
+    assert '<div class="verdict"' in page
+
+
+def test_rungs_without_a_result_are_folded_below_the_table():
+    page = adaptation_page(report())
+    table, _, folded = page.partition("Every rung")[2].partition("</table>")
+    assert "no time" not in table
+    assert "<details><summary>1 without a result: probe</summary>" in folded.replace("\n", "")
+    assert "probe</strong> skipped: no time" in folded.replace("\n", "")
+
+
+def drawn_axes(rows: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The axes of the cost picture."""
+    figures: list[Any] = []
+    monkeypatch.setattr(plots, "svg_of", lambda figure, label: figures.append(figure) or "")
+    plots.quality_against_cost(rows, 0.8, "accuracy")
+    figures[0].draw_without_rendering()
+    return figures[0].axes[0]
+
+
+def test_the_cost_axis_begins_at_0_and_labels_lie_on_no_line(monkeypatch: pytest.MonkeyPatch):
+    rungs = (
+        ("from_scratch", 0.79, 0.0),
+        ("probe", 0.862, 0.0004),
+        ("lora", 0.884, 0.0008),
+        ("zero_shot", 0.847, 0.00085),
+    )
+    rows = [{**row(name, estimate, usd), "reference": False} for name, estimate, usd in rungs]
+    rows += [{**row("majority", 0.586, 0.0), "reference": True}]
+    axes = drawn_axes(rows, monkeypatch)
+    assert axes.get_xlim()[0] == 0
+    boxes = {text.get_text(): text.get_window_extent() for text in axes.texts}
+    assert len(boxes) == 6
+    right = axes.get_xlim()[1]
+    front = [(usd, estimate) for name, estimate, usd in rungs if name != "zero_shot"]
+    for line in (front, [(0, 0.8), (right, 0.8)], [(0, 0.586), (right, 0.586)]):
+        path = Path2D(axes.transData.transform(line))
+        for name, box in boxes.items():
+            assert not path.intersects_bbox(box, filled=False), (name, line)
+    names = list(boxes)
+    for i, name in enumerate(names):
+        assert not any(boxes[name].overlaps(boxes[later]) for later in names[i + 1 :]), name
 
 
 def test_confusions_are_ordered_and_name_what_was_unusable():

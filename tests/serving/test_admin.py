@@ -11,11 +11,13 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import quote
 
 import httpx
 import pytest
 import torch
 
+from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_file
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
@@ -23,6 +25,7 @@ from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.residency import Residency
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.server.app import loaded_server, server_config
+from bedplate.serving.settings.server_config import BaseConfig, RouteConfig, ServerConfig, SkinConfig
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt
@@ -416,3 +419,45 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
     assert guest.state is Residency.LOADING
     open_.set()
     assert room.chat("slow").status_code == 200
+
+
+@pytest.mark.parametrize("name", ["a/b", "scan", "a/report", "ü ?#%2F", "x" * 255])
+def test_a_skin_of_any_name_is_read_and_deleted_again(room, name):
+    source = room.write(room.prompted)
+    assert room.load_skin(source=source, name=name).status_code == 201
+    place = f"/{quote(name, safe='')}"
+    assert room.request("GET", place).json()["name"] == name
+    assert room.chat(name).status_code == 200
+    assert room.request("DELETE", place).json()["name"] == name
+    assert room.request("GET", place).status_code == 404
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "a" * 200_000, "..", "a/../b", ".", "/a", "a/", "a//b", "a:b", "a\nb"])
+def test_a_name_that_no_address_can_have_is_refused(room, name):
+    source = room.write(room.prompted)
+    refused = room.load_skin(source=source, name=name)
+    assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_name")
+    assert len(refused.text) < 500
+
+
+def test_a_name_is_bounded_on_every_way_in(room, files, tmp_path):
+    room.write(dataclasses.replace(room.prompted, name="x" * 5000, directory=None), "long")
+    assert "cannot be a model name" in room.request("POST", "/scan").json()["problems"][0]
+    named = SkinConfig(source=files.skins[0], name="a/../b")
+    base = BaseConfig(source=str(files.base))
+    for config in (
+        ServerConfig(bases=(base,), skins=(named,)),
+        ServerConfig(bases=(base.model_copy(update={"name": "x" * 256}),)),
+        ServerConfig(bases=(base,), routes={"..": RouteConfig(versions={"tiny": 1})}),
+    ):
+        with pytest.raises(UsageError, match="cannot be a model name"), loaded_server(config):
+            pass
+
+
+def test_a_skin_does_not_hide_behind_a_route(files, tmp_path):
+    routes = {"canary": RouteConfig(versions={"prompted": 1}), "prompted": RouteConfig(versions={"prompted": 1})}
+    with room_of(files, tmp_path, routes=routes) as room:
+        source = room.write(room.prompted)
+        refused = room.load_skin(source=source, name="canary")
+        assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_name")
+        assert room.load_skin(source=source).status_code == 201  # its route leads to it

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import shutil
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -21,12 +24,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
+from bedplate.serving.api import batches, file_reply
 from bedplate.serving.api.batches import clean_name
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
-from bedplate.serving.durable import batch_store, batch_worker
+from bedplate.serving.durable import batch_lines, batch_store, batch_worker
+from bedplate.serving.durable.batch_lines import MAX_ERRORS, check_lines
 from bedplate.serving.durable.batch_store import BatchStore, DoneRow
-from bedplate.serving.durable.batch_worker import MAX_ERRORS, check_lines
 from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.request.server_state import SelfReply
+from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.server_config import BatchesConfig
 
@@ -224,6 +230,86 @@ def test_a_clean_name_is_one_printable_part(name):
     assert cleaned.strip(".")
 
 
+def test_a_file_is_deleted_on_a_full_disk(tmp_path):
+    """Of a real file system without a byte left, and then of many small files, which make little room each."""
+    unshare, place = shutil.which("unshare"), tmp_path / "small"
+    place.mkdir()
+    mount = f"mount -t tmpfs -o size=8m none '{place}' && exec \"$@\""
+    prefix = [str(unshare), "--map-root-user", "--mount", "sh", "-c", mount, "sh"]
+    if unshare is None or subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("FULL DISK NOT TESTED: this process may not mount a file system")
+    ended = subprocess.run([*prefix, sys.executable, "-c", FILLED, str(place)], capture_output=True, check=False)
+    assert (ended.returncode, ended.stdout.decode()) == (0, "40 deleted\n"), ended.stderr.decode()
+
+
+FILLED = """
+import io, os, sqlite3, sys
+from pathlib import Path
+from bedplate.serving.durable.batch_store import BatchStore
+place = Path(sys.argv[1])
+store = BatchStore(place)
+files = [store.add_file("t", "f", "batch", io.BytesIO(b"x" * 2000)) for _ in range(40)]
+def fill():
+    with (place / "filler").open("ab", buffering=0) as filler:
+        for size in (65536, 512):
+            try:
+                while True:
+                    filler.write(bytes(size))
+            except OSError:
+                pass
+fill()
+try:
+    store.add_file("t", "f", "batch", io.BytesIO(b"x"))
+    sys.exit("the disk has room")
+except OSError:
+    pass
+for file in files:
+    fill()
+    store.delete_file(file.id, "t")
+assert store.files("t", None, None, 100, "desc") == ([], False)
+print(len(files), "deleted")
+"""
+
+
+@pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "no-such", "zlib_codec"])
+def test_a_form_in_an_encoding_that_decodes_nothing_is_refused(place, charset):
+    body = b'--x\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\xff\r\n--x--\r\n'
+    content_type = f"multipart/form-data; boundary=x; charset={charset}"
+    reply = place.post("/v1/files", content=body, headers={"content-type": content_type})
+    assert reply.status_code == 400, reply.text
+    assert reply.json()["error"]["message"]
+
+
+def test_a_file_that_is_deleted_while_it_is_sent_is_sent_whole(place, monkeypatch):
+    """Its bytes were opened before it was deleted."""
+    client, sizes = place.client, list[int]()
+    opened = file_reply.OpenFileResponse.__init__
+
+    def deleted(self: Any, file: Any, name: str | None = None) -> None:
+        opened(self, file, name)
+        Path(file.name).unlink()
+
+    monkeypatch.setattr(file_reply.OpenFileResponse, "__init__", deleted)
+    content = line("a" * 100) * 500
+    file = upload(client, content)
+    sizes.append(len(client.files.content(file.id).content))
+    assert sizes == [len(content)]
+    with pytest.raises(openai.NotFoundError):
+        client.files.content(file.id)
+
+
+@pytest.mark.parametrize(
+    ("value", "status"), [("bytes=9999999-", 416), ("bytes=5-2", 400), ("lines=1-2", 400), ("bytes=x", 400)]
+)
+def test_a_range_that_is_none_is_the_error_object(place, value, status):
+    file = upload(place.client, line("a"))
+    reply = place.request("GET", f"/v1/files/{file.id}/content", headers={"range": value})
+    assert (reply.status_code, reply.json()["error"]["code"]) == (status, "invalid_range")
+    assert reply.headers.get("content-range") == (f"bytes */{len(line('a'))}" if status == 416 else None)
+    part = place.request("GET", f"/v1/files/{file.id}/content", headers={"range": "bytes=1-3"})
+    assert (part.status_code, part.text) == (206, line("a")[1:4])
+
+
 class ByHeader(CallerGuard):
     """The bearer token is the tenant."""
 
@@ -337,23 +423,112 @@ def test_every_line_is_checked_before_the_first_is_answered(place):
     assert batch.errors.data[1].message == "the custom_id 'a' is that of line 1 too"
 
 
+def checked(lines: list[bytes], max_rows: int = 1000, max_bytes: int = 1000) -> tuple[list[Any], list[dict[str, Any]]]:
+    errors: list[dict[str, Any]] = []
+    pieces = list(check_lines(lines, CHAT, max_rows, max_bytes, errors))
+    return [row for piece in pieces for row in piece], errors
+
+
 def test_errors_beyond_the_list_are_counted_and_rows_have_a_limit():
-    checked = check_lines([b"x\n"] * (MAX_ERRORS + 23), CHAT, 1000, 1000)
-    assert len(checked.errors) == MAX_ERRORS + 1
-    assert checked.errors[-1]["message"] == "23 more lines have errors"
+    _, errors = checked([b"x\n"] * (MAX_ERRORS + 23))
+    assert len(errors) == MAX_ERRORS + 1
+    assert errors[-1]["message"] == "23 more lines have errors"
     lines = [line(str(i)).encode() for i in range(5)]
-    assert [(e["line"], e["code"]) for e in check_lines(lines, CHAT, 4, 1000).errors] == [(5, "too_many_rows")]
-    assert check_lines(lines, CHAT, 5, 1000).errors == []
-    assert check_lines([b"\n", b" "], CHAT, 5, 1000).errors[0]["code"] == "empty_file"
-    assert {e["code"] for e in check_lines(lines, CHAT, 5, 50).errors} == {"line_too_large"}
-    assert check_lines([b"\xef\xbb\xbf" + lines[0]], CHAT, 5, 1000).errors == []
+    assert [(e["line"], e["code"]) for e in checked(lines, 4)[1]] == [(5, "too_many_rows")]
+    assert checked(lines, 5)[1] == []
+    assert checked([b"\n", b" "])[1][0]["code"] == "empty_file"
+    assert {e["code"] for e in checked(lines, max_bytes=50)[1]} == {"line_too_large"}
+    assert checked([b"\xef\xbb\xbf" + lines[0]])[1] == []
+
+
+def test_errors_of_lines_are_short_whatever_they_quote(files, tmp_path):
+    """They count in the tenant's part, and a list of batches ends where it has enough of them."""
+    key = "k" * 50_000
+    line_of_key = f'{{"{key}": 1, "{key}": 2}}'
+    errors = checked([line_of_key.encode()] * 150, max_bytes=200_000)[1]
+    assert len(json.dumps(errors)) < 60_000
+    assert {error["code"] for error in errors} == {"invalid_json", "more_errors"}
+    assert "is given twice" in errors[0]["message"]
+    store = BatchStore(tmp_path, BatchesConfig(tenant_bytes=1_000_000))
+    for _ in range(30):
+        store.fail(store.add_batch(Caller("k", "t"), CHAT, "file", 60, None), errors)
+    remembered, has_more = store.batches("t", None, 100)
+    used = store._stored_bytes("t")
+    assert (len(remembered), has_more) == (1_000_000 // 16 // len(json.dumps(errors)), False)
+    assert used == len(remembered) * len(json.dumps(errors))
+    store.close()
+
+
+def test_a_page_of_batches_has_so_many_bytes(tmp_path, monkeypatch):
+    monkeypatch.setattr(batch_store, "PAGE_BYTES", 5_000)
+    store = BatchStore(tmp_path)
+    for _ in range(20):
+        store.fail(store.add_batch(Caller("k", "t"), CHAT, "file", 60, None), [{"message": "m" * 1000}])
+    pages, after, has_more = list[Any](), None, True
+    while has_more:
+        page, has_more = store.batches("t", after, 100)
+        assert 0 < len(page) < 8
+        pages += page
+        after = page[-1].id
+    assert len({batch.id for batch in pages}) == len(pages) == 20
+    store.close()
+
+
+def test_lists_are_written_beside_the_loop(files, tmp_path, monkeypatch):
+    """A list of long errors keeps no other request waiting."""
+    real, threads = batches.describe_batch, set[str]()
+
+    def recorded(batch: Any) -> Any:
+        threads.add(threading.current_thread().name)
+        return real(batch)
+
+    with serving(files, tmp_path) as server:
+        batch = run(server.client, "{broken")
+        monkeypatch.setattr(batches, "describe_batch", recorded)
+        server.client.batches.list()
+        server.client.batches.retrieve(batch.id)
+    assert threads
+    assert all(name.startswith("asyncio_") for name in threads)  # the default executor's
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@given(JSON, st.text(min_size=1), st.sampled_from([1, 3, 1 << 20]))
+def test_a_reply_stands_in_its_line_as_it_is(value, custom_id, piece):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batch_lines, "PIECE_BYTES", piece)
+        text = batch_lines.answered_line(custom_id, SelfReply(200, dump_json(value)))
+    assert text.isascii()
+    assert "\n" not in text
+    row = json.loads(text)
+    assert (row["custom_id"], row["error"], row["response"]["status_code"]) == (custom_id, None, 200)
+    assert row["response"]["body"] == value
+    assert json.loads(batch_lines.answered_line(custom_id, SelfReply(502, b"")))["response"]["body"] is None
+
+
+def test_the_line_of_a_reply_is_written_beside_the_loop(files, tmp_path, monkeypatch):
+    real, threads = batch_worker.answered_line, list[str]()
+
+    def recorded(custom_id: str, reply: SelfReply) -> str:
+        threads.append(threading.current_thread().name)
+        return real(custom_id, reply)
+
+    monkeypatch.setattr(batch_worker, "answered_line", recorded)
+    with serving(files, tmp_path) as server:
+        assert run(server.client, line("a")).status == "completed"
+    assert len(threads) == 1
+    assert threads[0].startswith("asyncio_")
 
 
 @given(st.lists(st.binary(max_size=40)))
 def test_any_bytes_are_errors_or_rows(lines):
-    checked = check_lines(lines, CHAT, 100, 1000)
-    assert checked.rows == []
-    assert checked.errors
+    rows, errors = checked(lines)
+    assert rows == []
+    assert errors
 
 
 @pytest.mark.parametrize(
@@ -545,12 +720,13 @@ def test_the_store_commits_a_row_once_and_forgets_what_was_not_entered(tmp_path)
     file = store.add_file("t", "rows", "batch", BytesIO(b"x"))
     batch = store.add_batch(Caller("k", "t", False, frozenset({"a"})), CHAT, file.id, 60, None)
     assert batch.caller == Caller("k", "t", False, frozenset({"a"}))
-    assert store.start(batch, [(1, "a", "{}"), (2, "b", "{}")])
+    assert store.enter(batch, [(1, "a", "{}"), (2, "b", "{}")])
+    assert store.start(batch)
     store.record([DoneRow(batch.seq, 1, True, "first")])
     store.record([DoneRow(batch.seq, 1, True, "again"), DoneRow(batch.seq, 2, False, "bad")])
     batch = store.batch(batch.id, "t")
     assert (batch.completed, batch.failed, store.waiting(batch)) == (1, 1, [])
-    store.finish(batch, "completed", str)
+    list(store.finish(batch, "completed", str))
     batch = store.batch(batch.id, "t")
     assert batch.output_file is not None
     assert store.content(store.file(batch.output_file, "t")).read_text() == "first\n"

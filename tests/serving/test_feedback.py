@@ -109,7 +109,7 @@ def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
     assert (rows["prompted"]["inputs"], rows["prompted"]["replies"]) == ([{"review": "great"}], [label])
     assert (rows["tuned"]["inputs"], "replies" in rows["tuned"]) == ([{"review": "good"}], False)
     assert ("inputs" in rows["probed"], len(rows["probed"]["replies"])) == (False, 1)
-    assert rows["pair"].keys() == {"kind", "id", "tenant", "endpoint", "time"}
+    assert rows["pair"].keys() == {"kind", "id", "tenant", "endpoint", "choices", "time"}
     assert rows["tiny"]["request"]["messages"][0]["content"] == "mail [EMAIL]"
     assert rows["tiny"]["replies"] == [text]
     assert {row["tenant"] for row in rows.values()} == {"us"}
@@ -155,6 +155,19 @@ def test_feedback_is_for_ones_own_replies(files, tmp_path):
         assert post_feedback(server, reply["id"], tenant="them", rating="good").status_code == 404
         assert post_feedback(server, reply["id"], rating="good").status_code == 200
         assert [row["kind"] for row in stored_rows(tmp_path)] == ["reply", "feedback", "feedback"]
+
+
+def test_feedback_is_for_a_choice_that_there_is(files, tmp_path):
+    with serving(files, tmp_path, every=FULL_RETENTION) as server:
+        replies = [post_chat(server, "great"), post_chat(server, "great", "writer", n=3)]
+        assert [post_feedback(server, replies[1]["id"], rating="good", index=i).status_code for i in (0, 2)] == [
+            200
+        ] * 2
+    for _ in range(2):  # the next server knows it too
+        with serving(files, tmp_path, every=FULL_RETENTION) as server:
+            for reply, index in ((replies[0], 1), (replies[0], 1000), (replies[1], 3)):
+                refused = post_feedback(server, reply["id"], rating="good", index=index)
+                assert (refused.status_code, refused.json()["error"]["param"]) == (400, "index")
 
 
 def test_a_correction_of_several_labels_is_a_list_of_them(files, tmp_path):
@@ -251,9 +264,9 @@ def test_lines_are_kept_by_day_and_whole_days_are_forgotten(tmp_path):
     clock = [datetime(2026, 1, 1, 23, 59, tzinfo=UTC)]
     store = FeedbackStore(tmp_path, lambda: clock[0])
     for model in ("a", "b", "../x/..", "."):
-        store.append([(model, row("0"))])
+        store.append(model, [row("0")])
     clock[0] += timedelta(minutes=2)
-    store.append([("a", row("1"))])
+    store.append("a", [row("1")])
     assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")) == [
         "%2E%2E%2Fx%2F%2E%2E/2026-01-01.jsonl",
         "%2E/2026-01-01.jsonl",
@@ -272,26 +285,72 @@ def test_lines_are_kept_by_day_and_whole_days_are_forgotten(tmp_path):
 
 def test_a_torn_line_hurts_nothing(tmp_path):
     store = FeedbackStore(tmp_path)
-    store.append([("m", row("1", inputs=[{"x": "ü"}], replies=["a"]))])
+    store.append("m", [row("1", inputs=[{"x": "ü"}], replies=["a"])])
     (path,) = tmp_path.glob("m/*.jsonl")
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write('{"kind": "reply", "id": "2", "inputs": [{"x": "ü'.encode()[:-1])
     assert [stored["id"] for _, stored in store.rows()] == ["1"]
-    store.append([("m", row("3"))])
+    store.append("m", [row("3")])
     assert [stored["id"] for _, stored in store.rows()] == ["1", "3"]
     assert path.read_bytes().startswith(whole)
     assert store.purge(ids={"3"}) == 1
     assert path.read_bytes() == whole
 
 
+def test_a_reply_is_erased_in_its_place_and_half_an_erasure_is_none(tmp_path):
+    store = FeedbackStore(tmp_path)
+    (path,) = {place.path for place in store.append("m", [row("1", replies=["a"]), row("2", replies=["secret"])])}
+    store.append("m", [row("3")])
+    whole = path.read_bytes()
+    places = [place for _, place, stored in store.lines() if stored["id"] == "2"]
+    assert store.erase("2", places) == 1
+    assert path.read_bytes() == b"".join(
+        b" " * (len(line) - 1) + b"\n" if b"secret" in line else line for line in whole.splitlines(keepends=True)
+    )
+    assert [stored["id"] for _, stored in store.rows()] == ["1", "3"]
+    places = [place for _, place, stored in store.lines() if stored["id"] == "3"]
+    with path.open("r+b") as file:  # as a power failure may leave it
+        file.write(b" ")
+    assert [stored["id"] for _, stored in store.rows()] == ["3"]
+    FeedbackStore(tmp_path).purge(ids={"0"})
+    FeedbackStore(tmp_path).purge(ids={"1"})
+    store.append("m", [row("4"), row("3", "feedback")])
+    FeedbackStore(tmp_path).purge(ids={"4"})  # its lines are elsewhere now
+    assert store.erase("3", places) == 2
+    assert list(store.rows()) == []
+
+
+def test_deleting_a_reply_reads_nobody_elses_lines(files, tmp_path):
+    """Nor does what comes after: whose the replies are is known still."""
+    others = [row(f"{number:032x}", tenant="them", replies=["x" * 200]) for number in range(5_000)]
+    FeedbackStore(tmp_path / "feedback").append("prompted", others)
+
+    def read_bytes() -> int:
+        return int(Path("/proc/self/io").read_text().split()[1])
+
+    with serving(files, tmp_path, every=FULL_RETENTION) as server, httpx.Client(trust_env=False) as client:
+        replies = [post_chat(server, f"secret {number}") for number in range(3)]
+        assert post_feedback(server, replies[0]["id"], comment="a word").status_code == 200
+        before = read_bytes()
+        for reply in replies:
+            path = f"{server.url}/v1/feedback/{reply['id']}"
+            assert client.delete(path, headers={"authorization": "Bearer us"}).status_code == 200
+            assert post_feedback(server, others[0]["id"], tenant="them", rating="good").status_code == 200
+        assert read_bytes() - before < 500_000  # of some 1,600,000 that are others'
+    assert [stored["id"] for stored in stored_rows(tmp_path)] == [
+        *(stored["id"] for stored in others),
+        *[others[0]["id"]] * 3,
+    ]
+
+
 def test_appending_and_purging_at_once_loses_nothing(tmp_path):
     """Two stores on one directory, as a server and a command line are."""
     ours, theirs = FeedbackStore(tmp_path), FeedbackStore(tmp_path)
-    thread = threading.Thread(target=lambda: [ours.append([("m", row(f"k{i}"))]) for i in range(60)])
+    thread = threading.Thread(target=lambda: [ours.append("m", [row(f"k{i}")]) for i in range(60)])
     thread.start()
     for i in range(30):
-        theirs.append([("m", row(f"p{i}"))])
+        theirs.append("m", [row(f"p{i}")])
         assert theirs.purge(ids={f"p{i}"}) == 1
     thread.join()
     assert [stored["id"] for _, stored in ours.rows()] == [f"k{i}" for i in range(60)]
@@ -301,19 +360,20 @@ def test_only_whole_examples_are_exported(tmp_path):
     store = FeedbackStore(tmp_path)
     inputs = [{"x": "one"}, {"x": "two"}]
     store.append(
+        "m",
         [
-            ("m", row("both", inputs=inputs, replies=["a", "b"])),
-            ("m", row("asked", inputs=inputs[:1])),
-            ("m", row("bare")),
-            ("m", row("silent", inputs=inputs[:1], replies=["a"])),
-            ("m", row("both", "feedback", rating="good", correction=None, index=1)),
-            ("m", row("both", "feedback", rating="good", correction=None, index=0)),
-            ("m", row("both", "feedback", rating="bad", correction="c", index=0)),
-            ("m", row("asked", "feedback", rating="good", correction=None, index=0)),
-            ("m", row("bare", "feedback", rating=None, correction="c", index=0)),
-            ("m", row("lost", "feedback", rating="good", correction=None, index=0)),
-            ("m", row("both", "feedback", rating="good", correction=None, index=2)),
-        ]
+            row("both", inputs=inputs, replies=["a", "b"]),
+            row("asked", inputs=inputs[:1]),
+            row("bare"),
+            row("silent", inputs=inputs[:1], replies=["a"]),
+            row("both", "feedback", rating="good", correction=None, index=1),
+            row("both", "feedback", rating="good", correction=None, index=0),
+            row("both", "feedback", rating="bad", correction="c", index=0),
+            row("asked", "feedback", rating="good", correction=None, index=0),
+            row("bare", "feedback", rating=None, correction="c", index=0),
+            row("lost", "feedback", rating="good", correction=None, index=0),
+            row("both", "feedback", rating="good", correction=None, index=2),
+        ],
     )
     exported = store.export("m", {"x": "text"}, "label", "tenant")
     digest = "e3b98a4da31a"  # sha256 of "t"

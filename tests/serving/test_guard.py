@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sqlite3
 import stat
@@ -128,13 +129,19 @@ def test_the_file_is_read_again_when_it_changes(tmp_path, caplog):
     store = KeyStore(path)
     later, later_secret = make_key()
     write(path, key, later)
+    assert not store.is_current
+    store.refresh()
+    assert store.is_current
     assert store.recognise(later_secret) == later
     path.write_text("keys: [")  # a mistake neither opens the server nor shuts everybody out
+    store.refresh()
     assert store.recognise(secret) == key
     assert "stay as they were" in caplog.text
     path.unlink()
+    store.refresh()
     assert store.recognise(secret) == key
     write(path, later)
+    store.refresh()
     assert store.recognise(secret) is None
     assert store.recognise(later_secret) == later
 
@@ -185,6 +192,7 @@ def test_a_revoked_key_ends_what_runs_in_its_name(tmp_path):
     caller = gate.identify(bearer(secret))
     gate.admit(caller, counted=False).end()
     write(tmp_path / "keys.yaml", key.model_copy(update={"disabled": True}))
+    asyncio.run(gate.refresh())
     with pytest.raises(StatusError, match="no longer"):
         gate.admit(caller, counted=False)
 
@@ -356,6 +364,7 @@ def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     assembled(served, registry, guard)  # type: ignore[arg-type]
     assert not caplog.messages
     write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
+    asyncio.run(guard.refresh())
     assert guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
     guard.close()
     prefix = f"the key {wrong.id} names the model"
@@ -370,6 +379,26 @@ def test_quotas_in_dollars_need_a_price(tmp_path):
     with pytest.raises(ConfigError, match="price"):
         guard_for(config(keys=path, state=tmp_path))
     guard_for(config(keys=path, state=tmp_path, price=PriceConfig(usd_per_hour=1, as_of="2026-11-24"))).close()
+
+
+def test_no_two_servers_grant_one_quota(tmp_path):
+    """Whichever of them comes second, or has a key whose quota comes later, is told to keep its state elsewhere."""
+    free, counted = make_key()[0], make_key(quota={"tokens_per_day": 1})[0]
+    free_path, counted_path = write(tmp_path / "free.yaml", free), write(tmp_path / "counted.yaml", counted)
+    first = guard_for(config(keys=counted_path, state=tmp_path / "state"))
+    with pytest.raises(UsageError, match="give each server its own `state`"):
+        guard_for(config(keys=counted_path, state=tmp_path / "state"))
+    guard_for(config(keys=counted_path, state=tmp_path / "elsewhere")).close()
+    second = guard_for(config(keys=free_path, state=tmp_path / "state"))
+    write(free_path, free, counted)
+    asyncio.run(second.refresh())
+    with pytest.raises(StatusError, match="no longer"):
+        second.admit(Caller(counted.id, "t"))
+    first.close()
+    write(free_path, counted, free)
+    asyncio.run(second.refresh())
+    second.admit(Caller(counted.id, "t")).end()
+    second.close()
 
 
 def test_limits_and_quotas_are_open_by_default():
@@ -404,6 +433,7 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     assert "hash" not in listed[0]
     rotated = keys_command("rotate", created["id"], *on)
     assert rotated["id"] == created["id"]
+    store.refresh()
     assert store.recognise(created["key"]) is None
     assert store.recognise(rotated["key"]) is not None
     keys_command("revoke", created["id"], *on)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import httpx
 import openai
 import pytest
 
+from bedplate.serving.callers import api_keys
 from bedplate.serving.server.app import loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, ServerConfig, SkinConfig
 
@@ -100,6 +102,32 @@ def test_keys_change_while_the_server_runs(files, tmp_path):
         write(tmp_path / "keys.yaml", late)
         assert post_chat(server, late_secret).status_code == 200
         refused(post_chat(server, secret), 401, "invalid_api_key")
+
+
+def test_a_large_keys_file_is_read_beside_the_loop(files, tmp_path, monkeypatch):
+    """The request that finds it changed waits for it; the server answers meanwhile."""
+    (key, _), (late, late_secret) = make_key(), make_key()
+    read_keys, reading, answered, waited = api_keys.read_keys, threading.Event(), threading.Event(), list[bool]()
+
+    def slowly(path: Path) -> Any:
+        reading.set()
+        waited.append(answered.wait(3))
+        return read_keys(path)
+
+    with guarded(files, tmp_path, key) as server:
+        write(tmp_path / "keys.yaml", late)
+        monkeypatch.setattr(api_keys, "read_keys", slowly)
+        statuses: list[int] = []
+        threads = [threading.Thread(target=lambda: statuses.append(post_chat(server, late_secret).status_code))]
+        threads.append(threading.Thread(target=lambda: statuses.append(post_chat(server, late_secret).status_code)))
+        for thread in threads:
+            thread.start()
+        assert reading.wait(5)
+        assert get(server, "/health").status_code == 200
+        answered.set()
+        for thread in threads:
+            thread.join()
+    assert (statuses, waited) == ([200, 200], [True])
 
 
 def test_rates_are_said_and_kept(files, tmp_path):

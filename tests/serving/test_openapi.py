@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 import schemathesis
+from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.strategies import one_of
 from schemathesis import GenerationMode
+
+from bedplate.serving.server.app import loaded_server
 
 from .test_bad_requests import HI
 
@@ -22,6 +27,21 @@ _OTHER_SHAPES = ("/v1/messages",)
 @pytest.fixture(scope="module")
 def schema(server):
     return schemathesis.openapi.from_url(f"{server.url}/openapi.json")
+
+
+def test_the_document_is_made_once_and_beside_the_loop(files, monkeypatch):
+    from bedplate.serving.server import app
+
+    made, document = list[str](), app.document
+    monkeypatch.setattr(
+        app, "document", lambda routers: made.append(threading.current_thread().name) or document(routers)
+    )
+    with loaded_server(files.base) as state, TestClient(app.create_app(state), "http://127.0.0.1") as client:
+        first, second = client.get("/openapi.json"), client.get("/openapi.json")
+    assert first.json()["paths"]
+    assert first.content == second.content
+    assert len(made) == 1
+    assert made[0].startswith("asyncio_")
 
 
 def one_case(server, case) -> None:

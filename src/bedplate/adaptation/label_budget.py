@@ -106,8 +106,8 @@ def _next_step(
     rows, chosen = label_plan.next_rows(plan, labeled_pool, bought)
     if not rows:
         spent = sum(bought.values()) >= plan.budget
-        why = "the budget is spent" if spent else "no row that the budget reaches is without a label"
-        return LabelStep(report, None, (*messages, f"No more labels are asked for: {why}."))
+        why = "the budget is spent" if spent else "every row that the budget covers has a label"
+        return LabelStep(report, None, (*messages, f"No more labels are needed: {why}."))
     path = label_plan.file_of(directory, len(plan.asked) + 1)
     label_plan.write_rows(path, labeled_pool.task, rows)
     requested = (*plan.asked, tuple(row.row_hash for row in rows))
@@ -134,13 +134,13 @@ def _record(
     parts = ", ".join(f"{number} {name}" for name, number in bought.items())
     summary = (
         f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {all_rows:,}. "
-        f"This is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of {whole} rows at most."
+        f"This is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of at most {whole} rows."
     )
     if price is not None:
         cost, most, of_all = (f"${number * price:,.2f}" for number in (count, plan.budget, all_rows))
         summary += f" They cost {cost}; the budget {most}, all rows {of_all}."
     if skipped:
-        summary += f" {skipped} rows could not be labelled: nothing is said of such."
+        summary += f" {skipped} rows could not be labelled: the verdict does not cover such rows."
     return LabelBudget(
         budget=plan.budget,
         bought=dict(bought),

@@ -292,6 +292,7 @@ class _Ladder:
             "target": self.spec.target.model_dump(mode="json"),
             "skins": [run.results[name].skin_id for name in nomination.nominees],
             **run.criteria.question_parts(run.data.hashes),
+            **gate.testing_question(self.spec.testing, nomination),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         ledger = ledger_for(self.task, leave=self.out)
@@ -340,6 +341,7 @@ class _Ladder:
             confirmations,
             metric=self.task.metric_name,
             target=nominees_on_test.score,
+            confidence=self.spec.target.confidence,
             n=run.data.test.n,
             groups=run.data.test.groups,
             guards=run.guards,

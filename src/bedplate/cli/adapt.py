@@ -229,16 +229,17 @@ def _findings(report: Report) -> Iterator[str]:
     yield from (f"{part['rung']}: {part['reason']}" for part in data["not_tried"] if part["what"] == "part")
     for rung, checks in (data.get("requirements") or {}).items():
         for check in checks:
-            status = {True: "is fulfilled", False: "is not fulfilled", None: "is undecided"}[check["holds"]]
+            status = {True: "is met", False: "is not met", None: "is undecided"}[check["holds"]]
             yield f"{rung}: a requirement {status}: {check['reason']}"
     for rung, guards in data["guards"].items():
         for guard in guards:
             status = {True: "holds", False: "is broken", None: "is undecided"}[guard["holds"]]
             yield f"{rung}: the {guard['guard']} guard {status}: {guard['reason']}"
     for rung, chosen in data["formats"].items():
-        stays = "keeps its own weights" if chosen["weights"] is None else f"stays in {chosen['weights']}"
-        served = f"is served in {chosen['kept']} instead of {chosen['weights']}" if chosen["kept"] else stays
-        yield f"{rung} {served}: {chosen['reason']}"
+        served = f"Kept {rung} in {chosen['weights'] or 'its own weights'}"
+        if chosen["kept"]:
+            served = f"{rung} is served in {chosen['kept']} instead of {chosen['weights']}"
+        yield f"{served}: {chosen['reason']}"
     yield from groups_said(data["data"])
     yield from (f"note: {note}" for note in (data["ledger"] or {}).get("notes", ()))
     for prediction in data["predictions"]:
@@ -321,16 +322,17 @@ def _from_here(base: str, directory: Path) -> str:
 
 
 def _next(report: Report, directory: Path) -> None:
-    """Where things lie, and the command that serves the skins."""
+    """Where things lie, and the command that serves the skin that passed; no other is recommended."""
     data = report.data
     skins = {row["skin"] for row in report.rungs if row["skin"] is not None}
     print(f"report  {report.directory / 'report.html'}")
     for skin in sorted(skins):
         print(f"skin    {report.directory / skin}")
-    best = data["verdict"]["rung"] or data["nominees"]["primary"]
-    row = None if best is None else report.row(best)
-    if row is not None:
-        # a server holds a base, also for a skin that needs none
-        names = [record["name"] for record in data["lineage"]["bases"]]
-        base = _from_here(row["base"] if row["base"] in names else names[0], directory)
-        print(f"serve   {program()} serve {base} --skin {report.directory / row['skin']}")
+    row = None if report.skin is None else report.row(data["verdict"]["rung"])
+    if row is None:
+        print("serve   no skin to recommend: none has passed")
+        return
+    # a server holds a base, also for a skin that needs none
+    names = [record["name"] for record in data["lineage"]["bases"]]
+    base = _from_here(row["base"] if row["base"] in names else names[0], directory)
+    print(f"serve   {program()} serve {base} --skin {report.skin}")

@@ -170,13 +170,13 @@ def _on_new_rows(skin: str, rows: Path, task: Path | None, loading: Mapping[str,
 def _show_drift(result: Drift) -> None:
     compared = f" against {result.old_rows:,} that the skin was made from" if result.shifts else ""
     print(f"{result.new_rows:,} new rows{compared}; look {result.look} at this skin", end="; ")
-    print(f"all looks together are wrong with {result.alpha:.0%}")
+    print(f"all looks together raise a false alarm with at most {result.alpha:.0%}")
     rows: list[tuple[str, ...]] = []
     for shift in result.shifts:
         evidence = f"{shift.evidence.value:.3g}", f"{shift.enough:.3g}"
         rows.append((shift.aspect, "yes" if shift.differs else "no", *evidence, shift.explanation))
     if rows:
-        show(("compared", "differs", *numbers("evidence", "enough"), Column("what", prose=True)), rows)
+        show(("compared", "differs", *numbers("evidence", "needed"), Column("what", prose=True)), rows)
     for shift in result.shifts:
         if shift.differs and any(shift.words):
             gained_words, lost_words = (", ".join(words) or "none" for words in shift.words)
@@ -196,12 +196,12 @@ def _quality(quality: Quality) -> str:
         return summary
     promise = quality.promise
     by = "verdict" if promise.by_verdict else f"{promise.split} interval"
-    summary += f"; the skin's report promises at least {promise.floor:.3f} ({promise.confidence:.1%}, by its {by})"
+    summary += f"; the skin's report promised at least {promise.floor:.3f} ({promise.confidence:.1%}, from its {by})."
     if quality.worse_evidence is not None:
-        summary += f"; evidence of less {quality.worse_evidence.value:.3g}"
+        needed = f"({1 / quality.level:.0f} needed)"
+        summary += f" Evidence of a drop: {quality.worse_evidence.value:.2g} {needed}."
         if quality.bar_evidence is not None:
-            summary += f", of less than the bar {quality.bar_evidence.value:.3g}"
-        summary += f"; enough is {1 / quality.level:.0f}"
+            summary += f" Evidence of a value below the bar: {quality.bar_evidence.value:.2g} {needed}."
     return summary
 
 

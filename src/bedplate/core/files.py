@@ -13,13 +13,15 @@ import secrets
 import shutil
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
 
-_CHUNK = 1 << 20
+_TAIL = 4096
+"""Bytes that are read at a time, from the end, to see how a file ends."""
 _TICK_NS = 2 * 10**9
 """The coarsest clock of a file system (FAT's)."""
 MODEL_JSON_BYTES = 16 << 20
@@ -318,11 +320,12 @@ def _text_without_torn_character(path: Path) -> str:
         raise
 
 
-def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off."""
+def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> list[int]:
+    """Append rows to a JSON-lines file, forced to disk; a line that a killed writer left unfinished is cut off. Returns
+    the byte at which each row begins."""
     path = Path(path)
-    lines = (json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n" for row in rows)
-    data = "".join(lines).encode("utf-8")
+    lines = [(json.dumps(row, ensure_ascii=False, allow_nan=False) + "\n").encode("utf-8") for row in rows]
+    data = b"".join(lines)
     with writable(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         # Without a buffer, of which closing the file would write the rest after all.
@@ -338,6 +341,7 @@ def append_jsonl(path: Path | str, rows: Iterable[Mapping[str, Any]]) -> None:
                 with contextlib.suppress(OSError):
                     os.ftruncate(file.fileno(), end)
                 raise
+    return list(accumulate(map(len, lines), initial=end))[:-1]
 
 
 def _whole_end(file: Any) -> int:
@@ -345,7 +349,7 @@ def _whole_end(file: Any) -> int:
     size = end = file.seek(0, os.SEEK_END)
     tail = b""
     while end > 0 and b"\n" not in tail:
-        start = max(0, end - _CHUNK)
+        start = max(0, end - _TAIL)
         file.seek(start)
         tail = file.read(end - start) + tail
         end = start

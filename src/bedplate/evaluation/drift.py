@@ -447,20 +447,21 @@ def decide(shifts: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, 
         return "keep", f"Keep the skin: {differ}; only labels would tell whether its answers are still right."
     read = f"{measured.metric} is {measured.estimate:.3f} on the new rows"
     if measured.promise is None:
-        return "undecided", f"Undecided: {read}, and the skin carries no report to hold it to; {differ}."
+        return "undecided", f"Undecided: {read}, and the skin has no report to compare it with; {differ}."
     promise = measured.promise
     by = "the skin's verdict" if promise.by_verdict else "the interval in the skin's report"
-    bar = "its bar was a comparison on the test rows alone"
+    bar = "its target was a comparison on the test rows only"
     bar = bar if promise.target is None else f"the bar is {promise.target:g}"
-    read = f"{read} where {by} promises {promise.floor:.3f} and {bar}"
+    read = f"{read}, where {by} promised {promise.floor:.3f} and {bar}"
     below = [name for name, so in (("bar", measured.below_bar), ("promise", measured.worse)) if so]
     if below:
-        return "climb", f"Climb again: {read}: it is below the {' and the '.join(below)} beyond chance; {differ}."
+        return "climb", f"Adapt again: {read}; it is significantly below the {' and the '.join(below)}; {differ}."
     if measured.bounds is None:
         return "undecided", f"Undecided: {read}, but {measured.reason}; {differ}."
     criterion = "promise" if promise.target is None else "bar"
     if measured.above_bar:
-        return "keep", f"Keep the skin: {read}: it is above the {criterion} beyond chance; {differ}."
-    size = "more rows" if measured.needed is None else f"some {measured.needed:,} rows in all, if that is what it is"
-    question = f"to tell on which side of the {criterion} it is takes {size}"
-    return "undecided", f"Undecided: {read}: {question}; {differ}."
+        return "keep", f"Keep the skin: {read}; it is significantly above the {criterion}; {differ}."
+    rows = "more rows"
+    if measured.needed is not None:
+        rows = f"about {measured.needed:,} rows in all, if {measured.estimate:.3f} is right,"
+    return "undecided", f"Undecided: {read}; {rows} would tell on which side of the {criterion} it is; {differ}."

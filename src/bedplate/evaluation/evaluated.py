@@ -45,8 +45,8 @@ class RareLabel(InsufficientGroups):
         super().__init__(groups, needed)
         self.label = label
         self.args = (
-            f"the label {label!r} is a target in {groups} groups, too few for a bound in which every label weighs "
-            f"alike; at least {needed} are needed: label more rows of it, or take it off the list",
+            f"the label {label!r} is a target in {groups} groups, too few for a bound of a mean over labels; at "
+            f"least {needed} are needed. Label more rows of it, or remove it from the labels",
         )
 
 

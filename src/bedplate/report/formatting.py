@@ -31,6 +31,21 @@ def shown_bar(report: Mapping[str, Any]) -> str:
     return f"{bar} ({comparison} {target['against']})"
 
 
+def shown_status(report: Mapping[str, Any]) -> str:
+    """The verdict's status; a PASS on rows that served earlier verdicts is an EXPLORATORY PASS."""
+    verdict = report["verdict"]
+    return f"EXPLORATORY {verdict['status']}" if verdict.get("exploratory") else verdict["status"]
+
+
+def at_confidence(level: float, requested: float | None, nominees: int = 1) -> str:
+    """The confidence of one bound, and why it is above the confidence that the task asks for: such as `97.0% confidence
+    (so that all verdicts on these rows hold with 95%)`. nominees: how many share the error."""
+    if requested is None or level <= requested:
+        return f"{level:.1%} confidence"
+    claims = "all verdicts" if nominees < 2 else f"all {nominees} nominees and all verdicts"
+    return f"{level:.1%} confidence (so that {claims} on these rows hold with {100 * requested:g}%)"
+
+
 def cell(value: Any) -> str:
     """A value as it may stand in a table or a paragraph: in one line, no mark of a column, no HTML of its own."""
     return html.escape(" ".join(str(value).split()), quote=False).replace("|", r"\|")

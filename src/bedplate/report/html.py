@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bedplate.report.formatting import costs, shown_bar, shown_estimate
+from bedplate.report.formatting import at_confidence, costs, shown_bar, shown_estimate, shown_status
 from bedplate.report.pages import page
 
 SECTIONS = {
@@ -36,6 +36,7 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
         plots=drawn,
         contents=list(_contents(report)),
         headline=headline(report),
+        status=shown_status(report).replace("_", " "),
         said=partial(shown_estimate, report),
         bar=shown_bar(report),
         costs=costs(report),
@@ -63,10 +64,11 @@ def headline(report: Mapping[str, Any]) -> str:
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         side, word = ("upper", "at most") if costs(report) else ("lower", "at least")
+        confidence = at_confidence(won[f"{side}_confidence"], target["confidence"], len(by_rung))
         return (
             f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on "
-            f"{row['n']} test rows, {word} {shown_estimate(report, won[side])} with {won[f'{side}_confidence']:.1%} "
-            f"confidence, at ${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
+            f"{row['n']} test rows, {word} {shown_estimate(report, won[side])} with {confidence}, at "
+            f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
         )
     if verdict["status"] == "OUT_OF_BUDGET":
         first = next(iter(verdict.get("kept_out", ())), None)
@@ -79,12 +81,12 @@ def headline(report: Mapping[str, Any]) -> str:
     best = (min if costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
     best_score = f"the best, {best['rung']}, scores {shown_estimate(report, best['estimate'])} on test"
     if verdict["status"] == "FAIL":
-        return f"No adaptation reaches {metric} {bar}: {best_score}."
+        return f"No adaptation that was tested reaches {metric} {bar}: {best_score}{_untried(report)}."
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {best_score}."
 
 
 def _untried(report: Mapping[str, Any]) -> str:
-    """What a budget or a rule of thumb left out: the cheapest of those that were tried need not be the cheapest."""
+    """What a budget or a rule of thumb left out, of which the verdict says nothing."""
     omissions = [omission for omission in report["not_tried"] if omission["what"] == "rung"]
     names = [omission["rung"] for omission in omissions if omission["kind"] != "impossible"]
     return f" (not tried: {', '.join(names)})" if names else ""

@@ -12,6 +12,7 @@ from bedplate.core.display import chosen
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.text import Annotation
 
 
 # Drawn in these colours, then replaced by the page's variables, so that one picture serves light and dark.
@@ -45,33 +46,87 @@ def quality_against_cost(
     """
     figure, axes = new_figure(7.4, 3.9)
     axes.axhline(target, color=TARGET, linewidth=1.2, linestyle="--")
-    at_right: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "ha": "right", "va": "bottom"}
-    axes.annotate(f"target {chosen(target)}", (0.995, target), color=TARGET, **at_right)
+    labels = [_line_label(axes, f"target {chosen(target)}", target, TARGET, 0.995)]
     priced = [row for row in rows if not row["reference"]]
     for row in priced:
         usd, estimate = row["usd_per_1k_calls"], row["estimate"]
         fill = ACCENT if row["split"] == "test" else "none"
-        axes.errorbar(usd, estimate, errors([row]), markerfacecolor=fill, markersize=7, **_ERROR_BARS)
+        axes.errorbar(usd, estimate, errors([row]), markerfacecolor=fill, markersize=7, clip_on=False, **_ERROR_BARS)
         if row.get("bound") is not None:
-            axes.plot(usd, row["bound"], "_", color=TARGET, markersize=16, markeredgewidth=2)
-        axes.annotate(row["rung"], (usd, estimate), (8, 5), textcoords="offset points", color=INK)
-    for row in rows:
-        if row["reference"]:
-            axes.axhline(row["estimate"], color=REFERENCE, linewidth=1, linestyle=":")
-            axes.annotate(
-                f"{row['rung']} {row['estimate']:.3g}" if lower_is_better else f"{row['rung']} {row['estimate']:.3f}",
-                (0.005, row["estimate"]),
-                xycoords=("axes fraction", "data"),
-                va="top" if row["estimate"] <= target else "bottom",  # away from the target's line
-                color=REFERENCE,
-            )
+            axes.plot(usd, row["bound"], "_", color=TARGET, markersize=16, markeredgewidth=2, clip_on=False)
+    levels = [target]
+    for row in (row for row in rows if row["reference"]):
+        axes.axhline(row["estimate"], color=REFERENCE, linewidth=1, linestyle=":")
+        score = f"{row['estimate']:.3g}" if lower_is_better else f"{row['estimate']:.3f}"
+        labels.append(_line_label(axes, f"{row['rung']} {score}", row["estimate"], REFERENCE, 0.005))
+        levels.append(row["estimate"])
     front = pareto(priced, lower_is_better=lower_is_better)
     x, y = [row["usd_per_1k_calls"] for row in front], [row["estimate"] for row in front]
     axes.plot(x, y, color=ACCENT, linewidth=1, alpha=0.5, zorder=0)
     axes.margins(x=0.18, y=0.12)
+    axes.set_xlim(left=0)
     axes.set_xlabel("US dollars per 1,000 calls")
     axes.set_ylabel(metric.replace("_", " "))
+    labels += [_point_label(axes, row) for row in priced]
+    bars = [[(row["usd_per_1k_calls"], end) for end in row["interval"]] for row in priced]
+    right = axes.get_xlim()[1]
+    lines = [*([(0.0, level), (right, level)] for level in levels), list(zip(x, y, strict=True)), *bars]
+    _place(figure, axes, labels, [line for line in lines if line])
     return svg_of(figure, "Quality against cost")
+
+
+def _line_label(axes: Axes, text: str, level: float, colour: str, place: float) -> Annotation:
+    """The name of a horizontal line, at this fraction of the axes' width."""
+    side = "right" if place > 0.5 else "left"
+    at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": side}
+    return axes.annotate(text, (place, level), (0, 3), va="bottom", color=colour, **at)
+
+
+def _point_label(axes: Axes, row: Mapping[str, Any]) -> Annotation:
+    at = row["usd_per_1k_calls"], row["estimate"]
+    return axes.annotate(row["rung"], at, (8, -3), textcoords="offset points", ha="left", va="top", color=INK)
+
+
+_SHIFTS = ((8, -3), (8, 3), (-8, 3), (-8, -3), (8, -16), (8, 16), (-8, 16), (-8, -16), (8, -30), (8, 30))
+"""Places of a point's label, in points from it; the side says which corner of the text lies there."""
+_SAMPLES = 400
+
+
+def _place(
+    figure: Figure, axes: Axes, labels: Sequence[Annotation], lines: Sequence[Sequence[tuple[float, float]]]
+) -> None:
+    """Moves each label to the first place at which it covers nothing: no line, no error bar, no other label; or to that
+    which covers least. lines: in data coordinates."""
+    import numpy as np
+
+    figure.draw_without_rendering()  # lays the axes out
+    inside, unit = axes.get_window_extent(), figure.dpi / 72
+    drawn: list[Any] = []
+    for line in lines:
+        corners = axes.transData.transform(np.array(line, float).reshape(-1, 2))
+        steps = np.linspace(0, max(len(corners) - 1, 0), _SAMPLES)
+        drawn.append(np.column_stack([np.interp(steps, range(len(corners)), corners[:, i]) for i in (0, 1)]))
+    for label in labels:
+        shifts = _SHIFTS if label.xycoords == "data" else ((0, 3), (0, -3))
+        best: tuple[int, Any] | None = None
+        for dx, dy in shifts:
+            label.set_position((dx, dy))
+            label.set_va("bottom" if dy > 0 else "top")
+            if dx:
+                label.set_ha("left" if dx > 0 else "right")
+            box = label.get_window_extent()
+            ends = np.array([[box.x0, box.y0], [box.x1, box.y1]])
+            outside = 1000 * int((ends[0] < inside.p0 - unit).any() or (ends[1] > inside.p1 + unit).any())
+            covered = sum(int(((points > ends[0]) & (points < ends[1])).all(axis=1).sum()) for points in drawn)
+            if best is None or covered + outside < best[0]:
+                best = covered + outside, (dx, dy, label.get_ha(), label.get_va(), ends)
+            if best[0] == 0:
+                break
+        assert best is not None
+        dx, dy, ha, va, ends = best[1]
+        label.set(position=(dx, dy), ha=ha, va=va)
+        across, up = (np.linspace(ends[0][i], ends[1][i], 20) for i in (0, 1))
+        drawn.append(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2))
 
 
 def pareto(rows: Sequence[Mapping[str, Any]], *, lower_is_better: bool = False) -> list[Mapping[str, Any]]:

@@ -135,7 +135,11 @@ class Confirmation(Part):
     expected: float | None = None
     """What its truth probably is: valid, drawn toward the other candidates, and test together; null in old reports."""
     needed_n: Count | None
-    """Test rows in all for 80% power at the next verdict, were `expected` the truth; null where none are promised."""
+    """Test rows in all for 80% power at the next verdict, if `expected` is right; null where none are promised."""
+    expected_low: float | None = None
+    """The lower end of an 80% interval of `expected`, of costs the upper end; null where `needed_n` is."""
+    power_at_low: Share | None = None
+    """The power of a verdict on `needed_n` rows if `expected_low` is the truth."""
     reason: str | None
     """Why its rows allow no bound; null where there is one."""
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from bedplate.report.formatting import cell, shown_estimate, table
+from bedplate.report.formatting import cell, shown_estimate, shown_status, table
 from bedplate.report.html import headline
 
 
@@ -18,11 +18,11 @@ def summary(report: Mapping[str, Any]) -> str:
     verdict, target = report["verdict"], report["target"]
     labels = (report.get("labels"), report["data"].get("second_labels"))
     texts = [headline(report), verdict["reason"], *(part["said"] for part in labels if part)]
-    lines = [f"## {cell(report['task'])}: {verdict['status']}", ""]
+    lines = [f"## {cell(report['task'])}: {shown_status(report)}", ""]
     lines += [line for text in texts for line in (cell(text), "")]
     kept_out = verdict.get("kept_out", ())
     if kept_out:
-        head = ("would be admitted", "key of `budget`", "given", "would do", f"{target['metric']} on valid")
+        head = ("candidate", "`budget` key", "value", "needed", f"{target['metric']} on valid")
         rows = [
             (
                 *(change["rung"], f"`{change['key']}`", f"{change['given']:g}", f"{change['needed']:g}"),
@@ -30,7 +30,7 @@ def summary(report: Mapping[str, Any]) -> str:
             )
             for change in kept_out
         ]
-        lines += ["### Kept out by the budget", "", *table(head, rows), ""]
+        lines += ["### Excluded by the budget", "", *table(head, rows), ""]
     head = ("rung", "split", target["metric"], "95% interval", "rows", "USD per 1,000 calls", "p95 ms")
     finished = [row for row in report["rungs"] if row["status"] == "done"]
     lines += [*table(head, [_row(report, row) for row in finished]), ""]
@@ -39,7 +39,7 @@ def summary(report: Mapping[str, Any]) -> str:
         answers = {True: "yes", False: "no", None: "undecided"}
         checks = [(name, check) for name, of_nominee in required.items() for check in of_nominee]
         rows = [(name, answers[check["holds"]], cell(check["reason"])) for name, check in checks]
-        lines += ["### Required", "", *table(("nominee", "holds", "what was found"), rows), ""]
+        lines += ["### Requirements", "", *table(("nominee", "holds", "evidence"), rows), ""]
     missing = report["not_tried"]
     if missing:
         lines += ["### Not tried", ""]

@@ -355,7 +355,7 @@ def test_where_nothing_is_left_to_ask_for_no_file_is_named(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    none = LabelStep(None, None, ("No more labels are asked for.",))
+    none = LabelStep(None, None, ("No more labels are needed.",))
     monkeypatch.setattr("bedplate.adaptation.label_budget.adapt_with_labels", lambda *_, **__: none)
     code, printed, _ = run_cli(
         capsys, "adapt", unlabelled[0], "--out", tmp_path / "o", "--label-budget", "240", "--json"

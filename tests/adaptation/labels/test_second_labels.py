@@ -49,7 +49,7 @@ def test_agreement_and_ceiling_are_those_of_the_rows(tmp_path: Path, tiny_base: 
     assert comparison.ceiling == pytest.approx(ceiling(sum(agreements) / len(agreements), 2))
     assert comparison.highest is not None
     assert comparison.said is not None
-    assert "none more than" in comparison.said
+    assert "no model more than" in comparison.said
     macro = second_labels(load_task(path, [*SECOND, "metric=macro_f1"]), data, 0.95)
     assert macro is not None
     assert macro.ceiling is None
@@ -109,7 +109,9 @@ def test_rows_count_by_how_often_their_text_came(tmp_path: Path, tiny_base: Path
 
 def test_a_bar_above_it_is_refused_with_the_number_before_anything_is_asked(tmp_path: Path, tiny_base: Path) -> None:
     path = doubly(tmp_path / "task", tiny_base, 0.2)
-    with pytest.raises(DataError, match=r"0\.97 is out of reach.*agree on 0\.\d+.*no model reads more than 0\.9"):
+    with pytest.raises(
+        DataError, match=r"0\.97 is out of reach.*agree in a share of 0\.\d+.*no model scores more than 0\.9"
+    ):
         adapt(path, tmp_path / "out", overrides=[*SECOND, "adapt.target.value=0.97"])
     assert not (tmp_path / "out").exists()
 
@@ -119,7 +121,7 @@ def test_the_report_says_it(tmp_path: Path, tiny_base: Path) -> None:
     report = adapt(path, tmp_path / "out", rungs=["majority", "from_scratch"], overrides=SECOND)
     comparison = report.data["data"]["second_labels"]
     assert comparison["column"] == "other"
-    assert "a perfect model would read about" in comparison["said"]
+    assert "a perfect model would score about" in comparison["said"]
     assert comparison["said"][1:] in (tmp_path / "out" / "report.html").read_text()
 
 

@@ -36,7 +36,26 @@ def test_a_renamed_column_and_full_stops_at_another_home_are_the_second_verdict(
     report = adapt(path, tmp_path / "out", rungs=["zero_shot"])
     assert report.data["ledger"]["number"] == 2
     assert report.verdict["exploratory"] is True
-    assert report.verdict["reason"].startswith("EXPLORATORY: some of these test rows have served 1 earlier verdict;")
+    assert report.verdict["reason"].startswith("EXPLORATORY: some of these test rows were used for 1 earlier verdict;")
     assert "known from the ledger beside the data alone" in report.data["ledger"]["notes"][0]
     assert "known from the ledger beside the data alone" in (tmp_path / "out" / "report.html").read_text("utf-8")
     assert not list((tmp_path / "out").rglob(".bedplate"))
+
+
+def test_another_procedure_on_the_same_rows_is_the_next_verdict(tiny_base: Path, tmp_path: Path) -> None:
+    path = write_task(tmp_path / "task", tiny_base, groups=160, target={"value": 0.05, "confidence": 0.9})
+
+    def number(out: str, testing: str) -> int:
+        report = adapt(
+            path, tmp_path / out, rungs=["from_scratch", "zero_shot"], overrides=[f"adapt.testing={testing}"]
+        )
+        assert len(report.data["nominees"]["nominees"]) == 2
+        return report.data["ledger"]["number"]
+
+    assert [number("a", "holm"), number("b", "holm"), number("c", "best_first"), number("d", "best_first")] == [
+        1,
+        1,
+        2,
+        2,
+    ]
+    assert number("e", "cheapest_first") == 3

@@ -77,7 +77,7 @@ def test_a_skin_passes_by_being_better_than_what_runs_today(tmp_path: Path, tiny
     sentence = f"target {current_row['estimate']:.4g}. "  # computed, so that it has digits without end
     assert sentence in report.verdict["reason"]
     page = adaptation_page(report.data)
-    assert "the system that runs today" in summary(report.data) + page
+    assert "the system in use" in summary(report.data) + page
     assert "(better than current)" in headline(report.data)
 
 
@@ -111,7 +111,7 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
     assert (against["direction"], against["holds"]) == ("at_most", True)
     assert report.verdict["status"] == "PASS", report.verdict["reason"]
     assert f"${confirmed['estimate']:.4f}" in headline(report.data)
-    assert "whose upper bound clears the target" in report.verdict["reason"]
+    assert "is the cheapest nominee that clears everything: usd_per_call" in report.verdict["reason"]
     assert f"${row_of(data, 'from_scratch', 'test')['estimate']:.4f}" in adaptation_page(report.data)
     assert all(part["estimate"] >= 0 for part in data["focus"]["slices"])
 
@@ -122,7 +122,7 @@ def test_answers_of_which_none_can_be_used_stop_the_run_before_anything_is_made(
     path = task_file(tmp_path / "task", tiny_base, {"against": "current", "better_by": 0})
     rows = tmp_path / "task" / "rows.jsonl"
     records = [json.loads(line) for line in rows.read_text().splitlines()]
-    for answer, message in (("POSITIVE", r"\(but 'POSITIVE', for one\)"), ("", "column 'now' is empty in all")):
+    for answer, message in (("POSITIVE", r"\(for example 'POSITIVE'\)"), ("", "column 'now' is empty in all")):
         rows.write_text("".join(json.dumps({**row, "now": answer}) + "\n" for row in records))
         with pytest.raises(DataError, match=message):
             adapt(path, tmp_path / "out", rungs=RUNGS)

@@ -86,7 +86,7 @@ def test_a_slice_has_a_bar_of_its_own_with_the_rows_that_would_decide() -> None:
     assert broken.holds is False
     missing = only({"value": 0.8, "all_of": [{"where": {"language": "fr"}, "at_least": 0.5}]}, evaluation).at(0.95)
     assert (missing.holds, missing.value) == (None, None)
-    assert "there is no test row of language: fr" in missing.reason
+    assert "no test row has language: fr" in missing.reason
 
 
 def test_every_label_and_every_value_of_a_column_is_one_requirement() -> None:
@@ -199,12 +199,12 @@ def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
 
     passed, undecided, failed = decided(0.5), decided(0.7), decided(0.95)
     assert (passed.status, passed.rung) == ("PASS", "x")
-    assert "What else is required holds: accuracy where language: de at least 0.5" in passed.reason
+    assert "The further requirements hold: accuracy where language: de at least 0.5" in passed.reason
     assert undecided.status == "INSUFFICIENT_DATA"
     assert "accuracy where language: de at least 0.7: 0.750 on 40 rows" in undecided.reason
     assert "test rows in all would" in undecided.reason
     assert failed.status == "FAIL"
-    assert "held back by its requirement: accuracy where language: de at least 0.95" in failed.reason
+    assert "but a requirement is not met: accuracy where language: de at least 0.95" in failed.reason
 
 
 def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() -> None:

@@ -283,22 +283,22 @@ def curve_sentences(
 ) -> list[str]:
     """The crossover of the first pair, and from when on its tuned rung has paid for itself. labels: all sizes' own."""
     if not crossovers:
-        return ["There is no prompted and no tuned rung at one size, so nothing is said of a crossover."]
+        return ["No size has both a tuned and a prompted rung, so there is no crossover to report."]
     return [_crossover_says(crossovers[0], min(labels), max(labels)), _pays_says(crossovers[0], break_even)]
 
 
 def _crossover_says(crossover: Crossover, min_labels: float, max_labels: float) -> str:
-    names = f"tuning ({crossover.tuned}) overtakes prompting ({crossover.prompted})"
-    at = crossover.labels
+    tuned, prompted = f"tuning ({crossover.tuned})", f"prompting ({crossover.prompted})"
+    names, at = f"{tuned} overtakes {prompted}", crossover.labels
     if at == "beyond":
-        sentence = f"On this task {names} not within the {max_labels:,.0f} labels there are"
+        sentence = f"On this task {tuned} does not overtake {prompted} within the {max_labels:,.0f} labels available"
     elif at == "below":
-        sentence = f"On this task {names} at {min_labels:,.0f} labels already, the fewest that were tried"
+        sentence = f"On this task {names} already at {min_labels:,.0f} labels, the fewest that were tried"
     else:
         sentence = f"On this task {names} at about {at:,.0f} labels"
     if crossover.interval is None:
         return f"{sentence}; valid has too few groups for an interval."
-    words = {"below": f"{min_labels:,.0f} or fewer", "beyond": f"more than the {max_labels:,.0f} there are"}
+    words = {"below": f"{min_labels:,.0f} or fewer", "beyond": f"more than the {max_labels:,.0f} available"}
     ends = [words[end] if isinstance(end, str) else f"{end:,.0f}" for end in crossover.interval]
     range_text = ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
     return (

@@ -93,18 +93,18 @@ def side_by_side(
     if first_origin.id == origins[1].id:
         raise UsageError(f"{a} and {b} are the same skin ({first_origin.id[:12]}); give two")
     if task.output.form.as_embedding is not None:
-        raise UsageError(f"{a} gives vectors; skins that answer can be compared")
+        raise UsageError(f"{a} returns vectors; only skins that return answers can be compared")
     task.scorer.ready()
     fresh = fresh_rows(task, rows)
     if not fresh.labelled:
-        raise DataError(f"{rows} has no column {task.data.target!r}, so nothing says which answers are right")
+        raise DataError(f"{rows} has no column {task.data.target!r} with the right answers; add it")
     notes = [*fresh.notes]
     for origin in origins:
         notes += [f"{note}: some of these rows may be among them" for note in origin.notes]
     examples, left_out = _unseen(fresh.examples, origins, notes)
     if not examples:
         raise DataError(
-            f"every row of {rows} is in a split of {origins[0].skin.name} or {origins[1].skin.name}; give fresh rows"
+            f"every row of {rows} is in the data of {origins[0].skin.name} or {origins[1].skin.name}; give fresh rows"
         )
     opening = _opened(task, rows, examples, origins)
     notes += opening.notes
@@ -139,7 +139,7 @@ def _unseen(
         if any(mine):
             left_out[str(origin.directory)] = {split: had[split] for split in SPLITS if had[split]}
             counts = ", ".join(f"{had[split]} of its {split}" for split in SPLITS if had[split])
-            notes.append(f"left out: rows that {name} had ({counts} split)")
+            notes.append(f"left out: rows that {name} was made from or judged by ({counts} split)")
     return [e for e, *splits in zip(examples, *memberships, strict=True) if not any(splits)], left_out
 
 
@@ -205,7 +205,7 @@ def _verdict(a: ComparedSkin, b: ComparedSkin, comparison: PairedComparison, ope
     prefix = ""
     if opening.exploratory:
         earlier = f"{opening.number - 1} earlier verdict{'s' if opening.number > 2 else ''}"
-        prefix = f"EXPLORATORY: some of these rows have served {earlier}; only fresh rows can confirm. "
+        prefix = f"EXPLORATORY: some of these rows were used for {earlier}; only fresh rows can confirm. "
     return verdict, f"{prefix}{statement}{_prices(leader, runner_up)}."
 
 
@@ -220,5 +220,5 @@ def _prices(leader: ComparedSkin, runner_up: ComparedSkin) -> str:
     dearer, cheaper, ratio = (runner_up, leader, 1 / ratio) if ratio < 1 else (leader, runner_up, ratio)
     times = figures(ratio, 2)
     if times == "1":
-        return f"; a call of {dearer.name} {verb} about what one of {cheaper.name} does"
-    return f"; a call of {dearer.name} {verb} {times} times what one of {cheaper.name} does"
+        return f"; a call of {dearer.name} {verb} about as much as one of {cheaper.name}"
+    return f"; a call of {dearer.name} {verb} {times} times as much as one of {cheaper.name}"

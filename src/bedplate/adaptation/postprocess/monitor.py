@@ -71,7 +71,7 @@ def drift(
     origin = origin_of(directory, None if task_file is None else load_task(task_file))
     task = origin.task
     if task.output.form.as_embedding is not None:
-        raise UsageError(f"{directory} gives vectors; drift is told of skins that answer")
+        raise UsageError(f"{directory} returns vectors; drift is measured for skins that return answers")
     task.scorer.ready()
     fresh = fresh_rows(task, new)
     notes = [*origin.notes, *fresh.notes]
@@ -98,7 +98,7 @@ def drift(
     remember(origin.id, question, look.number, rows=rows, judged=judged, largest=largest, gains=gained)
     repeated_rows = sum(row in (earlier.judged if fresh.labelled else earlier.rows) for row in rows)
     if repeated_rows:
-        notes.append(f"{repeated_rows:,} of {len(rows):,} new rows were in an earlier look: they are not counted again")
+        notes.append(f"{repeated_rows:,} of {len(rows):,} new rows were in an earlier look and are not counted again")
     verdict, sentence = decide(input_shifts, measured)
     counts = len(old), len(fresh.all_examples)
     return Drift(
@@ -144,7 +144,7 @@ def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]
     if len(unseen) < len(fresh.examples):
         overlap = f"{len(fresh.examples) - len(unseen):,} of {len(fresh.examples):,} new texts"
         notes.append(
-            f"{overlap} are among those that the skin was made from or judged by: quality is that on the others"
+            f"{overlap} are among those that the skin was made from or judged by: quality is measured on the others"
         )
     return unseen
 
@@ -169,7 +169,7 @@ class _Look:
         promise = promise_of(self.origin)
         if promise is not None and promise.split == "valid":
             self.notes.append(
-                "the skin was not judged on test: its report has its quality on valid, by which it was chosen"
+                "the skin was not tested: its report has only its quality on the validation rows that chose it"
             )
         answered, earlier = predict_examples(self.predictor, unseen), self.earlier
         evaluation = evaluate_predictions(self.origin.task, unseen, answered, split="new", seed=self.seed)
@@ -189,7 +189,7 @@ class _Look:
         new = [e for e in fresh.all_examples if e.row_hash not in elsewhere]
         if not new:
             notes.append(
-                "all new rows are in the task's own data, outside of what the skin was made from: inputs are not "
+                "all new rows are in the task's own data, but not in train or valid of this skin: inputs are not "
                 "compared"
             )
             return ()
@@ -205,7 +205,7 @@ class _Look:
         ]
         for name, rows, part in zip(("old", "new"), (old, new), chosen, strict=True):
             if len(part) < len(rows):
-                notes.append(f"{len(part):,} of {len(rows):,} {name} rows are embedded")
+                notes.append(f"inputs: {len(part):,} of {len(rows):,} {name} rows are compared")
         texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
         groups = [old[i].group for i in chosen[0]] if sides[0][1] else None
         learned = parts(groups, len(chosen[0]), self.seed).learned
@@ -260,7 +260,7 @@ def input_vectors(
             part, embed_texts(engine, part, "mean", topic_depth(engine.base)).astype(np.float64), strict=True
         )
     if len(fits) < len(distinct):
-        notes.append(f"{len(distinct) - len(fits)} inputs are too long for the base and count as alike")
+        notes.append(f"{len(distinct) - len(fits)} inputs are too long for the base and count as equal")
     return np.stack([vectors[text] for text in old]), np.stack([vectors[text] for text in new])
 
 

@@ -61,13 +61,13 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
     task = task or run_task
     if task is None:
         raise UsageError(
-            f"the run that made {directory} is neither above it nor where the catalogue knows it, so nothing says "
-            "which columns its inputs are; give the task file with --task"
+            f"the run that made {directory} is neither above it nor in the catalogue, so the columns of its inputs are "
+            "unknown; give the task file with --task"
         )
     if set(task.inputs) != set(skin.inputs) or task.output.kind != skin.output.kind:
         raise UsageError(
-            f"{task.path} is not a task for {skin.name}, which takes {', '.join(sorted(skin.inputs))} and gives a "
-            f"{skin.output.kind}: it has {', '.join(sorted(task.inputs))} and wants a {task.output.kind}"
+            f"{task.path} is not a task for {skin.name}, which takes {', '.join(sorted(skin.inputs))} and returns a "
+            f"{skin.output.kind}: the task has {', '.join(sorted(task.inputs))} and returns a {task.output.kind}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
         rows, texts = read_splits(place, run_task or task).rows, read_texts(place / SPLITS_FILE)
@@ -84,7 +84,7 @@ def _splits_again(task: Task, skin: Skin) -> tuple[dict[str, str] | None, dict[s
     changed = [name for name in ("train", "valid", "test") if data.hashes[name] != skin.provenance.splits.get(name)]
     if changed:
         names = " and ".join(changed)
-        return None, {}, (f"the rows that {skin.name} was made from are not there: its {names} had another hash",)
+        return None, {}, (f"the rows that {skin.name} was made from have changed: the hash of {names} differs",)
     splits_by_hash = {e.row_hash: "train" for e in data.train} | {e.row_hash: "valid" for e in data.valid}
     texts = {key: name for name in reversed(SPLITS) for key in data.keys(name).all_exact}
     return splits_by_hash | dict.fromkeys(data.test.row_hashes, "test"), texts, ()
@@ -129,6 +129,4 @@ def promise_of(origin: Origin) -> Promise | None:
             by_verdict=bound is not None,
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SkinError(
-            f"{path} is not a report of `bedplate adapt` ({error!r}); take it away or restore it"
-        ) from error
+        raise SkinError(f"{path} is not a report of `bedplate adapt` ({error!r}); remove or restore it") from error

@@ -18,13 +18,13 @@ from bedplate.adaptation.search import planner
 from bedplate.adaptation.search.formats import not_tried
 from bedplate.adaptation.search.rung_files import environment
 from bedplate.adaptation.task.target_spec import CURRENT
-from bedplate.adaptation.verdict import gate, rules_of_thumb
+from bedplate.adaptation.verdict import advice, gate, rules_of_thumb
 from bedplate.adaptation.verdict.label_ceiling import second_labels
 from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.files import atomic_write
 from bedplate.core.version import __version__
 from bedplate.evaluation.costs import Scale
-from bedplate.evaluation.evaluated import PairedComparison, compare
+from bedplate.evaluation.evaluated import PairedComparison
 from bedplate.evaluation.harness import Evaluation
 from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_parts
@@ -58,7 +58,7 @@ def build_report(run: LadderRun) -> Report:
     report_file = schema.ReportFile(
         schema_version=schema.SCHEMA_VERSION,
         task=context.task.task,
-        verdict=_verdict(run, left_out, _classical(net, judged, context.seed, results)),
+        verdict=_verdict(run, left_out, net),
         rungs=(*_current_rows(run), *_rows(run)),
         nominees=schema.Nominees(**verdict.nomination.to_json(), confirmations=tuple(verdict.confirmations)),
         comparisons=tuple(_comparison(*pair, planned=pair[0] == verdict.nomination.primary) for pair in compared),
@@ -104,10 +104,15 @@ def build_report(run: LadderRun) -> Report:
     return Report(values, context.out)
 
 
-def _verdict(run: LadderRun, left_out: Sequence[schema_parts.NotTried], classical: str | None) -> schema.Verdict:
+def _verdict(
+    run: LadderRun, left_out: Sequence[schema_parts.NotTried], net: Mapping[str, Evaluation]
+) -> schema.Verdict:
     decision, opening = run.verdict.decision, run.opening
     passed = None if decision.rung is None else run.results[decision.rung]
-    untried = _untried(left_out) if decision.status == "PASS" else None
+    untried = advice.untried(left_out, run.outcomes, decision.status)
+    baseline = run.results.get(in_role("classical"))
+    servable = baseline is not None and baseline.skin is not None
+    classical = advice.classical(run.verdict, net, run.context.seed, servable=servable)
     return schema.Verdict(
         status=decision.status,
         skin=None if passed is None else passed.skin,
@@ -312,12 +317,12 @@ def _current_rows(run: LadderRun) -> Iterator[schema.Row]:
         missing = priced.evaluation.unparsed
         unusable = f"; {missing} rows without a usable answer count as wrong" if missing else ""
         if task.scale.lower_is_better and spec.usd_per_1k_calls is None:
-            unusable += "; what a call of it costs is not known, and not in its expected cost"
+            unusable += "; the price of its calls is unknown and not included"
         yield schema.Row(
             rung=CURRENT,
             base=None,
             status="done",
-            reason=f"the system that runs today, never nominated: its answers in the column {spec.column!r}{unusable}",
+            reason=f"the system in use, never nominated: its answers are in the column {spec.column!r}{unusable}",
             split=split,
             estimate=priced.estimate,
             interval=priced.interval,
@@ -349,17 +354,12 @@ def _target(run: LadderRun) -> schema.Target:
     return schema.Target(metric=metric, value=value, confidence=target.confidence, **given)
 
 
-def _untried(left_out: Sequence[schema_parts.NotTried]) -> str | None:
-    names = [omission.rung for omission in left_out if omission.what == "rung" and omission.kind != "impossible"]
-    return f"Not tried, so that the cheapest may be among them: {', '.join(names)}." if names else None
-
-
 def _one_look(labels: LabelBudget | None) -> tuple[str, ...]:
     if labels is None or len(labels.looks) == 1:
         return ()
     return (
-        "p-values of comparisons on test are those of one look; several were taken, and only the verdict's bounds "
-        "allow for that",
+        "p-values of comparisons on test are for a single look; several were taken, and only the verdict's bounds "
+        "account for that",
     )
 
 
@@ -367,33 +367,8 @@ def _exploratory(opening: Opening | None) -> str | None:
     if opening is None or not opening.exploratory:
         return None
     return (
-        f"EXPLORATORY: some of these test rows have served {opening.number - 1} earlier verdict"
+        f"EXPLORATORY: some of these test rows were used for {opening.number - 1} earlier verdict"
         f"{'s' if opening.number > 2 else ''}; only fresh rows can confirm."
-    )
-
-
-def _classical(
-    evaluations: Mapping[str, Evaluation], judged: str | None, seed: int, results: Mapping[str, RungResult]
-) -> str | None:
-    """What the classical baseline says about the nominee, on the same test rows; and which skin it is."""
-    classical = in_role("classical")
-    if judged is None or judged == classical or judged not in evaluations or classical not in evaluations:
-        return None
-    ours, theirs = evaluations[judged], evaluations[classical]
-    comparison = compare(ours, theirs, seed)
-    numbers = f"{theirs.scale.format_score(theirs.estimate)} on the same rows"
-    place = results[classical].skin
-    location = "" if place is None else f" ({place})"
-    if comparison.difference <= 0:
-        return f"A classical model of the task's own labels does as well or better ({numbers}): use that one{location}."
-    if comparison.p_value > 0.05:
-        return (
-            f"A classical model of the task's own labels scores {numbers}; {judged} is not measurably better "
-            f"(p = {comparison.p_value:.2g}): consider it first{location}."
-        )
-    return (
-        f"A classical model of the task's own labels scores {numbers} (p = {comparison.p_value:.2g} for the "
-        "difference)."
     )
 
 
@@ -425,7 +400,7 @@ def in_dollars(report: dict[str, Any], scale: Scale) -> None:
     for change in report["verdict"].get("kept_out", ()):
         _turn(change, scale, "estimate")
     for confirmation in report["nominees"]["confirmations"]:
-        _turn(confirmation, scale, "estimate", "expected")
+        _turn(confirmation, scale, "estimate", "expected", "expected_low")
         ends = [None if confirmation[name] is None else scale.value(confirmation[name]) for name in ("upper", "lower")]
         confirmation["lower"], confirmation["upper"] = ends
         levels = confirmation["upper_confidence"], confirmation["lower_confidence"]

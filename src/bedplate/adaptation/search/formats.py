@@ -71,7 +71,8 @@ def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
         if trial is None:
             needed, available = expected_seconds(candidate, times), context.seconds_before_test
             if needed > available:
-                reason = f"it needs about {needed:.0f} s on valid, {max(available, 0):.0f} s of the budget are left"
+                remaining = f"{max(available, 0):.0f} s of the budget are left"
+                reason = f"it needs about {needed:.0f} s on validation rows, {remaining}"
                 left_out.append(FormatLeftOut(weights=fmt, kind="budget", reason=reason))
                 continue
             try:
@@ -112,16 +113,18 @@ def judged(context: Context, result: RungResult, trial: FormatTrial) -> TriedFor
     rate, margin, score = context.spec.machine.usd_per_hour, f"{spec.margin:g}", before.scale.format_score
     calls = f"the median call takes {trial.latency.p50 * 1000:.2f} ms, {trial.own.p50 * 1000:.2f} ms before"
     if drop.upper is None or drop.lower is None:
-        reason = f"; {drop.groups} groups are too few for a bound"
+        reason = f"; {drop.groups} groups are too few for a confidence bound"
     elif within_margin and faster:
         reason = f": worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin}; {calls}"
     elif within_margin:
-        reason = f", which would do, but it saves nothing: {calls}"
+        reason = f", an acceptable loss, but it is not faster: {calls}"
     elif within_margin is False:
-        reason = f": shown to be worse, by at least {drop.lower:.4f}, over {margin}"
+        reason = f": worse by at least {drop.lower:.4f} with {drop.confidence:.1%} confidence, over {margin}"
     else:
-        reason = f": worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not decide on {margin}"
-        reason += "" if needed is None else f" (about {needed:,} would)"
+        reason = (
+            f": worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not rule out a loss above {margin}"
+        )
+        reason += "" if needed is None else f" (about {needed:,} could)"
     return TriedFormat(
         weights=trial.weights,
         kernel=trial.kernel,
@@ -153,19 +156,17 @@ def too_few(context: Context, evaluation: Evaluation) -> str | None:
     """Why valid cannot show that a format is no worse, even if no answer changed; None where it can."""
     margin, confidence = context.spec.formats.margin, context.spec.target.confidence
     if not enough_groups([row.group for row in evaluation.rows]):
-        return f"valid has {evaluation.groups} groups, too few, or of too unequal sizes, for a bound of a difference"
+        in_groups = f" in {evaluation.groups} groups" if evaluation.groups < evaluation.n else ""
+        return f"{evaluation.n} validation rows{in_groups} are too few, or too unequal, for a confidence bound"
     units = independent_rows(evaluation)
     unseen = hidden(units, confidence)
     if unseen < margin:
         return None
-    rows = f"the {evaluation.n} rows of valid"
+    rows = f"{evaluation.n} validation rows"
     if units < evaluation.n:
         rows += f" (worth {units:.0f} independent ones)"
     needed = math.ceil(units_needed(margin, confidence) * evaluation.n / units)
-    return (
-        f"{rows} could not show it: without any answer changed they could hide {unseen:.4f}, the margin is {margin:g}; "
-        f"about {needed:,} rows would do"
-    )
+    return f"{rows} cannot rule out a loss above {margin:g} (about {needed:,} could)"
 
 
 def expected_seconds(candidate: Candidate, times: float) -> float:
@@ -179,9 +180,9 @@ def expected_seconds(candidate: Candidate, times: float) -> float:
 
 def _unfit(candidate: Candidate) -> str | None:
     if candidate.climbed.result.parts:
-        return "a cascade's two skins keep the weights that it was made with"
+        return "a cascade keeps the weights that its two skins were made with"
     if candidate.traits.needs == "nothing":
-        return "it has no base whose weights could be in another format"
+        return "it has no base, so no weights to quantize"
     if candidate.context.hosted is not None:
         return "a remote model answers"
     return candidate.context.backbone.fixed_format

@@ -277,19 +277,20 @@ def bounded(guard: GuardName, measure: str, parent: float, child: float, drop: D
     within_limit, needed = drop.is_within(limit), drop.needed(limit)
     numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
     if guard == "refusal" and parent < limit:
-        numbers += " (the parent refuses so few that there is little to lose: this guard says little)"
+        numbers += " (the parent refuses so few that this guard has little to protect)"
     if drop.upper is None or drop.lower is None:
-        reason = f"{numbers}; {drop.groups} groups are too few for a bound"
+        reason = f"{numbers}; {drop.groups} groups are too few for a confidence bound"
     elif within_limit:
         reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
     elif within_limit is False:
         reason = f"{numbers}; worse by at least {drop.lower:.3f} with {drop.confidence:.1%} confidence, over {limit:g}"
     else:
         reason = (
-            f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}, so {drop.n} rows do not decide on {limit:g}"
+            f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}: {drop.n} rows do not decide on the limit of "
+            f"{limit:g}"
         )
         if needed is not None:
-            reason += f" (about {needed:,} would)"
+            reason += f" (about {needed:,} would, if {drop.value:.3f} is right)"
     return {
         "holds": within_limit,
         "drop": drop.value,

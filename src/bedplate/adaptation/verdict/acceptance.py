@@ -127,8 +127,8 @@ class AcceptanceCriteria:
             if "valid" not in self.bar.references:
                 reason = outcomes[self.against].reason if self.against in outcomes else "there is no such candidate"
                 raise UsageError(
-                    f"adapt.target.against: {self.against} was not made ({reason}), so there is nothing to compare "
-                    "with; change that, or the target, and give the same command again: what is finished is kept"
+                    f"adapt.target.against: {self.against} has no result to compare with ({reason}); change that, or "
+                    "the target, and run the same command again: finished work is kept"
                 )
 
     def judged(self, result: RungResult) -> Priced | ReferenceLevel:
@@ -212,9 +212,9 @@ class AcceptanceCriteria:
 
 def _unusable(task: Task, column: str, answers: Sequence[str | None]) -> str:
     sample_answer = next((answer for answer in answers if answer is not None), None)
-    problem = "is empty" if sample_answer is None else f"holds no answer of this task (but {sample_answer!r}, for one)"
+    problem = "is empty" if sample_answer is None else f"has no answer of this task (for example {sample_answer!r})"
     labels_note = f"; the labels are {', '.join(task.labels)}" if task.labels else ""
     return (
-        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so that every "
-        f"skin would look better than it{labels_note}; correct the column, or take `current` out"
+        f"{task.path}: data.current: column {column!r} {problem} in all {len(answers)} rows of valid, so every skin "
+        f"would look better{labels_note}; correct the column, or remove `current`"
     )

@@ -24,6 +24,7 @@ from bedplate.core.files import atomic_write, read_text
 from bedplate.core.processor import is_busy
 from bedplate.core.statistics.clusters import groups_needed
 from bedplate.evaluation.costs import PLAIN, Scale
+from bedplate.report.formatting import at_confidence
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Guard, Limit, Requirement
 
@@ -206,7 +207,8 @@ class GateDecision:
 
 @dataclass
 class GateVerdict:
-    """The evidence of a verdict. metric, target (a score), n and groups (of test) are known at the start.
+    """The evidence of a verdict. metric, target (a score), confidence (of all verdicts on these rows), n and groups (of
+    test) are known at the start.
 
     guards: of nominees that change their base; limits: of a call's cost and latency; requirements: of the target beside
     its bar. An undecided condition prevents PASS, but is no FAIL. kept_out: candidates that the budget excluded, the
@@ -218,6 +220,7 @@ class GateVerdict:
     _: KW_ONLY
     metric: str
     target: float
+    confidence: float | None = None
     n: int
     groups: int
     guards: Mapping[str, Sequence[Guard]] = field(default_factory=dict[str, list[Guard]])
@@ -265,6 +268,9 @@ class GateVerdict:
     def _rows(self) -> str:
         return f"{self.n} test rows" + (f" in {self.groups} groups" if self.groups < self.n else "")
 
+    def _at(self, level: float) -> str:
+        return at_confidence(level, self.confidence, len(self._ordered))
+
     @property
     def _below(self) -> list[Confirmation]:
         """The nominees that are shown to be below the target."""
@@ -299,32 +305,60 @@ class GateVerdict:
             return None
         estimate = score(c.estimate)
         text = (
-            f"{c.rung} is the cheapest nominee whose {self._clears}: {self.metric} {estimate} on {self._rows}, "
-            f"{self.scale.lower_phrase} {score(c.lower)} with {c.lower_confidence:.1%} confidence, target {self._bar}."
+            f"{c.rung} is the cheapest nominee that clears everything: {self.metric} {estimate} on {self._rows}, "
+            f"{self.scale.lower_phrase} {score(c.lower)} with {self._at(c.lower_confidence)}, target {self._bar}."
         )
         if c.expected is not None and score(min(c.expected, c.estimate)) != estimate:
             text += (
-                f" What passed scores {'low' if self.scale.lower_is_better else 'high'} by luck as well: with valid "
-                f"and the others, expect {score(c.expected)}."
+                f" An estimate that passed reads {'low' if self.scale.lower_is_better else 'high'}, because it was "
+                f"selected: expect about {score(c.expected)}."
             )
-        for said, conditions in (
-            ("What else is required holds", self.requirements.get(c.rung)),
+        for claim, conditions in (
+            ("The further requirements hold", self.requirements.get(c.rung)),
             ("Its guards hold", self.guards.get(c.rung)),
         ):
             if conditions:
-                text += f" {said}: {'; '.join(condition.reason for condition in conditions)}."
+                text += f" {claim}: {'; '.join(condition.reason for condition in conditions)}."
         text += "".join(f" Its {limit.reason}." for limit in self.limits.get(c.rung, ()))
+        text += "".join(f" {self._passed_over(cheaper)}" for cheaper in self._ordered[: self._ordered.index(c)])
         return GateDecision("PASS", c.rung, text)
+
+    def _passed_over(self, c: Confirmation) -> str:
+        """Why a nominee that costs less than the one that passed did not pass, and what would decide it."""
+        score, costs_less = self.scale.format_score, f"{c.rung} costs less per call"
+        if c.lower is None:
+            return f"{costs_less}, but no bound can be given for it ({score(c.estimate)}): {c.reason}."
+        read = f"{score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}"
+        if c.lower > self.target and not c.reached:
+            return f"{costs_less} and would clear the target alone ({read}), but the fixed order ended before it."
+        if c.lower > self.target:
+            return f"{costs_less} and clears the target ({read}), but {self._shortfalls(c.rung)}."
+        if c in self._below:
+            highest = f"{self.scale.upper_phrase} {score(c.upper or 0.0)}"
+            return f"{costs_less}, but is below the target ({score(c.estimate)}, {highest})."
+        return f"{costs_less}, but is not shown to clear the target ({read}){self._rows_needed(c)}."
+
+    def _rows_needed(self, c: Confirmation) -> str:
+        """How many rows would show that a nominee clears the target, as the end of a sentence."""
+        if c.needed_n is None or c.expected is None:
+            return "; no number of rows is promised to show it"
+        return (
+            f"; about {c.needed_n:,} test rows in all would show it, if {self.scale.format_score(c.expected)} is right"
+        )
+
+    def _shortfalls(self, rung: str) -> str:
+        """The conditions that a nominee is not shown to meet, and what would decide each."""
+        return "; ".join(_shortfall(condition) for condition in self._conditions(rung) if condition.holds is not True)
 
     def _no_bound(self) -> GateDecision | None:
         """INSUFFICIENT_DATA where the rows of a nominee allow no bound at all."""
         unbounded = next((c for c in self._ordered if c.reason is not None), None)
         if unbounded is None:
             return None
-        best = self._best
+        best, score = self._best, self.scale.format_score
         text = (
-            f"No nominee's {self._clears} of {self._bar} on {self._rows}, and for {unbounded.rung} there is none, "
-            f"whatever the estimate (best: {best.rung}, {self.scale.format_score(best.estimate)}): {unbounded.reason}."
+            f"No nominee's {self._clears} of {self._bar} on {self._rows} (best estimate: {best.rung}, "
+            f"{score(best.estimate)}). No bound can be given for {unbounded.rung}: {unbounded.reason}."
         )
         return GateDecision("INSUFFICIENT_DATA", None, text)
 
@@ -333,14 +367,13 @@ class GateVerdict:
         target and a condition of it is not shown to hold."""
         score, below = self.scale.format_score, self._below
         stopped = " ".join(
-            f"{c.rung} clears the target ({score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}) and is held "
-            f"back by its {_name(condition)}{condition.reason}."
+            f"{c.rung} clears the target ({score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}), but "
+            f"{self._shortfalls(c.rung)}."
             for c in self._ordered
-            for condition in self._conditions(c.rung)
-            if c.passed and c.lower is not None and condition.holds is not True
+            if c.passed and c.lower is not None and not self._conditions_met(c.rung)
         )
         broken = " ".join(
-            f"{c.rung} does not fulfil what is required: {requirement.reason}."
+            f"{c.rung} does not meet a requirement: {requirement.reason}."
             for c in self._ordered
             for requirement in self.requirements.get(c.rung, ())
             if not c.passed and c not in below and requirement.holds is False
@@ -358,11 +391,11 @@ class GateVerdict:
         text = (
             f"Every nominee's {self._missed} of {self._bar}; the best is {best.rung} with {self.metric} "
             f"{score(best.estimate)}, {self.scale.upper_phrase} {score(best.upper or 0.0)} with "
-            f"{best.upper_confidence:.1%} confidence, on {self._rows}."
+            f"{self._at(best.upper_confidence)}, on {self._rows}."
         )
         promising = [out for out in self.kept_out if out.estimate is not None and out.estimate > self.target]
         if promising:
-            better = f"The budget kept out what looks better: {_ways_out(promising)}."
+            better = f"The budget excludes what looks better: {_ways_out(promising)}."
             return GateDecision("OUT_OF_BUDGET", None, f"{text} {better}")
         return GateDecision("FAIL", None, text)
 
@@ -370,41 +403,55 @@ class GateVerdict:
         """The sentence that says what the rows leave open, and how many rows would decide it."""
         scale, best, score = self.scale, self._best, self.scale.format_score
         first = next(c for c in self._ordered if c.rung == (self.nomination.primary or best.rung))
-        expect = first.estimate if first.expected is None else first.expected
-        hope = f"{first.rung} is expected to be at {score(expect)}, by valid and test and the other candidates"
-        if first.needed_n is not None:
-            hope += f": about {first.needed_n:,} test rows in all would then pass it in 80% of next verdicts"
-        else:
-            hope += (
-                f", which is not {'below' if scale.lower_is_better else 'above'} the target: no number of rows is "
-                "promised to show that it clears it"
-            )
         behind = [c.rung for c in self._ordered if not c.reached and c.lower is not None and c.lower > self.target]
         text = (
             f"No {'reached ' if behind else ''}nominee's {self._clears} of {self._bar} on {self._rows}, and not every "
             f"{scale.upper_bound} is {'above' if scale.lower_is_better else 'below'} it (best: {best.rung}, "
-            f"{score(best.estimate)}, {'up to' if scale.lower_is_better else 'from'} {score(best.lower or 0.0)}); "
-            f"{hope}."
+            f"{score(best.estimate)}, {scale.lower_phrase} {score(best.lower or 0.0)}). {self._outlook(first)}"
         )
         if behind:
-            text += (
-                f" {', '.join(behind)} would clear it alone, and was not reached in the order that was fixed before."
-            )
+            text += f" {', '.join(behind)} would clear it alone, but the order of testing that was fixed ended before."
         if 0 < self.target < 1:
             enough = groups_needed(self.target, first.lower_confidence)
             if self.groups < min(self.n, enough):
                 shown = f"{enough} groups without a failure would show {self._bar}"
-                text += f" With so few groups, some that fail may have been missed: {shown}."
+                text += f" With so few groups, failing ones may have been missed: {shown}."
         undecided = [r.reason for r in self.requirements.get(first.rung, ()) if r.holds is not True]
         if undecided:
-            text += f" Nor is shown of {first.rung}: {'; '.join(undecided)}."
+            text += f" Requirements that {first.rung} is not shown to meet either: {'; '.join(undecided)}."
         return text
 
+    def _outlook(self, first: Confirmation) -> str:
+        """What the nominee probably scores, and how many rows a next verdict would need: for that estimate, and with
+        which power for the lower end of what it may be."""
+        score = self.scale.format_score
+        estimate = score(first.estimate if first.expected is None else first.expected)
+        text = f"All validation and test rows together put {first.rung} at {estimate}"
+        if first.needed_n is None:
+            side = "below" if self.scale.lower_is_better else "above"
+            return f"{text}, which is not {side} the target: no number of rows is promised to show that it clears it."
+        text += (
+            f": if that is right, a verdict on about {first.needed_n:,} test rows in all would pass it 80% of the time"
+        )
+        if first.expected_low is not None and first.power_at_low is not None:
+            end = "upper" if self.scale.lower_is_better else "lower"
+            text += f"; if it is {score(first.expected_low)}, the {end} end of an 80% interval, "
+            text += f"{first.power_at_low:.0%} of the time"
+        return f"{text}."
 
-def _name(condition: Condition) -> str:
+
+def _shortfall(condition: Condition) -> str:
+    """A condition that is broken or undecided, as the end of a sentence, and what would decide it."""
+    state = "is undecided" if condition.holds is None else "is not met"
     if isinstance(condition, Guard):
-        return f"{condition.guard} guard: "
-    return "requirement: " if isinstance(condition, Requirement) else ""
+        return f"the {condition.guard} guard {state}: {condition.reason}"
+    if isinstance(condition, Requirement):
+        return f"a requirement {state}: {condition.reason}"
+    if condition.upper is None:
+        return f"its {condition.reason}"
+    change = f"{condition.limit}: {condition.budget:g} → {round_up(condition.upper):g}"
+    remedy = f"more calls would decide, or {change}" if condition.holds is None else f"{change} would admit it"
+    return f"its {condition.reason} ({remedy})"
 
 
 def _ways_out(kept_out: Sequence[BudgetChanges]) -> str:

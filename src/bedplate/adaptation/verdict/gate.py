@@ -80,16 +80,17 @@ def _why(
     candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float, scale: Scale
 ) -> str:
     score_note = f"{scale.format_score(candidate.estimate)} on valid"
-    short = f" (on valid it is not {'; nor '.join(candidate.short)})" if candidate.short else ""
+    missed = f"on valid it does not meet: {'; '.join(candidate.short)}"
     if candidate in chosen:
+        short = f" ({missed})" if candidate.short else ""
         return f"nominated: {score_note} at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls{short}"
     if candidate in pool:
-        return f"not nominated: {MOST_NOMINEES} nominees are taken by cheaper ones and the best"
+        return f"not nominated: the {MOST_NOMINEES} places went to cheaper candidates and the best"
     if candidate.estimate <= target:
         return f"not nominated: {score_note} does not reach the target of {scale.bar(target)}"
     if candidate.short:
-        return f"not nominated: on valid it is not {'; nor '.join(candidate.short)}"
-    return f"not nominated: {score_note} is too near the target for the test rows to decide"
+        return f"not nominated: {missed}"
+    return f"not nominated: {score_note} is too close to the target for this many test rows to decide"
 
 
 def confirm(
@@ -140,6 +141,10 @@ def confirm(
         effect = max(evaluation.design_effect, hope.design_effect, 1.0)
         likely = min(max(expected(rung, evaluation, valid), 0.0), 1.0)
         next_confidence = 1 - (alpha if next_alpha is None else next_alpha)
+        design = {"deff": effect, "variance": hope.row_variance}
+        needed = multiplicity.needed_n(likely, target, next_confidence, **design)
+        low = None if needed is None else _lower_end(likely, hope, evaluation)
+        power = None if low is None else multiplicity.power_at(low, needed or 1, target, next_confidence, **design)
         confirmations.append(
             Confirmation(
                 rung=rung,
@@ -151,9 +156,9 @@ def confirm(
                 passed=lower[i].passed,
                 reached=lower[i].reached,
                 expected=likely,
-                needed_n=multiplicity.needed_n(
-                    likely, target, next_confidence, deff=effect, variance=hope.row_variance
-                ),
+                needed_n=needed,
+                expected_low=low,
+                power_at_low=power,
                 reason=unbounded.get(i),
             )
         )
@@ -181,9 +186,24 @@ def expected(name: str, test: BoundedEstimate, valid: Mapping[str, BoundedEstima
 
 def _variance(estimated: BoundedEstimate) -> float:
     """The variance of the estimate; of a share with one row of each outcome added, so that no estimate is certain."""
-    share = (estimated.estimate * estimated.n + 1) / (estimated.n + 2)
-    of_row = share * (1 - share) if estimated.row_variance is None else max(estimated.row_variance, 1 / estimated.n)
-    return max(estimated.design_effect, 1.0) * of_row / estimated.n
+    return _mean_variance(estimated.estimate, estimated.row_variance, estimated.n) * max(estimated.design_effect, 1.0)
+
+
+def _mean_variance(estimate: float, row_variance: float | None, n: float) -> float:
+    share = (estimate * n + 1) / (n + 2)
+    return (share * (1 - share) if row_variance is None else max(row_variance, 1 / n)) / n
+
+
+LOW_QUANTILE = 0.1
+"""The lower end of an 80% interval."""
+
+
+def _lower_end(likely: float, *read: BoundedEstimate) -> float:
+    """The lower end of an 80% interval of an `expected` estimate, which rests on the rows of all that was read."""
+    from scipy.special import ndtri
+
+    rows = sum(measured.n / max(measured.design_effect, 1.0) for measured in read)
+    return max(0.0, likely + float(ndtri(LOW_QUANTILE)) * math.sqrt(_mean_variance(likely, read[0].row_variance, rows)))
 
 
 def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, BoundedEstimate]) -> list[str] | None:
@@ -192,6 +212,12 @@ def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Bound
         return None
     names = list(nomination.nominees)
     return names if testing == "cheapest_first" else sorted(names, key=lambda name: -valid[name].estimate)
+
+
+def testing_question(testing: Testing, nomination: Nomination) -> dict[str, str]:
+    """What the procedure adds to the question that a verdict answers: nothing for Holm, nor for one nominee, which all
+    procedures test alike. The best of several procedures on the same rows would pass too often."""
+    return {} if testing == "holm" or len(nomination.nominees) < 2 else {"testing": testing}
 
 
 def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:

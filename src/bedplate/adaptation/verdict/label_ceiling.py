@@ -27,7 +27,7 @@ def second_labels(task: Task, data: TaskData, confidence: float) -> SecondLabels
             update |= {"ceiling": ceiling.value, "ceiling_interval": ceiling.interval}
             update |= {"highest": ceiling.highest, "confidence": ceiling.confidence}
         else:
-            update["reason"] = f"{task.metric_name} is no share of answers that are equal to the target"
+            update["reason"] = f"{task.metric_name} is not a share of answers that equal the target"
         summary = summary.model_copy(update=update)
     return summary.model_copy(update={"said": _sentence(summary)})
 
@@ -39,23 +39,23 @@ def check_bar(summary: SecondLabels | None, target: float | None, location: str)
         return
     if target > summary.highest:
         raise DataError(
-            f"{location}: adapt.target.value: {target:g} is out of reach: of {summary.n:,} rows with a second label "
-            f"({summary.column}) the two agree on {summary.agreement:.3f}, so that no model reads more than "
-            f"{summary.highest:.3f} against one of them, with {summary.confidence:.0%} confidence; lower the bar, or "
-            "have the rows on which labels differ decided by a third person"
+            f"{location}: adapt.target.value: {target:g} is out of reach: on {summary.n:,} rows with a second label "
+            f"({summary.column}) the two labels agree in a share of {summary.agreement:.3f}, so no model scores more "
+            f"than {summary.highest:.3f} against one of them, with {summary.confidence:.0%} confidence; lower the bar, "
+            "or have a third person decide the rows on which labels differ"
         )
 
 
 def _sentence(summary: SecondLabels) -> str:
     rows = f"{summary.n:,} of {summary.of:,} rows have a second label ({summary.column})"
     if summary.agreement is None or summary.agreement_interval is None:
-        return f"{rows}: nothing is known of how noisy labels are"
+        return f"{rows}: label noise is unknown"
     low, high = summary.agreement_interval
     text = f"{rows}; the two agree on {summary.agreement:.3f} ({low:.3f} to {high:.3f})"
     if summary.ceiling is None or summary.ceiling_interval is None:
-        return f"{text}; no ceiling is given: {summary.reason}"
+        return f"{text}; no ceiling can be given: {summary.reason}"
     lower, upper = summary.ceiling_interval
-    text += f": a perfect model would read about {summary.ceiling:.3f} ({lower:.3f} to {upper:.3f})"
+    text += f": a perfect model would score about {summary.ceiling:.3f} ({lower:.3f} to {upper:.3f})"
     if summary.highest is None:
-        return f"{text}; there is no bound: {summary.reason}"
-    return f"{text}, and none more than {summary.highest:.3f} with {summary.confidence:.0%} confidence"
+        return f"{text}; no bound can be given: {summary.reason}"
+    return f"{text}, and no model more than {summary.highest:.3f} with {summary.confidence:.0%} confidence"

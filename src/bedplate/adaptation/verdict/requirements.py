@@ -190,7 +190,8 @@ class ReferenceComparison:
         if drop.upper is None:
             sizes = list(Counter(row.group for row in self.nominee.evaluation.rows).values())
             enough = drop.groups >= MINIMUM_GROUPS
-            raise InsufficientGroups(drop.groups, MINIMUM_GROUPS, worth(np.array(sizes, float)) if enough else None)
+            count = worth(np.array(sizes, float)) if enough else None
+            raise InsufficientGroups(drop.groups, MINIMUM_GROUPS, count, drop.n)
         return drop
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
@@ -291,8 +292,10 @@ class RequirementResult:
                     needed = measured.needed(self.bar, confidence)
                     needed = None if needed is None else math.ceil(needed * self.rows / measured.n)
                     low, high = (self._number(end) for end in sorted(ends, key=self._value))
-                    reason += f", from {low} to {high}, so that these rows do not decide"
-                    reason += "" if needed is None else f" (about {needed:,} test rows in all would)"
+                    reason += f", from {low} to {high}, which does not decide"
+                    if needed is not None:
+                        estimate = self._number(measured.estimate)
+                        reason += f" (about {needed:,} test rows in all would, if {estimate} is right)"
                 else:
                     word = "at least" if fulfilled != flipped else "at most"
                     reason += f", {word} {self._number(ends[not fulfilled])} with {confidence:.1%} confidence"
@@ -385,7 +388,7 @@ def _requirement_on(
     money = "$" if scale.lower_is_better else ""
     words = f"{metric}{'' if named is None else f' where {named}'} {side} {money}{threshold:g}"
     measured: MetricEstimate | None = None
-    nothing = f"there is no test row of {named}, so that nothing is known of it; label such rows"
+    nothing = f"no test row has {named}; label such rows"
     if rows and spec.metric == CALIBRATION:
         measured = Calibrated(rows) if sure(rows) else None
         nothing = "its answers carry no probabilities"

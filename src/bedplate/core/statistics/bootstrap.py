@@ -76,7 +76,7 @@ def bca_of_sums(
     w = checked_weights(None if weights is None else weights[row_indices], len(rows))
     codes, count = group_codes(groups)
     check_confidence(confidence)
-    check_groups(group_sums(w, codes, count), minimum_groups)
+    check_groups(group_sums(w, codes, count), minimum_groups, len(rows))
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, codes, rows)
     total = sums.sum(0)

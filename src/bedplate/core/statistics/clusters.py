@@ -165,7 +165,7 @@ def effective_n_bound(
         value = bound(float(x.sum()), n, confidence)
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
     sizes, squares, cubes = (group_sums(w**power, codes, count) for power in (1, 2, 3))
-    check_groups(sizes, minimum_groups)
+    check_groups(sizes, minimum_groups, n)
     icc = _correlation(x, codes, count) if count < n else 0.0
     robust_fit = robust(group_sums(w * (x - share), codes, count), sizes, icc, squares)
     plain = share * (1 - share) / (n - 1)

@@ -164,6 +164,25 @@ def needed_n(
     return math.ceil(corrected * max(1.0, deff))
 
 
+def power_at(
+    truth: float, n: float, target: float, confidence: float = 0.95, deff: float = 1.0, variance: float | None = None
+) -> float:
+    """The probability that the one-sided bound of n rows clears `target` for this truth, which may lie below it: the
+    inverse of `needed_n`, by the same approximation."""
+    from scipy.special import ndtr, ndtri
+
+    check_confidence(confidence)
+    if not (0 <= truth <= 1 and 0 <= target <= 1 and n > 0 and deff > 0):
+        raise UsageError(f"shares lie in 0 to 1, n and deff above 0: {truth=} {target=} {n=} {deff=}")
+    root, z, gap = math.sqrt(n / max(1.0, deff)), float(ndtri(confidence)), truth - target
+    if variance is not None:
+        reach, spread = root * gap - z * math.sqrt(variance), math.sqrt(variance)
+    else:
+        reach = root * gap - 1 / (2 * root) - z * math.sqrt(target * (1 - target))
+        spread = math.sqrt(truth * (1 - truth))
+    return float(ndtr(reach / spread)) if spread > 0 else float(reach > 0)
+
+
 SPENDING = 2.0
 """The power rho. By simulation (benchmarks/labels.py) small powers stop earliest where the truth is far from the bar,
 large ones lose least where it is near; this one costs at most 3 points of power."""

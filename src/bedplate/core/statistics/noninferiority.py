@@ -212,7 +212,7 @@ def calibration_bounds(
     codes, count = group_codes(groups)
     w = checked_weights(weights, gaps.size)
     sizes = group_sums(w, codes, count)
-    check_groups(sizes)
+    check_groups(sizes, rows=gaps.size)
     unseen = hidden(worth(sizes), confidence)
     used, place = np.unique(bins, return_inverse=True)
     error = sum(abs(float((w * gaps)[place == bin_index].sum())) for bin_index in range(used.size)) / gaps.size

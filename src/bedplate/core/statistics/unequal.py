@@ -28,23 +28,19 @@ ones are held by their degrees of freedom down to a worth of about 10, but then 
 
 
 class InsufficientGroups(DataError):
-    """Too few groups for a clustered bound: the verdict is INSUFFICIENT DATA, whatever the estimate."""
+    """Too few groups for a clustered bound: the verdict is INSUFFICIENT DATA, whatever the estimate. rows: where there
+    are as many as groups, each row stands for itself, and the message speaks of rows."""
 
     code = "insufficient_groups"
 
-    def __init__(self, groups: int, needed: int, worth: float | None = None) -> None:
-        if worth is None:
-            text = (
-                f"{groups} groups are too few for a bound that allows for correlation within groups; "
-                f"at least {needed} are needed: label rows from more groups"
-            )
-        else:
-            text = (
-                f"{groups} groups of very unequal sizes are worth {worth:.0f} of one size, too few for a bound that "
-                f"allows for correlation within groups; at least {needed / 2:g} are needed: label rows from more "
-                "groups, and fewer rows of the largest"
-            )
-        super().__init__(text)
+    def __init__(self, groups: int, needed: int, worth: float | None = None, rows: int | None = None) -> None:
+        unit, difference = ("rows", "weights") if rows == groups else ("groups", "sizes")
+        more = "Label more rows" if unit == "rows" else "Label rows from more groups"
+        count, least, remedy = f"{groups} {unit} are", needed, more
+        if worth is not None:
+            count, least = f"{groups} {unit} of very unequal {difference} count as {worth:.0f} equal ones,", needed // 2
+            remedy = more if unit == "rows" else f"{more}, and fewer from the largest"
+        super().__init__(f"{count} too few for a confidence bound; at least {least} are needed. {remedy}")
         self.groups = groups
         self.needed = needed
         self.worth = worth
@@ -66,13 +62,14 @@ def worth(weights: Floats) -> float:
     return float(weights.sum() ** 2 / (weights @ weights))
 
 
-def check_groups(weights: Floats, minimum: int = MINIMUM_GROUPS) -> None:
-    """Raises InsufficientGroups for fewer than `minimum` groups, or ones worth less than half of it."""
+def check_groups(weights: Floats, minimum: int = MINIMUM_GROUPS, rows: int | None = None) -> None:
+    """Raises InsufficientGroups for fewer than `minimum` groups, or ones worth less than half of it. rows: in all of
+    the groups."""
     if weights.size < max(2, minimum):
-        raise InsufficientGroups(weights.size, max(2, minimum))
+        raise InsufficientGroups(weights.size, max(2, minimum), rows=rows)
     effective_groups = worth(weights)
     if effective_groups < minimum / 2:
-        raise InsufficientGroups(weights.size, minimum, effective_groups)
+        raise InsufficientGroups(weights.size, minimum, effective_groups, rows)
 
 
 def enough_groups(groups: Sequence[Hashable]) -> bool:

@@ -125,7 +125,8 @@ class RunOutputs:
 
     def stopped(self, error: BaseException) -> None:
         """Nothing that goes wrong here hides the error."""
-        attempt("how the run stands", lambda: self.record(f"stopped: {type(error).__name__}"))
+        cause = "Ctrl-C" if is_interrupt(error) else type(error).__name__
+        attempt("how the run stands", lambda: self.record(f"stopped by {cause}; run the same command to resume"))
         attempt("the page", self._page)
 
     # --- judgements

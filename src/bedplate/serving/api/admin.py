@@ -88,13 +88,13 @@ async def scan(call: ApiCall) -> Response:
     return json_response(call.server.registry.register(await run_in_thread(lambda: scan_skins(root))))
 
 
-@router.get("/{name}")
+@router.get("/{name:path}")
 @answers("admin")
 async def get_skin(call: ApiCall) -> Response:
     return json_response(_described(call.server.registry, call.request.path_params["name"]))
 
 
-@router.delete("/{name}")
+@router.delete("/{name:path}")
 @answers("admin")
 async def delete_skin(call: ApiCall) -> Response:
     """Unloads a skin. It comes back when it is posted again, or when the server starts again."""

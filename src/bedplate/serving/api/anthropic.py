@@ -56,7 +56,7 @@ async def _respond(request: Request, endpoint: str, work: Work) -> Response:
     except ClientGone:
         raise
     except Exception as error:
-        log_failure(error)
+        log_failure(error, request.app.state.server.outage)
         note_error(request.scope, error_object(error)[1]["error"]["code"])
         return error_response(error, anthropic_error)
 

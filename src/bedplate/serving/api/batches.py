@@ -4,7 +4,6 @@ tenant sees only its own."""
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable
 from typing import Any, Literal
 
@@ -12,16 +11,16 @@ from fastapi import APIRouter, Request
 from starlette.datastructures import FormData, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
-from starlette.responses import FileResponse, Response
-from starlette.types import Message, Receive, Scope, Send
+from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
+from bedplate.serving.api.file_reply import OpenFileResponse
 from bedplate.serving.durable.batch_store import StoredBatch, StoredFile
 from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.http_errors import ClientGone, StatusError
 from bedplate.serving.schemas.request_fields import Metadata, RequestFields, openapi_queries
-from bedplate.serving.schemas.strict_json import JsonLinesResponse, json_response
+from bedplate.serving.schemas.strict_json import JsonLinesResponse, json_response, large_json_response
 
 router = APIRouter(prefix="/v1")
 
@@ -66,8 +65,12 @@ async def list_files(call: ApiCall) -> Response:
     if order not in ("asc", "desc"):
         raise RequestError(f"order is {order[:40]!r}; it is asc or desc", param="order")
     store, purpose = call.server.part(Batches).store, page.query.get("purpose")
-    stored_files = await asyncio.to_thread(store.files, call.caller.tenant, purpose, page.after, page.limit, order)
-    return json_response(page.reply([describe_file(file) for file in stored_files]))
+
+    def listed() -> Response:
+        files, has_more = store.files(call.caller.tenant, purpose, page.after, page.limit, order)
+        return large_json_response(page.reply([describe_file(file) for file in files], has_more))
+
+    return await asyncio.to_thread(listed)
 
 
 @router.get("/files/{id}")
@@ -82,29 +85,15 @@ async def retrieve_file(call: ApiCall) -> Response:
 @answers("files")
 async def content(call: ApiCall) -> Response:
     store = call.server.part(Batches).store
-    file = await asyncio.to_thread(store.file, call.request.path_params["id"], call.caller.tenant)
-    return _Content(store.content(file), media_type=JsonLinesResponse.media_type, filename=file.name)
 
-
-class _Content(FileResponse):
-    """A file's bytes. One that is deleted before they are read is not there."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begun = False
-
-        async def tracked_send(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
+    def opened() -> Response:
+        file = store.file(call.request.path_params["id"], call.caller.tenant)
         try:
-            await super().__call__(scope, receive, tracked_send)
-        except (FileNotFoundError, RuntimeError) as error:
-            if await asyncio.to_thread(os.path.exists, self.path):
-                raise
-            if begun:
-                raise ClientGone from error
-            raise StatusError(404, "the file was deleted meanwhile", "file_not_found", "file_id") from error
+            return OpenFileResponse(store.content(file).open("rb"), file.name)
+        except FileNotFoundError:
+            raise StatusError(404, "the file was deleted meanwhile", "file_not_found", "file_id") from None
+
+    return await asyncio.to_thread(opened)
 
 
 @router.delete("/files/{id}")
@@ -131,11 +120,11 @@ class Page:
             raise RequestError(f"limit is {limit[:40]!r}; it is a number from 1 to {max_limit}", param="limit")
         self.limit = int(limit)
 
-    def reply(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
-        """The list object; `rows` may hold one more than the limit."""
+    def reply(self, rows: list[dict[str, Any]], has_more: bool = False) -> dict[str, Any]:
+        """The list object of the first `rows`. has_more: whether there are more than these."""
         data = rows[: self.limit]
         ends = {"first_id": data[0]["id"], "last_id": data[-1]["id"]} if data else {"first_id": None, "last_id": None}
-        return {"object": "list", "data": data, **ends, "has_more": len(rows) > len(data)}
+        return {"object": "list", "data": data, **ends, "has_more": has_more or len(rows) > len(data)}
 
 
 def describe_file(file: StoredFile) -> dict[str, Any]:
@@ -175,8 +164,8 @@ async def _form(request: Request, limit: int, on_bytes: Callable[[int], None]) -
         raise StatusError(408, f"the file did not arrive within {UPLOAD_SECONDS:g} s", "request_timeout") from None
     except ClientDisconnect:
         raise ClientGone from None
-    except MultiPartException as error:
-        raise RequestError(f"the form cannot be read: {error.message}", code="invalid_form") from None
+    except (MultiPartException, ValueError) as error:  # an encoding that decodes nothing raises more than LookupError
+        raise RequestError(f"the form cannot be read: {error}", code="invalid_form") from None
 
 
 async def _limited(request: Request, limit: int, on_bytes: Callable[[int], None]) -> AsyncGenerator[bytes]:
@@ -243,16 +232,19 @@ async def create(call: ApiCall, request: BatchRequest) -> Response:
 @answers("batches")
 async def list_batches(call: ApiCall) -> Response:
     page, store = Page(call.request, 100), call.server.part(Batches).store
-    batches = await asyncio.to_thread(store.batches, call.caller.tenant, page.after, page.limit)
-    return json_response(page.reply([describe_batch(batch) for batch in batches]))
+
+    def listed() -> Response:
+        batches, has_more = store.batches(call.caller.tenant, page.after, page.limit)
+        return large_json_response(page.reply([describe_batch(batch) for batch in batches], has_more))
+
+    return await asyncio.to_thread(listed)
 
 
 @router.get("/batches/{id}")
 @answers("batches")
 async def retrieve_batch(call: ApiCall) -> Response:
-    store = call.server.part(Batches).store
-    batch = await asyncio.to_thread(store.batch, call.request.path_params["id"], call.caller.tenant)
-    return json_response(describe_batch(batch))
+    store, id_ = call.server.part(Batches).store, call.request.path_params["id"]
+    return await asyncio.to_thread(lambda: large_json_response(describe_batch(store.batch(id_, call.caller.tenant))))
 
 
 @router.post("/batches/{id}/cancel")

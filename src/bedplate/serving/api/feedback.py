@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal, cast
 
 from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
+from bedplate.serving.api.file_reply import OpenFileResponse
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.schemas.openai_fields import RequestFields
@@ -35,7 +37,11 @@ async def create_feedback(call: ApiCall, request: FeedbackRequest) -> Response:
     feedback = call.server.part(Feedback)
     if request.rating is None and request.correction is None and request.comment is None:
         raise RequestError("give a rating, a correction or a comment", param="rating")
-    id_, model = await feedback.owned(request.id, call.caller.tenant)
+    id_, owner = await feedback.owned(request.id, call.caller.tenant)
+    model = owner.model
+    if owner.choices is not None and request.index >= owner.choices:
+        message = f"index is {request.index}, and the reply has {owner.choices} choices, counted from 0"
+        raise RequestError(message, param="index")
     served = call.server.registry.models.get(model)
     if request.correction is not None and served is not None:
         _check_correction(request.correction, model, served.describe())
@@ -81,6 +87,11 @@ async def summary(call: ApiCall) -> Response:
 async def export(call: ApiCall) -> Response:
     feedback, model = call.server.part(Feedback), call.request.path_params["model"]
     store = feedback.store
-    exported = await feedback.run_in_writer(lambda: store.export(model))
-    content = b"".join(dump_json(row) + b"\n" for row in exported.rows)
-    return JsonLinesResponse(content)
+
+    def written() -> Response:
+        file = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115
+        file.writelines(dump_json(row) + b"\n" for row in store.examples(model))
+        file.flush()
+        return OpenFileResponse(file)
+
+    return await feedback.run_in_writer(written)

@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import stat
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
@@ -145,14 +146,14 @@ def replace_key(file: KeysFile, id_: str, **changes: object) -> KeysFile:
 
 
 class KeyStore:
-    """The keys of a file, read again whenever it changes.
+    """The keys of a file, read again by `refresh` when it has changed.
 
     A file that went missing or wrong keeps the keys of before and is logged: a typing mistake must neither open the
     server nor shut everybody out. check: raises BedplateError for keys that this server cannot serve.
     """
 
     def __init__(self, path: Path, check: Callable[[KeysFile], None] = lambda _: None) -> None:
-        self._path, self._check = path, check
+        self._path, self._check, self._reading = path, check, threading.Lock()
         self._served: Callable[[], Iterable[str]] | None = None
         self._last_stamp = self._stamp()
         self._keys = self._read()
@@ -179,22 +180,28 @@ class KeyStore:
             return None
         return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
 
+    @property
+    def is_current(self) -> bool:
+        """Whether the file is the one that was read."""
+        return self._stamp() == self._last_stamp
+
     def refresh(self) -> None:
-        """Reads the file again if it is another than before."""
-        stamp = self._stamp()
-        if stamp == self._last_stamp:
-            return
-        self._last_stamp = stamp
-        try:
-            self._keys = self._read()
-        except BedplateError as error:
-            log.error("the keys stay as they were: %s", error)
-        else:
-            log.info("read %d keys from %s", len(self._keys), self._path)
-            self.compare(self._served)
+        """Reads the file again if it is another than before. Thousands of keys take seconds."""
+        with self._reading:
+            stamp = self._stamp()
+            if stamp == self._last_stamp:
+                return
+            try:
+                self._keys = self._read()
+            except BedplateError as error:
+                log.error("the keys stay as they were: %s", error)
+            else:
+                log.info("read %d keys from %s", len(self._keys), self._path)
+                self.compare(self._served)
+            self._last_stamp = stamp
 
     def get(self, id_: str) -> Key | None:
-        self.refresh()
+        """The key as it was last read."""
         return self._keys.get(id_)
 
     def recognise(self, api_key: str) -> Key | None:

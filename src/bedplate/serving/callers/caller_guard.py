@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -88,6 +89,7 @@ class CallerGuard:
         self._store, self._anybody = store, anybody or Caller()
         self.ledger = ledger
         self.windows = KeyWindows()
+        self._refreshing: asyncio.Future[None] | None = None
 
     @property
     def has_keys(self) -> bool:
@@ -97,6 +99,15 @@ class CallerGuard:
         """Logs which keys name a model that is not `served`, now and whenever the keys change."""
         if self._store is not None:
             self._store.compare(served)
+
+    async def refresh(self) -> None:
+        """Waits, where the keys file has changed, until it is read, which is done beside the loop. What a key may do is
+        then what the file says."""
+        if self._store is None or self._store.is_current:
+            return
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._store.refresh))
+        await asyncio.shield(self._refreshing)
 
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller of a request with these headers. StatusError 401 without a right key."""
@@ -181,11 +192,18 @@ def guard_for(config: ServerConfig) -> CallerGuard:
         # Whoever reaches an open server may use its models; changing it stays with this machine's users.
         return CallerGuard(anybody=Caller(admin=local))
 
+    ledger = SpendLedger(state_directory(config.state) / "spending.sqlite")
+
     def check(file: KeysFile) -> None:
         dear = next((key for key in file.keys if key.quota.in_dollars), None)
         if dear is not None and config.price is None:
             message = f"{config.keys}: the key {dear.id} has a quota in dollars, but the server has no `price`"
             raise ConfigError(f"{message}; add it")
+        if not all(key.quota.unlimited for key in file.keys):
+            ledger.hold()
 
-    store = KeyStore(config.keys, check)
-    return CallerGuard(store, SpendLedger(state_directory(config.state) / "spending.sqlite"))
+    try:
+        return CallerGuard(KeyStore(config.keys, check), ledger)
+    except BaseException:
+        ledger.close()
+        raise

@@ -20,8 +20,9 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter, SlidingWindowCounterRateLimiter
 
 from bedplate.core.errors import UsageError
+from bedplate.core.files import file_lock
 from bedplate.serving.callers.api_keys import Key
-from bedplate.serving.schemas.http_errors import LimitError
+from bedplate.serving.schemas.http_errors import DiskOutage, LimitError
 
 _MINUTE = 60.0
 
@@ -129,6 +130,7 @@ class SpendLedger:
 
     def __init__(self, path: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._path, self._clock = path, clock
+        self._held: contextlib.ExitStack | None = None
         self._totals: dict[tuple[str, str], Spending] = {}
         self._queue: queue.SimpleQueue[tuple[str, str, int, float] | None] = queue.SimpleQueue()
         try:
@@ -142,6 +144,19 @@ class SpendLedger:
         self._totals = {(key, period): Spending(tokens, usd) for key, period, tokens, usd in rows if period in current}
         self._thread = threading.Thread(target=self._write, name="bedplate-spending", daemon=True)
         self._thread.start()
+
+    def hold(self) -> None:
+        """From now on this server's alone: two that count a key's quota apart would both grant it. UsageError where
+        another server holds it."""
+        if self._held is not None:
+            return
+        lock = contextlib.ExitStack()
+        try:
+            lock.enter_context(file_lock(self._path.with_suffix(".lock"), wait=False))
+        except UsageError as error:
+            message = f"{self._path.parent}: another server counts the quotas of keys here, and each would grant them"
+            raise UsageError(f"{message}; give each server its own `state`") from error
+        self._held = lock
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=30)
@@ -188,7 +203,7 @@ class SpendLedger:
     def _write(self) -> None:
         waiting: dict[tuple[str, str], Spending] = {}
         """Sums: while a disk is full, they stay as many as there are keys."""
-        ending = False
+        ending, outage = False, DiskOutage()
         while not ending or waiting:
             if not ending:
                 with contextlib.suppress(queue.Empty):
@@ -206,7 +221,8 @@ class SpendLedger:
                     connection.executemany(_ADD, [(*of, spent.tokens, spent.usd) for of, spent in waiting.items()])
                 waiting.clear()
             except sqlite3.Error as error:
-                log.error("what API keys spent cannot be written to %s: %s", self._path, error)
+                if not outage.covers(error):
+                    log.error("what API keys spent cannot be written to %s: %s", self._path, error)
                 if ending:
                     return
 
@@ -214,3 +230,5 @@ class SpendLedger:
         """Writes what is left."""
         self._queue.put(None)
         self._thread.join()
+        if self._held is not None:
+            self._held.close()

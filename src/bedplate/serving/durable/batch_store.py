@@ -17,15 +17,16 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.schemas.http_errors import LimitError, StatusError
+from bedplate.serving.durable.upload_quota import Arriving, full
+from bedplate.serving.schemas.http_errors import LimitError, StatusError, is_full
 from bedplate.serving.settings.server_config import BatchesConfig
 
 SCHEMA = """
@@ -43,10 +44,12 @@ CREATE TABLE IF NOT EXISTS rows (
     ok INTEGER, output TEXT, PRIMARY KEY (batch, number));
 CREATE INDEX IF NOT EXISTS files_of ON files (tenant, bytes);
 CREATE INDEX IF NOT EXISTS batches_of ON batches (tenant, status, bytes);
+CREATE INDEX IF NOT EXISTS batches_by_status ON batches (status);
 """
 ROW_BYTES = 300
 """What a row takes beside its texts; the line that says why it was not done is no longer."""
 UNFINISHED = ("validating", "in_progress", "cancelling", "finalizing")
+_WITH_ROWS = ("in_progress", "cancelling", "finalizing")
 
 
 @dataclass(frozen=True)
@@ -109,41 +112,14 @@ def dump_caller(caller: Caller) -> str:
 
 
 _READ_AT_ONCE = 500
-MOST_ENDED = 1_000
-"""Batches of a tenant that are remembered after their end; the oldest are forgotten, but not their files."""
+MOST_ENDED, ENDED_SHARE = 1_000, 1 / 16
+"""Batches of a tenant that are remembered after their end, and the part of its bytes that their errors may take; the
+oldest are forgotten, but not their files."""
+RESERVE_BYTES = 1024 * 1024
+"""What the database may need to write before it has deleted something."""
+PAGE_BYTES = 4 * 1024 * 1024
+"""A page of a list ends early once it has so many."""
 BATCH_OUTPUT = "batch_output"
-
-
-class Arriving:
-    """One upload. Leave the context when its bytes have been entered, or given up."""
-
-    def __init__(self, tenant: str, stored_bytes: int, quota: int, all_: Counter[str], lock: threading.Lock) -> None:
-        """stored_bytes: bytes that the tenant has on the disk already. all_: what arrives of each tenant."""
-        self.tenant, self.bytes = tenant, 0
-        self._stored_bytes, self._quota, self._all, self._lock = stored_bytes, quota, all_, lock
-
-    def add(self, size: int) -> None:
-        """So many bytes more. StatusError 413 where the tenant would have more than its part."""
-        with self._lock:
-            if self._stored_bytes + self._all[self.tenant] + size > self._quota:
-                raise full(self._quota)
-            self._all[self.tenant] += size
-            self.bytes += size
-
-    def __enter__(self) -> Arriving:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self._lock:
-            self._all[self.tenant] -= self.bytes
-            self._all += Counter()  # in place: those that have nothing left are gone
-            self.bytes = 0
-
-
-def full(quota: int) -> StatusError:
-    """What is answered where a tenant's part is taken."""
-    message = f"your files and batches would take more than {quota:,} bytes here; delete some"
-    return StatusError(413, message, "storage_full")
 
 
 class BatchStore:
@@ -153,6 +129,7 @@ class BatchStore:
         self._limits = limits or BatchesConfig()
         self._arriving: Counter[str] = Counter()
         self._counting = threading.Lock()
+        self._reserve = directory / "reserve"
         self._contents = directory / "files"
         self._contents.mkdir(mode=0o700, exist_ok=True)
         path = directory / "batches.sqlite"
@@ -164,6 +141,7 @@ class BatchStore:
             self._db.execute(f"PRAGMA {setting}").fetchall()
         self._db.executescript(SCHEMA)
         self._remove_orphans()
+        self._fill_reserve()
 
     def close(self) -> None:
         with self._lock:
@@ -180,7 +158,10 @@ class BatchStore:
             return self._db.execute(query, values).fetchall()
 
     def _remove_orphans(self) -> None:
-        """Contents that a killed server had written, but not yet entered."""
+        """Contents that a killed server had written, but not yet entered, and rows that it had not yet forgotten."""
+        unfinished = f"SELECT seq FROM batches WHERE status IN ({_marks(_WITH_ROWS)})"
+        with self._transaction() as db:
+            db.execute(f"DELETE FROM rows WHERE batch NOT IN ({unfinished})", _WITH_ROWS)
         file_ids = {row["id"] for row in self._all("SELECT id FROM files")}
         for path in self._contents.iterdir():
             if path.name not in file_ids:
@@ -255,16 +236,41 @@ class BatchStore:
     def content(self, file: StoredFile) -> Path:
         return self._contents / file.id
 
-    def files(self, tenant: str, purpose: str | None, after: str | None, limit: int, order: str) -> list[StoredFile]:
+    def files(
+        self, tenant: str, purpose: str | None, after: str | None, limit: int, order: str
+    ) -> tuple[list[StoredFile], bool]:
+        """A page, and whether there are more."""
         condition, values = ("AND purpose = ?", [purpose]) if purpose is not None else ("", [])
-        return [file_of(row) for row in self._page("files", tenant, condition, values, after, limit, order)]
+        rows, has_more = self._page("files", tenant, condition, values, after, limit, order)
+        return [file_of(row) for row in rows], has_more
 
     def delete_file(self, id_: str, tenant: str) -> None:
         """StatusError 404. The entry goes first: a kill between leaves bytes that the next start removes."""
         stored = self.file(id_, tenant)
-        with self._transaction() as db:
-            db.execute("DELETE FROM files WHERE id = ?", (stored.id,))
+        try:
+            self._forget_file(stored)
+        except sqlite3.OperationalError as error:
+            if not is_full(error):
+                raise
+            self.content(stored).unlink(missing_ok=True)
+            self._reserve.unlink(missing_ok=True)
+            self._all("PRAGMA wal_checkpoint(RESTART)")
+            self._forget_file(stored)
         self.content(stored).unlink(missing_ok=True)
+        self._fill_reserve()
+
+    def _forget_file(self, file: StoredFile) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM files WHERE id = ?", (file.id,))
+
+    def _fill_reserve(self) -> None:
+        """Keeps room for deleting on a full disk, where there is some."""
+        if not self._reserve.exists():
+            try:
+                with self._reserve.open("wb") as file:
+                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+            except OSError:
+                self._reserve.unlink(missing_ok=True)
 
     # --- batches
 
@@ -275,13 +281,11 @@ class BatchStore:
         created_at, id_ = int(time.time()), f"batch_{uuid.uuid4().hex}"
         values = (id_, caller.tenant, dump_caller(caller), endpoint, input_file, "validating", created_at + window)
         with self._transaction() as db:
-            mine, status_clause = (caller.tenant, *UNFINISHED), f"IN ({', '.join('?' * len(UNFINISHED))})"
-            query = f"SELECT count(*) FROM batches WHERE tenant = ? AND status {status_clause}"
-            pending = db.execute(query, mine).fetchone()[0]
+            query = f"SELECT count(*) FROM batches WHERE tenant = ? AND status IN ({_marks(UNFINISHED)})"
+            pending = db.execute(query, (caller.tenant, *UNFINISHED)).fetchone()[0]
             if pending >= self._limits.pending:
                 raise LimitError(f"{pending} of your batches are waiting or under way; wait for one to end", 60.0)
-            ended = f"SELECT seq FROM batches WHERE tenant = ? AND status NOT {status_clause} ORDER BY seq DESC"
-            db.execute(f"DELETE FROM batches WHERE seq IN ({ended} LIMIT -1 OFFSET ?)", (*mine, MOST_ENDED))
+            self._forget_oldest(db, caller.tenant)
             db.execute(
                 "INSERT INTO batches (id, tenant, caller, endpoint, input_file, status, expires, times, metadata) "
                 "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -296,35 +300,65 @@ class BatchStore:
             raise StatusError(404, f"there is no batch {id_[:80]!r}", "batch_not_found", "batch_id")
         return batch_of(rows[0])
 
-    def batches(self, tenant: str, after: str | None, limit: int) -> list[StoredBatch]:
-        return [batch_of(row) for row in self._page("batches", tenant, "", [], after, limit, "desc")]
+    def batches(self, tenant: str, after: str | None, limit: int) -> tuple[list[StoredBatch], bool]:
+        """A page, and whether there are more."""
+        rows, has_more = self._page("batches", tenant, "", [], after, limit, "desc")
+        return [batch_of(row) for row in rows], has_more
+
+    def _forget_oldest(self, db: sqlite3.Connection, tenant: str) -> None:
+        """Of a tenant's batches that have ended, those that are too many, or whose errors take too much."""
+        ended = "SELECT seq, row_number() OVER latest AS place, sum(bytes) OVER latest AS total FROM batches "
+        ended += f"WHERE tenant = ? AND status NOT IN ({_marks(UNFINISHED)}) WINDOW latest AS (ORDER BY seq DESC)"
+        oldest = f"SELECT seq FROM ({ended}) WHERE place > ? OR place > 1 AND total > ?"
+        values = (tenant, *UNFINISHED, MOST_ENDED, self._limits.tenant_bytes * ENDED_SHARE)
+        db.execute(f"DELETE FROM batches WHERE seq IN ({oldest})", values)
 
     def unfinished(self) -> list[StoredBatch]:
         """All tenants', oldest first."""
-        query = f"SELECT * FROM batches WHERE status IN ({', '.join('?' * len(UNFINISHED))}) ORDER BY seq"
+        query = f"SELECT * FROM batches WHERE status IN ({_marks(UNFINISHED)}) ORDER BY seq"
         return [batch_of(row) for row in self._all(query, UNFINISHED)]
 
     def fail(self, batch: StoredBatch, errors: list[dict[str, Any]], stages: Sequence[str] = ("validating",)) -> None:
         """The input cannot be used; or, of a batch in other `stages`, it cannot be brought to its end."""
+        texts = json.dumps(errors)
         with self._transaction() as db:
-            if _move(db, batch.seq, stages, "failed", errors=json.dumps(errors), bytes=0):
-                db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
+            if _move(db, batch.seq, stages, "failed", errors=texts, bytes=len(texts)):
+                self._forget_oldest(db, batch.tenant)
+        for _ in self.forget_rows(batch):
+            pass
 
-    def start(self, batch: StoredBatch, rows: Iterable[tuple[int, str, str]]) -> bool:
-        """Enters the checked rows (number, custom_id, body). False where the batch was cancelled meanwhile. StatusError
-        413 where they would take more than is left of the tenant's part; then none is entered."""
-        rows = list(rows)
+    def enter(self, batch: StoredBatch, rows: Sequence[tuple[int, str, str]]) -> bool:
+        """Enters checked rows (number, custom_id, body). False where the batch was cancelled meanwhile. StatusError 413
+        where they would take more than is left of the tenant's part."""
         size = sum(len(custom_id.encode()) + len(body.encode()) + ROW_BYTES for _, custom_id, body in rows)
         with self._transaction() as db:
-            self._need_room(db, batch.tenant, size)
-            db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
+            if rows:
+                self._need_room(db, batch.tenant, size)
+            query = "UPDATE batches SET total = total + ?, bytes = bytes + ? WHERE seq = ? AND status = 'validating'"
+            if not db.execute(query, (len(rows), size, batch.seq)).rowcount:
+                return False
             query = "INSERT INTO rows (batch, number, custom_id, body) VALUES (?, ?, ?, ?)"
             db.executemany(query, ((batch.seq, *row) for row in rows))
-            total = db.execute("SELECT count(*) FROM rows WHERE batch = ?", (batch.seq,)).fetchone()[0]
-            moved = _move(db, batch.seq, ("validating",), "in_progress", total=total, bytes=size)
-            if not moved:
-                db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
-            return moved
+            return True
+
+    def start(self, batch: StoredBatch) -> bool:
+        """All rows are entered. False where the batch was cancelled meanwhile."""
+        with self._transaction() as db:
+            return _move(db, batch.seq, ("validating",), "in_progress")
+
+    def forget_rows(self, batch: StoredBatch) -> Iterator[None]:
+        """Deletes, some at a time, the rows of a batch that is being validated, or has ended."""
+        with self._transaction() as db:
+            query = "UPDATE batches SET total = 0, bytes = 0 WHERE seq = ? AND status = 'validating'"
+            db.execute(query, (batch.seq,))
+        needed = f"SELECT 1 FROM batches WHERE seq = ? AND status IN ({_marks(_WITH_ROWS)})"
+        numbers = f"SELECT number FROM rows WHERE batch = ? AND NOT EXISTS ({needed}) LIMIT ?"
+        query, values = f"DELETE FROM rows WHERE batch = ? AND number IN ({numbers})", [batch.seq] * 3
+        deleted = True
+        while deleted:
+            with self._transaction() as db:
+                deleted = db.execute(query, (*values, *_WITH_ROWS, _READ_AT_ONCE)).rowcount > 0
+            yield
 
     def cancel(self, id_: str, tenant: str) -> StoredBatch:
         """StatusError 409 for a batch that has ended."""
@@ -361,26 +395,28 @@ class BatchStore:
                 counts = f"{counted} = {counted} + 1, bytes = bytes + ?"
                 db.execute(f"UPDATE batches SET {counts} WHERE seq = ?", (added_bytes, row.batch))
 
-    def finish(self, batch: StoredBatch, status: str, unfinished_line: Callable[[str], str]) -> None:
-        """Writes the output files and ends the batch; the rows are gone with it.
+    def finish(self, batch: StoredBatch, status: str, unfinished_line: Callable[[str], str]) -> Iterator[None]:
+        """Writes the output files and ends the batch, a piece with each `next`; the rows are gone then.
 
         unfinished_line: the line in the error file for a row that was not done, by its custom_id. A kill anywhere here
         leaves the batch unfinished, and files without an entry, which the next start removes.
         """
-        with self._transaction() as db:
-            _move(db, batch.seq, ("in_progress",), "finalizing")
-        failures = (row["output"] or unfinished_line(row["custom_id"]) for row in self._rows(batch, "ok IS NOT 1"))
-        files = {
-            "output_file": self._write_lines(batch, "output", (row["output"] for row in self._rows(batch, "ok = 1"))),
-            "error_file": self._write_lines(batch, "error", failures),
-        }
+        files: dict[str, StoredFile | None] = {}
+        if "in_progress_at" in batch.times:  # one that was cancelled before it started has no rows
+            with self._transaction() as db:
+                _move(db, batch.seq, ("in_progress",), "finalizing")
+            outputs = (row["output"] for row in self._rows(batch, "ok = 1"))
+            failures = (row["output"] or unfinished_line(row["custom_id"]) for row in self._rows(batch, "ok IS NOT 1"))
+            files["output_file"] = yield from self._write_lines(batch, "output", outputs)
+            files["error_file"] = yield from self._write_lines(batch, "error", failures)
         with self._transaction() as db:
             for file in filter(None, files.values()):
                 _insert_file(db, file)
-            failed = db.execute("SELECT total - completed FROM batches WHERE seq = ?", (batch.seq,)).fetchone()[0]
+            total = "SELECT total, total - completed AS failed FROM batches WHERE seq = ?"
+            counts: dict[str, int] = dict(db.execute(total, (batch.seq,)).fetchone()) if files else {"total": 0}
             ids = {name: file and file.id for name, file in files.items()}
-            _move(db, batch.seq, ("finalizing", "cancelling"), status, **ids, failed=failed, bytes=0)
-            db.execute("DELETE FROM rows WHERE batch = ?", (batch.seq,))
+            _move(db, batch.seq, ("finalizing", "cancelling"), status, **ids, **counts, bytes=0)
+        yield from self.forget_rows(batch)
 
     def _rows(self, batch: StoredBatch, condition: str) -> Iterator[sqlite3.Row]:
         last = -1
@@ -393,20 +429,25 @@ class BatchStore:
                 return
             last = rows[-1]["number"]
 
-    def _write_lines(self, batch: StoredBatch, suffix: str, lines: Iterator[str]) -> StoredFile | None:
-        """A file of the lines; None where there is none."""
+    def _write_lines(
+        self, batch: StoredBatch, suffix: str, lines: Iterator[str]
+    ) -> Generator[None, None, StoredFile | None]:
+        """Returns a file of the lines, None where there is none."""
         first = next(lines, None)
         if first is None:
             return None
         with self._writing() as (id_, file):
-            file.writelines(line.encode() + b"\n" for line in chain((first,), lines))
+            for number, line in enumerate(chain((first,), lines), start=1):
+                file.write(line.encode() + b"\n")
+                if number % _READ_AT_ONCE == 0:
+                    yield
             size = file.tell()
         return StoredFile(id_, batch.tenant, f"{batch.id}_{suffix}.jsonl", BATCH_OUTPUT, size, int(time.time()))
 
     def _page(
         self, table: str, tenant: str, condition: str, values: Sequence[Any], after: str | None, limit: int, order: str
-    ) -> list[sqlite3.Row]:
-        """One more than `limit`, which says whether there are more. StatusError where `after` is nothing of theirs."""
+    ) -> tuple[list[sqlite3.Row], bool]:
+        """At most `limit` rows, and whether there are more. StatusError where `after` is nothing of theirs."""
         sign, seq = ("<", 1 << 62) if order == "desc" else (">", 0)
         if after is not None:
             rows = self._all(f"SELECT seq FROM {table} WHERE id = ? AND tenant = ?", (after, tenant))
@@ -415,11 +456,23 @@ class BatchStore:
                 raise StatusError(400, message, "invalid_value", "after")
             seq = rows[0]["seq"]
         query = f"SELECT * FROM {table} WHERE tenant = ? {condition} AND seq {sign} ? ORDER BY seq {order} LIMIT ?"
-        return self._all(query, (tenant, *values, seq, limit + 1))
+        page, size = list[sqlite3.Row](), 0
+        with self._lock, closing(self._db.execute(query, (tenant, *values, seq, limit + 1))) as rows:
+            for row in rows:
+                if len(page) == limit or size > PAGE_BYTES:
+                    return page, True
+                page.append(row)
+                size += sum(len(value) for value in row if isinstance(value, str))
+        return page, False
+
+
+def _marks(values: Sequence[object]) -> str:
+    """A question mark for each, as SQL has them."""
+    return ", ".join("?" * len(values))
 
 
 def _used(db: sqlite3.Connection, tenant: str) -> int:
-    """Bytes of a tenant's files and of its batches' rows."""
+    """Bytes of a tenant's files, and of its batches' rows and errors."""
     query = "SELECT (SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?) + (SELECT coalesce(sum(bytes), 0) "
     return db.execute(query + "FROM batches WHERE tenant = ?)", (tenant, tenant)).fetchone()[0]
 
@@ -433,8 +486,8 @@ def _insert_file(db: sqlite3.Connection, file: StoredFile) -> None:
 
 def _move(db: sqlite3.Connection, seq: int, sources: Sequence[str], status: str, **values: Any) -> bool:
     """Brings a batch from one of the `sources` to a status, and notes when. False where it was in none of them."""
-    marks = ", ".join("?" * len(sources))
-    row = db.execute(f"SELECT times FROM batches WHERE seq = ? AND status IN ({marks})", (seq, *sources)).fetchone()
+    query = f"SELECT times FROM batches WHERE seq = ? AND status IN ({_marks(sources)})"
+    row = db.execute(query, (seq, *sources)).fetchone()
     if row is None:
         return False
     times = {**json.loads(row["times"]), f"{status}_at": int(time.time())}

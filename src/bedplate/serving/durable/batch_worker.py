@@ -1,104 +1,27 @@
-"""Checks the rows of batches and answers them in the background; clients' requests always go first."""
+"""Answers the rows of batches in the background; clients' requests always go first. Checking a new batch's file and
+writing a finished one's run beside the rows, tenants taking turns."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import itertools
-import json
 import logging
 import sqlite3
 import time
-import uuid
 from collections import Counter, deque
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from starlette.types import ASGIApp
 
-from bedplate.core.errors import RequestError
+from bedplate.serving.durable.batch_lines import answered_line, batch_error, check_lines, failed_line, unfinished_line
 from bedplate.serving.durable.batch_store import UNFINISHED, BatchStore, DoneRow, StoredBatch
 from bedplate.serving.durable.state_directory import STATE_BUSY, StateDirectory
-from bedplate.serving.request.server_state import SelfReply, ServerState, self_call
+from bedplate.serving.request.server_state import ServerState, self_call
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.serving.schemas.strict_json import parse_json
-
-MAX_ERRORS = 100
-MAX_ID = 512
-_FIELDS = ("custom_id", "method", "url", "body")
-
-
-@dataclass
-class Checked:
-    """rows: (line number from 1, custom_id, body as JSON). errors: as the batch object lists them."""
-
-    rows: list[tuple[int, str, str]] = field(default_factory=list[tuple[int, str, str]])
-    errors: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-
-
-def check_lines(lines: Iterable[bytes], endpoint: str, most_rows: int, most_bytes: int) -> Checked:
-    """Every line of the file. After MAX_ERRORS errors the rest is only counted, and the last error says how many."""
-    checked, line_numbers, extra_errors = Checked(), {}, 0
-    for number, content in enumerate(lines, start=1):
-        line = content.removeprefix(b"\xef\xbb\xbf") if number == 1 else content  # some editors mark the byte order
-        if not line.strip():
-            continue
-        if len(checked.rows) == most_rows:
-            checked.errors.append(_error(number, f"a batch has at most {most_rows:,} rows", None, "too_many_rows"))
-            break
-        try:
-            custom_id, body = _row(line, endpoint, most_bytes)
-            if custom_id in line_numbers:
-                message = f"the custom_id {custom_id[:80]!r} is that of line {line_numbers[custom_id]} too"
-                raise RequestError(message, param="custom_id", code="duplicate_custom_id")
-        except RequestError as error:
-            if len(checked.errors) < MAX_ERRORS:
-                checked.errors.append(_error(number, error.message, error.param, error.code))
-            else:
-                extra_errors += 1
-            continue
-        line_numbers[custom_id] = number
-        checked.rows.append((number, custom_id, json.dumps(body, ensure_ascii=True, allow_nan=False)))
-    if extra_errors:
-        checked.errors.append(_error(None, f"{extra_errors:,} more lines have errors", None, "more_errors"))
-    if not checked.rows and not checked.errors:
-        checked.errors.append(_error(None, "the file has no rows", None, "empty_file"))
-    return checked
-
-
-def _row(line: bytes, endpoint: str, most_bytes: int) -> tuple[str, dict[str, Any]]:
-    if len(line) > most_bytes:
-        raise RequestError(f"the line has more than {most_bytes:,} bytes", code="line_too_large")
-    row = parse_json(line)
-    if not isinstance(row, dict):
-        raise RequestError("each line must be a JSON object", code="invalid_json")
-    for name in _FIELDS:
-        if name not in row:
-            raise RequestError(f"{name} is missing", param=name, code="missing_required_parameter")
-    unknown = next((name for name in row if name not in _FIELDS), None)
-    if unknown is not None:
-        message = f"unknown field {unknown[:80]!r}; the fields are {', '.join(_FIELDS)}"
-        raise RequestError(message, param=unknown[:80], code="unknown_parameter")
-    custom_id, body = row["custom_id"], row["body"]
-    if not isinstance(custom_id, str) or not 1 <= len(custom_id) <= MAX_ID:
-        raise RequestError(f"custom_id must be a text of 1 to {MAX_ID} characters", param="custom_id")
-    if row["method"] != "POST":
-        raise RequestError("method must be POST", param="method")
-    if row["url"] != endpoint:
-        raise RequestError(f"url must be the batch's endpoint, {endpoint}", param="url", code="mismatched_endpoint")
-    if not isinstance(body, dict):
-        raise RequestError("body must be a JSON object", param="body")
-    if not isinstance(body.get("model"), str):
-        raise RequestError("body.model must name a model", param="body.model", code="missing_required_parameter")
-    if body.get("stream"):
-        raise RequestError("body.stream: a batch's replies are whole; leave it out", param="body.stream")
-    return custom_id, body
-
-
-def _error(line: int | None, message: str, param: str | None, code: str) -> dict[str, Any]:
-    return {"code": code, "line": line, "message": message, "param": param}
-
 
 log = logging.getLogger("bedplate.serving")
 
@@ -110,8 +33,7 @@ _TROUBLE_SECONDS = 1.0
 MOST_FAILURES = 3
 """How often a row is tried whose answering raises."""
 _FULL = "this row was not done: your files and batches take all the space they may; delete some"
-_NO_ROOM = {"code": "storage_full", "message": _FULL}
-_BROKEN = {"code": "server_error", "message": "this row could not be answered, because of an error in the server"}
+_BROKEN = "this row could not be answered, because of an error in the server"
 # The server's state, not the row's fault: the row is tried again, after a while or by the next server.
 _RETRY_STATUSES = frozenset((0, 429, 503))
 
@@ -133,6 +55,45 @@ class _Active:
     """The number of its last turn."""
 
 
+_OVER = object()
+
+
+class TenantJobs:
+    """Long jobs on batches in threads, a piece at a time: tenants take turns, and each tenant's jobs come in order."""
+
+    def __init__(self) -> None:
+        self._jobs: dict[str, deque[tuple[StoredBatch, Iterator[None]]]] = {}
+        self._arrived = asyncio.Event()
+        self.batches: set[int] = set()
+        """Batches that have a job here."""
+
+    def add(self, batch: StoredBatch, pieces: Iterator[None]) -> None:
+        """A job, whose next piece is done by each `next`."""
+        self.batches.add(batch.seq)
+        self._jobs.setdefault(batch.tenant, deque()).append((batch, pieces))
+        self._arrived.set()
+
+    async def run(self, ended: Callable[[StoredBatch, Exception | None], Awaitable[None]]) -> None:
+        """Until it is cancelled. ended: told of each job that is over, and of what it raised."""
+        while True:
+            await self._arrived.wait()
+            for tenant in list(self._jobs):
+                batch, pieces = self._jobs[tenant][0]
+                failure: Exception | None = None
+                try:
+                    over = await asyncio.to_thread(next, pieces, _OVER) is _OVER
+                except Exception as error:
+                    over, failure = True, error
+                if over:
+                    self._jobs[tenant].popleft()
+                    self.batches.discard(batch.seq)
+                    await ended(batch, failure)
+                if not self._jobs[tenant]:
+                    del self._jobs[tenant]
+            if not self._jobs:
+                self._arrived.clear()
+
+
 class BatchWorker:
     """Tenants take turns, and among the rows of one of them its batches. At most `in_flight` calls at once, and none is
     begun while requests wait or no row of the engine is free, so that a client's request finds at most `in_flight` rows
@@ -147,6 +108,7 @@ class BatchWorker:
         self._disconnected = asyncio.Event()
         self._calls: set[asyncio.Task[None]] = set()
         self._turns = itertools.count(1)
+        self._jobs = TenantJobs()
 
     def wake(self) -> None:
         """There is a new batch, or one was cancelled."""
@@ -154,21 +116,22 @@ class BatchWorker:
 
     async def run(self) -> None:
         """Until the server stops; then the calls under way end."""
-        committing = asyncio.create_task(self._commit())
+        beside = (asyncio.create_task(self._commit()), asyncio.create_task(self._jobs.run(self._job_ended)))
         try:
             while not self._state.stopping:
                 try:
                     await self._look()
                     await self._work()
                 except Exception as error:  # a full disk, say: batches wait, everything else goes on
-                    log.exception("batches stand still, trying again: %s", error)
+                    if not self._state.outage.covers(error):
+                        log.exception("batches stand still, trying again: %s", error)
                     await asyncio.sleep(_TROUBLE_SECONDS)
             await self._drain()
         finally:
             self._disconnected.set()
-            for task in (committing, *self._calls):
+            for task in (*beside, *self._calls):
                 task.cancel()
-            await asyncio.gather(committing, *self._calls, return_exceptions=True)
+            await asyncio.gather(*beside, *self._calls, return_exceptions=True)
 
     async def _drain(self) -> None:
         """What is under way may end in the grace period; the rest is for the next server."""
@@ -187,59 +150,66 @@ class BatchWorker:
     async def _look(self) -> None:
         """Brings every unfinished batch as far as it can go without a call."""
         self._wake.clear()
-        trouble = False
         for batch in await asyncio.to_thread(self._store.unfinished):
             try:
                 await self._advance(batch)
-            except (OSError, sqlite3.OperationalError) as error:  # the disk's fault: it is tried again
-                log.error("batch %s stands still, trying again: %s", batch.id, error)
-                trouble = True
-            except Exception as error:  # this batch's own: trying again would end in the same
-                log.exception("batch %s has failed: %s", batch.id, error)
-                self._active.pop(batch.seq, None)
-                message = "the batch could not be completed because of an error in the server"
-                broken = _error(None, message, None, "server_error")
-                await asyncio.to_thread(self._store.fail, batch, [broken], UNFINISHED)
-        if trouble:
-            await asyncio.sleep(_TROUBLE_SECONDS)
-            self._wake.set()
+            except Exception as error:
+                await self._job_ended(batch, error)
 
-    async def _advance(self, batch: StoredBatch) -> None:
-        active = self._active.get(batch.seq)
-        if active is not None:
-            active.batch = batch
-        elif batch.status == "validating":
-            await self._validate(batch)
-        else:
-            waiting = await asyncio.to_thread(self._store.waiting, batch)
-            self._active[batch.seq] = active = _Active(batch, deque(waiting))
-        if active is not None:
-            await self._settle(active)
-
-    async def _validate(self, batch: StoredBatch) -> None:
-        limits, most_bytes = self._state.config.batches, self._state.config.limits.body_bytes
-
-        def check() -> None:
-            try:
-                path = self._store.content(self._store.file(batch.input_file, batch.tenant))
-                with path.open("rb") as lines:
-                    checked = check_lines(lines, batch.endpoint, limits.rows, most_bytes)
-            except (StatusError, OSError):
-                message = "the input file was deleted before it was read"
-                self._store.fail(batch, [_error(None, message, "input_file_id", "file_not_found")])
-                return
-            if checked.errors:
-                self._store.fail(batch, checked.errors)
-                return
-            try:
-                self._store.start(batch, checked.rows)
-            except StatusError as error:
-                self._store.fail(batch, [_error(None, error.message, "input_file_id", error.code)])
-
-        await asyncio.to_thread(check)
+    async def _job_ended(self, batch: StoredBatch, failure: Exception | None) -> None:
+        if isinstance(failure, OSError | sqlite3.OperationalError):  # the disk's fault: it is tried again
+            if not self._state.outage.covers(failure):
+                log.error("batch %s stands still, trying again: %s", batch.id, failure)
+            asyncio.get_running_loop().call_later(_TROUBLE_SECONDS, self._wake.set)
+            return
+        if failure is not None:  # this batch's own: trying again would end in the same
+            log.error("batch %s has failed: %s", batch.id, failure, exc_info=failure)
+            self._active.pop(batch.seq, None)
+            message = "the batch could not be completed because of an error in the server"
+            broken = batch_error(None, message, None, "server_error")
+            await asyncio.to_thread(self._store.fail, batch, [broken], UNFINISHED)
         self._wake.set()
 
-    async def _settle(self, active: _Active) -> None:
+    async def _advance(self, batch: StoredBatch) -> None:
+        if batch.seq in self._jobs.batches:
+            return
+        if batch.status == "validating":
+            self._jobs.add(batch, self._validate(batch))
+            return
+        active = self._active.get(batch.seq)
+        if active is None:
+            waiting = await asyncio.to_thread(self._store.waiting, batch)
+            active = self._active[batch.seq] = _Active(batch, deque(waiting))
+        active.batch = batch
+        self._settle(active)
+
+    def _validate(self, batch: StoredBatch) -> Iterator[None]:
+        """Checks a new batch's lines and enters its rows, a piece at a time; then it starts, or fails with its errors.
+        One that is cancelled meanwhile is left."""
+        store, errors = self._store, list[dict[str, Any]]()
+        limits, max_bytes = self._state.config.batches, self._state.config.limits.body_bytes
+        yield from store.forget_rows(batch)  # of a check that was broken off
+        try:
+            lines = store.content(store.file(batch.input_file, batch.tenant)).open("rb")
+        except (StatusError, FileNotFoundError):
+            message = "the input file was deleted before it was read"
+            store.fail(batch, [batch_error(None, message, "input_file_id", "file_not_found")])
+            return
+        with lines:
+            try:
+                for rows in check_lines(lines, batch.endpoint, limits.rows, max_bytes, errors):
+                    if not store.enter(batch, [] if errors else rows):
+                        return
+                    yield
+            except StatusError as error:
+                errors = [batch_error(None, error.message, "input_file_id", error.code)]
+        if errors:
+            yield from store.forget_rows(batch)
+            store.fail(batch, errors)
+        else:
+            store.start(batch)
+
+    def _settle(self, active: _Active) -> None:
         """Ends a batch that is done, cancelled or too late, once none of its rows is under way."""
         if active.batch.status == "cancelling":
             active.stopped = "cancelled"
@@ -249,7 +219,8 @@ class BatchWorker:
             return
         status = active.stopped or "completed"
         del self._active[active.batch.seq]
-        await asyncio.to_thread(self._store.finish, active.batch, status, lambda id_: _unfinished_line(id_, status))
+        writing = self._store.finish(active.batch, status, partial(unfinished_line, status=status))
+        self._jobs.add(active.batch, writing)
 
     # --- rows
 
@@ -297,13 +268,17 @@ class BatchWorker:
         try:
             custom_id, body = await asyncio.to_thread(self._store.row, batch, number)
             if await asyncio.to_thread(self._store.is_full, batch.tenant):
-                await self._finished_rows.put(DoneRow(batch.seq, number, False, _line(custom_id, error=_NO_ROOM)))
+                no_room = failed_line(custom_id, "storage_full", _FULL)
+                await self._finished_rows.put(DoneRow(batch.seq, number, False, no_room))
                 return
+            await self._state.guard.refresh()
             caller = self._state.guard.with_rights_of_now(batch.caller)
             reply = await self_call(self._app, batch.endpoint, body.encode(), caller, "batch", self._disconnected)
-            finished_row = DoneRow(batch.seq, number, reply.status == 200, _answered_line(custom_id, reply))
+            output = await asyncio.to_thread(answered_line, custom_id, reply)
+            finished_row = DoneRow(batch.seq, number, reply.status == 200, output)
         except (OSError, sqlite3.OperationalError) as error:  # the disk's fault, as often as it takes
-            log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
+            if not self._state.outage.covers(error):
+                log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
             self._put_back(active, number, _RETRY_SECONDS[1])
             return
         except Exception as error:  # perhaps the row's own fault: it is tried again, but not for ever
@@ -313,7 +288,8 @@ class BatchWorker:
                 self._put_back(active, number, _RETRY_SECONDS[1])
                 return
             log.exception("batch %s, line %d has failed: %s", batch.id, number, error)
-            await self._finished_rows.put(DoneRow(batch.seq, number, False, _line(custom_id, error=_BROKEN)))
+            broken = failed_line(custom_id, "server_error", _BROKEN)
+            await self._finished_rows.put(DoneRow(batch.seq, number, False, broken))
             return
         if reply.status in _RETRY_STATUSES:
             self._put_back(active, number, min(max(_RETRY_SECONDS[0], 2 * active.pause), _RETRY_SECONDS[1]))
@@ -339,7 +315,8 @@ class BatchWorker:
                     await asyncio.to_thread(self._store.record, finished_rows)
                     break
                 except sqlite3.Error as error:
-                    log.error("batches: %d outputs cannot be kept, trying again: %s", len(finished_rows), error)
+                    if not self._state.outage.covers(error):
+                        log.error("batches: %d outputs cannot be kept, trying again: %s", len(finished_rows), error)
                     await asyncio.sleep(1.0)
             for row in finished_rows:
                 self._finished_rows.task_done()
@@ -349,23 +326,6 @@ class BatchWorker:
                 active.flying.discard(row.number)
                 if not active.flying and not active.waiting:
                     self._wake.set()
-
-
-def _line(custom_id: str, **outcome: Any) -> str:
-    """A line of the output or error file, with the response or the error of a row."""
-    line = {"id": f"batch_req_{uuid.uuid4().hex}", "custom_id": custom_id, "response": None, "error": None, **outcome}
-    return json.dumps(line, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-
-
-def _answered_line(custom_id: str, reply: SelfReply) -> str:
-    content: Any = json.loads(reply.content) if reply.content else None
-    response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": content}
-    return _line(custom_id, response=response)
-
-
-def _unfinished_line(custom_id: str, status: str) -> str:
-    why = "its time was over" if status == "expired" else "the batch was cancelled"
-    return _line(custom_id, error={"code": f"batch_{status}", "message": f"this row was not done: {why}"})
 
 
 class Batches:

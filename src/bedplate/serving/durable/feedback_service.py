@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -15,11 +16,11 @@ from starlette.types import ASGIApp
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.scheduler import may_queue
-from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Row, plain_id
+from bedplate.serving.durable.feedback_store import DIRECTORY, GOOD, FeedbackStore, Owner, Place, Row, plain_id
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.served import Served
 from bedplate.serving.request.server_state import FinishedCall, SilentObserver
-from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.http_errors import DiskOutage, StatusError, is_full
 from bedplate.serving.schemas.strict_json import parse_json
 from bedplate.serving.settings.redaction import RedactionTimeout, Redactor
 from bedplate.serving.settings.server_config import JUDGED_WRONG, FeedbackConfig, KeepRule
@@ -41,12 +42,12 @@ SWEEP_SECONDS = 3600.0
 class Feedback:
     """Keeps what consent allows of every answered call, in a thread of its own; replies do not wait for it."""
 
-    def __init__(self, directory: StateDirectory, config: FeedbackConfig) -> None:
-        self._directory, self._config = directory, config
+    def __init__(self, directory: StateDirectory, config: FeedbackConfig, outage: DiskOutage) -> None:
+        self._directory, self._config, self._outage = directory, config, outage
         self._store: FeedbackStore | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
-        self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
+        self._pending: deque[tuple[FinishedCall, KeepRule, Owner]] = deque()
         self._bytes: Counter[str] = Counter()
         """Bytes that wait or are being written, by tenant."""
         self._counting = threading.Lock()
@@ -57,8 +58,8 @@ class Feedback:
         self._generation = ""
         self.targets: Latest[str | None] = Latest(MOST_OWNERS, SAID_CHARACTERS)
         """Reply id → what its first choice should have been; None: it was called good as it is; `JUDGED_WRONG`: bad."""
-        self._feedback_counts: Latest[int] = Latest(MOST_OWNERS)
-        """Reply id → how often something was said of it."""
+        self._feedback_places: Latest[tuple[Place, ...]] = Latest(MOST_OWNERS)
+        """Reply id → where it is written what was said of it. Changed by the writer's thread only."""
         self.counts: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
@@ -96,11 +97,11 @@ class Feedback:
         if len(self._pending) >= MAX_PENDING or not self._reserve_memory(call):
             self.counts["dropped"] += 1
             return
-        owner = Owner(call.caller.tenant, call.served.name)
+        owner = Owner(call.caller.tenant, call.served.name, len(call.answers))
         self._owners.note(call.id, owner)
         if self._since is not None:
             self._since.note(call.id, owner)
-        self._pending.append((call, rule))
+        self._pending.append((call, rule, owner))
         if len(self._pending) == 1:
             self._writer.submit(self._write).add_done_callback(_log_failure)
 
@@ -115,44 +116,47 @@ class Feedback:
             return True
 
     def _write(self) -> None:
-        waiting: list[tuple[FinishedCall, KeepRule]] = []
+        waiting: list[tuple[FinishedCall, KeepRule, Owner]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
         try:
             self._write_down(waiting)
         finally:
             with self._counting:
-                for call, _ in waiting:
+                for call, _, _ in waiting:
                     self._bytes[call.caller.tenant] -= _bytes_of(call)
                 self._bytes += Counter()  # in place: those that have nothing left are gone
 
-    def _write_down(self, waiting: Sequence[tuple[FinishedCall, KeepRule]]) -> None:
-        by_model: dict[str, list[tuple[str, Row]]] = {}
-        for call, rule in waiting:
+    def _write_down(self, waiting: Sequence[tuple[FinishedCall, KeepRule, Owner]]) -> None:
+        by_model: dict[str, list[tuple[Owner, Row]]] = {}
+        for call, rule, owner in waiting:
             try:
-                by_model.setdefault(call.served.name, []).append((call.served.name, self._row(call, rule)))
+                by_model.setdefault(owner.model, []).append((owner, self._row(call, rule)))
             except Exception as error:
                 self._lose(1, error)
-        for rows in by_model.values():
-            self._append(rows)
+        for model, rows in by_model.items():
+            self._append(model, rows)
 
-    def _append(self, rows: Sequence[tuple[str, Row]]) -> None:
+    def _append(self, model: str, rows: Sequence[tuple[Owner, Row]]) -> None:
         try:
-            self.store.append(rows)
+            for (owner, _), place in zip(rows, self.store.append(model, [row for _, row in rows]), strict=True):
+                owner.place = place
             self.counts["kept"] += len(rows)
         except Exception as error:
-            if isinstance(error, OSError) or len(rows) == 1:  # a full disk takes none of them
+            if is_full(error) or len(rows) == 1:  # a full disk takes none of them
                 self._lose(len(rows), error)
             else:  # one row that cannot be written keeps no other from being kept
                 for row in rows:
-                    self._append([row])
+                    self._append(model, [row])
 
     def _lose(self, replies: int, error: Exception) -> None:
         self.counts["dropped"] += replies
-        log.error("%d replies could not be kept: %s", replies, error, exc_info=error)
+        if not self._outage.covers(error):
+            log.error("%d replies could not be kept: %s", replies, error, exc_info=error)
 
     def _row(self, call: FinishedCall, rule: KeepRule) -> Row:
         row: Row = {"kind": "reply", "id": call.id, "tenant": call.caller.tenant, "endpoint": call.endpoint}
+        row["choices"] = len(call.answers)
         if not sampled(call.id, rule.sample):
             return row
         texts: Row = {}
@@ -175,52 +179,67 @@ class Feedback:
 
     # --- feedback
 
-    async def owned(self, id_: str, tenant: str) -> tuple[str, str]:
-        """(plain id, model) of a reply. StatusError 404 also for another tenant's."""
+    async def owned(self, id_: str, tenant: str) -> tuple[str, Owner]:
+        """A reply's plain id, and what is known of it. StatusError 404 also for another tenant's."""
         store, plain = self.store, plain_id(id_)
         if store.generation != self._generation:
             await self._read()
         owner = None if plain is None else self._owners.get(plain)
         if plain is None or owner is None or owner.tenant != tenant:
             raise StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
-        return plain, owner.model
+        return plain, owner
 
     async def record(self, id_: str, model: str, tenant: str, feedback: Row) -> None:
         """Keeps what was said, on the disk. StatusError 409 where enough was said of this reply."""
-        if self._feedback_counts.get(id_, 0) >= MOST_SAID:
-            message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
-            raise StatusError(409, message, "too_much_feedback", "id")
         rule = self._config.rule(model)
         redactor = self.redactor(rule or KeepRule())
         try:
             cleaned = {name: _cleaned(feedback[name], redactor) for name in ("correction", "comment")}
         except RedactionTimeout:
             raise RequestError("the text cannot be searched for what must not be kept; send a shorter one") from None
-        self._feedback_counts.note(id_, self._feedback_counts.get(id_, 0) + 1)
         row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **feedback, **cleaned}
-        await self.run_in_writer(lambda: self.store.append([(model, row)]))
+
+        def write() -> None:
+            places = self._feedback_places.get(id_, ())
+            if len(places) >= MOST_SAID:
+                message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
+                raise StatusError(409, message, "too_much_feedback", "id")
+            self._feedback_places.note(id_, (*places, *self.store.append(model, [row])))
+
+        await self.run_in_writer(write)
         _note(self.targets, row)
         self.counts["feedback"] += 1
 
     async def forget(self, id_: str) -> int:
         """Writes a reply out of the files. Returns how many lines are gone."""
-        purged_count = await self.run_in_writer(lambda: self.store.purge(ids={id_}))
+
+        def erase() -> int:
+            owner, places = self._owners.get(id_), self._feedback_places.get(id_, ())
+            reply = () if owner is None or owner.place is None else (owner.place,)
+            erased_count = self.store.erase(id_, (*reply, *places))
+            self._feedback_places.forget(id_)
+            return erased_count
+
+        erased_count = await self.run_in_writer(erase)
         self._owners.forget(id_)
         self.targets.forget(id_)
-        self._feedback_counts.forget(id_)
-        return purged_count
+        return erased_count
 
     async def _read(self) -> None:
         """Whose replies are kept, and what was said of them, from the files."""
         async with self._reading:
             self._since = Latest(MOST_OWNERS)
             self._generation = self.store.generation
+
+            def read() -> tuple[Latest[Owner], Latest[str | None]]:
+                owners, targets, self._feedback_places = _remembered(self.store)
+                return owners, targets
+
             # What waits to be written comes before this in the writer's thread.
-            owners, targets, feedback_counts = await self.run_in_writer(lambda: _remembered(self.store))
+            owners, self.targets = await self.run_in_writer(read)
             for id_, owner in self._since.items():
                 owners.note(id_, owner)
             self._owners, self._since = owners, None
-            self.targets, self._feedback_counts = targets, feedback_counts
 
     async def _sweep(self) -> None:
         def days(model: str) -> int | None:
@@ -274,17 +293,17 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
     return value
 
 
-def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None], Latest[int]]:
-    """Owners of the latest replies in the files, what they should have been, and how often something was said."""
+def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None], Latest[tuple[Place, ...]]]:
+    """Owners of the latest replies in the files, what they should have been, and where something was said of them."""
     owners, targets = Latest[Owner](MOST_OWNERS), Latest[str | None](MOST_OWNERS, SAID_CHARACTERS)
-    feedback_counts = Latest[int](MOST_OWNERS)
-    for model, row in store.rows():
+    feedback_places = Latest[tuple[Place, ...]](MOST_OWNERS)
+    for model, place, row in store.lines():
         if row["kind"] == "reply":
-            owners.note(row["id"], Owner(row["tenant"], model))
+            owners.note(row["id"], Owner(sys.intern(row["tenant"]), model, row.get("choices"), place))
         else:
             _note(targets, row)
-            feedback_counts.note(row["id"], feedback_counts.get(row["id"], 0) + 1)
-    return owners, targets, feedback_counts
+            feedback_places.note(row["id"], (*feedback_places.get(row["id"], ()), place))
+    return owners, targets, feedback_places
 
 
 def _note(targets: Latest[str | None], row: Row) -> None:

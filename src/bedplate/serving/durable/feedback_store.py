@@ -1,7 +1,7 @@
 """Storage of replies and feedback: JSON lines by model and day, append-only except for what is purged.
 
 A line is a `reply` (an answered call, with as much of it as consent allows) or `feedback` (what was said of one). A
-torn last line is cut off by the next append, and ignored until then.
+torn last line is cut off by the next append, and ignored until then. A line that begins with a space is erased.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote
 
-from bedplate.core.errors import UsageError
-from bedplate.core.files import append_jsonl, file_lock, read_jsonl
+from bedplate.core.errors import DataError, UsageError
+from bedplate.core.files import append_jsonl, file_lock
+from bedplate.core.json import load_json
 
 Row = dict[str, Any]
 DIRECTORY = "feedback"
@@ -35,12 +36,22 @@ def plain_id(reply_id: str) -> str | None:
     return None if match is None else match[1]
 
 
-@dataclass(frozen=True, slots=True)
+class Place(NamedTuple):
+    """Where a line is: its file, and the byte at which it begins."""
+
+    path: Path
+    offset: int
+
+
+@dataclass(slots=True)
 class Owner:
-    """Whose reply it is, and which model's."""
+    """Whose reply it is, which model's, and how many choices it has, None where that was not kept; `place`: its line,
+    once it is written."""
 
     tenant: str
     model: str
+    choices: int | None
+    place: Place | None = None
 
 
 @dataclass
@@ -59,19 +70,33 @@ class FeedbackStore:
 
     # --- writing
 
-    def append(self, rows: Iterable[tuple[str, Row]]) -> None:
-        """Rows by model, on the disk when this returns. `time` is added."""
+    def append(self, model: str, rows: Sequence[Row]) -> list[Place]:
+        """Rows of a model, on the disk when this returns; where each is. `time` is added."""
         timestamp = self._clock()
-        by_model: dict[str, list[Row]] = {}
-        for model, row in rows:
-            by_model.setdefault(model, []).append({**row, "time": timestamp.isoformat(timespec="seconds")})
+        time = timestamp.isoformat(timespec="seconds")
         with self._locked():
-            for model, model_rows in by_model.items():
-                directory = self._root / _directory_name(model)
-                directory.mkdir(mode=0o700, exist_ok=True)
-                path = directory / f"{timestamp.date().isoformat()}.jsonl"
-                os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-                append_jsonl(path, model_rows)
+            directory = self._root / _directory_name(model)
+            directory.mkdir(mode=0o700, exist_ok=True)
+            path = directory / f"{timestamp.date().isoformat()}.jsonl"
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
+            return [Place(path, offset) for offset in append_jsonl(path, [{**row, "time": time} for row in rows])]
+
+    def erase(self, id_: str, places: Sequence[Place]) -> int:
+        """Overwrites the lines of a reply, which are at `places`, with spaces; no other lines are read. Returns how
+        many are gone. Where somebody else has rewritten the files, the lines are looked for (`purge`)."""
+        try:
+            with self._locked():
+                sizes = [_line_size(place, id_) for place in places]
+                # First a mark, so that what a power failure leaves of a line is an erased one too.
+                for erased in (lambda _: b" ", lambda size: b" " * size):
+                    for place, size in zip(places, sizes, strict=True):
+                        with place.path.open("r+b", buffering=0) as file:
+                            file.seek(place.offset)
+                            file.write(erased(size))
+                            os.fsync(file.fileno())
+                return len(places)
+        except (FileNotFoundError, ValueError):
+            return self.purge(ids={id_})
 
     def purge(
         self,
@@ -86,7 +111,7 @@ class FeedbackStore:
         removed_count = 0
         with self._locked():
             for path in self._paths(models):
-                rows = read_jsonl(path, allow_torn_tail=True)
+                rows = [row for _, row in _lines(path)]
                 others = [row for row in rows if row["id"] not in ids and row["tenant"] not in tenants]
                 remaining = [] if everything else others
                 if len(remaining) < len(rows):
@@ -124,9 +149,15 @@ class FeedbackStore:
 
     def rows(self, models: Collection[str] = ()) -> Iterator[tuple[str, Row]]:
         """Every line with its model, a day of all models after the other."""
+        for model, _, row in self.lines(models):
+            yield model, row
+
+    def lines(self, models: Collection[str] = ()) -> Iterator[tuple[str, Place, Row]]:
+        """As `rows`, with the place of each line."""
         for path in self._paths(models):
-            for row in read_jsonl(path, allow_torn_tail=True):
-                yield _model_name(path.parent.name), row
+            model = _model_name(path.parent.name)
+            for offset, row in _lines(path):
+                yield model, Place(path, offset), row
 
     def summary(self) -> list[Row]:
         """Per model: how many replies, with texts or without, and how many were judged."""
@@ -148,20 +179,35 @@ class FeedbackStore:
         columns: input name → column (default: the same). group: a column for a digest of the tenant, since one tenant's
         rows are not independent. The last feedback on a reply counts. UsageError for columns that collide.
         """
-        replies: dict[str, Row] = {}
+        exported = Exported()
+        exported.rows.extend(self.examples(model, columns, target, group, exported.skipped))
+        return exported
+
+    def examples(
+        self,
+        model: str,
+        columns: Mapping[str, str] | None = None,
+        target: str = "target",
+        group: str | None = None,
+        skipped: Counter[str] | None = None,
+    ) -> Iterator[Row]:
+        """The rows of `export`, one at a time, with feedback in memory and no reply but one. skipped: counts, by the
+        reason, replies that are no row."""
+        replies: dict[str, Place] = {}
         feedback_by_key: dict[tuple[str, int], Row] = {}
-        for _, row in self.rows((model,)):
+        for _, place, row in self.lines((model,)):
             if row["kind"] == "reply":
-                replies[row["id"]] = row
+                replies[row["id"]] = place
             else:
                 said = {name: value for name, value in row.items() if value is not None}
                 feedback_by_key.setdefault((row["id"], row["index"]), {}).update(said)
-        exported = Exported()
-        exported.skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
+        skipped = Counter() if skipped is None else skipped
+        skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
         for (id_, index), feedback in feedback_by_key.items():
-            example, why = _example(replies.get(id_), index, feedback)
+            place = replies.get(id_)
+            example, why = _example(None if place is None else json.loads(_line_at(place)), index, feedback)
             if example is None:
-                exported.skipped[why] += 1
+                skipped[why] += 1
                 continue
             inputs, answer = example
             named = {name: name for name in inputs} if columns is None else columns
@@ -174,8 +220,7 @@ class FeedbackStore:
             row = {"id": f"{id_}-{index}", **{named[name]: text for name, text in inputs.items()}, target: answer}
             if group:
                 row[group] = hashlib.sha256(feedback["tenant"].encode()).hexdigest()[:12]
-            exported.rows.append(row)
-        return exported
+            yield row
 
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
         names = {_directory_name(model) for model in models}
@@ -197,6 +242,36 @@ def _example(reply: Row | None, index: int, feedback: Row) -> tuple[tuple[dict[s
     if not replies:
         return None, "called good, but the reply was not kept"
     return (inputs[index], replies[index]), ""
+
+
+def _lines(path: Path) -> Iterator[tuple[int, Row]]:
+    """The lines of a file with the byte at which each begins, without erased ones and a torn last one. DataError."""
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.strip() and not line.startswith(b" "):
+                try:
+                    row = load_json(line)
+                except ValueError as error:
+                    if line.endswith(b"\n"):
+                        raise DataError(f"{path}, byte {offset}: not valid JSON: {error}; remove the line") from error
+                    return
+                yield offset, row
+            offset += len(line)
+
+
+def _line_at(place: Place) -> bytes:
+    with place.path.open("rb") as file:
+        file.seek(place.offset)
+        return file.readline().removesuffix(b"\n")
+
+
+def _line_size(place: Place, id_: str) -> int:
+    """Bytes of the line there, without its end. ValueError where it is none of this reply."""
+    line = _line_at(place)
+    if json.loads(line)["id"] != id_:
+        raise ValueError(f"another reply's line is at byte {place.offset} of {place.path}")
+    return len(line)
 
 
 def _rewrite(path: Path, rows: Sequence[Row]) -> None:

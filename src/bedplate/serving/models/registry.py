@@ -19,7 +19,7 @@ from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentP
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_skin import ServedCascade, ServedClassical, ServedSkin
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.serving.settings.server_config import Routed
+from bedplate.serving.settings.server_config import RouteConfig, Routed, need_model_name
 from bedplate.skins.files import Card, card_of, parts_of, read_card, skin_directories
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin
 
@@ -106,7 +106,8 @@ class Registry:
     """The models of one server, by name, on its engines; the first engine is the main base's.
 
     adapters: skins with weights in memory, for each engine; prompt_skins: those without. prefix_bytes: what computed
-    prompt beginnings may take. Belongs to the event loop's thread; before there is a loop, to the thread that loads.
+    prompt beginnings may take. routes: a model with a route's name must be one of its versions. Belongs to the event
+    loop's thread; before there is a loop, to the thread that loads.
     """
 
     def __init__(
@@ -117,6 +118,7 @@ class Registry:
         prompt_skins: int = 512,
         prefix_bytes: int = 256 * 1024 * 1024,
         allow_other_weights: bool = False,
+        routes: Mapping[str, RouteConfig] | None = None,
     ) -> None:
         self.engines = engines
         self.created = int(time.time())
@@ -124,7 +126,7 @@ class Registry:
         self.prefixes = SkinPrefixes(prefix_bytes)
         self.adapters = {engine: ResidentPool(adapters) for engine in engines}
         self.plain = ResidentPool(prompt_skins)
-        self._allow_other_weights = allow_other_weights
+        self._allow_other_weights, self._routes = allow_other_weights, routes or {}
         self._guests: dict[str, Guest] = {}
         self._retired: list[Guest] = []
         self._scanned: dict[str, str] = {}
@@ -184,8 +186,10 @@ class Registry:
     def add(self, served: Served) -> None:
         """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
         name = served.name
-        if not name or ":" in name or any(not c.isprintable() for c in name):
-            raise UsageError(f"{name!r} cannot be a model name: it must be printable and without ':'; give another")
+        need_model_name(name)
+        route = self._routes.get(name)
+        if route is not None and name not in (*route.versions, route.shadow):
+            raise UsageError(f"{name!r} is the name of a route that does not lead to it; give the skin another name")
         if name in self.models:
             raise UsageError(f"two models are called {name!r}; rename one of them")
         self.models[name] = served

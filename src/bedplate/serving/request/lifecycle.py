@@ -374,6 +374,7 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     server: ServerState = request.app.state.server
     if server.stopping:
         raise StoppingError("the server is shutting down")
+    await server.guard.refresh()
     caller = request.scope.get(CALLER) or server.guard.identify(request.headers)
     facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
     facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
@@ -382,6 +383,7 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     try:
         if not made_here:
             await call.turn()
+            await server.guard.refresh()
         call.admission = server.guard.admit(caller, counted=not made_here)
         response = await work(call)
     except BaseException:

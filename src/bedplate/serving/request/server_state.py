@@ -14,7 +14,7 @@ from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.models.served import Answer, PlanResult, Served
 from bedplate.serving.request.preparation import Pacing, Preparation
-from bedplate.serving.schemas.http_errors import CALLER, ORIGIN
+from bedplate.serving.schemas.http_errors import CALLER, ORIGIN, DiskOutage
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.settings.server_config import Routed, ServerConfig
 
@@ -158,6 +158,7 @@ class ServerState:
     unanswered: list[Callable[[UnansweredCall], None]] = field(default_factory=list[Callable[[UnansweredCall], None]])
     watchers: list[Watcher] = field(default_factory=list[Watcher])
     services: list[BackgroundService] = field(default_factory=list[BackgroundService])
+    outage: DiskOutage = field(default_factory=DiskOutage)
     stopping: bool = False
 
     def __post_init__(self) -> None:

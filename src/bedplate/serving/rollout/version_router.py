@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp
 
-from bedplate.core.errors import UnknownModelError, UsageError
+from bedplate.core.errors import UnknownModelError
 from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.request.server_state import FinishedCall, ServerState, SilentObserver, self_call
@@ -31,7 +31,7 @@ from bedplate.serving.rollout.verdict import (
     rate,
 )
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.serving.settings.server_config import RouteConfig, Routed, pick, unit_of
+from bedplate.serving.settings.server_config import RouteConfig, Routed, need_model_name, pick, unit_of
 
 log = logging.getLogger("bedplate.serving")
 
@@ -170,8 +170,7 @@ class VersionRouter(Collector):
     def __init__(self, state: ServerState, targets: Callable[[], Mapping[str, str | None]]) -> None:
         routes = state.config.routes
         for name in routes:
-            if not name or ":" in name or not name.isprintable():
-                raise UsageError(f"routes: {name!r} cannot be a model name: it must be printable and without ':'")
+            need_model_name(name)
         self._registry, self._feedback = state.registry, targets
         self._routes = {name: _Route(config) for name, config in routes.items()}
         for route in self._routes.values():

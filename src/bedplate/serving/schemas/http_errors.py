@@ -6,10 +6,11 @@ stack trace or file path leaves the server.
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import sqlite3
+import threading
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -18,7 +19,16 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Scope
 
-from bedplate.core.errors import BedplateError, BusyError, DataError, DeadlineError, RequestError, TemplateError
+from bedplate.core.errors import (
+    BedplateError,
+    BusyError,
+    DataError,
+    DeadlineError,
+    RequestError,
+    TemplateError,
+    UsageError,
+)
+from bedplate.core.files import DISK_FULL
 from bedplate.serving.schemas.strict_json import dump_json
 
 ACCESS_FACTS = "bedplate.access"
@@ -107,9 +117,33 @@ def shortened(text: str, max_characters: int = MESSAGE_CHARACTERS) -> str:
 
 def is_full(error: BaseException) -> bool:
     """Whether the disk, or the share of it that this server may take, has no room left."""
+    if isinstance(error, UsageError) and error.__cause__ is not None:  # `core.files.writable` made it of the system's
+        return is_full(error.__cause__)
     if isinstance(error, OSError):
-        return error.errno in {errno.ENOSPC, errno.EDQUOT}
+        return error.errno in DISK_FULL
     return isinstance(error, sqlite3.OperationalError) and "is full" in str(error)
+
+
+OUTAGE_SECONDS = 60.0
+"""A full disk that fails nothing for so long had room again."""
+
+
+class DiskOutage:
+    """Logs a full disk once, however much fails on it. Used from several threads."""
+
+    def __init__(self) -> None:
+        self._last, self._lock = -math.inf, threading.Lock()
+
+    def covers(self, error: BaseException) -> bool:
+        """Whether the error is a full disk's, which this logs: nobody else has to."""
+        if not is_full(error):
+            return False
+        with self._lock:
+            begins = time.monotonic() - self._last > OUTAGE_SECONDS
+            self._last = time.monotonic()
+        if begins:
+            log.error("the disk is full, and nothing more is kept: %s; make room where the server has its state", error)
+        return True
 
 
 ErrorShape = Callable[[BaseException], tuple[int, dict[str, Any]]]
@@ -124,9 +158,9 @@ def error_response(error: BaseException, shape: ErrorShape = error_object) -> Re
     return Response(dump_json(content), status, headers, media_type="application/json")
 
 
-def log_failure(error: BaseException) -> None:
+def log_failure(error: BaseException, outage: DiskOutage | None = None) -> None:
     """Writes what the reply does not say to the log."""
-    if error_object(error)[0] in {500, 507}:
+    if error_object(error)[0] in {500, 507} and not (outage and outage.covers(error)):
         log.error("a request failed: %s: %s", type(error).__name__, error, exc_info=error)
 
 
@@ -137,7 +171,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 async def _on_error(request: Request, error: Exception) -> Response:
-    log_failure(error)
+    log_failure(error, request.app.state.server.outage)
     note_error(request.scope, error_object(error)[1]["error"]["code"])
     return error_response(error)
 

@@ -86,7 +86,7 @@ class AccessLog:
             # Only the server's end cancels a request, and this is its outermost frame: it has been answered.
         except BaseException as error:
             need_failure(error)
-            log_failure(error)
+            log_failure(error, self._state.outage)
             note_error(scope, error_object(error)[1]["error"]["code"])
             if status:
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
@@ -40,7 +41,7 @@ from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.http_errors import add_error_handlers
 from bedplate.serving.schemas.request_fields import RequestFields
-from bedplate.serving.schemas.strict_json import json_response
+from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.server import monitoring
 from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
 from bedplate.serving.server.monitoring import Metrics, Telemetry, Watchdog
@@ -71,7 +72,10 @@ router = APIRouter(include_in_schema=False)
 
 @router.get("/openapi.json")
 async def openapi(request: Request) -> Response:
-    return json_response(document(request.app.state.routers))
+    state = request.app.state
+    if state.document is None:
+        state.document = await asyncio.to_thread(lambda: dump_json(document(state.routers)))
+    return Response(state.document, media_type="application/json")
 
 
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
@@ -183,7 +187,7 @@ def loaded_server(
         limits = config.limits
         bounds = limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
         engines = [engine for _, engine in base_engines]
-        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights)
+        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights, routes=config.routes)
         for resident_base in loaded:
             # of several engines the first has the base's name
             engine = next(engine for base, engine in base_engines if base is resident_base)
@@ -207,7 +211,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> S
     guard.compare(lambda: (*registry.models, *config.routes))
     directory = state.add(StateDirectory(config))
     state.add(ResponseStore(config.responses))
-    feedback = state.add(Feedback(directory, config.feedback))
+    feedback = state.add(Feedback(directory, config.feedback, state.outage))
     router = state.add(VersionRouter(state, lambda: feedback.targets))
     if config.feedback.keep:
         state.observers.append(feedback.finished)
@@ -232,7 +236,7 @@ ROUTERS: tuple[APIRouter, ...] = (*(module.router for module in _ROUTES), router
 def create_app(state: ServerState) -> FastAPI:
     # FastAPI's own schema would not know the bodies, which routes read themselves: `openapi` does.
     app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False, lifespan=_services)
-    app.state.server, app.state.routers = state, ROUTERS
+    app.state.server, app.state.routers, app.state.document = state, ROUTERS, None
     for router in ROUTERS:
         app.include_router(router)
     metrics = state.add(Metrics(state))

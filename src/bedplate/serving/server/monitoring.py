@@ -179,6 +179,7 @@ _WHOLE = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240
 async def metrics(request: Request) -> Response:
     server: ServerState = request.app.state.server
     if server.guard.has_keys and not server.config.metrics.public:
+        await server.guard.refresh()
         server.guard.identify(request.headers).need_admin()
     return Response(generate_latest(server.part(Metrics).registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bedplate.core.config import Strict
+from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.serving.settings.redaction import NAMED, Expression
 
@@ -106,6 +107,19 @@ def pick(versions: dict[str, float], unit: float) -> str:
         if unit * whole < upto:
             return name
     return [name for name, weight in versions.items() if weight > 0][-1]  # the sum's last bit was rounded away
+
+
+MAX_MODEL_NAME = 255
+_NAME_RULE = (
+    f"a model name has 1 to {MAX_MODEL_NAME} printable characters, no ':', and no part between '/' is empty or dots"
+)
+
+
+def need_model_name(name: str) -> None:
+    """UsageError for what cannot be the name of a model or a route: it stands in requests, addresses and logs."""
+    parts = name.split("/")
+    if len(name) > MAX_MODEL_NAME or ":" in name or not name.isprintable() or any(p in ("", ".", "..") for p in parts):
+        raise UsageError(f"{name[:80]!r} cannot be a model name: {_NAME_RULE}; give another")
 
 
 BODY_LIMIT = 2 * 1024 * 1024
