@@ -1,9 +1,11 @@
-"""64 clients of 8 tenants, one of them hostile: what the other seven see, against the same time without it.
+"""8 tenants of 8 clients each, one of them hostile: what the others see, against the same time without it.
 
 The hostile tenant sends what the attack suite draws (`tests/attacks`): spoilt requests of every kind to every route of
-a server of a tiny base. Prints each tenant's 5xx, 429 and the ratio of its slowest hundredths.
+a server of a tiny base; with --sequences, besides, sequences that are harmless request by request: a long prompt and
+then many short ones, uploads left open, batches, feedback given and withdrawn. Prints each tenant's 5xx, 429 and the
+ratio of its slowest hundredths, how late /health was, and resident memory against its bound.
 
-usage: attack.py [--seconds 300] [--seed 0]
+usage: attack.py [--seconds 300] [--seed 0] [--tenants 8] [--sequences]
 """
 
 from __future__ import annotations
@@ -17,19 +19,28 @@ from comparison import Row, report, start
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from tests.attacks.crowd import HEAD, crowd
+from tests.attacks.crowd import HEAD, Scenario, crowd
+from tests.attacks.sequences import most_memory, sequences
 
-GOAL = 1 / 3
+GOAL, HEALTH_SECONDS = 1 / 3, 0.25
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tenants", type=int, default=8)
+    parser.add_argument("--sequences", action="store_true")
     options = start(parser).options
+    scenario = sequences(options.tenants - 1) if options.sequences else Scenario(tenants=options.tenants - 1)
     with tempfile.TemporaryDirectory() as directory:
-        tenants, siege = crowd(Path(directory), options.seconds, options.seed)
+        tenants, siege, vitals = crowd(Path(directory), options.seconds, options.seed, scenario)
     print(HEAD, *tenants, sep="\n")
+    health = sorted(vitals.health)
+    print(f"/health: {len(health)} probes, {vitals.slow(HEALTH_SECONDS):.4f} over 0.25 s, slowest {health[-1]:.2f} s")
+    grown = vitals.peak - vitals.resident
+    print(f"resident: {vitals.resident >> 20} MiB, {grown >> 20} more at most", end="")
+    print(f" of {most_memory() >> 20} that the settings allow" if options.sequences else "")
     print(f"{siege.shots:,} hostile requests in {siege.seconds:.0f} s: {dict(siege.statuses)}")
     print(*siege.wrong, sep="\n")
     worst = max(tenants, key=lambda tenant: tenant.ratio)

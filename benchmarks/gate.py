@@ -29,7 +29,7 @@ from scipy.special import ndtr, ndtri, stdtrit
 
 from bedplate.adaptation.search.guards import GuardResult, bounded, drop_of, guards_pass
 from bedplate.adaptation.verdict import gate
-from bedplate.adaptation.verdict.decision import Nomination
+from bedplate.adaptation.verdict.decision import GateVerdict, Nomination
 from bedplate.core.statistics import bootstrap, clusters, multiplicity, proportions, unequal
 from bedplate.core.statistics.proportions import Side
 from bedplate.report.schema_parts import GuardRow
@@ -212,8 +212,15 @@ class Judged:
         return self.scores.size
 
     @property
+    def groups(self) -> int:
+        return self.n
+
+    @property
     def estimate(self) -> float:
         return float(self.scores.mean())
+
+    def needed(self, bar: float, confidence: float) -> int | None:
+        return multiplicity.needed_n(self.estimate, bar, confidence)
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
         return clusters.effective_n_bound(self.scores, None, confidence, side).value
@@ -254,10 +261,10 @@ def guard_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
                 confirmation.rung: [guard.at(confirmation.lower_confidence) for guard in guards[confirmation.rung]]
                 for confirmation in confirmations
             }
-            verdict = gate.decide(
+            verdict = GateVerdict(
                 nomination, confirmations, metric="accuracy", target=0.8, n=400, groups=400, guards=shown
             )
-            passed += verdict.status == "PASS"
+            passed += verdict.decision.status == "PASS"
         wrong = passed > MOST_FALSE * runs + 2 * (MOST_FALSE * (1 - MOST_FALSE) * runs) ** 0.5
         yield f"| {nominees} | {passed / runs:.3f}{'  MISSED' if wrong else ''} | {alone / runs:.3f} |", int(wrong)
 

@@ -2,9 +2,11 @@
 
 The truth is at the bar, so that every PASS is false: a skin that is worse than what runs today by all of its margin, or
 as good where it has to be better; what it lost standing in few groups; expected costs at the bar with a rare, dear
-mistake; shares of the traffic that rows do not have; one requirement of three at its bar, for two nominees. Levels are
-those of a first verdict. And how often the bounds of the calibration error miss it. Layouts of groups are those of
-`gate.py`. Needs nothing but a processor.
+mistake; shares of the traffic that rows do not have, with a few heavy rows or groups; groups whose sizes are drawn as
+they are and go with quality; one requirement of three at its bar, for two nominees; the conditions of a FAIL that all
+just hold. Levels are those of a first verdict. And how often the shown interval of a paired difference covers it where
+few rows differ, and how often the bounds of the calibration error miss it. Layouts of groups are those of `gate.py`.
+Needs nothing but a processor.
 
 usage: gate_production.py [--runs 2000] [--seed 0]
 """
@@ -15,12 +17,29 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from scipy.special import ndtri
+from scipy.stats import poisson
 
+from bedplate.adaptation.context.outcome import latency
+from bedplate.adaptation.verdict.gate import p95_limit
+from bedplate.adaptation.verdict.requirements import RequirementResult
 from bedplate.core.statistics import bootstrap, clusters, proportions
 from bedplate.core.statistics.noninferiority import calibration_bounds, mean_drop
+from bedplate.core.statistics.paired import paired_difference
 from bedplate.core.statistics.unequal import InsufficientGroups
 from comparison import start
-from gate import CONFIDENCE, CORRELATIONS, LEVEL, MOST_FALSE, header, options, table
+from gate import (
+    CONFIDENCE,
+    CORRELATIONS,
+    LEAST_COVERED,
+    LEVEL,
+    MOST_FALSE,
+    Judged,
+    header,
+    options,
+    retention_guard,
+    table,
+)
 from gate_rows import Floats, Ints, correct, equal, zipf
 
 LAYOUTS = (
@@ -140,6 +159,89 @@ def weighted_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             yield f"| {name} | {sizes.sum()}, {sizes.size} {layout} | {' | '.join(cells)} |", wrong
 
 
+HEAVY = (
+    (1000, 1, 8, 0.5, 0.95),
+    (1000, 1, 50, 0.5, 0.98),
+    (600, 1, 30, 0.3, 0.98),
+    (1000, 1, 30, 0.5, 0.9),
+    (600, 1, 20, 0.1, 0.95),
+    (120, 5, 12, 0.4, 0.95),
+    (200, 3, 20, 0.3, 0.9),
+)
+"""Groups, rows of each, heavy groups, their share of the traffic, and the truth, which is the bar."""
+
+
+def heavy_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for count, size, heavy, share, bar in HEAVY:
+        sizes = np.full(count, size)
+        codes = np.repeat(np.arange(count), size)
+        weights = np.where(codes < heavy, share / heavy, (1 - share) / (count - heavy))
+        rng = np.random.default_rng([seed, count, heavy, round(1000 * bar)])
+        passed = covered = failed = 0
+        for right in correct(rng, sizes, bar, 0.1 if size > 1 else 0.0, runs, 1):
+            for answers in right[:, 0].astype(np.float64):
+                low, high = clusters.effective_n_interval(answers, codes, CONFIDENCE, weights=weights)
+                covered += low <= bar <= high
+                passed += clusters.effective_n_bound(answers, codes, LEVEL, weights=weights).value > bar
+                failed += clusters.effective_n_bound(answers, codes, LEVEL, "upper", weights=weights).value < bar
+        wrong = int(max(passed, failed) > MOST_FALSE * runs or covered < LEAST_COVERED * runs)
+        columns = f"{passed / runs:.3f} | {failed / runs:.3f} | {covered / runs:.3f}"
+        yield f"| {heavy} of {count} ({size}) | {share:g} | {bar:g} | {columns} |{'  MISSED' if wrong else ''}", wrong
+
+
+DRAWN: dict[str, tuple[int, Callable[[Floats], Floats]]] = {
+    "Poisson, mean 10": (60, lambda u: 1 + poisson.ppf(u, 9)),
+    "lognormal, 0.5": (100, lambda u: np.maximum(np.rint(8 * np.exp(0.5 * ndtri(u))), 1)),
+    "lognormal, 1": (100, lambda u: np.maximum(np.rint(4 * np.exp(ndtri(u))), 1)),
+    "Pareto, 3": (300, lambda u: np.floor(3 * (1 - u) ** (-1 / 3))),
+    "Pareto, 2": (300, lambda u: np.floor(3 * (1 - u) ** (-1 / 2))),
+    "Pareto, 1.5": (150, lambda u: np.floor((1 - u) ** (-1 / 1.5))),
+    "Pareto, 1.5 ": (400, lambda u: np.floor((1 - u) ** (-1 / 1.5))),
+}
+"""Groups, and their sizes from evenly spread numbers."""
+TRENDS: dict[str, Callable[[Floats, float], Floats]] = {
+    "none": lambda sizes, _: np.full(sizes.shape, 0.9),
+    "above a size": lambda sizes, typical: np.where(sizes > 1.3 * typical, 0.85, 0.97),
+    "below a size": lambda sizes, typical: np.where(sizes > 1.3 * typical, 0.97, 0.85),
+    "without end": lambda sizes, typical: np.clip(0.95 - 0.05 * np.log(sizes / typical), 0.05, 0.99),
+}
+"""How often groups are right by their sizes: worse above a size, or below it; of the last, e times as large is 0.05
+worse."""
+
+
+NOT_HELD = {("Pareto, 2", "without end"), ("Pareto, 1.5", "without end"), ("Pareto, 1.5 ", "without end")}
+"""What docs/verdict.md says is not held: it is shown, and no miss."""
+
+
+def drawn_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for name, (count, sizes_of) in DRAWN.items():
+        population = sizes_of((np.arange(4_000_000) + 0.5) / 4_000_000)
+        typical, cells, missed = float(np.median(population)), list[str](), 0
+        for trend, rates_of in TRENDS.items():
+            truth = float(np.average(rates_of(population, typical), weights=population))
+            rng = np.random.default_rng([seed, count, len(name), len(trend)])
+            passed = failed = covered = refused = 0
+            for _ in range(runs):
+                sizes = sizes_of(rng.random(count))
+                codes = np.repeat(np.arange(count), sizes.astype(np.int64))
+                spread = 49.0  # a correlation of 0.02 besides
+                rates = rates_of(sizes, typical)
+                answers = (rng.random(codes.size) < rng.beta(spread * rates, spread * (1 - rates))[codes]).astype(float)
+                low, high = clusters.effective_n_interval(answers, codes, CONFIDENCE, minimum_groups=2)
+                covered += low <= truth <= high
+                try:
+                    passed += clusters.effective_n_bound(answers, codes, LEVEL).value > truth
+                    failed += clusters.effective_n_bound(answers, codes, LEVEL, "upper").value < truth
+                except InsufficientGroups:
+                    refused += 1
+            wrong = max(passed, failed) > MOST_FALSE * runs or covered < LEAST_COVERED * runs
+            missed += wrong and (name, trend) not in NOT_HELD
+            refusals = f" ({refused / runs:.0%} INSUFFICIENT_DATA)" if refused else ""
+            columns = f"{passed / runs:.3f} / {failed / runs:.3f} {covered / runs:.3f}"
+            cells.append(f"{columns}{refusals}{'  MISSED' if wrong else ''}")
+        yield f"| {name} | {count} | {' | '.join(cells)} |", missed
+
+
 def required_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     """Slices of a third of the rows each; two nominees that have no bar beside them, and one whose bar is its truth."""
     for at_bar in (1, 2, 3):
@@ -157,6 +259,51 @@ def required_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             failed += broken or proportions.binomial_upper(whole, 600, shared) < rates.mean()
         wrong = int(max(passed, failed) > MOST_FALSE * runs)
         yield f"| {at_bar} | {passed / runs:.3f} | {failed / runs:.3f} |{'  MISSED' if wrong else ''}", wrong
+
+
+FEW_DIFFER = ((60, 0.1, 0.8), (100, 0.05, 1.0), (200, 0.03, 0.9), (400, 0.01, 1.0), (1000, 0.01, 0.9), (400, 0.1, 0.6))
+"""Rows, the share of them on which two candidates differ, and how much of that is one way."""
+
+
+def pair_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    for n, differ, one_way in FEW_DIFFER:
+        rng = np.random.default_rng([seed, n, round(1000 * differ)])
+        shares = [differ * one_way, differ * (1 - one_way), 1 - differ]
+        covered, truth, rows = 0, shares[0] - shares[1], np.arange(n)
+        outcomes, times = np.unique(rng.multinomial(n, shares, 10 * runs), axis=0, return_counts=True)
+        for (a, b, _), count in zip(outcomes.tolist(), times.tolist(), strict=True):
+            low, high = paired_difference(rows < a, (rows >= a) & (rows < a + b)).interval
+            covered += count * (low <= truth <= high)
+        coverage = covered / (10 * runs)
+        wrong = int(coverage < LEAST_COVERED)
+        yield f"| {n} | {differ:g} | {one_way:g} | {coverage:.3f}{'  MISSED' if wrong else ''} |", wrong
+
+
+GUARDS = 3
+
+
+def edge_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
+    """A nominee that clears its bar, and whose limit, requirement and guards all just hold: FAIL where the claims that
+    one is broken share the error, and where each has it whole."""
+    rng, budget_ms = np.random.default_rng([seed, 5]), 100.0
+    counted = {"shared": GUARDS + 1, "whole": 0}
+    failed = dict.fromkeys(counted, 0)
+    for _ in range(runs):
+        guards = [retention_guard(rng, 0.05, 300) for _ in range(GUARDS)]
+        calls = latency(np.exp(rng.standard_normal(64) - ndtri(0.95)) * budget_ms / 1000)
+        right = (rng.random(400) < 0.8).astype(float)
+        for name, conditions in counted.items():
+            requirement = RequirementResult("", "", None, 0.8, Judged(right), 400, claims=2 if conditions else 1)
+            claims = 2 + conditions if conditions else 1
+            broken = [
+                requirement.at(LEVEL, conditions).holds,
+                p95_limit(calls, budget_ms, CONFIDENCE, claims).holds,
+                *(guard.at(LEVEL, claims).holds for guard in guards),
+            ]
+            failed[name] += False in broken
+    rates = [count / runs for count in failed.values()]
+    wrong = int(rates[0] > MOST_FALSE)
+    yield f"| {rates[0]:.3f}{'  MISSED' if wrong else ''} | {rates[1]:.3f} |", wrong
 
 
 def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
@@ -204,9 +351,29 @@ def main() -> None:
         weighted_lines(runs, seed),
     )
     missed += table(
+        "A few heavy rows or groups at the bar: PASS, FAIL, and coverage of the shown 95% interval",
+        "| heavy (rows of a group) | share | bar | PASS | FAIL | coverage |",
+        heavy_lines(max(runs // 2, 100), seed),
+    )
+    missed += table(
+        "Sizes drawn as groups are, by where these are worse: PASS / FAIL at the truth, coverage of the shown 95%",
+        f"| sizes | groups | {' | '.join(TRENDS)} |",
+        drawn_lines(max(runs // 4, 100), seed),
+    )
+    missed += table(
         "Three requirements: PASS of two nominees, FAIL of one at its bar, by how many requirements are at theirs",
         "| at the bar | PASS | FAIL |",
         required_lines(runs, seed),
+    )
+    missed += table(
+        "Two candidates that differ on few rows: coverage of the shown 95% interval",
+        "| rows | differ | one way | coverage |",
+        pair_lines(runs, seed),
+    )
+    missed += table(
+        "FAIL of a nominee whose limit, requirement and three guards all just hold: one error for all, one each",
+        "| one error | one each |",
+        edge_lines(max(runs // 4, 100), seed),
     )
     missed += table(
         "Calibration error, bounds at 95%: truth above the upper, truth below the lower, mean distance of the upper",

@@ -39,6 +39,7 @@ PAGES = (
     "training",
     "lineage",
     "serving",
+    "deployment",
     "operations",
     "batches-and-feedback",
     "economics",

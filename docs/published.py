@@ -81,6 +81,7 @@ class ThroughputPrediction:
 
 
 _LLMC = "github.com/karpathy/llm.c discussions"
+_LLAMA1 = "https://arxiv.org/abs/2302.13971, table 15"
 _LLAMA2 = "https://arxiv.org/abs/2307.09288, table 2"
 _LLAMA3 = "https://arxiv.org/abs/2407.21783, and the model card"
 _OLMO3 = "https://arxiv.org/abs/2512.13961"
@@ -118,6 +119,41 @@ RUNS: tuple[PublishedRun, ...] = (
         ("flops", "hours"),
         "https://arxiv.org/abs/2401.02385, and its README",
         note="operations: its 56% MFU at 24,000 tokens/s",
+    ),
+    PublishedRun(
+        "Pythia 6.9B",
+        "pythia-6.9b",
+        299.9e9,
+        2048,
+        "a100-40gb",
+        128,
+        33_500,
+        None,
+        (),
+        "https://arxiv.org/abs/2304.01373, appendix D",
+        note="code of 2022",
+    ),
+    *(
+        PublishedRun(
+            f"LLaMA {size}",
+            f"llama-1-{size.lower()}",
+            tokens,
+            2048,
+            "a100-80gb",
+            2048,
+            hours,
+            None,
+            () if size == "65B" else ("hours",),
+            _LLAMA1,
+            devices_assumed=size != "65B",
+            note="its tokens a second are among the curve's sources" if size == "65B" else "as 65B's",
+        )
+        for size, tokens, hours in (
+            ("7B", 1e12, 82_432),
+            ("13B", 1e12, 135_168),
+            ("33B", 1.4e12, 530_432),
+            ("65B", 1.4e12, 1_022_362),
+        )
     ),
     *(
         PublishedRun(

@@ -332,3 +332,41 @@ def test_a_nominee_whose_guard_holds_passes_at_the_level_that_the_others_leave()
     levels = {confirmation.rung: confirmation.lower_confidence for confirmation in stopped}
     assert levels["b"] == max(levels["b"], 0.95)
     assert all(confirmation.passed for confirmation in stopped)  # it clears the target; what holds it back is its guard
+
+
+def test_a_guard_is_called_broken_with_the_error_that_other_conditions_leave() -> None:
+    """Five claims (the bar, a limit, three guards) that just hold end in FAIL in 15% where each has the whole error."""
+    lost_items = next(k for k in range(20, 60) if (drop_of("retention", rows_that_lost(k), 0.95).lower or 0) > 0.1)
+    result = lost(np.random.default_rng(0), 0.0).model_copy(update={"rows": rows_that_lost(lost_items)})
+    alone, shared = result.at(0.95), result.at(0.95, claims=5)
+    assert alone.holds is False
+    assert shared.holds is None
+    assert shared.lower == drop_of("retention", rows_that_lost(lost_items), 0.99).lower
+    assert shared.upper == alone.upper  # that all hold is shown at the level of one
+    assert result.model_copy(update={"rows": rows_that_lost(lost_items + 10)}).at(0.95, claims=5).holds is False
+
+
+def rows_that_lost(count: int) -> tuple[GuardRow, ...]:
+    return tuple(GuardRow(id=str(i), group=str(i), parent=1.0, child=float(i >= count)) for i in range(200))
+
+
+def test_a_child_is_looked_at_before_test_with_the_error_of_all_that_it_could_fail_by(tmp_path: Path) -> None:
+    lost_items = next(k for k in range(20, 60) if (drop_of("retention", rows_that_lost(k), 0.95).lower or 0) > 0.1)
+    spec = GuardsSpec.model_validate({"retention": {"max_drop": 0.1}, "loss": None})
+
+    class Measured(Guarding):
+        def _retention(self, spec: Any, answers: Any) -> dict[str, Any]:
+            return {
+                "measure": "accuracy",
+                "parent": 1.0,
+                "child": 1 - lost_items / 200,
+                "details": {},
+                "rows": rows_that_lost(lost_items),
+            }
+
+    def holds(claims: int) -> bool | None:
+        guarding = Measured(spec, 0.95, tmp_path, tmp_path, claims=claims)
+        return guarding.check(lambda: None, lambda: None)[0].holds  # type: ignore[arg-type, return-value]
+
+    assert holds(1) is False
+    assert holds(5) is None

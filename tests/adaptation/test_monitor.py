@@ -21,7 +21,7 @@ from bedplate.evaluation.drift import Sample, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.leaks.seen_rows import write_splits
-from bedplate.evaluation.ledger import TestLedger
+from bedplate.evaluation.ledger import TestLedger, keys_of
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.callable_skin import RowsLike
 from bedplate.inference.predict.predictor import Prediction
@@ -160,6 +160,21 @@ def test_looks_are_counted_and_the_same_rows_are_one(
     assert len(read_jsonl(monitor.looks().path)) == 3
     assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()
     assert "each row is taken for a group of its own" in " ".join(reports[0]["notes"])
+
+
+def test_new_rows_whose_accuracy_was_shown_are_no_fresh_test_rows(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The best of twenty skins by such looks passes at the bar in a fifth of verdicts that take the rows as unseen."""
+    new = rows(4000, 60)
+    report = looked(capsys, house / "run/skins/always-no", write(tmp_path / "new.jsonl", new))
+    assert "a later verdict of `adapt` on them is exploratory" in " ".join(report["notes"])
+    keys = keys_of((str(i), {"text": row["text"]}) for i, row in enumerate(new))
+    assert TestLedger().open("a verdict", keys, task="t", reason="adapt").exploratory
+    bare = rows(5000, 60)
+    looked(capsys, house / "run/skins/always-no", write(tmp_path / "bare.jsonl", bare, "y"))
+    unseen = keys_of((str(i), {"text": row["text"]}) for i, row in enumerate(bare))
+    assert not TestLedger().open("of other rows", unseen, task="t", reason="adapt").exploratory  # nothing was shown
 
 
 def test_looks_add_up_and_rows_are_counted_once_and_again_when_they_get_labels(

@@ -1,13 +1,18 @@
-"""64 clients of 8 tenants at one server, one of them hostile with everything; against the same time without it."""
+"""Clients of many tenants at one server, one of them hostile with everything; against the same time without it."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
+import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import httpx
 from tests.serving.conftest import make_skins
 from tests.serving.process import Process, serving
 from tests.tiny import write_tiny_base
@@ -17,9 +22,8 @@ from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_se
 from bedplate.skins.files import write_skin
 
 from .neighbours import Tenant, honest
-from .siege import SETTINGS, Report, Siege
+from .siege import SETTINGS, Besieger, Report, Siege
 
-TENANTS = tuple(f"tenant-{number}" for number in range(7))
 CLIENTS = 8
 """Of each tenant."""
 PAUSE = 1.0
@@ -57,12 +61,62 @@ class TenantRuns:
 HEAD = "| tenant | calls, quiet | besieged | 5xx | 429 | p99 quiet, ms | besieged | ratio |\n" + "|---" * 8 + "|"
 
 
-def crowd(directory: Path, seconds: float, seed: int = 0) -> tuple[Sequence[TenantRuns], Report]:
-    """Two runs of so long each, at one server of a tiny base."""
-    base = write_tiny_base(directory / "tiny")
+@dataclass
+class Vitals:
+    """What `/health` took, in seconds, and resident bytes at the beginning and at most."""
+
+    health: list[float] = field(default_factory=list[float])
+    resident: int = 0
+    peak: int = 0
+
+    def slow(self, seconds: float) -> float:
+        """The share of probes that took longer, or were not answered with 200."""
+        return sum(took > seconds for took in self.health) / max(len(self.health), 1)
+
+    @contextlib.contextmanager
+    def watching(self, live: Process) -> Generator[None]:
+        ended = threading.Event()
+        self.resident = live.rss()
+
+        def watch() -> None:
+            while not ended.wait(0.1):
+                begin = time.monotonic()
+                try:
+                    healthy = live.request("GET", "/health", None).status_code == 200
+                except httpx.HTTPError:
+                    healthy = False
+                self.health.append(time.monotonic() - begin if healthy else math.inf)
+                self.peak = max(self.peak, live.rss())
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """Who asks, and of which server. tenants: honest ones. settings: the server's file."""
+
+    besieger: type[Besieger] = Besieger
+    tenants: int = 7
+    settings: Mapping[str, Any] = field(default_factory=lambda: SETTINGS)
+    spec: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    """What is different about the tiny base."""
+
+
+def crowd(
+    directory: Path, seconds: float, seed: int = 0, scenario: Scenario | None = None
+) -> tuple[Sequence[TenantRuns], Report, Vitals]:
+    """Two runs of so long each, at one server of a tiny base; the server's vital signs during the second."""
+    scenario, vitals = scenario or Scenario(), Vitals()
+    base = write_tiny_base(directory / "tiny", **scenario.spec)
     skins = [write_skin(skin, directory / skin.name) for skin in make_skins(load_base(base))]
-    with serving(base, skins, directory, **SETTINGS) as live:
-        secrets = _add_tenants(directory)
+    with serving(base, skins, directory, **scenario.settings) as live:
+        secrets = _add_tenants(directory, scenario.tenants)
         _run(live, secrets, time.monotonic() + min(5.0, seconds / 10))  # what is compiled or read once
         quiet = _run(live, secrets, time.monotonic() + seconds)
         attacker = {name: live.secrets[name] for name in ("two", "admin")}
@@ -74,10 +128,13 @@ def crowd(directory: Path, seconds: float, seed: int = 0) -> tuple[Sequence[Tena
             shots=10**7,
             seconds=seconds,
             workers=CLIENTS,
+            besieger=scenario.besieger,
         )
-        besieged = _run(live, secrets, time.monotonic() + seconds)
-        report = siege.end()
-        return [TenantRuns(*pair) for pair in zip(quiet, besieged, strict=True)], report
+        with vitals.watching(live):
+            besieged = _run(live, secrets, time.monotonic() + seconds)
+            report = siege.end()
+        assert not live.faults, "\n".join(live.faults[:5])[:20_000]
+        return [TenantRuns(*pair) for pair in zip(quiet, besieged, strict=True)], report, vitals
 
 
 def _run(live: Process, secrets: Mapping[str, str], until: float) -> list[Tenant]:
@@ -85,10 +142,10 @@ def _run(live: Process, secrets: Mapping[str, str], until: float) -> list[Tenant
     return asyncio.run(run)
 
 
-def _add_tenants(directory: Path) -> dict[str, str]:
+def _add_tenants(directory: Path, count: int) -> dict[str, str]:
     secrets: dict[str, str] = {}
     keys: list[Key] = []
-    for name in TENANTS:
+    for name in (f"tenant-{number}" for number in range(count)):
         id_, secrets[name], hash_ = new_secret()
         keys.append(
             Key.model_validate({"id": id_, "name": name, "hash": hash_, "created": "2026-01-01", "tenant": name})

@@ -119,18 +119,23 @@ class Besieger:
     async def _fire_shot(self, number: int) -> None:
         draw = random.Random(f"{self._seed}/{number}")
         operation, shot = self.shot(number, draw)
+        await self.send(shot, draw, f"{operation.method} {operation.path}", number)
+
+    async def send(self, shot: Shot, draw: random.Random, route: str, number: int) -> Outcome:
+        """Sends a request of the sequence of this number, and notes what came back."""
         outcome = await fire(self._host, self._port, shot, draw)
         self.report.shots += 1
         deadline_note = " in the time that it asked for" if SHORT in shot.headers else ""
         statuses = [f"{status}{deadline_note if status == 504 else ''}" for status in outcome.statuses]
         self.report.statuses.update(statuses or [shot.manner])
         if outcome.statuses:
-            self.report.routes[f"{operation.method} {operation.path}"] += 1
+            self.report.routes[route] += 1
         mistake = self._mistake(shot, outcome)
         if mistake and len(self.report.wrong) < 50:
             head = f"{mistake} (seed {self._seed}, number {number}, {shot.manner})"
             self.report.wrong.append(f"{head}\n  sent {shot.content[:1500]!r}\n  got {outcome.body[:500]!r}")
         self._learn(outcome)
+        return outcome
 
     def _mistake(self, shot: Shot, outcome: Outcome) -> str:
         if outcome.mistake:
@@ -325,10 +330,16 @@ _ODD_HEADS = (
 
 
 def _besiege(
-    url: str, secrets: dict[str, str], document: str, seed: int, limits: tuple[int, float, int], out: str
+    besieger: type[Besieger],
+    url: str,
+    secrets: dict[str, str],
+    document: str,
+    seed: int,
+    limits: tuple[int, float, int],
+    out: str,
 ) -> None:
     """In a process of its own: drawing takes the interpreter from whoever measures."""
-    report = asyncio.run(Besieger(url, secrets, json.loads(document), seed).run(*limits))
+    report = asyncio.run(besieger(url, secrets, json.loads(document), seed).run(*limits))
     Path(out).write_text(json.dumps({**report.__dict__}))
 
 
@@ -345,10 +356,11 @@ class Siege:
         shots: int,
         seconds: float,
         workers: int = 8,
+        besieger: type[Besieger] = Besieger,
     ) -> None:
         document = httpx.get(f"{url}/openapi.json", trust_env=False, verify=False).text
         self._out, self._seconds = out, seconds
-        arguments = (url, dict(secrets), document, seed, (shots, seconds, workers), str(out))
+        arguments = (besieger, url, dict(secrets), document, seed, (shots, seconds, workers), str(out))
         self._process = CONTEXT.Process(target=_besiege, args=arguments)
         self._process.start()
 

@@ -18,7 +18,7 @@ FLOOR = 0.05
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_others_are_served_as_if_it_were_not_there(tmp_path: Path) -> None:
-    tenant_runs, report = crowd(tmp_path, SECONDS)
+    tenant_runs, report, _ = crowd(tmp_path, SECONDS)
     print(HEAD, *tenant_runs, f"{report.shots} hostile requests: {dict(report.statuses)}", sep="\n")
     assert not report.wrong, "\n".join(report.wrong[:5])
     assert sum(tenant.faults + tenant.refused for tenant in tenant_runs) == 0

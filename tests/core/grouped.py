@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from scipy.special import betaincinv, stdtrit
 
 from bedplate.core.statistics.clusters import SKEWNESS_SHARE
+from bedplate.core.statistics.unequal import FARTHEST
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +55,26 @@ def design_effect(sums: Floats, sizes: Floats) -> Floats:
     return np.divide(variance(sums, sizes)[0], plain, out=unseen, where=plain > 1e-15)
 
 
-def _third(sizes: Floats, mean: Floats, rho: Floats) -> Floats:
+def trend(sums: Floats, sizes: Floats) -> tuple[Floats, Floats]:
+    """Of group means over log size, where it falls: what it makes of sums [..., G], and what one more group beyond the
+    largest takes from the mean [...]."""
+    sizes = np.broadcast_to(sizes, sums.shape)
+    n, logs = sizes.sum(-1), np.log(sizes)
+    centred = logs - (sizes * logs).sum(-1, keepdims=True) / n[..., None]
+    spread = (sizes * centred**2).sum(-1)
+    slope = np.divide((centred * sums).sum(-1), spread, out=np.zeros_like(spread), where=spread > 1e-12 * n)
+    slope = np.minimum(slope, 0.0)
+    residuals = sums - (sums.sum(-1, keepdims=True) / n[..., None] + slope[..., None] * centred) * sizes
+    error = (centred**2 * residuals**2).sum(-1)
+    slope = slope * np.maximum(0.0, 1 - np.divide(error, (spread * slope) ** 2, out=np.ones_like(n), where=slope < 0))
+    largest, tail = -np.sort(-logs, axis=-1), max(5, round(sizes.shape[-1] ** 0.5))
+    hill = largest[..., :tail].mean(-1) - largest[..., min(tail, sizes.shape[-1] - 1)]
+    factor = 1 / np.maximum(1 - hill, 1 / FARTHEST)
+    further = sizes.max(-1) * factor
+    return slope[..., None] * sizes * centred, further * slope * (centred.max(-1) + np.log(factor)) / (n + further)
+
+
+def _third(sizes: Floats, mean: Floats, rho: Floats, deviations: Floats) -> Floats:
     """Skewness of the mean of beta-binomial groups, from raw moments of the Beta."""
     spread = 1 / np.maximum(rho, 1e-9) - 1
     second = mean * (mean * spread + 1) / (spread + 1)
@@ -63,6 +83,7 @@ def _third(sizes: Floats, mean: Floats, rho: Floats) -> Floats:
     lean = third - 3 * mean * second + 2 * mean**3
     k3 = sizes * (mean - 3 * second + 2 * third)[..., None] + sizes**3 * lean[..., None]
     k3 = k3 + 3 * sizes**2 * (second - third - mean * (mean - second))[..., None]
+    k3, k2 = k3 + 3 * k2 * deviations + deviations**3, k2 + deviations**2
     return k3.sum(-1) / k2.sum(-1) ** 1.5
 
 
@@ -70,6 +91,8 @@ def bounds(sums: Any, sizes: Any, confidence: float, side: str, share: float = S
     """One-sided bounds [...] from right answers [..., G] and rows [..., G] of each group. share: of the correction for
     skewness."""
     sums, sizes = np.asarray(sums, dtype=float), np.asarray(sizes, dtype=float)
+    if side == "upper":
+        return 1 - bounds(sizes - sums, sizes, confidence, "lower", share)
     n = np.broadcast_to(sizes.sum(-1), sums.shape[:-1])
     mean = sums.sum(-1) / n
     effect = np.maximum(1.0, design_effect(sums, sizes))
@@ -79,16 +102,14 @@ def bounds(sums: Any, sizes: Any, confidence: float, side: str, share: float = S
     def at(quantile: Floats) -> Floats:
         effective = n / effect * (stdtrit(n - 1, confidence) / quantile) ** 2
         right = mean * effective
-        if side == "lower":
-            low = betaincinv(np.maximum(right, 1e-12), effective - right + 1, 1 - confidence)
-            return np.where(mean > 0, low, 0.0)
-        return np.where(mean < 1, betaincinv(right + 1, np.maximum(effective - right, 1e-12), confidence), 1.0)
+        low = betaincinv(np.maximum(right, 1e-12), effective - right + 1, 1 - confidence)
+        return np.where(mean > 0, low, 0.0)
 
     first = at(t_quantile)
     clipped = np.clip(first, 1e-9, 1 - 1e-9)
     kish = 1 + ((sizes**2).sum(-1) / n - 1) * rho
     binomial = (1 - 2 * clipped) / np.sqrt(clipped * (1 - clipped) * n / kish)
-    beyond = binomial - _third(sizes, clipped, rho)
-    lean = np.maximum(0.0, beyond if side == "lower" else -beyond) * (2 * t_quantile**2 + 1) / 6
-    leans = (first > 0) & (first < 1) & (rho > 0) & (mean > 0) & (mean < 1)
-    return np.where(leans, at(t_quantile + share * lean), first)
+    deviations, beyond = trend(sums, sizes)
+    lean = np.maximum(0.0, binomial - _third(sizes, clipped, rho, deviations)) * (2 * t_quantile**2 + 1) / 6
+    leans = (first > 0) & (first < 1) & ((rho > 0) | (beyond < 0)) & (mean > 0) & (mean < 1)
+    return np.maximum(np.where(leans, at(t_quantile + share * lean), first) + beyond, 0.0)

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bedplate.core import config
 from bedplate.core.config import Strict, dump_config, key_path, load_config, parse_config
 from bedplate.core.errors import ConfigError
 
@@ -99,6 +100,33 @@ def test_number_as_text_says_quote_it() -> None:
 def test_boolean_is_no_number(key: str) -> None:
     text = GOOD.replace("rate: 3e-4\n", "") + f"{key}: yes\n"
     assert f"{key} is the boolean true, but a number is wanted" in fails(text)
+
+
+def test_a_long_file_is_read_as_a_short_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With another parser; what it refuses is said in the words of the first."""
+    root = Path(__file__).parents[2]
+    texts = [path.read_text("utf-8") for path in (*root.glob("examples/**/*.yaml"), *root.glob("src/**/*.yaml"))]
+    assert len(texts) > 10
+    mistakes = [
+        GOOD + "task: again\n",
+        "a: [",
+        "a: \x07",
+        "a: 2026-13-45",
+        "[" * 5000,
+        "a: *b",
+        "- 1",
+        "a: {b: 1, b: 2}",
+    ]
+    short, read = [config._parse_yaml(text, "f")[1] for text in texts], list[str]()
+    refusals = [fails(text) for text in mistakes]
+    constructed = config._constructed
+    monkeypatch.setattr(config, "FAST_CHARACTERS", 0)
+    monkeypatch.setattr(
+        config, "_constructed", lambda loader: read.append(type(loader).__name__) or constructed(loader)
+    )
+    assert [config._parse_yaml(text, "f")[1] for text in texts] == short
+    assert read == ["_FastLoader"] * len(texts)
+    assert [fails(text) for text in mistakes] == refusals
 
 
 @pytest.mark.parametrize("value", [".nan", ".inf"])

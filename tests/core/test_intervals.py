@@ -311,7 +311,7 @@ def test_rows_that_add_nothing_are_no_groups() -> None:
     assert bootstrap.bca_of_sums(padded, bootstrap.mean_of_sums, range(500)) == bootstrap.bca_of_sums(
         rows, bootstrap.mean_of_sums, range(50)
     )
-    with pytest.raises(unequal.InsufficientGroups, match="12 groups are too few"):
+    with pytest.raises(unequal.InsufficientGroups, match="12 rows are too few"):
         bootstrap.bca_of_sums(padded[38:], bootstrap.mean_of_sums, range(462))
 
 

@@ -232,12 +232,11 @@ def test_paired_difference_chooses_the_test_and_never_has_zero_width() -> None:
 
 @pytest.mark.parametrize(("gained", "lost"), [(7, 1), (8, 1), (5, 0), (6, 0), (1, 7)])
 def test_an_interval_leaves_zero_out_only_where_its_test_does(gained: int, lost: int) -> None:
-    """Few rows that differ: t excludes 0 where the exact test, here scipy's, does not."""
+    """Few rows that differ: a score test excludes 0 where the exact one, here scipy's, does not."""
     change = np.array([1.0] * gained + [-1.0] * lost + [0.0] * (200 - gained - lost))
     difference = paired.paired_difference(change > 0, change < 0)
     exact = float(stats.binomtest(gained, gained + lost).pvalue)
-    half = stats.t.ppf(0.975, 199) * stats.sem(change)
-    ends = sorted((change.mean() - half, change.mean() + half))
+    ends = list(paired.score_interval(gained, lost, 200))
     assert difference.p_value == pytest.approx(exact)
     assert ends[0] > 0 or ends[1] < 0
     if exact > 0.05:
@@ -303,6 +302,39 @@ def test_needed_n_of_a_mean_has_the_power_it_promises(a: float, b: float, target
     rows = truth.rvs((4_000, n), random_state=rng)
     lower = rows.mean(1) - stats.t.ppf(0.95, n - 1) * rows.std(1, ddof=1) / np.sqrt(n)
     assert (lower > target).mean() == pytest.approx(0.8, abs=0.04)
+
+
+GIANT = np.repeat(np.arange(801), [200, *[1] * 800])
+
+
+def passing(rates: Any, groups: Any, runs: int = 150, seed: int = 0) -> float:
+    """How often rows with rates that are drawn for each run [n] have their lower bound above 0.8."""
+    rng = np.random.default_rng(seed)
+    rows = [(rng.random(len(groups)) < rates(rng)[groups]).astype(float) for _ in range(runs)]
+    return float(np.mean([clusters.effective_n_bound(x, groups, 0.97).value > 0.8 for x in rows]))
+
+
+def test_a_giant_group_costs_no_more_power_than_leaving_it_out_and_passes_nothing_wrongly() -> None:
+    assert passing(lambda rng: np.full(801, 0.86), GIANT) > 0.95
+    for icc in (0.05, 0.3):  # groups drawn anew, all rates around the bar
+        spread = 1 / icc - 1
+        assert passing(lambda rng, s=spread: rng.beta(0.8 * s, 0.2 * s, 801), GIANT) <= 0.06
+    worse = np.array([0.5, *[0.875] * 800])  # the giant group stays, and is worse: 0.8 in all
+    assert passing(lambda rng: worse, GIANT) <= 0.06
+    better = np.array([0.9, *[0.79] * 800])
+    assert passing(lambda rng: better, GIANT) <= 0.06
+
+
+def test_groups_are_set_apart_only_where_the_others_are_worth_far_more_without_them() -> None:
+    assert clusters.dominating(np.bincount(GIANT).astype(float)).nonzero()[0].tolist() == [0]
+    assert clusters.dominating(np.array([150.0, 150.0, *[1.0] * 700])).sum() == 2
+    for sizes in ([10.0] * 60, [40.0] * 10 + [1.0] * 200, [600.0, *[1.0] * 400], (1142 / np.arange(1, 301)).tolist()):
+        assert not clusters.dominating(np.array(sizes)).any(), sizes[:3]
+    x = (np.random.default_rng(1).random(1000) < 0.9).astype(float)
+    lower, upper = (clusters.effective_n_bound(x, GIANT, 0.97, side) for side in ("lower", "upper"))
+    flipped = clusters.effective_n_bound(1 - x, GIANT, 0.97)
+    assert lower.value < lower.estimate == x.mean() < upper.value == pytest.approx(1 - flipped.value)
+    assert (lower.n, lower.groups) == (1000, 801)
 
 
 @pytest.mark.parametrize("truth", [0.79, 0.81, 0.83, 0.86])

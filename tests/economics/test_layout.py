@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -14,11 +15,14 @@ from bedplate.economics.hardware.devices import DEVICES, find_device
 from bedplate.economics.model.footprint import layer_activation_bytes
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
+from bedplate.economics.training import layout_search
 from bedplate.economics.training.device_layout import (
     PRODUCT_SHARE,
     BytesPerParameter,
     DeviceBytes,
     DeviceLayout,
+    LayoutShape,
+    StepTime,
     device_bytes,
     shape_of,
     step_time,
@@ -227,6 +231,20 @@ def test_optimizers_keep_their_own_states() -> None:
         job = TrainingJob(LLAMA_8B, H100, 8, 8192, 8, optimizer=name)  # type: ignore[arg-type]
         assert job.states.moments == pytest.approx(moments)
         assert (job.states.weights, job.states.gradient, job.states.master) == (2, 4, 4)
+
+
+def test_a_search_prices_few_of_the_layouts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """3 billion parameters on 384 devices: a higher stage of ZeRO is not tried where a lower one fits."""
+    job = TrainingJob(resolve("llama-3.2-3b")[1], H100, 384, 8192, 512)
+    priced: list[DeviceLayout] = []
+
+    def counting(shape: LayoutShape, candidate: DeviceLayout, *arguments: Any) -> StepTime:
+        priced.append(candidate)
+        return step_time(shape, candidate, *arguments)
+
+    monkeypatch.setattr(layout_search, "step_time", counting)
+    find_layout(job)
+    assert 0 < len(priced) < 0.5 * sum(1 for _ in layouts(job, job.shape))
 
 
 def test_devices_that_nothing_can_use_are_refused() -> None:

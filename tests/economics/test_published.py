@@ -19,6 +19,11 @@ TABLE = {
     "GPT-2 1558M (llm.c)": (33.6e9, 192, None),
     "nanochat d24": (None, 24.3, 4.33e19),
     "TinyLlama 1.1B": (3e12, 34_560, 2.184e22),
+    "Pythia 6.9B": (299.9e9, 33_500, None),
+    "LLaMA 7B": (1e12, 82_432, None),
+    "LLaMA 13B": (1e12, 135_168, None),
+    "LLaMA 33B": (1.4e12, 530_432, None),
+    "LLaMA 65B": (1.4e12, 1_022_362, None),
     "Llama-2 7B": (2e12, 184_320, None),
     "Llama-2 13B": (2e12, 368_640, None),
     "Llama-2 70B": (2e12, 1_720_320, None),
@@ -31,7 +36,10 @@ TABLE = {
     "GPT-3": (300e9, None, 3.14e23),
     "Chinchilla": (1.4e12, None, 5.9e23),
 }
-CLEAN_HOURS = set(TABLE) - {"Llama-3.1 8B", "Llama-3.1 70B", "GPT-3", "Chinchilla"}
+ALL_IN = {"Llama-3.1 8B", "Llama-3.1 70B", "Pythia 6.9B", "LLaMA 65B"}
+CLEAN_HOURS = set(TABLE) - ALL_IN - {"GPT-3", "Chinchilla"}
+MISSED = {"LLaMA 13B"}
+"""Held rows that are further off than the tolerance, which the docs name."""
 
 
 def test_the_table_is_the_published_one() -> None:
@@ -60,13 +68,14 @@ def test_clean_rows_are_within_their_tolerances(prediction: Any) -> None:
         assert prediction.gpu_hours is not None
         assert prediction.run.gpu_hours is not None
         assert prediction.hours_error == pytest.approx(prediction.gpu_hours.central / prediction.run.gpu_hours - 1)
-        assert abs(prediction.hours_error) <= published.HOURS_TOLERANCE
+        assert (abs(prediction.hours_error) > published.HOURS_TOLERANCE) == (prediction.run.name in MISSED)
         # and without the overhead, so that it is not what makes them fit
         assert (
             abs(prediction.gpu_hours.central / DEFAULT_OVERHEAD / prediction.run.gpu_hours - 1)
             <= published.HOURS_TOLERANCE
         )
-        assert prediction.gpu_hours.low <= prediction.run.gpu_hours <= prediction.gpu_hours.high
+        inside = prediction.gpu_hours.low <= prediction.run.gpu_hours <= prediction.gpu_hours.high
+        assert inside == (prediction.run.name not in MISSED)
 
 
 def test_other_rows_state_the_overhead_they_imply() -> None:
@@ -75,9 +84,10 @@ def test_other_rows_state_the_overhead_they_imply() -> None:
         for prediction in PREDICTED
         if prediction.run.gpu_hours and not prediction.run.clean
     }
-    assert set(overheads) == {"Llama-3.1 8B", "Llama-3.1 70B"}
+    assert set(overheads) == ALL_IN
     assert overheads["Llama-3.1 8B"] == pytest.approx(2.4, rel=0.1)
     assert overheads["Llama-3.1 70B"] == pytest.approx(1.26, rel=0.1)
+    assert overheads["Pythia 6.9B"] == pytest.approx(1.46, rel=0.02)
 
 
 def test_no_row_has_a_constant_of_its_own() -> None:
@@ -149,7 +159,11 @@ def test_tables_for_the_docs() -> None:
     runs = published.markdown_runs().split("\n")
     assert len(runs) == 2 + len(published.RUNS)
     assert {line.count("|") for line in runs} == {runs[0].count("|")}
-    assert "| Llama-3.1 405B | 16,384 × h100-sxm | 3.94e+25 | 3.8e+25 | +4% | 36,300,000 (" in runs[11]
+    assert any(
+        "| Llama-3.1 405B | 16,384 × h100-sxm | 3.94e+25 | 3.8e+25 | +4% | 36,300,000 (" in line for line in runs
+    )
+    errors = {name: next(line for line in runs if f"| {name} |" in line).split(" | ")[7] for name in TABLE}
+    assert (errors["LLaMA 7B"], errors["LLaMA 33B"], errors["Pythia 6.9B"]) == ("+12%", "+17%", "(−25%)")
     assert "(−55%)" in next(line for line in runs if "Llama-3.1 8B" in line)
     rates = published.markdown_throughputs().split("\n")
     assert {line.count("|") for line in rates} == {rates[0].count("|")}

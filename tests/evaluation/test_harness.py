@@ -270,6 +270,19 @@ def test_evaluating_on_test_makes_a_later_verdict_exploratory(tmp_path: Path) ->
     assert later.number == 4
 
 
+def test_train_rows_of_one_task_that_were_looked_at_are_no_fresh_test_rows_of_another(tmp_path: Path) -> None:
+    lines = [f"question {i},{('no', 'yes')[i % 2]}" for i in range(50)]
+    (tmp_path / "rows.csv").write_text("\n".join(["text,y", *lines]) + "\n", "utf-8")
+    (tmp_path / "task.yaml").write_text(
+        "task: t\ninputs: {q: {column: text}}\noutput: {kind: label, labels: ['no', 'yes']}\nmetric: accuracy\n"
+        "data: {source: rows.csv, target: y, split: {train: 0.6, valid: 0.2, test: 0.2}}\n",
+        "utf-8",
+    )
+    train = load_examples(load_task(tmp_path / "task.yaml")).keys("train")
+    evaluate(Echo(), tmp_path / "task.yaml", split="train")
+    assert TestLedger().open("another task's", train, task="u", reason="verdict").exploratory
+
+
 def test_calibration_bins_confidence_against_accuracy() -> None:
     rows = examples(["a"] * 10)
     # five rows at confidence 0.9, four of them right; five at 0.6, two of them right

@@ -94,7 +94,7 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "chunks": {"max_step_tokens": 7, "max_rows": 2},
     "speculated": {"speculate": True},
     "paged": {"paged": True, "max_step_tokens": 7, "slot_tokens": 400, "cache_bytes": 0},
-    "preempted": {"slot_tokens": 150, "cache_bytes": 0},
+    "preempted": {"slot_tokens": 130, "cache_bytes": 0},
 }
 QUICK_OPTIONS = {
     "t5": ("chunks", "speculated"),

@@ -116,7 +116,7 @@ def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> 
         assert before >= 33  # what two of three begin with
         assert_same_results(engine.run(batch), alone, "from the prefix cache")
         assert engine.stats().prefix_hits - before >= 3 * 33
-    little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes(2, 40)
+    little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes([40, 40])
     with Engine(base, kernel="torch", slot_bytes=little, speculate=False) as engine:
         assert_same_results(
             engine.run([batch[i] for i in GROWING]), [alone[i] for i in GROWING], "put out and computed again"

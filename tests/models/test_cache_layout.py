@@ -131,6 +131,6 @@ def test_layers_of_several_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
         segment.release()
         assert isinstance(segment, SlotSegment)
         assert segment.nbytes == 0
-    slots.reserve({3: 900})  # grown: what was there is there still
+    slots.reserve({1: 32, 3: 900})  # grown: what was there is there still
     for number, (k, _) in enumerate(inputs):
         assert torch.equal(slots.keys[number][1, :, :32].transpose(0, 1), k)

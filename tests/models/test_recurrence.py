@@ -135,7 +135,7 @@ def test_pieces_are_the_whole(part: str, layout: str) -> None:
     assert (first.resumes, second.resumes) == (False, True)
     assert second.nbytes == 8 * cache.token_bytes + cache.states.nbytes
     if cache.copies:
-        cache.reserve({3: 33})
+        cache.reserve({0: 33, 1: 21, 3: 33})
     cache.load(3, 0, first, 8)
     assert not cache.rewinds(3, 8)
     cache.load(3, 8, second, 8)

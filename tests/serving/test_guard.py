@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import os
 import sqlite3
 import stat
 import tempfile
@@ -72,6 +74,16 @@ def test_a_file_that_others_may_read_is_refused(tmp_path):
             read_keys(path)
     path.chmod(0o400)
     assert len(read_keys(path).keys) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="makes a file of root's, as root")
+def test_a_mounted_secret_may_be_readable_by_the_servers_group(tmp_path, monkeypatch):
+    path = write(tmp_path / "keys.yaml", make_key()[0])
+    monkeypatch.setattr(os, "geteuid", lambda: 10001)
+    for mode, accepted in ((0o440, True), (0o640, True), (0o600, True), (0o660, False), (0o644, False), (0o650, False)):
+        path.chmod(mode)
+        with contextlib.nullcontext() if accepted else pytest.raises(ConfigError, match="chmod 600"):
+            assert len(read_keys(path).keys) == 1
 
 
 @pytest.mark.parametrize(

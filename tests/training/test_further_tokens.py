@@ -16,12 +16,12 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.attention import RowAttention
 from bedplate.models.layers.experts import collect_routings
-from bedplate.models.specs.transformer import Experts
+from bedplate.models.specs.transformer import Experts, TransformerSpec
 from bedplate.training.batch import TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives.language import MultiTokenPrediction, NextToken
-from bedplate.training.sources import ExampleSource
+from bedplate.training.sources import DocumentSource, ExampleSource
 
 SPEC = tiny_spec(
     vocab_size=61,
@@ -36,9 +36,9 @@ SPEC = tiny_spec(
 PLAIN = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)
 
 
-def decoder() -> Decoder:
+def decoder(spec: TransformerSpec = SPEC) -> Decoder:
     torch.manual_seed(0)
-    return Decoder(SPEC, dtype=torch.float64)
+    return Decoder(spec, dtype=torch.float64)
 
 
 def examples(count: int) -> list[TrainingExample]:
@@ -88,6 +88,21 @@ def test_it_is_the_plain_formula_however_a_step_is_cut(micro_tokens: int, tmp_pa
         adamw.zero_grad()
     for (name, ours), theirs in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(ours, theirs, msg=name)
+
+
+@pytest.mark.parametrize("experts", [SPEC.experts, None])
+def test_pieces_of_one_document_are_told_apart(experts: Experts | None, tmp_path: Path) -> None:
+    """A document longer than a row lies in several micro-batches of one step, each time under its name."""
+    document, config = torch.randint(0, 61, (47,), generator=torch.Generator().manual_seed(3)), PLAIN
+    config = config if experts is None else config.model_copy(update={"router": RouterConfig(balance=0.3, z=0.1)})
+    trained: list[Decoder] = []
+    for micro_rows in (4, 1):
+        model = decoder(SPEC.with_(experts=experts))
+        source = DocumentSource([document.tolist()], 12, 4, micro_rows=micro_rows, epochs=2)
+        objective = NextToken(MultiTokenPrediction(2))
+        train(model, source, objective, config, tmp_path / str(micro_rows), model.named_parameters())
+        trained.append(model)
+    torch.testing.assert_close(trained[0].state_dict(), trained[1].state_dict())
 
 
 def test_what_the_batch_says_is_read_before_it_is_on_a_device(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +19,16 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.experts import Router
 from bedplate.models.specs.transformer import Experts
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import MicroBatch, TrainingExample
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
+from bedplate.training.objectives.contrastive import Crops, TextPair, pack_pairs
 from bedplate.training.objectives.language import Sft
+from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, documents_of
 from bedplate.training.packing import pack_examples
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers
-from bedplate.training.sources import ExampleSource
+from bedplate.training.sources import DocumentSource, ExampleSource
 
 SPEC = tiny_spec(
     vocab_size=61,
@@ -53,16 +58,41 @@ def lines(out: Path) -> list[dict[str, float]]:
 
 
 def test_the_auxiliary_loss_of_a_document_is_that_of_transformers(make_examples: ExampleFactory) -> None:
-    model = Decoder(SPEC.with_(experts=Experts(6, 2, 24)), dtype=torch.float64)
     examples = make_examples(3)  # which share their beginning
+    assert_transformers_loss(pack_examples(examples), [example.ids[: example.last_loss] for example in examples])
+
+
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_so_is_that_of_pairs_of_texts(negatives: int) -> None:
+    """More texts than the batch has names."""
+    draw = random.Random(0)
+    texts = [tuple(draw.randrange(61) for _ in range(draw.randint(1, 9))) for _ in range(4 * (2 + negatives))]
+    pairs = [TextPair(texts[n], texts[n + 4], str(n), tuple(texts[n + 8 :: 4])) for n in range(4)]
+    assert_transformers_loss(pack_pairs(pairs), texts)
+
+
+def test_so_is_that_of_crops(tmp_path: Path) -> None:
+    draw = random.Random(0)
+    documents = [[draw.randrange(61) for _ in range(draw.randint(4, 30))] for _ in range(5)]
+    tokenizer: Any = SimpleNamespace(prompt_start=(), prompt_end=(), eos_id=None)
+    rows, objective = DocumentSource(documents, 160, 1), Crops()
+    [[batch]] = CorruptedSource(rows, objective, CorruptionVocabulary(tokenizer, 61), seed=0)
+    assert_transformers_loss(batch, [tuple(ids.tolist()) for _, ids in documents_of(batch)])
+    model, config = decoder(), PLAIN.model_copy(update={"router": RouterConfig(balance=0.3)})
+    source = CorruptedSource(DocumentSource(documents, 160, 1), objective, CorruptionVocabulary(tokenizer, 61), seed=0)
+    train(model, source, objective, config, tmp_path, model.named_parameters())
+    assert lines(tmp_path)[-1]["router/balance/1"] >= 2
+
+
+def assert_transformers_loss(batch: MicroBatch, read: Sequence[Sequence[int]]) -> None:
+    """The batch's auxiliary loss is that of these documents one by one."""
+    model = Decoder(SPEC.with_(experts=Experts(6, 2, 24)), dtype=torch.float64)
     expected = torch.zeros(SPEC.layers)
-    read = [example.ids[: example.last_loss] for example in examples]
     for ids in read:
         routings = model(Inputs(torch.tensor([ids]))).aux
         losses = [load_balancing_loss_func((routing.logits_NE.float(),), 6, 2) for routing in routings]
         expected += len(ids) * torch.stack([torch.as_tensor(loss) for loss in losses])
-    batch = pack_examples(examples)
-    routers = Routers.of(model, RouterConfig(balance=0.5), model.parameters(), None)
+    routers = Routers.of(model, RouterConfig(balance=0.5), model.parameters())
     assert routers is not None
     assert routers.weights(batch) == {"router": sum(map(len, read))}
     [term] = routers.terms(model(batch.inputs).aux, batch).values()

@@ -7,7 +7,9 @@ import typing
 import pytest
 import torch
 import transformers
+from pydantic import ValidationError
 
+from bedplate.pretraining.runfile.file import SchedulePart
 from bedplate.training.config import ScheduleName, TrainConfig, schedule_factor
 
 
@@ -49,6 +51,14 @@ def test_wsd(total, warmup, decay, final) -> None:
 def test_constant() -> None:
     expected = _reference(lambda o: transformers.get_constant_schedule_with_warmup(o, 4), 20)
     assert [schedule_factor("constant", i, 20, 4, 0, 0.0) for i in range(21)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("build", [lambda **parts: TrainConfig(schedule="wsd", **parts), SchedulePart])
+def test_a_decay_that_begins_before_the_warm_up_ends_is_refused(build) -> None:
+    with pytest.raises(ValidationError, match=r"warmup is 0.5 and decay 0.6: with the schedule wsd"):
+        build(warmup=0.5, decay=0.6)
+    assert build(warmup=0.3, decay=0.7).decay == 0.7
+    assert TrainConfig(schedule="cosine", warmup=0.9).decay == 0.2
 
 
 def test_the_rate_of_no_step_is_zero_and_all_are_within_the_peak() -> None:

@@ -317,7 +317,8 @@ class _Ladder:
         earlier = guards_asked(run.candidates, nominees, run.results, run.guards)
         number = 1 if run.opening is None else max(run.opening.number, earlier)
         run.alpha = spent_alpha(error, number)
-        nominees_on_test, looking = run.criteria.on_test(nominees, run.tested, run.results), run.looking or SINGLE_LOOK
+        nominees_on_test = run.criteria.on_test(nominees, run.tested, run.results, run.guards)
+        looking, claims = run.looking or SINGLE_LOOK, nominees_on_test.claims
         valid = {name: run.criteria.judged(result) for name, result in run.results.items() if result.skin is not None}
 
         def shown(name: str, confidence: float) -> bool:
@@ -331,10 +332,10 @@ class _Ladder:
             next_alpha=spent_alpha(error, number + 1),
             checks={name: partial(shown, name) for name in nominees},
             order=gate.order_of(self.spec.testing, nomination, valid),
-            claims=nominees_on_test.claims,
+            claims=claims,
         )
         levels = {confirmation.rung: looking.level(confirmation.lower_confidence) for confirmation in confirmations}
-        run.guards |= {n: [guard.at(levels[n]) for guard in run.guards[n]] for n in levels if n in run.guards}
+        run.guards |= {n: [guard.at(levels[n], claims) for guard in run.guards[n]] for n in levels if n in run.guards}
         seconds = self.context.clock.seconds
         run.verdict = GateVerdict(
             nomination,
@@ -345,7 +346,7 @@ class _Ladder:
             n=run.data.test.n,
             groups=run.data.test.groups,
             guards=run.guards,
-            limits=gate.limits(self.spec, {name: run.tested[name].latency for name in nominees}),
+            limits=gate.limits(self.spec, {name: run.tested[name].latency for name in nominees}, claims),
             requirements=nominees_on_test.at(levels),
             kept_out=admissions(
                 self._nominables(),

@@ -60,8 +60,8 @@ def evaluate(
     """Score a skin on a split of a task: estimate, interval, and where it is wrong; or a base on suites.
 
     Rows of the split that the run which made the skin had in train (for test: in train or valid) are left out and
-    counted, because a skin is better on what it has seen; --include-seen keeps them. Looks at valid and test are in the
-    test ledger.
+    counted, because a skin is better on what it has seen; --include-seen keeps them. Every look at rows with targets
+    is in the test ledger.
 
     With new rows instead of a task: whether they differ from those that the skin was made from (inputs, length, labels)
     and, where they have targets, whether quality is below what the skin's report says or below its bar; then whether to

@@ -1,5 +1,5 @@
-"""Free memory of this process, within its machine and control group; whether its allocator keeps what was freed; and
-its garbage collector, which is kept out of its start."""
+"""Free memory of this process, within its machine and control group; memory that is taken as it is written; whether
+the allocator keeps what was freed; and the garbage collector, which is kept out of the process's start."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import ctypes
 import gc
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Generator, Iterable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -19,6 +20,8 @@ HEAPS = 2
 _TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
 """glibc's numbers of what mallopt(3) sets."""
 _MIB = 1 << 20
+_NO_RESERVE = 0x4000 if sys.platform == "linux" else 0
+"""MAP_NORESERVE, which Python names from 3.13 on: pages that are never written do not count as memory."""
 _KEEPING = ((_TRIM_THRESHOLD, -1), (_MMAP_MAX, 0))
 """Nothing is given back, and no block is mapped by itself, which would be given back when it is freed."""
 _USUAL = ((_TRIM_THRESHOLD, 64 * _MIB), (_MMAP_THRESHOLD, 32 * _MIB), (_MMAP_MAX, 65_536))
@@ -126,12 +129,25 @@ def _number(value: str | None) -> int | None:
 
 
 def forget_pages(address: int, size: int) -> None:
-    """Lets the system take back the whole pages within these bytes of a mapped file, which nobody has changed; whoever
-    looks at them again reads the file again. Nothing where the system has no such call."""
+    """Lets the system take back the whole pages within these bytes: of a mapped file that nobody has changed, which is
+    read again where it is needed again, or of `zeros_on_demand`. Nothing where the system has no such call."""
     begin, end = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE, (address + size) // mmap.PAGESIZE * mmap.PAGESIZE
-    advise = getattr(ctypes.CDLL(None), "madvise", None)
+    advise = _glibc("madvise", ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
     if end > begin and advise is not None and hasattr(mmap, "MADV_DONTNEED"):
-        advise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), mmap.MADV_DONTNEED)
+        advise(begin, end - begin, mmap.MADV_DONTNEED)
+
+
+def zeros_on_demand(size: int) -> mmap.mmap:
+    """So many zero bytes outside of the allocator's heaps, of which the system provides each page when it is written
+    first. They may be more than there is memory. MemoryError where the system limits addresses."""
+    try:
+        region = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE)
+    except OSError as error:
+        raise MemoryError(f"{size:,} bytes of addresses are not available: {error}") from error
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with suppress(OSError):  # a kernel without huge pages; with them, the first byte would take two million
+            region.madvise(mmap.MADV_NOHUGEPAGE)
+    return region
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from bedplate.core.statistics.clusters import (
 from bedplate.core.statistics.noninferiority import Drop, hidden, mean_drop
 from bedplate.core.statistics.paired import agreeing, paired_difference, swap_test
 from bedplate.core.statistics.proportions import Side
-from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups, worth
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.metrics import METRICS, Counts, Scoring
@@ -413,12 +413,14 @@ def drop_between(
 
 def independent_rows(evaluation: Evaluation) -> float:
     """What an evaluation's rows are worth as independent ones, by the design effect of its own scores (as in
-    `effective_n_bound`); of a mean over labels, what those of the rarest label are worth."""
+    `effective_n_bound`) and no more than their weights leave; of a mean over labels, what those of the rarest label are
+    worth."""
     rows = float(evaluation.n)
     if evaluation.scoring == "counts" and METRICS[evaluation.metric].per_label:
         target_labels = [label for row in evaluation.rows for label in evaluation.labels_of(row.target)]
         rows = float(max(min(target_labels.count(label) for label in evaluation.labels), 1))
-    return max(rows / max(evaluation.design_effect, 1.0), 1.0)
+    by_weight = rows if evaluation.weights is None else worth(evaluation.weights)
+    return max(min(rows / max(evaluation.design_effect, 1.0), by_weight), 1.0)
 
 
 def _compare_statistic(

@@ -108,9 +108,9 @@ def evaluate(
     Table or a list of mappings, split as the task says; or a mapping (a DatasetDict) of such to train, valid and test.
 
     Rows that the skin was trained on, or for test chosen by, are left out and counted (`seen`, `left_out`), where the
-    run that made it is found; include_seen keeps them. Looking at valid or test is recorded in the ledger first: a
-    later verdict on these rows is exploratory, because what was seen here may shape what is judged there. The same skin
-    asked again is no new opening.
+    run that made it is found; include_seen keeps them. Looking at a split is recorded in the ledger first: a later
+    verdict on these rows (those of train may be another task's test) is exploratory, because what was seen here may
+    shape what is judged there. The same skin asked again is no new opening.
     """
     from bedplate.evaluation.leaks.seen_rows import judged_by  # late, as reading skins loads torch
 
@@ -133,12 +133,11 @@ def evaluate(
         examples = judged.examples
         if judged.left_out:
             examples = weighted(task, f"what is left of {split}", examples, data.test.notes)
-        if split in ("valid", "test"):
-            question = {"evaluate": _identity(model), "task": task.hash, "rows": data.hashes[split]}
-            if task.output.documents is not None:
-                question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
-            opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
-            data.test.notes.extend(opening.notes)
+        question = {"evaluate": _identity(model), "task": task.hash, "rows": data.hashes[split]}
+        if task.output.documents is not None:
+            question["documents"] = data.hashes[f"file:{task.output.documents.source}"]
+        opening = ledger_for(task).open(sha256_json(question), data.keys(split), task=task.task, reason=reason)
+        data.test.notes.extend(opening.notes)
         rows = (TaskRow(task, example) for example in examples)
         drafts = list(graded(rows, predictor, partial(_answers, predictor), AT_ONCE))
     evaluation = _evaluation(task, examples, drafts, split, confidence, seed=0)

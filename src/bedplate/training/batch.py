@@ -101,6 +101,9 @@ class PackedBatch:
     source_placement: Placement | None = field(default=None, kw_only=True)
     rows: tuple[int, ...] = field(default=(), kw_only=True)
     further_counts: Mapping[str, int] = field(default_factory=dict[str, int], kw_only=True)
+    _further_targets: dict[int, tuple[Tensor, Tensor]] = field(
+        default_factory=dict[int, tuple[Tensor, Tensor]], kw_only=True, repr=False
+    )
 
     @classmethod
     def of(
@@ -142,6 +145,18 @@ class PackedBatch:
         documents = () if self.source_placement is None else self.source_placement.documents
         read = sum(document.token_count for document in documents)
         return {"tokens": self.token_count + read, "targets": self.target_count, **self.further_counts}
+
+    def further_targets(self, distance: int) -> tuple[Tensor, Tensor]:
+        """The targets `distance` tokens after the next one in the same document: their positions in the flattened rows,
+        and the tokens. Read once, from the batch as its source gave it; `to` hands them on, still on the CPU."""
+        if distance not in self._further_targets:
+            targets_BT = torch.full_like(self.targets, NO_TARGET)
+            inside = self.segments[:, distance:] == self.segments[:, :-distance]
+            targets_BT[:, :-distance] = torch.where(inside, self.targets[:, distance:], NO_TARGET)
+            targets = targets_BT.reshape(-1)
+            learned = (targets != NO_TARGET).nonzero().squeeze(1)
+            self._further_targets[distance] = learned, targets.index_select(0, learned)
+        return self._further_targets[distance]
 
     def to(self, device: torch.device) -> Self:
         """The same batch on another device, including the tensors of subclasses."""
@@ -188,15 +203,16 @@ class LabelledText:
 @dataclass(frozen=True)
 class Texts:
     """A micro-batch of texts for an encoder. tokens, segments: int64 [1, T], the texts concatenated and numbered from
-    1. ids: of the examples."""
+    1. placement: the texts' places. ids: of the examples."""
 
     tokens: Tensor
     segments: Tensor
+    placement: Placement
     ids: tuple[str, ...]
 
     @property
     def inputs(self) -> Inputs:
-        return Inputs(self.tokens, segments=self.segments)
+        return Inputs(self.tokens, segments=self.segments, placement=self.placement)
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -224,11 +240,12 @@ def pack_texts(texts: Sequence[LabelledText]) -> TextBatch:
     )
 
 
-def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-    """Tokens and segments of concatenated texts, int64 [1, T] each."""
-    lengths = torch.tensor([len(text) for text in texts])
+def in_one_row(texts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor, Placement]:
+    """Tokens and segments of concatenated texts, int64 [1, T] each, and the texts' places."""
+    lengths = [len(text) for text in texts]
     tokens = torch.tensor([[token for text in texts for token in text]])
-    return tokens, torch.arange(1, len(texts) + 1).repeat_interleave(lengths)[None]
+    segments = torch.arange(1, len(texts) + 1).repeat_interleave(torch.tensor(lengths))[None]
+    return tokens, segments, Placement.of_lengths([0, *lengths])
 
 
 def _sent_tensors(batch: PackedBatch | Texts, device: torch.device) -> dict[str, Tensor]:

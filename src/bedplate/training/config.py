@@ -19,6 +19,14 @@ from bedplate.models.specs.split import Recompute
 ScheduleName = Literal["cosine", "wsd", "constant"]
 
 
+def check_schedule(name: ScheduleName, warmup: float, decay: float) -> None:
+    """ValueError for a decay that would begin before the warm-up ends."""
+    if name == "wsd" and warmup + decay > 1 + 1e-9:
+        raise ValueError(
+            f"warmup is {warmup:g} and decay {decay:g}: with the schedule wsd they are at most 1 together; lower one"
+        )
+
+
 def schedule_factor(name: ScheduleName, step: float, total: int, warmup: int, decay: int, final: float) -> float:
     """The share of the peak learning rate at a step: linear from 0 over `warmup` steps; then 1 ("constant"), half a
     cosine to `final` over all other steps, or 1 until a linear fall to `final` over the last `decay` steps ("wsd")."""
@@ -149,6 +157,11 @@ class TrainConfig(Grown):
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     guard: GuardConfig = GuardConfig()
     compile: bool = False
+
+    @model_validator(mode="after")
+    def _check_schedule(self) -> Self:
+        check_schedule(self.schedule, self.warmup, self.decay)
+        return self
 
     def learning_rate_at(self, step: int, total: int) -> float:
         """Learning rate of step number `step` (from 0) of `total`: the schedule at the middle of the step, so that

@@ -11,14 +11,19 @@ Shapes: N tokens of a micro-batch, L layers with experts, E experts, k of them p
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bedplate.core.errors import TrainingError, UsageError
+from bedplate.models.device_memory import integers, sent
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.experts import Router, Routing
+from bedplate.models.packed.placement import Placement
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import RouterConfig
 from bedplate.training.objectives.objective import AnyModel, Term
@@ -34,7 +39,6 @@ class Routers:
     def __init__(self, routers: Sequence[Router], config: RouterConfig, ranks: Ranks) -> None:
         self._routers, self._config, self._ranks = routers, config, ranks
         self._load: dict[Router, Tensor] = {}
-        self._weights: dict[tuple[str, ...], float] = {}
 
     @classmethod
     def of(
@@ -56,43 +60,48 @@ class Routers:
         return cls(routers, config, ranks)
 
     def weights(self, batch: MicroBatch) -> dict[str, float]:
-        """The number of tokens, those of a shared prefix once for each document that begins with it. Reads the batch,
-        which must be on the CPU."""
-        self._weights[batch.ids] = token_count = float(RoutedDocuments(batch.inputs, len(batch.ids)).counts_N.sum())
-        return {TERM: token_count}
+        """The number of tokens, those of a shared prefix once for each document that begins with it."""
+        documents = _placement(batch.inputs).documents
+        return {TERM: float(sum(document.whole for document in documents if document.segment))}
 
     def terms(self, routings: Sequence[Routing], batch: MicroBatch) -> dict[str, Term]:
         """The losses over one micro-batch, with statistics: `balance` (and by layer), `z`, `entropy` relative to its
         maximum, and each expert's share of the choices, `load/e`; means over layers."""
         by_router = {routing.router: routing for routing in routings}
         layer_routings = [by_router[router] for router in self._routers if router in by_router]
-        inside = RoutedDocuments(batch.inputs, len(batch.ids))
+        inside = RoutedDocuments(_placement(batch.inputs), batch.inputs.tokens.device)
         if not layer_routings or any(len(routing.logits_NE) != len(inside.counts_N) for routing in layer_routings):
             raise TrainingError("router losses are of one pass over the batch's tokens, which this objective lacks")
         self._count(layer_routings, inside.counts_N)
         statistics = _statistics(layer_routings, inside)
         loss = self._config.balance * statistics["balance"] + self._config.z * statistics["z"]
         metrics = {name: statistic.detach() for name, statistic in statistics.items()}
-        return {TERM: Term(loss, self._weights.pop(batch.ids), metrics)}
+        return {TERM: Term(loss, self.weights(batch)[TERM], metrics)}
 
     @torch.no_grad()
     def _count(self, layer_routings: Sequence[Routing], counts_N: Tensor) -> None:
         if not self._config.bias_rate:
             return
         for routing in layer_routings:
-            load_E = torch.zeros_like(routing.logits_NE[0])
-            each_M = counts_N.to(load_E.dtype).repeat_interleave(routing.chosen_Nk.shape[1])
-            load_E.scatter_add_(0, routing.chosen_Nk.reshape(-1), each_M)
-            self._load[routing.router] = self._load.get(routing.router, 0) + load_E
+            each_M = counts_N.repeat_interleave(routing.chosen_Nk.shape[1])
+            load_E = self._load_of(routing.router).scatter_add(0, routing.chosen_Nk.reshape(-1), each_M)
+            self._load[routing.router] = load_E
+
+    def _load_of(self, router: Router) -> Tensor:
+        """Tokens that chose each expert since the last step, int64 [E]."""
+        zeros_E = torch.zeros(router.part.count, dtype=torch.int64, device=router.weight.device)
+        return self._load.get(router, zeros_E)
 
     @torch.no_grad()
     def step(self, void: Tensor) -> None:
-        """Updates the selection biases after an optimizer step, from the loads of all ranks; not where `void`, a scalar
-        on the device, is 1."""
-        for router, load_E in self._load.items():
+        """Updates the selection biases after an optimizer step, from the loads of all ranks, of which some may have had
+        no tokens; not where `void`, a scalar on the device, is 1."""
+        if not self._config.bias_rate:
+            return
+        load_RE = self._ranks.device_sum(torch.stack([self._load_of(router) for router in self._routers]))
+        move_RE = (load_RE.sum(1, keepdim=True) - load_RE.shape[1] * load_RE).sign() * self._config.bias_rate
+        for router, move_E in zip(self._routers, move_RE, strict=True):
             assert router.selection_bias is not None
-            all_E = self._ranks.device_sum(load_E)
-            move_E = (all_E.mean() - all_E).sign() * self._config.bias_rate
             router.selection_bias += (move_E * (1 - void)).to(router.selection_bias.dtype)
         self._load = {}
 
@@ -108,43 +117,39 @@ class Routers:
                 router.selection_bias.copy_(tensors[f"{_STATE}{router.layer}"])
 
 
+def _placement(inputs: Inputs) -> Placement:
+    """Where the documents of these rows stand; each row is one where nothing else is said."""
+    return inputs.placed() or Placement.of(torch.ones_like(inputs.tokens))
+
+
 class RoutedDocuments:
     """The documents of a micro-batch's rows, for sums over each one with its row's shared prefix, as if it stood alone.
     Nothing is read from the device.
 
-    counts_N: the number of documents to which each token of the flattened rows belongs; 0: padding. max_documents:
-    examples in the batch.
+    counts_N: the number of documents to which each token of the flattened rows belongs; 0: padding.
     """
 
-    def __init__(self, inputs: Inputs, max_documents: int) -> None:
-        tokens, segments = inputs.tokens, inputs.segments
-        B, T = tokens.shape
-        segments_BT = torch.ones_like(tokens) if segments is None else segments
-        starts_BT = torch.ones_like(segments_BT, dtype=torch.bool)
-        starts_BT[:, 1:] = segments_BT[:, 1:] != segments_BT[:, :-1]
-        self._run_N = starts_BT.reshape(-1).cumsum(0) - 1
-        # Upper bound of runs of one segment: documents, and in each row a prefix and padding on both sides.
-        self._runs, self._rows = max_documents + 3 * B, B
-        segment_N, row_N = segments_BT.reshape(-1), torch.arange(B, device=tokens.device).repeat_interleave(T)
-        segment_S = self._of_runs(segment_N, -1)
-        self._row_S = self._of_runs(row_N, 0)
-        self._is_document_S = segment_S > 0
-        documents_B = torch.zeros(B, dtype=torch.int64, device=tokens.device)
-        documents_B = documents_B.index_add(0, self._row_S, self._is_document_S.long())
-        self._is_prefix_S = segment_S == 0
-        belongs_N = torch.where(segment_N == 0, documents_B[row_N], torch.ones_like(segment_N))
-        self.counts_N = torch.where(segment_N < 0, torch.zeros_like(segment_N), belongs_N)
-
-    def _of_runs(self, values_N: Tensor, fill_value: int) -> Tensor:
-        return torch.full((self._runs,), fill_value, device=values_N.device).scatter(0, self._run_N, values_N)
+    def __init__(self, placement: Placement, device: torch.device) -> None:
+        documents = placement.documents
+        prefixes = {document.row: number for number, document in enumerate(documents) if not document.segment}
+        in_row = Counter(document.row for document in documents if document.segment)
+        # Behind the documents stand padding, and a prefix that is not there, whose sums stay 0.
+        self._padding, no_prefix = len(documents), len(documents) + 1
+        facts_3S = [
+            [prefixes.get(document.row, no_prefix) for document in documents],
+            [1 if document.segment else in_row[document.row] for document in documents],
+            [min(document.segment, 1) for document in documents],
+        ]
+        self._prefix_S, counts_S, self._is_document_S = integers(np.array(facts_3S, np.int64), device)
+        self._number_N = sent(placement.numbers_N % no_prefix, device)
+        self.counts_N = F.pad(counts_S, (0, 1)).index_select(0, self._number_N)
 
     def sums(self, values_LNE: Tensor) -> Tensor:
         """Sums over each document's tokens, [L, S, E]; zeros in places without a document."""
         L, _, E = values_LNE.shape
-        own_LSE = values_LNE.new_zeros(L, self._runs, E).index_add(1, self._run_N, values_LNE)
-        of_prefixes_LSE = own_LSE * self._is_prefix_S[:, None]
-        prefix_LBE = values_LNE.new_zeros(L, self._rows, E).index_add(1, self._row_S, of_prefixes_LSE)
-        return (own_LSE + prefix_LBE[:, self._row_S]) * self._is_document_S[:, None]
+        own_LSE = values_LNE.new_zeros(L, self._padding + 2, E).index_add(1, self._number_N, values_LNE)
+        with_prefix_LSE = own_LSE[:, : self._padding] + own_LSE.index_select(1, self._prefix_S)
+        return with_prefix_LSE * self._is_document_S[:, None]
 
 
 def _statistics(layer_routings: Sequence[Routing], inside: RoutedDocuments) -> dict[str, Tensor]:

@@ -226,6 +226,16 @@ def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() ->
     assert NomineesOnTest(0.803, {}, against).claims == 1  # the bar is that comparison
 
 
+def test_a_requirement_shares_the_error_of_a_fail_with_guards_and_limits() -> None:
+    evaluation = evaluated([i % 400 >= 94 for i in range(400)])  # 306 of 400
+    target = TargetSpec.model_validate({"value": 0.5, "all_of": [{"metric": "accuracy", "at_least": 0.81}]})
+    shown = {"x": requirements_of(target, evaluation)}
+    assert NomineesOnTest(0.5, {}, shown).at({"x": 0.95})["x"][0].holds is False
+    among_four = NomineesOnTest(0.5, {}, shown, conditions=4)
+    assert among_four.claims == 6
+    assert among_four.at({"x": 0.95})["x"][0].holds is None
+
+
 def test_rows_that_both_answer_alike_promise_no_verdict_from_one_row() -> None:
     evaluation = evaluated(wrong_every(8, 60))
     judged = Bar(

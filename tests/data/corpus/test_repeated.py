@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,13 @@ def test_exact_copies_first_and_what_is_a_copy_of_a_copy() -> None:
     fate, _ = _ours(texts, Dedup(exact=False, minhash=None))
     assert not fate.any()
     assert clusters(np.empty((0, 14), np.uint64), np.empty(0, bool)).tolist() == []
+
+
+def test_one_text_in_two_normal_forms_is_a_copy() -> None:
+    texts = [unicodedata.normalize(form, "Ångström é 한글 naïve") for form in ("NFC", "NFD")]
+    fate, of = _ours([*texts, "Angstrom e 한글 naive", "ﬁ", "fi"], Dedup(minhash=None))
+    assert fate.tolist() == [UNIQUE, EXACT, UNIQUE, UNIQUE, UNIQUE]
+    assert of.tolist() == [0, 0, 2, 3, 4]
 
 
 def test_what_an_evaluation_says_is_found_and_named(tmp_path: Path) -> None:

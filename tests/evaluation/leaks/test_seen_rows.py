@@ -185,7 +185,7 @@ def test_the_command_says_it_and_looks_are_in_the_ledger(
         assert ("are left out" in shown) == (arguments != ["--split", "train"])
     data = load_examples(load_task(task, ["data.seed=1"]))
     entries = read_jsonl(bedplate_home() / "ledger" / "test-openings.jsonl")
-    assert len(entries) == 2  # test once, and valid
+    assert len(entries) == 3  # test once, valid and train
     with pytest.raises(SystemExit):
         main(["evaluate", str(skin), str(task), "--split", "test", "--include-seen", "--json", "data.seed=1"])
     report = json.loads(capsys.readouterr().out)

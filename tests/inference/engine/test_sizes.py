@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.made import made_base
+from tests.tiny import tiny_spec
 
 from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.engine.sizes import PREFIX_BYTES, SLOT_BYTES, engine_sizes, working_bytes
 from bedplate.models.checkpoints.base import load_base
+from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution, StateMixer
 from bedplate.models.specs.presets import PRESETS
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
@@ -48,3 +52,19 @@ def test_an_engine_takes_what_memory_allows(tiny_dir: Path, monkeypatch: pytest.
         assert engine.stats().cache_capacity_bytes == 1 << 20
     with Engine(load_base(tiny_dir), cache_bytes=3 << 20) as engine:
         assert engine.stats().cache_capacity_bytes == 3 << 20
+
+
+@pytest.mark.parametrize("state", [ShortConvolution(3), DeltaRule(4, 2, 6, 8), Mamba2(6, 8, 2, 5)])
+def test_layers_that_all_keep_states_have_slots_where_others_have_blocks(state: StateMixer) -> None:
+    base = made_base(tiny_spec(state=state))
+    requests = [
+        Generate((5, 6, 7), Sampling(max_tokens=6, ignore_eos=True)),
+        Generate((5, 6, 7, 8), Sampling(max_tokens=6)),
+    ]
+    texts: list[list[tuple[int, ...]]] = []
+    for paged in (False, True):
+        with Engine(base, kernel="torch", paged=paged) as engine:
+            results = engine.run(requests)
+            texts.append([tuple(result.token_ids) for result in results if isinstance(result, Generation)])
+    assert len(texts[0]) == 2
+    assert texts[0] == texts[1]

@@ -3,8 +3,12 @@ memory that they were given, so that whatever the host looked at while recording
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
+from weakref import WeakSet
 
 import pytest
 import torch
@@ -27,7 +31,7 @@ from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.forward import cuda_graphs
 from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.batch import FlatBatch
-from bedplate.inference.forward.cuda_graphs import RecordedDecode, Run
+from bedplate.inference.forward.cuda_graphs import CudaRecorder, RecordedDecode, Run
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import TorchForward
@@ -35,7 +39,7 @@ from bedplate.models.checkpoints.base import Base
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers import grouped
-from bedplate.models.specs.transformer import LongRopeScaling, Rope, TransformerSpec
+from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, TransformerSpec
 
 CPU = torch.device("cpu")
 RECORDABLE = ("llama", "qwen2", "gemma2", "gemma3_text", "olmo3", "phi3", "gpt_neox", "smollm3", "gpt2")
@@ -107,8 +111,7 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.Mo
         scaling = LongRopeScaling((1.0,) * pairs, (3.0,) * pairs, 7, 4.0)
         spec = spec.with_(rope=replace(spec.position.rope, scaling=scaling))
     if spec.experts is not None:
-        for room in (cuda_graphs, grouped):
-            monkeypatch.setattr(room, "by_torch", lambda x: True)
+        monkeypatch.setattr(grouped, "by_torch", lambda x: True)
     base, record = made_base(spec, FAMILIES["hf", name]), Recorder()
     caches = [
         PagedCache(spec, torch.float32, CPU, 1 << 21, block=4, step=8, scratch=scratch) for scratch in (True, False)
@@ -295,16 +298,88 @@ def test_what_the_host_looks_at_is_not_recorded(name: str, reason: str) -> None:
     assert reason in recorded.reason
 
 
-def test_a_recording_that_fails_is_told_and_the_step_is_run(caplog: pytest.LogCaptureFixture) -> None:
-    base = made_base(tiny_spec())
+def test_a_recording_that_fails_is_told_and_the_step_is_run(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Other shapes are recorded all the same, and so is this one after a while."""
+    base, record, tried = made_base(tiny_spec()), Recorder(), []
 
-    def record(run: Run) -> Run:
-        raise RuntimeError("operation not permitted when stream is capturing")
+    def fails_once(run: Run) -> Run:
+        tried.append(run)
+        if len(tried) == 1:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return record(run)
 
+    monkeypatch.setattr(cuda_graphs, "RETRY_STEPS", 2)
     cache = PagedCache(base.spec, torch.float32, CPU, 1 << 20, scratch=True)
-    cache.reserve({0: 8})
-    forward = TorchForward(base, None, cache, record=record)
-    with torch.inference_mode():
-        out = forward(FlatBatch([5], [Span(0, 0, 1)], [LoadedAdapter(None)], [0]))
-    assert out.logits_WV is not None
+    cache.reserve({0: 8, 1: 8})
+    forward = TorchForward(base, None, cache, record=fails_once)
+
+    def step(start: int, rows: int = 1) -> None:
+        spans = [Span(row, start, 1) for row in range(rows)]
+        with torch.inference_mode():
+            out = forward(FlatBatch([5] * rows, spans, [LoadedAdapter(None)] * rows, range(rows)))
+        assert out.logits_WV is not None
+
+    step(0, 2)
     assert "not permitted when stream is capturing" in caplog.text
+    for start, attempts in ((1, 2), (2, 2)):
+        step(start)
+        assert len(tried) == attempts
+    for start, attempts in ((1, 2), (2, 2), (3, 3), (4, 3)):
+        step(start, 2)
+        assert len(tried) == attempts
+
+
+def test_experts_whose_rows_torch_does_not_take_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 18 × 4 bytes are no multiple of 16: their products ask the device for the experts' counts."""
+    monkeypatch.setattr(grouped, "by_torch", lambda x: True)
+    for size, recorded in ((16, True), (18, False)):
+        base, record = made_base(tiny_spec(experts=Experts(4, 2, size))), Recorder()
+        cache = PagedCache(base.spec, torch.float32, CPU, 1 << 20, scratch=True)
+        cache.reserve({0: 8})
+        with torch.inference_mode():
+            TorchForward(base, None, cache, record=record)(FlatBatch([5], [Span(0, 0, 1)], [LoadedAdapter(None)], [0]))
+        assert [counted.waited for counted in record.counted] == [0] * recorded
+
+
+class Device:
+    """What `torch.cuda` does of graphs: a pool ends with the last of its graphs, and takes no other afterwards."""
+
+    def __init__(self) -> None:
+        self.living: WeakSet[Any] = WeakSet()
+        self.pools = 0
+        device = self
+
+        class CUDAGraph:
+            _pool: int
+
+            def pool(self) -> int:
+                return self._pool
+
+            def replay(self) -> None: ...
+
+        @contextmanager
+        def graph(graph: Any, pool: int | None = None) -> Generator[None]:
+            assert pool is None or any(other.pool() == pool for other in device.living), "the pool has ended"
+            device.pools += pool is None
+            graph._pool = device.pools if pool is None else pool
+            yield
+            device.living.add(graph)
+
+        self.CUDAGraph, self.graph = CUDAGraph, graph
+        self.Stream = self.current_stream = lambda: SimpleNamespace(wait_stream=lambda other: None)
+        self.stream = lambda stream: nullcontext()
+
+
+def test_recordings_share_a_pool_while_there_are_any(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, record = Device(), CudaRecorder()
+    monkeypatch.setattr(torch, "cuda", device)
+    run = lambda: (torch.zeros(1), torch.zeros(1))  # noqa: E731
+    replays = [record(run) for _ in range(2)]
+    del replays[0]
+    replays.append(record(run))
+    assert device.pools == 1
+    replays.clear()
+    replays.append(record(run))
+    assert device.pools == 2

@@ -103,7 +103,7 @@ def test_company_changes_no_bit(number: int, monkeypatch: pytest.MonkeyPatch) ->
         before = engine.stats().prefix_hits
         assert list(map(result_values, engine.run(batch))) == list(map(result_values, alone))
         assert engine.stats().prefix_hits > before
-    little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes(2, 40)
+    little = SlotCache(base.spec, torch.float32, torch.device("cpu"))._bytes([40, 40])
     with opened(slot_bytes=little, speculate=False) as engine:
         results = engine.run([batch[i] for i in GROWING])
         assert list(map(result_values, results)) == [result_values(alone[i]) for i in GROWING]

@@ -189,6 +189,76 @@ def test_a_version_that_is_not_served_is_no_fault_of_the_caller(files, tmp_path)
         assert listed == [{"name": "sentiment", "object": "route"}]
 
 
+# --- weights that change under traffic
+
+
+def put_weights(server: Server, versions: Any, name: str = "sentiment") -> httpx.Response:
+    with httpx.Client(trust_env=False) as client:
+        return client.put(f"{server.url}/admin/routes/{name}", json={"versions": versions})
+
+
+def roll_back(server: Server, name: str = "sentiment") -> httpx.Response:
+    with httpx.Client(trust_env=False) as client:
+        return client.post(f"{server.url}/admin/routes/{name}/rollback")
+
+
+def test_weights_change_and_counts_go_on(files, tmp_path):
+    route = {"versions": {"prompted": 1, "tuned": 0}, "verdict": {"of": "tuned", "at_least": 0.5}}
+    with serving(files, tmp_path, sentiment=route) as server:
+        assert roll_back(server).json()["error"]["code"] == "no_previous"
+        for _ in range(3):
+            assert post_chat(server).headers["x-bedplate-version"] == "prompted"
+        changed = put_weights(server, {"tuned": 1})
+        assert (changed.status_code, changed.json()["previous"]) == (200, {"prompted": 1, "tuned": 0})
+        assert put_weights(server, {"tuned": 1}).json()["previous"] == {"prompted": 1, "tuned": 0}  # sent again
+        for _ in range(2):
+            assert post_chat(server).headers["x-bedplate-version"] == "tuned"
+        counts = {row["model"]: (row["weight"], row["calls"]) for row in report(server)["versions"]}
+        assert counts == {"tuned": (1, 2), "prompted": (0, 3)}
+        assert report(server)["verdict"]["pending"] == 2
+        assert roll_back(server).status_code == 200
+        assert post_chat(server).headers["x-bedplate-version"] == "prompted"
+        assert report(server)["previous"] == {"tuned": 1}
+
+
+@pytest.mark.parametrize(
+    ("versions", "status", "code"),
+    [
+        ({"gone": 1}, 400, "version_not_served"),
+        ({"prompted": 0}, 400, "invalid_versions"),
+        ({"prompted": 1}, 400, "invalid_versions"),  # the verdict is of the version that is left out
+        ({}, 400, None),
+        ({"prompted": -1}, 400, None),
+        ("tuned", 400, None),
+    ],
+)
+def test_weights_that_a_route_cannot_have_change_nothing(files, tmp_path, versions, status, code):
+    route = {"versions": {"tuned": 1}, "verdict": {"of": "tuned", "at_least": 0.5}}
+    with serving(files, tmp_path, sentiment=route) as server:
+        answer = put_weights(server, versions)
+        assert answer.status_code == status
+        assert code in (None, answer.json()["error"]["code"])
+        assert put_weights(server, {"tuned": 1}, "none").status_code == 404
+        assert roll_back(server, "none").status_code == 404
+        assert report(server)["previous"] is None
+        assert post_chat(server).headers["x-bedplate-version"] == "tuned"
+
+
+def test_changed_weights_outlive_a_restart_until_the_file_is_edited(files, tmp_path):
+    route = {"versions": {"prompted": 1, "tuned": 0}}
+    with serving(files, tmp_path, sentiment=route) as server:
+        assert put_weights(server, {"tuned": 1}).status_code == 200
+    with serving(files, tmp_path, sentiment=route) as server:
+        assert post_chat(server).headers["x-bedplate-version"] == "tuned"
+        assert roll_back(server).status_code == 200
+    with serving(files, tmp_path, sentiment=route) as server:
+        assert post_chat(server).headers["x-bedplate-version"] == "prompted"
+        assert put_weights(server, {"tuned": 1}).status_code == 200
+    with serving(files, tmp_path, sentiment={"versions": {"prompted": 3, "tuned": 0}}) as server:
+        assert post_chat(server).headers["x-bedplate-version"] == "prompted"
+        assert report(server)["previous"] is None
+
+
 # --- shadows
 
 

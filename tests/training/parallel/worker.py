@@ -31,6 +31,7 @@ PHASES: list[tuple[int, list[Check], list[Check]]] = [
             checks.shard,
             checks.tensor,
             checks.expert,
+            checks.a_rank_without_rows,
             checks.a_step_that_one_rank_breaks,
             checks.another_model_on_each_rank,
             checks.go_on_with_two,

@@ -31,6 +31,7 @@ from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, dec
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.in_memory import FreshRows, every_row, fresh_rows
+from bedplate.evaluation.ledger import keys_of, ledger_for
 from bedplate.evaluation.ledger.ledger import EarlierLook, earlier_looks, looks, remember
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.engine.engine import Engine
@@ -79,6 +80,10 @@ def drift(
     old, elsewhere = _old_rows(origin, notes)
     question = sha256_json({"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence})
     look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
+    if unseen:  # whoever reads how a skin does on rows may choose by it
+        keys = keys_of((e.id, e.inputs) for e in unseen)
+        ledger_for(None, new).open(question, keys, task=task.task, reason=f"evaluate {origin.skin.name} on new rows")
+        notes.append("the test ledger now has these rows as opened; a later verdict of `adapt` on them is exploratory")
     earlier = earlier_looks(origin.id, question)
     notes += earlier.notes
     levels = Levels(round(1 - confidence, 12))

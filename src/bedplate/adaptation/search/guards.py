@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +21,7 @@ from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.task.adapt_parts import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
+from bedplate.core.statistics.multiplicity import simultaneous
 from bedplate.core.statistics.noninferiority import Drop, mean_drop, rate_rise
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.suites import SUITES, general_text, question_sets, refusals
@@ -37,7 +38,8 @@ Answering = Callable[[Sequence[Any], Callable[[Any], list[float]], list[Any], st
 @dataclass(frozen=True)
 class Guarding:
     """What guards are checked with. cache_dir: the directory for what the bases answered. trained_on: the sources that
-    the task trains on, texts: what stands in its raw text; directory: what relative files are relative to."""
+    the task trains on, texts: what stands in its raw text; directory: what relative files are relative to. claims: as
+    for `drop_of`."""
 
     spec: GuardsSpec
     confidence: float
@@ -45,6 +47,7 @@ class Guarding:
     directory: Path
     trained_on: tuple[str, ...] = ()
     texts: frozenset[str] = frozenset()
+    claims: int = 1
 
     def check(self, parent: Callable[[], LocalModel], child: Callable[[], LocalModel]) -> list[GuardResult]:
         """Every guard that the task asks for. What cannot be measured (a set that cannot be pulled) is undecided and
@@ -63,7 +66,7 @@ class Guarding:
             measured: dict[str, Any] = {}
             try:
                 measured = measure(spec, partial(self._parent_and_child, parent, child))
-                drop = drop_of(guard, measured["rows"], self.confidence)
+                drop = drop_of(guard, measured["rows"], self.confidence, self.claims)
                 measured |= bounded(guard, measured["measure"], measured["parent"], measured["child"], drop, limit)
             except (HubError, RequestError) as error:
                 measured = dict.fromkeys(("holds", "parent", "child", "drop", "lower", "upper", "needed_n"))
@@ -205,7 +208,9 @@ def guarding_of(context: Context) -> Guarding:
     trained_on = (*context.task.data.sources, *(() if spec.raw_text is None else (spec.raw_text.source,)))
     texts = frozenset[str]() if raw is None else frozenset(document.text for document in raw.documents)
     places = context.out / "guards", context.task.directory
-    return Guarding(spec.guards, spec.target.confidence, *places, trained_on, texts)
+    guards = sum(guard is not None for guard in (spec.guards.retention, spec.guards.loss, spec.guards.refusal))
+    claims = 1 + len(spec.target.all_of) + guards + (spec.budget.p95_ms is not None)  # the bar is the first
+    return Guarding(spec.guards, spec.target.confidence, *places, trained_on, texts, claims)
 
 
 def check_child(context: Context, child: Path) -> list[GuardResult]:
@@ -240,18 +245,24 @@ class GuardResult(Guard):
 
     rows: tuple[GuardRow, ...] = Field((), repr=False)
 
-    def at(self, confidence: float) -> GuardResult:
-        """The same rows at another confidence. What could not be measured stays undecided."""
+    def at(self, confidence: float, claims: int = 1) -> GuardResult:
+        """The same rows at another confidence. What could not be measured stays undecided. claims: as for `drop_of`."""
         if not self.rows:
             return self.model_copy(update={"confidence": confidence})
         assert self.parent is not None
         assert self.child is not None
-        drop = drop_of(self.guard, self.rows, confidence)
+        drop = drop_of(self.guard, self.rows, confidence, claims)
         return self.model_copy(update=bounded(self.guard, self.measure, self.parent, self.child, drop, self.limit))
 
 
-def drop_of(guard: GuardName, rows: Sequence[GuardRow], confidence: float) -> Drop:
-    """How much worse the child is, with one-sided bounds."""
+def drop_of(guard: GuardName, rows: Sequence[GuardRow], confidence: float, claims: int = 1) -> Drop:
+    """How much worse the child is, with one-sided bounds. claims: the number of claims that the child falls short, of
+    guards and other conditions, which share the error of the lower bound."""
+    drop = _drop(guard, rows, confidence)
+    return drop if claims == 1 else replace(drop, lower=_drop(guard, rows, simultaneous(confidence, claims)).lower)
+
+
+def _drop(guard: GuardName, rows: Sequence[GuardRow], confidence: float) -> Drop:
     before, after, groups = [row.parent for row in rows], [row.child for row in rows], [row.group for row in rows]
     if guard == "loss":
         return rate_rise(before, after, [float(row.tokens or 0) for row in rows], groups, confidence)

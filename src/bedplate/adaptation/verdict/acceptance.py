@@ -73,16 +73,19 @@ class Bar:
 @dataclass(frozen=True)
 class NomineesOnTest:
     """The nominees' evaluations on test. score: the bar; judged: by nominee, the estimates to bound; shown: by nominee,
-    the further requirements."""
+    the further requirements; conditions: the guards and limits of a nominee, which FAIL may rest on as well."""
 
     score: float
     judged: Mapping[str, Priced | ReferenceLevel]
     shown: Mapping[str, Sequence[RequirementResult]]
+    conditions: int = 0
 
     @property
     def claims(self) -> int:
-        """The number of claims that a nominee falls short, of the bar or of a requirement; they share one error."""
-        return max((requirement.claims for shown in self.shown.values() for requirement in shown), default=1)
+        """The number of claims that a nominee falls short, of the bar, a requirement, a guard or a limit; they share
+        one error."""
+        required = max((requirement.claims for shown in self.shown.values() for requirement in shown), default=1)
+        return required + self.conditions
 
     def passes(self, name: str, guards: Sequence[GuardResult], confidence: float) -> bool:
         """Whether a nominee's guards and requirements are shown to hold at this confidence."""
@@ -93,7 +96,9 @@ class NomineesOnTest:
     def at(self, levels: Mapping[str, float]) -> dict[str, list[Requirement]]:
         """The report's rows of requirements, each nominee's at its own confidence; of nominees that have any."""
         return {
-            name: [requirement.at(levels[name]) for requirement in shown] for name, shown in self.shown.items() if shown
+            name: [requirement.at(levels[name], self.conditions) for requirement in shown]
+            for name, shown in self.shown.items()
+            if shown
         }
 
 
@@ -160,14 +165,19 @@ class AcceptanceCriteria:
             self.bar.references["test"] = self._on_test(self.against, tested, results)
 
     def on_test(
-        self, nominees: Sequence[str], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
+        self,
+        nominees: Sequence[str],
+        tested: Mapping[str, Tested],
+        results: Mapping[str, RungResult],
+        guards: Mapping[str, Sequence[GuardResult]],
     ) -> NomineesOnTest:
-        """The nominees' evaluations, once test was opened for them."""
+        """The nominees' evaluations, once test was opened for them; guards: of nominees that change their base."""
         priced_nominees = {name: self._on_test(name, tested, results) for name in nominees}
         return NomineesOnTest(
             self.bar.score("test" if nominees else "valid"),
             {name: self.bar.judged(priced.evaluation, priced.price) for name, priced in priced_nominees.items()},
             {name: self.bar.requirements(priced.evaluation, priced.price) for name, priced in priced_nominees.items()},
+            max((len(guards.get(name, ())) for name in nominees), default=0) + (self.spec.budget.p95_ms is not None),
         )
 
     def priced(self, evaluation: Evaluation, result: RungResult, timing: Latency) -> Priced:

@@ -111,7 +111,7 @@ def confirm(
     one of a next verdict, which may spend `next_alpha` (None: as much as this one). checks: whether a nominee's other
     conditions (its guards) are shown at a confidence; they share the error with the bound. order: of the nominees, for
     testing in sequence, each with the whole error, until the first that fails. claims: the number of claims that a
-    nominee falls short, of the bar or a requirement; they share the error of an upper bound.
+    nominee falls short, of the bar or another condition; they share the error of an upper bound.
     """
     if not tested:
         return []
@@ -220,29 +220,30 @@ def testing_question(testing: Testing, nomination: Nomination) -> dict[str, str]
     return {} if testing == "holm" or len(nomination.nominees) < 2 else {"testing": testing}
 
 
-def limits(spec: AdaptSpec, timed: Mapping[str, Latency]) -> dict[str, list[Limit]]:
-    """The budget's latency limit on each nominee's single calls, by nominee."""
+def limits(spec: AdaptSpec, timed: Mapping[str, Latency], claims: int = 1) -> dict[str, list[Limit]]:
+    """The budget's latency limit on each nominee's single calls, by nominee. claims: as for `p95_limit`."""
     budget = spec.budget.p95_ms
     if budget is None:
         return {}
-    return {name: [p95_limit(calls, budget, spec.target.confidence)] for name, calls in timed.items()}
+    return {name: [p95_limit(calls, budget, spec.target.confidence, claims)] for name, calls in timed.items()}
 
 
-def p95_limit(timed: Latency, budget_ms: float, confidence: float) -> Limit:
+def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int = 1) -> Limit:
     """Whether the 95th percentile of single calls is under the budget: shown to be, shown not to be, or undecided.
 
     Each nominee at the full confidence: calls are timed anew for every verdict, and PASS requires latency and quality
-    both.
+    both. claims: the number of claims that a nominee falls short, which share the error of the lower bound.
     """
-    bounds = [None if bound is None else 1000 * bound for bound in timed.p95_bounds(confidence)]
-    lower, upper = bounds
+    shared = multiplicity.simultaneous(confidence, claims)
+    bounds = timed.p95_bounds(shared)[0], timed.p95_bounds(confidence)[1]
+    lower, upper = (None if bound is None else 1000 * bound for bound in bounds)
     needed, calls = proportions.values_needed(SLOW, confidence), len(timed.seconds)
     observed = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
     if upper is not None and upper <= budget_ms:
         within_budget, bounds_note = True, f"at most {upper:.0f} ms with {confidence:.1%} confidence, within {budget}"
     elif lower is not None and lower > budget_ms:
-        within_budget, bounds_note = False, f"at least {lower:.0f} ms with {confidence:.1%} confidence, over {budget}"
+        within_budget, bounds_note = False, f"at least {lower:.0f} ms with {shared:.1%} confidence, over {budget}"
     elif calls < needed:
         within_budget, bounds_note = None, f"and {needed} calls are the least that can show {budget} to be kept"
     else:

@@ -3,8 +3,8 @@ and the estimates with bounds that they are tested on. All values are scores, of
 
 A nominee must meet all of them, so each is tested at the nominee's own level without correction: the probability of any
 false claim is no larger than that of one (intersection-union, Berger 1982, Technometrics 24:295). Over nominees that
-level is Holm's, which the bar shares. That a requirement is *broken* is one claim of several, so the requirements and
-the bar share the error (Bonferroni).
+level is Holm's, which the bar shares. That a requirement is *broken* is one claim of several, so the requirements, the
+bar, guards and limits share the error (Bonferroni).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 
 from bedplate.adaptation.context.outcome import Resting
 from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
-from bedplate.core.statistics.multiplicity import needed_n
+from bedplate.core.statistics.multiplicity import needed_n, simultaneous
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.paired import independent_difference
 from bedplate.core.statistics.proportions import Side
@@ -267,8 +267,9 @@ class RequirementResult:
         except InsufficientGroups:
             return False
 
-    def at(self, confidence: float) -> Requirement:
-        """The report's row of it at this confidence."""
+    def at(self, confidence: float, further: int = 0) -> Requirement:
+        """The report's row of it at this confidence. further: claims of other conditions that share the error of a
+        claim that it is broken."""
         measured, flipped = self.measured, self.error or self.scale.lower_is_better
         fulfilled: bool | None = None
         needed: int | None = None
@@ -280,7 +281,7 @@ class RequirementResult:
             reason += f" in {measured.groups} groups" if measured.groups < measured.n else ""
             try:
                 ends = measured.bound(confidence), measured.bound(confidence, "upper")
-                broken = measured.bound(1 - (1 - confidence) / self.claims, "upper") < self.bar
+                broken = measured.bound(simultaneous(confidence, self.claims + further), "upper") < self.bar
             except InsufficientGroups as error:
                 ends, reason = None, f"{reason}; {error.message}"
                 if error.worth is None:  # rows of as many groups as are wanted, if they come as they did

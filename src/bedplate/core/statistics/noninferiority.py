@@ -24,7 +24,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints, check_groups, robust, worth
+from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints, check_groups, heavy_jump, robust, worth
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ def mean_drop(
     changed together or not at all; where rows of a group are known to be nearly independent, their effective number.
     Nor are they nearer than what groups that were missed could hide of the rows that lost something, or gained
     (`missed`), where few groups hold any, unless changes are known to be `scattered` over the groups, as those are that
-    come of rounding. weights: of the rows [n], where they differ. No bounds where `check_groups`
+    come of rounding. weights: of the rows [n], where they differ; bounds are then as far as one more changed row among
+    the heavy ones makes them. No bounds where `check_groups`
     finds too few.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
@@ -115,8 +116,11 @@ def bounded_change(
     """The mean of `change` [n] as `mean_drop` bounds that of a drop; the bounds are never nearer than `unseen`."""
     codes, count = group_codes(groups)
     w = checked_weights(weights, change.size)
-    icc = intraclass_correlation(change, codes)
-    return _drop(w * change, w, codes, count, confidence, unseen, icc, group_sums(w**2, codes, count))
+    icc, squares = intraclass_correlation(change, codes), group_sums(w**2, codes, count)
+    jump = 0.0
+    if np.ptp(w) > 1e-12:
+        jump = heavy_jump(group_sums(w, codes, count), squares, 0.0 if count == w.size else icc)
+    return _drop(w * change, w, codes, count, confidence, unseen, icc, squares, jump)
 
 
 def hidden(units: float, confidence: float) -> float:
@@ -166,6 +170,7 @@ def _drop(
     unseen: float,
     icc: float,
     squares: Floats | None = None,
+    jump: float = 0.0,
 ) -> Drop:
     from scipy.special import stdtrit
 
@@ -186,7 +191,8 @@ def _drop(
     # changes of one kind only lean, and t with them: where hardly any were seen their spread reads too small as well
     scale = float(residuals @ residuals) ** 1.5
     lean = (float((residuals**3).sum()) / scale if scale > 0 else 0.0) * (2 * t_quantile**2 + 1) / 6
-    below, above = (max(unseen, max(t_quantile, t_quantile + extra) * se) for extra in (-lean, lean))
+    spread = math.hypot(se, jump)  # as if one more of the heavy rows had changed
+    below, above = (max(unseen, jump + max(t_quantile, t_quantile + extra) * spread) for extra in (-lean, lean))
     return Drop(value, value - below, value + above, se, confidence, change.size, count)
 
 

@@ -27,6 +27,10 @@ with fewer groups of one size, at a bar of 0.9 and a correlation of 0.2, candida
 ones are held by their degrees of freedom down to a worth of about 10, but then a handful of groups says everything."""
 
 
+FARTHEST = 3.0
+"""How many times the largest group a further one may be taken to be (`size_trend`)."""
+
+
 class InsufficientGroups(DataError):
     """Too few groups for a clustered bound: the verdict is INSUFFICIENT DATA, whatever the estimate. rows: where there
     are as many as groups, each row stands for itself, and the message speaks of rows."""
@@ -123,17 +127,70 @@ def moments(weights: Floats, variances: Floats, a: Floats) -> tuple[float, float
     return expected / total, expected**2 / (float(a**2 @ diagonal**2) + off_diagonal)
 
 
+def heavy_jump(sizes: Floats, squares: Floats, icc: float) -> float:
+    """By how much a mean moves with one more failure among the rows that make most of its variance, where rows differ
+    in weight. sizes, squares: Σw and Σw² over the rows of each group [G]."""
+    variances = _variances(sizes, min(max(icc, 0.0), 1.0) if math.isfinite(icc) else 1.0, squares)
+    return float(variances @ (variances / sizes)) / float(variances.sum() * sizes.sum())
+
+
+@dataclass(frozen=True)
+class SizeTrend:
+    """deviations: of the sums of groups [G] from what the mean makes of them, where larger groups are worse; beyond:
+    what one more group, beyond the largest, would add to the mean, 0 or less."""
+
+    deviations: Floats | None
+    beyond: float
+
+
+NO_TREND = SizeTrend(None, 0.0)
+
+
+def size_trend(sums: Floats, sizes: Floats) -> SizeTrend:
+    """The trend of groups' means over the logarithm of their sizes [G], where it falls; none where they have one size.
+
+    Sizes are drawn as groups are, and the largest say most of the mean: where they are worse, a sample that has few of
+    them reads too high and its spread too small. The slope is shrunk by its own error, for most samples have one by
+    chance (the positive part of James and Stein's estimate, with errors robust to unequal groups). The further group
+    has the size that is expected beyond the largest in a tail as heavy as that of the √G largest seems (Hill 1975,
+    Annals of Statistics 3:1163), at most `FARTHEST` times.
+    """
+    logs, total = np.log(sizes), float(sizes.sum())
+    centred = logs - float(sizes @ logs) / total
+    spread = float(sizes @ centred**2)
+    slope = float(centred @ sums) / spread if spread > 1e-12 * total else 0.0
+    if slope >= 0:
+        return NO_TREND
+    residuals = sums - (float(sums.sum()) / total + slope * centred) * sizes
+    slope *= max(0.0, 1 - float(centred**2 @ residuals**2) / (spread * slope) ** 2)
+    if slope == 0:
+        return NO_TREND
+    largest = np.sort(logs)[::-1]
+    tail = max(5, round(sizes.size**0.5))
+    hill = float(np.mean(largest[:tail]) - largest[min(tail, sizes.size - 1)])
+    factor = 1 / max(1 - hill, 1 / FARTHEST)
+    further = float(sizes.max()) * factor
+    height = float(centred.max()) + math.log(factor)
+    return SizeTrend(slope * sizes * centred, further * slope * height / (total + further))
+
+
 def skewness(
-    sizes: Floats, mean: float, icc: float, squares: Floats | None = None, cubes: Floats | None = None
+    sizes: Floats,
+    mean: float,
+    icc: float,
+    squares: Floats | None = None,
+    cubes: Floats | None = None,
+    deviations: Floats | None = None,
 ) -> float:
     """Skewness of the mean of 0/1 rows in groups of these sizes [G], whose rates are Beta around `mean` so that two
     rows of a group have correlation `icc`: Σκ₃ / (Σκ₂)^1.5 (cumulants of the beta-binomial). squares, cubes: Σw² and
-    Σw³ over the rows of each group, where rows differ in weight; sizes are then Σw."""
+    Σw³ over the rows of each group, where rows differ in weight; sizes are then Σw. deviations: of the groups' sums, by
+    their sizes (`size_trend`)."""
     squares, cubes = (sizes if power_sums is None else power_sums for power_sums in (squares, cubes))
-    if icc <= 0:
+    if icc <= 0 and deviations is None:
         lean = float(cubes.sum()) / float(squares.sum()) ** 1.5
         return (1 - 2 * mean) / math.sqrt(mean * (1 - mean)) * lean
-    spread = 1 / icc - 1  # the two parameters of the Beta, added
+    spread = 1 / max(icc, 1e-9) - 1  # the two parameters of the Beta, added
     first = mean
     second = first * (mean * spread + 1) / (spread + 1)
     third = second * (mean * spread + 2) / (spread + 2)
@@ -146,4 +203,6 @@ def skewness(
         + 3 * squares * sizes * (second - third - first * within_variance)
         + sizes**3 * lean
     )
+    if deviations is not None:
+        k3, k2 = k3 + 3 * k2 * deviations + deviations**3, k2 + deviations**2
     return float(k3.sum()) / float(k2.sum()) ** 1.5

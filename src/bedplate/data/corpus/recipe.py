@@ -83,7 +83,8 @@ class MinHashSettings(Strict):
 
 
 class Dedup(Strict):
-    """exact: texts that are equal but for their white space; minhash: near-duplicates, or null for none."""
+    """exact: texts that are equal but for white space and Unicode's normal form; minhash: near-duplicates, or null for
+    none."""
 
     exact: bool = True
     minhash: MinHashSettings | None = MinHashSettings()

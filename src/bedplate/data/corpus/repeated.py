@@ -154,8 +154,9 @@ UNIQUE, EXACT, NEAR = 0, 1, 2
 
 
 def text_hash(text: str) -> tuple[int, int]:
-    """128 bits of a text that white space does not change."""
-    digest = hashlib.blake2b(" ".join(text.split()).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+    """128 bits of a text, the same for other white space and for accents written as characters of their own (NFD)."""
+    normal = " ".join(unicodedata.normalize("NFC", text).split())
+    digest = hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=16).digest()
     return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
 
 

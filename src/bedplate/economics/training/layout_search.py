@@ -100,7 +100,7 @@ class DoesNotFit(UsageError):
 def find_layout(job: TrainingJob, name: str = "the model") -> Fitted:
     """The layout of the shortest step that fits. Raises DoesNotFit, or UsageError where devices would stay idle."""
     shape, states, peak = job.shape, job.states, peak_of(job.device, job.precision)
-    batch = job.sequences * job.sequence_tokens
+    batch, usable_bytes = job.sequences * job.sequence_tokens, job.usable_bytes
     best: Fitted | None = None
     nearest: Fitted | None = None
 
@@ -111,12 +111,17 @@ def find_layout(job: TrainingJob, name: str = "the model") -> Fitted:
         layout, memory = _smallest(job, shape, states, degrees)
         if nearest is None or memory.total < nearest.bytes.total:
             nearest = fitted(layout, memory)
-        if memory.total > job.usable_bytes:
+        if memory.total > usable_bytes:
             continue
+        fits = None
         for variant in _variants(job, shape, degrees):
+            # A higher stage of ZeRO takes longer where a step has several micro-batches: not tried where a lower fits.
+            choice = (variant.micro_batch, variant.interleave, variant.recompute)
+            if choice == fits and variant.micro_batches > 1:
+                continue
             memory = device_bytes(shape, variant, states, job.sequence_tokens)
-            if memory.total <= job.usable_bytes:
-                candidate = fitted(variant, memory)
+            if memory.total <= usable_bytes:
+                candidate, fits = fitted(variant, memory), choice
                 if best is None or candidate.order < best.order:
                     best = candidate
     if best is not None:
@@ -184,17 +189,17 @@ def _degrees(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:
 
 
 def _variants(job: TrainingJob, shape: LayoutShape, degrees: DeviceLayout) -> Iterator[DeviceLayout]:
-    """What else is free once the devices are divided."""
+    """What else is free once the devices are divided; ZeRO's stages one after the other, the rest alike."""
     interleaves = [v for v in (1, 2, 4) if v == 1 or (degrees.pipeline > 1 and shape.layers >= degrees.pipeline * v)]
     # No more than a replica's share of the batch; and kernels are busy with this many tokens at once.
     max_size = math.ceil(job.sequences / degrees.data)
     sizes = [n for n in _MICRO_BATCHES if n == 1 or (n <= max_size and n * job.sequence_tokens <= _BUSY)]
     recomputes = _RECOMPUTE if job.sequence_tokens <= _SHORT else _RECOMPUTE[1:]
     zero = (1, 2, 3) if degrees.replicas > 1 else (0,)
-    for stage, size, interleave, recompute in itertools.product(zero, sizes, interleaves, recomputes):
+    for size, interleave, recompute, stage in itertools.product(sizes, interleaves, recomputes, zero):
         count = math.ceil(job.sequences / (degrees.data * size))
-        divided = replace(degrees, zero_stage=stage, recompute=recompute, interleave=interleave)
-        yield replace(divided, micro_batch=size, micro_batches=count)
+        shared = {"zero_stage": stage, "recompute": recompute, "interleave": interleave}
+        yield replace(degrees, **shared, micro_batch=size, micro_batches=count)
 
 
 def _powers(limit: int) -> list[int]:

@@ -59,6 +59,8 @@ if TYPE_CHECKING:
     from bedplate.adapters.lora import LoraConfig
 
 log = logging.getLogger("bedplate.inference")
+IDLE_SECONDS = 5.0
+"""After so long without a request the memory of rows is given back."""
 Compute = contextlib.AbstractContextManager[object]
 
 
@@ -407,16 +409,21 @@ class Engine(Closing):
 
     def _serve(self) -> None:
         error: BaseException = UsageError("the engine was closed before this request ended")
+        trimmed = True  # so long as only callers of `run` compute, whose thread is to be left alone
         try:
             while True:
                 with self._lock:
-                    while not (self._steps.busy or self._closed):
-                        self._lock.wait()
+                    seconds = None if trimmed else IDLE_SECONDS
+                    idle = not self._lock.wait_for(lambda: self._steps.busy or self._closed, seconds)
                     if self._closed:
                         break
                 with self._compute:
                     if self._steps.busy:
                         self._steps.step()
+                        trimmed = False
+                    elif idle:
+                        self._runner.trim()
+                        trimmed = True
         except BaseException as broken:  # callers must not wait for a thread that has ended
             log.exception("the engine's thread has failed; it takes no requests any more")
             error = broken

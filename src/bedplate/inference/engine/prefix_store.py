@@ -1,13 +1,11 @@
 """Assigns cache rows to jobs, and moves prefixes between rows and the prefix cache.
 
-A prefix that cannot be saved does not fail its request. A cache may renumber its rows when it grows; jobs learn their
-new numbers here. Used only by the thread that computes.
+A prefix that cannot be saved does not fail its request. Used only by the thread that computes.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
 
 from bedplate.inference.engine.checks import check_room
 from bedplate.inference.engine.requests.job import RequestJob
@@ -45,11 +43,11 @@ class CacheRows:
         }
         try:
             if self.cache.copies:
-                self.reserve(lengths)
+                self.cache.reserve(lengths)
             if self._row_contents.pop(job.row, None) != (namespace, key):
                 self.load(job.row, match)
             if not self.cache.copies:
-                self.reserve(lengths)
+                self.cache.reserve(lengths)
         except BaseException:
             self._jobs.pop(job.row)
             self.cache.free(job.row)
@@ -63,10 +61,10 @@ class CacheRows:
         lengths = {active_row: len(job.tokens) for active_row, job in self._jobs.items()} | {row: length}
         try:
             if self.cache.copies:
-                row = self.reserve(lengths).get(row, row)
+                self.cache.reserve(lengths)
             self.load(row, match)
             if not self.cache.copies:
-                self.reserve(lengths)
+                self.cache.reserve(lengths)
         except BaseException:
             self.cache.free(row)
             raise
@@ -81,16 +79,6 @@ class CacheRows:
             self._row_contents[job.row] = (namespace, job.key[: min(job.computed_tokens, len(job.key))])
         self.cache.free(job.row)
         job.row = None
-
-    def reserve(self, lengths: Mapping[int, int]) -> dict[int, int]:
-        """Makes room for rows of these lengths. Returns the new numbers of rows that moved for it."""
-        moved = self.cache.reserve(dict(lengths))
-        if moved:
-            self._row_contents.clear()
-            self._jobs = {moved[row]: job for row, job in self._jobs.items()}
-            for row, job in self._jobs.items():
-                job.row = row
-        return moved
 
     def forget(self) -> None:
         """Forgets which tokens the free rows still contain, because they are no longer valid."""

@@ -271,7 +271,7 @@ class Runner:
             alone = len(lengths) <= 1
             if alone or rows.cache.room(list(lengths.values())):
                 try:
-                    rows.reserve(lengths)
+                    rows.cache.reserve(lengths)
                     return work
                 except Exception:
                     if alone:
@@ -339,6 +339,13 @@ class Runner:
         self.leave(list(self.active))
         if self._rows is not None:
             self._rows.forget()
+
+    @torch.inference_mode()
+    def trim(self) -> None:
+        """Gives the system the memory of rows, of which none is in use."""
+        if self._rows is not None:
+            self._rows.forget()
+            self._rows.cache.trim()
 
     # Pinned prefixes
 

@@ -11,7 +11,7 @@ from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.specs import TextSpec
-from bedplate.models.specs.cache import cache_layout
+from bedplate.models.specs.cache import row_layout
 
 STEP_TOKENS, ROWS = 512, 16
 """CPU defaults: more tokens per product gain nothing there."""
@@ -82,14 +82,15 @@ def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free:
 def open_caches(
     base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
 ) -> tuple[RadixTree, KVCache | None]:
-    """Opens the prefix cache and the running sequences' cache (None for an encoder). step: maximum tokens of a row in
-    one pass."""
+    """Opens the prefix cache and the running sequences' cache (None for an encoder). paged: in blocks, unless all
+    layers keep states, of which there are no blocks. step: maximum tokens of a row in one pass."""
     if not base.causal:
         return RadixTree(cache_bytes), None
-    if not paged:
+    layout = row_layout(base.spec)
+    if not paged or all(layer_cache.of_sequence for layer_cache in layout):
         slots = SlotCache(base.spec, base.dtype, base.device, slot_bytes, step)
         return RadixTree(cache_bytes, snapshots=bool(slots.states)), slots
-    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(layer.of_sequence for layer in cache_layout(base.spec)))
+    tree = RadixTree(cache_bytes, BLOCK, snapshots=any(layer_cache.of_sequence for layer_cache in layout))
     pool = cache_bytes + slot_bytes
     cache = PagedCache(
         base.spec, base.dtype, base.device, pool, step=step, reclaim=tree.reclaim, pinned=lambda: tree.pinned

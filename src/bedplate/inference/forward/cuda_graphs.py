@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -25,7 +26,8 @@ from bedplate.inference.forward.batch import FlatBatch, PassOutput
 from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.models.inputs import Inputs
-from bedplate.models.layers.grouped import by_torch
+from bedplate.models.layers.experts import ExpertLinear
+from bedplate.models.layers.grouped import torch_takes
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -35,15 +37,20 @@ Run = Callable[[], tuple[Tensor, Tensor]]
 """Launches a step: returns logits [M, V] and hidden states [M, D]."""
 Recorder = Callable[[Run], Run]
 """Records what a run launches, and returns its replay over the same memory; it may call the run."""
+_Shape = tuple[int, int, int]
+"""Rows, blocks of a row, adapter places."""
 MAX_RECORDINGS = 48
 """Size of the LRU cache of recordings."""
 MAX_ROWS = 64
+RETRY_STEPS = 1024
+"""Steps of one shape that run unrecorded after recording one failed: memory may be free again by then."""
 
 
 class CudaRecorder:
-    """Records CUDA graphs, which share one memory pool for intermediate tensors."""
+    """Records CUDA graphs, which share one memory pool for intermediate tensors: it ends with the last of them."""
 
-    _pool: Any = None
+    def __init__(self) -> None:
+        self._graphs: WeakSet[Any] = WeakSet()
 
     def __call__(self, run: Run) -> Run:
         side = torch.cuda.Stream()
@@ -51,10 +58,10 @@ class CudaRecorder:
         with torch.cuda.stream(side):
             run()  # a run before recording creates kernels, handles and workspaces
         torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool):
+        graph, other = torch.cuda.CUDAGraph(), next(iter(self._graphs), None)
+        with torch.cuda.graph(graph, pool=None if other is None else other.pool()):
             outputs = run()
-        self._pool = graph.pool()
+        self._graphs.add(graph)
 
         def replay() -> tuple[Tensor, Tensor]:
             graph.replay()
@@ -81,7 +88,9 @@ class RecordedDecode:
 
     def __init__(self, model: Model, cache: PagedCache, record: Recorder, bank: Bank | None = None) -> None:
         self._model, self._cache, self._record, self._bank = model, cache, record, bank
-        self._recordings: dict[tuple[int, int, int], Recording] = {}
+        self._recordings: dict[_Shape, Recording] = {}
+        self._unrecorded_steps: dict[_Shape, int] = {}
+        """Steps that are still to run unrecorded, of shapes whose recording failed."""
         self._version = 0
         """The version of the tensors that recordings with adapters read."""
         self.reason = unrecordable(model, cache)
@@ -107,6 +116,9 @@ class RecordedDecode:
         block = self._cache.block
         rows, blocks = power_of_two(N), power_of_two(max(-(-span.end // block) for span in batch.spans))
         key = rows, blocks, places
+        if self._unrecorded_steps.get(key):
+            self._unrecorded_steps[key] -= 1
+            return None
         transfer, padding = HostToDevice(self._cache.device), [0] * (rows - N)
         tokens = transfer.add([[*batch.tokens, *padding]])
         positions = transfer.add([[*(span.start for span in batch.spans), *padding]])
@@ -123,7 +135,7 @@ class RecordedDecode:
                     hidden_MD = self._model(inputs, cache=attend).hidden[0]
                 return self._model.head(hidden_MD).float(), hidden_MD
 
-            recording = self._recorded(transfer, run)
+            recording = self._recorded(key, transfer, run)
             if recording is None:
                 return None
         else:
@@ -154,16 +166,20 @@ class RecordedDecode:
             self._recordings = {key: recording for key, recording in self._recordings.items() if not key[2]}
         return places
 
-    def _recorded(self, transfer: HostToDevice, run: Run) -> Recording | None:
+    def _recorded(self, key: _Shape, transfer: HostToDevice, run: Run) -> Recording | None:
         try:
             return Recording(transfer.sent, self._record(run))
         except RuntimeError as error:
-            self.reason = f"recording one failed ({str(error).splitlines()[0]})"
-            log.warning("decode steps are not recorded: %s", self.reason)
+            if key not in self._unrecorded_steps:
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+                shape = "{} rows, {} blocks a row, {} adapter places".format(*key)
+                log.warning("decode steps of %s are not recorded for a while: recording one failed (%s)", shape, reason)
+            self._unrecorded_steps[key] = RETRY_STEPS
             return None
 
     def forget(self) -> None:
         self._recordings.clear()
+        self._unrecorded_steps.clear()
 
 
 def unrecordable(model: Model, cache: PagedCache) -> str | None:
@@ -177,7 +193,7 @@ def unrecordable(model: Model, cache: PagedCache) -> str | None:
         return "its layers keep states"
     if cache.latents:
         return "its attention is over latents"
-    experts = any(spec.has_experts(layer) for layer in range(spec.layers))
-    if experts and not by_torch(next(model.parameters())):
+    experts = (module.weight for module in model.modules() if isinstance(module, ExpertLinear))
+    if not all(torch_takes(weight_EOI, weight_EOI) for weight_EOI in experts):
         return "its experts' tokens are counted by the host"
     return None

@@ -10,9 +10,10 @@ keys a sequence may see, M layers of one size, G key-value heads, H query heads,
 
 from __future__ import annotations
 
-from bisect import bisect_right
+import math
+import mmap
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import NamedTuple, Protocol
 from weakref import ref
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.errors import UsageError
+from bedplate.core.memory import forget_pages, zeros_on_demand
 from bedplate.inference.forward.cache_ops import write_kv
 from bedplate.inference.forward.host_to_device import DeviceTensors, HostToDevice, Numbers
 from bedplate.inference.forward.radix import Segment
@@ -102,14 +104,13 @@ class CachedAttend(Attend, CrossAttend, Protocol):
 class KVCache(Protocol):
     """The cache of running sequences' keys and values. Rows are numbers; a row's tokens are at positions 0, 1, 2 …
 
-    reserve: makes room for so many tokens in each of these rows; returns {}, or the new number of each where rows were
-    renumbered, which loses the contents of all others. rewinds: whether the row can continue from position `to`, as if
-    it had no later tokens. save: copies tokens begin … end of a row for the prefix cache, of the first `depth` layers
-    or all; None where the row no longer has them all; snapshot: with the row's states, where they are those after the
-    last token. load: writes the first `count` tokens of a segment as the row's tokens from `begin` on. attend:
-    attention of a flat batch [1, N] of these spans, each to its row's earlier tokens and causally to itself; its
-    indices go to the device with the transfer. commit: ends the pass over the spans last attended, and keeps what it
-    computed.
+    reserve: makes room for so many tokens in each of these rows; all others may lose their contents. rewinds: whether
+    the row can continue from position `to`, as if it had no later tokens. save: copies tokens begin … end of a row for
+    the prefix cache, of the first `depth` layers or all; None where the row no longer has them all; snapshot: with the
+    row's states, where they are those after the last token. load: writes the first `count` tokens of a segment as the
+    row's tokens from `begin` on. attend: attention of a flat batch [1, N] of these spans, each to its row's earlier
+    tokens and causally to itself; its indices go to the device with the transfer. commit: ends the pass over the spans
+    last attended, and keeps what it computed. trim: gives back the memory that is not needed while no row is in use.
     """
 
     block: int
@@ -138,7 +139,7 @@ class KVCache(Protocol):
         """Whether rows of these lengths fit together."""
         ...
 
-    def reserve(self, lengths: dict[int, int]) -> dict[int, int]: ...
+    def reserve(self, lengths: Mapping[int, int]) -> None: ...
     def rewinds(self, row: int, to: int) -> bool: ...
     def save(
         self, row: int, begin: int, end: int, depth: int | None = None, snapshot: bool = True
@@ -147,11 +148,17 @@ class KVCache(Protocol):
     def free(self, row: int) -> None: ...
     def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend: ...
     def commit(self) -> None: ...
+    def trim(self) -> None: ...
     def close(self) -> None: ...
 
 
 class SlotCache:
     """One contiguous slot per running sequence; all slots have the same capacity, which grows with the longest.
+
+    On a processor a slot takes no memory for capacity that was never written: pages are provided on demand (vAttention,
+    https://arxiv.org/abs/2405.04437). So rows of all lengths fit together, a short row beside a long one costs what it
+    contains, and growth copies only what rows contain. What rows that are not in use still contain is given back where
+    `limit_bytes` would be exceeded, and all of it by `trim`.
 
     Keys and values of the layers of one `Store` are one tensor [M, R, G, C, D], first layers first, so that saving or
     loading a prefix is one copy. C is the capacity, or under a window what is read and saved of it (`_ring`). A latent
@@ -173,16 +180,21 @@ class SlotCache:
         self.forgets = any(layer_cache.window is not None for layer_cache in self._layout)
         self.token_bytes = self.saved_bytes(None)
         self.limit_bytes = limit_bytes
+        self._on_demand = device.type == "cpu"
+        self._window_bytes = Counter[int | None]()
+        """Bytes of a token in the layers of each window."""
+        for store, count in self._stores(None).items():
+            self._window_bytes[store.window] += count * store.heads * store.size * dtype.itemsize
         self.rows = self.capacity = 0
         self._data: dict[Store, Tensor] = {}
         self._ends: dict[int, int] = {}
-        # How far each row was ever written, and which rows contain other rows' tokens behind their own.
+        # How far each row is written, and which rows contain other rows' tokens behind their own.
         self._reach: dict[int, int] = {}
         self._stale: set[int] = set()
         self.latents = frozenset(entry.layer for entry in self._layout if entry.cache_type == "latent")
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._allocate(1, min(256, spec.sequence_length), ())
+        self.trim()
 
     def saved_bytes(self, depth: int | None) -> int:
         return sum(layer_cache.values for layer_cache in self._of(depth)) * self.dtype.itemsize
@@ -199,56 +211,95 @@ class SlotCache:
         step, which the prefix cache may not have saved yet."""
         return capacity if window is None else min(capacity, window + 2 * self.step)
 
-    def _bytes(self, rows: int, capacity: int) -> int:
-        stores = self._stores(None).items()
-        values_per_row = sum(n * store.heads * store.size * self._ring(store.window, capacity) for store, n in stores)
-        return rows * (values_per_row * self.dtype.itemsize + self.states.nbytes)
+    def _bytes(self, lengths: Collection[int]) -> int:
+        """The memory of rows of these lengths."""
+        if not self._on_demand:
+            lengths = len(lengths) * [max(lengths, default=0)]
+        per_window = (
+            n * (sum(lengths) if window is None else sum(self._ring(window, length) for length in lengths))
+            for window, n in self._window_bytes.items()
+        )
+        return sum(per_window) + len(lengths) * self.states.nbytes
 
     def room(self, lengths: Sequence[int]) -> bool:
-        """Whether rows of these lengths fit: one always does; more while all rows at the longest length stay under the
-        limit."""
-        return len(lengths) <= 1 or self._bytes(len(lengths), max(lengths)) <= self.limit_bytes
+        """Whether rows of these lengths fit: one always does; more while they stay under the limit."""
+        return len(lengths) <= 1 or self._bytes(lengths) <= self.limit_bytes
 
-    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+    def reserve(self, lengths: Mapping[int, int]) -> None:
         rows, longest = max(lengths, default=0) + 1, max(lengths.values(), default=0)
-        if rows <= self.rows and longest <= self.capacity:
-            return {}
-        wanted_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
-        new_capacity = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
-        new_capacity = max(longest, min(new_capacity, self._spec.sequence_length))
-        if self._bytes(wanted_rows, new_capacity) <= self.limit_bytes:
-            self._allocate(wanted_rows, new_capacity, list(range(self.rows)))
-            return {}
-        # Doubling would exceed the limit: allocates just what is needed, with the live rows moved together.
-        fitting = bisect_right(range(1, new_capacity + 1), self.limit_bytes, key=lambda n: self._bytes(len(lengths), n))
-        live_rows = [row for row in sorted(lengths) if row < self.rows]
-        self._allocate(len(lengths), max(longest, fitting), live_rows)
-        moved = {row: number for number, row in enumerate(sorted(lengths))}
-        self._ends, self._reach = (
-            {moved[row]: end for row, end in ends.items() if row in moved} for ends in (self._ends, self._reach)
-        )
-        self._stale = {moved[row] for row in self._stale & moved.keys()}
-        return moved
+        if rows > self.rows or longest > self.capacity:
+            for row in self._reach.keys() - lengths.keys():
+                self._reach.pop(row)
+            new_rows = self.rows if rows <= self.rows else max(rows, 2 * self.rows)
+            new_capacity = self.capacity if longest <= self.capacity else max(longest, 2 * self.capacity)
+            new_capacity = max(longest, min(new_capacity, self._spec.sequence_length))
+            if not self._on_demand and self._bytes(new_rows * [new_capacity]) > self.limit_bytes:
+                new_rows, new_capacity = rows, longest
+            self._allocate(new_rows, new_capacity)
+        if self._on_demand:
+            self._release(lengths)
 
-    def _allocate(self, rows: int, capacity: int, live_rows: Sequence[int]) -> None:
-        new_data: dict[Store, Tensor] = {}  # replaced together, so that an out-of-memory error changes nothing
-        for store, count in self._stores(None).items():
-            C = self._ring(store.window, capacity)
-            # Zeroed: masked positions enter products, where NaN of uninitialized memory would spread.
-            data = torch.zeros(count, rows, store.heads, C, store.size, dtype=self.dtype, device=self.device)
-            if store in self._data:
-                # A ring whose size changes with the capacity has not wrapped around: positions keep their places.
-                shared = min(C, self._data[store].shape[3])
-                for number, row in enumerate(live_rows):
-                    data[:, number, :, :shared] = self._data[store][:, row, :, :shared]
-            new_data[store] = data
-        self.states.reserve(rows, live_rows)
+    def _allocate(self, rows: int, capacity: int) -> None:
+        """Replaces the data by larger data with the same contents; all of it at once, so that an out-of-memory error
+        changes nothing."""
+        new_data = {
+            store: self._zeros(count, rows, store.heads, self._ring(store.window, capacity), store.size)
+            for store, count in self._stores(None).items()
+        }
+        for store, old in self._data.items():
+            new = new_data[store]
+            # A ring whose size changes with the capacity has not wrapped around: positions keep their places.
+            shared = min(new.shape[3], old.shape[3])
+            for old_layer, new_layer in zip(old, new, strict=True):
+                for row, reach in self._reach.items():
+                    new_layer[row, :, : min(shared, reach)] = old_layer[row, :, : min(shared, reach)]
+                if self._on_demand:  # at most one layer is there twice
+                    forget_pages(old_layer.data_ptr(), old_layer.nbytes)
+        self.states.reserve(rows)
         self._data = new_data
         self.rows, self.capacity = rows, capacity
         self.keys, self.values = layer_views(self._data, self._layout, self._spec.main.layers)
 
+    def _zeros(self, *shape: int) -> Tensor:
+        """Zeros: masked positions enter products, where NaN of uninitialized memory would spread."""
+        size = math.prod(shape) * self.dtype.itemsize
+        if not (self._on_demand and size):
+            return torch.zeros(shape, dtype=self.dtype, device=self.device)
+        return torch.frombuffer(zeros_on_demand(size), dtype=self.dtype).view(shape)
+
+    def _release(self, lengths: Mapping[int, int]) -> None:
+        """Gives back what rows that are not in use contain, then what others contain behind these lengths, until there
+        is room for rows of these lengths."""
+        reaches = self._reach | {row: max(length, self._reach.get(row, 0)) for row, length in lengths.items()}
+        if sum(reaches.values()) * self.token_bytes + len(reaches) * self.states.nbytes <= self.limit_bytes:
+            return  # without a look at windows
+        for row, reach in sorted(self._reach.items(), key=lambda written: written[0] in lengths):
+            if self._bytes(reaches.values()) <= self.limit_bytes:
+                return
+            if (begin := lengths.get(row, 0)) < reach:
+                self._discard(row, begin, reach)
+                self._reach[row] = reaches[row] = begin
+
+    def _discard(self, row: int, begin: int, end: int) -> None:
+        """Zeroes a row's places from `begin` to before `end`, and gives back their whole pages."""
+        for data in self._data.values():
+            # In a ring that has wrapped around, a row of fewer tokens than it has places left what lies behind them.
+            last, edge = min(end, data.shape[3]), mmap.PAGESIZE // (data.shape[4] * data.element_size()) + 1
+            if begin >= last:
+                continue
+            data[:, row, :, begin : min(begin + edge, last)] = 0
+            data[:, row, :, max(begin, last - edge) : last] = 0
+            for heads in data[:, row]:
+                for places in heads[:, begin:last]:
+                    forget_pages(places.data_ptr(), places.nbytes)
+
+    def trim(self) -> None:
+        self._data, self._reach, self._ends, self._stale = {}, {}, {}, set()
+        self.states.close()
+        self._allocate(1, min(256, self._spec.sequence_length))
+
     def rewinds(self, row: int, to: int) -> bool:
-        if to and not self.states.is_at(row, to):
+        if to > self._reach.get(row, 0) or (to and not self.states.is_at(row, to)):
             return False
         return all(self._has(row, max(to - store.window + 1, 0), store) for store in self._data if store.window)
 
@@ -289,7 +340,7 @@ class SlotCache:
                 data[: len(part), row].index_copy_(2, at, part[..., skipped:count, :])
 
     def free(self, row: int) -> None:
-        """Does nothing: a slot is cleared when another row reads it, unless that row begins with the same tokens."""
+        """Marks the slot: it is cleared when another row reads it, unless that row begins with the same tokens."""
         self._stale.add(row)
 
     def _clear(self, span: Span) -> None:

@@ -15,7 +15,7 @@ heads, H query heads, D features of one head, V of its value.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
@@ -178,14 +178,13 @@ class PagedCache:
         count = self._count(length)
         return count if window is None else min(count, self._max_blocks(window))
 
-    def reserve(self, lengths: dict[int, int]) -> dict[int, int]:
+    def reserve(self, lengths: Mapping[int, int]) -> None:
         if self.states and max(lengths, default=-1) >= self.states.rows:
             self.states.reserve(max(max(lengths) + 1, 2 * self.states.rows))
         for row, length in lengths.items():
             tables = self._row(row)
             if None in tables:
                 self._grow(tables[None], None, length)
-        return {}
 
     def _row(self, row: int) -> dict[int | None, list[int]]:
         if row not in self._tables:
@@ -277,6 +276,9 @@ class PagedCache:
 
     def commit(self) -> None:
         self.states.commit()
+
+    def trim(self) -> None:
+        """Does nothing: the pools are allocated as a whole."""
 
     def close(self) -> None:
         self._data, self.keys, self.values, self.pools, self._tables = {}, [], [], {}, {}

@@ -58,16 +58,14 @@ class RecurrentStates:
         layers = zip(self._layout, self._dtypes, strict=True)
         return sum(entry.values * dtype.itemsize for entry, dtype in layers if depth is None or entry.layer < depth)
 
-    def reserve(self, rows: int, live_rows: Sequence[int] | None = None) -> None:
-        """Makes room for so many rows, the first of which take the states of `live_rows` (None: all as they are)."""
-        live_rows = range(self.rows) if live_rows is None else live_rows
+    def reserve(self, rows: int) -> None:
+        """Makes room for so many rows, which keep their states."""
         new_data: list[Tensor] = []  # replaced together, so that an out-of-memory error changes nothing
         for number, (layer_cache, dtype) in enumerate(zip(self._layout, self._dtypes, strict=True)):
             new_data.append(torch.zeros(rows, *_shape(layer_cache), dtype=dtype, device=self._device))
-            for to, row in enumerate(live_rows if self._data else ()):
-                new_data[number][to] = self._data[number][row]
+            for old_data in self._data[number : number + 1]:
+                new_data[number][: len(old_data)] = old_data[:rows]
         self._data = new_data
-        self._at = {to: self._at[row] for to, row in enumerate(live_rows) if row in self._at}
         self.rows = rows
 
     def is_at(self, row: int, position: int) -> bool:

@@ -23,7 +23,14 @@ from bedplate.evaluation.suites import need_suite
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
 from bedplate.models.specs.split import Recompute
-from bedplate.training.config import DtypeChoice, Fraction, ParallelConfig, RouterConfig, ScheduleName
+from bedplate.training.config import (
+    DtypeChoice,
+    Fraction,
+    ParallelConfig,
+    RouterConfig,
+    ScheduleName,
+    check_schedule,
+)
 from bedplate.training.objectives import check_objective, objective_of
 
 if TYPE_CHECKING:
@@ -181,6 +188,11 @@ class SchedulePart(Strict):
     warmup: Fraction = 0.02
     decay: Fraction = 0.2
     final: Fraction = 0.0
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        check_schedule(self.name, self.warmup, self.decay)
+        return self
 
 
 class CheckpointsPart(Strict):

@@ -1,5 +1,5 @@
 """/admin/skins loads, replaces and unloads skins while the server runs; /admin/routes reports on each route and its
-versions. Both need an admin key on a server with keys.
+versions, and changes their weights. Both need an admin key on a server with keys.
 
 A skin is taken from the configured `skins_directory` only: nothing is uploaded, unpacked or fetched. It is read and
 verified whole before anything is registered. Replacing a name is one step: calls that began before end on the old
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from fastapi import APIRouter
+from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import BedplateError, RequestError
@@ -24,6 +25,7 @@ from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.http_errors import StatusError
 from bedplate.serving.schemas.openai_fields import RequestFields
 from bedplate.serving.schemas.strict_json import json_response
+from bedplate.serving.settings.server_config import Weight
 from bedplate.skins.files import read_card
 
 router = APIRouter(prefix="/admin/skins")
@@ -108,6 +110,28 @@ async def delete_skin(call: ApiCall) -> Response:
 async def list_routes(call: ApiCall) -> Response:
     names = call.server.part(VersionRouter).names()
     return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
+
+
+class RouteRequest(RequestFields):
+    """PUT /admin/routes/NAME. versions: model name → weight, in place of those that the route has."""
+
+    versions: Annotated[dict[str, Weight], Field(min_length=1, max_length=100)]
+
+
+@routes.put("/{name:path}")
+@answers("admin")
+async def put_route(call: ApiCall, request: RouteRequest) -> Response:
+    """Sets a route's versions and weights under traffic. Counts, pairs and the verdict go on."""
+    router = call.server.part(VersionRouter)
+    return json_response(await asyncio.to_thread(router.change, call.request.path_params["name"], request.versions))
+
+
+@routes.post("/{name:path}/rollback")
+@answers("admin")
+async def roll_back_route(call: ApiCall) -> Response:
+    """Takes the last change of a route's weights back."""
+    router = call.server.part(VersionRouter)
+    return json_response(await asyncio.to_thread(router.roll_back, call.request.path_params["name"]))
 
 
 @routes.get("/{name:path}")

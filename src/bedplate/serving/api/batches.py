@@ -26,7 +26,8 @@ router = APIRouter(prefix="/v1")
 
 UPLOAD_SECONDS = 600.0
 MAX_NAME = 255
-_SPOOLED_BYTES = MultiPartParser.spool_max_size
+_SPOOLED_BYTES = 64 * 1024
+"""What is in memory of a file that arrives; more of it goes to a temporary file."""
 _FORM_BYTES = 64 * 1024
 """What a form may hold beside the file: boundaries, headers, the purpose."""
 
@@ -43,9 +44,8 @@ ORDER = {"enum": ["asc", "desc"]}
 @answers("files")
 async def upload(call: ApiCall) -> Response:
     limits, store = call.server.config.batches, call.server.part(Batches).store
-    call.reservation.reserve(min(_SPOOLED_BYTES, call.server.config.limits.body_bytes))
     with await asyncio.to_thread(store.arriving, call.caller.tenant) as arriving:
-        form = await _form(call.request, limits.file_bytes, arriving.add)
+        form = await _form(call, limits.file_bytes, arriving.add)
         try:
             file = _batch_file(form)
             if (file.size or 0) > limits.file_bytes:
@@ -148,15 +148,15 @@ def clean_name(name: str) -> str:
     return printable[:MAX_NAME] if printable.strip(".") else "file"
 
 
-async def _form(request: Request, limit: int, on_bytes: Callable[[int], None]) -> FormData:
+async def _form(call: ApiCall, limit: int, on_bytes: Callable[[int], None]) -> FormData:
     """The multipart form. StatusError 413 while it is still arriving, 408 when it is too slow."""
-    content_type = request.headers.get("content-type", "")
+    content_type = call.request.headers.get("content-type", "")
     if content_type.partition(";")[0].strip().lower() != "multipart/form-data":
         message = "send multipart/form-data with the fields purpose and file"
         raise StatusError(415, message, "unsupported_media_type")
-    parser = MultiPartParser(
-        request.headers, _limited(request, limit, on_bytes), max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8
-    )
+    chunks = _limited(call, limit, on_bytes)
+    parser = MultiPartParser(call.request.headers, chunks, max_files=1, max_fields=8, max_part_size=_FORM_BYTES // 8)
+    parser.spool_max_size = _in_memory(call)
     try:
         async with asyncio.timeout(UPLOAD_SECONDS):
             return await parser.parse()
@@ -168,12 +168,17 @@ async def _form(request: Request, limit: int, on_bytes: Callable[[int], None]) -
         raise RequestError(f"the form cannot be read: {error}", code="invalid_form") from None
 
 
-async def _limited(request: Request, limit: int, on_bytes: Callable[[int], None]) -> AsyncGenerator[bytes]:
-    size = 0
-    async for chunk in request.stream():
+def _in_memory(call: ApiCall) -> int:
+    return min(_SPOOLED_BYTES, call.server.config.limits.body_bytes)
+
+
+async def _limited(call: ApiCall, limit: int, on_bytes: Callable[[int], None]) -> AsyncGenerator[bytes]:
+    size, in_memory = 0, _in_memory(call)
+    async for chunk in call.request.stream():
         size += len(chunk)
         if size > limit + _FORM_BYTES:
             raise _too_large(limit)
+        call.reservation.reserve(min(size, in_memory) - min(size - len(chunk), in_memory))
         on_bytes(max(size - _FORM_BYTES, 0) - max(size - len(chunk) - _FORM_BYTES, 0))
         yield chunk
 

@@ -115,12 +115,13 @@ def digest(key: str) -> str:
 
 
 def read_keys(path: Path) -> KeysFile:
-    """The file's keys. ConfigError where it does not validate, or others than its owner may read or write it."""
+    """The file's keys. ConfigError where it does not validate, or where others than its owner may open it; a file of
+    root's may be readable by a group, as mounted secrets are (the rule of PostgreSQL for its private key)."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
     except OSError as error:
         raise ConfigError(f"{path}: the keys file cannot be read: {error.strerror}; `bedplate keys create`") from error
-    if stat.S_IMODE(mode) & 0o077:
+    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 != os.geteuid() else 0o077):
         raise ConfigError(f"{path}: others than its owner may open the keys file; `chmod 600 {path}`")
     return load_config(path, KeysFile)
 

@@ -104,12 +104,16 @@ _BODY = "\0"
 """Stands for a reply's body in its line; no JSON text holds it."""
 
 
+def _escaped(match: re.Match[str]) -> str:
+    return json.dumps(match[0])[1:-1]
+
+
 def answered_line(custom_id: str, reply: SelfReply) -> str:
     """A line of the output or error file with a reply, whose JSON is put in as it is: reading and writing a large one
     would hold the interpreter for long."""
     content = reply.content.decode() if reply.content else "null"
     pieces = (content[start : start + PIECE_BYTES] for start in range(0, len(content), PIECE_BYTES))
-    body = "".join(_BEYOND_ASCII.sub(lambda match: json.dumps(match[0])[1:-1], piece) for piece in pieces)
+    body = "".join(piece if piece.isascii() else _BEYOND_ASCII.sub(_escaped, piece) for piece in pieces)
     response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": _BODY}
     before, _, after = _line(custom_id, response=response).rpartition(json.dumps(_BODY))
     return f"{before}{body}{after}"

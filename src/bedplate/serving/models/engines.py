@@ -160,6 +160,7 @@ def _engine(
         max_waiting=config.limits.max_waiting,
         adapters=slots,
         cache_bytes=config.limits.cache_bytes,
+        slot_bytes=config.limits.slot_bytes,
         speculate=resident_base.config.speculate,
         compute=compute,
     )

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import logging
+import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
@@ -15,10 +16,13 @@ from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pydantic import ValidationError
 from starlette.types import ASGIApp
 
-from bedplate.core.errors import UnknownModelError
+from bedplate.core.errors import RequestError, UnknownModelError, UsageError
+from bedplate.core.files import atomic_write, read_text
 from bedplate.serving.callers.caller_guard import Caller
+from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.request.server_state import FinishedCall, ServerState, SilentObserver, self_call
 from bedplate.serving.rollout.verdict import (
@@ -138,6 +142,8 @@ class Shadows:
 
 MOST_KEPT = 10_000
 """Calls, and pairs, that a route remembers: in memory, the last ones."""
+ROUTES_FILE = "routes.json"
+"""In the state directory: weights that were set while the server ran. A restart must not undo a rollback."""
 _MIRRORED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/messages"))
 
 
@@ -153,6 +159,10 @@ class _Observation:
 @dataclass
 class _Route:
     config: RouteConfig
+    previous: dict[str, float] | None = None
+    """The weights before the last change."""
+    file_config: RouteConfig = field(init=False)
+    """The route as the server's file has it."""
     calls: Counter[str] = field(default_factory=Counter[str])
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
     observations: deque[_Observation] = field(default_factory=lambda: deque[_Observation](maxlen=MOST_KEPT))
@@ -160,6 +170,14 @@ class _Route:
     verdict: OnlineVerdict | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Outcomes of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
+
+    def __post_init__(self) -> None:
+        self.file_config = self.config
+
+    def set_versions(self, versions: Mapping[str, float], previous: dict[str, float] | None) -> None:
+        """Counts, pairs and the verdict go on. ValidationError for weights that the route cannot have."""
+        self.config = RouteConfig.model_validate({**self.config.model_dump(), "versions": dict(versions)})
+        self.previous = previous
 
 
 class VersionRouter(Collector):
@@ -177,6 +195,83 @@ class VersionRouter(Collector):
             if route.config.verdict is not None:
                 route.verdict = OnlineVerdict(route.config.verdict, route.config.shadow)
         self._shadows = Shadows(state)
+        self._directory = state.part(StateDirectory)
+        self._changing = threading.RLock()
+        self._restore()
+
+    # --- weights that change while the server runs
+
+    def change(self, name: str, versions: Mapping[str, float]) -> dict[str, Any]:
+        """Sets the versions of a route and their weights for all calls from now on, and returns the report.
+
+        StatusError 404 for no route, 503 where the change cannot be saved; RequestError for weights that cannot be.
+        """
+        route = self._route(name)
+        missing = [version for version in versions if version not in self._registry.models]
+        if missing:
+            message = f"versions: {missing[0][:80]!r} is not served; load it first (POST /admin/skins)"
+            raise RequestError(message, param="versions", code="version_not_served")
+        with self._changing:
+            before, earlier = route.config, route.previous
+            if versions != before.versions:  # a request that is sent again must not lose `previous`
+                try:
+                    route.set_versions(versions, before.versions)
+                    self._save()
+                except ValidationError as error:
+                    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    raise RequestError(message, param="versions", code="invalid_versions") from error
+                except BaseException:
+                    route.config, route.previous = before, earlier
+                    raise
+                log.info("the route %s now has the weights %s; it had %s", name, dict(versions), before.versions)
+            return self.report(name)
+
+    def roll_back(self, name: str) -> dict[str, Any]:
+        """Takes the last change back; a second call takes this one back. StatusError 404, 409 without a change."""
+        with self._changing:
+            previous = self._route(name).previous
+            if previous is None:
+                raise StatusError(409, f"the weights of {name!r} have not been changed", "no_previous", "name")
+            return self.change(name, previous)
+
+    def _save(self) -> None:
+        changed = {
+            name: {
+                "file": route.file_config.model_dump(mode="json"),
+                "versions": route.config.versions,
+                "previous": route.previous,
+            }
+            for name, route in self._routes.items()
+            if route.previous is not None
+        }
+        atomic_write(self._directory.acquire() / ROUTES_FILE, json.dumps(changed, indent=1))
+
+    def _restore(self) -> None:
+        """Applies weights that were set at run time before a restart, unless the server's file was edited since."""
+        path = self._directory.path / ROUTES_FILE
+        if not self._routes or not path.exists():
+            return
+        try:
+            changed: dict[str, Any] = json.loads(read_text(path))
+            for name, saved in changed.items():
+                route = self._routes.get(name)
+                if route is None:
+                    continue
+                if saved["file"] != route.file_config.model_dump(mode="json"):
+                    log.warning(
+                        "the route %s was edited in the server's file: weights set at run time are dropped", name
+                    )
+                    continue
+                route.set_versions(saved["versions"], saved["previous"])
+                log.warning("the route %s has the weights %s, which were set at run time", name, saved["versions"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UsageError(f"{path}: cannot be read ({error}); delete it to start with the server's file") from error
+
+    def _route(self, name: str) -> _Route:
+        route = self._routes.get(name)
+        if route is None:
+            raise StatusError(404, f"there is no route {name[:80]!r}", "route_not_found", "name")
+        return route
 
     # --- on the way in
 
@@ -270,10 +365,9 @@ class VersionRouter(Collector):
 
     def report(self, name: str) -> dict[str, Any]:
         """Everything that is known of a route. It takes a while where there are many pairs. StatusError 404."""
-        route = self._routes.get(name)
-        if route is None:
-            raise StatusError(404, f"there is no route {name[:80]!r}", "route_not_found", "name")
+        route = self._route(name)
         config, whole = route.config, sum(route.config.versions.values())
+        weights = {**config.versions, **{version: 0.0 for version in route.calls if version not in config.versions}}
         targets = {key: None if text is None else answer_digest(text) for key, text in dict(self._feedback()).items()}
         observations = list(route.observations)
         shadow = None
@@ -293,8 +387,9 @@ class VersionRouter(Collector):
                     "seconds": route.seconds[version] / route.calls[version] if route.calls[version] else None,
                     "correctness": _judged([o for o in observations if o.version == version], targets),
                 }
-                for version, weight in config.versions.items()
+                for version, weight in weights.items()
             ],
+            "previous": route.previous,
             "shadow": shadow,
             "verdict": None if route.verdict is None else route.verdict.report(Digests(self._feedback())),
         }

@@ -252,7 +252,7 @@ def create_app(state: ServerState) -> FastAPI:
         state.watchers.append(telemetry.watch)
         state.services.append(telemetry)
     if state.config.cors:
-        methods = ("GET", "POST", "DELETE")
+        methods = ("GET", "POST", "PUT", "DELETE")
         settings: Json = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
         app.add_middleware(CORSMiddleware, allow_origins=list(state.config.cors), **settings)
     app.add_middleware(Origins, state=state)

@@ -199,8 +199,8 @@ class LimitsConfig(Strict):
 
     adapters: skins with weights that one base holds at once, and prompt_skins: those without; more may be registered,
     and come and go as they are asked for. prefix_bytes: what the skins' computed prompt beginnings may take.
-    cache_bytes: what each engine keeps of other prompts' keys and values; by default what the memory allows
-    (`engine_sizes`).
+    cache_bytes: what each engine keeps of other prompts' keys and values, and slot_bytes: what those of running
+    requests may take, of which the youngest wait for room; by default what the memory allows (`engine_sizes`).
     """
 
     body_bytes: Annotated[int, Field(ge=1024)] = BODY_LIMIT
@@ -211,6 +211,7 @@ class LimitsConfig(Strict):
     prompt_skins: Annotated[int, Field(ge=1)] = 512
     prefix_bytes: Annotated[int, Field(ge=0)] = 256 * 1024 * 1024
     cache_bytes: Annotated[int, Field(ge=0)] | None = None
+    slot_bytes: Annotated[int, Field(ge=1)] | None = None
     url_bytes: Annotated[int, Field(ge=256)] = 8 * 1024
     header_bytes: Annotated[int, Field(ge=1024, le=128 * 1024)] = 32 * 1024
 

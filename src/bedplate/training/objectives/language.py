@@ -9,14 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.models.decoder import Decoder
 from bedplate.models.device_memory import sent
 from bedplate.models.layers.attention import Attend
-from bedplate.training.batch import NO_TARGET, PackedBatch
+from bedplate.training.batch import PackedBatch
 from bedplate.training.objectives.objective import AnyModel, Models, Term, TextObjective
 from bedplate.training.objectives.token_term import targets_term, token_losses
 
@@ -30,17 +29,8 @@ class MultiTokenPrediction:
     weight: float = 0.3
 
     def terms(self, batch: PackedBatch) -> dict[str, tuple[Tensor, Tensor]]:
-        """For each module's term, the positions of its targets in the flattened rows, and the targets. Reads the batch,
-        which determines their number."""
-        targets_by_term: dict[str, tuple[Tensor, Tensor]] = {}
-        for number in range(1, self.modules + 1):
-            targets_BT = torch.full_like(batch.targets, NO_TARGET)
-            inside = batch.segments[:, number:] == batch.segments[:, :-number]
-            targets_BT[:, :-number] = torch.where(inside, batch.targets[:, number:], NO_TARGET)
-            targets = targets_BT.reshape(-1)
-            learned = (targets != NO_TARGET).nonzero().squeeze(1)
-            targets_by_term[f"further_{number}"] = (learned, targets.index_select(0, learned))
-        return targets_by_term
+        """For each module's term, the positions of its targets in the flattened rows, and the targets."""
+        return {f"further_{number}": batch.further_targets(number) for number in range(1, self.modules + 1)}
 
 
 class NextToken(TextObjective):
@@ -55,16 +45,12 @@ class NextToken(TextObjective):
         if not 0 <= z < float("inf"):
             raise ConfigError(f"{self.name}: z is {z}: it must be 0 or a positive number")
         self._multi_token, self._z = further, z
-        self._terms: dict[tuple[str, ...], dict[str, tuple[Tensor, Tensor]]] = {}
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
-        """The number of targets. The target positions read here are kept for the forward pass, when the batch may be on
-        a device."""
-        weights = {self.name: float(batch.target_count)}
-        if self._multi_token is None:
-            return weights
-        terms = self._terms[batch.ids] = self._multi_token.terms(batch)
-        return weights | {name: float(len(learned)) for name, (learned, _) in terms.items()}
+        """The number of targets of each term."""
+        further_terms = {} if self._multi_token is None else self._multi_token.terms(batch)
+        further_weights = {name: float(len(learned)) for name, (learned, _) in further_terms.items()}
+        return {self.name: float(batch.target_count), **further_weights}
 
     def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
         model = models["policy"]
@@ -81,8 +67,7 @@ class NextToken(TextObjective):
         assert multi_token is not None
         if not isinstance(model, Decoder) or len(model.predictions) != multi_token.modules:
             raise UsageError(f"{multi_token.modules} modules are to predict further tokens; this model has others")
-        states, cached_terms = model.predict_ahead(hidden_BTD, batch.inputs, attend), self._terms.pop(batch.ids, None)
-        terms = multi_token.terms(batch) if cached_terms is None else cached_terms
+        states, terms = model.predict_ahead(hidden_BTD, batch.inputs, attend), multi_token.terms(batch)
         losses: dict[str, Term] = {}
         for state_BTD, (name, positions_and_targets) in zip(states, terms.items(), strict=True):
             learned, targets_N = (sent(tensor, hidden_BTD.device) for tensor in positions_and_targets)

@@ -88,6 +88,7 @@ _OLMO3 = {
     "windows": (4096, 4096, 4096, None),
 }
 
+LLAMA1 = "https://arxiv.org/abs/2302.13971"
 LLAMA2 = "https://arxiv.org/abs/2307.09288"
 LLAMA3 = "https://arxiv.org/abs/2407.21783"
 SMOLLM2 = "https://arxiv.org/abs/2502.02737"
@@ -112,6 +113,10 @@ DENSE: dict[str, Preset] = {
     "tinyllama-1.1b": Preset(
         llama2((2048, 22, 32, 4, 5632), context_length=2048), "https://arxiv.org/abs/2401.02385", "1.1"
     ),
+    "llama-1-7b": Preset(llama2((4096, 32, 32, 32, 11_008), context_length=2048), LLAMA1, "6.7"),
+    "llama-1-13b": Preset(llama2((5120, 40, 40, 40, 13_824), context_length=2048), LLAMA1, "13.0"),
+    "llama-1-33b": Preset(llama2((6656, 60, 52, 52, 17_920), context_length=2048), LLAMA1, "32.5"),
+    "llama-1-65b": Preset(llama2((8192, 80, 64, 64, 22_016), context_length=2048), LLAMA1, "65.2"),
     "llama-2-7b": Preset(llama2((4096, 32, 32, 32, 11_008)), LLAMA2, "6.7"),
     "llama-2-13b": Preset(llama2((5120, 40, 40, 40, 13_824)), LLAMA2, "13.0"),
     "llama-2-70b": Preset(llama2((8192, 80, 64, 8, 28_672)), LLAMA2, "69"),
