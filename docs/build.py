@@ -170,7 +170,7 @@ def _decision_formulas() -> str:
 
 
 def _constraints() -> str:
-    from bedplate.economics.costs.decisions.decision import RULES
+    from bedplate.economics.costs.decisions.question import RULES
 
     return _table(("constraint", "rule"), ((f"`{name}`", rule.explanation) for name, rule in RULES.items()))
 
@@ -183,7 +183,7 @@ def _curves() -> str:
 
 
 def _assumptions() -> str:
-    from bedplate.economics.costs.decisions.decision import DRAWS
+    from bedplate.economics.costs.decisions.question import DRAWS
     from bedplate.economics.hardware import devices
     from bedplate.economics.serving import replica
     from bedplate.economics.serving import serving_cost as serving

@@ -188,3 +188,33 @@ def test_rows_without_a_text_are_not_counted_as_usable_and_a_missing_label_says_
     code, _, error = run(capsys, data, "--out", tmp_path / "more.yaml", "--yes")
     assert code == 1
     assert "line 407: the label in column 'category' is empty; fill it in or take the row out" in error
+
+
+@pytest.mark.parametrize(
+    ("count", "words", "test", "design"),
+    [
+        (1200, (), 0.2, "on the 240 test rows shows the bar of 0.8 in 80% of cases for a skin that truly scores 0.8"),
+        (120, (), 0.35, "first / second / third verdict on the 4"),
+        (1200, ("--bar", "0.98"), 0.25, "third verdict on the 300"),
+        (60, (), 0.2, "No verdict is possible on these rows: it takes at least 40 test rows to show a bar of 0.8"),
+        (240, ("--group", "customer"), 0.35, "more where rows of a group are alike"),
+    ],
+)
+def test_the_splits_are_of_a_size_that_allows_a_verdict(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], count: int, words: tuple[str, ...], test: float, design: str
+) -> None:
+    draw = random.Random(1)
+    rows = [
+        {"text": " ".join(draw.choices(WORDS, k=7)) + f" {i}", "label": "ab"[i % 2], "customer": f"c{i // 2}"}
+        for i in range(count)
+    ]
+    if not words or words[0] != "--group":
+        rows = [{name: value for name, value in row.items() if name != "customer"} for row in rows]
+    out = tmp_path / "task.yaml"
+    code, shown, error = run(capsys, lines(tmp_path / "rows.jsonl", rows), "--out", out, "--yes", *words)
+    assert (code, error) == (0, "")
+    task = load_task(out)
+    assert task.data.split.test == test
+    assert design in " ".join(shown.split())
+    splits = load_examples(task).test
+    assert design.startswith("No") or (splits.groups >= 40 and f"bar of {check_task_file(out).target.value:g}" in shown)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from bedplate.core.measurements import measured_once
+from bedplate.core.measurements import Allowance, measured_once, patience
 from bedplate.core.processor import processor
 
 pytestmark = pytest.mark.usefixtures("own_machine")
@@ -34,6 +34,36 @@ def test_kept_by_kind_and_key(isolated_home: Path) -> None:
         file.write_text('{"key": {"cpu": "z"}, "found": "9"}')  # of another machine, under this one's name
     assert measure("b", cpu="x") == 3.0
     assert measure("b", cpu="x") == 3.0
+
+
+def test_an_allowance_is_spent_once_by_what_is_nested_and_shortens_what_follows(
+    isolated_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, loads = [0.0], [100.0]
+    monkeypatch.setattr("bedplate.core.measurements.time.monotonic", lambda: clock[0])
+    monkeypatch.setattr("bedplate.core.measurements.load_average", lambda: loads[0])
+
+    def measure() -> float:
+        clock[0] += 4.0
+        return clock[0]
+
+    def found(cpu: str) -> float:
+        return measured_once("a", {"cpu": cpu}, measure, str, float)
+
+    allowance = Allowance(6.0)
+    with allowance.applied():
+        assert patience(3.0) == 3.0
+        with allowance.spending():
+            assert found("x") == 4.0
+        assert (allowance.left, patience(3.0)) == (2.0, 2.0)
+        assert found("y") == 8.0
+        assert (allowance.left, patience(3.0)) == (0.0, 0.0)
+        assert found("y") == 8.0
+    assert patience(3.0) == 3.0
+    loads[0] = 60.0  # still busy, and more than half of what it was
+    assert (found("x"), found("y")) == (4.0, 8.0)
+    loads[0] = 0.0
+    assert found("y") == 12.0  # what was cut short
 
 
 def test_nobody_waits_for_the_disk(monkeypatch: pytest.MonkeyPatch, isolated_home: Path) -> None:

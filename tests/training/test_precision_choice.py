@@ -13,6 +13,7 @@ from tests.tiny import tiny_spec
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import TrainingError, UsageError
+from bedplate.core.measurements import Allowance
 from bedplate.models.decoder import Decoder
 from bedplate.models.layers.linear import Linear, has_onednn
 from bedplate.training import precision
@@ -247,6 +248,9 @@ def test_turns_take_the_best_and_drop_what_fails_or_is_far_behind() -> None:
     steps = {BF16: step(BF16), F32: step(F32, 9.0, 1.5, 1.0, 2.0), ONEDNN: step(ONEDNN, 9.0, 40.0)}
     assert by_turns(steps, lambda: clock) == {F32: 1.0, ONEDNN: 40.0}
     assert ran[ONEDNN] == 2
+    ran[F32] = 0
+    with Allowance(8.0).applied():  # less than the warm-up takes: one round, and it stops
+        assert by_turns({F32: step(F32, 9.0, 1.5, 1.0, 2.0)}, lambda: clock) == {F32: 9.0}
     with pytest.raises(UsageError, match=r"no arithmetic can train this base here: bfloat16: could not create"):
         by_turns({BF16: step(BF16)}, lambda: clock)
 
@@ -259,3 +263,15 @@ def test_what_a_training_token_takes_is_of_all_blocks(monkeypatch) -> None:
     assert arithmetics.token_seconds(model) == pytest.approx(0.2 * 2 / 400)
     assert arithmetics.token_seconds(model, "bfloat16") == pytest.approx(0.4 * 2 / 400)
     assert arithmetics.token_seconds(Decoder(tiny_spec())) is None
+
+
+def test_where_measuring_has_no_time_the_arithmetic_is_guessed(monkeypatch) -> None:
+    model = Decoder(SPEC, dtype=torch.bfloat16)
+    monkeypatch.setattr(arithmetics, "_worth_measuring", lambda _: True)
+    monkeypatch.setattr(arithmetics, "_step_of", lambda *_: pytest.fail("it was measured"))
+    with Allowance(5.0).applied():
+        for capability, guess in (("AVX512", BF16), ("AVX2", F32)):
+            monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda capability=capability: capability)
+            assert choose(model, "adapters") == guess
+        assert choose(model, "adapters", "bfloat16") == BF16
+        assert arithmetics.token_seconds(model) is None

@@ -30,7 +30,7 @@ from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
 from bedplate.adaptation.search.run_rung import judge, retimed
-from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened
+from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened, set_up
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate, rules_of_thumb
@@ -42,7 +42,8 @@ from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import file_lock, sha256_json
-from bedplate.core.statistics.multiplicity import spent_alpha
+from bedplate.core.progress import Countdown, notice
+from bedplate.core.statistics.multiplicity import more_rows, spent_alpha
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.in_memory import given_rows, overrides_for, write_sources
@@ -102,10 +103,18 @@ def adapt(
     taken_over = None if parent is None else read_parent(parent, task)
     data = rows_of(task, looking, None if taken_over is None else taken_over.assigned, memory_rows)
     check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
+    if looking is None and (warning := gate.too_few_rows(task, spec, data.test.n, data.test.groups)) is not None:
+        notice(warning)
     if curve:
         possible_sizes(curve, len(data.train))
     options: dict[str, Any] = {"exhaustive": exhaustive, "parent": taken_over, "executor": executor}
-    with opened(task, spec, data, out, clock, seed=seed, **options) as contexts:
+    with clock.paused():
+        set_up(spec)
+    with (
+        clock.measuring.applied(),
+        Countdown("adapt: time limit", None if exhaustive else clock.seconds),
+        opened(task, spec, data, out, clock, seed=seed, **options) as contexts,
+    ):
         check_bases(contexts)
         check_output(out)
         with file_lock(out / LOCK_FILE):
@@ -144,7 +153,8 @@ class _Ladder:
         run.outcomes = {name: run.outcomes[name] for name in run.candidates}
         run.take_results()
         run.criteria.settle(run.outcomes)
-        nomination = self._nominated()
+        postponed = self._postponed()
+        nomination = Nomination((), None, None, postponed) if postponed else self._nominated()
         self._open_test(nomination)
         self._fill_verdict(nomination)
         report = build_report(run)
@@ -162,6 +172,33 @@ class _Ladder:
         record(report, self.out, self.task.task, [context.at.facts for context in self.run.contexts], results)
 
     # --- step 3: nominees
+
+    def _postponed(self) -> dict[str, str]:
+        """Why test stays closed, by candidate: every rung with a model was left out for time, and a verdict now would
+        cost one that follows on the same rows. Empty where test may be opened."""
+        run, looking = self.run, self.run.looking
+        models = {name for name, candidate in run.candidates.items() if candidate.base is not None}
+        if not self._untimed() or models & run.results.keys() or not (looking is None or looking.first):
+            return {}
+        skins = [name for name, result in run.results.items() if result.skin is not None]
+        return dict.fromkeys(skins, "not judged before a rung with a base was tried")
+
+    def _untimed(self) -> list[str]:
+        """Candidates that were left out for lack of time, or of the money that time costs."""
+        outcomes, limits = self.run.outcomes, {"train_minutes", "train_usd"}
+        return [name for name, outcome in outcomes.items() if outcome.status == "skipped" and limits & {*outcome.needs}]
+
+    def _announce(self, number: int) -> None:
+        """Says what the look at test will cost, where a larger budget is likely to bring another."""
+        test, error, untimed = self.run.data.test, 1 - self.spec.target.confidence, self._untimed()
+        if not untimed or self.run.looking is not None:
+            return
+        now, later = (1 - spent_alpha(error, j) for j in (number, number + 1))
+        notice(
+            f"opening {test.n} test rows for verdict {number} on them; without {', '.join(untimed)}, for lack of time. "
+            f"A later verdict on the same rows is exploratory and needs {later:.1%} confidence instead of {now:.1%}: "
+            f"about {more_rows(now, later):.0%} more rows for the same power."
+        )
 
     def _nominated(self) -> Nomination:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
@@ -296,7 +333,9 @@ class _Ladder:
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         ledger = ledger_for(self.task, leave=self.out)
-        run.opening = ledger.open(sha256_json(question), whole_test.keys, task=self.task.task, reason=reason)
+        run.opening = ledger.open(
+            sha256_json(question), whole_test.keys, task=self.task.task, reason=reason, announce=self._announce
+        )
         examples = handle.open(reason)
         compared = {*nomination.nominees, self._baseline(), self.spec.target.against}
         run.reserved = 0.0

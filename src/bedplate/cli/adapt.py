@@ -14,7 +14,7 @@ from bedplate.adaptation.task.rung_table import RUNG_TABLE
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides, program
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import Countdown, console
+from bedplate.core.progress import console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
@@ -31,7 +31,8 @@ HELP = """Find the cheapest adaptation of a base that provably meets the bar.
 
 Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
 opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
-where it stopped. The rungs:
+where it stopped, and with a larger --budget goes on with what there was no time
+for. The rungs:
 
 \b
 RUNG_TABLE
@@ -149,8 +150,7 @@ def adapt(
     sizes, directory = () if curve is None else _sizes(curve), None
     from bedplate.adaptation.task.task_file import check_task_file  # loads no torch, so that a typo is answered at once
 
-    minutes = check_task_file(task_file, common["overrides"], common["rungs"]).budget.train_minutes
-    limit = common["budget"] if minutes is None or common["budget"] is not None else minutes * 60
+    check_task_file(task_file, common["overrides"], common["rungs"])
     from bedplate.inference.execution.threads import use_cores
 
     use_cores()
@@ -160,18 +160,17 @@ def adapt(
         with Catalog.open() as catalog:
             directory = catalog.skin_directory(parent)
     messages, file = tuple[str, ...](), None
-    with Countdown("adapt: time limit", None if exhaustive else limit):
-        if label_budget is None:
-            from bedplate.adaptation.ladder import adapt as climb
-            from bedplate.core.executor import ProcessExecutor
+    if label_budget is None:
+        from bedplate.adaptation.ladder import adapt as climb
+        from bedplate.core.executor import ProcessExecutor
 
-            executor = ProcessExecutor() if isolate else None
-            report = climb(task_file, out, **common, curve=sizes, parent=directory, executor=executor)
-        else:
-            from bedplate.adaptation.label_budget import adapt_with_labels
+        executor = ProcessExecutor() if isolate else None
+        report = climb(task_file, out, **common, curve=sizes, parent=directory, executor=executor)
+    else:
+        from bedplate.adaptation.label_budget import adapt_with_labels
 
-            step = adapt_with_labels(task_file, out, label_budget, **common)
-            report, messages, file = step.report, step.messages, step.file
+        step = adapt_with_labels(task_file, out, label_budget, **common)
+        report, messages, file = step.report, step.messages, step.file
     if report is None:
         values = {"verdict": None, "file": file and str(file), "says": messages}
         print(json.dumps(values) if as_json else "\n".join(messages))

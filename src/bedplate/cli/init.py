@@ -121,7 +121,8 @@ def init(
         today=datetime.date.today(),
     )
     split, group_notes = _checked(content, data, out)
-    task_draft = replace(task_draft, notes=(*task_draft.notes, *group_notes))
+    design = task_draft.design(task_draft.bar if bar is None else bar, split.test.n, split.test.groups)
+    task_draft = replace(task_draft, notes=(*task_draft.notes, *group_notes, design))
     atomic_write(out, content)
     if as_json:
         print(json.dumps(_values(task_draft, split, out), ensure_ascii=False))

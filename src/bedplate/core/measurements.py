@@ -5,7 +5,11 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping
+import math
+import time
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from bedplate.core.errors import UsageError
@@ -15,6 +19,47 @@ from bedplate.core.progress import Progress
 
 T = TypeVar("T")
 log = logging.getLogger("bedplate.core")
+
+
+class Allowance:
+    """Seconds that measuring may take in all, of which some are spent."""
+
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.seconds, self.spent = seconds, 0.0
+        self._running = False
+
+    @property
+    def left(self) -> float:
+        return max(self.seconds - self.spent, 0.0)
+
+    @contextmanager
+    def spending(self) -> Generator[None]:
+        """What is done inside is measuring; so may be a part of it."""
+        outer, start = self._running, time.monotonic()
+        self._running = True
+        try:
+            yield
+        finally:
+            self._running = outer
+            self.spent += 0.0 if outer else time.monotonic() - start
+
+    @contextmanager
+    def applied(self) -> Generator[None]:
+        """What measures the machine inside keeps within it."""
+        token = _allowance.set(self)
+        try:
+            yield
+        finally:
+            _allowance.reset(token)
+
+
+_UNLIMITED = Allowance()
+_allowance: ContextVar[Allowance] = ContextVar("allowance", default=_UNLIMITED)
+
+
+def patience(seconds: float) -> float:
+    """How long a measurement may take here that takes so many seconds where there is time."""
+    return min(seconds, _allowance.get().left)
 
 
 def measured_once(
@@ -31,8 +76,8 @@ def measured_once(
     included, since a home directory may be shared by machines of different kinds.
 
     remeasure: whatever was kept. timed: whether other work on the machine changes what is found: the load average is
-    kept with it, and what was found beside much other work is measured again once most of that is gone. A file that is
-    damaged or of another key is measured again; one that cannot be written costs a warning.
+    kept with it, and what was found beside much other work, or in a hurry, is measured again once most of that is gone.
+    A file that is damaged or of another key is measured again; one that cannot be written costs a warning.
     """
     path = bedplate_home() / "machine" / f"{name}-{sha256_json(dict(key))[:16]}.json"
     load = load_average() if timed else None
@@ -42,11 +87,13 @@ def measured_once(
             return from_json(record["found"])
     except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
         pass  # none yet, or a damaged one
-    with Progress(f"measuring this machine ({name})", unit=""):
+    allowance = _allowance.get()
+    with Progress(f"measuring this machine ({name})", unit=""), allowance.spending():
         measurement = measure()
     values: dict[str, Any] = {"key": dict(key), "found": to_json(measurement)}
     if timed:
-        values["load"] = max((average for average in (load, load_average()) if average is not None), default=None)
+        averages = [average for average in (load, load_average()) if average is not None]
+        values["load"] = max(averages, default=None) if allowance.left else math.inf
     try:
         atomic_write(path, json.dumps(values, indent=1) + "\n", durable=False)
     except UsageError as error:

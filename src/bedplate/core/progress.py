@@ -1,4 +1,4 @@
-"""Progress for people: a bar on stderr when it is a terminal, silence otherwise; output that honours NO_COLOR."""
+"""Progress for people: a bar on stderr when it is a terminal, and few lines elsewhere; output that honours NO_COLOR."""
 
 from __future__ import annotations
 
@@ -72,6 +72,12 @@ def progress(iterable: Iterable[T], description: str, total: float | None = None
 
 
 _silent: ContextVar[bool] = ContextVar("silent", default=False)
+
+
+def notice(text: str) -> None:
+    """Prints a line on stderr, also where that is no terminal: of a long wait, or of what cannot be taken back."""
+    if not _silent.get():
+        print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager

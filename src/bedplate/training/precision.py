@@ -10,6 +10,7 @@ restored bit by bit, a trained weight returns as its float32 master, rounded. A 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.core.errors import TrainingError, UsageError
-from bedplate.core.measurements import measured_once
+from bedplate.core.measurements import measured_once, patience
 from bedplate.core.memory import free_bytes, keeping
 from bedplate.core.processor import processor_kind
 from bedplate.models.decoder import Decoder
@@ -52,7 +53,7 @@ MIN_WEIGHTS = 2_000_000
 CLEAR_SPEEDUP = 1.05
 """The speed-up from which another arithmetic replaces the base's own."""
 _MAX_BLOCK_WEIGHTS = 50_000_000
-MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS = 12, 3, 2.0
+MAX_ROUNDS, MIN_ROUNDS, MAX_SECONDS, BUSY_SECONDS = 12, 3, 2.0, 6.0
 HOPELESS_RATIO = 2.5  # an arithmetic slower than the fastest by this factor is not timed further
 _DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64  # of the batch that is timed
 
@@ -112,7 +113,11 @@ def choose(model: AnyModel, trained: TrainedPart, dtype: DtypeChoice = "auto") -
     of_these = [arithmetic for arithmetic in arithmetics if dtype in ("auto", arithmetic.dtype)] or [Arithmetic(dtype)]
     if len(of_these) == 1 or not _worth_measuring(model):
         return of_these[0]
-    return _best(measured(model.spec.main, trained, arithmetics), of_these)
+    try:
+        return _best(measured(model.spec.main, trained, arithmetics), of_these)
+    except TimeoutError:  # without wide vectors products of bfloat16 are slow
+        wide = torch.backends.cpu.get_cpu_capability() == "AVX512"
+        return next((a for a in of_these if wide or a.dtype == "float32"), of_these[0])
 
 
 def _best(seconds: dict[Arithmetic, float], arithmetics: Sequence[Arithmetic]) -> Arithmetic:
@@ -134,7 +139,10 @@ def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
     if len(arithmetics) == 1 or not _worth_measuring(model):
         return None
     spec = model.spec.main
-    seconds, fastest = measured(spec, "adapters", arithmetics), choose(model, "adapters", dtype)
+    try:
+        seconds, fastest = measured(spec, "adapters", arithmetics), choose(model, "adapters", dtype)
+    except TimeoutError:
+        return None
     if fastest not in seconds:
         return None
     length, prefix = _lengths(spec)
@@ -144,7 +152,7 @@ def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
 
 def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Seconds of one training step of a few blocks by arithmetic, cached for this machine; arithmetics that cannot run
-    here are left out."""
+    here are left out. TimeoutError where none is cached and measuring has no time."""
     key = {
         "version": 2,
         "cpu": processor_kind(),
@@ -170,7 +178,10 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
 
 
 def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
-    """Measures in a second or two, and leaves the process as it was. UsageError if no arithmetic can run."""
+    """Measures in a second or two, and leaves the process as it was. UsageError if no arithmetic can run; TimeoutError
+    where measuring has not the time that it takes beside other work."""
+    if patience(BUSY_SECONDS) < BUSY_SECONDS:
+        raise TimeoutError
     # Keeps freed memory, as in a run: otherwise timings would include the system's clearing of pages.
     with keeping(), torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(0)
@@ -181,10 +192,12 @@ def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[A
 def by_turns(
     steps: dict[Arithmetic, Callable[[], None]], clock: Callable[[], float], seconds: float = MAX_SECONDS
 ) -> dict[Arithmetic, float]:
-    """The best time of each step, run in turns until the time is up; a step that fails, or is far slower, drops out."""
-    best: dict[Arithmetic, float] = {}
-    running, failures, until = dict(steps), list[str](), clock() + seconds
+    """The best time of each step, run in turns until the time is up; a step that fails, or is far slower, drops out.
+    Where measuring may take no longer the first round, which warms up, is the only one, and counts."""
+    best, began, room = dict[Arithmetic, float](), clock(), patience(math.inf)
+    running, failures, until = dict(steps), list[str](), began + seconds
     for round_number in range(MAX_ROUNDS + 1):
+        warm_up = dict[Arithmetic, float]()
         for arithmetic, step in list(running.items()):
             start = clock()
             try:
@@ -194,11 +207,14 @@ def by_turns(
                 del running[arithmetic]
                 best.pop(arithmetic, None)
                 continue
-            if round_number:  # the first round is a warm-up
-                best[arithmetic] = min(best.get(arithmetic, float("inf")), clock() - start)
+            times = best if round_number else warm_up
+            times[arithmetic] = min(times.get(arithmetic, float("inf")), clock() - start)
         fastest = min(best.values(), default=float("inf"))
         limit = HOPELESS_RATIO * fastest
         running = {arithmetic: step for arithmetic, step in running.items() if best.get(arithmetic, 0.0) <= limit}
+        if clock() - began > room:
+            best = best or warm_up
+            break
         if round_number >= MIN_ROUNDS and clock() > until:
             break
     if not best:

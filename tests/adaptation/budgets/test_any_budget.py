@@ -8,6 +8,7 @@ import math
 import pkgutil
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from tests.adaptation.conftest import write_task
 
 import bedplate.adaptation
+from bedplate.adaptation.context import throughput
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import lora, probe
@@ -70,28 +72,30 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     for module in _modules():
         if getattr(module, "time", None) is time:
             monkeypatch.setattr(module, "time", fake_machine.time)
-    run, features_on, train = Engine.run, probe.features_on, lora.train
+    run, batches, train = Engine.run, probe._batches, lora.train
 
     def running(self: Engine, requests: Any, *args: Any, **kwargs: Any) -> Any:
         results = run(self, requests, *args, **kwargs)
         tokens = [result.usage.prompt_tokens - result.usage.cached_tokens for result in results]
         if len(tokens) > 3:
             fake_machine.row = min(fake_machine.row, max(1.0, sum(tokens) / len(tokens)))
-        fake_machine.works(sum(tokens))
+        answers = (count - 1 for result in results for count in getattr(result, "token_counts", ()))
+        fake_machine.works(sum(tokens) + sum(answers))
         return results
 
-    def reading(context: Any, base: Any, examples: Any, *args: Any) -> Any:
-        features = features_on(context, base, examples, *args)
-        fake_machine.works(len(examples) * fake_machine.row * DEPTH)
-        return features
+    def reading(*arguments: Any) -> Iterator[list[int]]:
+        for batch in batches(*arguments):
+            fake_machine.works(len(batch) * fake_machine.row * DEPTH)
+            yield batch
 
     def training(*arguments: Any, **kwargs: Any) -> Any:
         result = train(*arguments, **kwargs)
         fake_machine.works(result.examples * fake_machine.row * TRAINED)
         return result
 
+    monkeypatch.setattr(throughput, "_slowest_passes", lambda _: None, raising=False)  # of the real machine
     monkeypatch.setattr(Engine, "run", running)
-    monkeypatch.setattr(probe, "features_on", reading)
+    monkeypatch.setattr(probe, "_batches", reading)
     monkeypatch.setattr(lora, "train", training)
     monkeypatch.setattr(run_all, "_print_outcome", lambda outcome: fake_machine.climbed.append(outcome.rung))
     return fake_machine
@@ -130,10 +134,30 @@ def test_every_budget_is_used_and_ends_in_a_verdict(
     check(climb(tiny_base, tmp_path, seconds), machine, seconds)
 
 
+def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(
+    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The speed was measured in a moment in which everything took a hundred times as long."""
+    measure, times = throughput.measure_throughput, 100.0
+
+    def measured(*arguments: Any) -> throughput.Throughput:
+        speed = measure(*arguments)
+        return replace(speed, token=times * speed.token, call=times * speed.call)
+
+    monkeypatch.setattr(throughput, "measure_throughput", measured)
+    report = climb(tiny_base, tmp_path, 40, groups=120)
+    assert report.row("probe")["status"] == "done"
+    assert report.data["timing"]["seconds"] <= 44
+    assert "probe" in report.data["nominees"]["nominees"]
+    (reason,) = (part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe")
+    assert reason == "56 of 120 train rows were left out: no time"
+
+
 def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base: Path, tmp_path: Path):
     machine.token = 0.03
-    report = climb(tiny_base, tmp_path, 10, [name for name in RUNGS if name != "from_scratch"])  # it needs no time
+    report = climb(tiny_base, tmp_path, 10)
     assert report.verdict["status"] == "OUT_OF_BUDGET"
+    assert report.data["ledger"] is None
     needed = {admission["rung"]: admission["needed"] for admission in report.verdict["kept_out"]}
     assert f"train_minutes: {10 / 60:g} → {min(needed.values()):g} would admit" in report.verdict["reason"]
     assert machine.clock_time - machine.start < 15

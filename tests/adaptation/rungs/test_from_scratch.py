@@ -72,7 +72,7 @@ def test_it_passes_as_the_cheapest_nominee(ladder_run: tuple[Report, Path]) -> N
         None,
     )
     assert (skin.provenance.rung, skin.provenance.task) == ("from_scratch", "toy-sentiment")
-    assert "has no base whose weights could be in another format" in report.data["formats"]["from_scratch"]["reason"]
+    assert "has no base, so no weights to quantize" in report.data["formats"]["from_scratch"]["reason"]
     page = (place / "out" / "report.html").read_text()
     assert "toy-sentiment" in page
 

@@ -10,9 +10,7 @@ import yaml
 
 from bedplate.core.config import parse_config
 from bedplate.economics.costs.decisions import Case, Decision, OptionOutcome, decide
-from bedplate.economics.costs.decisions.decision import Bars, Chooser, broken_constraints
-from bedplate.economics.costs.decisions.decision_file import CaseInputs
-from bedplate.economics.costs.decisions.option_costs import OptionCosts
+from bedplate.economics.costs.decisions.question import read_question
 from bedplate.economics.numbers.prices import Prices
 
 TODAY = datetime.date(2026, 11, 20)
@@ -76,16 +74,12 @@ def bills(outcome: OptionOutcome) -> dict[str, float]:
 
 
 def answer_of(case: Case, prices: Prices) -> str:
-    """The choice alone, from the files: no draws, no search."""
-    shared = CaseInputs(case, prices)
-    options = [OptionCosts(shared, name, option) for name, option in case.options.items()]
-    allowed = [option for option in options if not broken_constraints(option.option, case.constraints)]
-    bars = Bars(shared.bar_quality, shared.bar_p95_ms)
-    return Chooser(allowed, bars, case.value.usd_per_call is not None).choose(shared.values)
+    """The choice alone, from the files: no search."""
+    question = read_question(case, prices, TODAY)
+    return question.choose([option for option in question.options if not option.broken], question.values)
 
 
 def totals(options: Mapping[str, Any], *overrides: str, prices: str = PRICES) -> dict[str, float]:
-    """Each option's total, without draws or a search."""
-    shared = CaseInputs(*parsed(case_values(options), overrides, prices))
-    costs = (OptionCosts(shared, name, option) for name, option in shared.case.options.items())
-    return {option.name: option.total_usd(shared.values) for option in costs}
+    """Each option's total, without a search."""
+    question = read_question(*parsed(case_values(options), overrides, prices), TODAY)
+    return {option.name: option.total(question.values) for option in question.options}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from tests.economics.decisions.builders import HOSTED, MACHINE, decided
 
-from bedplate.economics.costs.decisions.decision import NOTHING_FEASIBLE, RULES
 from bedplate.economics.costs.decisions.explanation import answer, reasons
+from bedplate.economics.costs.decisions.question import NOTHING_FEASIBLE, RULES
 
 OWN_RETRIEVAL = {"retrieval": {"passages": 10, "embed_tokens_per_second": 1000}}
 SENT_RETRIEVAL = {"retrieval": {"passages": 10, "embedder": "embed"}}

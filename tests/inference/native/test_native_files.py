@@ -64,6 +64,23 @@ def absence_message(home: Path, *, prefix: tuple[str, ...] = (), **environment: 
 LOST = ". Bases run on torch, which is slower, and in int8 or int4 only if asked for"
 
 
+def test_that_the_kernel_is_compiled_is_said_where_nobody_sees_a_bar(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    detector = compiled().path
+
+    def copied(command: object, unit: object, target: Path) -> None:
+        shutil.copy(detector, target)
+
+    monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(compiler, "run_compiler", copied)
+    assert compiled().path != detector
+    assert capfd.readouterr().err == ""  # what takes a moment is not worth a line
+    for said in ("compiling the CPU kernel (plain), once on this machine: about a minute\n", ""):
+        assert isinstance(build(LEVELS["plain"]), BuiltKernel)
+        assert capfd.readouterr().err == said
+
+
 @pytest.mark.parametrize("damage", ["half", "empty", "no hash", "hash is no text", "foreign"])
 def test_a_file_that_is_not_whole_or_foreign_is_built_again(damage: str) -> None:
     built = compiled()

@@ -8,7 +8,11 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 
 from bedplate.adaptation.context.outcome import RungResult
+from bedplate.core.measurements import Allowance
 from bedplate.core.progress import Progress
+
+MEASURING = 0.1
+"""The share of the time that may go to measuring how fast things are."""
 
 
 class Clock:
@@ -20,6 +24,8 @@ class Clock:
         self, seconds: float | None, parent: Clock | None = None, *, usd: float | None = None, usd_per_hour: float = 0.0
     ) -> None:
         self.seconds, self.usd = seconds, usd
+        self.measuring = Allowance(MEASURING * self.limit)
+        """What planning may take of it to learn how fast things are here."""
         self._per_second = usd_per_hour / 3600
         self._start = time.monotonic()
         self._before = 0.0
@@ -31,6 +37,15 @@ class Clock:
         self._before += seconds
         if self._parent is not None:
             self._parent.add(seconds)
+
+    @contextmanager
+    def paused(self) -> Generator[None]:
+        """What is done inside takes none of the time: the set-up of a machine, which is not done again."""
+        start = time.monotonic()
+        try:
+            yield
+        finally:
+            self._before -= time.monotonic() - start
 
     def charge(self, usd: float) -> None:
         """Count what an endpoint charged."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -13,7 +14,7 @@ from bedplate.adaptation.context import throughput as speed
 from bedplate.adaptation.context.backbone import Backbone, TimedRows, backbone_of
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock, seconds_on_test
-from bedplate.adaptation.context.outcome import SLOW, Climbed, RungOutcome
+from bedplate.adaptation.context.outcome import SLOW, Climbed, OutOfTime, RungOutcome
 from bedplate.adaptation.task.adapt_parts import HostedSpec
 from bedplate.adaptation.task.parent import Parent
 from bedplate.adaptation.task.spec import AdaptSpec
@@ -40,6 +41,11 @@ LATENCY_CALLS, LEAST_CALLS = 64, 12
 """Single calls that a skin is timed by: as many as fit the seconds for it, within these bounds."""
 LATENCY_SECONDS, LATENCY_SHARE, REPORT_SECONDS, REPORT_SHARE = 20.0, 0.02, 5.0, 0.05
 """What timing one skin and the report take at most, and of a short budget."""
+MOST_PLAIN = 0.2
+"""The share of the time that is kept for test of the plain prompt: where that takes more, there is none for it on valid
+either."""
+TIMING_LIMIT = 0.05
+"""The share of the time after which a skin's calls are timed no further."""
 
 
 @dataclass
@@ -110,6 +116,8 @@ class Context:
     before: Mapping[str, Any] | None = None
     """The settings of the rung's first, smaller fit, which lies in the directory above this context's: what of it is
     finished a larger one may take over."""
+    smallest: bool = False
+    """Whether the rung's smallest version is fitted whatever it is expected to take, until the time is over."""
     readings: dict[str, speed.CallTimings] = field(default_factory=dict[str, speed.CallTimings])
     """Calls of prompts that were timed again, by prompt."""
 
@@ -209,9 +217,10 @@ class Context:
     @cached_property
     def throughput(self) -> speed.Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
-        rows = [example.inputs for example in self.ordered(self.valid, "pace")]
-        room = speed.PACE_SHARE * max(self.clock.seconds_left, 0.0)
-        return self.backbone.throughput(self._timed(*self.default_prompt(), rows), self.written, room)
+        rows, measuring = [example.inputs for example in self.ordered(self.valid, "pace")], self.clock.measuring
+        room = min(speed.PACE_SHARE * max(self.clock.seconds_left, 0.0), measuring.left)
+        with measuring.spending():
+            return self.backbone.throughput(self._timed(*self.default_prompt(), rows), self.written, room)
 
     @property
     def latency_calls(self) -> int:
@@ -223,6 +232,11 @@ class Context:
     def timing(self) -> float:
         """Expected seconds of timing a skin by single calls."""
         return (self.latency_calls + 2) * self.throughput.call
+
+    @property
+    def timing_limit(self) -> float:
+        """Seconds that timing a skin on valid may take where its calls are slower than expected."""
+        return math.inf if self.exhaustive else max(2 * self.timing, TIMING_LIMIT * self.clock.limit)
 
     @property
     def single_test_calls(self) -> int:
@@ -237,8 +251,11 @@ class Context:
 
     def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> speed.CallTimings:
         """`calls` with this prompt, read once."""
-        key = f"{prompt.format}/{prompt.template}"
-        self.readings[key] = self.readings.get(key) or self.calls(prompt, output, limit)
+        key, measuring = f"{prompt.format}/{prompt.template}", self.clock.measuring
+        if key not in self.readings:
+            with measuring.spending():
+                rows = None if measuring.left else speed.FIRST_CALLS
+                self.readings[key] = self.calls(prompt, output, limit, rows)
         return self.readings[key]
 
     def calls(
@@ -259,7 +276,7 @@ class Context:
         spec = self.spec.formats
         enough = len(self.valid) >= units_needed(spec.margin, self.spec.target.confidence)
         enough = enough and enough_groups([example.group for example in self.valid])
-        if self.backbone.fixed_format or not spec.allowed or not enough:
+        if self.backbone.fixed_format or not spec.allowed or not enough or not self.clock.measuring.left:
             return 1.0
         speedups = speed.worth_trying(self.model, spec, writes=not self.labels)
         return 1.0 if isinstance(speedups, str) else max(1.0, *speedups.values())
@@ -270,6 +287,7 @@ class Context:
         asked now as they were measured on valid, and of others that may follow as the plain prompt was measured."""
         alone, likely = self.single_test_calls, [self.climbed[name] for name in self.likely if name in self.climbed]
         plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
+        plain = min(plain, MOST_PLAIN * self.clock.limit)
         results, follows = [climbed.result for climbed in likely], None if self.settled else plain
         report = min(REPORT_SECONDS, REPORT_SHARE * self.clock.limit)
         retiming = sum((result.latency.calls + 1) * result.latency.mean for result in results)
@@ -291,6 +309,12 @@ class Context:
             return math.inf
         remaining = min(self.clock.seconds_left - self.slower * self.test_reserve, self.until - self.clock.used)
         return remaining / (self.pace * self.slower)
+
+    def check_time(self, start: float, done: int, rows: int) -> None:
+        """The hard stop of a `smallest` fit, which has read `done` of so many rows since `start` (`perf_counter`).
+        OutOfTime."""
+        if self.smallest and self.clock.seconds_left < 0:
+            raise OutOfTime((time.perf_counter() - start) * rows / done)
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""

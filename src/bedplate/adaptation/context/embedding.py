@@ -59,14 +59,16 @@ def embedders_of(context: Context) -> list[Embedder]:
     """What the task file names, or the base itself; a decoder's states in two depths. HubError, CheckpointError."""
     rows = context.shuffled(context.valid, "embedding pace")[:SAMPLE]
     texts = [text_of(row.inputs, context.fields) for row in rows]
-    embedders: list[Embedder] = []
+    embedders, measuring = list[Embedder](), context.clock.measuring
     for base_name in context.spec.embedders or (context.at.base_name,):
         source = source_of(base_name, context.task)
         uses_task_base = source == context.at.source
         model = context.model if uses_task_base else context.embedder(source)
         for depth in dict.fromkeys((topic_depth(model.base), None)):
             name = base_name if depth is None else f"{base_name} after {depth} layers"
-            pace = pace_of(model.engine, texts, depth)
+            expected = context.throughput.passes(len(texts))
+            with measuring.spending():
+                pace = pace_of(model.engine, texts, depth) if expected < measuring.left else expected / len(texts)
             sentence = None if model.base.sentence is None else model.base.sentence.spec
             # the mean, unless the base's publisher makes vectors in another way
             plain = sentence is None or (sentence.poolings == ("mean",) and not sentence.denses)

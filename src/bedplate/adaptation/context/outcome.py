@@ -58,6 +58,15 @@ def no_time(seconds: float, seconds_left: float) -> Skip:
     return Skip(reason, "budget", seconds)
 
 
+class OutOfTime(Exception):
+    """The hard stop of a rung that was begun although it was not expected to fit. seconds: what it needs, by what it
+    had done."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(f"it needs about {seconds:.0f} s")
+        self.seconds = seconds
+
+
 @dataclass(frozen=True)
 class Latency:
     """Seconds of single calls through the engine, one at a time. seconds: of each call, in the order in which they were

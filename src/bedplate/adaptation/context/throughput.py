@@ -6,22 +6,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import median_high as median
+
+import torch
 
 from bedplate.adaptation.task.adapt_parts import FORMATS, Format, FormatsSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths
 from bedplate.core.processor import is_busy, load_average, processor
 from bedplate.core.values import Values
+from bedplate.inference.engine.engine import Engine
+from bedplate.inference.engine.requests import Generate, Request, Score
 from bedplate.inference.execution.calibration import plan_timings
 from bedplate.inference.execution.choice import impossible
 from bedplate.inference.execution.plan import ExecutionPlan
+from bedplate.inference.execution.threads import engine_threads
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Prediction, Predictor
 from bedplate.models.precision import dtype_name
 
 BATCH, CALLS = 64, 12
 LEAST_BATCH, LEAST_CALLS, FIRST_CALLS = 4, 3, 3
+FEWEST_CALLS = 6
+"""About how many calls the least measurement takes as long as."""
 PACE_SHARE = 0.05
 """Of the time that is left, what may go to measuring how fast a base is."""
 REPEATS, REPEAT_SECONDS = 3, 6.0
@@ -37,11 +44,12 @@ def _monotonic() -> float:
 
 @dataclass(frozen=True)
 class Throughput:
-    """Measured on this machine, base and task. token: seconds per prompt token in batches; call: seconds of one call
-    alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are written: `decode` seconds per
-    written token in batches, `written` tokens that the base writes for a row as it is asked, `target` tokens of a right
-    answer, which is what a tuned skin writes. first_calls: seconds of the first FIRST_CALLS of the calls, the median.
-    at: when it was measured, on the machine's own clock."""
+    """Measured on this machine, base and task. token: seconds per token that is read in batches; call: seconds of one
+    call alone; tokens: mean prompt tokens of a row (without demonstrations). Where answers are scored: `scored` tokens
+    of all of them behind a prompt. Where they are written: `decode` seconds per written token in batches, `written`
+    tokens that the base writes for a row as it is asked, `target` tokens of a right answer, which is what a tuned skin
+    writes. first_calls: seconds of the first FIRST_CALLS of the calls, the median. at: when it was measured, on the
+    machine's own clock."""
 
     token: float
     call: float
@@ -50,11 +58,13 @@ class Throughput:
     written: float = 0.0
     target: float = 0.0
     first_calls: float = 0.0
+    scored: float = 0.0
     at: float = field(default_factory=_monotonic, compare=False)
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""
-        return n * (self.tokens * self.token + (self.target if tuned else self.written) * self.decode)
+        decoded = self.target if tuned else self.written
+        return n * ((self.tokens + self.scored) * self.token + decoded * self.decode)
 
     def passes(self, n: float) -> float:
         """Expected seconds for a forward pass over `n` rows with their right answers, as training sees them."""
@@ -119,18 +129,30 @@ def _read(timed: Callable[[int, int], float], max_calls: int, limit: float) -> C
 def measure_throughput(
     predictor: Predictor, rows: Sequence[Values], written: AnswerLengths, room: float = math.inf
 ) -> Throughput:
-    """Time a batch or two, and a few single calls: fewer rows where that would take more than about `room` seconds."""
+    """Time a batch or two, and a few single calls: fewer rows where that would take more than about `room` seconds, and
+    where the fewest would, none: the roofline tells then, for a machine as busy as is believed."""
+    request, slowest, start = predictor.request(rows[0]), _slowest_passes(predictor.engine), time.perf_counter()
+    scored = sum(len(tokens) - 1 for tokens in request.continuations) if isinstance(request, Score) else 0
+    steps = 1 + (len(request.continuations) if isinstance(request, Score) else written.mean)
+    predictor.engine.run([_prompt_alone(request)])
+    if slowest is not None and FEWEST_CALLS * steps * (time.perf_counter() - start) > room:
+        tokens = max(1.0, len(request.tokens) - request.shared_tokens)
+        speed = Throughput(math.inf, math.inf, tokens, math.inf, scored=scored)
+        if not isinstance(request, Score):
+            speed = replace(speed, written=written.max_tokens, target=written.mean)
+        return believed(speed, slowest, steps)
     predictor.predict(rows[:1])
     first = predictor.predict(rows[1:3] or rows)[0].seconds
-    if predictor.skin.output.answered_by == "score":
+    if isinstance(request, Score):
         size = _fitting_count(room / 2, first, LEAST_BATCH, BATCH)
         count = _fitting_count(room / 4, first, LEAST_CALLS, CALLS)
         starts = (0, size) if room / 2 >= 2 * size * first else (0,)
         batches = [predictor.predict(rows[i : i + size]) for i in starts if rows[i:]]
         tokens = _new_tokens([p for batch in batches for p in batch])
         calls = call_seconds(predictor, rows[:count])
-        token = min(batch[0].seconds for batch in batches) / tokens
-        return Throughput(token, median(calls), tokens, first_calls=median(calls[:FIRST_CALLS]))
+        token = min(batch[0].seconds for batch in batches) / (tokens + scored)
+        speed = Throughput(token, median(calls), tokens, first_calls=median(calls[:FIRST_CALLS]), scored=scored)
+        return believed(speed, slowest, steps)
     batch = rows[: _fitting_count(room / 2, first, WRITTEN_CALLS, WRITTEN_BATCH)]
     # one token each is the prompts' time; the whole answers after that find the prompts cached, for the most part
     first = predictor.run_requests(predictor.requests(batch, predictor.sampling(max_tokens=1)))
@@ -142,7 +164,8 @@ def measure_throughput(
     decode = max(sum(p.seconds for p in whole) - prompts, 0.0) / max(count, 1)
     calls = call_seconds(predictor, rows[:WRITTEN_CALLS])
     first_calls = median(calls[:FIRST_CALLS])
-    return Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean, first_calls)
+    speed = Throughput(token, median(calls), tokens, decode, count / len(whole), written.mean, first_calls)
+    return believed(speed, slowest, 1 + speed.written)
 
 
 def _fitting_count(room: float, unit_seconds: float, minimum: int, maximum: int) -> int:
@@ -160,7 +183,51 @@ def embedding_throughput(model: LocalModel, texts: Sequence[str], room: float = 
         if count:
             seconds, tokens = min(seconds, _seconds(model, batch) / count), tokens + count
     calls = [_seconds(model, [text]) for text in texts[:CALLS]]
-    return Throughput(seconds, median(calls), tokens / len(texts[: 2 * size]), first_calls=median(calls[:FIRST_CALLS]))
+    mean_tokens = tokens / len(texts[: 2 * size])
+    speed = Throughput(seconds, median(calls), mean_tokens, first_calls=median(calls[:FIRST_CALLS]))
+    return believed(speed, _slowest_passes(model.engine), 1)
+
+
+BELIEVED = 4.0
+"""Times longer than the roofline that a moment's reading may be: other work rarely takes more of a machine."""
+VECTOR_LANES = {"AVX512": 16, "AVX2": 8}
+LANES, OPERATIONS, CLOCK, EFFICIENCY, BANDWIDTH = 4, 4, 2.5e9, 0.5, 10e9
+"""A core without wide vectors: numbers of 32 bits in one; operations on each in a cycle (two products that add);
+cycles a second; the share of these that products reach; and bytes a second that a plain server reads from memory."""
+ENGINE_TOKEN, ENGINE_STEP = 2e-5, 2e-3
+"""About what an engine adds to a token and to a step of a pass, in seconds."""
+
+
+def believed(speed: Throughput, slowest: tuple[float, float] | None, steps: float) -> Throughput:
+    """The speed, no lower than a busy machine explains. slowest: of `_slowest_passes`; steps: passes that a call
+    takes."""
+    if slowest is None:
+        return speed
+    token, step = slowest
+    call = token * (speed.tokens + speed.scored) + step * steps
+    return replace(speed, token=min(speed.token, token), call=min(speed.call, call), decode=min(speed.decode, step))
+
+
+def _slowest_passes(engine: Engine) -> tuple[float, float] | None:
+    """Seconds of a token in a long prompt, and of a pass of few tokens, that are believed at most: BELIEVED times the
+    roofline of a modest processor (Williams et al. 2009), which no moment's work on this one changes. None for
+    devices."""
+    if engine.base.device.type != "cpu":
+        return None
+    parameters = list(engine.base.model.parameters())
+    lanes = VECTOR_LANES.get(torch.backends.cpu.get_cpu_capability(), LANES)
+    operations = EFFICIENCY * CLOCK * OPERATIONS * lanes * engine_threads()
+    weights, size = sum(p.numel() for p in parameters), sum(p.numel() * p.element_size() for p in parameters)
+    token, step = 2 * weights / operations, size / BANDWIDTH
+    return BELIEVED * (ENGINE_TOKEN + token), BELIEVED * (ENGINE_STEP + step)
+
+
+def _prompt_alone(request: Request) -> Request:
+    """The request with one short answer: a pass over its prompt."""
+    if isinstance(request, Score):
+        return replace(request, continuations=request.continuations[:1])
+    assert isinstance(request, Generate)
+    return replace(request, sampling=replace(request.sampling, max_tokens=1))
 
 
 def _seconds(model: LocalModel, texts: Sequence[str]) -> float:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import ExportCheck, RungResult, latency
 from bedplate.core.errors import ContextLengthExceeded
+from bedplate.core.progress import progress
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import AT_ONCE, Evaluation, evaluate_predictions
@@ -97,11 +100,24 @@ def export(skin: Skin, directory: Path) -> Skin:
     return read_skin(directory)
 
 
-def single_calls(predictor: SkinPredictor, sample: Sequence[Example], tenant: str = "timing") -> list[Prediction]:
+FEWEST_TIMED = 4
+"""Single calls that are made however long they take."""
+
+
+def single_calls(
+    predictor: SkinPredictor, sample: Sequence[Example], tenant: str = "timing", seconds: float = math.inf
+) -> list[Prediction]:
     """One call after the other, of the rows that fit, as a served skin sees them: new. They may have been asked before,
-    and their prompts be cached; another tenant's are not."""
+    and their prompts be cached; another tenant's are not. seconds: after which no more than FEWEST_TIMED are made."""
     predict_examples(predictor, sample[:1], one_by_one=True)  # the first call is never typical
-    return [p for p in predict_examples(predictor, sample, one_by_one=True, tenant=tenant) if p is not None]
+    if math.isinf(seconds):
+        return [p for p in predict_examples(predictor, sample, one_by_one=True, tenant=tenant) if p is not None]
+    calls, start = list[Prediction](), time.perf_counter()
+    for example in progress(sample, "single calls", unit=""):
+        if len(calls) >= FEWEST_TIMED and time.perf_counter() - start > seconds:
+            break
+        calls += [p for p in predict_examples(predictor, [example], one_by_one=True, tenant=tenant) if p is not None]
+    return calls
 
 
 def agreement(
@@ -140,7 +156,7 @@ def judged(
             by_id = {e.id: p for e, p in zip(context.valid, predict_examples(predictor, context.valid), strict=True)}
         sample = context.ordered(context.valid, "latency")[: context.latency_calls]
         sample = [e for e in sample if by_id.get(e.id) is not None]
-        calls = single_calls(predictor, sample)
+        calls = single_calls(predictor, sample, seconds=context.timing_limit)
         longest = longest_prompt(predictor, context.valid)
     if evaluation is None:
         answers = [by_id[e.id] for e in context.valid]
@@ -154,7 +170,7 @@ def judged(
         skin=str(place.relative_to(context.out)),
         skin_id=skin_id(skin),
         prompt_tokens=longest,
-        export=agreement(sample, calls, by_id),
+        export=agreement(sample[: len(calls)], calls, by_id),
     )
 
 

@@ -28,18 +28,19 @@ from numpy.typing import NDArray
 from bedplate.adaptation.context.backbone import Pooling
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.answers import judged
+from bedplate.adaptation.rungs.answers import judged, predict_examples
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.inference.predict.predictor import Prediction
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import ProbePart
+from bedplate.skins.skin import ProbePart, Skin
 from bedplate.training.precision import choose, computing, lacks_room
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -199,6 +200,8 @@ DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
 BATCH_TOKENS = 2048
 SHARE = 0.5
+STOP_ROWS = 16
+"""Rows of valid between two looks at the clock, where a fit stops when the time is over."""
 FEW_ROWS, LEAST_ROWS = 300, 64
 """Rows that the time is used for beyond a rung's share, and the fewest that a head is fitted on."""
 
@@ -219,7 +222,7 @@ class Probe(Rung):
     """A probe skin."""
 
     name = "probe"
-    traits = Traits(side="weights", needs="base", own_prompt=True, worth=0.5)
+    traits = Traits(side="weights", needs="base", own_prompt=True, stops=True, worth=0.5)
 
     def plan(self, context: Context) -> RungPlan | Skip:
         labels = context.task.output.labels or ()
@@ -231,6 +234,11 @@ class Probe(Rung):
         if groups < 2:
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
+        if context.smallest:
+            rows = min(LEAST_ROWS, n)
+            few = {"layer_rows": min(LEAST_ROWS // 2, len(context.valid)), "prompts": list(self._prompts(context))[-1:]}
+            settings = {"depths": depths[:1], "rows": rows, "folds": min(FOLDS, groups), **few}
+            return RungPlan(settings, left_out=(f"{n - rows} of {n} train rows were left out: no time",))
         layer_rows = min(LAYER_ROWS, len(context.valid))
         # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
         shared = context.backbone.shared_tokens(self._prompts(context)["form"])
@@ -298,7 +306,7 @@ class Probe(Rung):
             **({} if threshold is None else {"threshold": threshold}),
         }
         return replace(
-            judged(context, self.name, skin, seconds, reason),
+            judged(context, self.name, skin, seconds, reason, _in_time(context, skin)),
             search=tuple(trial.record(len(chosen_on)) for trial in tried),
             left_out=plan.left_out,
             details=details,
@@ -310,6 +318,19 @@ class Probe(Rung):
         alone, which are shorter, unless the form is no more than them."""
         form, alone = context.plain_prompt()[0], text_prompt(context.fields)
         return {"form": form} if form == alone else {"form": form, "text": alone}
+
+
+def _in_time(context: Context, skin: Skin) -> dict[str, Prediction | None] | None:
+    """What the skin of a `smallest` fit answers on valid, by example id, as long as there is time. OutOfTime."""
+    if not context.smallest:
+        return None
+    by_id, start = dict[str, Prediction | None](), time.perf_counter()
+    with context.predictor(skin) as predictor:
+        for at in range(0, len(context.valid), STOP_ROWS):
+            part = context.valid[at : at + STOP_ROWS]
+            by_id |= zip([example.id for example in part], predict_examples(predictor, part), strict=True)
+            context.check_time(start, len(by_id), len(context.valid))
+    return by_id
 
 
 @dataclass(frozen=True, eq=False)
@@ -401,8 +422,9 @@ def features_on(
     depth = max(int(name.partition(".")[2]) for name in names)
     size = (len(examples), context.model.base.spec.hidden_size)
     features: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
+    start, rows_read = time.perf_counter(), 0
     with torch.inference_mode():
-        for batch in _batches([len(p) - shared for p in prompts]):
+        for batch in _batches([len(p) - shared for p in prompts], BATCH_TOKENS // (8 if context.smallest else 1)):
             tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
             spans: list[tuple[int, int]] = []
             for number, i in enumerate(batch, start=1):
@@ -418,6 +440,8 @@ def features_on(
                 states_TD = captured[name][0].float()
                 rows = [_pooled(states_TD, shared, begin, end, pooling) for begin, end in spans]
                 features[name, pooling][batch] = torch.stack(rows).cpu().numpy()
+            rows_read += len(batch)
+            context.check_time(start, rows_read, len(examples))
     return features
 
 
@@ -440,12 +464,12 @@ def _pooled(states_TD: torch.Tensor, shared: int, begin: int, end: int, pooling:
     return (states_TD[:shared].sum(0) + states_TD[begin:end].sum(0)) / (shared + end - begin)
 
 
-def _batches(lengths: Sequence[int]) -> list[list[int]]:
-    """Row numbers, alike in length, in batches of at most BATCH_TOKENS tokens (or one row)."""
+def _batches(lengths: Sequence[int], batch_tokens: int) -> list[list[int]]:
+    """Row numbers, alike in length, in batches of at most so many tokens (or one row)."""
     batches: list[list[int]] = [[]]
     tokens = 0
     for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if batches[-1] and tokens + lengths[i] > BATCH_TOKENS:
+        if batches[-1] and tokens + lengths[i] > batch_tokens:
             batches.append([])
             tokens = 0
         batches[-1].append(i)

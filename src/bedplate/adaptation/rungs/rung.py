@@ -36,9 +36,10 @@ class Traits:
     may be climbed before. whole_prompt: its calls take at least what the plain prompt takes through the whole base.
     dear: a long search for a prompt, put off where tuning is expected to win. trained: weights are, on the task's rows.
     continues: it learns from text that goes on, which an encoder–decoder does not read.
-    makes_child: it leaves a base of its own, which the task's guards look at. least_labels: with fewer it is not worth
-    trying. worth: about which share of what the references get wrong it is expected to put right. Time is given out by
-    this and by what it takes; nothing is decided by it.
+    makes_child: it leaves a base of its own, which the task's guards look at. stops: it has a smallest version, which
+    ends by itself when the time is over (`Context.smallest`). least_labels: with fewer it is not worth trying. worth:
+    about which share of what the references get wrong it is expected to put right. Time is given out by this and by
+    what it takes; nothing is decided by it.
     """
 
     side: Side
@@ -52,6 +53,7 @@ class Traits:
     trained: bool = False
     continues: bool = False
     makes_child: bool = False
+    stops: bool = False
     least_labels: int = 0
     worth: float = 0.3
 

@@ -80,7 +80,7 @@ def planned(context: Context, rung: Rung) -> RungPlan | Skip:
     finally:
         context.until = before
     if isinstance(plan, Skip):
-        return _with_needs(context, plan)
+        return with_needs(context, plan)
     plan = replace(plan, seconds=plan.seconds * context.pace * context.slower, pace=context.pace)
     return over_budget(context, plan) or plan
 
@@ -123,7 +123,8 @@ def calls_now(context: Context) -> float:
     prompt, output = context.plain_prompt()
     enough = NOTABLY * context.throughput.first_calls
     tenant = f"pace at {context.clock.used:.1f} s"  # for whom nothing is cached, however often it is measured
-    return context.calls(prompt, output, enough, FIRST_CALLS, tenant).call
+    with context.clock.measuring.spending():
+        return context.calls(prompt, output, enough, FIRST_CALLS, tenant).call
 
 
 def speed_now(context: Context) -> Throughput:
@@ -135,7 +136,7 @@ def speed_now(context: Context) -> Throughput:
     return replace(speed, **seconds, at=time.monotonic())
 
 
-def _with_needs(context: Context, skip: Skip) -> Skip:
+def with_needs(context: Context, skip: Skip) -> Skip:
     """A rung that there is no time for says which limit would leave it enough."""
     limits, clock = context.spec.budget, context.clock
     if skip.kind != "budget" or skip.seconds is None or skip.needs:

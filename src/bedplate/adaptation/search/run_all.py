@@ -204,9 +204,26 @@ class Ascent:
             candidate.context.settled, candidate.context.until = True, math.inf
         for candidate, context in iter(self._larger, None):
             yield self._recorded(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
+        for candidate in self._last_resort():
+            (candidate.directory / rung_files.SKIP_FILE).unlink(missing_ok=True)
+            context = replace(candidate.context, smallest=True, run_directory=None)
+            context.throughput, context.format_gain = candidate.context.throughput, candidate.context.format_gain
+            yield self._recorded(candidate.name, climb_candidate(replace(candidate, context=context)))
         self._write_growth(done=True)  # whatever the machine is doing when the command is repeated
         for candidate in self._schedule.last():
             yield self._recorded(candidate.name, climb_candidate(candidate))
+
+    def _last_resort(self) -> list[Candidate]:
+        """What is fitted in its smallest version where time has left out everything on a base: what it is expected to
+        take was measured in a moment, and it stops itself when the time is over."""
+        on_base = [c for c in self.candidates.values() if c.on_base]
+        if (
+            self._done
+            or self._first.clock.seconds_left <= 0
+            or any(self.outcomes[candidate.name].result is not None for candidate in on_base)
+        ):
+            return []
+        return [c for c in on_base if c.traits.stops and wants_more(c, self.outcomes[c.name])][:1]
 
     def _recorded(self, name: str, outcome: RungOutcome) -> RungOutcome:
         self.outcomes[name] = outcome

@@ -18,12 +18,21 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungResult, Skip, Tested, latency
+from bedplate.adaptation.context.outcome import (
+    Latency,
+    OutOfTime,
+    RungOutcome,
+    RungResult,
+    Skip,
+    Tested,
+    latency,
+    no_time,
+)
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import own_probability, predict_examples, single_calls
 from bedplate.adaptation.search import rung_files
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.planner import planned_now
+from bedplate.adaptation.search.planner import planned_now, with_needs
 from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError, UsageError
 from bedplate.core.executor import Executor, Job, LocalExecutor
 from bedplate.core.files import DISK_FULL, sha256_json
@@ -104,7 +113,11 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
         rung_files.write_plan(place, config, plan)
     if context.executor is not None and context.run_directory is not None:
         return _fit_elsewhere(context.executor, context, rung, config, place)
-    return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
+    try:
+        return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
+    except OutOfTime as stop:
+        shutil.rmtree(place)
+        return with_needs(context, no_time(stop.seconds, context.seconds_left))
 
 
 def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str, place: Path) -> RungResult:

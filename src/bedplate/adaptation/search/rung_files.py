@@ -91,7 +91,8 @@ def read_result(directory: Path, config: str) -> tuple[RungResult, float] | None
 
 
 def fingerprint(context: Context) -> dict[str, Any]:
-    """What every rung's outcome depends on, besides its own settings."""
+    """What every rung's outcome depends on, besides its own settings. How much time there was is not part of it: a run
+    that goes on with more keeps what is finished, and climbs again what was made smaller (`Ascent`)."""
     base, task = context.at.facts, context.task
     return {
         "version": __version__,
@@ -104,8 +105,6 @@ def fingerprint(context: Context) -> dict[str, Any]:
         "weights": base.weights,
         "kernel": base.kernel,
         "seed": context.seed,
-        "budget_seconds": context.clock.seconds,
-        **({} if context.clock.usd is None else {"budget_usd": context.clock.usd}),
         **({"exhaustive": True} if context.exhaustive else {}),
         **({"parents": list(context.parents)} if context.parents else {}),
         "max_prompt_tokens": context.spec.budget.max_prompt_tokens,
@@ -136,9 +135,9 @@ def limits_of(context: Context, config: str) -> str:
     """Names what decides, beside the machine's speed at the moment, whether a limit of time or money leaves the rung
     out. Once that is decided it stays so: a repeated command that found time for another rung would bring another
     nominee, and so another verdict, to rows that had served one."""
-    spec = context.spec
+    spec, seconds = context.spec, context.clock.seconds
     guards = spec.guards.model_dump(mode="json")
-    return sha256_json([config, spec.budget.model_dump(mode="json"), spec.machine.usd_per_hour, guards])
+    return sha256_json([config, seconds, spec.budget.model_dump(mode="json"), spec.machine.usd_per_hour, guards])
 
 
 _LIBRARIES = ("numpy", "scikit-learn", "scipy", "tokenizers", "torch")

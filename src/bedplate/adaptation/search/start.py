@@ -34,6 +34,8 @@ from bedplate.core.files import atomic_write, sha256_json
 from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.task import Task
+from bedplate.inference.native.library import load
+from bedplate.models.precision import resolve_device
 from bedplate.skins.records import RUN_FILE, SETTINGS_FILE, Run
 
 log = logging.getLogger("bedplate.adaptation")
@@ -42,6 +44,12 @@ LOCK_FILE = ".lock"
 """Held by the process that writes into a run's directory."""
 LABELS = "labels"
 """Where files of rows to label lie, below a run's directory."""
+
+
+def set_up(spec: AdaptSpec) -> None:
+    """Has the CPU kernel compiled where bases may run on it, which takes about a minute, once on a machine."""
+    if spec.kernel != "torch" and resolve_device("auto").type == "cpu":
+        load()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,9 @@ from typing import Any, Literal
 
 from bedplate.core.config import one_line
 from bedplate.core.errors import DataError, UsageError
+from bedplate.core.statistics.clusters import units_to_show
+from bedplate.core.statistics.multiplicity import least_estimate, spent_alpha
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.profile import Profile, is_group_name, profiles
 from bedplate.data.rows import SourceRows
@@ -25,6 +29,10 @@ MOST_LABELS = 200
 _TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentiment", "topic", "answer", "output")
 UNGROUPED = "no column was named that says which rows belong together"
 """What a task file that is written without a group gives as its reason."""
+CONFIDENCE = 0.95
+"""Of the bar."""
+VERDICTS = 3
+"""Verdicts on the same test rows that these are to be enough for."""
 _RARE_ROWS = 20
 """Rows of the rarest label below which it is said that there are few."""
 
@@ -56,7 +64,37 @@ class TaskDraft:
     bar: float = 0.8
     rows: int = 0
     usable: int = 0
+    groups: int | None = None
     notes: tuple[str, ...] = field(default=())
+
+    def test_share(self, bar: float) -> float | None:
+        """The share of test, in steps of 0.05: 0.2, or as much more as VERDICTS verdicts at this bar take, or one; None
+        where half of the rows are too few for any."""
+        units = self.usable if self.groups is None else self.groups
+        shares = (max(5 * math.ceil(20 * 1.05 * self._needed(bar, n) / max(units, 1)), 20) for n in (VERDICTS, 1))
+        return next((share / 100 for share in shares if share <= 50), None)
+
+    def design(self, bar: float, test_rows: int, test_groups: int) -> str:
+        """What test can show, at the first verdict and at later ones on the same rows."""
+        name, units = ("rows", test_rows) if self.groups is None else ("groups", test_groups)
+        needed = self._needed(bar, 1)
+        if units < needed:
+            return (
+                f"No verdict is possible on these rows: it takes at least {needed} test {name} to show a bar of "
+                f"{bar:g}, and there are {units}. Label more {name}, or lower the bar (--bar)."
+            )
+        levels = [1 - spent_alpha(1 - CONFIDENCE, number + 1) for number in range(VERDICTS)]
+        passing = " / ".join(f"{least_estimate(test_rows, bar, level):.3f}" for level in levels)
+        alike = "" if self.groups is None else ", more where rows of a group are alike"
+        return (
+            f"A first / second / third verdict on the {test_rows:,} test rows shows the bar of {bar:g} in 80% of cases "
+            f"for a skin that truly scores {passing}{alike}: try what you want to try before the first."
+        )
+
+    def _needed(self, bar: float, verdicts: int) -> int:
+        """Test rows, or groups, without a failure that show the bar at the last of so many verdicts."""
+        confidence = 1 - spent_alpha(1 - CONFIDENCE, verdicts)
+        return max(MINIMUM_GROUPS, units_to_show(bar, confidence, grouped=self.groups is not None))
 
 
 def draft(
@@ -101,7 +139,8 @@ def draft(
             f"Copies of a text with different values of {target} are all left out, because nobody knows which is "
             f"right: {duplicates.contradictory:,}. Correct them if you can."
         )
-    counts: dict[str, Any] = {"rows": len(rows.rows), "usable": len(duplicates.records)}
+    groups = None if group is None else columns[group].distinct
+    counts: dict[str, Any] = {"rows": len(rows.rows), "usable": len(duplicates.records), "groups": groups}
     return TaskDraft(chosen, target, group, **answer, **counts, notes=tuple(notes))
 
 
@@ -134,6 +173,8 @@ def task_text(
     if task_draft.group is None:
         group = f"group_by: null, ungrouped_because: {one_line(UNGROUPED)}"
         group_note = "# If several rows come from one document or user, name the column that says so: group_by: COLUMN."
+    bar = task_draft.bar if bar is None else bar
+    test = task_draft.test_share(bar) or 0.2
     return f"""\
 # What goes in, what comes out, where the rows are, and when a skin is good enough. docs/task-file.md has every key.
 task: {one_line(name)}
@@ -145,12 +186,13 @@ output: {one_line(output)}
 # What every prompt begins with: say in a sentence or two what is to be done. The clearer it is, the better.
 instructions: {one_line(instructions or default_instructions(task_draft))}
 
-# The source is a path from this file. Skins are tuned on train, chosen on valid, and judged once, on test.
+# The source is a path from this file. Skins are tuned on train, chosen on valid, and judged once, on test: each further
+# verdict on the same test rows has to reach the bar with a higher confidence.
 {group_note}
 data:
   {{source: {one_line(source)}, target: {one_line(task_draft.target)},
    {group},
-   split: {{train: 0.6, valid: 0.2, test: 0.2}}, seed: 0}}
+   split: {{train: {0.8 - test:.2g}, valid: 0.2, test: {test:g}}}, seed: 0}}
 
 # What is measured. Also possible: {", ".join(alternatives) or "a function of your own (docs/task-file.md)"}.
 metric: {task_draft.metric}
@@ -159,7 +201,7 @@ adapt:
   # `bedplate pull --list` shows bases; a directory, a .gguf file or hf:owner/name will do, and several may compete.
   bases: {one_line(list(bases))}
   # The bar: what the metric must be shown to reach, and with which confidence.
-  target: {{value: {task_draft.bar if bar is None else bar:g}, confidence: 0.95}}
+  target: {{value: {bar:g}, confidence: {CONFIDENCE}}}
   # What the whole search may take; add p95_ms, usd_per_1k_calls or max_prompt_tokens to bound what a call may cost.
   budget: {{train_minutes: {minutes:g}}}
   # What an hour of the machine costs that will answer; every price follows from it.
@@ -342,6 +384,4 @@ def _notes(
         else f"Rows with the same {group} stay together in one split ({columns[group].distinct:,} groups); --group "
         "none takes rows as independent."
     )
-    if len(rows.rows) < 500:
-        notes.append(f"{len(rows.rows)} rows are few: a verdict needs a hundred or more in the test split.")
     return notes

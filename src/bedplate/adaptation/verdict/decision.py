@@ -294,7 +294,12 @@ class GateVerdict:
         why = "; ".join(f"{rung} is {reason}" for rung, reason in self.nomination.reasons.items())
         if self.kept_out:
             reasons = f" ({why})" if why else ""
-            return GateDecision("OUT_OF_BUDGET", None, f"Nothing fits the budget: {_ways_out(self.kept_out)}{reasons}.")
+            minutes = [
+                change.needed for out in self.kept_out for change in out.changes if change.key == "train_minutes"
+            ]
+            longer = f" Continue with --budget {math.ceil(minutes[0])}m: what is finished is kept." if minutes else ""
+            text = f"Nothing fits the budget: {_ways_out(self.kept_out)}{reasons}.{longer}"
+            return GateDecision("OUT_OF_BUDGET", None, text)
         return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
 
     def _passed(self) -> GateDecision | None:
@@ -430,9 +435,8 @@ class GateVerdict:
         if first.needed_n is None:
             side = "below" if self.scale.lower_is_better else "above"
             return f"{text}, which is not {side} the target: no number of rows is promised to show that it clears it."
-        text += (
-            f": if that is right, a verdict on about {first.needed_n:,} test rows in all would pass it 80% of the time"
-        )
+        rows = "test rows in all" if first.needed_n > self.n else "fresh test rows"
+        text += f": if that is right, a verdict on about {first.needed_n:,} {rows} would pass it 80% of the time"
         if first.expected_low is not None and first.power_at_low is not None:
             end = "upper" if self.scale.lower_is_better else "lower"
             text += f"; if it is {score(first.expected_low)}, the {end} end of an 80% interval, "

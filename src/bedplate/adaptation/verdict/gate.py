@@ -20,9 +20,12 @@ from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.decision import Nominable, Nomination, infeasible
 from bedplate.core.statistics import multiplicity, proportions, unequal
+from bedplate.core.statistics.clusters import units_to_show
+from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.evaluated import PairedComparison, compare
 from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.task import Task
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Limit
 
@@ -212,6 +215,23 @@ def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Bound
         return None
     names = list(nomination.nominees)
     return names if testing == "cheapest_first" else sorted(names, key=lambda name: -valid[name].estimate)
+
+
+def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | None:
+    """Why no verdict is possible on so many test rows in so many groups, whatever the skin; None where one is."""
+    value, worst = spec.target.value, task.scale.worst_usd
+    if value is None or worst is not None:
+        return None
+    needed = units_to_show(value, 1 - spent_alpha(1 - spec.target.confidence, 1), grouped=groups < rows)
+    if groups < rows or task.scorer.scoring not in ("binary", "answered"):
+        needed = max(needed, unequal.MINIMUM_GROUPS)
+    if groups >= needed:
+        return None
+    counted = f"{rows} test rows" + (f" in {groups} groups" if groups < rows else "")
+    return (
+        f"no PASS is possible on {counted}: at least {needed} are needed to show {task.metric_name} {value:g}. Label "
+        "more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
+    )
 
 
 def testing_question(testing: Testing, nomination: Nomination) -> dict[str, str]:

@@ -115,7 +115,7 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
 
     from bedplate.economics.costs.decisions import explanation
 
-    screen.print(f"[bold]{escape(decision.case.case)}[/bold]")
+    screen.print(f"[bold]{escape(decision.question.title)}[/bold]")
     screen.print(f"[bold]{escape(explanation.answer(decision))}[/bold]\n")
     _table(decision)
     _list(screen, "why", explanation.reasons(decision))
@@ -135,7 +135,7 @@ def _show(decision: Decision, screen: Console, everything: bool) -> None:
         screen.print(f"  {remainder}{len(steady)} do not as far as looked (--all shows them)")
     notes = [f"{outcome.name}: {note}" for outcome in decision.outcomes for note in outcome.notes]
     _list(screen, "taken for granted", notes)
-    _list(screen, "prices", decision.warnings)
+    _list(screen, "prices", decision.question.warnings)
 
 
 def _list(screen: Console, title: str, lines: Iterable[str]) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.missed import missed_groups_bound
-from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_upper, check_confidence
+from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_upper, check_confidence, values_needed
 from bedplate.core.statistics.unequal import (
     MINIMUM_GROUPS,
     NO_TREND,
@@ -273,6 +273,11 @@ def groups_needed(bar: float, confidence: float) -> int:
     while effective_n_bound(np.ones(10 * count), np.repeat(np.arange(count), 10), confidence).value <= bar:
         count += max(1, count // 100)
     return count
+
+
+def units_to_show(bar: float, confidence: float, *, grouped: bool) -> int:
+    """The least rows, or where these are grouped the least groups, that show `bar` where none is a failure."""
+    return groups_needed(bar, confidence) if grouped else values_needed(bar, confidence)
 
 
 def effective_n_interval(

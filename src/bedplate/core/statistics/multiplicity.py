@@ -164,6 +164,22 @@ def needed_n(
     return math.ceil(corrected * max(1.0, deff))
 
 
+def more_rows(confidence: float, later: float, power: float = 0.8) -> float:
+    """By which share the rows have to grow that a bound at the confidence `later` has the power of one at
+    `confidence`."""
+    from scipy.special import ndtri
+
+    first, second = (float(ndtri(level)) + float(ndtri(power)) for level in (confidence, later))
+    return (second / first) ** 2 - 1
+
+
+def least_estimate(n: int, target: float, confidence: float, power: float = 0.8) -> float:
+    """The least share whose bound of `n` independent rows clears `target` with probability `power`, to three digits; 1
+    where none does."""
+    steps = range(math.floor(1000 * target) + 1, 1000)
+    return next((s / 1000 for s in steps if power_at(s / 1000, n, target, confidence) >= power), 1.0)
+
+
 def power_at(
     truth: float, n: float, target: float, confidence: float = 0.95, deff: float = 1.0, variance: float | None = None
 ) -> float:

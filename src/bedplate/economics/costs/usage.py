@@ -135,12 +135,11 @@ def combine(uses: Iterable[ServerUse]) -> ServerUse:
 
 @dataclass
 class AccessLogUse:
-    """Answered model calls of an access log. outside: calls before or after the period; skipped: all other lines."""
+    """Answered model calls of an access log. outside: calls before or after the period."""
 
     by_tenant: dict[str, MeteredUse] = field(default_factory=lambda: defaultdict[str, MeteredUse](MeteredUse))
     by_skin: dict[str, MeteredUse] = field(default_factory=lambda: defaultdict[str, MeteredUse](MeteredUse))
     outside: int = 0
-    skipped: int = 0
 
 
 def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> AccessLogUse:
@@ -151,7 +150,6 @@ def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: dat
         for line in filter(str.strip, read_text(path).split("\n")):
             fields = _fields(line)
             if "model" not in fields or "completion" not in fields:
-                logged.skipped += 1
                 continue
             calls += 1
             try:

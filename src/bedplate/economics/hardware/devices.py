@@ -34,7 +34,7 @@ from bedplate.core.config import Strict, load_config
 from bedplate.core.display import Brief
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.numbers.formula import Formula, Range, call, inputs
+from bedplate.economics.numbers.formula import Range
 
 BETA = 0.2
 LOW, HIGH = 0.8, 1.25
@@ -55,13 +55,7 @@ class MfuCurve:
 
     def at(self, n: int) -> float:
         """The central share of `n` devices."""
-        return self.formula.compile()((float(n),))
-
-    @property
-    def formula(self) -> Formula:
-        """The central share, as a function of the number of devices."""
-        (devices,) = inputs(1)
-        return (8.0 / call("max", devices, 8.0)) ** BETA * (self.first - self.floor) + self.floor
+        return (8.0 / max(n, 8)) ** BETA * (self.first - self.floor) + self.floor
 
 
 CURVES: dict[str, MfuCurve] = {

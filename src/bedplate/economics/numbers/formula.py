@@ -1,9 +1,7 @@
-"""Arithmetic that is written once and computed in two places: in Python, and in the JavaScript of a page; ranges of
-figures; and the refusal of numbers that cannot be.
+"""Formulas over the inputs of a decision; ranges of figures; and the refusal of numbers that cannot be.
 
-A formula is an expression in the subset that both languages share, such as `v[3] * max(v[4], 1.0)`, where `v` holds the
-value of every input. A comparison counts as 1 or 0 in both. A function of plain operators (and of `call`, in place of
-`max` and its like) gives numbers for numbers and a formula for formulas.
+A formula is an expression that Python and JavaScript share, such as `v[3] * max(v[4], 1.0)`, where `v` holds the value
+of every input. A comparison counts as 1 or 0 in both.
 """
 
 from __future__ import annotations
@@ -12,8 +10,8 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
-from typing import TypeVar, cast
+from functools import cached_property, reduce
+from typing import TypeVar
 
 from bedplate.core.errors import UsageError
 
@@ -88,8 +86,12 @@ class Formula:
         """1 where this is below the operand, else 0."""
         return _combined("({} < {})", self, operand)
 
-    def compile(self) -> Callable[[Values], float]:
-        """A function of the inputs' values."""
+    def __call__(self, v: Values) -> float:
+        """Its value at those of the inputs."""
+        return self._function(v)
+
+    @cached_property
+    def _function(self) -> Callable[[Values], float]:
         return eval(f"lambda v: {self.text}", {"__builtins__": {}, **FUNCTIONS})  # only operators make such text
 
 
@@ -103,28 +105,6 @@ ZERO = Formula("0.0")  # a cost that there is not: products with it vanish, so t
 def call(function: str, *arguments: Formula | float) -> Formula:
     """`function`, one of FUNCTIONS, of the arguments."""
     return _combined(f"{function}({', '.join('{}' for _ in arguments)})", *arguments)
-
-
-def inputs(count: int) -> tuple[Formula, ...]:
-    """The first inputs, `v[0]`, `v[1]` and so on."""
-    return tuple(map(Formula.input, range(count)))
-
-
-def javascript(name: str, formulas: object) -> str:
-    """A script that defines `name`: mappings and sequences of formulas as objects and lists of functions of the inputs'
-    values. Keys must be identifiers."""
-    return f"const {name} = (({{ {', '.join(FUNCTIONS)} }}) => ({_javascript(formulas)}))(Math);"
-
-
-def _javascript(formulas: object) -> str:
-    if isinstance(formulas, Formula):
-        return f"(v) => {formulas.text}"
-    if isinstance(formulas, Mapping):
-        pairs = cast("Mapping[str, object]", formulas).items()
-        return f"{{ {', '.join(f'{key}: {_javascript(value)}' for key, value in pairs)} }}"
-    if isinstance(formulas, Sequence):
-        return f"[{', '.join(map(_javascript, cast('Sequence[object]', formulas)))}]"
-    return "null"
 
 
 def total(parts: Iterable[Formula]) -> Formula:
@@ -152,6 +132,10 @@ class Range:
     def times(self, factor: Range) -> Range:
         """With another figure that stretches it the same way."""
         return Range(self.low * factor.low, self.central * factor.central, self.high * factor.high)
+
+    def scaled(self, factor: float) -> Range:
+        """With a figure that is known exactly."""
+        return Range(self.low * factor, self.central * factor, self.high * factor)
 
 
 def formula_values(formulas: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:

@@ -1,7 +1,7 @@
 """The pages of `plan train`, `plan serve` and `plan decide`: plain data, and the scripts that make sliders and plots.
 
 Each page has the inputs of the arithmetic, not a picture of its results: what moves in the browser is computed there by
-the same formulas, which numbers/formula.py writes as JavaScript. What is no formula goes in as a table of all that the
+the same functions, which numbers/javascript.py translates. What takes too long there goes in as a table of all that the
 sliders can reach: which layout fits, and one replica's latency at every load that the search for its capacity can look
 at. `plan_serving` looks at multiples of a part (1 / PARTS) of the saturating rate only, whatever the latency target is;
 latencies between two of them are interpolated.
@@ -14,42 +14,33 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.resources import files
+from types import SimpleNamespace
 from typing import Any
 
 from bedplate.core.config import key_path
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import Progress, progress
-from bedplate.economics.costs.decisions.decision import (
-    CLOSE,
-    DAYS,
-    DRAW_RATIO,
-    DRAWS,
-    INTERVAL,
-    MACHINE_STEPS,
-    NOTHING_FEASIBLE,
-    NOTHING_PAYS,
-    RULES,
-    SEARCHED_PLACES,
-    VOLUMES,
-    Bars,
-    broken_constraints,
-    decide,
-)
-from bedplate.economics.costs.decisions.decision_file import Case, CaseInputs
-from bedplate.economics.costs.decisions.explanation import DECISION_FORMULAS
+from bedplate.economics.costs.decisions import explanation
+from bedplate.economics.costs.decisions.decision import machine_steps, solve
+from bedplate.economics.costs.decisions.decision_file import Case, Option
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
+from bedplate.economics.costs.decisions.question import read_question
 from bedplate.economics.hardware.devices import CURVES, EXECUTION, FP8_FACTOR, HIGH, LOW, Device
 from bedplate.economics.model.named_model import resolve
-from bedplate.economics.numbers.formula import formula_values, inputs, javascript, total
+from bedplate.economics.numbers import money
+from bedplate.economics.numbers.formula import formula_values
+from bedplate.economics.numbers.javascript import script
 from bedplate.economics.numbers.prices import Prices
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.serving_cost import (
     PARTS,
     SERVING_FORMULAS,
     LatencyTarget,
-    fleet_formulas,
+    capacity_within,
+    fleet_for,
     load_curve,
     plan_serving,
+    slack,
 )
 from bedplate.economics.serving.simulation import Traffic
 from bedplate.economics.training.layout_search import MARGIN, describe
@@ -59,12 +50,12 @@ from bedplate.economics.training.training_cost import (
     BATCH_SCALE,
     DEFAULT_PUE,
     DEFAULT_USD_PER_KWH,
-    RUN_INPUTS,
     TRAINING_FORMULAS,
     TrainingPlan,
-    batch_tokens,
+    batch_doublings,
     plan_training,
-    run_formulas,
+    run_figures,
+    tokens_per_second,
 )
 from bedplate.models.specs import TransformerSpec
 from bedplate.report.pages import interactive_page
@@ -73,10 +64,11 @@ _FEWER, _LARGER = 64, 16
 """How far the devices' slider goes to both sides of what is stated."""
 
 
-def _page(title: str, costs: object, scripts: Sequence[str], data: Mapping[str, Any]) -> str:
-    """costs: formulas, which the scripts know as COSTS; data: what they know as DATA."""
+def _page(title: str, name: str, data: Mapping[str, Any], **exports: object) -> str:
+    """name: of the page's own script. data: what it knows as DATA. exports: what it computes with, as MODEL."""
     folder = files("bedplate.economics.pages")
-    return interactive_page(title, [javascript("COSTS", costs), *(folder / name for name in scripts)], data)
+    model = script(MODEL=SimpleNamespace(**exports), usd=money.usd, number=money.number, figures=money.figures)
+    return interactive_page(title, [folder / "python.js", model, folder / f"{name}.js"], data)
 
 
 def training_page(
@@ -103,25 +95,25 @@ def training_page(
         "device": {name: getattr(device, name) for name in shown},
         "margin": MARGIN,
         "devices": {"stated": devices, "counts": counts},
-        "inputs": RUN_INPUTS,
         "mfu": mfu,
         "price": None if plan.price is None else {**asdict(plan.price.usd_per_hour), "source": plan.price.source},
         "usd_per_kwh": options.get("usd_per_kwh", DEFAULT_USD_PER_KWH),
         "pue": pue,
-        "fit": asdict(EPOCH) if dense else None,
+        "watts": device.watts * pue,
+        "mfu_factor": EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0),
         "formulas": formula_values(TRAINING_FORMULAS),
         "command": list(command),
     }
-    (flops,) = inputs(1)
-    factor = EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0)
-    costs = {
-        **run_formulas(plan.flops_per_token, plan.peak_flops_per_second, device.watts * pue),
-        "mfu": CURVES[device.mfu].formula * factor,
-        "batch_tokens": batch_tokens(flops),
-        "loss": EPOCH.loss(*inputs(2)),
-        "best_parameters": EPOCH.best_parameters(flops),
-    }
-    return _page(f"Training {plan.model}", costs, ["training.js"], data)
+    return _page(
+        f"Training {plan.model}",
+        "training",
+        data,
+        curve=CURVES[device.mfu],
+        run_figures=run_figures,
+        tokens_per_second=tokens_per_second,
+        batch_doublings=batch_doublings,
+        fit=EPOCH if dense else None,
+    )
 
 
 def _layouts(
@@ -135,13 +127,9 @@ def _layouts(
     """All different layouts, and which one holds for a number of devices and for an exponent of the batch: the powers
     of two of sequences in a step, which the fit gives over the tokens' range."""
 
-    def exponent_of(tokens: float) -> int:
-        sequences = batch_tokens(plan.flops_per_token * tokens) / plan.sequence_tokens
-        return max(1, round(sequences)).bit_length() - 1
-
     tokens_by_batch = {"given": plan.tokens}
     if options.get("global_batch_tokens") is None:
-        first, last = map(exponent_of, tokens_range)
+        first, last = (batch_doublings(plan.flops_per_token * end, plan.sequence_tokens) for end in tokens_range)
         batches = {str(n): 1.1 * 2**n * plan.sequence_tokens for n in range(first, last + 1)}
         # Tokens that lead to each batch: layouts depend on nothing else of them.
         inverse = 1 / BATCH_EXPONENT
@@ -217,7 +205,7 @@ def serving_page(
         "formulas": formula_values(SERVING_FORMULAS | _MORE_FORMULAS),
         "command": list(command),
     }
-    return _page(f"Serving {model}", fleet_formulas(traffic.tokens_per_call), ["serving.js"], data)
+    return _page(f"Serving {model}", "serving", data, slack=slack, capacity_within=capacity_within, fleet_for=fleet_for)
 
 
 def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
@@ -237,62 +225,34 @@ def _case(replica: Replica, traffic: Traffic, bar: Progress) -> dict[str, Any]:
 _SLIDERS = 5  # how many sliders there are for numbers that the answer turns on, besides volume and horizon
 _ALWAYS = ("traffic.calls_per_day", "traffic.horizon_days")
 _TEXT = ("instructions", "examples", "input", "output")
-_SCRIPTS = ("decision_costs.js", "decision_text.js", "decision.js")
 
 
 def decision_page(
     case: Case, prices: Prices, today: datetime.date | None = None, *, command: Sequence[str] = ()
 ) -> str:
     """The page as HTML. ConfigError as of `decide`. command: what answers the same in the terminal."""
-    shared = CaseInputs(case, prices)
-    options = [OptionCosts(shared, name, option) for name, option in case.options.items()]
-    decision = decide(case, prices, today)
+    question = read_question(case, prices, today)
+    decision = solve(question)
     # Inputs that others were computed from are not moved; those others stand in no file, so that no override says them.
     bases, derived = ({name for pair in _derivations(case) for name in pair[i]} for i in (0, 1))
-    rows = [{**asdict(row), "moves": row.name not in bases, "said": row.name not in derived} for row in shared.rows]
     turning = [sensitivity.input.name for sensitivity in decision.sensitivities]  # first what the answer turns on most
     sliders = [name for name in turning if name not in bases and name not in _ALWAYS]
-    bars, draws = Bars(shared.bar_quality, shared.bar_p95_ms), shared.draws(DRAWS, case.seed)
-    columns = {place: [draw[place] for draw in draws] for place, row in enumerate(shared.rows) if not row.exact}
     data = {
-        "case": case.case,
-        "rows": rows,
-        "draws": {"count": DRAWS, "columns": columns, "interval": INTERVAL},
-        "search": {
-            "volumes": VOLUMES,
-            "days": DAYS,
-            "close": CLOSE,
-            "places": SEARCHED_PLACES,
-            "draw_ratio": DRAW_RATIO,
-            "machine_steps": MACHINE_STEPS,
-        },
-        "bars": asdict(bars),
-        "options": [_option(option, bars) for option in options],
-        "constraints": [
-            {"name": name, "because": because, "says": RULES[name].explanation}
-            for name, because in case.constraints.items()
-        ],
-        "must_pay": case.value.usd_per_call is not None,
-        "nothing": {"feasible": NOTHING_FEASIBLE, "pays": NOTHING_PAYS},
+        "fixed": sorted(bases),
+        "unsaid": sorted(derived),
+        "options": {option.name: _traits(option, case.options[option.name]) for option in question.options},
         "sliders": [*_ALWAYS, *sliders[:_SLIDERS]],
-        "warnings": list(decision.warnings),
-        "formulas": formula_values(DECISION_FORMULAS),
+        "formulas": formula_values(explanation.DECISION_FORMULAS),
         "command": list(command),
     }
-    # Total calls, and of each option its lines, totals, machines and the cost of one more call.
-    by_option = [
-        {
-            "amounts": [line.usd for line in option.lines],
-            "total": option.total,
-            "net": option.net,
-            "call": total(option.per_call.values()),
-            "machines": option.machines,
-            "busy": option.busy,
-            "capacities": option.capacities,
-        }
-        for option in options
-    ]
-    return _page(case.case, {"calls": shared.calls, "options": by_option}, _SCRIPTS, data)
+    sentences = (explanation.answer, explanation.reasons, explanation.break_even, explanation.flips)
+    return _page(
+        case.case,
+        "decision",
+        data,
+        question=question,
+        **{function.__name__: function for function in (solve, machine_steps, *sentences)},
+    )
 
 
 def _derivations(case: Case) -> Iterator[tuple[list[str], list[str]]]:
@@ -308,23 +268,11 @@ def _derivations(case: Case) -> Iterator[tuple[list[str], list[str]]]:
             yield [f"{key}.pretraining.run.tokens"], [f"{key}.pretraining.run.device_hours_per_token"]
 
 
-def _option(option: OptionCosts, bars: Bars) -> dict[str, Any]:
-    stated = option.option
+def _traits(option: OptionCosts, stated: Option) -> dict[str, bool]:
+    """Which formulas concern an option."""
     return {
-        "name": option.name,
-        "method": stated.describe(option.method, option.retrieves),
-        "method_in_short": stated.label(option.method, option.retrieves),
-        "broken": list(broken_constraints(stated, option.shared.case.constraints)),
-        "lines": [{"when": line.period, "what": line.part} for line in option.lines],
-        "quality": option.quality and asdict(option.quality),
-        "p95_ms": option.p95_ms and asdict(option.p95_ms),
-        "uses": sorted(bars.places(option)),
-        "doubted": bool(option.doubts),
-        "notes": [*option.doubts, *option.notes],
-        "has": {
-            "hosted": stated.machine is None,
-            "reserved": option.machines is not None,
-            "refresh": any(line.part == "tuning again" for line in option.lines),
-            "pretraining": stated.pretraining is not None,
-        },
+        "hosted": stated.machine is None,
+        "reserved": option.machines is not None,
+        "refresh": any(line.part == "tuning again" for line in option.lines),
+        "pretraining": stated.pretraining is not None,
     }

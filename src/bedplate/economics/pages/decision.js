@@ -1,21 +1,21 @@
 // The page of a decision file: what is moved, the verdict, where the money goes, what pays from when on, what flips it.
+// MODEL has the question, and what answers it and says so (economics/costs/decisions).
 
-const COLOURS = new Map(DATA.options.map((option, n) => [option.name, `c${n % 6}`]));
+const QUESTION = MODEL.question;
+const ALLOWED = QUESTION.options.filter((option) => option.broken.length === 0);
+const VOLUME = QUESTION.inputs[QUESTION.calls_place];
+const COLOURS = new Map(QUESTION.options.map((option, n) => [option.name, `c${n % 6}`]));
 const WHENS = { once: "once", "over time": "over time", calls: "calls", machines: "reserved machines" };
-const rowNamed = (name) => DATA.rows.find((row) => row.name === name);
+const rowNamed = (name) => QUESTION.inputs.find((row) => row.name === name);
+const moves = (name) => !DATA.fixed.includes(name);
 
 /** A slider over where flipping points are looked for: in ratio where that spans much. */
 function slider(name) {
   const row = rowNamed(name),
     [low, high] = row.search;
-  const stated = row.low === row.high ? "" : `stated as ${typed(row.low)} to ${typed(row.high)}; `;
+  const stated = row.exact ? "" : `stated as ${typed(row.low)} to ${typed(row.high)}; `;
   return {
-    name,
-    label: name,
-    scale: low > 0 && high / low >= 20 ? "log" : "linear",
-    stated: row.value,
-    low,
-    high,
+    name, label: name, scale: low > 0 && high / low >= 20 ? "log" : "linear", stated: row.value, low, high,
     hint: `${stated}${row.source}`,
   };
 }
@@ -23,7 +23,7 @@ function slider(name) {
 /** The list of numbers that have no slider yet; choosing a number gives it a slider. */
 function chooser(bench) {
   const list = make("select", { id: "more" });
-  const rest = () => DATA.rows.filter((row) => row.moves && !bench.has(row.name));
+  const rest = () => QUESTION.inputs.filter((row) => moves(row.name) && !bench.has(row.name));
   const fill = () =>
     list.replaceChildren(
       make("option", { value: "" }, "choose a number …"),
@@ -43,110 +43,85 @@ function chooser(bench) {
 }
 
 function command(values, changed) {
-  const stated = [...changed].filter((name) => rowNamed(name).said),
-    unsaid = [...changed].filter((name) => !rowNamed(name).said);
-  const words = stated.map((name) => `${name}=${values[name]}`);
+  const unsaid = [...changed].filter((name) => DATA.unsaid.includes(name));
+  const words = [...changed].filter((name) => !unsaid.includes(name)).map((name) => `${name}=${values[name]}`);
   return (
     shell([...DATA.command, ...words]) + (unsaid.length ? `\n# and without an option there: ${unsaid.join(", ")}` : "")
   );
 }
 
+/** Best first, then what is out. */
+const ordered = ({ outcomes }) => [...outcomes].sort((a, b) => b.feasible - a.feasible || a.net_usd - b.net_usd);
+
 function showVerdict(decision) {
-  const { outcomes, ranking, answer } = decision;
-  const chosen = outcomes.find((outcome) => outcome.name === answer);
-  const verdict = make("p", { className: `verdict ${chosen ? COLOURS.get(answer) : ""}` }, answerText(decision));
+  const { chosen, ranking, answer } = decision;
+  const verdict = make("p", { className: `verdict ${chosen ? COLOURS.get(answer) : ""}` }, MODEL.answer(decision));
   verdict.dataset.figure = "answer";
   if (!chosen) return showHeadline([], verdict);
-  const [low, high] = chosen.interval;
+  const right = chosen.cost_per_right_answer;
   const rows = [
-    [`Over ${number(decision.state.v[DAYS])} days`, usd(chosen.total), range(low, high, shortUsd)],
-    ["A call", usd(chosen.per_call), chosen.per_right === null ? "" : `${usd(chosen.per_right)} a right one`],
+    [`Over ${number(decision.days)} days`, usd(chosen.total_usd), range(...chosen.total_interval, shortUsd)],
+    ["A call", usd(chosen.cost_per_call), right === null ? "" : `${usd(right)} a right one`],
   ];
-  if (ranking.length > 1) rows.push([`Ahead of ${ranking[1].name}`, usd(ranking[1].net - chosen.net), ""]);
+  if (ranking.length > 1)
+    rows.push([`Ahead of ${ranking[1]}`, usd(decision.outcome(ranking[1]).net_usd - chosen.net_usd), ""]);
   return showHeadline(rows, verdict);
 }
 
 function showTable(table, decision) {
   const heads = [
-    "option",
-    "weights, method",
-    "total",
-    "90% interval",
-    "a call",
-    "right answer",
-    "quality (low)",
-    "p95 ms",
+    "option", "weights, method", "total", "90% interval", "a call", "right answer", "quality (low)", "p95 ms",
     "best in",
   ];
-  const rows = [...decision.outcomes]
-    .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
-    .map((outcome) => {
-      const [low, high] = outcome.interval,
-        { quality, option } = outcome;
-      const lowest = quality === null ? null : decision.state.low(option.quality);
-      const cells = [
-        shortUsd(outcome.total),
-        low === high ? "" : `${shortUsd(low)} to ${shortUsd(high)}`,
-        usd(outcome.per_call),
-        outcome.per_right === null ? "" : usd(outcome.per_right),
-        quality === null ? "" : fixed(quality, 3) + (lowest < quality ? ` (${fixed(lowest, 3)})` : ""),
-        outcome.p95 === null ? "" : grouped(outcome.p95),
-        !outcome.feasible ? "out" : outcome.best_in === null ? "" : percent(outcome.best_in, 0),
-      ];
-      const key = make("span", { className: `key ${COLOURS.get(outcome.name)}`, "aria-hidden": "true" });
-      const row = make(
-        "tr",
-        { className: outcome.name === decision.answer ? "chosen" : outcome.feasible ? "" : "out" },
-        make("td", {}, key, outcome.name),
-        make("td", {}, option.method_in_short),
-        cells.map((cell) => make("td", { className: "n" }, cell)),
-      );
-      Object.assign(row.dataset, {
-        option: outcome.name,
-        feasible: outcome.feasible,
-        total: outcome.total,
-        net: outcome.net,
-        low,
-        high,
-        bestIn: outcome.best_in,
-      });
-      return row;
-    });
-  const head = make(
-    "tr",
-    {},
-    heads.map((name, n) => make("th", { className: n > 1 ? "n" : "", scope: "col" }, name)),
-  );
+  const drawn = decision.question.drawn.size > 0;
+  const rows = ordered(decision).map((outcome) => {
+    const { name, feasible, quality, total_usd: total, net_usd: net, best_in: bestIn } = outcome;
+    const [low, high] = outcome.total_interval;
+    const lowest = quality === null ? null : outcome.quality_interval[0];
+    const cells = [
+      shortUsd(total), low === high ? "" : `${shortUsd(low)} to ${shortUsd(high)}`, usd(outcome.cost_per_call),
+      outcome.cost_per_right_answer === null ? "" : usd(outcome.cost_per_right_answer),
+      quality === null ? "" : fixed(quality, 3) + (lowest < quality ? ` (${fixed(lowest, 3)})` : ""),
+      outcome.p95_ms === null ? "" : grouped(outcome.p95_ms), !feasible ? "out" : drawn ? percent(bestIn, 0) : "",
+    ];
+    const row = make(
+      "tr", { className: name === decision.answer ? "chosen" : feasible ? "" : "out" },
+      make("td", {}, make("span", { className: `key ${COLOURS.get(name)}`, "aria-hidden": "true" }), name),
+      make("td", {}, outcome.method_in_short), cells.map((cell) => make("td", { className: "n" }, cell)),
+    );
+    Object.assign(row.dataset, { option: name, feasible, total, net, low, high, bestIn });
+    return row;
+  });
+  const head = make("tr", {}, heads.map((name, n) => make("th", { className: n > 1 ? "n" : "", scope: "col" }, name)));
   table.replaceChildren(make("thead", {}, head), make("tbody", {}, rows));
 }
 
 /** Cost over volume: each option a line, break-evens where two of them cross for good. */
 function showVolume(plot, decision) {
-  const { outcomes, break_evens, state } = decision,
-    [low, high] = DATA.rows[CALLS].search,
-    now = state.v[CALLS];
-  const nets = new Map(outcomes.map(({ name, option }) => [name, (calls) => option.net(changed(state.v, CALLS, calls))]));
+  const { question, outcomes, break_evens } = decision,
+    [low, high] = VOLUME.search,
+    v = question.values,
+    now = v[question.calls_place];
+  const at = (calls) => v.map((value, place) => (place === question.calls_place ? calls : value));
+  const nets = new Map(question.options.map(({ name, net }) => [name, (calls) => net(at(calls))]));
   const feasible = outcomes.filter((outcome) => outcome.feasible);
-  const money = outcomes.every((outcome) => outcome.net === outcome.total);
+  const money = outcomes.every((outcome) => outcome.net_usd === outcome.total_usd);
   const positive = outcomes.every(({ name }) => nets.get(name)(low) > 0 && nets.get(name)(high) > 0);
   const crossings = break_evens.filter(
-    ({ dear, cheap, calls }) => calls && [dear, cheap].every((outcome) => feasible.some(({ option }) => option === outcome)),
+    ({ option, against, calls_per_day: calls }) =>
+      calls && [option, against].every((name) => decision.outcome(name).feasible),
   );
-  const points = crossings.map(({ dear, calls }) => {
-    const y = nets.get(dear.name)(calls);
-    const lowest = Math.min(...feasible.map((outcome) => nets.get(outcome.name)(calls)));
+  const jumps = question.options.flatMap((option) => MODEL.machine_steps(option, v));
+  const points = crossings.map(({ option, calls_per_day: calls }) => {
+    const y = nets.get(option)(calls);
+    const lowest = Math.min(...feasible.map(({ name }) => nets.get(name)(calls)));
     return { x: calls, y, mark: "hollow", label: y <= lowest + 1e-6 * Math.abs(lowest) ? number(calls) : "" };
   });
   if (points.length) points[0].name = "break-even";
   plot.draw({
     x: {
-      scale: "log",
-      low: Math.max(low, DATA.rows[CALLS].value / 1e4),
-      high,
-      label: "calls a day",
-      unit: "calls a day",
-      show: (x) => count(x),
-      read: number,
+      scale: "log", low: Math.max(low, VOLUME.value / 1e4), high, label: "calls a day", unit: "calls a day",
+      show: (x) => count(x), read: number,
     },
     y: {
       scale: positive ? "log" : "linear",
@@ -154,63 +129,45 @@ function showVolume(plot, decision) {
       show: shortUsd,
     },
     lines: outcomes.map((outcome, n) => ({
-      name: outcome.feasible ? outcome.name : `${outcome.name} (out)`,
-      colour: COLOURS.get(outcome.name),
-      dash: DASHES[n % 6],
-      out: !outcome.feasible,
-      at: nets.get(outcome.name),
+      name: outcome.feasible ? outcome.name : `${outcome.name} (out)`, colour: COLOURS.get(outcome.name),
+      dash: DASHES[n % 6], out: !outcome.feasible, at: nets.get(outcome.name),
     })),
-    points: [...points, ...feasible.map((outcome) => ({ x: now, y: outcome.net, colour: COLOURS.get(outcome.name) }))],
+    points: [...points, ...feasible.map((outcome) => ({ x: now, y: outcome.net_usd, colour: COLOURS.get(outcome.name) }))],
     rules: [{ x: now, label: `now ${number(now)}`, here: true }],
-    jumps: OPTIONS.flatMap((option) => machineSteps(option, state.v)).filter((calls) => calls >= low && calls <= high),
+    jumps: jumps.filter((calls) => calls >= low && calls <= high),
     start: now,
     height: 380,
   });
 }
 
-const paid = (outcome, when) => outcome.lines.filter((line) => line.when === when).reduce((sum, line) => sum + line.usd, 0);
+const paid = (outcome, when) => outcome.lines.reduce((sum, [period, , usd]) => sum + (period === when ? usd : 0), 0);
 
 function showParts(stacks, decision) {
-  const rows = [...decision.outcomes]
-    .sort((a, b) => b.feasible - a.feasible || a.net - b.net)
-    .map((outcome) => {
-      const sums = Object.entries(WHENS).map(([when, name]) => ({
-        name,
-        value: paid(outcome, when),
-      }));
-      const told = [...outcome.lines]
-        .sort((a, b) => b.usd - a.usd)
-        .map((line) => `${usd(line.usd)} ${line.what} (${line.when})`)
-        .join(", ");
-      return {
-        name: outcome.feasible ? outcome.name : `${outcome.name} (out)`,
-        note: usd(outcome.total),
-        parts: sums,
-        low: outcome.interval[0],
-        high: outcome.interval[1],
-        read: `${outcome.name}, ${usd(outcome.total)}: ${told}`,
-      };
-    });
+  const rows = ordered(decision).map((outcome) => {
+    const parts = Object.entries(WHENS).map(([when, name]) => ({ name, value: paid(outcome, when) }));
+    const lines = [...outcome.lines].sort((a, b) => b[2] - a[2]);
+    const bill = lines.map(([when, what, amount]) => `${usd(amount)} ${what} (${when})`);
+    const [low, high] = outcome.total_interval,
+      total = usd(outcome.total_usd);
+    const name = outcome.feasible ? outcome.name : `${outcome.name} (out)`;
+    return { name, note: total, parts, low, high, read: `${outcome.name}, ${total}: ${bill.join(", ")}` };
+  });
   stacks.draw({
-    names: Object.values(WHENS),
-    rows,
+    names: Object.values(WHENS), rows,
     about: "The line over a bar holds 90% of the draws. Point at a row, or focus it, for its bill.",
   });
 }
 
 function showFlips(tornado, lists, decision) {
-  const flipping = decision.flips.filter((outcome) => outcome.below !== null || outcome.above !== null);
-  const rows = flipping.slice(0, 14).map((outcome) => {
-    const ratio = (x) => (outcome.value > 0 ? Math.max(1e-3, x / outcome.value) : x > outcome.value ? 1e3 : 1e-3);
-    const to = [outcome.below, outcome.above].filter(Boolean).map((flip) => flip.to);
+  const [flipping, steady] = [true, false].map((flips) => decision.sensitivities.filter((row) => row.flips === flips));
+  const rows = flipping.slice(0, 14).map((sensitivity) => {
+    const { input, below, above } = sensitivity;
+    const ratio = (x) => (input.value > 0 ? Math.max(1e-3, x / input.value) : x > input.value ? 1e3 : 1e-3);
+    const to = [below, above].filter(Boolean).map((flip) => (flip.to.startsWith("nothing") ? "nothing" : flip.to));
     return {
-      name: outcome.row.name,
-      note: [...new Set(to)].map((name) => (name.startsWith("nothing") ? "nothing" : name)).join(", "),
-      read: flipText(outcome),
-      below: outcome.below && ratio(outcome.below.at),
-      above: outcome.above && ratio(outcome.above.at),
-      low: decision.state.exact(outcome.place) ? 1 : ratio(outcome.row.low),
-      high: decision.state.exact(outcome.place) ? 1 : ratio(outcome.row.high),
+      name: input.name, note: [...new Set(to)].join(", "), read: MODEL.flips(sensitivity),
+      below: below && ratio(below.at), above: above && ratio(above.at), low: input.exact ? 1 : ratio(input.low),
+      high: input.exact ? 1 : ratio(input.high),
     };
   });
   tornado.element.hidden = rows.length === 0;
@@ -219,48 +176,46 @@ function showFlips(tornado, lists, decision) {
     about:
       "Blue: how far a number may go, alone, before the answer changes to what is named on the right. Black: its stated range.",
   });
-  showLines(lists.flips, flipping.length ? flipping.map(flipText) : ["nothing that was varied"]);
-  showLines(lists.steady, decision.flips.filter((outcome) => outcome.below === null && outcome.above === null).map(flipText));
+  showLines(lists.flips, flipping.length ? flipping.map(MODEL.flips) : ["nothing that was varied"]);
+  showLines(lists.steady, steady.map(MODEL.flips));
 }
 
 /** The formulas that a case needs, with the numbers of the answer (or of the first option, where there is none). */
-function rowsOf({ answer, outcomes, ranking, calls, state }) {
-  const outcome = outcomes.find(({ name }) => name === answer) ?? ranking[0] ?? outcomes[0];
-  const { has } = outcome.option,
-    some = (what) => DATA.options.some((option) => option.has[what]);
-  const ofCall = outcome.lines.filter(({ when }) => when === "calls").map(({ what, usd }) => ({ what, usd: usd / calls }));
+function rowsOf(decision) {
+  const { outcomes, ranking, calls, question } = decision;
+  const outcome = decision.chosen ?? (ranking.length ? decision.outcome(ranking[0]) : outcomes[0]);
+  const has = DATA.options[outcome.name],
+    some = (what) => Object.values(DATA.options).some((traits) => traits[what]);
+  const ofCall = outcome.lines.filter(([when]) => when === "calls");
   const call = {
-    of: paid(outcome, "calls") / calls,
-    show: usd,
-    live: ofCall.map((line) => `${usd(line.usd)} ${line.what}`).join(" + "),
+    of: paid(outcome, "calls") / calls, show: usd,
+    live: ofCall.map(([, what, amount]) => `${usd(amount / calls)} ${what}`).join(" + "),
   };
   const row = (name, label, figure = {}) => ({ name, label, ...figure });
-  const byUse = (option) => !option.has.hosted && !option.has.reserved;
+  const byUse = (traits) => !traits.hosted && !traits.reserved;
   return [
     row("calls", "Calls", {
-      of: calls,
-      show: number,
-      live: `${number(state.v[CALLS])} on the first day, ${number(state.v[DAYS])} days`,
+      of: calls, show: number,
+      live: `${number(question.values[question.calls_place])} on the first day, ${number(decision.days)} days`,
     }),
     some("hosted") && row("hosted call", "Hosted call", has.hosted ? call : {}),
     some("hosted") && row("calls that may wait", "Calls that may wait"),
-    DATA.options.some(byUse) && row("call on a machine paid by use", "Call, paid by use", byUse(outcome.option) ? call : {}),
+    Object.values(DATA.options).some(byUse) &&
+      row("call on a machine paid by use", "Call, paid by use", byUse(has) ? call : {}),
     some("reserved") &&
       row("reserved machines", "Reserved machines", has.reserved ? { of: paid(outcome, "machines"), show: usd } : {}),
     some("refresh") && row("tuning again", "Tuning again"),
     some("pretraining") && row("pretraining", "Pretraining"),
     row("total", `Total of ${outcome.name}`, {
-      of: { low: outcome.interval[0], central: outcome.total, high: outcome.interval[1] },
-      show: usd,
-      live: Object.keys(WHENS).map((when) => usd(paid(outcome, when))).join(" + "),
+      of: { low: outcome.total_interval[0], central: outcome.total_usd, high: outcome.total_interval[1] },
+      show: usd, live: Object.keys(WHENS).map((when) => usd(paid(outcome, when))).join(" + "),
     }),
-    outcome.per_right !== null &&
+    outcome.cost_per_right_answer !== null &&
       row("right answer", "A right answer", {
-        of: outcome.per_right,
-        show: usd,
-        live: `${usd(outcome.total)} / ${number(calls)} / ${general(outcome.quality, 4)}`,
+        of: outcome.cost_per_right_answer, show: usd,
+        live: `${usd(outcome.total_usd)} / ${number(calls)} / ${general(outcome.quality, 4)}`,
       }),
-    row("ranking", "What options are ranked by", { of: outcome.net, show: usd }),
+    row("ranking", "What options are ranked by", { of: outcome.net_usd, show: usd }),
     row("break-even", "Break-even"),
     row("intervals", "Intervals"),
     row("flipping point", "Flipping point"),
@@ -274,7 +229,7 @@ function listed(title, about = null) {
 
 function begin() {
   byId("about").textContent =
-    `${DATA.options.length} options; bars of quality and latency clear with the whole stated range, and a number that is moved is taken as exact`;
+    `${QUESTION.options.length} options; bars of quality and latency clear with the whole stated range, and a number that is moved is taken as exact`;
   const [, why] = listed("Why");
   why.dataset.figure = "reasons";
   const plot = new Plot(
@@ -285,13 +240,11 @@ function begin() {
   evens.dataset.figure = "break-evens";
   const table = make("table", {});
   section(
-    "Options",
-    null,
+    "Options", null,
     make("div", { className: "scroll", tabIndex: 0, role: "region", "aria-label": "Options" }, table),
   );
   const stacks = new Stacks(
-    section("Where the money goes", null),
-    "Paid once, over time, by the call, and for machines that stand ready",
+    section("Where the money goes", null), "Paid once, over time, by the call, and for machines that stand ready",
   );
   const turns = section("What would change the answer", "Each number alone, nearest first.");
   const tornado = new Tornado(turns, "How far each number may go");
@@ -306,16 +259,19 @@ function begin() {
   section("How it is computed", "Each formula with its source, and with the numbers of the answer.", formulas);
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
   if (DATA.command.length) section("The same in the terminal", null, terminal);
-  const notes = [...DATA.options.flatMap((outcome) => outcome.notes.map((note) => `${outcome.name}: ${note}`)), ...DATA.warnings];
+  const notes = [
+    ...QUESTION.options.flatMap((option) => option.notes.map((note) => `${option.name}: ${note}`)),
+    ...QUESTION.warnings,
+  ];
   if (notes.length) showLines(listed("Taken for granted, and the age of prices")[1], notes);
   pays.hidden = ALLOWED.length < 2;
 
   const bench = new Workbench((values, changed) => {
-    const decision = decide(new State(values, changed));
+    const decision = MODEL.solve(QUESTION.moved(new Map([...changed].map((name) => [name, values[name]]))));
     showVerdict(decision);
-    showLines(why, reasonTexts(decision));
+    showLines(why, MODEL.reasons(decision));
     showVolume(plot, decision);
-    showLines(evens, decision.break_evens.map(breakEvenText));
+    showLines(evens, decision.break_evens.map(MODEL.break_even));
     showTable(table, decision);
     showParts(stacks, decision);
     showFlips(tornado, lists, decision);
@@ -326,7 +282,7 @@ function begin() {
   bench.add(...shown.map(slider));
   const fill = chooser(bench);
   bench.start((name) => {
-    if (bench.has(name) || !rowNamed(name)?.moves) return;
+    if (bench.has(name) || !rowNamed(name) || !moves(name)) return;
     bench.add(slider(name));
     fill();
   });

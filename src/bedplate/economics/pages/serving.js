@@ -1,5 +1,5 @@
-// The page of a serving plan: what it costs, from the loads that were simulated (COSTS has the fleet's formulas, as
-// Python wrote them), what is moved, and what is shown of it.
+// The page of a serving plan: what it costs, from the loads that were simulated (MODEL has what it computes with), what
+// is moved, and what is shown of it.
 
 const SECONDS_PER_DAY = 86400;
 
@@ -16,8 +16,7 @@ function atRate(replica, name, rate) {
 /** Why no number of replicas helps, or null. */
 function hopeless(replica, { total, first }) {
   const misses = [
-    [total, replica.alone.total_p95, "its answer's end"],
-    [first, replica.alone.first_token_p95, "its first token"],
+    [total, replica.alone.total_p95, "its answer's end"], [first, replica.alone.first_token_p95, "its first token"],
   ];
   const missed = misses.find(([limit, seconds]) => limit !== null && seconds > limit);
   return missed
@@ -25,30 +24,11 @@ function hopeless(replica, { total, first }) {
     : null;
 }
 
-/** How far latencies meet the target: the least of limit / latency − 1. */
-function slack({ total, first }, totalP95, firstP95) {
-  return Math.min(
-    total === null ? Infinity : total / Math.max(totalP95, 1e-12) - 1,
-    first === null ? Infinity : first / Math.max(firstP95, 1e-12) - 1,
-  );
-}
-
 /** Calls a second of one replica within the target: the plan's own search, on the loads that it looks at. */
-function capacity(replica, target) {
-  const full = replica.saturated_calls_per_second;
-  if (target.total === null && target.first === null) return 0.9 * full;
-  let low = 0,
-    high = DATA.grid,
-    above = slack(target, replica.alone.total_p95, replica.alone.first_token_p95),
-    below = -1;
-  for (let looks = 1; high - low > 1; looks++) {
-    const share = looks % 3 === 0 ? 0.5 : above / (above - below);
-    const middle = Math.min(Math.max(low + Math.floor(share * (high - low) + 0.5), low + 1), high - 1);
-    const margin = slack(target, replica.loads.total_p95[middle - 1], replica.loads.first_token_p95[middle - 1]);
-    if (margin >= 0) [low, above] = [middle, margin];
-    else [high, below] = [middle, margin];
-  }
-  return ((low || 0.5) * full) / DATA.grid;
+function capacity({ saturated_calls_per_second: full, alone, loads }, { total, first }) {
+  const slack = (totalP95, firstP95) => MODEL.slack([[total, totalP95], [first, firstP95]]);
+  const slackAt = (parts) => slack(loads.total_p95[parts - 1], loads.first_token_p95[parts - 1]);
+  return MODEL.capacity_within(full, slack(alone.total_p95, alone.first_token_p95), slackAt);
 }
 
 /** The fleet of one case; null where even a call alone misses the target. Dollars are null without a price. */
@@ -56,18 +36,15 @@ function fleet(replica, values, price, calls = values.calls_per_day) {
   const target = targetOf(values);
   if (hopeless(replica, target) !== null) return null;
   const each = capacity(replica, target);
-  const v = [calls, values.peak_factor, each, values.spare, price ?? 0, replica.saturated_calls_per_second];
-  const figures = Object.entries(COSTS).map(([name, formula]) => [
-    name,
-    price === null && name.includes("usd") ? null : formula(v),
-  ]);
-  return { capacity: each, ...Object.fromEntries(figures) };
+  const { saturated_calls_per_second: full } = replica, { tokens_per_call: tokens } = DATA.traffic;
+  const figures = [...MODEL.fleet_for(calls, values.peak_factor, each, values.spare, price ?? 0, full, tokens)];
+  const known = figures.map(([name, value]) => [name, price === null && name.includes("usd") ? null : value]);
+  return { capacity: each, ...Object.fromEntries(known) };
 }
 
 const limitOf = (name, value) => (value >= LATENCY[name].high ? null : value);
 const targetOf = (values) => ({
-  total: limitOf("total", values.total_seconds),
-  first: limitOf("first_token", values.first_token_seconds),
+  total: limitOf("total", values.total_seconds), first: limitOf("first_token", values.first_token_seconds),
 });
 
 const CENTRAL = DATA.cases.central;
@@ -90,12 +67,7 @@ const LATENCY = Object.fromEntries(
 function latencySlider(name, label) {
   const { low, high } = LATENCY[name];
   return {
-    name: `${name}_seconds`,
-    label,
-    scale: "log",
-    low,
-    high,
-    stated: DATA.target[`${name}_seconds`] ?? high,
+    name: `${name}_seconds`, label, scale: "log", low, high, stated: DATA.target[`${name}_seconds`] ?? high,
     show: (x) => (x >= high ? "none" : duration(x)),
     read: (text) => (/^\s*none\s*$/i.test(text) ? high : parsed(text)),
     hint: `a call alone: ${duration(CENTRAL.alone[`${name}_p95`])}`,
@@ -107,58 +79,31 @@ function sliders() {
   const at = price ?? 1;
   return [
     {
-      name: "calls_per_day",
-      label: "Calls a day",
-      scale: "log",
-      stated: calls,
-      low: calls / 100,
-      high: calls * 100,
+      name: "calls_per_day", label: "Calls a day", scale: "log", stated: calls, low: calls / 100, high: calls * 100,
       hint: (values) => `${general(values.calls_per_day / SECONDS_PER_DAY, 3)} a second on average`,
     },
     {
-      name: "peak_factor",
-      label: "The busiest hour's rate over the mean",
-      scale: "linear",
-      stated: DATA.peak_factor,
-      low: 1,
-      high: Math.max(10, Math.ceil(DATA.peak_factor * 2)),
-      step: 0.1,
+      name: "peak_factor", label: "The busiest hour's rate over the mean", scale: "linear",
+      stated: DATA.peak_factor, low: 1, high: Math.max(10, Math.ceil(DATA.peak_factor * 2)), step: 0.1,
     },
     latencySlider("total", "95% of answers end within"),
     latencySlider("first_token", "95% have a first token within"),
     {
-      name: "usd_per_hour",
-      label: "USD an hour of a replica",
-      scale: "log",
-      stated: at,
-      low: at / 8,
-      high: at * 8,
-      show: (x) => `$${figures(x, 4)}`,
-      unknown: price === null,
+      name: "usd_per_hour", label: "USD an hour of a replica", scale: "log", stated: at, low: at / 8, high: at * 8,
+      show: (x) => `$${figures(x, 4)}`, unknown: price === null,
       hint: price === null ? "no price is known" : DATA.price_source,
     },
     {
-      name: "spare",
-      label: "Replicas beyond need",
-      scale: "linear",
-      stated: DATA.spare,
-      low: 0,
-      high: Math.max(10, DATA.spare * 2),
-      step: 1,
-      whole: true,
+      name: "spare", label: "Replicas beyond need", scale: "linear", stated: DATA.spare, low: 0,
+      high: Math.max(10, DATA.spare * 2), step: 1, whole: true,
     },
   ];
 }
 
 function command(values, changed) {
   const words = [
-    ...DATA.command,
-    "--calls-per-day",
-    String(values.calls_per_day),
-    "--peak-factor",
-    String(values.peak_factor),
-    "--spare",
-    String(values.spare),
+    ...DATA.command, "--calls-per-day", String(values.calls_per_day), "--peak-factor", String(values.peak_factor),
+    "--spare", String(values.spare),
   ];
   const { total, first } = targetOf(values);
   if (total !== null) words.push("--p95-ms", String(Number((1000 * total).toPrecision(15))));
@@ -186,74 +131,51 @@ function rowsOf(values, all) {
   const rate = (x) => `${general(x, 3)} calls/s`;
   const rows = [
     {
-      name: "alone",
-      label: "A call alone",
-      of: replica.alone.total_p50,
-      show: duration,
+      name: "alone", label: "A call alone", of: replica.alone.total_p50, show: duration,
       range: `p95 ${duration(replica.alone.total_p95)}, first token ${duration(replica.alone.first_token_p50)}`,
     },
     {
-      name: "tokens_per_second",
-      label: "When full",
-      of: replica.saturated_tokens_per_second,
-      show: (x) => `${grouped(x)} tokens/s`,
-      range: `${rate(replica.saturated_calls_per_second)} of one replica`,
+      name: "tokens_per_second", label: "When full", of: replica.saturated_tokens_per_second,
+      show: (x) => `${grouped(x)} tokens/s`, range: `${rate(replica.saturated_calls_per_second)} of one replica`,
     },
   ];
   if (plan === null) return rows;
   const mean = general(values.calls_per_day / SECONDS_PER_DAY, 4),
     price = `$${figures(values.usd_per_hour, 4)}`;
   const ranged = (name, label, show, live) => ({
-    name,
-    label,
-    of: plan[name],
-    show,
-    range: between(all, name, show),
-    live,
+    name, label, of: plan[name], show, range: between(all, name, show), live,
   });
   const latency = (name, label, at) => ({
-    name,
-    label,
-    of: atRate(replica, "total_p95", at),
-    show: duration,
+    name, label, of: atRate(replica, "total_p95", at), show: duration,
     range: `p50 ${duration(atRate(replica, "total_p50", at))}, first token p95 ${duration(atRate(replica, "first_token_p95", at))}`,
     live: `at ${rate(at)} of each replica; a step runs ${percent(atRate(replica, "utilisation", at), 0)} of the time`,
   });
   rows.push(
     ranged("capacity", "Capacity of a replica", rate),
     ranged(
-      "replicas",
-      "Replicas",
-      grouped,
+      "replicas", "Replicas", grouped,
       `⌈${mean}/s × ${general(values.peak_factor, 4)} / ${general(plan.capacity, 4)}/s⌉ + ${values.spare}`,
     ),
   );
   if (plan.usd_per_day !== null) {
     rows.push(
       ranged(
-        "usd_per_call",
-        "US dollars a call",
-        usd,
+        "usd_per_call", "US dollars a call", usd,
         `${grouped(plan.replicas)} × ${price} × 24 / ${typed(values.calls_per_day)}`,
       ),
       ranged(
-        "usd_per_million_tokens",
-        "A million tokens",
-        usd,
+        "usd_per_million_tokens", "A million tokens", usd,
         `${usd(plan.usd_per_call)} / ${general(DATA.traffic.tokens_per_call, 4)} × 10⁶`,
       ),
       ranged("usd_per_day", "US dollars a day", usdOfDay, `${grouped(plan.replicas)} × ${price} × 24`),
       ranged(
-        "floor_usd_per_call",
-        "The floor of a call",
-        usd,
+        "floor_usd_per_call", "The floor of a call", usd,
         `${price} / 3600 / ${general(replica.saturated_calls_per_second, 4)}`,
       ),
     );
   }
   return [
-    ...rows,
-    latency("at_peak", "p95, busiest hour", plan.peak_rate),
+    ...rows, latency("at_peak", "p95, busiest hour", plan.peak_rate),
     latency("at_mean", "p95, on average", plan.mean_rate),
   ];
 }
@@ -268,11 +190,9 @@ function headline(all) {
           ["A million tokens", usd(plan.usd_per_million_tokens), between(all, "usd_per_million_tokens", usd)],
         ];
   return [
-    ...money,
-    ["Replicas", grouped(plan.replicas), between(all, "replicas", grouped)],
+    ...money, ["Replicas", grouped(plan.replicas), between(all, "replicas", grouped)],
     [
-      "p95, busiest hour",
-      duration(atRate(CENTRAL, "total_p95", plan.peak_rate)),
+      "p95, busiest hour", duration(atRate(CENTRAL, "total_p95", plan.peak_rate)),
       `p50 ${duration(atRate(CENTRAL, "total_p50", plan.peak_rate))}`,
     ],
   ];
@@ -301,17 +221,12 @@ function showLatency(plot, values, plan) {
   if (plan !== null) rules.push({ x: plan.capacity, label: "capacity", here: true });
   plot.draw({
     x: {
-      scale: "linear",
-      low: 0,
-      high: full,
-      label: "calls a second of one replica",
-      unit: "calls/s",
+      scale: "linear", low: 0, high: full, label: "calls a second of one replica", unit: "calls/s",
       show: (x) => general(x, 3),
     },
     y: { scale: "linear", label: "seconds until the answer's end", show: (x) => general(x, 3), low: 0 },
     lines: [
-      line("p95", "total_p95", "c1"),
-      line("p50", "total_p50", "c0", "7 3"),
+      line("p95", "total_p95", "c1"), line("p50", "total_p50", "c0", "7 3"),
       line("first token p95", "first_token_p95", "c4", "2 3"),
     ].map((each) => ({ ...each, show: duration })),
     points,
@@ -334,11 +249,7 @@ function showCost(plot, values, all, paid) {
     lines: [
       { name: NAMES.central, colour: "c0", at: price(CENTRAL) },
       ...others.map((name, n) => ({
-        name: NAMES[name],
-        colour: n ? "c5" : "c2",
-        dash: DASHES[n + 1],
-        out: true,
-        at: price(DATA.cases[name]),
+        name: NAMES[name], colour: n ? "c5" : "c2", dash: DASHES[n + 1], out: true, at: price(DATA.cases[name]),
       })),
     ],
     points:
@@ -362,8 +273,7 @@ function begin() {
   section(
     "Latency and cost",
     `One replica was simulated at ${DATA.grid} loads up to the one that saturates it, calls coming at random. Machines that idle are paid for, so a call's price falls in steps.`,
-    trouble,
-    pair,
+    trouble, pair,
   );
   const plots = {
     latency: new Plot(pair, "Latency against load, one replica"),
@@ -385,9 +295,7 @@ function begin() {
       names,
       rows: [
         {
-          name: "one replica",
-          note: show(total),
-          read,
+          name: "one replica", note: show(total), read,
           parts: held.map(([, value], n) => ({ name: names[n], value })),
         },
       ],
@@ -397,11 +305,9 @@ function begin() {
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
   if (DATA.command.length) section("The same in the terminal", null, terminal);
   section(
-    "Sources",
-    null,
+    "Sources", null,
     make(
-      "ul",
-      { className: "lines small" },
+      "ul", { className: "lines small" },
       [`speeds: ${DATA.basis}`, `price: ${DATA.price_source}`].map((line) => make("li", {}, line)),
     ),
   );

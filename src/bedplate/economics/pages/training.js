@@ -1,10 +1,10 @@
-// The page of a training plan: what is moved, and what is shown of it. COSTS has its formulas, as Python wrote them.
+// The page of a training plan: what is moved, and what is shown of it. MODEL has what it computes with.
 
 const PRICE = DATA.price ?? { low: 0, central: 0, high: 0 };
 const exactly = (value) => ({ low: value, central: value, high: value });
 
 /** The share of the peak that so many devices reach, at the middle of its range. */
-const curve = (devices) => DATA.mfu.given ?? COSTS.mfu([devices]);
+const curve = (devices) => DATA.mfu.given ?? MODEL.curve.at(devices) * DATA.mfu_factor;
 const lowest = (devices) => curve(devices) * DATA.mfu.low;
 const highest = (devices) => Math.min(1, curve(devices) * DATA.mfu.high);
 
@@ -15,44 +15,31 @@ function training(values, changed) {
     ? exactly(values.mfu)
     : { low: DATA.mfu.low * values.mfu, central: values.mfu, high: DATA.mfu.high * values.mfu };
   const price = changed.has("usd_per_hour") ? exactly(values.usd_per_hour) : PRICE;
-  const at = (name, share, hourly) =>
-    COSTS[name](DATA.inputs.map((input) => ({ ...values, mfu: share, usd_per_hour: hourly })[input]));
-  // Few hours are those of a high share of the peak.
-  const figure = (name) => ({
-    low: at(name, mfu.high, price.low),
-    central: at(name, mfu.central, price.central),
-    high: at(name, mfu.low, price.high),
-  });
-  const flops = figure("flops").central;
+  const flops = values.tokens * DATA.flops_per_token;
+  const run = Object.fromEntries(
+    MODEL.run_figures(
+      flops, DATA.peak_flops_per_second, DATA.watts, values.devices, mfu, values.overhead, price, values.usd_per_kwh,
+    ),
+  );
   return {
-    flops,
-    exact,
-    mfu,
-    gpu_hours: figure("gpu_hours"),
-    kwh: figure("kwh"),
-    days: figure("days"),
-    usd: DATA.price === null && !changed.has("usd_per_hour") ? null : figure("usd"),
-    energy_usd: figure("energy_usd"),
-    tokens_per_second_per_device: figure("tokens_per_second_per_device").central,
+    ...run, flops, exact, mfu, usd: DATA.price === null && !changed.has("usd_per_hour") ? null : run.usd,
+    tokens_per_second: MODEL.tokens_per_second(DATA.peak_flops_per_second, mfu.central, DATA.flops_per_token),
     layout: layoutOf(flops, values.devices),
   };
 }
 
-/** From the table of layouts that were searched: by devices, and by the power of two of a step's sequences. */
+/** From the table of layouts that were searched: by devices, and by the doublings of a step's sequences. */
 function layoutOf(flops, devices) {
   const row = DATA.layout_of[devices];
-  const sequences = Math.max(1, Math.round(COSTS.batch_tokens([flops]) / DATA.sequence_tokens));
-  return DATA.layouts[row.given ?? row[Math.floor(Math.log2(sequences))]];
+  return DATA.layouts[row.given ?? row[MODEL.batch_doublings(flops, DATA.sequence_tokens)]];
 }
 
 /** The size of least loss for so many operations. */
 function optimum(flops) {
-  const parameters = COSTS.best_parameters([flops]);
+  const parameters = MODEL.fit.best_parameters(flops);
   const tokens = flops / (6 * parameters);
-  return { parameters, tokens, loss: loss(parameters, tokens) };
+  return { parameters, tokens, loss: MODEL.fit.loss(parameters, tokens) };
 }
-
-const loss = (parameters, tokens) => COSTS.loss([parameters, tokens]);
 
 const days = (x) => (x < 1 ? `${general(24 * x, 3)} hours` : `${count(x)} days`);
 const gigabytes = (x) => `${grouped(x / 1e9, 1)} GB`;
@@ -65,60 +52,31 @@ function sliders() {
     `${percent(lowest(values.devices))} to ${percent(highest(values.devices))} ${mfu.given === null ? "are reached on so many" : "around what was given"}`;
   return [
     {
-      name: "tokens",
-      label: "Tokens",
-      scale: "log",
-      ...tokens,
+      name: "tokens", label: "Tokens", scale: "log", ...tokens,
       hint: (values) => `${figures(values.tokens / DATA.parameters, 3)} for each parameter`,
     },
     {
-      name: "devices",
-      label: `Devices: ${DATA.device.title}`,
-      scale: "list",
-      list: devices.counts,
+      name: "devices", label: `Devices: ${DATA.device.title}`, scale: "list", list: devices.counts,
       stated: devices.stated,
       hint: `one of ${devices.counts.length} numbers whose layouts were searched; what is typed goes to the nearest`,
     },
     {
-      name: "mfu",
-      label: "MFU, share of the peak",
-      scale: "linear",
-      stated: (values) => curve(values.devices),
-      low: (values) => lowest(values.devices),
-      high: (values) => highest(values.devices),
-      hint: wide,
-      show: percent,
+      name: "mfu", label: "MFU, share of the peak", scale: "linear", stated: (values) => curve(values.devices),
+      low: (values) => lowest(values.devices), high: (values) => highest(values.devices), hint: wide, show: percent,
       read: (text) => (text.includes("%") ? parsed(text) : parsed(text) > 1 ? parsed(text) / 100 : parsed(text)),
     },
     {
-      name: "overhead",
-      label: "Overhead: all of a run over its clean steps",
-      scale: "linear",
-      stated: DATA.overhead,
-      low: 1,
-      high: Math.max(2, Math.ceil(DATA.overhead + 0.5)),
-      step: 0.01,
+      name: "overhead", label: "Overhead: all of a run over its clean steps", scale: "linear",
+      stated: DATA.overhead, low: 1, high: Math.max(2, Math.ceil(DATA.overhead + 0.5)), step: 0.01,
     },
     {
-      name: "usd_per_hour",
-      label: "USD an hour of one device",
-      scale: "log",
-      stated: at,
-      low: at / 8,
-      high: at * 8,
-      show: (x) => `$${figures(x, 4)}`,
-      unknown: price === null,
+      name: "usd_per_hour", label: "USD an hour of one device", scale: "log", stated: at, low: at / 8, high: at * 8,
+      show: (x) => `$${figures(x, 4)}`, unknown: price === null,
       hint: price?.source ?? "no price of this device is known",
     },
     {
-      name: "usd_per_kwh",
-      label: "USD a kilowatt-hour",
-      scale: "linear",
-      stated: DATA.usd_per_kwh,
-      low: 0,
-      high: Math.max(0.5, 2 * DATA.usd_per_kwh),
-      step: 0.005,
-      show: (x) => `$${figures(x, 4)}`,
+      name: "usd_per_kwh", label: "USD a kilowatt-hour", scale: "linear", stated: DATA.usd_per_kwh, low: 0,
+      high: Math.max(0.5, 2 * DATA.usd_per_kwh), step: 0.005, show: (x) => `$${figures(x, 4)}`,
       hint: "rent includes energy; it is no part of the dollars",
     },
   ];
@@ -126,12 +84,7 @@ function sliders() {
 
 function command(values, changed) {
   const words = [
-    ...DATA.command,
-    "--tokens",
-    String(values.tokens),
-    "--devices",
-    String(values.devices),
-    "--overhead",
+    ...DATA.command, "--tokens", String(values.tokens), "--devices", String(values.devices), "--overhead",
     String(values.overhead),
   ];
   if (DATA.mfu.given !== null || changed.has("mfu")) words.push("--mfu", String(values.mfu));
@@ -146,56 +99,36 @@ function rowsOf(values, run) {
   const peak = `${general(DATA.peak_flops_per_second / 1e12, 4)}e12`;
   const rows = [
     {
-      name: "parameters",
-      label: "Parameters",
-      of: DATA.parameters,
-      show: count,
+      name: "parameters", label: "Parameters", of: DATA.parameters, show: count,
       range: DATA.active_parameters === DATA.parameters ? "" : `${count(DATA.active_parameters)} active`,
     },
     {
-      name: "flops",
-      label: "Operations",
-      of: run.flops,
-      show: operations,
+      name: "flops", label: "Operations", of: run.flops, show: operations,
       live: `${count(values.tokens)} tokens × ${operations(DATA.flops_per_token)} a token`,
     },
     { name: "mfu", label: "MFU", of: run.mfu, show: percent },
     {
-      name: "gpu_hours",
-      label: "Device-hours",
-      of: gpu_hours,
-      show: count,
+      name: "gpu_hours", label: "Device-hours", of: gpu_hours, show: count,
       live: `${operations(run.flops)} × ${general(values.overhead, 4)} / (${peak} × ${general(values.mfu, 4)}) / 3600`,
     },
     { name: "days", label: "Days", of: run.days, show: count, live: `${hours} / ${grouped(values.devices)} / 24` },
     {
-      name: "kwh",
-      label: "Kilowatt-hours",
-      of: run.kwh,
-      show: count,
+      name: "kwh", label: "Kilowatt-hours", of: run.kwh, show: count,
       live: `${hours} × ${general(DATA.device.watts, 4)} W / 1000 × ${general(DATA.pue, 4)}`,
     },
     {
-      name: "energy_usd",
-      label: "Energy, if paid apart",
-      of: run.energy_usd,
-      show: usd,
+      name: "energy_usd", label: "Energy, if paid apart", of: run.energy_usd, show: usd,
       live: `${count(run.kwh.central)} kWh × $${figures(values.usd_per_kwh, 4)}`,
     },
     {
-      name: "tokens_per_second_per_device",
-      label: "Tokens a second",
-      of: run.tokens_per_second_per_device,
+      name: "tokens_per_second_per_device", label: "Tokens a second", of: run.tokens_per_second,
       show: (x) => `${count(x)} a device`,
       live: `${peak} × ${general(values.mfu, 4)} / ${operations(DATA.flops_per_token)}`,
     },
   ];
   if (run.usd !== null)
     rows.splice(5, 0, {
-      name: "usd",
-      label: "US dollars",
-      of: run.usd,
-      show: usd,
+      name: "usd", label: "US dollars", of: run.usd, show: usd,
       live: `${hours} × $${figures(values.usd_per_hour, 4)}`,
     });
   if (layout.error) return rows;
@@ -203,10 +136,7 @@ function rowsOf(values, run) {
     ...rows,
     { name: "global_batch_tokens", label: "Tokens of a step", of: layout.global_batch_tokens, show: count },
     {
-      name: "bytes_per_device",
-      label: "Bytes on a device",
-      of: totalBytes(layout),
-      show: gigabytes,
+      name: "bytes_per_device", label: "Bytes on a device", of: totalBytes(layout), show: gigabytes,
       range: `of ${gigabytes(DATA.device.memory_bytes)}`,
     },
   ];
@@ -235,10 +165,7 @@ function showLayout(parts, layout) {
     { at: size * (1 - DATA.margin), label: `${percent(1 - DATA.margin, 0)} of it, which layouts may take` },
   ];
   parts.memory.draw({
-    names,
-    rows: [{ name: "the fullest device", note: gigabytes(total), parts: inside, read }],
-    limits,
-    about: read,
+    names, rows: [{ name: "the fullest device", note: gigabytes(total), parts: inside, read }], limits, about: read,
   });
 }
 
@@ -246,32 +173,22 @@ function showLayout(parts, layout) {
 function showDevices(plots, values, run) {
   const counts = DATA.devices.counts;
   const x = {
-    scale: "log",
-    low: counts[0],
-    high: counts.at(-1),
-    whole: true,
-    label: "devices",
-    unit: "devices",
+    scale: "log", low: counts[0], high: counts.at(-1), whole: true, label: "devices", unit: "devices",
     show: (n) => (n >= 1e6 ? count(n) : grouped(n)),
   };
   const place = values.mfu / curve(values.devices); // within the range: kept on other numbers of devices
   const hours = (n, share) => (run.gpu_hours.central * values.mfu) / Math.min(1, share);
   const draw = (plot, of, y, colour) =>
     plot.draw({
-      x,
-      y: { scale: "log", loose: true, ...y },
-      height: 280,
-      start: values.devices,
+      x, y: { scale: "log", loose: true, ...y }, height: 280, start: values.devices,
       lines: [{ name: y.label, colour, at: (n) => of(hours(n, curve(n) * place), n) }],
       bands: run.exact
         ? []
         : [{ colour, low: (n) => of(hours(n, highest(n)), n), high: (n) => of(hours(n, lowest(n)), n) }],
       points: [
         {
-          x: values.devices,
-          y: of(run.gpu_hours.central, values.devices),
-          label: y.show(of(run.gpu_hours.central, values.devices)),
-          colour,
+          x: values.devices, y: of(run.gpu_hours.central, values.devices),
+          label: y.show(of(run.gpu_hours.central, values.devices)), colour,
         },
       ],
     });
@@ -283,50 +200,33 @@ function showDevices(plots, values, run) {
 /** Loss over the size at the compute of now, the chosen point and the best one. */
 function showLoss(plot, note, values, run) {
   const best = optimum(run.flops);
-  const chosen = { parameters: DATA.parameters, tokens: values.tokens, loss: loss(DATA.parameters, values.tokens) };
+  const chosen = { parameters: DATA.parameters, tokens: values.tokens, loss: MODEL.fit.loss(DATA.parameters, values.tokens) };
   const wide =
     30 * Math.max(1, Math.max(best.parameters, chosen.parameters) / Math.min(best.parameters, chosen.parameters) / 10);
   const middle = Math.sqrt(best.parameters * chosen.parameters);
   plot.draw({
     x: {
-      scale: "log",
-      low: middle / wide,
-      high: middle * wide,
-      label: "parameters",
-      unit: "parameters",
+      scale: "log", low: middle / wide, high: middle * wide, label: "parameters", unit: "parameters",
       show: (n) => count(n),
     },
     y: {
-      scale: "linear",
-      loose: true,
-      label: "loss, nats a token",
-      show: (x) => fixed(x, 2),
-      high: Math.max(best.loss, chosen.loss) * 1.18,
-      low: best.loss * 0.985,
+      scale: "linear", loose: true, label: "loss, nats a token", show: (x) => fixed(x, 2),
+      high: Math.max(best.loss, chosen.loss) * 1.18, low: best.loss * 0.985,
     },
     start: chosen.parameters,
     lines: [
       {
-        name: `loss at ${operations(run.flops)} operations`,
-        colour: "c0",
-        at: (n) => loss(n, run.flops / (6 * n)),
-        show: (x) => fixed(x, 3),
+        name: `loss at ${operations(run.flops)} operations`, colour: "c0",
+        at: (n) => MODEL.fit.loss(n, run.flops / (6 * n)), show: (x) => fixed(x, 3),
       },
     ],
     points: [
       {
-        x: best.parameters,
-        y: best.loss,
-        mark: "hollow",
-        name: "least loss",
+        x: best.parameters, y: best.loss, mark: "hollow", name: "least loss",
         label: `least: ${count(best.parameters)}`,
       },
       {
-        x: chosen.parameters,
-        y: chosen.loss,
-        mark: "dot",
-        colour: "c1",
-        name: "this model",
+        x: chosen.parameters, y: chosen.loss, mark: "dot", colour: "c1", name: "this model",
         label: `this: ${count(chosen.parameters)}`,
       },
     ],
@@ -334,31 +234,24 @@ function showLoss(plot, note, values, run) {
   const ratio = (one) => figures(one.tokens / one.parameters, 3);
   note.replaceChildren(
     make(
-      "li",
-      {},
+      "li", {},
       `This model, ${count(chosen.parameters)} parameters on ${count(chosen.tokens)} tokens (${ratio(chosen)} a parameter): loss ${fixed(chosen.loss, 3)}.`,
     ),
     make(
-      "li",
-      {},
+      "li", {},
       `Least loss for the same operations: ${count(best.parameters)} parameters on ${count(best.tokens)} tokens (${ratio(best)} a parameter): loss ${fixed(best.loss, 3)}.`,
     ),
   );
-  for (const [item, name] of [
-    [note.children[0], "chosen"],
-    [note.children[1], "optimum"],
-  ])
+  for (const [item, name] of [[note.children[0], "chosen"], [note.children[1], "optimum"]])
     item.dataset.figure = name;
   const outside = [
-    ["parameters", chosen.parameters],
-    ["tokens", chosen.tokens],
-  ].filter(([name, x]) => x < DATA.fit[name][0] || x > DATA.fit[name][1]);
+    ["parameters", chosen.parameters], ["tokens", chosen.tokens],
+  ].filter(([name, x]) => x < MODEL.fit[name][0] || x > MODEL.fit[name][1]);
   if (outside.length)
     note.append(
       make(
-        "li",
-        {},
-        `Extrapolated: the fitted runs had ${count(DATA.fit.parameters[0])} to ${count(DATA.fit.parameters[1])} parameters and ${count(DATA.fit.tokens[0])} to ${count(DATA.fit.tokens[1])} tokens.`,
+        "li", {},
+        `Extrapolated: the fitted runs had ${count(MODEL.fit.parameters[0])} to ${count(MODEL.fit.parameters[1])} parameters and ${count(MODEL.fit.tokens[0])} to ${count(MODEL.fit.tokens[1])} tokens.`,
       ),
     );
 }
@@ -377,10 +270,8 @@ function begin() {
   const parts = { text: make("p", { className: "layout" }), waits: make("p", { className: "muted small" }) };
   parts.text.dataset.figure = "layout";
   const holder = section(
-    "Layout and memory",
-    DATA.formulas.layout && `${DATA.formulas.layout.formula} (${DATA.formulas.layout.source})`,
-    parts.text,
-    parts.waits,
+    "Layout and memory", DATA.formulas.layout && `${DATA.formulas.layout.formula} (${DATA.formulas.layout.source})`,
+    parts.text, parts.waits,
   );
   parts.memory = new Stacks(holder, "What a device holds, by part");
   section(
@@ -390,10 +281,10 @@ function begin() {
   );
   const note = make("ul", { className: "lines" });
   let plot = null;
-  if (DATA.fit) {
+  if (MODEL.fit) {
     const law = section(
       "How large a model",
-      `loss = E + A / N^α + B / D^β under 6·N·D operations (${DATA.fit.source}), with the constants of the data that were fitted.`,
+      `loss = E + A / N^α + B / D^β under 6·N·D operations (${MODEL.fit.source}), with the constants of the data that were fitted.`,
     );
     plot = new Plot(law, "Loss over model size at this compute");
     law.append(note);
@@ -401,15 +292,7 @@ function begin() {
   const terminal = make("pre", { tabIndex: 0, "aria-label": "Command" });
   if (DATA.command.length) section("The same in the terminal", null, terminal);
   const lines = [`device: ${DATA.device.source}, ${DATA.device.as_of}`, `MFU: ${DATA.mfu.source}`];
-  section(
-    "Sources",
-    null,
-    make(
-      "ul",
-      { className: "lines small" },
-      lines.map((line) => make("li", {}, line)),
-    ),
-  );
+  section("Sources", null, make("ul", { className: "lines small" }, lines.map((line) => make("li", {}, line))));
 
   const bench = new Workbench((values, changed) => {
     const run = training(values, changed);
@@ -421,8 +304,7 @@ function begin() {
       ["Device-hours", count(run.gpu_hours.central), rangeOf(run.gpu_hours, count)],
       ["Energy", `${count(run.kwh.central)} kWh`, rangeOf(run.kwh, count)],
       [
-        "On a device",
-        run.layout.error ? "does not fit" : gigabytes(totalBytes(run.layout)),
+        "On a device", run.layout.error ? "does not fit" : gigabytes(totalBytes(run.layout)),
         `of ${gigabytes(DATA.device.memory_bytes)}`,
       ],
     ]);

@@ -8,7 +8,7 @@ idle, so that a call's price is the fleet's over the calls: utilisation divides,
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from bedplate.core.arguments import need_fields
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.numbers.formula import Formula, at_least, call, formula_values, inputs, positive, whole
+from bedplate.economics.numbers.formula import at_least, formula_values, positive, whole
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import (
     SECONDS_PER_DAY,
@@ -65,29 +65,39 @@ class LatencyTarget:
         return [(limit, quantile(self.share), event) for (limit, quantile), event in checks if limit is not None]
 
     def slack(self, outcome: Simulated) -> float:
-        """How far a simulated run meets it: the least of limit / latency − 1, below 0 where it does not; infinite where
-        there is no limit."""
-        return min((limit / max(seconds, 1e-12) - 1 for limit, seconds, _ in self.checks(outcome)), default=math.inf)
+        """How far a simulated run meets it."""
+        return slack([(limit, seconds) for limit, seconds, _ in self.checks(outcome)])
 
 
-FLEET_INPUTS = ("calls_per_day", "peak_factor", "capacity", "spare", "usd_per_hour", "saturated")
-"""What a fleet is computed from, in this order: traffic, calls a second of one replica at most and when it is full,
-replicas beyond need, and an hour's price of one."""
+def slack(latencies: Sequence[tuple[float | None, float]]) -> float:
+    """How far latencies meet their limits, as (limit, seconds): the least of limit / seconds − 1, below 0 where one
+    does not; infinite where there is no limit."""
+    ratios = [limit / max(seconds, 1e-12) - 1 for limit, seconds in latencies if limit is not None]
+    return min(ratios, default=math.inf)
+
+
 _DOLLARS = ("usd_per_call", "usd_per_million_tokens", "usd_per_day", "floor_usd_per_call")
 
 
-def fleet_formulas(tokens_per_call: float) -> dict[str, Formula]:
-    """A fleet's size, cost and load, as formulas over FLEET_INPUTS."""
-    calls_per_day, peak_factor, capacity, spare, usd_per_hour, saturated = inputs(len(FLEET_INPUTS))
+def fleet_for(
+    calls_per_day: float,
+    peak_factor: float,
+    capacity: float,
+    spare: int,
+    usd_per_hour: float,
+    saturated: float,
+    tokens_per_call: float,
+) -> dict[str, float]:
+    """A fleet's size, cost and load, for the busiest hour. capacity, saturated: calls a second of one replica, at most
+    within the target and when it is full."""
     mean_rate = calls_per_day / SECONDS_PER_DAY
     # A demand that fills its replicas exactly needs no further one for a rounding error.
-    replicas = call("max", 1.0, call("ceil", mean_rate * peak_factor / capacity - 1e-9)) + spare
+    replicas = max(1, math.ceil(mean_rate * peak_factor / capacity - 1e-9)) + spare
     usd_per_day = replicas * usd_per_hour * 24.0
-    usd_per_call = usd_per_day / calls_per_day
     return {
         "replicas": replicas,
-        "usd_per_call": usd_per_call,
-        "usd_per_million_tokens": usd_per_call / tokens_per_call * 1e6,
+        "usd_per_call": usd_per_day / calls_per_day,
+        "usd_per_million_tokens": usd_per_day / calls_per_day / tokens_per_call * 1e6,
         "usd_per_day": usd_per_day,
         "floor_usd_per_call": usd_per_hour / 3600.0 / saturated,
         "peak_rate": mean_rate * peak_factor / replicas,
@@ -165,10 +175,13 @@ def plan_serving(
     goal = target or LatencyTarget()
     alone = _alone(service, traffic, goal)
     saturated, full_tokens = saturated_rates(service, traffic)
-    capacity = _capacity(service, traffic, saturated, goal, alone)
+
+    def slack_at(parts: int) -> float:
+        return goal.slack(_steady(service, traffic, parts / PARTS * saturated))
+
+    capacity = capacity_within(saturated, goal.slack(alone), slack_at)
     tokens = traffic.tokens_per_call
-    values = (calls_per_day, peak_factor, capacity, float(spare), usd_per_hour or 0.0, saturated)
-    fleet = {name: formula.compile()(values) for name, formula in fleet_formulas(tokens).items()}
+    fleet = fleet_for(calls_per_day, peak_factor, capacity, spare, usd_per_hour or 0.0, saturated, tokens)
     whole(replicas=fleet["replicas"])
     dollars = {name: None if usd_per_hour is None else fleet[name] for name in _DOLLARS}
     return ServingPlan(
@@ -245,26 +258,24 @@ def load_curve(
     return [_latency(replica.service, traffic, share * plan.saturated_calls_per_second) for share in loads]
 
 
-def _capacity(
-    service: ServiceModel, traffic: Traffic, saturated: float, target: LatencyTarget, alone: Simulated
-) -> float:
-    """The highest rate at which the target holds; without a target nine tenths of what saturates it, because a queue
-    at the limit grows without end."""
-    if math.isinf(target.slack(alone)):
+def capacity_within(saturated: float, slack_alone: float, slack_at: Callable[[int], float]) -> float:
+    """The highest rate at which a target holds; without a target nine tenths of what saturates it, because a queue at
+    the limit grows without end. slack_alone: of a call on an idle replica; slack_at: of so many parts of the saturating
+    rate."""
+    if slack_alone == math.inf:
         return 0.9 * saturated
     # The most parts of the saturating rate that meet it lie in low … high. Like a queue's, the inverse of latency
     # falls about straight to nothing at saturation, which says where to look next; every third look halves the rest.
-    low, high, above, below = 0, PARTS, target.slack(alone), -1.0
-    looks = 0
+    low, high, above, below, look = 0, PARTS, slack_alone, -1.0, 0
     while high - low > 1:
-        looks += 1
-        share = 0.5 if looks % 3 == 0 else above / (above - below)
+        look = look + 1 if look < 3 else 1
+        share = 0.5 if look == 3 else above / (above - below)
         middle = min(max(low + math.floor(share * (high - low) + 0.5), low + 1), high - 1)
-        slack = target.slack(_steady(service, traffic, middle / PARTS * saturated))
-        if slack >= 0:
-            low, above = middle, slack
+        margin = slack_at(middle)
+        if margin >= 0:
+            low, above = middle, margin
         else:
-            high, below = middle, slack
+            high, below = middle, margin
     # Calls that come one by one meet the target, so a rate just above nothing does.
     return low / PARTS * saturated or saturated / (2 * PARTS)
 

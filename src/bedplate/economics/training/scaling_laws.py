@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.numbers.formula import Number, at_least, positive
+from bedplate.economics.numbers.formula import at_least, positive
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,10 @@ class ScalingFit:
     parameters: tuple[float, float] = (44e6, 16e9)
     tokens: tuple[float, float] = (5e9, 500e9)
 
-    def loss(self, parameters: Number, tokens: Number) -> Number:
-        terms = parameters**-self.alpha * self.a + tokens**-self.beta * self.b
-        return terms + self.floor  # pyright: ignore[reportReturnType], a power may be complex for all it knows
+    def loss(self, parameters: float, tokens: float) -> float:
+        return self.floor + self.a / parameters**self.alpha + self.b / tokens**self.beta
 
-    def best_parameters(self, flops: Number) -> Number:
+    def best_parameters(self, flops: float) -> float:
         """The size of least loss for so many training operations."""
         both = self.alpha + self.beta
         scale = (self.alpha * self.a / (self.beta * self.b)) ** (1 / both)

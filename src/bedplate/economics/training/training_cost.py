@@ -11,6 +11,7 @@ of the time was effective training). What exploration before the final run costs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -22,12 +23,9 @@ from bedplate.economics.model.footprint import stacks_of, training_flops_per_tok
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, parameters
 from bedplate.economics.numbers.formula import (
-    Formula,
-    Number,
     Range,
     at_least,
     formula_values,
-    inputs,
     positive,
     share,
     whole,
@@ -42,9 +40,6 @@ DEFAULT_PUE = 1.2
 DEFAULT_USD_PER_KWH = 0.10
 DEFAULT_SEQUENCE_TOKENS = 8192
 BATCH_SCALE, BATCH_EXPONENT = 0.292, 0.3271
-
-RUN_INPUTS = ("tokens", "devices", "mfu", "overhead", "usd_per_hour", "usd_per_kwh")
-"""What a run's figures are computed from, in this order, besides the model's operations and the device."""
 
 TRAINING_FORMULAS: dict[str, tuple[str, str]] = {
     "parameters": ("every weight of the architecture, tied ones once", "the spec; checked against built models"),
@@ -125,7 +120,7 @@ class TrainingPlan(Brief):
     @property
     def tokens_per_second_per_device(self) -> float:
         """Throughput of the clean steps at the central MFU."""
-        return self.peak_flops_per_second * self.mfu.central / self.flops_per_token
+        return tokens_per_second(self.peak_flops_per_second, self.mfu.central, self.flops_per_token)
 
     @property
     def bytes_per_device(self) -> float:
@@ -201,14 +196,8 @@ def plan_training(
     reached, peak = mfu_of(device, devices, precision, execution, mfu_share), peak_of(device, precision)
     price = price_of(device, usd_per_hour)
     hourly = Range.exactly(0.0) if price is None else price.usd_per_hour
-    formulas = run_formulas(flops_per_token, peak, device.watts * pue)
-
-    def figure(name: str) -> Range:
-        """Few hours are those of a high MFU, few dollars also those of a low price."""
-        compute = formulas[name].compile()
-        cases = zip((reached.high, reached.central, reached.low), vars(hourly).values(), strict=True)
-        return Range(*(compute((tokens, devices, share, overhead, usd, usd_per_kwh)) for share, usd in cases))
-
+    figures = run_figures(flops, peak, device.watts * pue, devices, reached, overhead, hourly, usd_per_kwh)
+    usd = figures.pop("usd")
     sequences = _sequences(global_batch_tokens, flops, sequence)
     job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer, margin=margin)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
@@ -234,8 +223,8 @@ def plan_training(
         mfu_source=CURVES[device.mfu].source if mfu_share is None else "given",
         overhead=overhead,
         price=price,
-        usd=None if price is None else figure("usd"),
-        **{name: figure(name) for name in ("gpu_hours", "days", "kwh", "energy_usd")},
+        usd=None if price is None else usd,
+        **figures,
         layout=fitted.layout,
         bytes=fitted.bytes,
         bubble_share=fitted.step.bubble / fitted.step.total,
@@ -261,35 +250,43 @@ def mfu_of(device: Device, devices: int, precision: Precision, execution: Execut
 
 def device_hours(flops: float, peak_flops_per_second: float, reached: Range, overhead: float = 1.0) -> Range:
     """Hours of one device for so many operations; few are those of a high MFU."""
-    at_least(1, overhead=overhead)
-    shares = (reached.high, reached.central, reached.low)
-    return Range(*(_hours(flops, peak_flops_per_second, share, overhead) for share in shares))
+    at_full = flops * overhead / peak_flops_per_second / 3600.0
+    return Range(at_full / reached.high, at_full / reached.central, at_full / reached.low)
 
 
-def _hours(flops: Number, peak_flops_per_second: float, mfu: Number, overhead: Number) -> Number:
-    return flops * overhead / peak_flops_per_second / 3600.0 / mfu
-
-
-def run_formulas(flops_per_token: float, peak_flops_per_second: float, watts: float) -> dict[str, Formula]:
-    """What a run takes, as formulas over RUN_INPUTS. watts: of one device, with the data centre's own share."""
-    tokens, devices, mfu, overhead, usd_per_hour, usd_per_kwh = inputs(len(RUN_INPUTS))
-    flops = tokens * flops_per_token
-    hours = _hours(flops, peak_flops_per_second, mfu, overhead)
-    kwh = hours * (watts / 1000)
+def run_figures(
+    flops: float,
+    peak_flops_per_second: float,
+    watts: float,
+    devices: float,
+    reached: Range,
+    overhead: float,
+    usd_per_hour: Range,
+    usd_per_kwh: float,
+) -> dict[str, Range]:
+    """What a run takes; few dollars are those of few hours and a low price. watts: of one device, with the data
+    centre's own share."""
+    hours = device_hours(flops, peak_flops_per_second, reached, overhead)
+    kwh = hours.scaled(watts / 1000)
     return {
-        "flops": flops,
         "gpu_hours": hours,
-        "days": hours / devices / 24.0,
-        "usd": hours * usd_per_hour,
+        "days": hours.scaled(1 / devices / 24),
+        "usd": hours.times(usd_per_hour),
         "kwh": kwh,
-        "energy_usd": kwh * usd_per_kwh,
-        "tokens_per_second_per_device": mfu * peak_flops_per_second / flops_per_token,
+        "energy_usd": kwh.scaled(usd_per_kwh),
     }
 
 
-def batch_tokens(flops: Number) -> Number:
-    """Tokens of an optimizer step by DeepSeek LLM's fit (2401.02954, equation 4)."""
-    return flops**BATCH_EXPONENT * BATCH_SCALE  # pyright: ignore[reportReturnType], see ScalingFit.loss
+def tokens_per_second(peak_flops_per_second: float, share: float, flops_per_token: float) -> float:
+    """Throughput of one device in clean steps."""
+    return peak_flops_per_second * share / flops_per_token
+
+
+def batch_doublings(flops: float, sequence_tokens: int) -> int:
+    """How often one sequence is doubled for the tokens of an optimizer step by DeepSeek LLM's fit (2401.02954, equation
+    4), rounded down: a power of two divides over replicas."""
+    tokens = BATCH_SCALE * flops**BATCH_EXPONENT
+    return math.floor(math.log2(max(1.0, tokens / sequence_tokens + 0.5)))
 
 
 def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
@@ -315,9 +312,9 @@ def _sequence_tokens(spec: Spec, sequence_tokens: int | None) -> int:
 
 
 def _sequences(stated_tokens: float | None, flops: float, sequence_tokens: int) -> int:
-    """Sequences of a step; where it is not stated a power of two, which divides over replicas."""
+    """Sequences of a step."""
     if stated_tokens is None:
-        return 1 << (max(1, round(batch_tokens(flops) / sequence_tokens)).bit_length() - 1)
+        return 1 << batch_doublings(flops, sequence_tokens)
     positive(global_batch_tokens=stated_tokens)
     if stated_tokens < sequence_tokens:
         raise UsageError(

@@ -20,7 +20,7 @@ from bedplate.economics.hardware.devices import Device, Execution, Precision, pe
 from bedplate.economics.model.footprint import lora_parameters, stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import Optimizer, parameters
-from bedplate.economics.numbers.formula import Range, positive, share, whole
+from bedplate.economics.numbers.formula import Range, at_least, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout, shape_of
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
 from bedplate.economics.training.training_cost import DevicePrice, device_hours, mfu_of, plan_values, price_of
@@ -119,6 +119,7 @@ def plan_tuning(
     trained = lora_parameters(spec, rank) if method == "lora" else parameters(spec).total
     reached = None
     if tokens_per_second is None:
+        at_least(1, overhead=overhead)
         reached = mfu_of(device, devices, precision, execution, mfu_share)
         hours = device_hours(flops_per_token * tokens, peak_of(device, precision), reached, overhead)
     else:

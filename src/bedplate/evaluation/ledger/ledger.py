@@ -202,11 +202,20 @@ class TestLedger:
         self.keep_beside = keep_beside
         self._reported_openings = reported_openings
 
-    def open(self, verdict_id: str, rows: Keys | Sequence[str], *, task: str, reason: str) -> Opening:
+    def open(
+        self,
+        verdict_id: str,
+        rows: Keys | Sequence[str],
+        *,
+        task: str,
+        reason: str,
+        announce: Callable[[int], None] | None = None,
+    ) -> Opening:
         """Record, before anything is read, that these rows are opened for this verdict. `verdict_id` names the question
         (skins, target, rows): asked again, after an interruption, it keeps its number and spends nothing. rows: the
-        keys of rows, or of what else is looked at again, one for each. Raises DataError where a ledger cannot be read,
-        UsageError where that at home cannot be written."""
+        keys of rows, or of what else is looked at again, one for each. announce: is told the number of a verdict that
+        spends something, before it does. Raises DataError where a ledger cannot be read, UsageError where that at home
+        cannot be written."""
         keys = rows if isinstance(rows, Keys) else _plain(rows)
         with ExitStack() as locks:
             notes: list[str] = []
@@ -224,6 +233,8 @@ class TestLedger:
             earlier = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier += _earlier(keys, verdicts, reported, chains, notes) + sum(len(chain.breaks) for chain in chains)
             number = max((record["number"] for record in verdict_records), default=1 + earlier)
+            if announce is not None and not verdict_records:
+                announce(number)
             writable = [chain for chain in chains if chain.path in writable_paths]
             # how many a ledger has besides this verdict, which another home may have written there before
             others = {str(c.path): sum(record["verdict"] != verdict_id for record in c.entries) for c in writable}

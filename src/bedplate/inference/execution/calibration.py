@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from bedplate.core.measurements import measured_once
+from bedplate.core.measurements import measured_once, patience
 from bedplate.core.processor import processor_kind
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.execution.threads import engine_threads
@@ -152,7 +152,7 @@ def by_turns(
     for this use, one plan is clearly the fastest."""
     memory = torch.zeros(max(part.sweep for trial in trials.values() for part in trial.parts) // 4)
     best: dict[ExecutionPlan, dict[Step, list[float]]] = {plan: {} for plan in trials}
-    running, deadline = list(trials), clock() + MAX_SECONDS
+    running, deadline = list(trials), clock() + patience(MAX_SECONDS)
 
     def timings(brief: Use | None = None) -> PlanTimings:
         seconds = {plan: trials[plan].seconds({step: two[0] for step, two in best[plan].items()}) for plan in trials}

@@ -21,6 +21,7 @@ from typing import TypeVar
 
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, bedplate_home, file_lock
+from bedplate.core.progress import notice
 from bedplate.inference.native.levels import BASELINE, Level, machine
 
 COMPILERS = ("c++", "g++", "clang++")
@@ -32,6 +33,8 @@ PREBUILT = Path(__file__).parent / "prebuilt"
 """What a wheel ships, in a folder per architecture, with manifest.json: source hash, and each file's hash."""
 ELF_MACHINES = {"x86_64": 62, "aarch64": 183}
 """Numbers of architectures in ELF headers (https://refspecs.linuxfoundation.org/elf/gabi4+/ch4.eheader.html)."""
+DETECT = "detect"
+"""The name of the unit that tells a processor's features; it compiles in a second."""
 _SECONDS = 300
 
 T = TypeVar("T")
@@ -59,7 +62,7 @@ def unit_of(level: Level | None, arch: str) -> Unit:
     """The kernel for a level, or (None) what tells a processor's features, to be compiled for an architecture."""
     baseline = BASELINE.get(arch, ())
     if level is None:
-        return Unit("detect", "detect.cpp", (*FLAGS, *baseline))
+        return Unit(DETECT, "detect.cpp", (*FLAGS, *baseline))
     defines = (*(f"-DBEDPLATE_{name}" for name in level.defines), f'-DBEDPLATE_LEVEL="{level.name}"')
     return Unit(level.name, "decoder.cpp", (*FLAGS, *baseline, *level.flags, *defines))
 
@@ -156,6 +159,8 @@ def _compiled(unit: Unit) -> BuiltKernel | str:
         if not _is_whole(target):
             with file_lock(target.with_suffix(".lock")):
                 if not _is_whole(target):  # whoever held the lock before may have built it
+                    if unit.name != DETECT:
+                        notice(f"compiling the CPU kernel ({unit.name}), once on this machine: about a minute")
                     reason = _compile_into(command, unit, target)
                     if reason is not None:
                         return reason

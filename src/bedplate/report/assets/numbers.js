@@ -1,4 +1,5 @@
-// Numbers as the terminal prints them (economics/money.py, and Python's format()), and read as people type them.
+// Numbers as Python's format() prints them, and read as people type them. `usd`, `number` and `figures` are the terminal's
+// own (economics/numbers/money.py), which each page brings along.
 
 /** Python's f"{x:.{places}f}": the nearest, ties to even, of the number's exact binary value. */
 function fixed(x, places) {
@@ -26,24 +27,6 @@ function general(x, count) {
   const power = Number(exponent);
   if (power >= -4 && power < count) return trimmed(fixed(x, count - 1 - power));
   return `${trimmed(digits)}e${power < 0 ? "-" : "+"}${String(Math.abs(power)).padStart(2, "0")}`;
-}
-
-/** So many significant figures, without trailing zeros; an exponent only below a millionth. */
-function figures(x, count) {
-  if (!x) return "0";
-  if (Math.abs(x) < 1e-6) return general(x, count);
-  return trimmed(fixed(x, Math.max(0, count - 1 - Math.floor(Math.log10(Math.abs(x))))));
-}
-
-/** Four figures, or whole thousands. */
-const number = (x) => (x >= 1000 ? grouped(x) : figures(x, 4));
-
-function usd(x) {
-  const sign = x < 0 ? "-" : "";
-  const size = Math.abs(x);
-  if (size >= 1e6) return `${sign}$${grouped(size / 1e6, 2)} million`;
-  if (size >= 100) return `${sign}$${grouped(size)}`;
-  return `${sign}$${size >= 1 ? fixed(size, 2) : figures(size, 3)}`;
 }
 
 /** For narrow places: $6,806, $22.7k, $2.75M, $0.0021. */

@@ -1,8 +1,8 @@
 """The answer to a decision file: what each option costs, which is best, why, and what would change that.
 
-1. `option_costs.py` turns both files into inputs and one cost formula for each option.
-2. RULES say which options are allowed; `Bars` holds the evidence against what must be reached, with its uncertainty:
-   the low end of the quality's range must clear its bar, the high end of the latency's must stay below.
+1. `read_question` turns both files into inputs, cost formulas for each option, and which constraints rule it out.
+2. `solve` holds the evidence against what must be reached, with its uncertainty: the low end of the quality's range
+   must clear its bar, the high end of the latency's must stay below.
 3. The costs at the stated values, and at 200 draws from the stated ranges, give totals with intervals and the ranking.
 4. Every pair is compared over volumes and days: at places a few percent apart, and to both sides of where a machine is
    added, then narrowed by bisection. Whole machines make costs rise in steps: an option may be cheaper in a window of
@@ -11,25 +11,26 @@
    range (evenly, or in equal ratios where it spans a factor of two), then narrowed; a flip and a flip back between two
    places is not seen.
 6. `explanation.py` puts the answer into sentences and JSON.
+
+From `solve` on all of it is translated for the page (numbers/javascript.py), which answers what its sliders ask.
 """
 
 from __future__ import annotations
 
 import datetime
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import combinations, pairwise
 
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
-from bedplate.economics.costs.decisions.decision_file import Case, CaseInputs, Constraint, Input, Option
+from bedplate.economics.costs.decisions.decision_file import Case, Input
 from bedplate.economics.costs.decisions.option_costs import OptionCosts
+from bedplate.economics.costs.decisions.question import Question, read_question
 from bedplate.economics.numbers.formula import Values
 from bedplate.economics.numbers.prices import Prices
 from bedplate.economics.serving.simulation import percentile
 
-DRAWS = 200
 INTERVAL = 0.9
 VOLUMES = [10 ** (n / 32 - 3) for n in range(15 * 32 + 1)]
 """Calls a day that are compared: from a thousandth to the most that a file may state."""
@@ -38,103 +39,8 @@ MACHINE_STEPS = 40
 CLOSE = 1e-9
 DRAW_RATIO = 1.01  # ratio of two volumes between which a draw's break-even is interpolated
 SEARCHED_PLACES = 16
-NOTHING_FEASIBLE = "nothing: no option is feasible"
-NOTHING_PAYS = "nothing: no option brings in what it costs"
 
 Interval = tuple[float, float]
-
-
-# --- what rules an option out, whatever it costs
-
-
-@dataclass(frozen=True)
-class ConstraintRule:
-    """What a constraint rules out, in words and as a test."""
-
-    explanation: str
-    excludes: Callable[[Option], bool]
-
-
-def _runs_elsewhere(option: Option) -> bool:
-    return option.weights == "hosted" or (option.retrieval is not None and option.retrieval.embedder is not None)
-
-
-def _gives_data_away(option: Option) -> bool:
-    hosted_retrieval = option.retrieval is not None and _runs_elsewhere(option)
-    return hosted_retrieval or (option.weights == "hosted" and option.tuning is not None)
-
-
-RULES: Mapping[Constraint, ConstraintRule] = {
-    "regulatory_isolation": ConstraintRule(
-        "only weights trained here, on known data, and run here: hosted models and others' open weights are out",
-        lambda option: option.weights != "own" or _runs_elsewhere(option),
-    ),
-    "data_may_not_leave": ConstraintRule(
-        "no text may be sent to another's machine: hosted models and hosted embedders are out", _runs_elsewhere
-    ),
-    "highly_proprietary_data": ConstraintRule(
-        "no training data and no corpus may be given to another: tuning a hosted model and retrieval that sends "
-        "passages or their texts elsewhere are out",
-        _gives_data_away,
-    ),
-    "frontier_research": ConstraintRule(
-        "the pretraining is itself what is studied: whatever is not pretrained here is out",
-        lambda option: option.weights != "own",
-    ),
-    "latency": ConstraintRule(
-        "the way over a network takes too long by itself: hosted models and hosted embedders are out", _runs_elsewhere
-    ),
-}
-
-
-def broken_constraints(option: Option, constraints: Mapping[Constraint, str]) -> tuple[Constraint, ...]:
-    """Those of the case that rule the option out."""
-    return tuple(name for name in constraints if RULES[name].excludes(option))
-
-
-@dataclass(frozen=True)
-class Shortfall:
-    """A bar that is not reached. shown: whether it is sure (the whole range lies on the wrong side)."""
-
-    bar: str
-    text: str
-    shown: bool
-
-
-@dataclass(frozen=True)
-class Bars:
-    """The places of the case's bars among the inputs; None: there is no such bar."""
-
-    quality: int | None
-    p95_ms: int | None
-
-    def cleared_by(self, option: OptionCosts, v: Values) -> bool:
-        if self.quality is not None and (option.quality is None or option.quality.low(v) < v[self.quality]):
-            return False
-        return self.p95_ms is None or (option.p95_ms is not None and option.p95_ms.high(v) <= v[self.p95_ms])
-
-    def shortfalls(self, option: OptionCosts, v: Values) -> list[Shortfall]:
-        """Which bars are not reached, and by how much."""
-        shortfalls: list[Shortfall] = []
-        quality, p95 = option.quality, option.p95_ms
-        if self.quality is not None and quality is not None and quality.low(v) < v[self.quality]:
-            low, high, bar = quality.low(v), quality.high(v), v[self.quality]
-            size = f"is at most {high:.3g}" if high < bar else f"may be as low as {low:.3g}"
-            shortfalls.append(Shortfall("quality", f"its quality {size}, and the bar is {bar:.3g}", high < bar))
-        if self.p95_ms is not None:
-            bar = v[self.p95_ms]
-            if p95 is None:
-                shortfalls.append(Shortfall("latency", f"its p95_ms is not known, and the bar is {bar:g}", False))
-            elif p95.high(v) > bar:
-                text = f"its p95 latency is up to {p95.high(v):.4g} ms, and the bar is {bar:g}"
-                shortfalls.append(Shortfall("latency", text, p95.low(v) > bar))
-        return shortfalls
-
-    def places(self, option: OptionCosts) -> frozenset[int]:
-        """Places of the inputs that the option's cost or feasibility depends on."""
-        ranges = [ranged.place for ranged in (option.quality, option.p95_ms) if ranged is not None]
-        bars = [place for place in (self.quality, self.p95_ms) if place is not None]
-        return option.net.places.union(ranges, bars)
 
 
 # --- from which volume on the option that is dearer to start pays back
@@ -159,10 +65,13 @@ class BreakEvenVolume:
     reason: str | None
 
 
-def _break_even(first: OptionCosts, second: OptionCosts, draws: Sequence[Values]) -> BreakEvenVolume:
-    shared, v = first.shared, first.shared.values
-    idle = [0.0 if place == shared.calls_place else value for place, value in enumerate(v)]
-    dear, cheap = sorted((first, second), key=lambda option: -option.net_usd(idle))
+def _break_even(
+    question: Question, first: OptionCosts, second: OptionCosts, draws: Sequence[Values]
+) -> BreakEvenVolume:
+    v, calls_place = question.values, question.calls_place
+    idle = list(v)
+    idle[calls_place] = 0.0
+    dear, cheap = (second, first) if second.net(idle) > first.net(idle) else (first, second)
 
     def difference(v: Values, place: int) -> Callable[[float], float]:
         """Net USD of `dear` less that of `cheap`, as a function of the input at `place`."""
@@ -170,24 +79,25 @@ def _break_even(first: OptionCosts, second: OptionCosts, draws: Sequence[Values]
 
         def compare(x: float) -> float:
             values[place] = x
-            return dear.net_usd(values) - cheap.net_usd(values)
+            return dear.net(values) - cheap.net(values)
 
         return compare
 
-    steps = [step for option in (dear, cheap) for step in machine_steps(option, v)]
+    steps = machine_steps(dear, v) + machine_steps(cheap, v)
     volumes = sorted([*VOLUMES, *(step * side for step in steps for side in (1 - CLOSE, 1 + CLOSE))])
-    calls, windows = last_change(difference(v, shared.calls_place), volumes)
-    ends: tuple[float | None, ...] = ()
+    calls, windows = last_change(difference(v, calls_place), volumes)
+    interval = None
     if draws:
-        drawn = [_drawn_break_even(difference(draw, shared.calls_place)) for draw in draws]
-        ends = tuple(None if math.isinf(end) else end for end in _interval(drawn, math.inf if calls is None else calls))
+        drawn = [_drawn_break_even(difference(draw, calls_place)) for draw in draws]
+        low, high = _interval(drawn, math.inf if calls is None else calls)
+        interval = (None if low == math.inf else low, None if high == math.inf else high)
     return BreakEvenVolume(
         option=dear.name,
         against=cheap.name,
         calls_per_day=calls,
-        interval=(ends[0], ends[1]) if ends else None,
+        interval=interval,
         windows=windows,
-        days=last_change(difference(v, shared.days_place), DAYS)[0],
+        days=last_change(difference(v, question.days_place), DAYS)[0],
         reason=_reason(dear, cheap, v) if calls is None else None,
     )
 
@@ -214,9 +124,9 @@ def _interval(drawn: Sequence[float], value: float) -> Interval:
 
 def _reason(dear: OptionCosts, cheap: OptionCosts, v: Values) -> str:
     """What a call of the dearer one saves does not cover what it adds."""
-    ours, theirs = ({part: usd.compile()(v) for part, usd in option.per_call.items()} for option in (dear, cheap))
-    differences = {part: ours.get(part, 0.0) - theirs.get(part, 0.0) for part in {**theirs, **ours}}
-    return why_never(dear.name, cheap.name, differences, cheap.tokens_at(v).prefix - dear.tokens_at(v).prefix)
+    ours, theirs = ({part: usd(v) for part, usd in option.per_call.items()} for option in (dear, cheap))
+    differences = {part: ours.get(part, 0.0) - theirs.get(part, 0.0) for part in [*theirs, *ours]}
+    return why_never(dear.name, cheap.name, differences, cheap.prefix_tokens(v) - dear.prefix_tokens(v))
 
 
 def why_never(option: str, against: str, differences: dict[str, float], spared_tokens: float = 0.0) -> str:
@@ -234,8 +144,8 @@ def why_never(option: str, against: str, differences: dict[str, float], spared_t
 def machine_steps(option: OptionCosts, v: Values) -> list[float]:
     """First-day calls from which on one more machine is reserved; of many machines only the first steps, because those
     beyond are a few percent apart."""
-    count = MACHINE_STEPS // max(1, len(option.capacities))
-    return [capacity.compile()(v) * (n + 1) for capacity in option.capacities for n in range(count)]
+    count = math.floor(MACHINE_STEPS / max(1, len(option.capacities)))
+    return [capacity(v) * (n + 1) for capacity in option.capacities for n in range(count)]
 
 
 def last_change(
@@ -249,11 +159,11 @@ def last_change(
 
     answers = [holds(place) for place in places]
     edges = [0.0] if answers[0] else list[float]()
-    for (low, before), (high, after) in pairwise(zip(places, answers, strict=True)):
-        if after != before:
-            edges.append(narrow(holds, low, high))
+    for n in range(1, len(places)):
+        if answers[n] != answers[n - 1]:
+            edges.append(narrow(holds, places[n - 1], places[n]))
     start = edges.pop() if answers[-1] else None
-    return start, tuple(zip(edges[::2], edges[1::2], strict=True))
+    return start, tuple((edges[n], edges[n + 1]) for n in range(0, len(edges), 2))
 
 
 def narrow(holds: Callable[[float], bool], inside: float, outside: float) -> float:
@@ -261,7 +171,7 @@ def narrow(holds: Callable[[float], bool], inside: float, outside: float) -> flo
     beyond = holds(outside)
     while abs(outside - inside) > CLOSE * max(abs(outside), abs(inside)):
         middle = (inside + outside) / 2
-        if middle in {inside, outside}:
+        if middle in (inside, outside):
             break
         if holds(middle) == beyond:
             outside = middle
@@ -304,46 +214,31 @@ class Sensitivity:
         return min(ratios, default=math.inf)
 
 
-@dataclass(frozen=True)
-class Chooser:
-    """Which of some options is best at some values. must_pay: where none brings in what it costs, none is."""
+def _sensitivities(question: Question, options: Sequence[OptionCosts]) -> list[Sensitivity]:
+    """Moves every number that an option depends on: nearest flip first, then those that do not flip."""
+    used = sorted({place for option in options for place in option.places})
+    rows: list[Sensitivity] = []
+    for place in used:
+        below, above = (_outward(question, options, place, end) for end in question.inputs[place].search)
+        rows.append(Sensitivity(question.inputs[place], below, above))
+    return sorted(rows, key=lambda row: row.nearness)
 
-    options: Sequence[OptionCosts]
-    bars: Bars
-    must_pay: bool
 
-    def choose(self, v: Values) -> str:
-        """The name of the best, or why there is none."""
-        nets = [(option.net_usd(v), option.name) for option in self.options if self.bars.cleared_by(option, v)]
-        if not nets:
-            return NOTHING_FEASIBLE
-        net, name = min(nets, key=lambda pair: pair[0])
-        return NOTHING_PAYS if self.must_pay and net > 0 else name
+def _outward(question: Question, options: Sequence[OptionCosts], place: int, end: float) -> Flip | None:
+    """The first flip from the number's value to `end`."""
+    row, values = question.inputs[place], question.values
 
-    def sensitivities(self, inputs: Sequence[Input], v: Values) -> list[Sensitivity]:
-        """Moves every number that an option depends on: nearest flip first, then those that do not flip."""
-        used = frozenset[int]().union(*(self.bars.places(option) for option in self.options))
-        rows = [
-            Sensitivity(inputs[place], *(self._outward(inputs[place], place, v, end) for end in inputs[place].search))
-            for place in sorted(used)
-        ]
-        return sorted(rows, key=lambda sensitivity: sensitivity.nearness)
+    def choice(x: float) -> str:
+        values[place] = x
+        return question.choose(options, values)
 
-    def _outward(self, row: Input, place: int, v: Values, end: float) -> Flip | None:
-        """The first flip from the number's value to `end`."""
-        values = list(v)
-
-        def choice(x: float) -> str:
-            values[place] = x
-            return self.choose(values)
-
-        inside, answer = row.value, choice(row.value)
-        for x in _searched_places(row.value, end):
-            if choice(x) != answer:
-                at = narrow(lambda x: choice(x) == answer, inside, x)
-                return Flip(at, choice(at), row.low <= at <= row.high)
-            inside = x
-        return None
+    inside, answer = row.value, choice(row.value)
+    for x in _searched_places(row.value, end):
+        if choice(x) != answer:
+            at = narrow(lambda x: choice(x) == answer, inside, x)
+            return Flip(at, choice(at), row.low <= at <= row.high)
+        inside = x
+    return None
 
 
 def _searched_places(value: float, end: float) -> list[float]:
@@ -368,29 +263,24 @@ class OptionOutcome:
     which it is the answer. doubts: why the verdict of its report is no PASS, and why the report is used nonetheless.
     """
 
-    def __init__(self, option: OptionCosts, bars: Bars, draws: Sequence[Values], best_in: float) -> None:
-        shared, quality, p95 = option.shared, option.quality, option.p95_ms
-        v, case, tokens = shared.values, shared.case, option.tokens_at(shared.values)
-        calls, amounts = shared.calls.compile()(v), [(line, line.usd.compile()(v)) for line in option.lines]
-        self.name = option.name
-        self.method = option.option.describe(option.method, option.retrieves)
-        self.method_in_short = option.option.label(option.method, option.retrieves)
-        self.broken = broken_constraints(option.option, case.constraints)
-        self.feasible = not self.broken and bars.cleared_by(option, v)
-        self.short = tuple(bars.shortfalls(option, v))
-        self.total_usd, self.net_usd = option.total_usd(v), option.net_usd(v)
-        self.total_interval = _interval([option.total_usd(draw) for draw in draws], self.total_usd)
-        self.net_interval = _interval([option.net_usd(draw) for draw in draws], self.net_usd)
-        self.profit_usd = None if case.value.usd_per_call is None else -self.net_usd
-        self.quality = None if quality is None else v[quality.place]
-        self.quality_interval = None if quality is None else (quality.low(v), quality.high(v))
-        self.cost_per_call = self.total_usd / calls
+    def __init__(self, question: Question, option: OptionCosts, draws: Sequence[Values], best_in: float) -> None:
+        v, quality, p95 = question.values, option.quality, option.p95_ms
+        self.name, self.method, self.method_in_short = option.name, option.method, option.method_in_short
+        self.broken, self.feasible = option.broken, not option.broken and question.clears(option, v)
+        self.short = question.shortfalls(option, v)
+        self.total_usd, self.net_usd = option.total(v), option.net(v)
+        self.total_interval = _interval([option.total(draw) for draw in draws], self.total_usd)
+        self.net_interval = _interval([option.net(draw) for draw in draws], self.net_usd)
+        self.profit_usd = -self.net_usd if question.must_pay else None
+        self.quality = None if quality is None else v[quality]
+        self.quality_interval = None if quality is None else (question.low(quality, v), question.high(quality, v))
+        self.cost_per_call = self.total_usd / question.calls(v)
         self.cost_per_right_answer = self.cost_per_call / self.quality if self.quality else None
-        self.p95_ms = None if p95 is None else v[p95.place]
-        self.lines = tuple((line.period, line.part, usd) for line, usd in amounts if usd)
-        self.prompt_tokens, self.output_tokens = tokens.prompt, tokens.output
-        self.machines = None if option.machines is None else int(option.machines.compile()(v))
-        self.busy = None if option.busy is None else option.busy.compile()(v)
+        self.p95_ms = None if p95 is None else v[p95]
+        self.lines = [(line.period, line.part, line.usd(v)) for line in option.lines if line.usd(v)]
+        self.prompt_tokens, self.output_tokens = option.prompt_tokens(v), option.output_tokens(v)
+        self.machines = None if option.machines is None else int(option.machines(v))
+        self.busy = None if option.busy is None else option.busy(v)
         self.best_in, self.notes, self.doubts = best_in, option.notes, option.doubts
 
 
@@ -399,16 +289,15 @@ class Decision(Brief):
     """answer: the option's name, or NOTHING_FEASIBLE, NOTHING_PAYS. ranking: feasible options, best first.
     unconstrained: what the answer would be without the constraints."""
 
-    case: Case
+    question: Question
     answer: str
     unconstrained: str
-    outcomes: tuple[OptionOutcome, ...]
-    ranking: tuple[str, ...]
+    outcomes: Sequence[OptionOutcome]
+    ranking: Sequence[str]
     calls: float
     days: float
-    break_evens: tuple[BreakEvenVolume, ...]
-    sensitivities: tuple[Sensitivity, ...]
-    warnings: tuple[str, ...]
+    break_evens: Sequence[BreakEvenVolume]
+    sensitivities: Sequence[Sensitivity]
 
     def outcome(self, name: str) -> OptionOutcome:
         return next(outcome for outcome in self.outcomes if outcome.name == name)
@@ -423,36 +312,40 @@ class Decision(Brief):
         names = [outcome.name for outcome in self.outcomes]
         for name in (option, against):
             if name not in names:
-                raise UsageError(f"the case has no option {name!r}; its options are {', '.join(names)}")
-        pair = {option, against}
-        return next((point for point in self.break_evens if {point.option, point.against} == pair), None)
+                raise UsageError(f"the case has no option '{name}'; its options are {', '.join(names)}")
+        pair = (option, against)
+        return next((point for point in self.break_evens if point.option in pair and point.against in pair), None)
 
 
 def decide(case: Case, prices: Prices, today: datetime.date | None = None) -> Decision:
     """Everything that can be said about a case at these prices. ConfigError for what is missing in either."""
-    shared = CaseInputs(case, prices)
-    options = [OptionCosts(shared, name, option) for name, option in case.options.items()]
-    bars = Bars(shared.bar_quality, shared.bar_p95_ms)
-    v, must_pay = shared.values, case.value.usd_per_call is not None
-    allowed = [option for option in options if not broken_constraints(option.option, case.constraints)]
-    chooser = Chooser(allowed, bars, must_pay)
+    return solve(read_question(case, prices, today))
 
-    uncertain = any(not row.exact for row in shared.rows)
-    draws = shared.draws(DRAWS, case.seed) if uncertain else [v]
+
+def solve(question: Question) -> Decision:
+    """The answer at the question's values, and what would change it."""
+    v, draws = question.values, question.draws
+    allowed = [option for option in question.options if not option.broken]
     # The bars have looked at the ranges already, so that a draw chooses among what is feasible as stated.
-    feasible = Chooser([option for option in allowed if bars.cleared_by(option, v)], Bars(None, None), must_pay)
-    winners = [feasible.choose(draw) for draw in draws]
-    outcomes = tuple(OptionOutcome(option, bars, draws, winners.count(option.name) / len(draws)) for option in options)
-    ranked = sorted((outcome for outcome in outcomes if outcome.feasible), key=lambda outcome: outcome.net_usd)
+    feasible = [option for option in allowed if question.clears(option, v)]
+    winners = [question.cheapest(feasible, draw) for draw in draws or [v]]
+    outcomes = [
+        OptionOutcome(question, option, draws or [v], winners.count(option.name) / len(winners))
+        for option in question.options
+    ]
+    ranked = sorted([outcome for outcome in outcomes if outcome.feasible], key=lambda outcome: outcome.net_usd)
     return Decision(
-        case=case,
-        answer=chooser.choose(v),
-        unconstrained=Chooser(options, bars, must_pay).choose(v),
+        question=question,
+        answer=question.choose(allowed, v),
+        unconstrained=question.choose(question.options, v),
         outcomes=outcomes,
         ranking=tuple(outcome.name for outcome in ranked),
-        calls=shared.calls.compile()(v),
-        days=v[shared.days_place],
-        break_evens=tuple(_break_even(*pair, draws if uncertain else ()) for pair in combinations(allowed, 2)),
-        sensitivities=tuple(chooser.sensitivities(shared.rows, v)),
-        warnings=tuple(prices.warnings(shared.used_prices, today or datetime.date.today())),
+        calls=question.calls(v),
+        days=v[question.days_place],
+        break_evens=[
+            _break_even(question, first, second, draws)
+            for n, first in enumerate(allowed)
+            for second in allowed[n + 1 :]
+        ],
+        sensitivities=_sensitivities(question, allowed),
     )

@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, key_path
 from bedplate.core.errors import ConfigError
-from bedplate.economics.numbers.formula import ZERO, Formula, Values, call
+from bedplate.economics.numbers.formula import ZERO, Formula, call
 from bedplate.economics.numbers.prices import (
     Amount,
     Factor,
@@ -386,18 +386,17 @@ class DecisionInputs:
         """As stated."""
         return [row.value for row in self.rows]
 
-    def draws(self, count: int, seed: int) -> list[list[float]]:
-        """`count` draws. Those of an input depend on the seed and its own name and range alone, so that two cases that
-        differ in one number are compared on the same draws of the others."""
-        draws = [self.values for _ in range(count)]
+    def draws(self, count: int, seed: int) -> dict[int, list[float]]:
+        """`count` draws of each input that has a range, by its place. They depend on the seed and the input's own name
+        and range alone, so that two cases that differ in one number are compared on the same draws of the others."""
+        draws: dict[int, list[float]] = {}
         for place, row in enumerate(self.rows):
             if row.exact:
                 continue
             rng = random.Random(f"{seed} {row.name}")
             strata = [(i + rng.random()) / count for i in range(count)]
             rng.shuffle(strata)
-            for values, u in zip(draws, strata, strict=True):
-                values[place] = triangle(u, row.low, row.value, row.high)
+            draws[place] = [triangle(u, row.low, row.value, row.high) for u in strata]
         return draws
 
 
@@ -407,21 +406,6 @@ def triangle(u: float, low: float, mode: float, high: float) -> float:
     if u * width < mode - low:
         return low + math.sqrt(u * width * (mode - low))
     return high - math.sqrt((1 - u) * width * (high - mode))
-
-
-@dataclass(frozen=True)
-class Ranged:
-    """An input that keeps the width of its range where its value is varied."""
-
-    place: int
-    below: float
-    above: float
-
-    def low(self, v: Values) -> float:
-        return v[self.place] - self.below
-
-    def high(self, v: Values) -> float:
-        return v[self.place] + self.above
 
 
 class CaseInputs(DecisionInputs):

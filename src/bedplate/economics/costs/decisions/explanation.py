@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import asdict
 from typing import Any
 
 from bedplate.economics.costs.decisions.decision import (
     INTERVAL,
-    NOTHING_FEASIBLE,
-    NOTHING_PAYS,
-    RULES,
     BreakEvenVolume,
     Decision,
     OptionOutcome,
     Sensitivity,
 )
+from bedplate.economics.costs.decisions.question import NOTHING_FEASIBLE, NOTHING_PAYS
 from bedplate.economics.numbers.formula import formula_values
 from bedplate.economics.numbers.money import figures, number, usd
 
@@ -88,14 +85,14 @@ def answer(decision: Decision) -> str:
 
 def reasons(decision: Decision) -> list[str]:
     """Why: constraints and what they cost, who misses a bar, where the others' money goes, how busy machines are."""
-    outcomes, best, constraints = decision.outcomes, decision.chosen, decision.case.constraints
+    outcomes, best, constraints = decision.outcomes, decision.chosen, decision.question.constraints
     lines = [f"{outcome.name} rests on no PASS: {'; '.join(outcome.doubts)}." for outcome in outcomes if outcome.doubts]
-    for name, because in constraints.items():
-        out = [outcome.name for outcome in outcomes if name in outcome.broken]
-        lines.append(f"{name} ({because}): {RULES[name].explanation}. Ruled out: {', '.join(out) or 'none'}.")
+    for rule in constraints:
+        out = [outcome.name for outcome in outcomes if rule.name in outcome.broken]
+        lines.append(f"{rule.name} ({rule.because}): {rule.explanation}. Ruled out: {', '.join(out) or 'none'}.")
     if constraints and decision.unconstrained != decision.answer:
-        names, otherwise, price = " and ".join(constraints), decision.unconstrained, ""
-        if otherwise not in {NOTHING_FEASIBLE, NOTHING_PAYS}:
+        names, otherwise, price = " and ".join(rule.name for rule in constraints), decision.unconstrained, ""
+        if otherwise not in (NOTHING_FEASIBLE, NOTHING_PAYS):
             free = decision.outcome(otherwise)
             price = "" if best is None else f": {names} costs {usd(best.net_usd - free.net_usd)}"
             otherwise = f"{free.name} at {usd(free.total_usd)}"
@@ -119,14 +116,14 @@ def reasons(decision: Decision) -> list[str]:
 
 def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:
     """Where the difference lies: the lines that are more than a twentieth of all differences, then the rest."""
-    differences = defaultdict[str, float](float)
+    differences: dict[str, float] = {}
     for side, sign in ((outcome, 1), (best, -1)):
-        for period, part, amount in side.lines:
-            differences[f"{part} (calls)" if period == "calls" else part] += sign * amount
-        differences["wrong answers less revenue"] += sign * (side.net_usd - side.total_usd)
-    whole = sum(map(abs, differences.values()))
+        lines = [(f"{part} (calls)" if period == "calls" else part, usd) for period, part, usd in side.lines]
+        for part, amount in [*lines, ("wrong answers less revenue", side.net_usd - side.total_usd)]:
+            differences[part] = differences.get(part, 0.0) + sign * amount
+    whole = sum(abs(amount) for amount in differences.values())
     large = [pair for pair in differences.items() if abs(pair[1]) > _SMALL_SHARE * whole]
-    large.sort(key=lambda pair: -pair[1])
+    large = sorted(large, key=lambda pair: -pair[1])
     rest = sum(differences.values()) - sum(amount for _, amount in large)
     if abs(rest) > _NOTHING * whole:
         large.append(("all else", rest))
@@ -151,8 +148,8 @@ def break_even(point: BreakEvenVolume) -> str:
         low, high = ("never" if end is None else number(end) for end in point.interval or (0.0, 0.0))
         line += "" if low == high else f" ({low} to {high})"
     if point.windows:
-        lows, highs = zip(*point.windows, strict=True)
-        line += f"; for a while also at volumes from {number(min(lows))} to {number(max(highs))}"
+        low, high = min(start for start, _ in point.windows), max(end for _, end in point.windows)
+        line += f"; for a while also at volumes from {number(low)} to {number(high)}"
     if point.calls_per_day:
         after = "not within ten years" if days is None else f"after {number(days)} days" if days else "at once"
         line += f"; at this volume {after}"
@@ -167,16 +164,16 @@ def flips(sensitivity: Sensitivity) -> str:
         for side, flip in (("below", sensitivity.below), ("above", sensitivity.above))
         if flip is not None
     ]
-    low, high = map(number, row.search)
+    low, high = (number(end) for end in row.search)
     return f"{row.name} (now {number(row.value)}): {'; '.join(sides) or f'does not flip in [{low}, {high}]'}"
 
 
 def as_values(decision: Decision) -> dict[str, Any]:
     """The decision for --json: numbers in USD, days and tokens; null is unknown, or never where a reason says so."""
-    case, best = decision.case, decision.chosen
+    question, best = decision.question, decision.chosen
     return {
-        "case": case.case,
-        "file": None if case.path is None else str(case.path),
+        "case": question.title,
+        "file": question.file,
         "answer": None if best is None else best.name,
         "sentence": answer(decision),
         "method": None if best is None else best.method,
@@ -189,7 +186,7 @@ def as_values(decision: Decision) -> dict[str, Any]:
         "options": [_option(outcome) for outcome in decision.outcomes],
         "break_evens": [{**asdict(point), "text": break_even(point)} for point in decision.break_evens],
         "flips": [_sensitivity(sensitivity) for sensitivity in decision.sensitivities],
-        "warnings": list(decision.warnings),
+        "warnings": list(question.warnings),
         "formulas": formula_values(DECISION_FORMULAS),
     }
 

@@ -12,7 +12,7 @@ utilisation divides what it can do, so that idle time makes calls dearer.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -25,7 +25,6 @@ from bedplate.economics.costs.decisions.decision_file import (
     Method,
     Option,
     Pretraining,
-    Ranged,
     Refresh,
     RetrievalSpec,
     TuningSpec,
@@ -38,7 +37,7 @@ from bedplate.economics.costs.decisions.evidence import (
     planned_speeds,
     read_evidence,
 )
-from bedplate.economics.numbers.formula import ZERO, Formula, Values, as_formula, call, total
+from bedplate.economics.numbers.formula import ZERO, Formula, as_formula, call, total
 from bedplate.economics.numbers.prices import Amount, NonNegative, Quantity
 from bedplate.economics.serving.simulation import SECONDS_PER_DAY
 
@@ -58,29 +57,32 @@ class CostLine:
 
 
 class OptionCosts:
-    """One option, read from the files. ConfigError for what is missing: a price, a rung, a tokenizer's ratio, a speed.
+    """One option as formulas over the case's inputs, read from the files. ConfigError for what is missing there: a
+    price, a rung, a tokenizer's ratio, a speed. Its public attributes are what the answer is computed from.
 
-    per_call: USD that one more call costs at great volume, where machines are as full as they may be, by part, with
-    wrong answers and less revenue. machines: the reserved ones, at their most; busy: the share of their time in which
-    they compute; capacities: calls of the first day that one of them can do, in each part of the horizon for which
-    their number is set. quality, p95_ms: None where nothing is known. method: of its model; retrieves: whether it looks
-    passages up. notes: what was assumed; doubts: why the verdict of its report is no PASS, and why the report is used
-    nonetheless.
+    broken: constraints that rule it out. doubts: why the verdict of its report is no PASS, and why the report is used
+    nonetheless; notes: what was assumed. total: US dollars that are spent over the horizon; net: what options are
+    ranked by, the total with what wrong answers cost, less what calls bring in. per_call: USD that one more call costs
+    at great volume, where machines are as full as they may be, by part, with wrong answers and less revenue. machines:
+    the reserved ones, at their most; busy: the share of their time in which they compute; capacities: calls of the
+    first day that one of them can do, in each part of the horizon for which their number is set. quality, p95_ms:
+    places of inputs, None where nothing is known. places: of all inputs that cost or feasibility depend on.
     """
 
-    def __init__(self, shared: CaseInputs, name: str, option: Option) -> None:
-        self.shared, self.name, self.option = shared, name, option
-        self.prices, case = shared.prices, shared.case
-        self.key, self.place = key_path(["options", name]), f"{case.place}: options.{name}"
-        self.report = report = None
+    def __init__(self, shared: CaseInputs, name: str, option: Option, broken: Sequence[str]) -> None:
+        self._shared, self.name, self._option, self.broken = shared, name, option, broken
+        self._prices, case = shared.prices, shared.case
+        self._key, self._place = key_path(["options", name]), f"{case.place}: options.{name}"
+        self._report = report = None
         if option.report is not None:
-            self.report = report = read_evidence(option.report, case.resolve_path(option.report.file), self.place)
+            self._report = report = read_evidence(option.report, case.resolve_path(option.report.file), self._place)
         self.lines: list[CostLine] = []
         self.per_call: dict[str, Formula] = {}
         self.machines: Formula | None = None
         self.busy: Formula | None = None
         self.capacities: tuple[Formula, ...] = ()
-        self.tokens = self._tokens()
+        self._tokens = tokens = self._call_tokens()
+        self.prefix_tokens, self.prompt_tokens, self.output_tokens = tokens.prefix, tokens.prompt, tokens.output
         if option.machine is None:
             self._hosted_calls()
         else:
@@ -94,73 +96,55 @@ class OptionCosts:
             self._pretraining(option.pretraining)
         self.lines.sort(key=lambda line: get_args(Period).index(line.period))
         self.quality = self._ranged("quality", option.quality, report and report.quality)
-        self.wrong_answers, self.revenue = self._value()
         self.p95_ms = self._ranged("p95_ms", option.p95_ms, report and report.p95_ms)
-        self.retrieves = option.retrieval is not None or (report is not None and report.retrieves)
-        self.method: Method = "tuned" if option.tuning is not None else (report and report.method) or "prompted"
-        self.doubts = () if report is None else report.doubts
-
-    @property
-    def total(self) -> Formula:
-        """US dollars that are spent over the horizon."""
-        return total(line.usd for line in self.lines)
-
-    @property
-    def net(self) -> Formula:
-        """What options are ranked by: the total with what wrong answers cost, less what calls bring in."""
-        return self.total + self.wrong_answers - self.revenue
-
-    @cached_property
-    def total_usd(self) -> Callable[[Values], float]:
-        return self.total.compile()
-
-    @cached_property
-    def net_usd(self) -> Callable[[Values], float]:
-        return self.net.compile()
-
-    def tokens_at(self, v: Values) -> CallTokens[float]:
-        return CallTokens(*(part.compile()(v) for part in self.tokens))
+        self.total: Formula = total(line.usd for line in self.lines)
+        self.net = self.total + self._value()
+        looked_at = (self.quality, self.p95_ms, shared.bar_quality, shared.bar_p95_ms)
+        self.places = sorted(self.net.places.union(place for place in looked_at if place is not None))
+        retrieves = option.retrieval is not None or (report is not None and report.retrieves)
+        method: Method = "tuned" if option.tuning is not None else (report and report.method) or "prompted"
+        self.method, self.method_in_short = option.describe(method, retrieves), option.label(method, retrieves)
+        self.doubts, self.notes = () if report is None else report.doubts, self._notes()
 
     # --- numbers of the files
 
     def _add(self, name: str, quantity: Quantity | None, source: str | None = None) -> Formula:
-        return self.shared.add(f"{self.key}.{name}", quantity, source or self.shared.source)
+        return self._shared.add(f"{self._key}.{name}", quantity, source or self._shared.source)
 
     def _stated(self, key: str) -> Formula:
         """A number of the option by its key; ZERO where it is not stated."""
-        value: Any = self.option
+        value: Any = self._option
         for part in key.split("."):
             value = value and getattr(value, part)
         return self._add(key, value)
 
-    def _ranged(self, name: str, stated: Quantity | None, measured: Quantity | None) -> Ranged | None:
+    def _ranged(self, name: str, stated: Quantity | None, measured: Quantity | None) -> int | None:
         quantity = stated or measured
         if quantity is None:
             return None
-        source = self.shared.source if stated is not None or self.report is None else self.report.source
-        place = self.shared.place(f"{self.key}.{name}", quantity, source)
-        return Ranged(place, quantity.value - quantity.low, quantity.high - quantity.value)
+        source = self._shared.source if stated is not None or self._report is None else self._report.source
+        return self._shared.place(f"{self._key}.{name}", quantity, source)
 
     @cached_property
     def _ratio(self) -> Formula:
         """Tokens of one unit of the text."""
-        unit = self.option.text.unit or self.shared.case.text.unit
+        unit = self._option.text.unit or self._shared.case.text.unit
         if unit == "tokens":
             return as_formula(1.0)
-        if self.option.tokens_per_unit is None:
+        if self._option.tokens_per_unit is None:
             raise ConfigError(
-                f"{self.place}: tokens_per_unit is missing: how many tokens the option's tokenizer makes of one of "
+                f"{self._place}: tokens_per_unit is missing: how many tokens the option's tokenizer makes of one of "
                 f"the {unit}"
             )
         return self._stated("tokens_per_unit")
 
-    def _tokens(self) -> CallTokens[Formula]:
+    def _call_tokens(self) -> CallTokens[Formula]:
         ratio = self._ratio
 
         def count(field: str) -> Formula:
-            if getattr(self.option.text, field) is not None:
+            if getattr(self._option.text, field) is not None:
                 return self._stated(f"text.{field}")
-            return self.shared.add(f"text.{field}", getattr(self.shared.case.text, field), self.shared.source)
+            return self._shared.add(f"text.{field}", getattr(self._shared.case.text, field), self._shared.source)
 
         return CallTokens(
             prefix=(count("instructions") + count("examples")) * ratio,
@@ -170,23 +154,23 @@ class OptionCosts:
         )
 
     def _machine_hour(self, name: str, place: str = "") -> Formula:
-        return self.shared.price("machines", name, "usd_per_hour", f"{self.place}{place}")
+        return self._shared.price("machines", name, "usd_per_hour", f"{self._place}{place}")
 
     def _hosted(self, field: str) -> Formula:
-        return self.shared.price("hosted", self.option.model or "", field, self.place)
+        return self._shared.price("hosted", self._option.model or "", field, self._place)
 
     def _hour(self, *worked: Quantity) -> Formula:
         """What an hour of work costs; no price is needed where no hour is worked."""
-        case = self.shared.case
+        case = self._shared.case
         if not any(hours.high for hours in worked):
             return ZERO
-        return self.shared.price("staff", case.staff, "usd_per_hour", f"{case.place}: staff")
+        return self._shared.price("staff", case.staff, "usd_per_hour", f"{case.place}: staff")
 
     def _label(self, *labelled: Quantity) -> Formula:
-        case = self.shared.case
+        case = self._shared.case
         if not any(labels.high for labels in labelled):
             return ZERO
-        return self.shared.price("labelling", case.labelling, "usd_per_label", f"{case.place}: labelling")
+        return self._shared.price("labelling", case.labelling, "usd_per_label", f"{case.place}: labelling")
 
     def _line(self, period: Period, part: str, usd: Formula) -> None:
         if usd != ZERO:
@@ -196,18 +180,18 @@ class OptionCosts:
         """What every call costs."""
         if usd != ZERO:
             self.per_call[part] = usd
-        self._line("calls", part, usd * self.shared.calls)
+        self._line("calls", part, usd * self._shared.calls)
 
     # --- calls
 
     def _hosted_calls(self) -> None:
         """A repeated prefix is looked up in the cache, and written there where it is missing; calls that may wait take
         the batch price where it is cheaper."""
-        name, shared, tokens = self.option.model or "", self.shared, self.tokens
-        entry = self.prices.hosted_model(name, self.place)
-        tuned = self.option.tuning is not None
+        name, shared, tokens = self._option.model or "", self._shared, self._tokens
+        entry = self._prices.hosted_model(name, self._place)
+        tuned = self._option.tuning is not None
         if tuned and entry.tuning is None:
-            raise ConfigError(f"{self.place}: {name!r} has no `tuning` in the price file: it cannot be tuned there")
+            raise ConfigError(f"{self._place}: {name!r} has no `tuning` in the price file: it cannot be tuned there")
         scale = self._hosted("tuning.price_multiplier") / _MILLION if tuned else as_formula(1 / _MILLION)
         price = self._hosted("usd_per_million_input") * scale
         plain = {
@@ -231,7 +215,7 @@ class OptionCosts:
             self._call_line(part, usd if batched == ZERO else usd * (1.0 - batched) + batch[part] * batched)
 
     def _machine_calls(self, use: MachineUse) -> None:
-        shared = self.shared
+        shared = self._shared
         seconds = self._seconds(use)
         hour, utilisation = self._machine_hour(use.name), self._stated("machine.utilisation")
         if use.paid == "by_use":
@@ -251,20 +235,20 @@ class OptionCosts:
 
     def _seconds(self, use: MachineUse) -> Formula:
         """Seconds of the whole machine that one call takes; cached tokens take none."""
-        tokens, retrieval, report = self.tokens, self.option.retrieval, self.report
+        tokens, retrieval, report = self._tokens, self._option.retrieval, self._report
         embedding = ZERO
         if retrieval is not None and retrieval.embedder is None:
             if retrieval.embed_tokens_per_second is None:
                 raise ConfigError(
-                    f"{self.place}.retrieval: say who embeds: `embedder` (an entry of the price file's embeddings), or "
-                    "embed_tokens_per_second of the option's machine"
+                    f"{self._place}.retrieval: say who embeds: `embedder` (an entry of the price file's embeddings), "
+                    "or embed_tokens_per_second of the option's machine"
                 )
             embedding = tokens.fresh / self._stated("retrieval.embed_tokens_per_second")
         if use.seconds_per_call is not None:
             return self._stated("machine.seconds_per_call") + embedding
         speeds = self._speeds(use)
         if speeds is not None:
-            prompt = (1.0 - self.shared.cached_share) * tokens.prefix + tokens.fresh + tokens.passages
+            prompt = (1.0 - self._shared.cached_share) * tokens.prefix + tokens.fresh + tokens.passages
             prefill = self._add("machine.prefill_tokens_per_second", speeds.prefill, speeds.source)
             decode = self._add("machine.decode_tokens_per_second", speeds.decode, speeds.source)
             return prompt / prefill + tokens.output / decode + embedding
@@ -273,7 +257,7 @@ class OptionCosts:
             return self._add("machine.seconds_per_call", seconds, report.source) + embedding
         reason = " (the report was made at a machine price of 0, so its seconds are not known)" if report else ""
         raise ConfigError(
-            f"{self.place}.machine: how long does a call take? Give seconds_per_call, prefill_tokens_per_second and "
+            f"{self._place}.machine: how long does a call take? Give seconds_per_call, prefill_tokens_per_second and "
             f"decode_tokens_per_second, measured or planned{reason}"
         )
 
@@ -281,17 +265,17 @@ class OptionCosts:
         """Stated, measured, or planned from a data sheet at the tokens that the files state."""
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
             return Speeds(use.prefill_tokens_per_second, use.decode_tokens_per_second, None)
-        tokens = self.tokens_at(self.shared.values)
+        tokens = CallTokens(*(part(self._shared.values) for part in self._tokens))
         if use.measured is not None:
-            return measured_speeds(use.measured, self.prices, use.name, tokens, self.place)
+            return measured_speeds(use.measured, self._prices, use.name, tokens, self._place)
         if use.planned is not None:
-            return planned_speeds(use.planned, self.prices, use.name, tokens, self.place)
+            return planned_speeds(use.planned, self._prices, use.name, tokens, self._place)
         return None
 
     # --- people, labels, tuning, retrieval, pretraining
 
     def _people(self) -> None:
-        work, upkeep, months = self.option.setup, self.option.upkeep, self.shared.months
+        work, upkeep, months = self._option.setup, self._option.upkeep, self._shared.months
         hour, label = self._hour(work.hours, upkeep.hours_per_month), self._label(work.evaluation_labels)
         self._line("once", "engineering", self._stated("setup.hours") * hour)
         self._line("once", "evaluation labels", self._stated("setup.evaluation_labels") * label)
@@ -308,37 +292,37 @@ class OptionCosts:
         self._line("once", "training labels", self._stated("tuning.labels") * label)
         self._line("once", "tuning work", self._stated("tuning.hours") * hour)
         self._line("once", "tuning compute", compute)
-        if self.option.model is not None:
-            hosting = self._hosted("tuning.usd_per_hour") * 24.0 * self.shared.days
+        if self._option.model is not None:
+            hosting = self._hosted("tuning.usd_per_hour") * 24.0 * self._shared.days
             self._line("over time", "tuned model's hosting", hosting)
         if every_days is not None:
             labels = self._stated("tuning.refresh.labels") + self._stated("tuning.refresh.evaluation_labels")
             again = labels * label + self._stated("tuning.refresh.hours") * hour + compute
-            times = call("max", 0.0, call("ceil", self.shared.days / every_days - _SLACK) - 1.0)
+            times = call("max", 0.0, call("ceil", self._shared.days / every_days - _SLACK) - 1.0)
             self._line("over time", "tuning again", again * times)
 
     def _refresh(self, tuning: TuningSpec) -> tuple[Refresh, Formula | None]:
         """What tuning again takes, and every how many days; None where it is tuned once."""
-        refresh, knowledge = tuning.refresh, self.shared.case.knowledge
+        refresh, knowledge = tuning.refresh, self._shared.case.knowledge
         if refresh is not None and refresh.every_days is not None:
             return refresh, self._stated("tuning.refresh.every_days")
-        if knowledge is not None and self.option.retrieval is None:
+        if knowledge is not None and self._option.retrieval is None:
             if refresh is None:
                 raise ConfigError(
-                    f"{self.place}.tuning: what it knows changes every {knowledge.changes_every_days.value:g} days; "
+                    f"{self._place}.tuning: what it knows changes every {knowledge.changes_every_days.value:g} days; "
                     "say with `refresh: {labels, hours}` what tuning again takes"
                 )
             days = knowledge.changes_every_days
-            return refresh, self.shared.add("knowledge.changes_every_days", days, self.shared.source)
+            return refresh, self._shared.add("knowledge.changes_every_days", days, self._shared.source)
         if refresh is not None and knowledge is None:
-            raise ConfigError(f"{self.place}.tuning.refresh: how often? Add every_days, or `knowledge` to the case")
+            raise ConfigError(f"{self._place}.tuning.refresh: how often? Add every_days, or `knowledge` to the case")
         return refresh or Refresh(), None
 
     def _tuning_compute(self, tuning: TuningSpec) -> Formula:
         """One tuning run: at a price per token seen, or hours of a machine (stated, or tokens over its speed)."""
-        option, report = self.option, self.report
+        option, report = self._option, self._report
         tokens = self._stated("tuning.labels") * self._stated("tuning.epochs")
-        tokens *= self.tokens.prompt + self.tokens.output
+        tokens *= self._tokens.prompt + self._tokens.output
         if option.machine is None:
             return tokens * self._hosted("tuning.usd_per_million_training") / _MILLION
         hour = self._machine_hour(tuning.machine or option.machine.name, ".tuning")
@@ -349,20 +333,20 @@ class OptionCosts:
         if report is not None and report.train_seconds is not None:
             hours = NonNegative.exactly(report.train_seconds / 3600)
             return self._add("tuning.machine_hours", hours, report.source) * hour
-        raise ConfigError(f"{self.place}.tuning: how long does it take? Give machine_hours or tokens_per_second")
+        raise ConfigError(f"{self._place}.tuning: how long does it take? Give machine_hours or tokens_per_second")
 
     def _retrieval(self, retrieval: RetrievalSpec) -> None:
         """The corpus's vectors, made once and again as it changes, those of the calls' inputs, and the index."""
         if retrieval.embedder is not None:
-            place = f"{self.place}.retrieval"
-            price = self.shared.price("embeddings", retrieval.embedder, "usd_per_million_input", place) / _MILLION
-            self._call_line("query embedding", self.tokens.fresh * price)
-        elif self.option.machine is None:
-            raise ConfigError(f"{self.place}.retrieval: name an `embedder` of the price file's embeddings")
+            place = f"{self._place}.retrieval"
+            price = self._shared.price("embeddings", retrieval.embedder, "usd_per_million_input", place) / _MILLION
+            self._call_line("query embedding", self._tokens.fresh * price)
+        elif self._option.machine is None:
+            raise ConfigError(f"{self._place}.retrieval: name an `embedder` of the price file's embeddings")
         else:  # a machine's own embedder costs seconds of the machine in each call
             speed = self._stated("retrieval.embed_tokens_per_second")
-            price = self._machine_hour(self.option.machine.name) / 3600.0 / speed
-        corpus, months = self._stated("retrieval.corpus") * self._ratio * price, self.shared.months
+            price = self._machine_hour(self._option.machine.name) / 3600.0 / speed
+        corpus, months = self._stated("retrieval.corpus") * self._ratio * price, self._shared.months
         self._line("once", "embedding the corpus", corpus)
         self._line("over time", "embedding what changes", corpus * self._stated("retrieval.changed_per_month") * months)
         self._line("over time", "index", self._stated("retrieval.usd_per_month") * months)
@@ -373,9 +357,9 @@ class OptionCosts:
         features, hour = self._stated("pretraining.features"), self._hour(pretraining.hours)
         run = self._stated("pretraining.usd")
         if pretraining.run is not None:
-            stated, place = pretraining.run, f"{self.place}.pretraining.run"
-            hours, source = hours_per_token(stated, self.prices, place)
-            devices = float(self.prices.machine(stated.machine, place).devices)
+            stated, place = pretraining.run, f"{self._place}.pretraining.run"
+            hours, source = hours_per_token(stated, self._prices, place)
+            devices = float(self._prices.machine(stated.machine, place).devices)
             run = self._stated("pretraining.run.tokens")
             run *= self._add("pretraining.run.device_hours_per_token", hours, source)
             run = run * self._machine_hour(stated.machine, ".pretraining.run") / devices
@@ -385,14 +369,14 @@ class OptionCosts:
 
     # --- quality, and what is assumed
 
-    def _value(self) -> tuple[Formula, Formula]:
-        """What wrong answers cost and what calls bring in over the horizon; ConfigError where that, or a bar, needs a
+    def _value(self) -> Formula:
+        """What wrong answers cost less what calls bring in over the horizon; ConfigError where that, or a bar, needs a
         quality that is not known."""
-        shared, value, quality = self.shared, self.shared.case.value, self.quality
+        shared, value, quality = self._shared, self._shared.case.value, self.quality
         by_right_answer = value.usd_per_call is not None and value.earned_by == "right_answer"
         right, wrong = as_formula(1.0), ZERO
         if quality is not None:
-            share = Formula.input(quality.place)
+            share = Formula.input(quality)
             wrong = shared.wrong_answer * (1.0 - share)
             right = share if by_right_answer else right
         else:
@@ -403,17 +387,16 @@ class OptionCosts:
             }
             for key in (key for key, is_needed in needed_by.items() if is_needed):
                 raise ConfigError(
-                    f"{self.place}: {key} needs this option's `quality`: state it with a range, or name a `report`"
+                    f"{self._place}: {key} needs this option's `quality`: state it with a range, or name a `report`"
                 )
         for part, usd in (("wrong answers", wrong), ("revenue", shared.revenue * right * -1.0)):
             if usd != ZERO:
                 self.per_call[part] = usd
-        return wrong * shared.calls, shared.revenue * right * shared.calls
+        return wrong * shared.calls - shared.revenue * right * shared.calls
 
-    @property
-    def notes(self) -> tuple[str, ...]:
+    def _notes(self) -> tuple[str, ...]:
         """What the option leaves unsaid, and what its report's verdict says of its quality."""
-        option, report, notes = self.option, self.report, list[str]()
+        option, report, notes = self._option, self._report, list[str]()
         if report is not None and option.quality is None:
             notes += report.notes
         if option.tuning is not None and option.tuning.refresh is None:

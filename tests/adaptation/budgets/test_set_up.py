@@ -1,0 +1,88 @@
+"""What a machine is set up with takes nothing of a climb's time, and a climb that had too little goes on with more."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.adaptation.conftest import write_task
+
+from bedplate.adaptation.context import clock
+from bedplate.adaptation.context.outcome import no_time
+from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.rungs import RUNGS
+from bedplate.inference.native import library
+
+
+def test_a_kernel_that_has_to_be_compiled_takes_none_of_the_time(
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed, open_level = [0.0], library._open
+    later = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() + passed[0]})
+    monkeypatch.setattr(clock, "time", later)
+
+    def compiling(level: Any) -> Any:
+        passed[0] = 500.0
+        return open_level(level)
+
+    monkeypatch.setattr(library, "_open", compiling)
+    report = adapt(toy_task, tmp_path / "out", rungs=["majority", "probe"], budget=300)
+    assert passed == [500.0]
+    assert report.row("probe")["status"] == "done"
+    assert report.data["timing"]["seconds"] < 300
+
+
+def test_a_climb_goes_on_with_more_time(
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing with a base has the time: test stays closed, for the next verdict would otherwise be the second on its
+    rows. With more time what is finished is taken over, and that verdict is the first."""
+    slow, fitted = 1e3, list[str]()
+    plans = {name: type(RUNGS[name]).plan for name in ("zero_shot", "probe")}
+    fits = {name: type(RUNGS[name]).fit for name in ("from_scratch", "zero_shot", "probe")}
+    for name, plan in plans.items():
+
+        def slowed(self: Any, context: Any, plan: Any = plan) -> Any:
+            return plan(self, context) if context.clock.limit > slow else no_time(slow, context.seconds_left)
+
+        monkeypatch.setattr(type(RUNGS[name]), "plan", slowed)
+    for name, fit in fits.items():
+
+        def counted(self: Any, *arguments: Any, fit: Any = fit) -> Any:
+            fitted.append(self.name)
+            return fit(self, *arguments)
+
+        monkeypatch.setattr(type(RUNGS[name]), "fit", counted)
+    rungs = ["majority", "from_scratch", "zero_shot", "probe"]
+    report = adapt(toy_task, tmp_path / "out", rungs=rungs, budget=120)
+    assert report.verdict["status"] == "OUT_OF_BUDGET"
+    assert report.data["ledger"] is None
+    assert {row["split"] for row in report.rungs} == {"valid"}
+    assert "train_minutes: 2 → 17 would admit" in report.verdict["reason"]
+    assert report.verdict["reason"].endswith("Continue with --budget 17m: what is finished is kept.")
+    assert fitted == ["from_scratch"]
+    shown = capsys.readouterr().err
+    assert shown.startswith("no PASS is possible on 32 test rows in 16 groups: at least 40 are needed to show accuracy")
+    assert len(shown.splitlines()) == 1  # no look at test was announced
+    report = adapt(toy_task, tmp_path / "out", rungs=rungs, budget=1200)
+    assert fitted == ["from_scratch", "probe", "zero_shot"]
+    assert report.data["ledger"]["number"] == 1
+    assert {report.row(name)["status"] for name in rungs} == {"done"}
+    adapt(toy_task, tmp_path / "out", rungs=rungs, budget=2400)
+    assert fitted == ["from_scratch", "probe", "zero_shot"]
+
+
+def test_what_a_look_at_test_costs_is_said_before(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = write_task(tmp_path / "task", tiny_base, groups=160)
+    monkeypatch.setattr(type(RUNGS["lora"]), "plan", lambda self, context: no_time(1e3, context.seconds_left))
+    adapt(task, tmp_path / "out", rungs=["probe", "lora"], budget=120)
+    shown = capsys.readouterr().err
+    assert shown.startswith("opening 80 test rows for verdict 1 on them; without lora, for lack of time.")
+    assert "needs 98.5% confidence instead of 93.9%: about 58% more rows for the same power" in shown
+    adapt(task, tmp_path / "out", rungs=["probe", "lora"], budget=120)
+    assert capsys.readouterr().err == ""  # the same question costs nothing again
