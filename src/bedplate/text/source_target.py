@@ -80,7 +80,7 @@ class SourceTargetTokenizer(Tokenizer):
     def beside(self, answer: int) -> int:
         return 0
 
-    def common_start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+    def common_start(self, prompts: Sequence[list[int]]) -> list[int]:
         return []  # a state of an encoder depends on what follows as well
 
     def encoder_inputs(self, inputs: Sequence[TextOrPair], limit: int | None = None) -> list[EncoderInput]:

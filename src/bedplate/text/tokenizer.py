@@ -267,10 +267,10 @@ class Tokenizer:
         """The places that an answer of so many tokens takes where its prompt stands."""
         return answer
 
-    def common_start(self, prompts: Sequence[Sequence[int]]) -> list[int]:
+    def common_start(self, prompts: Sequence[list[int]]) -> list[int]:
         """The ids that these prompts begin with and that mean the same in each, less one for safety."""
         first, last = min(prompts), max(prompts)
-        return list(first[: max(common_length(first, last) - 1, 0)])
+        return first[: max(common_length(first, last) - 1, 0)]
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = False, parse_special: bool = True

@@ -93,8 +93,8 @@ class Reader(Protocol):
     """A reader of one kind of source. settings: what a recipe says of such a source. `plan` names its parts without
     reading text; `read` yields every document of a part, or says why not: nothing is left out silently."""
 
-    settings: type[SourceSettings]
-
+    @property
+    def settings(self) -> type[SourceSettings]: ...
     def plan(self, source: Any, directory: Path, part_bytes: int) -> Iterable[SourcePart]: ...
     def read(self, source: Any, part: SourcePart) -> Iterator[Read]: ...
 
