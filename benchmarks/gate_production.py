@@ -8,7 +8,7 @@ just hold. Levels are those of a first verdict. And how often the shown interval
 few rows differ, and how often the bounds of the calibration error miss it. Layouts of groups are those of `gate.py`.
 Needs nothing but a processor.
 
-usage: gate_production.py [--runs 2000] [--seed 0]
+usage: gate_production.py [--runs 2000] [--seed 0] [--tables against lost costs weights heavy sizes ...]
 """
 
 from __future__ import annotations
@@ -326,60 +326,80 @@ def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             yield f"| {n} | {truth:.3f} | {below / runs:.3f} | {lower_misses / runs:.3f} | {width:.3f} |", wrong
 
 
-def main() -> None:
-    arguments = start(options(__doc__, 2000)).options
-    runs, seed = arguments.runs, arguments.seed
-    missed = table(
+TABLES: dict[str, tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]], int]] = {
+    "against": (
         f"Against what runs today ({TRUTH}): PASS of a skin worse by the margin of {MARGIN} / of an equal one that has "
         "to be better / of an equal one that may be worse by it (power)",
         header("n, groups | sizes", CORRELATIONS),
-        paired_lines(runs, seed),
-    )
-    missed += table(
+        paired_lines,
+        1,
+    ),
+    "lost": (
         "Against what runs today: PASS of a skin that has lost all of the margin, in rows that are alike within groups",
         header("margin | n, groups", CORRELATIONS),
-        lost_lines(max(runs // 2, 100), seed),
-    )
-    missed += table(
+        lost_lines,
+        2,
+    ),
+    "costs": (
         "Expected costs at the bar, a mistake of $5 being rare: PASS, and coverage of the shown 95% interval",
         "| rows | of them dear | PASS | coverage |",
-        cost_lines(max(runs // 4, 100), seed),
-    )
-    missed += table(
+        cost_lines,
+        4,
+    ),
+    "weights": (
         "Weighted rows at the bar of 0.9: PASS, and coverage of the shown 95% interval",
         header("weights | n, groups", CORRELATIONS),
-        weighted_lines(runs, seed),
-    )
-    missed += table(
+        weighted_lines,
+        1,
+    ),
+    "heavy": (
         "A few heavy rows or groups at the bar: PASS, FAIL, and coverage of the shown 95% interval",
         "| heavy (rows of a group) | share | bar | PASS | FAIL | coverage |",
-        heavy_lines(max(runs // 2, 100), seed),
-    )
-    missed += table(
+        heavy_lines,
+        2,
+    ),
+    "sizes": (
         "Sizes drawn as groups are, by where these are worse: PASS / FAIL at the truth, coverage of the shown 95%",
         f"| sizes | groups | {' | '.join(TRENDS)} |",
-        drawn_lines(max(runs // 4, 100), seed),
-    )
-    missed += table(
+        drawn_lines,
+        4,
+    ),
+    "requirements": (
         "Three requirements: PASS of two nominees, FAIL of one at its bar, by how many requirements are at theirs",
         "| at the bar | PASS | FAIL |",
-        required_lines(runs, seed),
-    )
-    missed += table(
+        required_lines,
+        1,
+    ),
+    "pairs": (
         "Two candidates that differ on few rows: coverage of the shown 95% interval",
         "| rows | differ | one way | coverage |",
-        pair_lines(runs, seed),
-    )
-    missed += table(
+        pair_lines,
+        1,
+    ),
+    "edges": (
         "FAIL of a nominee whose limit, requirement and three guards all just hold: one error for all, one each",
         "| one error | one each |",
-        edge_lines(max(runs // 4, 100), seed),
-    )
-    missed += table(
+        edge_lines,
+        4,
+    ),
+    "calibration": (
         "Calibration error, bounds at 95%: truth above the upper, truth below the lower, mean distance of the upper",
         "| rows | truth | above | below | distance |",
-        calibration_lines(max(runs // 8, 100), seed),
-    )
+        calibration_lines,
+        8,
+    ),
+}
+"""Heading and header of each table, its lines, and which part of the runs it takes."""
+
+
+def main() -> None:
+    parser = options(__doc__, 2000)
+    parser.add_argument("--tables", choices=TABLES, nargs="+", default=list(TABLES))
+    arguments = start(parser).options
+    missed = 0
+    for name in arguments.tables:
+        heading, columns, lines, part = TABLES[name]
+        missed += table(heading, columns, lines(max(arguments.runs // part, 100), arguments.seed))
     print(f"\nPASS at most {MOST_FALSE:g}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")
     sys.exit(missed > 0)
 

@@ -16,7 +16,7 @@ from typing import Any
 from bedplate.serving.request.preparation import BODIES, HELD_BODIES
 
 from .crowd import Scenario
-from .firing import Outcome, Shot, fire
+from .firing import Manner, Outcome, Shot
 from .siege import BODY_BYTES, SETTINGS, Besieger
 
 CHAT, EMBEDDINGS, FILES, BATCHES, FEEDBACK = (
@@ -45,11 +45,18 @@ class SequenceBesieger(Besieger):
         else:
             await draw.choice(SEQUENCES)(self, draw)
 
-    async def ask(self, draw: random.Random, method: str, path: str, body: Json | bytes | None = None) -> Outcome:
+    async def ask(
+        self,
+        draw: random.Random,
+        method: str,
+        path: str,
+        body: Json | bytes | None = None,
+        manner: Manner = "whole",
+    ) -> Outcome:
         content_type = ("content-type", "multipart/form-data; boundary=b" if isinstance(body, bytes) else JSON_TYPE)
         content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
         headers = [*self._identity, *([] if body is None else [content_type])]
-        shot = Shot(method, path, headers, content)
+        shot = Shot(method, path, headers, content, manner)
         return await self.send(shot, draw, f"{method} {path}", 0)
 
     @property
@@ -190,10 +197,9 @@ async def _responses(by: SequenceBesieger, draw: random.Random) -> None:
 
 
 async def _left_streams(by: SequenceBesieger, draw: random.Random) -> None:
-    """Long generations that are streamed, and left at once."""
-    headers = [*by._identity, ("content-type", JSON_TYPE)]
-    body = json.dumps(chat("go on", max_tokens=2000, stream=True, ignore_eos=True)).encode()
-    await by.at_once(32, lambda _: fire(by._host, by._port, Shot("POST", CHAT, headers, body, "left"), draw))
+    """Long generations that are streamed, and left soon after they have begun."""
+    body = chat("go on", max_tokens=2000, stream=True, ignore_eos=True)
+    await by.at_once(8, lambda _: by.ask(draw, "POST", CHAT, body, "slow"))
 
 
 async def _large_replies(by: SequenceBesieger, draw: random.Random) -> None:

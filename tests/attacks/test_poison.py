@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import sqlite3
 import time
 from collections.abc import Iterator
 from io import BytesIO
@@ -61,8 +62,14 @@ def test_a_row_whose_id_is_no_text_fails_its_batch_alone(target):
 
 
 def test_a_batch_that_cannot_be_begun_or_ended_keeps_no_other_waiting(files, tmp_path, monkeypatch):
-    enter, finish = BatchStore.enter, BatchStore.finish
+    enter, finish, fail = BatchStore.enter, BatchStore.finish, BatchStore.fail
     broken: set[str] = set()
+    refusals = [sqlite3.OperationalError("database or disk is full")] * 3
+
+    def breaking_fail(store: BatchStore, *args: Any) -> None:
+        if refusals:
+            raise refusals.pop()
+        fail(store, *args)
 
     def breaking_enter(store: BatchStore, batch: Any, rows: Any) -> bool:
         if rows[0][1] == "unreadable":
@@ -76,6 +83,8 @@ def test_a_batch_that_cannot_be_begun_or_ended_keeps_no_other_waiting(files, tmp
             raise ValueError("no line can be made of this")
         yield from finish(store, batch, *args)
 
+    monkeypatch.setattr(batch_worker, "_TROUBLE_SECONDS", 0.05)
+    monkeypatch.setattr(BatchStore, "fail", breaking_fail)
     monkeypatch.setattr(BatchStore, "enter", breaking_enter)
     monkeypatch.setattr(BatchStore, "finish", breaking_finish)
     with attacked(files, tmp_path) as server:

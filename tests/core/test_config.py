@@ -106,6 +106,7 @@ def test_a_long_file_is_read_as_a_short_one(monkeypatch: pytest.MonkeyPatch) -> 
     """With another parser; what it refuses is said in the words of the first."""
     root = Path(__file__).parents[2]
     texts = [path.read_text("utf-8") for path in (*root.glob("examples/**/*.yaml"), *root.glob("src/**/*.yaml"))]
+    texts = [text for text in texts if "\n---\n" not in text]  # no file of several documents, which is refused
     assert len(texts) > 10
     mistakes = [
         GOOD + "task: again\n",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -391,6 +392,28 @@ def test_only_whole_examples_are_exported(tmp_path):
         store.export("m", None, "x")
     with pytest.raises(UsageError, match="those of the task y"):
         store.export("m", {"y": "text"})
+
+
+def test_an_export_holds_one_reply_at_a_time(tmp_path):
+    store = FeedbackStore(tmp_path)
+    ids = [f"{number:032x}" for number in range(1_000)]
+    store.append("m", [row(id_, inputs=[{"x": "y" * 10_000}], replies=["a"]) for id_ in ids])
+    store.append("m", [row(id_, "feedback", rating="good", correction=None, index=0) for id_ in ids])
+    tracemalloc.start()
+    try:
+        assert sum(1 for _ in store.examples("m")) == len(ids)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000  # of 10,000,000
+    finally:
+        tracemalloc.stop()
+
+
+def test_lines_that_are_erased_while_they_are_read_are_not_read(tmp_path):
+    store = FeedbackStore(tmp_path)
+    places = store.append("m", [row(str(number), replies=["x" * 20_000]) for number in range(5)])
+    reading = store.lines()
+    assert next(reading)[2]["id"] == "0"  # a part of the next line is in the reader's buffer
+    assert store.erase("1", places[1:2]) == 1
+    assert [stored["id"] for _, _, stored in reading] == ["2", "3", "4"]
 
 
 @pytest.mark.parametrize(

@@ -178,10 +178,9 @@ class _Loader(_UniqueKeys, yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys and reads 1e-4 as a number (YAML 1.1 wants 1.0e-4)."""
 
 
-class _FastLoader(_UniqueKeys, getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """As `_Loader`, with libyaml's parser where PyYAML has it: ten times as fast, with other words for mistakes."""
-
-
+_PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_FastLoader = cast("type[_Loader]", type("_FastLoader", (_UniqueKeys, _PARSER), {}))
+"""As `_Loader`, with libyaml's parser where PyYAML has it: ten times as fast, with other words for mistakes."""
 FAST_CHARACTERS = 64 * 1024
 """A longer file, such as one of thousands of API keys, is first read with libyaml."""
 
@@ -234,7 +233,7 @@ def _loaded(text: str) -> tuple[yaml.Node | None, Any]:
     return _constructed(_Loader(text))
 
 
-def _constructed(loader: _Loader | _FastLoader) -> tuple[yaml.Node | None, Any]:
+def _constructed(loader: _Loader) -> tuple[yaml.Node | None, Any]:
     root = loader.get_single_node()
     return root, None if root is None else loader.construct_document(root)
 

@@ -72,6 +72,18 @@ def test_a_long_row_leaves_room_for_the_short_ones():
     assert max(decodes) == 8
 
 
+def test_long_rows_of_one_tenant_leave_room_for_another():
+    """Of two tenants each has a third of the cache, however many of its requests wait, and the next one a third."""
+    base = made_base(tiny_spec(layers=1, kv_heads=6, head_dim=64, context_length=CONTEXT))
+    with Engine(base, kernel="torch", slot_bytes=3 * LONG_BYTES, cache_bytes=0, max_step_tokens=64) as engine:
+        theirs = [engine.submit(Embed((token,) * (CONTEXT - 100), tenant="them")) for token in range(3, 9)]
+        assert until(lambda: engine.running > 0)
+        assert len(engine.submit(Generate((5, 6), Sampling(max_tokens=2), tenant="us")).result(60).token_ids) <= 2
+        assert engine.running <= 2
+        assert not any(stream.finished for stream in theirs[1:])
+        assert all(stream.result(60).usage.prompt_tokens == CONTEXT - 100 for stream in theirs)
+
+
 @pytest.mark.parametrize("windows", [(), (24, None)])
 @settings(max_examples=30, deadline=None)
 @given(data=st.data())

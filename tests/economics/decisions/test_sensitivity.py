@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,10 @@ from tests.economics.decisions.builders import HOSTED, PRICES, TODAY, answer_of,
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import Decision, decide, load_case
-from bedplate.economics.costs.decisions.decision import Sensitivity
+from bedplate.economics.costs.decisions.decision import Sensitivity, solve
 from bedplate.economics.costs.decisions.decision_file import DecisionInputs, triangle
-from bedplate.economics.costs.decisions.question import NOTHING_PAYS
+from bedplate.economics.costs.decisions.explanation import answer, break_even, reasons
+from bedplate.economics.costs.decisions.question import NOTHING_PAYS, read_question
 from bedplate.economics.numbers.formula import ZERO
 from bedplate.economics.numbers.prices import Amount, NonNegative
 from bedplate.economics.serving.simulation import percentile
@@ -66,6 +68,23 @@ def test_what_does_not_flip_does_not_at_the_ends_it_was_looked_for(name: str) ->
                 assert sensitivity.input.name.endswith(("million_input", "cached_input"))
                 continue
             assert answer_of(case, prices) == decision.answer
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_numbers_that_are_moved_are_what_overrides_say(name: str) -> None:
+    question, rng = read_question(*load_case(EXAMPLES / name), TODAY), random.Random(name)
+    rows = [row for row in question.inputs if row.name.startswith(("traffic.", "prices.staff", "prices.machines"))]
+    values = {row.name: rng.uniform(*row.search) for row in rng.sample(rows, 3)}
+    stated = decide(*load_case(EXAMPLES / name, None, [f"{key}={value!r}" for key, value in values.items()]), TODAY)
+    moved = solve(question.moved(values))
+    assert answer(moved) == answer(stated)
+    assert reasons(moved) == reasons(stated)
+    assert list(map(break_even, moved.break_evens)) == list(map(break_even, stated.break_evens))
+    flips = [
+        {row.input.name: (row.below, row.above) for row in decision.sensitivities if row.input.name not in values}
+        for decision in (moved, stated)
+    ]
+    assert flips[0] == flips[1]
 
 
 RANGED = PRICES.replace(

@@ -169,9 +169,9 @@ def size_trend(sums: Floats, sizes: Floats) -> SizeTrend:
     tail = max(5, round(sizes.size**0.5))
     hill = float(np.mean(largest[:tail]) - largest[min(tail, sizes.size - 1)])
     factor = 1 / max(1 - hill, 1 / FARTHEST)
-    further = float(sizes.max()) * factor
+    next_size = float(sizes.max()) * factor
     height = float(centred.max()) + math.log(factor)
-    return SizeTrend(slope * sizes * centred, further * slope * height / (total + further))
+    return SizeTrend(slope * sizes * centred, next_size * slope * height / (total + next_size))
 
 
 def skewness(

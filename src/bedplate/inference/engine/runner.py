@@ -15,6 +15,7 @@ Called by one thread at a time. The texts of an encoder are whole documents and 
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -64,6 +65,8 @@ class Runner:
         self.max_rows, self._max_adapters = max_rows, max_adapters
         self.shares: Mapping[str, int] | None = None
         """The number of rows that each tenant may use for generations, where there are too few for all."""
+        self.tenants = 1
+        """How many have requests."""
         self.put_back: Callable[[RequestJob], None] = lambda job: None
         """Called with each preempted job."""
         self._speculates = speculates
@@ -122,8 +125,20 @@ class Runner:
                 return True
             if self.shares is not None and tenants.count(tenant) >= self.shares.get(tenant, self.max_rows):
                 return True
+        if job.request.tenant and self._has_its_part(job, rows):
+            return True
         lengths = [len(candidate.tokens) + HEADROOM for candidate in (*self.active, job)]
         return bool(self.active) and not rows.cache.room(lengths)
+
+    def _has_its_part(self, job: RequestJob, rows: CacheRows) -> bool:
+        """Whether the job's tenant has its equal part of the cache and of the rows for one pass already. There is one
+        part more than tenants, for the next one."""
+        mine = [active_job for active_job in self.active if active_job.request.tenant == job.request.tenant]
+        parts = self.tenants + 1
+        if not job.holds_row and sum(not active_job.holds_row for active_job in mine) >= ONE_PASS_ROWS // parts > 0:
+            return True
+        lengths = [len(candidate.tokens) + HEADROOM for candidate in (*mine, job)]
+        return bool(mine) and not rows.cache.room(lengths, parts)
 
     def _enter(self, job: RequestJob) -> None:
         if job.started is None:
@@ -259,7 +274,8 @@ class Runner:
     # Preemption and departure
 
     def _make_room(self, work: list[ScheduledTokens]) -> list[ScheduledTokens]:
-        """Reserves cache for the step's tokens; while there is too little, the youngest generations are preempted."""
+        """Reserves cache for the step's tokens; while there is too little, the youngest generations of the tenant with
+        the most tokens are preempted."""
         rows = self._rows
         if rows is None:
             return work
@@ -276,7 +292,10 @@ class Runner:
                 except Exception:
                     if alone:
                         raise
-            victim = max(self.active, key=lambda job: (job.holds_row, job.number))
+            tokens = Counter[str]()
+            for job in self.active:
+                tokens[job.request.tenant] += len(job.tokens)
+            victim = max(self.active, key=lambda job: (job.holds_row, tokens[job.request.tenant], job.number))
             self._preempt(victim)
             work = [share for share in work if share.job is not victim]
 

@@ -122,21 +122,26 @@ class Scheduler(Generic[I_]):
         if queue is not None:
             queue.credit = max(queue.credit - cost, -self.quantum)
 
-    def plan(self, reserved: int, admit: Admit[I_]) -> list[tuple[I_, int]]:
-        """The shares of a step: (request, how much of its cost). reserved: budget of running generations."""
-        budget = self.budget - reserved
+    def plan(self, reserved: int, admit: Admit[I_], limit: int | None = None) -> list[tuple[I_, int]]:
+        """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: of all
+        shares together, where less than the rest of the budget is to be used."""
+        budget, quantum = self.budget - reserved, self.quantum
+        if limit is not None and not self._whole:
+            budget, quantum = min(budget, limit), min(quantum, max(limit // 2, 1))
+            for queue in self._ring:
+                queue.credit = min(queue.credit, quantum)
         shares: dict[int, tuple[I_, int]] = {}
         idle = 0
         while budget > 0 and idle < len(self._ring):
             queue = self._ring[0]
             # A queue that was interrupted by the end of the budget continues with its remaining credit.
             if queue.credit <= 0:
-                queue.credit += self.quantum
+                queue.credit += quantum
             before, credit = budget, queue.credit
             budget = self._serve(queue, budget, admit, shares)
             wants_more = self._whole and budget == before and self._starved(queue, budget, shares)
             if wants_more:
-                queue.credit += self.quantum
+                queue.credit += quantum
             idle = 0 if budget < before or wants_more or credit <= 0 else idle + 1
             if budget > 0 or queue.credit <= 0:
                 if not wants_more:

@@ -20,6 +20,7 @@ from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.engine.scheduler import Scheduler, fair_shares
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
+from bedplate.inference.engine.step_budget import StepBudget
 
 log = logging.getLogger("bedplate.inference")
 
@@ -45,6 +46,7 @@ class Steps:
         self._number = 0
         self._open: Counter[str] = Counter()
         self._counting = threading.Lock()
+        self._step_budget = StepBudget()
         self.began: float | None = None
         """The start time of the running step; None between steps."""
         runner.put_back = self._put_back
@@ -92,12 +94,14 @@ class Steps:
         self.began = None
 
     def _compute(self, began: float) -> None:
+        self._runner.tenants = len(self._open)
         self._share_rows()
         decodes = self._runner.decoding()
         reserved = sum(work.count + len(work.draft) for work in decodes)
         for work in decodes:
             self._scheduler.charge(_queue(work.job), 1)
-        chunks = self._scheduler.plan(reserved, self._runner.admit)
+        limit = self._step_budget.tokens(self._runner.tenants)
+        chunks = self._scheduler.plan(reserved, self._runner.admit, limit)
         work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]
         before = [share.job.computed_tokens for share in work]
         ended = self._runner.execute(work)
@@ -105,6 +109,7 @@ class Steps:
             if job.decoding:
                 self._scheduler.started(_queue(job), job)
         self._end(ended)
+        self._step_budget.record(len(decodes), sum(count for _, count in chunks), time.monotonic() - began)
         if self._on_step is not None:
             record = _record(work, before, len(decodes), len(ended), time.monotonic() - began)
             try:

@@ -135,8 +135,8 @@ class KVCache(Protocol):
         """Bytes of one saved token at this depth, without its snapshot."""
         ...
 
-    def room(self, lengths: Sequence[int]) -> bool:
-        """Whether rows of these lengths fit together."""
+    def room(self, lengths: Sequence[int], parts: int = 1) -> bool:
+        """Whether rows of these lengths fit together, into one of so many equal parts of the cache."""
         ...
 
     def reserve(self, lengths: Mapping[int, int]) -> None: ...
@@ -221,9 +221,9 @@ class SlotCache:
         )
         return sum(per_window) + len(lengths) * self.states.nbytes
 
-    def room(self, lengths: Sequence[int]) -> bool:
+    def room(self, lengths: Sequence[int], parts: int = 1) -> bool:
         """Whether rows of these lengths fit: one always does; more while they stay under the limit."""
-        return len(lengths) <= 1 or self._bytes(lengths) <= self.limit_bytes
+        return len(lengths) <= 1 or self._bytes(lengths) <= self.limit_bytes // parts
 
     def reserve(self, lengths: Mapping[int, int]) -> None:
         rows, longest = max(lengths, default=0) + 1, max(lengths.values(), default=0)

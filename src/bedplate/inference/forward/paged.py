@@ -164,12 +164,12 @@ class PagedCache:
         """Bytes of one saved token; blocks hold all layers, at any depth."""
         return self.token_bytes
 
-    def room(self, lengths: Sequence[int]) -> bool:
+    def room(self, lengths: Sequence[int], parts: int = 1) -> bool:
         """Whether rows of these lengths fit beside pinned blocks. Shared blocks count for each row; states, which are
         stored outside of the pools, count as if they were in them."""
         reserved_blocks = (self._pinned() + len(lengths) * self.states.nbytes) // (self.block * self.token_bytes)
         return len(lengths) <= 1 or all(
-            sum(self._row_blocks(length, window) for length in lengths) <= pool.blocks - reserved_blocks
+            sum(self._row_blocks(length, window) for length in lengths) <= (pool.blocks - reserved_blocks) // parts
             for window, pool in self.pools.items()
         )
 

@@ -157,18 +157,23 @@ class BatchWorker:
                 await self._job_ended(batch, error)
 
     async def _job_ended(self, batch: StoredBatch, failure: Exception | None) -> None:
-        if isinstance(failure, OSError | sqlite3.OperationalError):  # the disk's fault: it is tried again
-            if not self._state.outage.covers(failure):
-                log.error("batch %s stands still, trying again: %s", batch.id, failure)
-            asyncio.get_running_loop().call_later(_TROUBLE_SECONDS, self._wake.set)
-            return
-        if failure is not None:  # this batch's own: trying again would end in the same
+        if failure is not None and not isinstance(failure, OSError | sqlite3.OperationalError):
+            # This batch's own: trying again would end in the same.
             log.error("batch %s has failed: %s", batch.id, failure, exc_info=failure)
             self._active.pop(batch.seq, None)
             message = "the batch could not be completed because of an error in the server"
             broken = batch_error(None, message, None, "server_error")
-            await asyncio.to_thread(self._store.fail, batch, [broken], UNFINISHED)
-        self._wake.set()
+            try:
+                await asyncio.to_thread(self._store.fail, batch, [broken], UNFINISHED)
+                failure = None
+            except (OSError, sqlite3.Error) as error:
+                failure = error
+        if failure is None:
+            self._wake.set()
+            return
+        if not self._state.outage.covers(failure):  # the disk's fault: it is tried again
+            log.error("batch %s stands still, trying again: %s", batch.id, failure)
+        asyncio.get_running_loop().call_later(_TROUBLE_SECONDS, self._wake.set)
 
     async def _advance(self, batch: StoredBatch) -> None:
         if batch.seq in self._jobs.batches:

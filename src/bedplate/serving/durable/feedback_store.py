@@ -253,10 +253,11 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
                 try:
                     row = load_json(line)
                 except ValueError as error:
-                    if line.endswith(b"\n"):
+                    erased_meanwhile = _line_at(Place(path, offset)).startswith(b" ")
+                    if line.endswith(b"\n") and not erased_meanwhile:
                         raise DataError(f"{path}, byte {offset}: not valid JSON: {error}; remove the line") from error
-                    return
-                yield offset, row
+                else:
+                    yield offset, row
             offset += len(line)
 
 

@@ -6,13 +6,12 @@ import json
 from typing import Any
 
 import pytest
+from tests.attacks.conftest import head
+from tests.attacks.test_poison import CHAT, HI
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.schemas.http_errors import MESSAGE_CHARACTERS, PARAM_CHARACTERS, error_object, shortened
 from bedplate.serving.schemas.openai_fields import MAX_MESSAGES
-
-from .conftest import head
-from .test_poison import CHAT, HI
 
 LONG = "long" * 5000
 SENT: dict[str, dict[str, Any]] = {
