@@ -110,7 +110,8 @@ def functions() -> dict[str, Callable[..., object]]:
 
 
 FUNCTIONS = functions()
-UNCHECKED = {("adapt", "data"), ("adapt", "executor"), ("evaluate", "data"), ("evaluate", "model")}
+UNCHECKED = {("adapt", "data"), ("adapt", "executor"), ("adapt", "task")}
+UNCHECKED |= {("evaluate", "data"), ("evaluate", "model"), ("init", "data")}
 """Tables of any library, and whatever predicts or runs jobs: what is none is said by what asks them."""
 
 

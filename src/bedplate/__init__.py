@@ -9,6 +9,7 @@ from bedplate.core.version import __version__
 
 if TYPE_CHECKING:
     from bedplate.adaptation.ladder import adapt
+    from bedplate.adaptation.task.proposal import init
     from bedplate.economics import plan
     from bedplate.evaluation.harness import evaluate
     from bedplate.evaluation.task import Task
@@ -27,6 +28,7 @@ __all__ = [
     "__version__",
     "adapt",
     "evaluate",
+    "init",
     "load",
     "load_report",
     "plan",
@@ -40,6 +42,7 @@ _MODULES: dict[str, str] = {
     "Task": "bedplate.evaluation.task",
     "adapt": "bedplate.adaptation.ladder",
     "evaluate": "bedplate.evaluation.harness",
+    "init": "bedplate.adaptation.task.proposal",
     "load": "bedplate.inference.predict.loaded",
     "load_report": "bedplate.report.run_report",
     "plan": "bedplate.economics",

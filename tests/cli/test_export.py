@@ -68,7 +68,7 @@ def test_shards_and_a_dtype_of_choice(tiny: Path, tmp_path: Path, capsys: pytest
         (("--type", "q8_0"), "--type is for"),
         (("--dtype", "int3"), "not known"),
         (("--shard-gb", "0"), "must be above 0"),
-        (("--format", "gguf"), "must end in .gguf"),
+        (("--format", "gguf"), "ends in .gguf"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -78,6 +78,17 @@ def test_options_that_do_not_fit_are_refused(
     assert code == 2
     assert message in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["tiny"]
+
+
+def test_the_name_of_a_gguf_file_says_what_is_written(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, printed, _ = run(capsys, "export", tiny, tmp_path / "b.gguf", "--json")
+    assert (code, json.loads(printed)["format"]) == (0, "gguf")
+    assert (tmp_path / "b.gguf").read_bytes()[:4] == b"GGUF"
+    code, _, error = run(capsys, "export", tiny, tmp_path / "c.gguf", "--format", "hf")
+    assert code == 2
+    assert "ends in .gguf" in error
 
 
 def test_generate_streams_what_json_reports(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

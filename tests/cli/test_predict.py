@@ -311,3 +311,81 @@ def test_stdin_to_stdout_and_memory_that_does_not_grow(
     assert not stop.value.code
     output = capfdbinary.readouterr().out
     assert json.loads(output)["output"] == json.loads(written[0].splitlines()[0])["output"]
+
+
+# --- tables
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".parquet"])
+def test_a_table_has_the_rows_columns_the_answer_and_its_probability(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    rows = [{"id": i, "review": f'good, "{i}"\nor not', "stars": 0.5 + i, "tags": ["a", i]} for i in range(7)]
+    source = write_rows(tmp_path / "in.jsonl", [{"id": r["id"], "review": r["review"]} for r in rows])
+    frame = pd.DataFrame(rows).drop(columns="tags")
+    frame.to_parquet(tmp_path / "in.parquet")
+    out = tmp_path / f"out{suffix}"
+    assert run(capsys, skin_dir, tmp_path / "in.parquet", "--out", out, "--batch", "2")[0] == 0
+    assert run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl", "--batch", "2")[0] == 0
+    table = pd.read_parquet(out) if suffix == ".parquet" else pd.read_csv(out, sep="\t" if suffix == ".tsv" else ",")
+    assert list(table.columns) == ["id", "review", "stars", "answer", "probability", "error"]
+    pd.testing.assert_frame_equal(table[["id", "review", "stars"]], frame, check_dtype=suffix == ".parquet")
+    lines = read(tmp_path / "out.jsonl")
+    assert list(table["answer"]) == [line["output"] for line in lines]
+    assert list(table["probability"]) == pytest.approx([line["probabilities"][line["output"]] for line in lines])
+    assert table["error"].isna().all()
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name or path.name.startswith(".")]
+
+
+def test_a_row_without_an_answer_has_its_error_in_a_table(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"review": "fine", "note": {"a": 1}}, {"review": "long " * 600, "note": "x"}, {"review": "fine"}]
+    source = write_rows(tmp_path / "in.jsonl", [{k: v for k, v in row.items() if k != "note"} for row in rows])
+    with source.open("a", encoding="utf-8") as file:
+        file.write("{not json}\n")
+    code, printed, _ = run(capsys, skin_dir, source, "--out", tmp_path / "out.parquet", "--keep-going")
+    assert code == 1
+    assert "2 could not be predicted" in printed
+    table = pd.read_parquet(tmp_path / "out.parquet")
+    assert list(table["error"].isna()) == [True, False, True, False]
+    assert list(table["answer"].isna()) == [False, True, False, True]
+    assert pd.isna(table["review"][3])
+
+
+def test_tables_that_cannot_be_written_are_refused_before_any_work(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"review": "fine", "answer": "taken"}])
+    code, _, errors = run(capsys, skin_dir, source, "--out", tmp_path / "out.csv")
+    assert code == 1
+    assert "'answer'" in errors
+    for out in ("out.xlsx", "out.json", "out"):
+        code, _, errors = run(capsys, skin_dir, source, "--out", tmp_path / out)
+        assert code == 2
+        assert ".parquet" in errors
+    code, _, errors = run(capsys, skin_dir, "-", "--out", tmp_path / "out.csv")
+    assert code == 2
+    assert "stdin" in errors
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_a_table_goes_on_after_a_kill(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"review": f"row {i}"} for i in range(6)])
+    real = bulk.predict_rows
+
+    def interrupted(predictor: Any, rows: Any, batch: int) -> Any:
+        yield next(iter(real(predictor, rows, batch)))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bulk, "predict_rows", interrupted)
+    with pytest.raises((SystemExit, KeyboardInterrupt)):
+        main(["predict", str(skin_dir), str(source), "--out", str(tmp_path / "out.csv"), "--batch", "2"])
+    monkeypatch.setattr(bulk, "predict_rows", real)
+    capsys.readouterr()
+    code, printed, _ = run(capsys, skin_dir, source, "--out", tmp_path / "out.csv", "--batch", "2", "--json")
+    assert (code, json.loads(printed)["resumed"]) == (0, 2)
+    assert len(pd.read_csv(tmp_path / "out.csv")) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]

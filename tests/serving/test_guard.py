@@ -420,6 +420,37 @@ def test_limits_and_quotas_are_open_by_default():
     assert not KeyQuota(tokens_per_day=1).unlimited
 
 
+@pytest.mark.parametrize(
+    ("words", "models"),
+    [
+        ((), "all"),
+        (("all",), "all"),
+        (("a,b",), ("a", "b")),
+        (("a", "b"), ("a", "b")),
+        (("a, b", "c"), ("a", "b", "c")),
+    ],
+)
+def test_models_of_a_new_key_are_words_or_a_list(tmp_path, isolated_home, capsys, words, models):
+    with pytest.raises(SystemExit) as stop:
+        main(["keys", "create", "shop", *words, "--file", str(tmp_path / "keys.yaml")])
+    assert not stop.value.code
+    assert read_keys(tmp_path / "keys.yaml").keys[0].models == models
+    warned = capsys.readouterr().err
+    assert all(f"'{name}'" in warned for name in models) if words and models != "all" else not warned
+
+
+def test_all_stands_alone_and_names_of_the_catalogue_are_not_warned_of(tmp_path, isolated_home, capsys):
+    for words, message in ((("all", "a"), "stands alone"), ((",",), "no name")):
+        with pytest.raises(SystemExit) as stop:
+            main(["keys", "create", "shop", *words, "--file", str(tmp_path / "keys.yaml")])
+        assert stop.value.code == 2
+        assert message in capsys.readouterr().err
+    assert not (tmp_path / "keys.yaml").exists()
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "shop", "smollm2-135m", "--file", str(tmp_path / "keys.yaml")])
+    assert not capsys.readouterr().err
+
+
 def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, capsys):
     def keys_command(*arguments: str, code: int = 0) -> dict[str, Any]:
         with pytest.raises(SystemExit) as stop:

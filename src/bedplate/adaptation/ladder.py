@@ -32,6 +32,7 @@ from bedplate.adaptation.search.run_all import Ascent
 from bedplate.adaptation.search.run_rung import judge, retimed
 from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened, set_up
 from bedplate.adaptation.task.parent import read_parent
+from bedplate.adaptation.task.proposal import task_file_of
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate, rules_of_thumb
 from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
@@ -55,9 +56,10 @@ NOMINATION_FILE = "nomination.json"
 
 @checked
 def adapt(
-    task_path: Path | str,
+    task: Path | str | Mapping[str, Any] | Any,
     out: Path | str,
     *,
+    target: str | None = None,
     rungs: Sequence[str] | None = None,
     budget: float | None = None,
     seed: int = 0,
@@ -70,6 +72,9 @@ def adapt(
     executor: Executor | None = None,
 ) -> Report:
     """Adapt a base to a task in every way that fits, and decide which is the cheapest that provably meets the bar.
+
+    task: a task file's path, its content as a mapping, or a table of rows with the column `target` of answers, for
+    which a task is drafted as by `bedplate.init`; the latter two are written beside `out`, as `OUT.task.yaml`.
 
     out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget:
     wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
@@ -85,25 +90,28 @@ def adapt(
     the failure of one rung is recorded in the report and does not end the ladder.
     """
     out, memory_rows = Path(out), dict[str, SourceRows]()
+    task_path = task_file_of(task, out, target)
     if data is not None:
-        task_dir = Path(task_path).parent
+        task_dir = task_path.parent
         memory_rows = given_rows(data, lambda split, _: relpath(out / f"rows{split and '-'}{split}.jsonl", task_dir))
-    task, spec = load_adapt_task(task_path, [*overrides, *(overrides_for(memory_rows) if memory_rows else ())], rungs)
+    resolved, spec = load_adapt_task(
+        task_path, [*overrides, *(overrides_for(memory_rows) if memory_rows else ())], rungs
+    )
     if budget is None and spec.budget.train_minutes is not None:
         budget = spec.budget.train_minutes * 60
     clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
     watch = Stopwatch()
     check_output(out)
-    if task.output.form.as_embedding is not None:
+    if resolved.output.form.as_embedding is not None:
         raise UsageError(
-            f"{task.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
-            f"`bedplate evaluate BASE {task.path}`"
+            f"{resolved.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
+            f"`bedplate evaluate BASE {resolved.path}`"
         )
-    task.scorer.ready()
-    taken_over = None if parent is None else read_parent(parent, task)
-    data = rows_of(task, looking, None if taken_over is None else taken_over.assigned, memory_rows)
-    check_bar(second_labels(task, data, spec.target.confidence), spec.target.value, str(task.path))
-    if looking is None and (warning := gate.too_few_rows(task, spec, data.test.n, data.test.groups)) is not None:
+    resolved.scorer.ready()
+    taken_over = None if parent is None else read_parent(parent, resolved)
+    data = rows_of(resolved, looking, None if taken_over is None else taken_over.assigned, memory_rows)
+    check_bar(second_labels(resolved, data, spec.target.confidence), spec.target.value, str(resolved.path))
+    if looking is None and (warning := gate.too_few_rows(resolved, spec, data.test.n, data.test.groups)) is not None:
         notice(warning)
     if curve:
         possible_sizes(curve, len(data.train))
@@ -113,13 +121,13 @@ def adapt(
     with (
         clock.measuring.applied(),
         Countdown("adapt: time limit", None if exhaustive else clock.seconds),
-        opened(task, spec, data, out, clock, seed=seed, **options) as contexts,
+        opened(resolved, spec, data, out, clock, seed=seed, **options) as contexts,
     ):
         check_bases(contexts)
         check_output(out)
         with file_lock(out / LOCK_FILE):
-            begin(contexts, data, out, Path(task_path))
-            write_sources(memory_rows, task.directory)
+            begin(contexts, data, out, task_path)
+            write_sources(memory_rows, resolved.directory)
             return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 

@@ -23,8 +23,9 @@ def export(
         Path, typer.Argument(metavar="OUT", help="The directory, or .gguf file, to write.", callback=paths.new)
     ],
     file_format: Annotated[
-        Literal["hf", "gguf"], typer.Option("--format", help="hf: a directory for transformers; gguf: one file.")
-    ] = "hf",
+        Literal["hf", "gguf"] | None,
+        typer.Option("--format", help="hf: a directory for transformers; gguf: one file. Default: by the name of OUT."),
+    ] = None,
     dtype: Annotated[
         str | None, typer.Option(help="hf: the weights' type; by default the stored one, float32 for a GGUF.")
     ] = None,
@@ -37,7 +38,7 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Write a base as a Hugging Face directory or a GGUF file, read it back, and show who it is."""
-    _write_out(base, out, file_format, dtype, matrix_type, shard_gb, overwrite, as_json)
+    _write_out(base, out, file_format or _format_of(out), dtype, matrix_type, shard_gb, overwrite, as_json)
 
 
 def convert(
@@ -70,9 +71,13 @@ def convert(
 
     The result is read back, and the values are compared with the source's: equal, or rounded by so much.
     """
-    to_gguf = destination.suffix == ".gguf"
-    form: Literal["hf", "gguf"] = "gguf" if to_gguf else "hf"
-    _write_out(source, destination, form, dtype, matrix_type, shard_gb, overwrite, as_json, long_context)
+    _write_out(
+        source, destination, _format_of(destination), dtype, matrix_type, shard_gb, overwrite, as_json, long_context
+    )
+
+
+def _format_of(path: Path) -> Literal["hf", "gguf"]:
+    return "gguf" if path.suffix == ".gguf" else "hf"
 
 
 def _write_out(
@@ -130,8 +135,8 @@ def _check(
     paths.free(out, overwrite, None if file_format == "gguf" else "base.json")
     if out.exists() and Path(base).exists() and out.samefile(base):
         raise UsageError(f"{out} is the base itself; choose another name")
-    if file_format == "gguf" and out.suffix != ".gguf":
-        raise UsageError(f"{out}: the name of a GGUF file must end in .gguf")
+    if (file_format == "gguf") != (out.suffix == ".gguf"):
+        raise UsageError(f"{out}: the name of a GGUF file, and of nothing else, ends in .gguf")
 
 
 def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:

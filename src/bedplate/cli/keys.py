@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,6 +12,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, count, whole
 from bedplate.core.errors import UsageError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.tables import Column, show
 
 if TYPE_CHECKING:
@@ -25,7 +27,8 @@ def keys(
         str | None, typer.Argument(help="create: a name for the key; revoke and rotate: the key's id.")
     ] = None,
     models: Annotated[
-        list[str] | None, typer.Argument(metavar="MODEL", help="create: models that it may use. Default: all.")
+        list[str] | None,
+        typer.Argument(metavar="MODEL", help="create: models that it may use (or `a,b`). Default: all."),
     ] = None,
     file: Annotated[Path | None, typer.Option(help="The keys file. Default: keys.yaml in BEDPLATE_HOME.")] = None,
     tenant: Annotated[
@@ -67,7 +70,7 @@ def keys(
         fields: dict[str, Any] = {
             "name": which,
             "tenant": tenant,
-            "models": tuple(models) if models else "all",
+            "models": _models(models or ["all"]),
             "admin": admin,
             "limits": {**per_minute, "concurrent": concurrent},
             "quota": {**dollars, "tokens_per_day": tokens_per_day, "tokens_per_month": tokens_per_month},
@@ -86,6 +89,32 @@ def keys(
     else:
         print(f"{secret}\n(the key {id_} in {path}; it is not shown again)")
         print(f"a server asks for keys with `bedplate serve … --keys {path}`, or `keys: {path}` in its file")
+
+
+def _models(words: list[str]) -> tuple[str, ...] | Literal["all"]:
+    """The models of a new key: separate words, or words joined by commas. UsageError for "all" beside names."""
+    names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
+    if "all" not in names:
+        if not names:
+            raise UsageError("MODEL: no name in it; give models, or leave it out for all of them")
+        _warn_of_unknown(names)
+        return names
+    if names != ("all",):
+        raise UsageError("MODEL: `all` stands alone; it already holds the other models")
+    return "all"
+
+
+def _warn_of_unknown(names: tuple[str, ...]) -> None:
+    """A key is often made before its model is, so that a name that nothing has is no error."""
+    from bedplate.hub.catalog import CATALOG
+    from bedplate.skins.catalog import Catalog
+
+    with Catalog.open() as catalog:
+        known = {artifact.name for artifact_type in ("skin", "base") for artifact in catalog.entries(artifact_type)}
+    for name in names:
+        if name not in known and name not in CATALOG:
+            hint = did_you_mean(nearest(name, sorted(known)), "the key works once a server has a model of this name")
+            print(f"warning: no skin or base of the catalogue is called {name!r}; {hint}", file=sys.stderr)
 
 
 def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:

@@ -33,7 +33,9 @@ def predict(
             "passed on. - is stdin.",
         ),
     ],
-    out: Annotated[str, typer.Option(help="The predictions, JSON lines; - is stdout.")],
+    out: Annotated[
+        str, typer.Option(help="The predictions, by its name .jsonl, .csv, .tsv or .parquet; - is stdout, JSON lines.")
+    ],
     base: Annotated[
         str | None, typer.Option(help="Where the skin's base is, when not where it was made.", callback=paths.base)
     ] = None,
@@ -54,13 +56,14 @@ def predict(
 ) -> int:
     """Predict every row of a file. After a kill or Ctrl-C the same command resumes where it stopped.
 
-    Each line of the output has the row's `id` and `line`, its `output`, and of labels the `probabilities` (and their
-    logarithms, `scores`). A row that cannot be predicted gets an `error` in place of its output, the first of them are
+    A .csv, .tsv or .parquet file has all columns of the rows, then `answer`, its `probability`, and `error`. Each line
+    of a .jsonl file has the row's `id` and `line`, its `output`, and of labels the `probabilities` (and their
+    logarithms, `scores`). A row that cannot be predicted has an `error` in place of its answer, the first of them are
     listed at the end, and the exit code is 1. A file with a row that cannot be read is refused before anything is
     computed; with --keep-going such a row gets an error as well.
 
     \b
-      bedplate predict runs/x/skins/lora october.csv --out answers.jsonl
+      bedplate predict runs/x/skins/lora october.csv --out answers.csv
       bedplate predict runs/x/skins/lora - --out - < rows.jsonl
     """
     _check(rows, out, format, overwrite, as_json)
@@ -96,6 +99,16 @@ def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bo
         raise UsageError(f"{rows}: no such file")
     elif format is None and Path(rows).suffix.lower() not in suffixes:
         raise UsageError(f"{rows}: rows are read from files that end in {', '.join(suffixes)}; or say their --format")
+    if out != "-" and Path(out).suffix not in suffixes:
+        raise UsageError(f"--out {out}: predictions are written to files that end in {', '.join(suffixes)}, or to -")
+    if rows == "-" and Path(out).suffix not in ("", ".jsonl"):
+        raise UsageError(
+            f"--out {out}: rows of stdin are read once, and a table needs them twice; write .jsonl, or give a file"
+        )
+    if Path(out).suffix == ".parquet":
+        from bedplate.data.tables import arrow
+
+        arrow()
     paths.new_file(Path(out))
     paths.free(Path(out), overwrite)
     if "-" not in (out, rows) and Path(out).exists() and Path(out).samefile(rows):

@@ -151,6 +151,19 @@ def zeros_on_demand(size: int) -> mmap.mmap:
 
 
 @contextmanager
+def without_collections() -> Generator[None]:
+    """No garbage is looked for while it is open: going through some hundred thousand new objects that are all in use
+    holds every thread for a third of a second, again and again."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@contextmanager
 def left_alone() -> Generator[None]:
     """Nothing is looked for while it is open, and not later either among what is there at its end.
 
@@ -158,11 +171,8 @@ def left_alone() -> Generator[None]:
     again and again takes a tenth of the start. It takes a third of a second each time, for which every thread of a
     server waits. What is frozen is not looked through at the process's end either.
     """
-    was_enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.freeze()
-        if was_enabled:
-            gc.enable()
+    with without_collections():
+        try:
+            yield
+        finally:
+            gc.freeze()

@@ -100,31 +100,30 @@ def _place(
     import numpy as np
 
     figure.draw_without_rendering()  # lays the axes out
-    inside, unit = axes.get_window_extent(), figure.dpi / 72
+    unit, corners = figure.dpi / 72, np.array(axes.get_window_extent().get_points())
     drawn: list[Any] = []
     for line in lines:
-        corners = axes.transData.transform(np.array(line, float).reshape(-1, 2))
-        steps = np.linspace(0, max(len(corners) - 1, 0), _SAMPLES)
-        drawn.append(np.column_stack([np.interp(steps, range(len(corners)), corners[:, i]) for i in (0, 1)]))
+        points = axes.transData.transform(np.array(line, float).reshape(-1, 2))
+        steps = np.linspace(0, len(points) - 1, _SAMPLES)
+        drawn.append(np.column_stack([np.interp(steps, range(len(points)), points[:, i]) for i in (0, 1)]))
     for label in labels:
         shifts = _SHIFTS if label.xycoords == "data" else ((0, 3), (0, -3))
-        best: tuple[int, Any] | None = None
+        best: tuple[int, dict[str, Any], Any] | None = None
         for dx, dy in shifts:
-            label.set_position((dx, dy))
-            label.set_va("bottom" if dy > 0 else "top")
-            if dx:
-                label.set_ha("left" if dx > 0 else "right")
+            place: dict[str, Any] = {"position": (dx, dy), "va": "bottom" if dy > 0 else "top"}
+            place |= {"ha": "left" if dx > 0 else "right"} if dx else {}
+            label.set(**place)
             box = label.get_window_extent()
             ends = np.array([[box.x0, box.y0], [box.x1, box.y1]])
-            outside = 1000 * int((ends[0] < inside.p0 - unit).any() or (ends[1] > inside.p1 + unit).any())
+            outside = 1000 * int((ends[0] < corners[0] - unit).any() or (ends[1] > corners[1] + unit).any())
             covered = sum(int(((points > ends[0]) & (points < ends[1])).all(axis=1).sum()) for points in drawn)
             if best is None or covered + outside < best[0]:
-                best = covered + outside, (dx, dy, label.get_ha(), label.get_va(), ends)
+                best = covered + outside, place, ends
             if best[0] == 0:
                 break
         assert best is not None
-        dx, dy, ha, va, ends = best[1]
-        label.set(position=(dx, dy), ha=ha, va=va)
+        _, place, ends = best
+        label.set(**place)
         across, up = (np.linspace(ends[0][i], ends[1][i], 20) for i in (0, 1))
         drawn.append(np.stack(np.meshgrid(across, up), axis=-1).reshape(-1, 2))
 

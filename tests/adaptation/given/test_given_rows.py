@@ -136,3 +136,58 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
         without_source, out, rungs=["majority"], data=pd.DataFrame(read_jsonl(tmp_path / "more.jsonl"))
     )
     assert not fresh_report.data["timing"]["resumed"]
+
+
+# --- tasks that are in memory too
+
+
+def test_a_mapping_is_a_task(task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = yaml.safe_load(task.read_text())
+    monkeypatch.chdir(task.parent)
+    values["data"]["source"] = "rows.jsonl"  # from here, not from where the task is written
+    report = bedplate.adapt(values, tmp_path / "runs" / "out", rungs=["majority"])
+    expected = bedplate.adapt(task, tmp_path / "from-file", rungs=["majority"])
+    assert report.row("majority")["interval"] == expected.row("majority")["interval"]
+    assert (tmp_path / "runs" / "out.task.yaml").is_file()
+    with pytest.raises(ConfigError, match="instruction"):
+        bedplate.adapt({**values, "instruction": "x"}, tmp_path / "other", rungs=["majority"])
+
+
+def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_base: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rungs": ["majority"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
+    out = tmp_path / "out"
+    report = bedplate.adapt(frame, out, target="label", **options)
+    assert report.row("majority")["n"] > 0
+    written = tmp_path / "out.task.yaml"
+    drafted = load_task(written)
+    assert (drafted.data.target, drafted.data.group_by) == ("label", "group")
+    assert len(read_jsonl(tmp_path / "out.task.jsonl")) == len(frame)
+    written.write_text(written.read_text().replace("train_minutes: 10", "train_minutes: 9"))
+    bedplate.adapt(frame, out, target="label", **options)
+    assert "train_minutes: 9" in written.read_text()  # resumed: the file of the first call, as it was edited
+    for task_without_target in (written, yaml.safe_load(written.read_text())):
+        with pytest.raises(UsageError, match="names its own"):
+            bedplate.adapt(task_without_target, tmp_path / "other", target="label")
+    with pytest.raises(UsageError, match="task is int; give a task file's path"):
+        bedplate.adapt(3, tmp_path / "other")
+    with pytest.raises(UsageError, match="no column 'lable'; did you mean 'label'"):
+        bedplate.adapt(frame, tmp_path / "other", target="lable")
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("other")) == []
+
+
+def test_init_drafts_the_commands_task_file(frame: pd.DataFrame, task: Path, tmp_path: Path) -> None:
+    from bedplate.cli.main import main
+
+    (tmp_path / "command").mkdir()
+    source = tmp_path / "command" / "task.jsonl"
+    source.write_bytes((task.parent / "rows.jsonl").read_bytes())
+    with pytest.raises(SystemExit) as stop:
+        main(["init", str(source), "--out", str(source.with_name("task.yaml")), "--target", "label", "--yes"])
+    assert not stop.value.code
+    path = bedplate.init(frame, tmp_path / "python" / "task.yaml", target="label")
+    assert path.read_text() == source.with_name("task.yaml").read_text()
+    with pytest.raises(UsageError, match="exists already"):
+        bedplate.init(frame, path, target="label")
+    assert bedplate.init(source, path, target="label", overwrite=True, bar=0.9) == path
+    assert "value: 0.9" in path.read_text()
+    assert "../command/task.jsonl" in path.read_text()

@@ -57,6 +57,20 @@ def skin(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loade
         yield loaded
 
 
+def test_predictions_are_an_array_of_answers_to_numpy_and_scikit_learn(skin: LoadedSkin) -> None:
+    from sklearn.metrics import accuracy_score, confusion_matrix
+
+    predictions, answers = skin.predict(ROWS), skin(ROWS)
+    assert isinstance(predictions, list)
+    assert predictions[0].output == answers[0]
+    assert list(predictions.answers) == list(np.asarray(predictions)) == answers
+    assert accuracy_score(answers, predictions) == 1.0
+    wrong = [next(label for label in LABELS if label != answer) for answer in answers]
+    assert accuracy_score(wrong, skin.predict(pd.DataFrame({"review": ROWS}))) == 0.0
+    assert confusion_matrix(answers, skin.predict(ROWS, one_by_one=True), labels=list(LABELS)).sum() == len(ROWS)
+    assert pd.Series(predictions).tolist() == answers
+
+
 def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:
     alone = [skin(row) for row in ROWS]
     assert set(alone) <= set(LABELS)

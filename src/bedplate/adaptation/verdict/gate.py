@@ -144,10 +144,12 @@ def confirm(
         effect = max(evaluation.design_effect, hope.design_effect, 1.0)
         likely = min(max(expected(rung, evaluation, valid), 0.0), 1.0)
         next_confidence = 1 - (alpha if next_alpha is None else next_alpha)
-        design = {"deff": effect, "variance": hope.row_variance}
-        needed = multiplicity.needed_n(likely, target, next_confidence, **design)
+        variance = hope.row_variance
+        needed = multiplicity.needed_n(likely, target, next_confidence, deff=effect, variance=variance)
         low = None if needed is None else _lower_end(likely, hope, evaluation)
-        power = None if low is None else multiplicity.power_at(low, needed or 1, target, next_confidence, **design)
+        power = None
+        if low is not None and needed is not None:
+            power = multiplicity.power_at(low, needed, target, next_confidence, effect, variance)
         confirmations.append(
             Confirmation(
                 rung=rung,

@@ -1,8 +1,8 @@
 """A file of rows → a file of predictions, in memory that does not grow with the rows, going on where it was killed.
 
-Rows are read from any of FORMATS, predictions are JSON lines. While it runs, the predictions grow in `OUT.partial`,
-beside the `OUT.partial.json` that says which run they belong to; a finished run renames them to `OUT`. Batches are cut
-by position, so a run that was resumed writes the same bytes as one that was not.
+Rows are read from any of FORMATS, predictions are JSON lines, or a table (`prediction_tables`) that is made of them at
+the end. While it runs, the predictions grow in `OUT.partial`, beside the `OUT.partial.json` that says which run they
+belong to; a finished run renames them to `OUT`. Batches are cut by position, so a resumed run writes the same bytes.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from bedplate.core.errors import BedplateError, DataError, RequestError, SkinErr
 from bedplate.core.files import atomic_write, sha256_json, writable
 from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor, columns_for
+from bedplate.inference.predict.prediction_tables import WRITERS, column_types, write_table
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
@@ -142,7 +143,9 @@ def predict_file(
         engine = predictor.engine
         run |= {"base": engine.base.identity.weights_id, "dtype": dtype_name(engine.base.dtype)}
         run |= {"weights": engine.weights, "kernel": engine.kernel}
-    with _partial(out, run, overwrite) as file:
+    if out.suffix in WRITERS:
+        column_types(source.row_format, source.path)  # refuses names that clash before anything is computed
+    with _partial(out, run, source, overwrite) as file:
         counts = _resume(file, batch)
         advance(counts.resumed)
         with _opened(source.path) as stream:
@@ -264,7 +267,7 @@ def whole_file(out: Path) -> Generator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[BinaryIO]:
+def _partial(out: Path, run: dict[str, Any], source: RowSource, overwrite: bool) -> Generator[BinaryIO]:
     """The growing file, locked, and known to belong to this very run; it gets its name at the end."""
     rows, header = out.with_name(out.name + ".partial"), out.with_name(out.name + ".partial.json")
     with writable(rows):
@@ -286,7 +289,12 @@ def _partial(out: Path, run: dict[str, Any], overwrite: bool) -> Generator[Binar
             )
         yield file
         with writable(out):
-            rows.rename(out)
+            if out.suffix in WRITERS:
+                with whole_file(out) as table:
+                    write_table(rows, source.row_format, source.path, table, out.suffix)
+                rows.unlink()
+            else:
+                rows.rename(out)
             header.unlink(missing_ok=True)
 
 

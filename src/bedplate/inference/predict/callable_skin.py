@@ -61,6 +61,19 @@ class Prediction:
         return {label: math.exp(score) for label, score in self.scores.items()}
 
 
+class Predictions(list[Prediction]):
+    """The predictions of several rows, in order. As an array it is that of its answers, so that functions of numpy and
+    scikit-learn take it: `accuracy_score(y, skin.predict(rows))`."""
+
+    @property
+    def answers(self) -> NDArray[np.object_]:
+        """The parsed outputs [N]."""
+        return np.array([prediction.output for prediction in self], dtype=object)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self.answers if dtype is None else self.answers.astype(dtype)
+
+
 RowsLike: TypeAlias = Iterable[TaskInput] | Any
 """Rows to ask a skin with: a list of texts (for a skin of one input) or of mappings, a column of a table, or a table
 (pandas, polars, `datasets`, pyarrow) with the inputs as its columns."""
@@ -74,7 +87,7 @@ class SkinPredictor(Closing, display.Displayable):
     warnings: list[str]
 
     @abstractmethod
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]: ...
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions: ...
 
     @overload  # one text is also several of one letter, for type checkers
     def __call__(self, inputs: TaskInput) -> str: ...  # pyright: ignore[reportOverlappingOverload]
@@ -189,7 +202,7 @@ class CascadePredictor(SkinPredictor):
         self.first, self.second, self._opened = first, second, opened
         self.warnings = [*first.warnings, *second.warnings]
 
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
         inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
         predictions = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)

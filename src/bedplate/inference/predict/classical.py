@@ -9,7 +9,14 @@ from typing import cast
 from bedplate.core.errors import ContextLengthExceeded, SkinError
 from bedplate.core.values import TaskInput
 from bedplate.inference.engine.requests import Classification, RequestTiming, Usage
-from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import (
+    Prediction,
+    Predictions,
+    RowsLike,
+    SkinPredictor,
+    inputs_of,
+    rows_for,
+)
 from bedplate.skins.classical import words_of
 from bedplate.skins.skin import Skin
 
@@ -25,9 +32,10 @@ class ClassicalPredictor(SkinPredictor):
         self.skin, self._model = skin, skin.classical
         self.warnings: list[str] = []
 
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order. They are computed one after the other, whatever is asked for."""
-        return [self.read(result, result.timing.total) for result in map(self.classified, rows_for(self.skin, rows))]
+        results = map(self.classified, rows_for(self.skin, rows))
+        return Predictions(self.read(result, result.timing.total) for result in results)
 
     def classified(self, row: TaskInput) -> Classification:
         """The scores of one input, in the form that an engine returns."""

@@ -26,7 +26,14 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values
 from bedplate.data.splits import normalise
-from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import (
+    Prediction,
+    Predictions,
+    RowsLike,
+    SkinPredictor,
+    inputs_of,
+    rows_for,
+)
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, is_key
 from bedplate.skins.output import Output
@@ -77,7 +84,7 @@ class HostedPredictor(SkinPredictor):
         self._settings = _settings(skin, reference)
         self._endpoint = open_endpoint(reference, sleep)
 
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. An output is what the
         model said, where that is none of the labels or no such JSON. Seconds are those of the request over the network,
         waits between attempts included, when it was made."""
@@ -85,11 +92,11 @@ class HostedPredictor(SkinPredictor):
         workers = 1 if one_by_one else min(self.reference.concurrency, len(inputs))
         with Progress(f"asking {self.reference.model}", len(inputs), "rows", quiet=len(inputs) < 8) as bar:
             if workers <= 1:
-                return [self._counted(row_inputs, bar) for row_inputs in inputs]
+                return Predictions(self._counted(row_inputs, bar) for row_inputs in inputs)
             pool = ThreadPoolExecutor(workers, "bedplate-hosted")
             try:
                 futures = [pool.submit(self._counted, row_inputs, bar) for row_inputs in inputs]
-                return [future.result() for future in futures]
+                return Predictions(future.result() for future in futures)
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure nothing more is asked, or paid
 

@@ -31,7 +31,14 @@ from bedplate.inference.engine.requests import (
     Score,
     Scores,
 )
-from bedplate.inference.predict.callable_skin import Prediction, RowsLike, SkinPredictor, inputs_of, rows_for
+from bedplate.inference.predict.callable_skin import (
+    Prediction,
+    Predictions,
+    RowsLike,
+    SkinPredictor,
+    inputs_of,
+    rows_for,
+)
 from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
@@ -127,15 +134,15 @@ class Predictor(EngineAnswers, SkinPredictor):
         """Drops the adapter's tensors, which the engine holds: `skin` cannot be written any more."""
         self.skin = self.skin.without_weights()
 
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> list[Prediction]:
+    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order: texts, mappings of inputs, or a table. `one_by_one` runs each as a call of
         its own, as a server would: that is what latencies are measured on. Beyond the skin's own prompt, beginnings are
         shared within one `tenant` only."""
         checked_rows = rows_for(self.skin, rows)
         if one_by_one:
             alone = progress(checked_rows, "single calls", unit="") if len(checked_rows) > 1 else checked_rows
-            return [self._timed([row], tenant)[0] for row in alone]
-        return self._timed(checked_rows, tenant)
+            return Predictions(self._timed([row], tenant)[0] for row in alone)
+        return Predictions(self._timed(checked_rows, tenant))
 
     def _timed(self, rows: Sequence[TaskInput], tenant: str) -> list[Prediction]:
         start = time.perf_counter()

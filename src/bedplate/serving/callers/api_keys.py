@@ -27,6 +27,7 @@ from pydantic import AfterValidator, Field, model_validator
 from bedplate.core.config import Strict, dump_config, load_config
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.core.files import atomic_write, file_lock
+from bedplate.core.memory import without_collections
 from bedplate.core.suggestions import did_you_mean, nearest
 
 log = logging.getLogger("bedplate.serving")
@@ -193,7 +194,8 @@ class KeyStore:
             if stamp == self._last_stamp:
                 return
             try:
-                self._keys = self._read()
+                with without_collections():
+                    self._keys = self._read()
             except BedplateError as error:
                 log.error("the keys stay as they were: %s", error)
             else:

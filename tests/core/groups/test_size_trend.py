@@ -33,7 +33,8 @@ def test_the_trend_is_that_of_a_weighted_regression_on_the_logarithm_of_size() -
     sizes = pareto(rng, 80).astype(float)
     means = np.clip(0.95 - 0.1 * np.log(sizes / 3) + rng.normal(0, 0.02, 80), 0, 1)
     trend = unequal.size_trend(sizes * means, sizes)
-    fit: Any = sm.WLS(means, sm.add_constant(np.log(sizes)), weights=sizes).fit(cov_type="HC0")
+    design = sm.add_constant(np.log(sizes))
+    fit: Any = sm.WLS(means, design, weights=sizes).fit(cov_type="HC0")  # pyright: ignore[reportArgumentType]
     shrunk = 1 - (fit.bse[1] / fit.params[1]) ** 2
     assert 0.5 < shrunk < 1
     assert trend.deviations == pytest.approx(shrunk * sizes * (fit.fittedvalues - np.average(means, weights=sizes)))

@@ -1,0 +1,103 @@
+"""Writes task files from Python: `bedplate.init` for rows, and those of tasks that `bedplate.adapt` gets in memory."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bedplate.adaptation.task.draft import draft, task_text
+from bedplate.core.arguments import checked
+from bedplate.core.errors import UsageError
+from bedplate.core.files import atomic_write
+from bedplate.data.sources import read_rows
+from bedplate.data.tables import is_table, json_lines, records, table_rows
+
+DEFAULT_BASE = "smollm2-135m"
+
+
+@checked
+def init(
+    data: Any,
+    out: Path | str = "task.yaml",
+    *,
+    target: str | None = None,
+    inputs: Sequence[str] = (),
+    group: str | None = None,
+    name: str | None = None,
+    instructions: str | None = None,
+    bases: Sequence[str] = (DEFAULT_BASE,),
+    bar: float | None = None,
+    minutes: float = 10.0,
+    usd_per_hour: float = 0.10,
+    overwrite: bool = False,
+) -> Path:
+    """Write a commented task file for rows, as `bedplate init` does, and return its path.
+
+    data: a file of rows, or a table in memory, which is written beside the task file. target: the column of answers.
+    inputs: the columns that are asked with. group: a column of what rows belong to, or "none". What is left out is
+    guessed from names and values. bar: what the metric must reach. minutes: the budget of the search.
+
+        path = bedplate.init(frame, "task.yaml", target="category", bar=0.8)
+        report = bedplate.adapt(path, "runs/first")
+
+    UsageError for columns that are not there or cannot be told apart, and for a file that exists already.
+    """
+    path, in_memory = Path(out), not isinstance(data, str | os.PathLike)
+    rows_path = path.with_suffix(".jsonl") if in_memory else Path(data)
+    for written in (path, rows_path) if in_memory else (path,):
+        if written.exists() and not overwrite:
+            raise UsageError(f"{written} exists already; choose another name, or replace it (overwrite=True)")
+    rows = table_rows(data, "data", "data") if in_memory else read_rows(str(rows_path.absolute()))
+    chosen_group = None if group == "none" else group
+    task_draft = draft(rows, inputs=inputs, target=target, group=chosen_group, grouped=group != "none")
+    content = task_text(
+        task_draft,
+        name=name or re.sub(r"[^A-Za-z0-9._-]+", "-", rows_path.stem).strip("-._") or "task",
+        source=os.path.relpath(rows_path.absolute(), path.absolute().parent),
+        instructions=instructions,
+        bases=list(bases),
+        bar=bar,
+        minutes=minutes,
+        usd_per_hour=usd_per_hour,
+        today=datetime.date.today(),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if in_memory:
+        atomic_write(rows_path, json_lines(rows.rows))
+    atomic_write(path, content)
+    return path
+
+
+def task_file_of(task: Any, out: Path, target: str | None) -> Path:
+    """The path of a run's task file. A task in memory is written beside the run, as `OUT.task.yaml`: a mapping as it
+    stands, a table by `init`, unless an earlier call on the same rows did so. UsageError for a `target` beside a task
+    that names its own."""
+    if isinstance(task, str | os.PathLike | Mapping):
+        if target is not None:
+            raise UsageError("target goes with a table; a task names its own, under data.target")
+        if not isinstance(task, Mapping):
+            return Path(task)
+    elif not is_table(task) and not isinstance(task, list | tuple):
+        task_type = type(task).__name__
+        raise UsageError(f"task is {task_type}; give a task file's path, its content as a mapping, or a table of rows")
+    path = out.with_name(f"{out.name}.task.yaml")
+    if isinstance(task, Mapping):
+        atomic_write(path, yaml.safe_dump(_absolute(task), sort_keys=False, allow_unicode=True))
+    elif not path.exists() or path.with_suffix(".jsonl").read_bytes() != json_lines(records(task, "task")):
+        init(task, path, target=target, overwrite=True)
+    return path
+
+
+def _absolute(task: Mapping[str, Any]) -> dict[str, Any]:
+    """The task with a relative data file by its whole path: the written file lies elsewhere than the caller."""
+    data = dict(task.get("data") or {})
+    source = data.get("source")
+    if isinstance(source, str) and Path(source).is_file():
+        data["source"] = str(Path(source).absolute())
+    return {**task, "data": data}
