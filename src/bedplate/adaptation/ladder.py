@@ -13,7 +13,7 @@ Everything that finishes is on disk in the output directory, so the same command
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from os.path import relpath
 from pathlib import Path
