@@ -229,7 +229,7 @@ def test_features_are_pooled_as_the_engine_pools_them(tmp_path: Path, tiny_base:
         for number, example in enumerate(rows):
             text = prompt.text(example.inputs)
             ids = prompt.tokens(context.model.tokenizer, example.inputs)
-            if context.is_encoder:
+            if not context.backbone.writes:
                 ids = context.model.text_tokens(str(text))
             for (name, pooling), features in pooled.items():
                 request = Embed(tuple(ids), pooling, int(name[-1]), normalise=False)

@@ -41,7 +41,6 @@ def context(
         throughput=SimpleNamespace(call=call),
         cached_reading=lambda *_: CallTimings(call if retimed is None else retimed, 3, 2.5),
         default_prompt=lambda: (None, None),
-        is_encoder=False,
         pace=1.0,
         slower=1.0,
         format_gain=gain,

@@ -24,7 +24,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import answer_example
+from bedplate.training.batch import completion_example
 from bedplate.training.objectives.language import Sft
 from bedplate.training.packing import pack_examples
 
@@ -46,7 +46,7 @@ def test_lora_trains_serves_and_loads_in_peft(name: str, example: int, tmp_path:
     targets = ("q", "v", "wo") if name == "t5" else ("q_proj", "fc1")
     configs = LoraConfig(r=3, alpha=6), LoraConfig(r=2, alpha=4, targets=targets)
     rows = zip(SOURCES, ANSWERS, strict=True)
-    batch = pack_examples([answer_example(base.decoder_start, *row, str(i)) for i, row in enumerate(rows)])
+    batch = pack_examples([completion_example(*row, str(i), base.decoder_start) for i, row in enumerate(rows)])
     learned = sum(map(len, ANSWERS))
     assert batch.counts == {"tokens": sum(map(len, SOURCES)) + learned, "targets": learned}
     states: list[dict[str, torch.Tensor]] = []

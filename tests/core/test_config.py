@@ -259,6 +259,8 @@ def test_a_quoted_key_may_have_a_dot(quote: str) -> None:
 
 
 def test_a_key_that_wants_quotes_says_so() -> None:
+    text = GOOD + "tags: {gpt-4.1: [x]}\n"
+    assert "the key 'gpt-4.1' has a dot in it; quote it: tags.\"gpt-4.1\".0=…" in fails(text, "tags.gpt-4.1.0=y")
     message = fails(GOOD + "tags: {gpt-4.1: x}\n")
     assert message.startswith('task.yaml, line 6: tags."gpt-4.1": ')
 

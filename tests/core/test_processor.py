@@ -120,7 +120,9 @@ def test_names(tmp_path: Path) -> None:
     write_file(tmp_path / "x86", "proc/cpuinfo", X86)
     write_file(tmp_path / "arm", "proc/cpuinfo", ARM)
     assert processor_name(tmp_path / "x86") == "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz"
-    assert processor_name(tmp_path / "arm") == "ARM implementer 0x41, part 0xd40"
+    assert processor_name(tmp_path / "arm") == "ARM Neoverse-V1"
+    write_file(tmp_path / "a55", "proc/cpuinfo", ARM.replace("0xd40", "0xd05"))
+    assert processor_name(tmp_path / "a55") == "ARM implementer 0x41, part 0xd05"
     assert processor_name(tmp_path / "none")
 
 

@@ -1,4 +1,5 @@
-"""A rule of curation or a format of table files is one row: recipes, funnels, tasks and messages take it from there."""
+"""A kind of source, a rule of curation or a format of table files is one row: recipes, funnels, tasks and messages take
+it from there."""
 
 from __future__ import annotations
 
@@ -11,12 +12,14 @@ from typing import IO, Any
 import pytest
 import yaml
 
-from bedplate.core.config import Strict, parse_config
+from bedplate.core.config import Strict, dump_config, parse_config
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus.build import build
 from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
 from bedplate.data.corpus.curate.presets import RULES, RuleKind, checked
 from bedplate.data.corpus.fates import fates_of, read_funnel
+from bedplate.data.corpus.readers import READERS
+from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, SourceSettings, grouped, whole
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.sources import read_rows
 from bedplate.data.tables import FORMATS, FileFormat, FileRow
@@ -36,6 +39,46 @@ def shouting(settings: ShoutingSettings, tools: Tools) -> Rule:
         return "capitals" if capitals >= settings.share else None
 
     return rule
+
+
+class VerseSettings(SourceSettings):
+    """A file whose stanzas are documents. path: the file."""
+
+    path: str
+    mark: str = "*"
+
+
+class VerseReader:
+    settings = VerseSettings
+
+    def plan(self, source: VerseSettings, directory: Path, part_bytes: int) -> list[SourcePart]:
+        file = directory / source.path
+        return grouped(source, file.parent, [whole(file)], part_bytes)
+
+    def read(self, source: VerseSettings, part: SourcePart) -> Iterator[Read]:
+        for number, stanza in enumerate(Path(part.pieces[0].path).read_text().split(source.mark)):
+            yield RawDocument(f"stanza {number}", stanza)
+
+
+def test_a_kind_of_source_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(READERS, "verse", VerseReader())
+    text = RECIPE.replace("kind: jsonl, path: notes.jsonl", "kind: verse, path: poem, mark: '/'").partition("rules")[0]
+    draw = random.Random(1)
+    stanzas = [" ".join("".join(draw.choices("abcdefgh", k=6)) for _ in range(12)) for _ in range(20)]
+    (tmp_path / "poem").write_text("/".join(stanzas))
+    recipe = parse_config(text, CorpusRecipe, "recipe.yaml")
+    assert parse_config(dump_config(recipe), CorpusRecipe, "again.yaml") == recipe
+    build(recipe, tmp_path, tmp_path / "out", quiet=True)
+    assert read_funnel(tmp_path / "out")["documents"] == 20
+    assert [fate.rule for fate in fates_of(tmp_path / "out", "stanza 3")] == [None]
+    for mistake, message in {
+        "merk: '/'": r"line 4: sources\.0\.merk: unknown key 'merk'; did you mean 'mark'",
+        "kind: verses": r"line 4: sources\.0\.kind: there is no 'verses'; did you mean 'verse'",
+    }.items():
+        with pytest.raises(ConfigError, match=message):
+            parse_config(
+                text.replace({"m": "mark: '/'", "k": "kind: verse"}[mistake[0]], mistake), CorpusRecipe, "r.yaml"
+            )
 
 
 RECIPE = """

@@ -21,7 +21,6 @@ from typing import Any
 
 from bedplate.adaptation.context.clock import Clock, Stopwatch, seconds_on_test
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
@@ -147,7 +146,7 @@ class _Ladder:
         self.out, self.curve = out, curve
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
-        expectations = rules_of_thumb.written_down(next((c for c in contexts if not c.is_encoder), self.context))
+        expectations = rules_of_thumb.written_down(next((c for c in contexts if c.backbone.writes), self.context))
         self.favours = rules_of_thumb.favoured(expectations)
         chosen = planner.order(chosen_rungs(self.spec), self.favours)
         candidates = {candidate.name: candidate for candidate in candidates_of(contexts, chosen)}
@@ -156,8 +155,11 @@ class _Ladder:
     def climb(self) -> Report:
         """Steps 2 to 6 of the overview."""
         run, side = self.run, "weights" if self.favours == "tuning" else "prompt"
-        run.outcomes = Ascent(run.candidates, side, self._likely).climb()
-        run.results = {name: o.result for name, o in run.outcomes.items() if o.result is not None}
+        for _ in Ascent(run.candidates, run.outcomes, side).climb():
+            run.take_results()
+            self.context.likely[:] = dict.fromkeys(filter(None, (*self._nomination().nominees, self._baseline())))
+        run.outcomes = {name: run.outcomes[name] for name in run.candidates}
+        run.take_results()
         run.criteria.settle(run.outcomes)
         postponed = self._postponed()
         nomination = Nomination((), None, None, postponed) if postponed else self._nominated()
@@ -170,11 +172,6 @@ class _Ladder:
             report = report.with_curve(curve, self.context.clock.used, self.context.clock.spent)
             self._write(report)
         return report
-
-    def _likely(self, results: Mapping[str, RungResult]) -> list[str]:
-        """The candidates that would be evaluated on test if the search ended now."""
-        self.run.results = dict(results)
-        return list(dict.fromkeys(filter(None, (*self._nomination().nominees, self._baseline()))))
 
     def _write(self, report: Report) -> None:
         """report.json and report.html, here and in the skins, and the catalog's record of them."""

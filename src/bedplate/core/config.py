@@ -314,7 +314,7 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             container = sequence
         elif isinstance(container, dict):
             mapping = cast("dict[Any, Any]", container)
-            key = next((name for name in (key, str(key)) if name in mapping), str(key))  # noqa: PLW2901
+            key = _mapping_key(mapping, keys, depth, override)  # noqa: PLW2901
             if not last and mapping.get(key) is None:
                 mapping[key] = {}
             container = mapping
@@ -325,6 +325,17 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
         else:
             container[key] = copy.copy(container[key])
             container = container[key]
+
+
+def _mapping_key(mapping: Mapping[Any, Any], keys: tuple[str | int, ...], depth: int, override: str) -> Any:
+    """The mapping's key that is meant. ConfigError where what follows only fits a key that has dots in it."""
+    present = next((key for key in (keys[depth], str(keys[depth])) if key in mapping), None)
+    for end in range(len(keys), depth + 1, -1) if present is None else ():
+        dotted = ".".join(map(str, keys[depth:end]))
+        if dotted in mapping:
+            quoted = key_path((*keys[:depth], dotted, *keys[end:]))
+            raise ConfigError(f"override {override!r}: the key {dotted!r} has a dot in it; quote it: {quoted}=…")
+    return str(keys[depth]) if present is None else present
 
 
 # --- messages

@@ -94,15 +94,22 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
     )
 
 
+_ARM = 0x41
+_NEOVERSE = {0xD0C: "N1", 0xD40: "V1", 0xD49: "N2", 0xD4F: "V2", 0xD83: "V3AE", 0xD84: "V3", 0xD8E: "N3"}
+"""Parts of /proc/cpuinfo → cores of servers, from Linux's arch/arm64/include/asm/cputype.h."""
+
+
 def processor_name(root: Path = Path("/")) -> str:
-    """The processor's name as the system gives it, such as "AMD EPYC 9654"; for ARM the numbers of its design."""
+    """The processor's name as the system gives it, such as "AMD EPYC 9654"; for ARM, whose systems give none, that of a
+    server's core, or the numbers of its design."""
     fields = _first(root)
     for key in ("model name", "cpu model", "cpu"):
         if fields.get(key):
             return fields[key]
     implementer, part = _number(fields.get("CPU implementer")), _number(fields.get("CPU part"))
     if implementer is not None and part is not None:
-        return f"ARM implementer {implementer:#x}, part {part:#x}"
+        core = _NEOVERSE.get(part) if implementer == _ARM else None
+        return f"ARM implementer {implementer:#x}, part {part:#x}" if core is None else f"ARM Neoverse-{core}"
     return platform.processor() or platform.machine() or "unknown"
 
 

@@ -20,7 +20,7 @@ from bedplate.core.values import Values
 from bedplate.data.rows import text_in_prompt
 from bedplate.skins.output import Output
 from bedplate.text import sandbox
-from bedplate.text.tokenizer import Tokenizer, common_length
+from bedplate.text.tokenizer import Tokenizer
 
 Format = Literal["plain", "chat"]
 Messages = list[dict[str, str]]
@@ -173,13 +173,10 @@ class Prompt:
 
         `fields`: the input names, when the template does not name each of them.
         """
-        if tokenizer.answers_apart:  # what an encoder reads has no beginning that stays the same
-            return []
         names = sorted(self.variables - RESERVED_VARIABLES) if fields is None else list(fields)
         names = names or sorted({name for shown in demonstrations for name in shown.inputs})
         prompts = [self.tokens(tokenizer, dict.fromkeys(names, probe), demonstrations, passages) for probe in _PROBES]
-        first, last = min(prompts), max(prompts)
-        return first[: max(common_length(first, last) - 1, 0)]
+        return tokenizer.common_start(prompts)
 
     def _render(
         self, inputs: Values, demonstrations: Sequence[Demonstration] = (), passages: Sequence[Passage] = ()
@@ -349,18 +346,11 @@ def completion_tokens(
     more than `limit` in all, TemplateError where the chat template writes the prompt differently before an answer.
     """
     rendered = prompt.text(inputs, demonstrations)
-    if isinstance(rendered, str) and tokenizer.answers_apart:
-        return prompt.tokens(tokenizer, inputs, demonstrations, limit=limit), tokenizer.encode_answer(answer)
     if isinstance(rendered, str):
-        ids = prompt.tokens(tokenizer, inputs, demonstrations)
-        start = len(tokenizer.prompt_start)
-        joined = tokenizer.encode(rendered + answer, parse_special=False)
-        shares_prefix = joined[: len(ids) - start] == ids[start:]
-        answer_ids = joined[len(ids) - start :] if shares_prefix else tokenizer.encode(answer, parse_special=False)
-        ends = [] if tokenizer.eos_id is None else [tokenizer.eos_id]
-        answer_ids = [*answer_ids, *ends]
+        _refuse_control_tokens(tokenizer, prompt.template)
+        ids, answer_ids = tokenizer.encode_completion(rendered, answer)
     else:
         whole = tokenizer.encode_conversation([*rendered, {"role": "assistant", "content": answer}])
         start, end = whole.spans[-1]
         ids, answer_ids = whole.ids[:start], whole.ids[start:end]
-    return _check_limit(ids, len(answer_ids), limit), answer_ids
+    return _check_limit(ids, tokenizer.beside(len(answer_ids)), limit), answer_ids

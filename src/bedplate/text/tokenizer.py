@@ -10,17 +10,16 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import tokenizers
 
 from bedplate.core.errors import DataError, TemplateError, TokenizerError, UsageError, need_failure
-from bedplate.core.files import sha256_json
 from bedplate.text import control_tokens
 from bedplate.text import directory as tokenizer_files
 from bedplate.text.chat_template import ChatTemplate, Message, plain, plain_messages
 from bedplate.text.decoding import Decoding, StreamDecoder
-from bedplate.text.directory import FILE, TokenizerParts, parts_from_directory, save_parts, save_target
+from bedplate.text.directory import FILE, TokenizerParts, parts_from_directory, save_parts
 from bedplate.text.gguf_fields import fields_from_parts, parts_from_fields
 from bedplate.text.sandbox import MARK_VARIABLE
 
@@ -100,26 +99,18 @@ def _check_prefix(prefix: list[int], ids: list[int], prefix_name: str, why: str)
         )
 
 
-@dataclass(frozen=True)
-class Around:
-    """What stands around whole texts: before and behind a prompt, and before an answer."""
-
-    prompt_start: tuple[int, ...]
-    prompt_end: tuple[int, ...]
-    answer_start: tuple[int, ...]
-
-
 LONG = 10_000
 """Characters of a text that is encoded as a batch of one: only while it encodes a batch does the library let the
 interpreter's other threads run."""
 
 
 class Tokenizer:
-    """One tokenizer; or, of an encoder–decoder with two vocabularies, that of what is written, with the one of what is
-    read inside it. Immutable; safe to share between threads."""
+    """One tokenizer. Immutable; safe to share between threads."""
 
-    def __init__(self, made_of: TokenizerParts, around: Around | None = None, source: Tokenizer | None = None) -> None:
-        self._around, self._source = around, source
+    answers_apart: ClassVar[bool] = False
+    """Whether an answer is a text of its own, for a decoder beside the encoder that reads the prompt."""
+
+    def __init__(self, made_of: TokenizerParts) -> None:
         self._parts = made_of
         self._backend = made_of.backend
         self._decoding = Decoding(made_of.backend)
@@ -138,16 +129,7 @@ class Tokenizer:
         """From a Hugging Face directory. Raises TokenizerError for files that are missing or corrupt."""
         return cls(parts_from_directory(Path(directory), file))
 
-    def for_encoder(self, first_is_forced: bool, target: Tokenizer | None = None) -> Tokenizer:
-        """The same for an encoder–decoder: prompts and answers are whole texts, each with what the post-processor sets
-        around it. first_is_forced: an answer's first token is the decoder's start's, and no part of it. target: of the
-        texts that it writes, where they have a vocabulary of their own."""
-        before, after = self._set_around()
-        answer = () if first_is_forced else (self if target is None else target)._set_around()[0]
-        around = Around(before, after, answer)
-        return Tokenizer(self._parts, around) if target is None else Tokenizer(target._parts, around, self)
-
-    def _set_around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def around(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """What the post-processor sets before and behind a text."""
         inside, whole = self.encode("a"), self.encode("a", add_special_tokens=True)
         places = range(len(whole) - len(inside) + 1)
@@ -157,16 +139,16 @@ class Tokenizer:
     @property
     def reading(self) -> Tokenizer:
         """The one of the texts that are read: this one, but where there are two vocabularies."""
-        return self if self._source is None else self._source
+        return self
 
     def unneeded(self, size: int) -> tuple[str, ...]:
         """The control tokens that a table of so many rows has none for, where nothing needs them; () where they are not
         all that is behind its end."""
-        return () if self._source is not None else tokenizer_files.unneeded(self._parts, size)
+        return tokenizer_files.unneeded(self._parts, size)
 
     def without(self, tokens: Sequence[str]) -> Tokenizer:
         """The same without some of its control tokens, which are then the characters that they are written with."""
-        return Tokenizer(tokenizer_files.without(self._parts, tokens), self._around, self._source)
+        return Tokenizer(tokenizer_files.without(self._parts, tokens))
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Tokenizer:
@@ -180,15 +162,12 @@ class Tokenizer:
     def save(self, directory: Path | str, *, types: bool = False) -> None:
         """Write tokenizer.json and tokenizer_config.json, which transformers' AutoTokenizer loads. types: the model
         tells a pair's texts apart."""
-        save_parts(self.reading._parts, Path(directory), types)
-        if self._source is not None:
-            save_target(self._parts, Path(directory))
+        save_parts(self._parts, Path(directory), types)
 
     @cached_property
     def identity(self) -> str:
         """sha256 of what decides ids: equal for a GGUF's tokenizer and for its export."""
-        parts_identity = tokenizer_files.identity(self._parts)
-        return parts_identity if self._source is None else sha256_json([self._source.identity, parts_identity])
+        return tokenizer_files.identity(self._parts)
 
     # --- vocabulary
 
@@ -249,30 +228,49 @@ class Tokenizer:
     def prompt_start(self) -> tuple[int, ...]:
         """The ids that a plain prompt begins with: BOS where the post-processor sets it, else nothing. (An end token
         that a post-processor sets does not belong in a prompt that is continued.)"""
-        if self._around is not None:
-            return self._around.prompt_start
         starts = self.encode("a", add_special_tokens=True)[:1]
         return (self.bos_id,) if self.bos_id is not None and starts == [self.bos_id] else ()
 
     @property
     def prompt_end(self) -> tuple[int, ...]:
         """The ids that a plain prompt ends with: none, unless an encoder reads it as a whole text."""
-        return () if self._around is None else self._around.prompt_end
-
-    @property
-    def answers_apart(self) -> bool:
-        """Whether an answer is a text of its own, for a decoder beside the encoder that reads the prompt."""
-        return self._around is not None
+        return ()
 
     def encode_prompt(self, text: str, *, parse_special: bool = True) -> list[int]:
         """The ids of a plain prompt: of the text, and what begins and ends it."""
         return [*self.prompt_start, *self.reading.encode(text, parse_special=parse_special), *self.prompt_end]
 
     def encode_answer(self, text: str) -> list[int]:
-        """The ids of an answer that is a text of its own (`answers_apart`), with the token that ends it."""
-        start = () if self._around is None else self._around.answer_start
-        ends = [] if self.eos_id is None else [self.eos_id]
-        return [*start, *self.encode(text.strip(), parse_special=False), *ends]
+        """The ids of an answer that is a text of its own, with the token that ends it."""
+        return [*self.encode(text.strip(), parse_special=False), *self.end]
+
+    @property
+    def end(self) -> tuple[int, ...]:
+        """The token that ends a text, where there is one."""
+        return () if self.eos_id is None else (self.eos_id,)
+
+    def encode_completion(self, prompt: str, answer: str) -> tuple[list[int], list[int]]:
+        """The ids of a plain prompt that users wrote, exactly as generation is given them, and of its answer with the
+        token that ends it: those of the joined text where it begins with the prompt's, else the answer's own."""
+        ids, joined = (self.encode_prompt(text, parse_special=False) for text in (prompt, prompt + answer))
+        shares_prefix = joined[: len(ids)] == ids
+        return ids, [*(joined[len(ids) :] if shares_prefix else self.encode(answer, parse_special=False)), *self.end]
+
+    def split_continuation(self, prompt: str, continuation: str) -> tuple[list[int], list[int]]:
+        """The ids of a prompt and of the text behind it, tokenised together: what merges at the border is the text's,
+        and neither may be empty."""
+        alone, whole = self.encode_prompt(prompt), self.encode_prompt(prompt + continuation)
+        shared_length = common_length(alone, whole)
+        return whole[:shared_length], whole[shared_length:]
+
+    def beside(self, answer: int) -> int:
+        """The places that an answer of so many tokens takes where its prompt stands."""
+        return answer
+
+    def common_start(self, prompts: Sequence[list[int]]) -> list[int]:
+        """The ids that these prompts begin with and that mean the same in each, less one for safety."""
+        first, last = min(prompts), max(prompts)
+        return first[: max(common_length(first, last) - 1, 0)]
 
     def encode_batch(
         self, texts: Sequence[str], *, add_special_tokens: bool = False, parse_special: bool = True
@@ -289,8 +287,6 @@ class Tokenizer:
     def encoder_inputs(self, inputs: Sequence[TextOrPair], limit: int | None = None) -> list[EncoderInput]:
         """Texts, or pairs of texts, as an encoder reads them, in parallel threads: with the special tokens that are set
         around them; control tokens in a text are the characters they are written with. limit: cut to so many tokens."""
-        if self._source is not None:
-            return self._source.encoder_inputs(inputs, limit)
         for text_or_pair in inputs:
             for text in (text_or_pair,) if isinstance(text_or_pair, str) else text_or_pair:
                 _valid(text)

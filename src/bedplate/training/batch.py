@@ -163,20 +163,16 @@ class PackedBatch:
         return replace(self, **_sent_tensors(self, device))
 
 
-def completion_example(prompt: Sequence[int], completion: Sequence[int], id: str) -> TrainingExample:
-    """An example with loss on the completion's tokens and none on the prompt's. DataError when either is empty."""
+def completion_example(
+    prompt: Sequence[int], completion: Sequence[int], id: str, decoder_start: tuple[int, ...] = ()
+) -> TrainingExample:
+    """An example with loss on the completion's tokens and none on what stands before them. decoder_start: of an
+    encoder–decoder, whose encoder reads the prompt. DataError when prompt or completion is empty."""
     if not prompt or not completion:
         raise DataError(f"example {id!r}: its {'completion' if prompt else 'prompt'} is empty")
-    return TrainingExample((*prompt, *completion), (False,) * len(prompt) + (True,) * len(completion), id)
-
-
-def answer_example(start: Sequence[int], source: Sequence[int], answer: Sequence[int], id: str) -> TrainingExample:
-    """An example for an encoder–decoder: the encoder reads `source`, and the decoder learns the answer's tokens after
-    `start`. DataError when one is empty."""
-    if not start or not source or not answer:
-        raise DataError(f"example {id!r}: its {'answer' if source else 'prompt'} is empty")
-    loss = (False,) * len(start) + (True,) * len(answer)
-    return TrainingExample((*start, *answer), loss, id, tuple(source))
+    before = decoder_start or prompt
+    loss = (False,) * len(before) + (True,) * len(completion)
+    return TrainingExample((*before, *completion), loss, id, tuple(prompt) if decoder_start else ())
 
 
 def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:

@@ -18,11 +18,14 @@ from tests.references import reference_bert
 from tests.serving.conformance.conftest import write_wordpiece
 from tests.serving.conftest import Server, running
 
+from bedplate.adaptation.context.backbone import Encoder
 from bedplate.adaptation.ladder import adapt
+from bedplate.core.values import Values
 from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin
+from bedplate.skins.prompt import Prompt
 
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 RUNGS = ["zero_shot", "soft_prompt", "lora", "full"]
@@ -84,3 +87,28 @@ def test_any_number_of_labels(reader: Path, tmp_path: Path, monkeypatch: pytest.
         [prediction] = skin.predict(["figs and plums"])
     assert set(json.loads(prediction.output)) <= {"apples", "pears", "plums", "figs"}
     assert set(prediction.scores) == {"apples", "pears", "plums", "figs"}
+
+
+class Pages(Encoder):
+    """A toy of a base with another input: it reads the words from the last to the first, and its last state counts."""
+
+    poolings = ("last",)
+
+    def missing(self, *, writing: bool, continuing: bool) -> str | None:
+        return "a base that reads words in order" if writing else None
+
+    def tokens(self, prompt: Prompt, inputs: Values) -> tuple[int, ...]:
+        first, *words, last = super().tokens(prompt, inputs)
+        return (first, *reversed(words), last)
+
+
+def test_a_base_with_another_input_is_one_class(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rungs, candidates and reports take from it what they need to know: nothing else is told that it is there."""
+    monkeypatch.setenv("BEDPLATE_HOME", str(new_home(tmp_path / "home")))
+    monkeypatch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)
+    monkeypatch.setattr("bedplate.adaptation.context.context.backbone_of", Pages)
+    rows = write_rows(tmp_path / "rows.jsonl", groups=40, noise=0.0)
+    report = adapt(write_task(tmp_path / "task", reader, rows=rows, rungs=["zero_shot", "probe"]), tmp_path / "out")
+    assert report.row("probe")["status"] == "done"
+    assert "last token" in report.row("probe")["reason"]
+    assert report.row("zero_shot")["reason"] == "zero_shot needs a base that reads words in order"

@@ -8,10 +8,11 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from bedplate.adaptation.context.backbone import Backbone
 from bedplate.adaptation.context.clock import Clock
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, Skip, no_time
@@ -113,7 +114,6 @@ def test_calls_that_something_short_disturbed_change_no_plan(
         return [SimpleNamespace(seconds=medians[len(tenants) - 1]) for _ in rows]
 
     context: Any = SimpleNamespace(
-        is_encoder=False,
         seconds_left=300.0,
         slower=1.0,
         outer_clock=None,
@@ -123,9 +123,11 @@ def test_calls_that_something_short_disturbed_change_no_plan(
         clock=Clock(None),
         model=SimpleNamespace(predictor=lambda _: nullcontext(SimpleNamespace(predict=predict))),
         ordered=lambda *_: [SimpleNamespace(inputs={"text": str(i)}) for i in range(20)],
-        task_prompt=lambda: (None, None),
+        plain_prompt=lambda: (None, None),
         skin=lambda *_: None,
     )
+    context.backbone = Backbone(cast(Any, None), cast(Any, None))
+    context._timed = partial(Context._timed, context)
     context.calls = partial(Context.calls, context)
     plan = planner.planned_now(context, RUNGS["lora"])
     assert isinstance(plan, RungPlan)

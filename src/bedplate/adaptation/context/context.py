@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context import throughput as speed
+from bedplate.adaptation.context.backbone import Backbone, TimedRows, backbone_of
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.clock import Clock, seconds_on_test
 from bedplate.adaptation.context.outcome import SLOW, Climbed, OutOfTime, RungOutcome
@@ -23,6 +24,7 @@ from bedplate.core.files import sha256_bytes
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.statistics.proportions import values_needed
 from bedplate.core.statistics.unequal import enough_groups
+from bedplate.core.values import Values
 from bedplate.core.version import __version__
 from bedplate.data.documents import Documents, read_whole_documents
 from bedplate.data.splits import SplitRecord, split_hash
@@ -31,8 +33,7 @@ from bedplate.evaluation.task import Task
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import OpenOptions, evaluated_now, open_base
 from bedplate.inference.predict.predictor import Predictor
-from bedplate.skins.output import LabelOutput, LabelsOutput, Output
-from bedplate.skins.phrasings import text_prompt
+from bedplate.skins.output import Output
 from bedplate.skins.prompt import Format, Prompt
 from bedplate.skins.skin import BaseReference, InputField, Provenance, Skin
 
@@ -120,10 +121,10 @@ class Context:
     readings: dict[str, speed.CallTimings] = field(default_factory=dict[str, speed.CallTimings])
     """Calls of prompts that were timed again, by prompt."""
 
-    @property
-    def is_encoder(self) -> bool:
-        """Whether the base gives vectors only."""
-        return self.at.facts.architecture == "encoder"
+    @cached_property
+    def backbone(self) -> Backbone:
+        """How the base takes part in the task."""
+        return backbone_of(self.task, self.at)
 
     @property
     def parents(self) -> tuple[str, ...]:
@@ -197,15 +198,15 @@ class Context:
         return sorted(examples, key=lambda e: sha256_bytes(f"{self.seed}/{purpose}/{e.row_hash}".encode()))
 
     def default_prompt(self) -> tuple[Prompt, Output]:
-        """The prompt that later rungs build on, or the plain form where none was chosen; for an encoder the inputs
-        alone."""
-        if self.is_encoder:
-            several = LabelsOutput(labels=self.task.output.labels or (), threshold=0.5)
-            return text_prompt(self.fields), LabelOutput(labels=self.labels) if self.labels else several
-        return self.chosen.prompt or self.task_prompt()
+        """The prompt that later rungs build on, or the plain form where none was chosen."""
+        return self.chosen.prompt or self.plain_prompt()
+
+    def plain_prompt(self, phrasing: str = "form") -> tuple[Prompt, Output]:
+        """The task in one of its plain phrasings, where the base reads any, and the output that fits it."""
+        return self.backbone.prompt(self.written, phrasing)
 
     def task_prompt(self, format: Format = "plain", phrasing: str = "form") -> tuple[Prompt, Output]:
-        """The task in one of its phrasings, and the output that fits it."""
+        """The task in one of its phrasings, for a model that writes, and the output that fits it."""
         return task_prompt(self.task, self.written, format, phrasing)
 
     @cached_property
@@ -216,14 +217,10 @@ class Context:
     @cached_property
     def throughput(self) -> speed.Throughput:
         """Time a batch and a few single calls of the plain prompt; once."""
-        rows, measuring = self.ordered(self.valid, "pace"), self.clock.measuring
+        rows, measuring = [example.inputs for example in self.ordered(self.valid, "pace")], self.clock.measuring
         room = min(speed.PACE_SHARE * max(self.clock.seconds_left, 0.0), measuring.left)
-        if self.is_encoder:
-            prompt = text_prompt(self.fields)
-            with measuring.spending():
-                return speed.embedding_throughput(self.model, [str(prompt.text(e.inputs)) for e in rows], room)
-        with measuring.spending(), self.model.predictor(self.skin("pace", *self.default_prompt())) as predictor:
-            return speed.measure_throughput(predictor, [e.inputs for e in rows], self.written, room)
+        with measuring.spending():
+            return self.backbone.throughput(self._timed(*self.default_prompt(), rows), self.written, room)
 
     @property
     def latency_calls(self) -> int:
@@ -267,10 +264,10 @@ class Context:
         """What a call with this prompt takes: the least of a few medians, until one is within `limit` seconds, of so
         many rows at most. tenant: for whom nothing of them is cached."""
         rows = [example.inputs for example in self.ordered(self.valid, "pace")[:max_rows]]
-        if self.is_encoder:
-            return speed.read_texts(self.model, [str(prompt.text(row)) for row in rows], limit)
-        with self.model.predictor(self.skin("pace", prompt, output)) as predictor:
-            return speed.read_calls(predictor, rows, limit, tenant)
+        return self.backbone.calls(self._timed(prompt, output, rows), limit, tenant)
+
+    def _timed(self, prompt: Prompt, output: Output, rows: Sequence[Values]) -> TimedRows:
+        return TimedRows(prompt, rows, lambda: self.model.predictor(self.skin("pace", prompt, output)))
 
     @cached_property
     def format_gain(self) -> float:
@@ -279,7 +276,7 @@ class Context:
         spec = self.spec.formats
         enough = len(self.valid) >= units_needed(spec.margin, self.spec.target.confidence)
         enough = enough and enough_groups([example.group for example in self.valid])
-        if self.is_encoder or not spec.allowed or not enough or not self.clock.measuring.left:
+        if self.backbone.fixed_format or not spec.allowed or not enough or not self.clock.measuring.left:
             return 1.0
         speedups = speed.worth_trying(self.model, spec, writes=not self.labels)
         return 1.0 if isinstance(speedups, str) else max(1.0, *speedups.values())

@@ -382,7 +382,7 @@ def record(report: Report, out: Path, task: str, bases: Sequence[BaseFacts], res
     """Bases, skins, run and report. results: of all candidates, places below `out`."""
     all_results = list(results)
     with Catalog.open() as catalog:
-        catalog.record(records.of_identity(b.short, b.identity, b.path, b.family) for b in bases)
+        catalog.record([records.of_identity(b.short, b.identity, b.path, b.family) for b in bases])
         for place in [out / result.skin for result in all_results if result.skin is not None]:
             catalog.record(records.of_skin(read_skin(place), place))
         catalog.record([records.of_report(out / "report.json", report.data)])

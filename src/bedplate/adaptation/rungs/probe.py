@@ -19,12 +19,13 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from bedplate.adaptation.context.backbone import Pooling
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time
 from bedplate.adaptation.rungs.answers import judged, predict_examples
@@ -214,8 +215,6 @@ LAYER_ROWS = 300
 THRESHOLDS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
 """Probabilities from which a label is given, where there may be several; of equals the first."""
 
-Pooling = Literal["last", "mean", "first"]
-POOLINGS: dict[str, tuple[Pooling, ...]] = {"decoder": ("last", "mean"), "encoder": ("mean", "first")}
 Features = dict[tuple[str, Pooling], NDArray[np.float32]]
 
 
@@ -242,10 +241,11 @@ class Probe(Rung):
             return RungPlan(settings, left_out=(f"{n - rows} of {n} train rows were left out: no time",))
         layer_rows = min(LAYER_ROWS, len(context.valid))
         # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
-        whole = 1 + self._prefix(context) / max(1.0, context.throughput.tokens)
+        shared = context.backbone.shared_tokens(self._prompts(context)["form"])
+        whole = 1 + shared / max(1.0, context.throughput.tokens)
         fixed = context.throughput.passes(layer_rows + len(context.valid) * whole) * part + context.timing * whole
         # forward, and the cross-validation of each head
-        heads = len(depths) * len(self._poolings(context)) * (1 if context.labels else len(labels))
+        heads = len(depths) * len(context.backbone.poolings) * (1 if context.labels else len(labels))
         row_seconds = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
         # its share of the time, but a few rows more rather than no probe at all
         preferred_rows = min(FEW_ROWS, n)
@@ -274,7 +274,7 @@ class Probe(Rung):
         train = context.ordered(context.train, "probe")[: plan.settings["rows"]]
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
-        poolings = self._poolings(context)
+        poolings = context.backbone.poolings
         prompts, tried = self._prompts(context), list[_Tried]()
         targets, groups = wanted_of(context, train), [e.group for e in train]
         for prompt_name in plan.settings.get("prompts", ("form",)):
@@ -312,23 +312,12 @@ class Probe(Rung):
             details=details,
         )
 
-    def _prefix(self, context: Context) -> int:
-        """Tokens that all prompts begin with."""
-        if context.is_encoder:
-            return 0
-        prompt = self._prompts(context)["form"]
-        return len(prompt.constant_prefix(context.model.tokenizer, fields=context.fields))
-
     @staticmethod
     def _prompts(context: Context) -> dict[str, Prompt]:
         """What features are read from, by name: the plain form, whatever prompt the base chooses later, and the inputs
-        alone, which are shorter. An encoder reads the inputs."""
-        alone = text_prompt(context.fields)
-        return {"form": alone} if context.is_encoder else {"form": context.task_prompt()[0], "text": alone}
-
-    @staticmethod
-    def _poolings(context: Context) -> tuple[Pooling, ...]:
-        return POOLINGS[context.at.facts.architecture]
+        alone, which are shorter, unless the form is no more than them."""
+        form, alone = context.plain_prompt()[0], text_prompt(context.fields)
+        return {"form": form} if form == alone else {"form": form, "text": alone}
 
 
 def _in_time(context: Context, skin: Skin) -> dict[str, Prediction | None] | None:
@@ -428,14 +417,8 @@ def features_on(
 ) -> Features:
     """The same of a base that is held, as it is, with the adapter that is selected."""
     prompt = prompt or context.default_prompt()[0]
-    tokenizer = context.model.tokenizer
-    limit = context.model.base.spec.context_length
-    prompts: Sequence[Sequence[int]]
-    if context.is_encoder:
-        prompts, shared = [context.model.text_tokens(str(prompt.text(e.inputs))) for e in examples], 0
-    else:
-        prompts = [prompt.tokens(tokenizer, e.inputs, limit=limit) for e in examples]
-        shared = len(prompt.constant_prefix(tokenizer, fields=context.fields))
+    prompts = [context.backbone.tokens(prompt, example.inputs) for example in examples]
+    shared = context.backbone.shared_tokens(prompt)
     depth = max(int(name.partition(".")[2]) for name in names)
     size = (len(examples), context.model.base.spec.hidden_size)
     features: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}

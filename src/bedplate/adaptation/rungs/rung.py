@@ -64,6 +64,10 @@ class Rung(ABC):
     name: str
     traits: Traits
 
+    def on(self, context: Context) -> Rung:
+        """The rung as it adapts this context's base."""
+        return self
+
     @abstractmethod
     def plan(self, context: Context) -> RungPlan | Skip: ...
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import RungPlan, Skip
 from bedplate.adaptation.rungs.tuning import TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adapters.soft_prompt import SoftPrompt, initial_vectors, stand_ins, standing_in
 from bedplate.evaluation.examples import Example
@@ -41,11 +42,11 @@ class SoftPrompts(TuningRung):
     def described(self, context: Context) -> str:
         return f"{VECTORS} vectors before the prompt"
 
-    def unfit(self, context: Context) -> str | None:
+    def plan(self, context: Context) -> RungPlan | Skip:
         length = context.model.base.spec.context_length
         if length < 4 * VECTORS:
-            return f"{VECTORS} vectors would fill too much of the context of {length} tokens"
-        return super().unfit(context)
+            return Skip(f"{VECTORS} vectors would fill too much of the context of {length} tokens")
+        return super().plan(context)
 
     def examples(
         self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example]

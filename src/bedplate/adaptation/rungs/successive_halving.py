@@ -218,6 +218,7 @@ def prompt_limit(context: Context) -> int:
 def room_beside(context: Context, prompt: Prompt, output: Output) -> int:
     """Prompt tokens that are left beside the longest input of valid and its answer."""
     longest = max(context.valid, key=lambda e: sum(map(len, e.texts.values())))
-    tokenizer = context.model.tokenizer
-    prompt_tokens, answer = prompt_and_longest_answer(prompt, tokenizer, longest.inputs, output)
-    return prompt_limit(context) - len(prompt_tokens) - (0 if tokenizer.answers_apart else answer)
+    prompt_tokens, answer = prompt_and_longest_answer(prompt, context.model.tokenizer, longest.inputs, output)
+    base = context.model.base
+    taken_by_answer = base.spec.context_length - base.prompt_room(answer)
+    return prompt_limit(context) - len(prompt_tokens) - taken_by_answer

@@ -23,7 +23,7 @@ from bedplate.skins.files import read_skin
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Prompt, target_tokens
 from bedplate.skins.skin import Skin
-from bedplate.training.batch import TrainingExample, answer_example, completion_example
+from bedplate.training.batch import TrainingExample, completion_example
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult
 from bedplate.training.precision import token_seconds
@@ -132,12 +132,10 @@ class TuningRung(Rung):
         chose (or the parent was trained on), and "bare", the inputs and the cue. What is trained needs no instructions,
         and the shortest that keeps the score is the cheapest to serve."""
         chosen, parent = context.default_prompt(), self.start(context)
-        if context.is_encoder:
-            return {"chosen": chosen}
         if parent is not None:
             same_format = parent.prompt.format == chosen[0].format
             return {"chosen": (parent.prompt, chosen[1]) if same_format else chosen}
-        bare = context.task_prompt("plain", "bare")
+        bare = context.plain_prompt("bare")
         row, tokenizer = context.valid[0].inputs, context.model.tokenizer
         shorter = len(bare[0].tokens(tokenizer, row)) < len(chosen[0].tokens(tokenizer, row))
         return {"chosen": chosen, "bare": bare} if shorter else {"chosen": chosen}
@@ -148,10 +146,7 @@ class TuningRung(Rung):
     # --- how much
 
     def plan(self, context: Context) -> RungPlan | Skip:
-        unfit = self.unfit(context)
-        if unfit is not None:
-            return Skip(unfit)
-        recipe, n, seconds_left = self.recipe_on(context), len(context.train), context.seconds_left
+        recipe, n, seconds_left = self.recipe, len(context.train), context.seconds_left
         before = context.before or {}
         finished = int(before["seeds"]) if before.get("rows") == n else 0
         usual_rows = n if finished else min(recipe.rows, n)
@@ -203,13 +198,9 @@ class TuningRung(Rung):
         limit = budget / 1000 * context.format_gain
         return context.throughput.call > limit and context.cached_reading(*prompts[name], limit).quiet > limit
 
-    def recipe_on(self, context: Context) -> TuningRecipe:
-        """How it trains this base."""
-        return self.recipe
-
     def seconds(self, context: Context, rows: int, seeds: int) -> float:
         """Expected: training at the measured speed, and valid with each seed's skin."""
-        speed, recipe = context.throughput, self.recipe_on(context)
+        speed, recipe = context.throughput, self.recipe
         virtual = self.virtual / recipe.batch  # a batch computes its shared beginning once
         tokens = rows * (speed.tokens + speed.target + virtual)
         training = tokens * self.token_seconds(context) * recipe.epochs * OVERHEAD
@@ -218,13 +209,9 @@ class TuningRung(Rung):
     def token_seconds(self, context: Context) -> float:
         """Expected of a training token: what a step of the base was measured to take, since inference may be fast in
         ways that training has not; no less than the prefill that was measured among this task's other work."""
-        model, cost = context.model.base.model, self.recipe_on(context).cost
+        model, cost = context.model.base.model, self.recipe.cost
         measured = token_seconds(model, context.spec.train_dtype) if model.writes else None
         return max(context.throughput.token * cost, (measured or 0.0) * cost / ADAPTER_COST)
-
-    def unfit(self, context: Context) -> str | None:
-        """Why this base or task cannot be tuned so, or None."""
-        return None
 
     def saving(self, steps: int) -> dict[str, Any]:
         """How often a run of so many steps saves its state: fields of `TrainConfig`."""
@@ -314,13 +301,11 @@ class TuningRung(Rung):
         """Exactly the tokens that will be asked for: the prompt, and to learn the right label's continuation, or the
         answer as it will be written with the token that ends it."""
         examples: list[TrainingExample] = []
-        tokenizer, limit = context.model.tokenizer, context.model.base.spec.context_length - self.virtual
+        base, tokenizer = context.model.base, context.model.tokenizer
+        limit = base.spec.context_length - self.virtual
         for example in chosen:
             ids, answer = target_tokens(prompt, tokenizer, example.inputs, output, example.target, limit=limit)
-            if tokenizer.answers_apart:
-                examples.append(answer_example(context.model.base.decoder_start, ids, answer, example.id))
-            else:
-                examples.append(completion_example(ids, answer, example.id))
+            examples.append(completion_example(ids, answer, example.id, base.decoder_start))
         return examples
 
     @staticmethod

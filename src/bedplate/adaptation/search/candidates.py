@@ -53,11 +53,9 @@ class Candidate:
             return None
         if self.context.unfit is not None:
             return self.context.unfit
-        if self.context.is_encoder and self.traits.needs == "decoder":
-            return f"{self.rung.name} needs a decoder; {self.context.at.base_name} is an encoder"
-        if self.traits.continues and self.context.at.facts.has_encoder:
-            return f"{self.rung.name} needs a base that continues text; {self.context.at.base_name} has an encoder"
-        return None
+        writing, continuing = self.traits.needs == "decoder", self.traits.continues
+        missing = self.context.backbone.missing(writing=writing, continuing=continuing)
+        return None if missing is None else f"{self.rung.name} needs {missing}"
 
     @property
     def climbed(self) -> Climbed:
@@ -96,7 +94,7 @@ def candidates_of(contexts: Sequence[Context], chosen: Sequence[str]) -> list[Ca
         (("skins",), contexts[:1]),
     )
     return [
-        Candidate(f"{name}@{context.suffix}" if context.suffix else name, RUNGS[name], context)
+        Candidate(f"{name}@{context.suffix}" if context.suffix else name, RUNGS[name].on(context), context)
         for needs, places in turns
         for context in places
         for name in chosen

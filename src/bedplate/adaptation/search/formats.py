@@ -185,9 +185,7 @@ def _unfit(candidate: Candidate) -> str | None:
         return "it has no base, so no weights to quantize"
     if candidate.context.hosted is not None:
         return "a remote model answers"
-    if candidate.context.is_encoder:
-        return "an encoder runs in its own weights"
-    return None
+    return candidate.context.backbone.fixed_format
 
 
 def _in_format(result: RungResult, trial: FormatTrial) -> RungResult:

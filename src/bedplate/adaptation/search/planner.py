@@ -120,7 +120,7 @@ def calls_now(context: Context) -> float:
     """Seconds of the first few calls that the base's speed was measured with, as they are now: the least of a few
     medians, until one is not notably more. What disturbs a tenth of a second says nothing of the minutes that a fit
     takes."""
-    prompt, output = context.default_prompt() if context.is_encoder else context.task_prompt()
+    prompt, output = context.plain_prompt()
     enough = NOTABLY * context.throughput.first_calls
     tenant = f"pace at {context.clock.used:.1f} s"  # for whom nothing is cached, however often it is measured
     with context.clock.measuring.spending():

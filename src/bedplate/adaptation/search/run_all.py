@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, RungResult, Skip
+from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.adaptation.search import planner, rung_files
 from bedplate.adaptation.search.candidates import Candidate
@@ -181,18 +181,12 @@ CLEARLY = 1.3
 
 
 class Ascent:
-    """candidates: in the order of the ladder. likely: who would be asked on test, of what there is so far."""
+    """candidates: in the order of the ladder. outcomes: of those that were climbed, filled as they are over."""
 
-    def __init__(
-        self,
-        candidates: Mapping[str, Candidate],
-        favours: Side,
-        likely: Callable[[Mapping[str, RungResult]], Sequence[str]],
-    ) -> None:
-        self.candidates, self._likely = candidates, likely
-        self.outcomes: dict[str, RungOutcome] = {}
+    def __init__(self, candidates: Mapping[str, Candidate], outcomes: dict[str, RungOutcome], favours: Side) -> None:
+        self.candidates, self.outcomes = candidates, outcomes
         self._first = next(iter(candidates.values())).context
-        self._schedule = Schedule(candidates, self.outcomes, favours)
+        self._schedule = Schedule(candidates, outcomes, favours)
         self._growth = self._first.out / GROWTH_FILE
         self._growth_key = rung_files.limits_of(self._first, sha256_json(rung_files.fingerprint(self._first)))
         growth = rung_files.read_saved(self._growth, self._growth_key) or {}
@@ -201,23 +195,23 @@ class Ascent:
         self._begun = [] if growth.get("done") else self._grown[:]
         self._done = bool(growth.get("done"))
 
-    def climb(self) -> dict[str, RungOutcome]:
-        """What became of every candidate, in the order of the ladder."""
+    def climb(self) -> Iterator[RungOutcome]:
+        """What became of each candidate, as soon as it is over. Before the next, the caller says in `Context.likely`
+        who would be asked on test, of what there is so far."""
         for candidate in iter(self._schedule.next, None):
-            self._record(candidate.name, climb_candidate(candidate))
+            yield self._recorded(candidate.name, climb_candidate(candidate))
         for candidate in self.candidates.values():
             candidate.context.settled, candidate.context.until = True, math.inf
         for candidate, context in iter(self._larger, None):
-            self._record(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
+            yield self._recorded(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
         for candidate in self._last_resort():
             (candidate.directory / rung_files.SKIP_FILE).unlink(missing_ok=True)
             context = replace(candidate.context, smallest=True, run_directory=None)
             context.throughput, context.format_gain = candidate.context.throughput, candidate.context.format_gain
-            self._record(candidate.name, climb_candidate(replace(candidate, context=context)))
+            yield self._recorded(candidate.name, climb_candidate(replace(candidate, context=context)))
         self._write_growth(done=True)  # whatever the machine is doing when the command is repeated
         for candidate in self._schedule.last():
-            self._record(candidate.name, climb_candidate(candidate))
-        return {name: self.outcomes[name] for name in self.candidates}
+            yield self._recorded(candidate.name, climb_candidate(candidate))
 
     def _last_resort(self) -> list[Candidate]:
         """What is fitted in its smallest version where time has left out everything on a base: what it is expected to
@@ -231,11 +225,10 @@ class Ascent:
             return []
         return [c for c in on_base if c.traits.stops and wants_more(c, self.outcomes[c.name])][:1]
 
-    def _record(self, name: str, outcome: RungOutcome) -> None:
+    def _recorded(self, name: str, outcome: RungOutcome) -> RungOutcome:
         self.outcomes[name] = outcome
-        results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
-        self._first.likely[:] = self._likely(results)
         _print_outcome(outcome)
+        return outcome
 
     def _write_growth(self, *, done: bool) -> None:
         rung_files.write_saved(self._growth, self._growth_key, {"names": self._grown, "done": done})

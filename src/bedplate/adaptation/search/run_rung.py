@@ -52,7 +52,7 @@ _BAD_INPUT = (ConfigError, DataError, HubError, UsageError)
 def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = True) -> RungOutcome:
     """What became of a rung; its failure is an outcome, bad input is raised. needs_skin: a result whose skin is gone is
     made again."""
-    rung = RUNGS[name]
+    rung = RUNGS[name].on(context)
     config = rung_files.config_of(context, rung)
     reused = rung_files.read_result(directory, config)
     if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
@@ -100,7 +100,7 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
     """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
     place, outer_clock = Path(directory), context.outer_clock
     saved_plan = rung_files.read_plan(place, config)
-    plan = planned_now(context, RUNGS[rung]) if saved_plan is None else saved_plan
+    plan = planned_now(context, RUNGS[rung].on(context)) if saved_plan is None else saved_plan
     if isinstance(plan, Skip):
         return plan
     if outer_clock is not None and plan.seconds > outer_clock.seconds_left:
@@ -114,7 +114,7 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
     if context.executor is not None and context.run_directory is not None:
         return _fit_elsewhere(context.executor, context, rung, config, place)
     try:
-        return abstaining(context, RUNGS[rung].fit(context, plan, place))
+        return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
     except OutOfTime as stop:
         shutil.rmtree(place)
         return with_needs(context, no_time(stop.seconds, context.seconds_left))

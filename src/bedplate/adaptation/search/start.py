@@ -36,7 +36,6 @@ from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.task import Task
 from bedplate.inference.native.library import load
 from bedplate.models.precision import resolve_device
-from bedplate.skins.prompt import answer_text, prompt_and_longest_answer
 from bedplate.skins.records import RUN_FILE, SETTINGS_FILE, Run
 
 log = logging.getLogger("bedplate.adaptation")
@@ -121,7 +120,7 @@ def check_bases(contexts: Sequence[Context]) -> None:
                 f"{facts.name} and {weights[facts.identity.weights_id]} are the same base (equal weights); name it once"
             )
         weights[facts.identity.weights_id] = facts.name
-    first = next((context for context in contexts if not context.is_encoder), None)
+    first = next((context for context in contexts if context.backbone.writes), None)
     if first is not None:
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
     for context in contexts:
@@ -161,28 +160,19 @@ def climb_candidate(candidate: Candidate) -> RungOutcome:
 
 def too_long(context: Context) -> str | None:
     """The first train or valid row that does not fit, as a sentence; None where all do."""
-    if context.is_encoder and not context.task.output.labels:
-        return f"{context.at.base_name} is an encoder, which writes no answer of kind {context.task.output.kind}"
+    backbone, base = context.backbone, context.model.base
+    if backbone.unfit is not None:
+        return backbone.unfit
     prompt, output = context.default_prompt()
-    name, tokenizer, base = context.at.base_name, context.model.tokenizer, context.model.base
     limit = base.spec.context_length
     for example in (*context.train, *context.valid):
         if output.answered_by == "score" and sum(map(len, example.texts.values())) < limit // 5:
             continue  # no token is shorter than a byte and no character longer than four; the prompt is short
-        if context.is_encoder:
-            prompt_tokens, max_answer = context.model.text_tokens(str(prompt.text(example.inputs))), 0
-        else:
-            prompt_tokens, max_answer = prompt_and_longest_answer(prompt, tokenizer, example.inputs, output)
-            if output.answered_by == "generate":
-                answer = answer_text(prompt, output, example.target)
-                max_answer = max(max_answer, len(tokenizer.encode(answer, parse_special=False)) + 1)
-        if len(prompt_tokens) > base.prompt_room(max_answer):
+        prompt_tokens, max_answer = backbone.row_tokens(prompt, output, example)
+        if prompt_tokens > base.prompt_room(max_answer):
             answer_note = f" and its answer up to {max_answer:,}" if max_answer else ""
-            limit_note = f"more than the context of {name} holds ({limit:,})"
-            if tokenizer.answers_apart:
-                limit_note = f"but {name} reads {limit:,} at most and writes {base.spec.main.context_length:,}"
             return (
-                f"row {example.id}: its prompt has {len(prompt_tokens):,} tokens{answer_note}, {limit_note}; shorten "
+                f"row {example.id}: its prompt has {prompt_tokens:,} tokens{answer_note}, {backbone.capacity}; shorten "
                 "or remove the row (nothing is cut off silently)"
             )
     return None

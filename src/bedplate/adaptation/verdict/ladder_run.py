@@ -53,6 +53,10 @@ class LadderRun:
         """The context of the task's first base."""
         return self.contexts[0]
 
+    def take_results(self) -> None:
+        """Take the results of the outcomes that there are, as they were climbed."""
+        self.results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
+
     @property
     def served(self) -> dict[str, RungOutcome]:
         """The outcomes, with the results in the weights to serve."""

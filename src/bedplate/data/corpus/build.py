@@ -42,8 +42,8 @@ from bedplate.data.corpus.encode import (
 from bedplate.data.corpus.fates import Fate, Tally, card, funnel_of, write_fates
 from bedplate.data.corpus.filter_part import SiftedPart, finished
 from bedplate.data.corpus.readers import READERS
-from bedplate.data.corpus.readers.parts import SourcePart, grouped
-from bedplate.data.corpus.recipe import CorpusRecipe, Source
+from bedplate.data.corpus.readers.parts import SourcePart, SourceSettings, grouped
+from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.repeated import EXACT, Contamination, copies, fingerprint
 from bedplate.data.corpus.shards import (
     INDEX,
@@ -168,7 +168,7 @@ class _Build:
             raise DataError("the corpus is empty: its sources hold no byte")
         return parts
 
-    def _outside(self, source: Source, planned: list[SourcePart], size: int) -> list[SourcePart]:
+    def _outside(self, source: SourceSettings, planned: list[SourcePart], size: int) -> list[SourcePart]:
         """Without what lies in the corpus's own directory, which may stand inside of a source's folder: a corpus is not
         made of itself."""
         roots = {part.root for part in planned}

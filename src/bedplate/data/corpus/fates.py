@@ -15,7 +15,8 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.curate.presets import RULES
-from bedplate.data.corpus.recipe import CorpusRecipe, Source
+from bedplate.data.corpus.readers.parts import SourceSettings
+from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import CorpusManifest
 from bedplate.report.formatting import cell, table
 
@@ -274,7 +275,7 @@ def card(recipe: CorpusRecipe, funnel: Mapping[str, Any], manifest: CorpusManife
     return "\n".join(lines)
 
 
-def _source(source: Source, read: Mapping[str, Any]) -> tuple[str, ...]:
+def _source(source: SourceSettings, read: Mapping[str, Any]) -> tuple[str, ...]:
     counts = (f"{read[name]:,}" for name in ("documents", "kept", "tokens"))
     splits = f"{read['splits'].get('train', 0):,} / {read['splits'].get('valid', 0):,}"
     about = source.name, source.kind, source.licence or "not stated"

@@ -20,8 +20,8 @@ from bedplate.data.corpus.curate.draft import DraftDocument, Judge, Rule, Togeth
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
 from bedplate.data.corpus.readers import READERS
-from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, Unread
-from bedplate.data.corpus.recipe import CorpusRecipe, Source
+from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, SourceSettings, Unread
+from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.repeated import Contamination, MinHash, text_hash
 from bedplate.data.corpus.shards import save_array
 
@@ -53,7 +53,7 @@ def sift(
 
 class _Sifter:
     def __init__(
-        self, recipe: CorpusRecipe, source: Source, contamination: Contamination, judges: Mapping[str, Judge]
+        self, recipe: CorpusRecipe, source: SourceSettings, contamination: Contamination, judges: Mapping[str, Judge]
     ) -> None:
         self._source, self._contamination = source, contamination
         settings = recipe.dedup.minhash

@@ -2,99 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, cast
 
 import pydantic
+from pydantic_core import PydanticKnownError
 
 from bedplate.core.config import Strict, load_config
-
-Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
-Preset = Literal["prose", "code", "mixed", "none"]
-
-
-class _Source(Strict):
-    """What every source may say. preset: the curation of this source, by default the recipe's. limit: only the first so
-    many documents."""
-
-    name: Name
-    weight: float | None = pydantic.Field(default=None, ge=0)
-    licence: str | None = None
-    preset: Preset | None = None
-    limit: int | None = pydantic.Field(default=None, ge=1)
+from bedplate.data.corpus.readers import READERS
+from bedplate.data.corpus.readers.parts import Name, Preset, SourceSettings
 
 
-class Files(_Source):
-    """Text files: each a document. path: a file or a folder, read below for `pattern`."""
-
-    kind: Literal["files"]
-    path: str
-    pattern: str | None = None
-
-
-class Code(_Source):
-    """A tree of source code: each file a document, without what is generated, vendored or no code. languages: by
-    default all that are known."""
-
-    kind: Literal["code"]
-    path: str
-    languages: tuple[str, ...] | None = None
-
-
-class Rows(_Source):
-    """Rows with a text in `text`: JSON lines, plain or compressed (.gz, .zst), or Parquet. path: a file, or a folder of
-    such."""
-
-    kind: Literal["jsonl", "parquet"]
-    path: str
-    text: str = "text"
-    id: str | None = None
+def _by_kind(values: Any) -> SourceSettings:
+    """A source's settings, as the row of its kind in READERS reads them."""
+    if isinstance(values, SourceSettings):
+        return values
+    if not isinstance(values, Mapping):
+        raise PydanticKnownError("model_attributes_type")
+    about, settings = {"discriminator": "'kind'"}, cast("Mapping[str, Any]", values)
+    if "kind" not in settings:
+        raise PydanticKnownError("union_tag_not_found", about)
+    kind = str(settings["kind"])
+    if kind not in READERS:
+        expected = ", ".join(map(repr, READERS))
+        raise PydanticKnownError("union_tag_invalid", {**about, "tag": kind, "expected_tags": expected})
+    return READERS[kind].settings.model_validate(settings)
 
 
-class Pages(_Source):
-    """Pages, from which the article is extracted: HTML, or web archives (.warc, .warc.gz; .wet holds text already)."""
-
-    kind: Literal["html", "warc"]
-    path: str
-
-
-class PyPI(_Source):
-    """Source code of packages of the package index that pip is configured with; nothing of them is run. packages:
-    `name==version` each."""
-
-    kind: Literal["pypi"]
-    packages: tuple[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$")], ...]
-    languages: tuple[str, ...] | None = None
-
-    @pydantic.model_validator(mode="after")
-    def _no_limit(self) -> PyPI:
-        if self.limit is not None:
-            raise ValueError("limit does not go with kind pypi: name fewer packages")
-        return self
-
-
-class Hub(_Source):
-    """A data set of the Hugging Face Hub, `hf:owner/name[@revision]`, read as a stream from its Parquet or JSON-lines
-    files that `pattern` selects."""
-
-    kind: Literal["hub"]
-    data: Annotated[str, pydantic.Field(pattern=r"^hf:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")]
-    pattern: str = "**"
-    text: str = "text"
-    id: str | None = None
-
-
-class StandardLibrary(_Source):
-    """The running interpreter's own standard library: each module a document. everything: its tests, tables and what
-    programs wrote as well, as the tree lies there; without packages that were installed beside it."""
-
-    kind: Literal["stdlib"]
-    everything: bool = False
-    licence: str | None = "PSF-2.0"
-
-
-Source = Annotated[Files | Code | Rows | Pages | PyPI | Hub | StandardLibrary, pydantic.Field(discriminator="kind")]
+Source = Annotated[pydantic.SerializeAsAny[SourceSettings], pydantic.PlainValidator(_by_kind)]
 
 
 class TrainTokenizer(Strict):

@@ -24,7 +24,7 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import DataError, TokenizerError
 from bedplate.core.files import atomic_write, read_text, safe_join, sha256_file, sha256_json, writable
 from bedplate.core.json import load_json
-from bedplate.data.corpus.recipe import Source
+from bedplate.data.corpus.readers.parts import SourceSettings
 from bedplate.text.tokenizer import Tokenizer
 
 MANIFEST = "corpus.json"
@@ -61,7 +61,7 @@ class SourceEntry(Strict):
     splits: dict[Split, tuple[ShardEntry, ...]]
 
     @classmethod
-    def of(cls, source: Source, groups: ShardGroups) -> SourceEntry:
+    def of(cls, source: SourceSettings, groups: ShardGroups) -> SourceEntry:
         """groups: each its shards by split."""
         splits = {split: tuple(group[split] for group in groups if split in group) for split in SPLITS}
         shards = [shard for split_shards in splits.values() for shard in split_shards]
@@ -117,7 +117,7 @@ class CorpusManifest(Strict):
 
     @classmethod
     def of(
-        cls, recipe: str, tokenizer: Tokenizer, sources: Sequence[Source], groups: Mapping[str, ShardGroups]
+        cls, recipe: str, tokenizer: Tokenizer, sources: Sequence[SourceSettings], groups: Mapping[str, ShardGroups]
     ) -> CorpusManifest:
         """groups: by source, each its shards by split."""
         entry = TokenizerEntry.of(tokenizer)

@@ -16,9 +16,10 @@ from torch import Tensor
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.linear_adapter import AdapterConfig
 from bedplate.core.errors import UsageError
+from bedplate.inference.engine.adapter_table import Adapters
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.runner import Runner
-from bedplate.inference.forward.adapters import Adapters, LoadedAdapter
+from bedplate.inference.forward.adapters import LoadedAdapter
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.torch import Forward, TorchForward
 from bedplate.models.checkpoints.base import Base

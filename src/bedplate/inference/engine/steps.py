@@ -14,13 +14,13 @@ from collections.abc import Sequence
 from functools import partial
 
 from bedplate.core.errors import DeadlineError, UsageError, need_failure
+from bedplate.inference.engine.adapter_table import Adapters
 from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.engine.scheduler import Scheduler, fair_shares
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.engine.step_budget import StepBudget
-from bedplate.inference.forward.adapters import Adapters
 
 log = logging.getLogger("bedplate.inference")
 

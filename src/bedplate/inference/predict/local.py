@@ -29,7 +29,7 @@ from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
-from bedplate.text.tokenizer import TextOrPair, Tokenizer, common_length
+from bedplate.text.tokenizer import TextOrPair, Tokenizer
 
 if TYPE_CHECKING:  # a base alone has no need of them
     from bedplate.inference.predict.predictor import Predictor
@@ -93,21 +93,13 @@ class LocalModel(EngineAnswers, Closing, display.Displayable):
         """The total log-probability (natural log) of each continuation after the prompt. Prompt and continuation are
         tokenised together; where a continuation's first characters merge with the prompt's last into one token, that
         token is scored too."""
-        scores: list[float] = []
         requests: list[Score] = []
-        if self.tokenizer.answers_apart:
-            answers = [tuple(self.tokenizer.encode_answer(continuation)) for continuation in continuations]
-            return list(cast(Scores, self.engine.run([Score(self._ids(prompt), tuple(answers))])[0]).totals)
-        alone = self._ids(prompt)
         for continuation in continuations:
-            whole = self._ids(prompt + continuation)
-            shared_length = common_length(alone, whole)
-            if len(whole) <= shared_length or shared_length == 0:
+            context, continued = self.tokenizer.split_continuation(prompt, continuation)
+            if not context or not continued:
                 raise RequestError(f"{continuation!r} adds no token to the prompt, so there is nothing to score")
-            requests.append(Score(whole[:shared_length], (whole[shared_length:],)))
-        for result in self.engine.run(_merged(requests)):
-            scores += cast(Scores, result).totals
-        return scores
+            requests.append(Score(tuple(context), (tuple(continued),)))
+        return [total for result in self.engine.run(_merged(requests)) for total in cast(Scores, result).totals]
 
     @checked
     def embed(

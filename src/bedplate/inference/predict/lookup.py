@@ -27,7 +27,7 @@ from bedplate.skins.lookup_index import Neighbours, PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration, Passage
 from bedplate.skins.skin import Skin
 from bedplate.skins.verify import verify_skin
-from bedplate.text.tokenizer import Tokenizer, common_length
+from bedplate.text.tokenizer import Tokenizer
 
 _AT_ONCE = 1024
 # Texts whose first characters differ: what prompts with any demonstrations have in common is no part of these.
@@ -98,8 +98,7 @@ class Lookup:
             else:
                 passages = tuple(Passage(number, probe, probe) for number in range(1, self._index.k + 1))
             beginnings.append(prompt.constant_prefix(tokenizer, shown, names, passages))
-        first, last = min(beginnings), max(beginnings)
-        return tuple(first[: max(common_length(first, last) - 1, 0)])
+        return tuple(tokenizer.common_start(beginnings))
 
 
 def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], ...]:

@@ -25,6 +25,7 @@ from bedplate.models.gguf_header import TYPES, GgufHeader, GgufTensor, read_head
 from bedplate.models.layers.sentence_layers import SentenceLayers
 from bedplate.models.specs import EncoderDecoderSpec
 from bedplate.models.specs.transformer import TransformerSpec
+from bedplate.text.source_target import SourceTargetTokenizer
 from bedplate.text.tokenizer import Tokenizer
 
 if TYPE_CHECKING:  # whoever only reads has no need of it
@@ -158,7 +159,9 @@ class GgufCheckpoint:
         if metadata.get("tokenizer.ggml.model", "none") in ("none", "no_vocab"):
             return None
         tokenizer = Tokenizer.from_fields(metadata)
-        return tokenizer.for_encoder(first_is_forced=False) if isinstance(self.spec, EncoderDecoderSpec) else tokenizer
+        if isinstance(self.spec, EncoderDecoderSpec):
+            return SourceTargetTokenizer.of(tokenizer, first_is_forced=False)
+        return tokenizer
 
     @property
     def generation(self) -> dict[str, Any]:

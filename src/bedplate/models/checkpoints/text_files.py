@@ -14,6 +14,7 @@ from bedplate.models.checkpoints.safetensors import read_object
 from bedplate.models.families.fields import GENERATION, shown
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec
 from bedplate.text.directory import FILE, TARGET_FILE
+from bedplate.text.source_target import SourceTargetTokenizer
 from bedplate.text.tokenizer import Tokenizer
 
 log = logging.getLogger("bedplate.models")
@@ -122,7 +123,9 @@ def read_tokenizer(path: Path, spec: TextSpec, first_is_forced: bool) -> Tokeniz
             f"{path}: its config tells of {vocabularies}, but there is {'a' if has_target else 'no'} {TARGET_FILE}, "
             "the tokenizer of its answers"
         )
-    return tokenizer.for_encoder(first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if has_target else None)
+    return SourceTargetTokenizer.of(
+        tokenizer, first_is_forced, Tokenizer.from_directory(path, TARGET_FILE) if has_target else None
+    )
 
 
 def fitting(tokenizer: Tokenizer | None, spec: TextSpec, origin: str) -> Tokenizer | None:

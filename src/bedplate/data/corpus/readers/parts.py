@@ -1,15 +1,33 @@
-"""A unit of work of a build (some files of a source, or a stretch of one), and what reading it gives."""
+"""What a recipe says of any source, a unit of work of a build (some files of a source, or a stretch of one), and what
+reading it gives."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Annotated, Any, Literal, Protocol
 
+import pydantic
+
+from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import check_folders
-from bedplate.data.corpus.recipe import Source
+
+Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+Preset = Literal["prose", "code", "mixed", "none"]
+
+
+class SourceSettings(Strict):
+    """What every source may say. preset: the curation of this source, by default the recipe's. limit: only the first so
+    many documents. kind: which row of READERS reads it."""
+
+    name: Name
+    weight: float | None = pydantic.Field(default=None, ge=0)
+    licence: str | None = None
+    preset: Preset | None = None
+    limit: int | None = pydantic.Field(default=None, ge=1)
+    kind: str
 
 
 @dataclass(frozen=True)
@@ -72,14 +90,16 @@ Read = RawDocument | Unread
 
 
 class Reader(Protocol):
-    """A reader of one kind of source. `plan` names its parts without reading text; `read` yields every document of a
-    part, or says why not: nothing is left out silently."""
+    """A reader of one kind of source. settings: what a recipe says of such a source. `plan` names its parts without
+    reading text; `read` yields every document of a part, or says why not: nothing is left out silently."""
 
+    @property
+    def settings(self) -> type[SourceSettings]: ...
     def plan(self, source: Any, directory: Path, part_bytes: int) -> Iterable[SourcePart]: ...
     def read(self, source: Any, part: SourcePart) -> Iterator[Read]: ...
 
 
-def grouped(source: Source, root: Path | str, pieces: Iterable[FilePiece], part_bytes: int) -> list[SourcePart]:
+def grouped(source: SourceSettings, root: Path | str, pieces: Iterable[FilePiece], part_bytes: int) -> list[SourcePart]:
     """Pieces in parts of about so many bytes, in order."""
     parts: list[SourcePart] = []
     waiting: list[FilePiece] = []
@@ -151,8 +171,10 @@ class WholeFiles:
     """A reader of files that are a document each. suffixes: of those below a source's folder; document: what the
     content of one is, by its id."""
 
-    def __init__(self, suffixes: Sequence[str], document: Callable[[str, bytes], Read]) -> None:
-        self._suffixes, self._document = suffixes, document
+    def __init__(
+        self, settings: type[SourceSettings], suffixes: Sequence[str], document: Callable[[str, bytes], Read]
+    ) -> None:
+        self.settings, self._suffixes, self._document = settings, suffixes, document
 
     def plan(self, source: Any, directory: Path, part_bytes: int) -> list[SourcePart]:
         root, files = source_files(source, directory, self._suffixes, getattr(source, "pattern", None))

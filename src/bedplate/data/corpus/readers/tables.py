@@ -10,20 +10,42 @@ import io
 import zlib
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Annotated, Any, cast
+
+import pydantic
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.json import load_json
 from bedplate.data.corpus.readers import parts
-from bedplate.data.corpus.readers.parts import FilePiece, RawDocument, Read, SourcePart, Unread
-from bedplate.data.corpus.recipe import Hub, Rows
+from bedplate.data.corpus.readers.parts import FilePiece, RawDocument, Read, SourcePart, SourceSettings, Unread
 from bedplate.data.tables import arrow
 
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".ndjson")
 
 
+class Rows(SourceSettings):
+    """Rows with a text in `text`: JSON lines, plain or compressed (.gz, .zst), or Parquet. path: a file, or a folder of
+    such."""
+
+    path: str
+    text: str = "text"
+    id: str | None = None
+
+
+class Hub(SourceSettings):
+    """A data set of the Hugging Face Hub, `hf:owner/name[@revision]`, read as a stream from its Parquet or JSON-lines
+    files that `pattern` selects."""
+
+    data: Annotated[str, pydantic.Field(pattern=r"^hf:[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?$")]
+    pattern: str = "**"
+    text: str = "text"
+    id: str | None = None
+
+
 class JsonReader:
     """kind: jsonl."""
+
+    settings = Rows
 
     def plan(self, source: Rows, directory: Path, part_bytes: int) -> list[SourcePart]:
         root, files = parts.source_files(source, directory, JSON_LINES)
@@ -40,6 +62,8 @@ class JsonReader:
 class ParquetReader:
     """kind: parquet."""
 
+    settings = Rows
+
     def plan(self, source: Rows, directory: Path, part_bytes: int) -> list[SourcePart]:
         root, files = parts.source_files(source, directory, (".parquet",))
         return parts.grouped(source, root, (piece for path in files for piece in _row_groups(path)), part_bytes)
@@ -52,6 +76,8 @@ class ParquetReader:
 
 class HubReader:
     """kind: hub. A part is some of the data set's files, at the revision that the plan found."""
+
+    settings = Hub
 
     def plan(self, source: Hub, directory: Path, part_bytes: int) -> list[SourcePart]:
         from bedplate.hub.huggingface import files

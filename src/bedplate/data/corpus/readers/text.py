@@ -8,13 +8,15 @@ import os
 import tokenize
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Annotated
+
+import pydantic
 
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import on_closed, sha256_file
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.readers import parts
 from bedplate.data.corpus.readers.parts import FilePiece, RawDocument, Read, SourcePart, Unread, WholeFiles
-from bedplate.data.corpus.recipe import Code, PyPI, Source, StandardLibrary
 from bedplate.data.stdlib import INSTALLED, NOT_LIBRARY, library_files, library_root
 
 LANGUAGES: dict[str, str] = {
@@ -39,11 +41,48 @@ NOT_OWN = frozenset(
 """Folders of a tree that hold what others wrote, or what programs did."""
 
 
+class Files(parts.SourceSettings):
+    """Text files: each a document. path: a file or a folder, read below for `pattern`."""
+
+    path: str
+    pattern: str | None = None
+
+
+class Code(parts.SourceSettings):
+    """A tree of source code: each file a document, without what is generated, vendored or no code. languages: by
+    default all that are known."""
+
+    path: str
+    languages: tuple[str, ...] | None = None
+
+
+class StandardLibrary(parts.SourceSettings):
+    """The running interpreter's own standard library: each module a document. everything: its tests, tables and what
+    programs wrote as well, as the tree lies there; without packages that were installed beside it."""
+
+    everything: bool = False
+    licence: str | None = "PSF-2.0"
+
+
+class PyPI(parts.SourceSettings):
+    """Source code of packages of the package index that pip is configured with; nothing of them is run. packages:
+    `name==version` each."""
+
+    packages: tuple[Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*==[A-Za-z0-9.!+_-]+$")], ...]
+    languages: tuple[str, ...] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _no_limit(self) -> PyPI:
+        if self.limit is not None:
+            raise ValueError("limit does not go with kind pypi: name fewer packages")
+        return self
+
+
 class CodeReader(WholeFiles):
     """kind: code."""
 
     def __init__(self) -> None:
-        super().__init__((), as_code)
+        super().__init__(Code, (), as_code)
 
     def plan(self, source: Code, directory: Path, part_bytes: int) -> list[SourcePart]:
         root = directory / Path(source.path).expanduser()
@@ -59,7 +98,7 @@ class StandardLibraryReader(WholeFiles):
     """kind: stdlib. Without the tests and what is not the library itself, unless everything is asked for."""
 
     def __init__(self) -> None:
-        super().__init__((), as_code)
+        super().__init__(StandardLibrary, (), as_code)
 
     def plan(self, source: StandardLibrary, directory: Path, part_bytes: int) -> list[SourcePart]:
         paths = library_files(INSTALLED if source.everything else NOT_LIBRARY)
@@ -70,6 +109,8 @@ class StandardLibraryReader(WholeFiles):
 
 class PyPIReader:
     """kind: pypi. A part is one release; nothing of it is run."""
+
+    settings = PyPI
 
     def plan(self, source: PyPI, directory: Path, part_bytes: int) -> list[SourcePart]:
         from bedplate.hub.index import release
@@ -92,7 +133,7 @@ class PyPIReader:
                     yield as_code(parts.unicode_text(f"{part.root}/{name}"), content)
 
 
-def checked(source: Source, languages: Sequence[str] | None) -> frozenset[str]:
+def checked(source: parts.SourceSettings, languages: Sequence[str] | None) -> frozenset[str]:
     """The languages asked for, or all. ConfigError for one that is not known."""
     all_languages = frozenset((*LANGUAGES.values(), *NAMED.values()))
     for name in languages or ():
@@ -108,7 +149,7 @@ def language_of(name: str) -> str | None:
     return NAMED.get(path.name) or LANGUAGES.get(path.suffix.lower())
 
 
-def _tree(source: Source, root: Path, languages: frozenset[str]) -> Iterator[FilePiece]:
+def _tree(source: parts.SourceSettings, root: Path, languages: frozenset[str]) -> Iterator[FilePiece]:
     for folder, inner, names in os.walk(root, onerror=on_closed(f"source {source.name!r}: ")):
         inner[:] = sorted(name for name in inner if name not in NOT_OWN)
         for name in sorted(names):

@@ -12,16 +12,23 @@ from typing import IO, Any, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.corpus.readers import parts
-from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, Unread
-from bedplate.data.corpus.recipe import Pages
+from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, SourceSettings, Unread
 
 _CHARSET = re.compile(rb"""<meta[^>]{0,200}charset=["']?([A-Za-z0-9_-]+)""", re.I)
 _PAGES = ("text/html", "application/xhtml+xml")
 NOTHING: Mapping[str, str] = {}
 
 
+class Pages(SourceSettings):
+    """Pages, from which the article is extracted: HTML, or web archives (.warc, .warc.gz; .wet holds text already)."""
+
+    path: str
+
+
 class WarcReader:
     """kind: warc."""
+
+    settings = Pages
 
     def plan(self, source: Pages, directory: Path, part_bytes: int) -> list[SourcePart]:
         root, files = parts.source_files(source, directory, (".warc", ".warc.gz", ".wet", ".wet.gz"))
