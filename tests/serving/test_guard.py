@@ -88,6 +88,18 @@ def test_a_mounted_secret_may_be_readable_by_the_servers_group(tmp_path, monkeyp
             assert len(read_keys(path).keys) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, as root")
+def test_a_changed_file_stays_with_its_user(tmp_path):
+    path = write(tmp_path / "keys.yaml", make_key()[0])
+    os.chown(path, 10001, 10002)
+    path.chmod(0o400)
+    key = make_key()[0]
+    write(path, key)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (10001, 10002, 0o400)
+    assert read_keys(path) == KeysFile(keys=(key,))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -329,6 +341,20 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
     last.close()
 
 
+def test_a_server_that_takes_over_quotas_knows_what_was_spent_until_then(tmp_path):
+    first, second = (SpendLedger(tmp_path / "spending.sqlite") for _ in range(2))
+    first.hold()
+    first.add("a", 100, 0.5)
+    first.close()
+    second.hold()
+    assert second.spent("a")[1] == Spending(100, 0.5)
+    second.add("a", 1, 0.25)
+    second.close()
+    last = SpendLedger(tmp_path / "spending.sqlite")
+    assert last.spent("a")[1] == Spending(101, 0.75)
+    last.close()
+
+
 def test_calls_the_server_makes_have_a_quota_but_no_rate(tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 1, "tokens_per_minute": 10}, quota={"tokens_per_day": 20})
     ledger = SpendLedger(tmp_path / "spending.sqlite")
@@ -441,6 +467,23 @@ def test_no_two_servers_grant_one_quota(tmp_path):
     write(free_path, counted, free)
     asyncio.run(second.refresh())
     second.admit(Caller(counted.id, "t")).end()
+    second.close()
+
+
+def test_keys_are_revoked_also_by_a_file_that_the_server_cannot_serve(tmp_path):
+    counted = make_key(quota={"tokens_per_day": 1})[0]
+    (same, right), (gone, _), (disabled, _), (replaced, _) = (make_key() for _ in range(4))
+    first = guard_for(config(keys=write(tmp_path / "first.yaml", counted), state=tmp_path))
+    path = write(tmp_path / "keys.yaml", same, gone, disabled, replaced)
+    second = guard_for(config(keys=path, state=tmp_path))
+    disabled = disabled.model_copy(update={"disabled": True})
+    write(path, counted, same, disabled, replaced.model_copy(update={"hash": "0" * 64}))
+    asyncio.run(second.refresh())
+    second.admit(second.identify(bearer(right))).end()
+    for key in (counted, gone, disabled, replaced):
+        with pytest.raises(StatusError, match="no longer"):
+            second.admit(Caller(key.id, "t"))
+    first.close()
     second.close()
 
 
