@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import json
 import os
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -371,6 +373,20 @@ def test_a_reply_that_is_deleted_twice_at_once_is_looked_for_nowhere_else(tmp_pa
     assert isinstance(refused, StatusError)
     assert refused.status == 404
     assert list(FeedbackStore(tmp_path / "feedback").rows()) == []
+
+
+def test_two_threads_of_a_server_have_its_directory_at_once(tmp_path, monkeypatch):
+    directory = StateDirectory(SimpleNamespace(state=tmp_path))  # type: ignore[arg-type]
+    lock = fcntl.flock
+
+    def slow(file, operation):
+        lock(file, operation)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda _: directory.acquire(), range(2))) == [tmp_path] * 2
+    directory.release()
 
 
 def test_deleting_a_reply_reads_nobody_elses_lines(files, tmp_path):

@@ -297,6 +297,7 @@ class SlotCache:
 
     def trim(self) -> None:
         self._data, self._reach, self._ends, self._stale = {}, {}, {}, set()
+        self.keys, self.values, self.rows, self.capacity = [], [], 0, 0  # where there is no memory, `reserve` allocates
         self.states.close()
         self._allocate(1, min(256, self._spec.sequence_length))
 
