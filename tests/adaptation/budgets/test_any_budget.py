@@ -212,7 +212,7 @@ def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base
     assert report.verdict["status"] == "OUT_OF_BUDGET"
     assert report.data["ledger"] is None
     needed = {admission["rung"]: admission["needed"] for admission in report.verdict["kept_out"]}
-    assert f"train_minutes: {10 / 60:g} → {min(needed.values()):g} would admit" in report.verdict["reason"]
+    assert f"Continue with --budget {math.ceil(min(needed.values()))}m" in report.verdict["reason"]
     assert machine.clock_time - machine.start < 15
 
 
