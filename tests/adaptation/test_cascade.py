@@ -18,8 +18,8 @@ from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 from tests.tiny import write_tiny_base
 
+from bedplate.adaptation.context.backbone import Backbone
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.rungs import probe
 from bedplate.adaptation.rungs.cascade import confidences, threshold_for
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.evaluation.examples import Example, load_examples
@@ -177,7 +177,7 @@ def test_skins_that_do_not_go_together(skins: tuple[Path, Path]):
 def test_the_ladder_finds_a_cascade_that_costs_less_than_the_best(
     tmp_path: Path, bases: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(probe, "POOLINGS", {"decoder": ("last",)})  # good, but not as good as the remote model
+    monkeypatch.setattr(Backbone, "poolings", ("last",))  # good, but not as good as the remote model
     data = write_rows(tmp_path / "rows.jsonl", noise=0.0)
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)

@@ -352,10 +352,7 @@ def test_the_same_command_goes_on_and_a_longer_budget_too(
     assert ours == theirs
     fitted.clear()
     longer = adapt(task, directory / "out", rungs=["majority", "from_scratch"], curve=[20], budget=1e6)
-    assert fitted == [
-        "majority",
-        "from_scratch",
-    ]  # the ladder's own, whose plans know the budget
+    assert fitted == []  # what is finished does not depend on the budget
     assert {p["rung"] for p in longer.data["curve"]["points"]} == {"from_scratch"}
 
 

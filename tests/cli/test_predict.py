@@ -353,6 +353,15 @@ def test_a_row_without_an_answer_has_its_error_in_a_table(
     assert pd.isna(table["review"][3])
 
 
+def test_integers_that_no_column_of_numbers_holds_are_texts(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"id": 2**63, "review": "fine"}, {"id": 1.5, "review": "fine"}, {"id": 2**53 + 1, "review": "fine"}]
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    assert run(capsys, skin_dir, source, "--out", tmp_path / "out.parquet")[0] == 0
+    assert list(pd.read_parquet(tmp_path / "out.parquet")["id"]) == [str(2**63), "1.5", str(2**53 + 1)]
+
+
 def test_tables_that_cannot_be_written_are_refused_before_any_work(
     skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

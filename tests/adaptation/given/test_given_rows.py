@@ -165,6 +165,13 @@ def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_
     written.write_text(written.read_text().replace("train_minutes: 10", "train_minutes: 9"))
     bedplate.adapt(frame, out, target="label", **options)
     assert "train_minutes: 9" in written.read_text()  # resumed: the file of the first call, as it was edited
+    other_column = frame.assign(other=frame["label"])
+    bedplate.adapt(other_column, out, target="label", **options)
+    bedplate.adapt(other_column, out, target="other", **options)
+    assert load_task(written).data.target == "other"
+    (tmp_path / "out.task.jsonl").unlink()
+    bedplate.adapt(other_column, out, target="label", **options)
+    assert load_task(written).data.target == "label"
     for task_without_target in (written, yaml.safe_load(written.read_text())):
         with pytest.raises(UsageError, match="names its own"):
             bedplate.adapt(task_without_target, tmp_path / "other", target="label")

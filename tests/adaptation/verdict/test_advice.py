@@ -48,7 +48,7 @@ def test_a_cheaper_nominee_with_an_undecided_p95_is_named_with_what_would_decide
     assert decision.reason.startswith("lora is the cheapest nominee that clears everything: accuracy 0.950")
     assert "probe costs less per call and clears the target (0.925, at least" in decision.reason
     assert "but its p95 of 64 calls is 934 ms, from 110 to 934 ms" in decision.reason
-    assert "(more calls would decide, or p95_ms: 500 → 940)." in decision.reason
+    assert "(more calls would decide; these show p95_ms: 500 → 940)." in decision.reason
 
 
 def test_every_cheaper_nominee_has_its_own_reason() -> None:

@@ -216,9 +216,26 @@ def test_weights_change_and_counts_go_on(files, tmp_path):
         counts = {row["model"]: (row["weight"], row["calls"]) for row in report(server)["versions"]}
         assert counts == {"tuned": (1, 2), "prompted": (0, 3)}
         assert report(server)["verdict"]["pending"] == 2
+        assert put_weights(server, {"prompted": 0.5, "tuned": 0.5}).status_code == 200
+        assert report(server)["verdict"]["pending"] == 0  # a comparison of versions is of one period of weights
+        assert roll_back(server).status_code == 200
+        assert put_weights(server, {"prompted": 1, "tuned": 0}).status_code == 200
+        assert put_weights(server, {"tuned": 1}).status_code == 200
         assert roll_back(server).status_code == 200
         assert post_chat(server).headers["x-bedplate-version"] == "prompted"
         assert report(server)["previous"] == {"tuned": 1}
+
+
+def test_a_change_moves_few_callers_and_is_taken_back_without_the_version_that_failed(files, tmp_path):
+    with serving(files, tmp_path, sentiment={"versions": {"prompted": 0.9, "tuned": 0.1}, "sticky": "user"}) as server:
+        changed = put_weights(server, {"tuned": 0.2, "prompted": 0.8})
+        assert [row["model"] for row in changed.json()["versions"]] == ["prompted", "tuned"]  # shares stay in order
+    with serving(files, tmp_path / "new", sentiment={"versions": {"prompted": 1, "tuned": 0}}) as server:
+        assert put_weights(server, {"prompted": 0.5, "tuned": 0.5}).status_code == 200
+        with httpx.Client(trust_env=False) as client:
+            assert client.delete(f"{server.url}/admin/skins/tuned").status_code == 200
+        assert roll_back(server).status_code == 200
+        assert post_chat(server).headers["x-bedplate-version"] == "prompted"
 
 
 @pytest.mark.parametrize(
@@ -342,7 +359,7 @@ def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path
     from bedplate.serving.rollout import version_router
 
     monkeypatch.setattr(version_router, "MOST_WAITING", 2)
-    monkeypatch.setattr(version_router, "WAIT_SECONDS", 0.3)
+    monkeypatch.setattr(version_router, "WAIT_SECONDS", 1.0)
     idle = [True]
     monkeypatch.setattr(ServerState, "has_free_rows", property(lambda state: idle[0]))
     with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "tuned"}) as server:

@@ -80,10 +80,6 @@ def drift(
     old, elsewhere = _old_rows(origin, notes)
     question = sha256_json({"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence})
     look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
-    if unseen:  # whoever reads how a skin does on rows may choose by it
-        keys = keys_of((e.id, e.inputs) for e in unseen)
-        ledger_for(None, new).open(question, keys, task=task.task, reason=f"evaluate {origin.skin.name} on new rows")
-        notes.append("the test ledger now has these rows as opened; a later verdict of `adapt` on them is exploratory")
     earlier = earlier_looks(origin.id, question)
     notes += earlier.notes
     levels = Levels(round(1 - confidence, 12))
@@ -92,6 +88,11 @@ def drift(
     assert not isinstance(predictor, LocalModel)
     evaluation = measured = None
     with closing(predictor):
+        if unseen:  # whoever reads how a skin does on rows may choose by it; a call that fails before reads nothing
+            keys, reason = keys_of((e.id, e.inputs) for e in unseen), f"evaluate {origin.skin.name} on new rows"
+            opening = ledger_for(None, new).open(question, keys, task=task.task, reason=reason)
+            notes += opening.notes
+            notes.append("these rows are in the test ledger now; a later verdict of `adapt` on them is exploratory")
         this_look = _Look(origin, fresh, predictor, levels, look.number, earlier, largest, seed, notes)
         if fresh.labelled:
             evaluation, measured = this_look.quality(unseen)

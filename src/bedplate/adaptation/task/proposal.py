@@ -17,6 +17,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.data.sources import read_rows
 from bedplate.data.tables import is_table, json_lines, records, table_rows
+from bedplate.evaluation.task import load_task
 
 DEFAULT_BASE = "smollm2-135m"
 
@@ -87,9 +88,14 @@ def task_file_of(task: Any, out: Path, target: str | None) -> Path:
         task_type = type(task).__name__
         raise UsageError(f"task is {task_type}; give a task file's path, its content as a mapping, or a table of rows")
     path = out.with_name(f"{out.name}.task.yaml")
+    rows_path = path.with_suffix(".jsonl")
     if isinstance(task, Mapping):
         atomic_write(path, yaml.safe_dump(_absolute(task), sort_keys=False, allow_unicode=True))
-    elif not path.exists() or path.with_suffix(".jsonl").read_bytes() != json_lines(records(task, "task")):
+    elif (
+        not (path.exists() and rows_path.exists())
+        or rows_path.read_bytes() != json_lines(records(task, "task"))
+        or target not in (None, load_task(path).data.target)
+    ):
         init(task, path, target=target, overwrite=True)
     return path
 

@@ -15,6 +15,7 @@ from bedplate.report.schema_parts import NotTried
 CALL_LIMITS = {"p95_ms", "usd_per_1k_calls"}
 """Keys of the budget that limit one call, not the climb."""
 ALPHA = 0.05
+OVER_BUDGET = "because a call is over the budget"
 
 
 def untried(left_out: Sequence[NotTried], outcomes: Mapping[str, RungOutcome], status: Status) -> str | None:
@@ -28,7 +29,7 @@ def untried(left_out: Sequence[NotTried], outcomes: Mapping[str, RungOutcome], s
         if omission.kind == "rule":
             cause = "by a rule of thumb"
         elif needs & CALL_LIMITS:
-            cause = "because a call is over the budget"
+            cause = OVER_BUDGET
         else:
             cause = "for lack of money" if "train_usd" in needs else "for lack of time"
         names.setdefault(cause, []).append(omission.rung)
@@ -36,7 +37,8 @@ def untried(left_out: Sequence[NotTried], outcomes: Mapping[str, RungOutcome], s
         return None
     better = "a cheaper skin may be" if status == "PASS" else "a skin that reaches the target may be"
     causes = "; ".join(f"{cause}: {', '.join(rungs)}" for cause, rungs in names.items())
-    return f"Untested {causes} ({better} among these)."
+    # what a call's own limits leave out cannot be the skin that is looked for
+    return f"Untested {causes}" + (f" ({better} among these)." if names.keys() - {OVER_BUDGET} else ".")
 
 
 def classical(verdict: GateVerdict, evaluations: Mapping[str, Evaluation], seed: int, *, servable: bool) -> str | None:

@@ -460,7 +460,7 @@ def _shortfall(condition: Condition) -> str:
     if condition.upper is None:
         return f"its {condition.reason}"
     change = f"{condition.limit}: {condition.budget:g} → {round_up(condition.upper):g}"
-    remedy = f"more calls would decide, or {change}" if condition.holds is None else f"{change} would admit it"
+    remedy = f"more calls would decide; these show {change}" if condition.holds is None else f"{change} would admit it"
     return f"its {condition.reason} ({remedy})"
 
 

@@ -17,6 +17,8 @@ from bedplate.data.tables import BadRow, FileFormat, arrow
 Writer: TypeAlias = Callable[[Mapping[str, type], Iterator[list[Any]], IO[bytes]], None]
 ADDED_COLUMNS = ("answer", "probability", "error")
 _ROWS_AT_ONCE = 1000
+_EXACT = 2**53
+"""Up to here an integer is a float as well."""
 
 
 def column_types(rows_format: FileFormat, path: Path) -> dict[str, type]:
@@ -28,7 +30,7 @@ def column_types(rows_format: FileFormat, path: Path) -> dict[str, type]:
     with path.open("rb") as stream:
         for row in rows_format.read(stream, str(path)):
             for name, value in () if isinstance(row, BadRow) else row.value.items():
-                types.setdefault(name, set()).update(() if value is None else (type(value),))
+                types.setdefault(name, set()).update(() if value is None else (_type_of(value),))
     taken = next((name for name in ADDED_COLUMNS if name in types), None)
     if taken is not None:
         raise DataError(
@@ -78,6 +80,11 @@ def _parquet(types: Mapping[str, type], cells: Iterator[list[Any]], out: IO[byte
 
 WRITERS: dict[str, Writer] = {".csv": _separated(","), ".tsv": _separated("\t"), ".parquet": _parquet}
 """A table's suffix → how it is written. JSON lines are written as the predictions are made."""
+
+
+def _type_of(value: Any) -> type:
+    """The type of a cell; an integer that a column of floats would round is a text."""
+    return str if type(value) is int and abs(value) > _EXACT else type(value)
 
 
 def _common(value_types: set[type]) -> type:

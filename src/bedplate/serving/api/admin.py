@@ -121,7 +121,7 @@ class RouteRequest(RequestFields):
 @routes.put("/{name:path}")
 @answers("admin")
 async def put_route(call: ApiCall, request: RouteRequest) -> Response:
-    """Sets a route's versions and weights under traffic. Counts, pairs and the verdict go on."""
+    """Sets a route's versions and weights under traffic. Counts and pairs go on."""
     router = call.server.part(VersionRouter)
     return json_response(await asyncio.to_thread(router.change, call.request.path_params["name"], request.versions))
 

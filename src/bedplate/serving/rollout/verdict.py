@@ -210,7 +210,7 @@ class OnlineVerdict:
 
     def __init__(self, config: RouteVerdict, shadow: str | None, clock: Callable[[], float] = time.time) -> None:
         self.config, self._clock = config, clock
-        self._paired = config.of == shadow
+        self.paired = config.of == shadow
         self._waiting: deque[OutcomeCall] = deque()
         self._arms: dict[str, _Arm] = {"of": _Arm(), "against": _Arm()}
         self._early = 0
@@ -218,11 +218,9 @@ class OnlineVerdict:
 
     def record(self, id: str, version: str, ours: str, shadow: str | None, targets: Digests) -> None:
         """An answered call, or with `shadow` a pair."""
-        if (shadow is not None) != self._paired or not (
-            self._paired or version in (self.config.of, self.config.against)
-        ):
+        if (shadow is not None) != self.paired or not (self.paired or version in (self.config.of, self.config.against)):
             return
-        if self._paired and self.config.against not in (None, version):
+        if self.paired and self.config.against not in (None, version):
             return
         with self._lock:
             self._waiting.append(OutcomeCall(id, self._clock(), version, ours, shadow))
@@ -233,7 +231,7 @@ class OnlineVerdict:
         while self._waiting and (self._waiting[0].at <= before or len(self._waiting) > MOST_PENDING):
             answer_record = self._waiting.popleft()
             self._early += answer_record.at > before
-            arm = self._arms["of" if self._paired or answer_record.version == self.config.of else "against"]
+            arm = self._arms["of" if self.paired or answer_record.version == self.config.of else "against"]
             has_target, target = targets.of(answer_record.id)
             if has_target and not (target == WRONG and answer_record.shadow not in (None, answer_record.ours)):
                 arm.values[self._value(answer_record, target)] += 1
@@ -263,7 +261,7 @@ class OnlineVerdict:
         worst_low, worst_high = self._bounds(of, against, worst=True)
         status, worst = _status(low, high, needed), _status(worst_low, worst_high, needed)
         judged, missing = of.judged + against.judged, of.missing + against.missing
-        compared = {} if config.against is None or self._paired else {config.against: against}
+        compared = {} if config.against is None or self.paired else {config.against: against}
         versions = {config.of: of, **compared}
         return {
             "of": config.of,
@@ -287,7 +285,7 @@ class OnlineVerdict:
     def _estimate(self, of: float | None, against: float | None) -> float | None:
         if self.config.against is None or of is None:
             return of
-        if self._paired:
+        if self.paired:
             return 2 * of - 1
         return None if against is None else of - against
 
@@ -296,7 +294,7 @@ class OnlineVerdict:
         confidence, unseen = self.config.confidence, 0.0 if worst else None
         if self.config.against is None:
             return of.bounds(confidence, unseen)
-        if self._paired:
+        if self.paired:
             low, high = of.bounds(confidence, unseen)
             return 2 * low - 1, 2 * high - 1
         half = 1 - (1 - confidence) / 2

@@ -173,7 +173,7 @@ class _Route:
         self.file_config = self.config
 
     def set_versions(self, versions: Mapping[str, float], previous: dict[str, float] | None) -> None:
-        """Counts, pairs and the verdict go on. ValidationError for weights that the route cannot have."""
+        """Counts and pairs go on. ValidationError for weights that the route cannot have."""
         self.config = RouteConfig.model_validate({**self.config.model_dump(), "versions": dict(versions)})
         self.previous = previous
 
@@ -213,12 +213,15 @@ class VersionRouter(Collector):
         StatusError 404 for no route, 503 where the change cannot be saved; RequestError for weights that cannot be.
         """
         route = self._route(name)
-        missing = [version for version in versions if version not in self._registry.models]
+        served = self._registry.models
+        missing = [version for version, weight in versions.items() if weight > 0 and version not in served]
         if missing:
             message = f"versions: {missing[0][:80]!r} is not served; load it first (POST /admin/skins)"
             raise RequestError(message, param="versions", code="version_not_served")
         with self._changing:
             before, earlier = route.config, route.previous
+            # Shares lie in the order of the versions, so that those that stay keep their callers.
+            versions = {**{name: versions[name] for name in before.versions if name in versions}, **versions}
             if versions != before.versions:  # a request that is sent again must not lose `previous`
                 try:
                     route.set_versions(versions, before.versions)
@@ -229,6 +232,9 @@ class VersionRouter(Collector):
                 except BaseException:
                     route.config, route.previous = before, earlier
                     raise
+                if route.verdict is not None and not route.verdict.paired:
+                    # Versions that answer different calls are compared within one period of fixed weights alone.
+                    route.verdict = OnlineVerdict(route.verdict.config, route.config.shadow)
                 log.info("the route %s now has the weights %s; it had %s", name, dict(versions), before.versions)
             return self.report(name)
 
@@ -264,7 +270,7 @@ class VersionRouter(Collector):
                 route = self._routes.get(name)
                 if route is None:
                     continue
-                if saved["file"] != route.file_config.model_dump(mode="json"):
+                if RouteConfig.model_validate(saved["file"]) != route.file_config:
                     log.warning(
                         "the route %s was edited in the server's file: weights set at run time are dropped", name
                     )
