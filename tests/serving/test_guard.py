@@ -9,6 +9,7 @@ import os
 import sqlite3
 import stat
 import tempfile
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from bedplate.cli.main import main
 from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
+from bedplate.serving.callers import api_keys
 from bedplate.serving.callers.api_keys import (
     Key,
     KeyLimits,
@@ -383,6 +385,35 @@ def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     assert caplog.messages == [
         f"{prefix} 'tinny', which is not served; did you mean 'tiny'?",
         f"{prefix} 'xyz', which is not served; its holder cannot call it",
+    ]
+
+
+def test_no_request_waits_for_the_comparison_of_names(tmp_path, caplog, monkeypatch):
+    """And a name that many keys have is compared, and said, once."""
+    keys = [make_key(models=("tinny",))[0] for _ in range(50)]
+    path = write(tmp_path / "keys.yaml")
+    guard = CallerGuard(KeyStore(path))
+    guard.compare(lambda: ["tiny"])
+    waiting, compared = threading.Event(), list[str]()
+
+    def slow(name, names):
+        compared.append(name)
+        assert waiting.wait(60)
+        return names
+
+    monkeypatch.setattr(api_keys, "nearest", slow)
+    write(path, *keys)
+
+    async def refreshed() -> None:
+        try:
+            await asyncio.wait_for(guard.refresh(), 10)
+        finally:
+            waiting.set()
+
+    asyncio.run(refreshed())
+    assert compared == ["tinny"]
+    assert caplog.messages == [
+        f"the key {keys[0].id} and 49 more name the model 'tinny', which is not served; did you mean 'tiny'?"
     ]
 
 

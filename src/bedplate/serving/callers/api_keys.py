@@ -163,12 +163,23 @@ class KeyStore:
     def compare(self, served: Callable[[], Iterable[str]] | None) -> None:
         """Logs which keys name a model that is not `served`, now and whenever the file is read again."""
         self._served = served
-        names, current_time = [] if served is None else list(served()), datetime.now(UTC)
-        for key in () if served is None else self._keys.values():
+        self.warn_of_names()
+
+    def warn_of_names(self) -> None:
+        """Logs each name that keys have for a model that is not served. Hundreds of names take seconds."""
+        if self._served is None:
+            return
+        served, current_time = list(self._served()), datetime.now(UTC)
+        ids_by_name: dict[str, list[str]] = {}
+        for key in self._keys.values():
             for name in () if key.models == "all" or key.state(current_time) != "active" else key.models:
-                if name not in names:
-                    hint = did_you_mean(nearest(name, names)) or "its holder cannot call it"
-                    log.warning("the key %s names the model %r, which is not served; %s", key.id, name, hint)
+                ids_by_name.setdefault(name, []).append(key.id)
+        for name, (first, *others) in ids_by_name.items():
+            if name in served:
+                continue
+            keys = f"the key {first} and {len(others)} more name" if others else f"the key {first} names"
+            hint = did_you_mean(nearest(name, served)) or "its holder cannot call it"
+            log.warning("%s the model %r, which is not served; %s", keys, name, hint)
 
     def _read(self) -> dict[str, Key]:
         file = read_keys(self._path)
@@ -187,12 +198,14 @@ class KeyStore:
         """Whether the file is the one that was read."""
         return self._stamp() == self._last_stamp
 
-    def refresh(self) -> None:
-        """Reads the file again if it is another than before. Thousands of keys take seconds."""
+    def refresh(self) -> bool:
+        """Reads the file again if it is another than before. Thousands of keys take seconds. Returns whether there are
+        new keys, whose names `warn_of_names` compares."""
         with self._reading:
             stamp = self._stamp()
             if stamp == self._last_stamp:
-                return
+                return False
+            before = self._keys
             try:
                 with without_collections():
                     self._keys = self._read()
@@ -200,8 +213,8 @@ class KeyStore:
                 log.error("the keys stay as they were: %s", error)
             else:
                 log.info("read %d keys from %s", len(self._keys), self._path)
-                self.compare(self._served)
             self._last_stamp = stamp
+            return self._keys is not before
 
     def get(self, id_: str) -> Key | None:
         """The key as it was last read."""
