@@ -13,6 +13,7 @@ from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.decision import (
+    POSTPONED,
     BudgetChanges,
     GateDecision,
     GateVerdict,
@@ -135,6 +136,16 @@ def test_nothing_to_judge_is_out_of_budget_only_where_a_budget_would_help():
         decision = GateVerdict(nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out).decision
         assert decision.status == status
         assert ("train_minutes: 0.1 → 0.4 would admit zero_shot" in decision.reason) == (status == "OUT_OF_BUDGET")
+
+
+def test_where_test_stays_closed_for_lack_of_money_the_budget_that_would_help_is_named():
+    nomination = Nomination((), None, None, {"from_scratch": POSTPONED, "lookup": POSTPONED})
+    late = RungOutcome("probe", "skipped", "no money", skip="budget", needs={"train_usd": 0.4})
+    kept_out = admissions([], {"probe": late}, BudgetSpec(train_usd=0.1), {})
+    decision = GateVerdict(nomination, [], metric="accuracy", target=0.8, n=9, groups=9, kept_out=kept_out).decision
+    assert decision.status == "OUT_OF_BUDGET"
+    assert "test stays closed. Of the budget, train_usd: 0.1 → 0.4 would admit probe" in decision.reason
+    assert decision.reason.endswith("Or judge what there is: --rungs from_scratch,lookup.")
 
 
 @given(st.floats(1e-6, 1e6))

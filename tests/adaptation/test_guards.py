@@ -343,7 +343,10 @@ def test_a_guard_is_called_broken_with_the_error_that_other_conditions_leave() -
     assert shared.holds is None
     assert shared.lower == drop_of("retention", rows_that_lost(lost_items), 0.99).lower
     assert shared.upper == alone.upper  # that all hold is shown at the level of one
-    assert result.model_copy(update={"rows": rows_that_lost(lost_items + 10)}).at(0.95, claims=5).holds is False
+    broken_guard = result.model_copy(update={"rows": rows_that_lost(lost_items + 10)}).at(0.95, claims=5)
+    assert broken_guard.holds is False
+    assert broken_guard.confidence == 0.95
+    assert "with 99.0% confidence, over 0.1" in broken_guard.reason  # the level that its lower bound has
 
 
 def rows_that_lost(count: int) -> tuple[GuardRow, ...]:

@@ -337,6 +337,30 @@ def test_groups_are_set_apart_only_where_the_others_are_worth_far_more_without_t
     assert (lower.n, lower.groups) == (1000, 801)
 
 
+def test_a_group_set_apart_does_not_count_among_the_groups_that_are_needed() -> None:
+    for giant in (220, 230, 500):
+        groups = np.repeat(np.arange(801), [giant, *[1] * 800])
+        bound = clusters.effective_n_bound(np.ones(groups.size), groups)
+        assert 0.98 < bound.value <= proportions.binomial_lower(800, 800)
+    few = np.repeat(np.arange(40), [39, *[1] * 39])
+    with pytest.raises(unequal.InsufficientGroups, match="39 groups are too few"):
+        clusters.effective_n_bound(np.ones(78), few)
+
+
+def test_an_interval_that_asks_for_two_groups_asks_no_more_of_those_beside_a_group_set_apart() -> None:
+    groups = np.repeat(np.arange(36), [70, *[2] * 35])
+    x = (np.arange(140) % 9 > 0).astype(float)
+    assert clusters.dominating(np.bincount(groups).astype(float)).sum() == 1
+    low, high = clusters.effective_n_interval(x, groups, minimum_groups=2)
+    assert 0 < low < x.mean() < high < 1
+    with pytest.raises(unequal.InsufficientGroups, match="35 groups are too few"):
+        clusters.effective_n_bound(x, groups)
+
+
+def test_a_worth_just_short_of_enough_is_not_rounded_up() -> None:
+    assert "count as 19.9 equal ones" in unequal.InsufficientGroups(801, 40, 19.96).message
+
+
 @pytest.mark.parametrize("truth", [0.79, 0.81, 0.83, 0.86])
 @pytest.mark.parametrize("n", [900, 3000])
 def test_the_power_of_rows_is_that_of_the_exact_test(truth: float, n: int) -> None:

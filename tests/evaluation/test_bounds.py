@@ -17,6 +17,7 @@ from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.evaluation.evaluated import RareLabel, compare, unseen_macro_f1
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.metrics import macro_f1
+from bedplate.evaluation.slices import slices
 from bedplate.evaluation.task import Task
 
 CONFIDENCE = 0.95
@@ -56,6 +57,15 @@ def test_answers_in_groups_need_as_many_groups_with_an_answer() -> None:
     )
     scores = [float(i % 9 > 0) for i in range(200)]
     assert enough.lower_bound == pytest.approx(effective_n_bound(scores, groups[:200]).value)
+
+
+def test_rows_of_which_half_are_one_group_have_intervals_of_their_slices() -> None:
+    groups = ["giant"] * 70 + [f"g{i // 2}" for i in range(70)]
+    evaluation = answered([i % 9 > 0 for i in range(140)], groups)
+    assert evaluation.interval != (0.0, 1.0)
+    whole = slices(evaluation)[0]
+    assert whole.n == 140
+    assert whole.interval == pytest.approx(evaluation.interval)
 
 
 def test_no_answer_says_nothing() -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import fcntl
 import json
+import os
 import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -26,6 +31,8 @@ from bedplate.evaluation.task import load_task
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.durable.feedback_service import Feedback, sampled
 from bedplate.serving.durable.feedback_store import FeedbackStore, plain_id
+from bedplate.serving.durable.state_directory import StateDirectory
+from bedplate.serving.schemas.http_errors import DiskOutage, StatusError
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.serving.settings.redaction import NAMED, Expression, RedactionTimeout, Redactor
 from bedplate.serving.settings.server_config import FeedbackConfig, KeepRule
@@ -322,6 +329,66 @@ def test_a_reply_is_erased_in_its_place_and_half_an_erasure_is_none(tmp_path):
     assert list(store.rows()) == []
 
 
+def test_an_interrupted_erasure_is_finished(tmp_path, monkeypatch):
+    """By the next attempt, by a server's start, and by whatever is purged."""
+    store = FeedbackStore(tmp_path)
+    places = store.append("m", [row(str(number), replies=["secret"]) for number in range(3)])
+
+    def fail(descriptor):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "fsync", fail)
+        for place in places:
+            with pytest.raises(OSError, match="Input"):
+                store.erase(str(places.index(place)), [place])
+    assert list(store.rows()) == []
+    left = places[0].path.read_bytes()
+    assert left.count(b"secret") == 3
+    assert store.erase("0", places[:1]) == 1
+    assert places[0].path.read_bytes().count(b"secret") == 2
+    for finish in (FeedbackStore(tmp_path).finish_erasures, lambda: FeedbackStore(tmp_path).purge(ids={"none"})):
+        places[0].path.write_bytes(left)
+        finish()
+        assert places[0].path.read_bytes().split() == []
+
+
+def test_a_reply_that_is_deleted_twice_at_once_is_looked_for_nowhere_else(tmp_path, monkeypatch):
+    """And nothing is said any more of a reply whose deletion came first."""
+    id_ = "a1" * 16
+    FeedbackStore(tmp_path / "feedback").append("m", [row(id_)])
+    directory = StateDirectory(SimpleNamespace(state=tmp_path))  # type: ignore[arg-type]
+    feedback = Feedback(directory, FeedbackConfig(), DiskOutage())
+    monkeypatch.setattr(FeedbackStore, "purge", lambda *_, **__: pytest.fail("all files were read"))
+    said = {"index": 0, "rating": "good", "correction": None, "comment": None}
+
+    async def deleted_twice() -> list[Any]:
+        async with feedback.running(None):  # type: ignore[arg-type]
+            calls = (feedback.forget(id_), feedback.forget(id_), feedback.record(id_, "m", "t", said))
+            return await asyncio.gather(*calls, return_exceptions=True)
+
+    *erased, refused = asyncio.run(deleted_twice())
+    directory.release()
+    assert erased == [1, 0]
+    assert isinstance(refused, StatusError)
+    assert refused.status == 404
+    assert list(FeedbackStore(tmp_path / "feedback").rows()) == []
+
+
+def test_two_threads_of_a_server_have_its_directory_at_once(tmp_path, monkeypatch):
+    directory = StateDirectory(SimpleNamespace(state=tmp_path))  # type: ignore[arg-type]
+    lock = fcntl.flock
+
+    def slow(file, operation):
+        lock(file, operation)
+        time.sleep(0.2)
+
+    monkeypatch.setattr(fcntl, "flock", slow)
+    with ThreadPoolExecutor(2) as threads:
+        assert list(threads.map(lambda _: directory.acquire(), range(2))) == [tmp_path] * 2
+    directory.release()
+
+
 def test_deleting_a_reply_reads_nobody_elses_lines(files, tmp_path):
     """Nor does what comes after: whose the replies are is known still."""
     others = [row(f"{number:032x}", tenant="them", replies=["x" * 200]) for number in range(5_000)]
@@ -405,6 +472,16 @@ def test_an_export_holds_one_reply_at_a_time(tmp_path):
         assert tracemalloc.get_traced_memory()[1] < 4_000_000  # of 10,000,000
     finally:
         tracemalloc.stop()
+
+
+def test_replies_that_are_erased_during_an_export_are_not_exported(tmp_path):
+    store = FeedbackStore(tmp_path)
+    replies = store.append("m", [row(str(number), inputs=[{"x": "y"}], replies=["a"]) for number in range(2)])
+    store.append("m", [row(str(number), "feedback", rating="good", correction=None, index=0) for number in range(2)])
+    exported = store.examples("m")
+    assert next(exported)["id"] == "0-0"
+    store.erase("1", replies[1:])
+    assert list(exported) == []
 
 
 def test_lines_that_are_erased_while_they_are_read_are_not_read(tmp_path):

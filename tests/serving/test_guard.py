@@ -9,6 +9,7 @@ import os
 import sqlite3
 import stat
 import tempfile
+import threading
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,6 +23,7 @@ from hypothesis import strategies as st
 from bedplate.cli.main import main
 from bedplate.core.endpoint_spec import is_loopback
 from bedplate.core.errors import ConfigError, UsageError
+from bedplate.serving.callers import api_keys
 from bedplate.serving.callers.api_keys import (
     Key,
     KeyLimits,
@@ -84,6 +86,18 @@ def test_a_mounted_secret_may_be_readable_by_the_servers_group(tmp_path, monkeyp
         path.chmod(mode)
         with contextlib.nullcontext() if accepted else pytest.raises(ConfigError, match="chmod 600"):
             assert len(read_keys(path).keys) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="gives a file to another user, as root")
+def test_a_changed_file_stays_with_its_user(tmp_path):
+    path = write(tmp_path / "keys.yaml", make_key()[0])
+    os.chown(path, 10001, 10002)
+    path.chmod(0o400)
+    key = make_key()[0]
+    write(path, key)
+    status = path.stat()
+    assert (status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)) == (10001, 10002, 0o400)
+    assert read_keys(path) == KeysFile(keys=(key,))
 
 
 @pytest.mark.parametrize(
@@ -327,6 +341,20 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
     last.close()
 
 
+def test_a_server_that_takes_over_quotas_knows_what_was_spent_until_then(tmp_path):
+    first, second = (SpendLedger(tmp_path / "spending.sqlite") for _ in range(2))
+    first.hold()
+    first.add("a", 100, 0.5)
+    first.close()
+    second.hold()
+    assert second.spent("a")[1] == Spending(100, 0.5)
+    second.add("a", 1, 0.25)
+    second.close()
+    last = SpendLedger(tmp_path / "spending.sqlite")
+    assert last.spent("a")[1] == Spending(101, 0.75)
+    last.close()
+
+
 def test_calls_the_server_makes_have_a_quota_but_no_rate(tmp_path):
     key, secret = make_key(limits={"requests_per_minute": 1, "tokens_per_minute": 10}, quota={"tokens_per_day": 20})
     ledger = SpendLedger(tmp_path / "spending.sqlite")
@@ -386,6 +414,35 @@ def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     ]
 
 
+def test_no_request_waits_for_the_comparison_of_names(tmp_path, caplog, monkeypatch):
+    """And a name that many keys have is compared, and said, once."""
+    keys = [make_key(models=("tinny",))[0] for _ in range(50)]
+    path = write(tmp_path / "keys.yaml")
+    guard = CallerGuard(KeyStore(path))
+    guard.compare(lambda: ["tiny"])
+    waiting, compared = threading.Event(), list[str]()
+
+    def slow(name, names):
+        compared.append(name)
+        assert waiting.wait(60)
+        return names
+
+    monkeypatch.setattr(api_keys, "nearest", slow)
+    write(path, *keys)
+
+    async def refreshed() -> None:
+        try:
+            await asyncio.wait_for(guard.refresh(), 10)
+        finally:
+            waiting.set()
+
+    asyncio.run(refreshed())
+    assert compared == ["tinny"]
+    assert caplog.messages == [
+        f"the key {keys[0].id} and 49 more name the model 'tinny', which is not served; did you mean 'tiny'?"
+    ]
+
+
 def test_quotas_in_dollars_need_a_price(tmp_path):
     path = write(tmp_path / "keys.yaml", make_key(quota={"usd_per_day": 1})[0])
     with pytest.raises(ConfigError, match="price"):
@@ -410,6 +467,23 @@ def test_no_two_servers_grant_one_quota(tmp_path):
     write(free_path, counted, free)
     asyncio.run(second.refresh())
     second.admit(Caller(counted.id, "t")).end()
+    second.close()
+
+
+def test_keys_are_revoked_also_by_a_file_that_the_server_cannot_serve(tmp_path):
+    counted = make_key(quota={"tokens_per_day": 1})[0]
+    (same, right), (gone, _), (disabled, _), (replaced, _) = (make_key() for _ in range(4))
+    first = guard_for(config(keys=write(tmp_path / "first.yaml", counted), state=tmp_path))
+    path = write(tmp_path / "keys.yaml", same, gone, disabled, replaced)
+    second = guard_for(config(keys=path, state=tmp_path))
+    disabled = disabled.model_copy(update={"disabled": True})
+    write(path, counted, same, disabled, replaced.model_copy(update={"hash": "0" * 64}))
+    asyncio.run(second.refresh())
+    second.admit(second.identify(bearer(right))).end()
+    for key in (counted, gone, disabled, replaced):
+        with pytest.raises(StatusError, match="no longer"):
+            second.admit(Caller(key.id, "t"))
+    first.close()
     second.close()
 
 

@@ -465,6 +465,7 @@ def test_the_systemd_unit_starts_what_the_command_line_knows():
     assert (Path(program).name, verb in VERBS, option) == ("bedplate", True, "--config")
     assert Path(path).is_absolute()
     assert float(unit["Service"]["TimeoutStopSec"]) > 20  # the grace_seconds of the documented file
+    assert unit["Service"]["User"] == "bedplate"  # its keys file has an owner that stays the same
     home = dict(word.split("=", 1) for word in unit["Service"]["Environment"].split())["BEDPLATE_HOME"]
     assert home == f"/var/lib/{unit['Service']['StateDirectory']}"
 

@@ -90,7 +90,8 @@ def adapt_with_labels(
         limits: dict[str, Any] = {"budget": budget, "exhaustive": exhaustive}
         report = adapt(task_path, out, rungs=rungs, seed=seed, overrides=overrides, **limits, looking=looking)
         if report.verdict["status"] != "INSUFFICIENT_DATA":
-            return LabelStep(report, None, (looking.record.said,))
+            looked = report.data["ledger"] is not None  # else test stayed closed, and the record tells of no look
+            return LabelStep(report, None, (looking.record.said,) if looked else ())
         return _next_step(plan, labeled_pool, bought, directory, report, looking.record.said)
 
 

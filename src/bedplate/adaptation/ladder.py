@@ -36,7 +36,15 @@ from bedplate.adaptation.task.proposal import task_file_of
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate, rules_of_thumb
 from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
-from bedplate.adaptation.verdict.decision import GateVerdict, Nominable, Nomination, admissions, infeasible, over
+from bedplate.adaptation.verdict.decision import (
+    POSTPONED,
+    GateVerdict,
+    Nominable,
+    Nomination,
+    admissions,
+    infeasible,
+    over,
+)
 from bedplate.adaptation.verdict.label_ceiling import check_bar, second_labels
 from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.arguments import checked
@@ -189,7 +197,7 @@ class _Ladder:
         if not self._untimed() or models & run.results.keys() or not (looking is None or looking.first):
             return {}
         skins = [name for name, result in run.results.items() if result.skin is not None]
-        return dict.fromkeys(skins, "not judged before a rung with a base was tried")
+        return dict.fromkeys(skins, POSTPONED)
 
     def _untimed(self) -> list[str]:
         """Candidates that were left out for lack of time, or of the money that time costs."""

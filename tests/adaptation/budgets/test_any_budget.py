@@ -18,6 +18,8 @@ from tests.adaptation.conftest import write_task
 
 import bedplate.adaptation
 from bedplate.adaptation.context import throughput
+from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import OutOfTime
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import lora, probe
@@ -134,10 +136,9 @@ def test_every_budget_is_used_and_ends_in_a_verdict(
     check(climb(tiny_base, tmp_path, seconds), machine, seconds)
 
 
-def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(
-    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    """The speed was measured in a moment in which everything took a hundred times as long."""
+@pytest.fixture
+def seems_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The speed is measured in a moment in which everything takes a hundred times as long."""
     measure, times = throughput.measure_throughput, 100.0
 
     def measured(*arguments: Any) -> throughput.Throughput:
@@ -145,6 +146,10 @@ def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(
         return replace(speed, token=times * speed.token, call=times * speed.call)
 
     monkeypatch.setattr(throughput, "measure_throughput", measured)
+
+
+@pytest.mark.usefixtures("seems_slow")
+def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(machine: Machine, tiny_base: Path, tmp_path: Path):
     report = climb(tiny_base, tmp_path, 40, groups=120)
     assert report.row("probe")["status"] == "done"
     assert report.data["timing"]["seconds"] <= 44
@@ -153,13 +158,61 @@ def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(
     assert reason == "56 of 120 train rows were left out: no time"
 
 
+@pytest.mark.usefixtures("seems_slow", "machine")
+def test_an_interrupted_smallest_probe_still_stops_when_it_is_made_again(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    answer, smallest = probe._in_time, list[bool]()
+
+    def interrupted(context: Any, skin: Any) -> Any:
+        smallest.append(context.smallest)
+        if len(smallest) == 1:
+            raise KeyboardInterrupt
+        return answer(context, skin)
+
+    monkeypatch.setattr(probe, "_in_time", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        climb(tiny_base, tmp_path, 40, groups=30)
+    report = climb(tiny_base, tmp_path, 40, groups=30)
+    assert smallest == [True, True]
+    reasons = [part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe"]
+    assert reasons == ["its smallest version was fitted: no time for more"]
+
+
+@pytest.mark.usefixtures("seems_slow", "machine")
+def test_the_smallest_probe_leaves_the_time_that_what_follows_the_bases_needs(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def reserved(_: run_all.Ascent) -> float:
+        return 40.0
+
+    monkeypatch.setattr(run_all.Ascent, "_seconds_for_the_last", reserved)
+    assert climb(tiny_base, tmp_path, 40, groups=30).row("probe")["status"] == "skipped"
+
+
+def test_a_smallest_fit_stops_where_others_or_test_would_have_no_time(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("time.perf_counter", lambda: 120.0)
+
+    def check_time(seconds_left: float, until: float, then: int = 0) -> None:
+        """At second 120 of a fit that began at 0 and read 240 rows, half a second each."""
+        clock = SimpleNamespace(seconds_left=seconds_left, used=100.0)
+        context: Any = SimpleNamespace(smallest=True, clock=clock, until=until)
+        Context.check_time(context, 0.0, 240, 480, then)
+
+    check_time(1.0, math.inf)
+    check_time(121.0, 300.0, then=240)
+    for stopped in ((-1.0, math.inf, 0), (50.0, 99.0, 0), (119.0, math.inf, 240), (200.0, 219.0, 240)):
+        with pytest.raises(OutOfTime, match="about 240 s"):
+            check_time(*stopped)
+
+
 def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base: Path, tmp_path: Path):
     machine.token = 0.03
     report = climb(tiny_base, tmp_path, 10)
     assert report.verdict["status"] == "OUT_OF_BUDGET"
     assert report.data["ledger"] is None
     needed = {admission["rung"]: admission["needed"] for admission in report.verdict["kept_out"]}
-    assert f"train_minutes: {10 / 60:g} → {min(needed.values()):g} would admit" in report.verdict["reason"]
+    assert f"Continue with --budget {math.ceil(min(needed.values()))}m" in report.verdict["reason"]
     assert machine.clock_time - machine.start < 15
 
 

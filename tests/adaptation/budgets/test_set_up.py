@@ -61,8 +61,11 @@ def test_a_climb_goes_on_with_more_time(
     assert report.verdict["status"] == "OUT_OF_BUDGET"
     assert report.data["ledger"] is None
     assert {row["split"] for row in report.rungs} == {"valid"}
-    assert "train_minutes: 2 → 17 would admit" in report.verdict["reason"]
-    assert report.verdict["reason"].endswith("Continue with --budget 17m: what is finished is kept.")
+    assert report.verdict["reason"] == (
+        "No rung with a base had the time, so test stays closed. Continue with --budget 17m: what is finished is kept. "
+        "Or judge what there is: --rungs from_scratch."
+    )
+    assert report.data["nominees"]["reasons"] == {"from_scratch": "not judged before a rung with a base has a result"}
     assert fitted == ["from_scratch"]
     shown = capsys.readouterr().err
     assert shown.startswith("no PASS is possible on 32 test rows in 16 groups: at least 40 are needed to show accuracy")

@@ -14,6 +14,7 @@ from tests.adaptation.labels.conftest import Fill
 from tests.adaptation.test_gate import evaluation, rate
 from tests.adaptation.test_monitor import run_cli
 
+from bedplate.adaptation.context.outcome import no_time
 from bedplate.adaptation.label_budget import LabelStep, adapt_with_labels
 from bedplate.adaptation.labels.label_plan import (
     LOOKS,
@@ -25,6 +26,7 @@ from bedplate.adaptation.labels.label_plan import (
     next_rows,
     planned,
 )
+from bedplate.adaptation.rungs import RUNGS as LADDER
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adaptation.verdict import gate
 from bedplate.core.errors import DataError, UsageError
@@ -122,6 +124,23 @@ def test_the_command_names_the_file_and_exits_as_without_a_verdict(
     code, printed, _ = run_cli(capsys, *words)
     assert (code in (0, 4), "labels were bought" in printed) == (True, True)
     assert run_cli(capsys, *words, "--curve", "10,20")[0] == 2
+
+
+def test_where_test_stays_closed_no_look_at_it_is_told(
+    unlabelled: tuple[Path, Fill], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, fill = unlabelled
+    monkeypatch.setattr(type(LADDER["probe"]), "plan", lambda self, context: no_time(1e3, context.seconds_left))
+
+    def step() -> LabelStep:
+        return adapt_with_labels(task, tmp_path / "out", 240, rungs=[*RUNGS, "probe"], budget=120)
+
+    while (path := (last := step()).file) is not None:
+        fill(path)
+    assert last.report is not None
+    assert last.status == "OUT_OF_BUDGET"
+    assert last.report.data["ledger"] is None
+    assert last.messages == ()
 
 
 def rewritten(path: Path, change: object) -> None:

@@ -57,7 +57,9 @@ def test_equal_weights_change_nothing() -> None:
 def test_few_heavy_rows_allow_no_bound_and_bad_weights_are_refused() -> None:
     x = np.ones(300)
     heavy = np.where(np.arange(300) < 5, 500.0, 1.0)
-    with pytest.raises(unequal.InsufficientGroups, match="300 rows of very unequal weights count as 6 equal ones"):
+    with pytest.raises(
+        unequal.InsufficientGroups, match=r"300 rows of very unequal weights count as 6[.0-9]* equal ones"
+    ):
         clusters.effective_n_bound(x, None, weights=heavy)
     for bad in (np.zeros(300), np.ones(299), np.full(300, np.nan)):
         with pytest.raises(UsageError, match="300 positive numbers"):

@@ -22,6 +22,7 @@ from tests.made import made_base
 from tests.tiny import tiny_spec
 
 from bedplate.core.errors import BedplateError, RequestError, UsageError
+from bedplate.inference.engine import engine as engine_module
 from bedplate.inference.engine import grammar
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Embed, Generate, Generation, Grammar, Sampling
@@ -386,3 +387,19 @@ def test_states_of_a_closed_engine_are_gone(base: Base) -> None:
         cache = engine._runner.cache
         assert cache is not None
     assert not cache.states._data
+
+
+def test_an_idle_engine_whose_memory_cannot_be_given_back_goes_on(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "IDLE_SECONDS", 0.01)
+    allocate, failed = SlotCache._allocate, threading.Event()
+
+    def fail(cache: SlotCache, rows: int, capacity: int) -> None:
+        monkeypatch.setattr(SlotCache, "_allocate", allocate)
+        failed.set()
+        raise MemoryError
+
+    with Engine(base, kernel="torch") as engine:
+        answer = generate_tokens(engine, long(20))
+        monkeypatch.setattr(SlotCache, "_allocate", fail)
+        assert failed.wait(10)
+        assert generate_tokens(engine, long(20)) == answer

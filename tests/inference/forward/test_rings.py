@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
@@ -111,6 +112,37 @@ def test_rings_stay_small_and_say_what_they_have_not() -> None:
     assert not cache.rewinds(0, 40 - 2 * STEP - 2)
     with pytest.raises(UsageError, match="a pass has 9 tokens of one row, and this cache takes 8"):
         cache.attend([Span(0, 40, 9)])
+
+
+def test_a_short_text_in_the_slot_of_a_long_one_gives_its_memory_back() -> None:
+    spec = tiny_spec(layers=4, kv_heads=6, head_dim=64, context_length=4096)
+    cache = SlotCache(spec, torch.float32, CPU)
+    cache.reserve({0: 4000})
+    process = psutil.Process()
+    before = process.memory_info().rss
+    cache.attend([Span(0, 0, 4000)])
+    for tensor in (*cache.keys, *cache.values):
+        tensor[0, :, :4000] = 1.0
+    assert process.memory_info().rss - before > 40 << 20  # of 46.9 MiB
+    cache.free(0)
+    cache.attend([Span(0, 0, 10)])
+    assert process.memory_info().rss - before < 4 << 20
+    assert all(not tensor[0, :, 10:].any() for tensor in (*cache.keys, *cache.values))
+
+
+def test_growth_without_memory_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = SlotCache(tiny_spec(layers=1), torch.float32, CPU)
+    cache.attend([Span(0, 0, 200)])
+    cache.keys[0][0] = 1.0
+
+    def fail(rows: int) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(cache.states, "reserve", fail)
+    with pytest.raises(MemoryError):
+        cache.reserve({3: 300})
+    assert cache.rows == 1
+    assert bool((cache.keys[0][0, :, :200] == 1.0).all())
 
 
 @pytest.mark.parametrize("layout", ["slots", "blocks"])

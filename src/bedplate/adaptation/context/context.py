@@ -310,11 +310,14 @@ class Context:
         remaining = min(self.clock.seconds_left - self.slower * self.test_reserve, self.until - self.clock.used)
         return remaining / (self.pace * self.slower)
 
-    def check_time(self, start: float, done: int, rows: int) -> None:
-        """The hard stop of a `smallest` fit, which has read `done` of so many rows since `start` (`perf_counter`).
-        OutOfTime."""
-        if self.smallest and self.clock.seconds_left < 0:
-            raise OutOfTime((time.perf_counter() - start) * rows / done)
+    def check_time(self, start: float, done: int, rows: int, then: int = 0) -> None:
+        """The hard stop of a `smallest` fit, which has read `done` of so many rows since `start` (`perf_counter`) and
+        leaves the time to read `then` further ones at the same pace. OutOfTime."""
+        if not self.smallest:
+            return
+        seconds_per_row = (time.perf_counter() - start) / done
+        if min(self.clock.seconds_left, self.until - self.clock.used) < then * seconds_per_row:
+            raise OutOfTime(rows * seconds_per_row)
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""

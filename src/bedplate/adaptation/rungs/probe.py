@@ -238,7 +238,9 @@ class Probe(Rung):
             rows = min(LEAST_ROWS, n)
             few = {"layer_rows": min(LEAST_ROWS // 2, len(context.valid)), "prompts": list(self._prompts(context))[-1:]}
             settings = {"depths": depths[:1], "rows": rows, "folds": min(FOLDS, groups), **few}
-            return RungPlan(settings, left_out=(f"{n - rows} of {n} train rows were left out: no time",))
+            omitted = f"{n - rows} of {n} train rows were left out: no time"
+            smallest = "its smallest version was fitted: no time for more"
+            return RungPlan(settings, left_out=(omitted if rows < n else smallest,))
         layer_rows = min(LAYER_ROWS, len(context.valid))
         # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
         shared = context.backbone.shared_tokens(self._prompts(context)["form"])
@@ -321,7 +323,8 @@ class Probe(Rung):
 
 
 def _in_time(context: Context, skin: Skin) -> dict[str, Prediction | None] | None:
-    """What the skin of a `smallest` fit answers on valid, by example id, as long as there is time. OutOfTime."""
+    """What the skin of a `smallest` fit answers on valid, by example id, as long as that leaves the time for test.
+    OutOfTime."""
     if not context.smallest:
         return None
     by_id, start = dict[str, Prediction | None](), time.perf_counter()
@@ -329,7 +332,7 @@ def _in_time(context: Context, skin: Skin) -> dict[str, Prediction | None] | Non
         for at in range(0, len(context.valid), STOP_ROWS):
             part = context.valid[at : at + STOP_ROWS]
             by_id |= zip([example.id for example in part], predict_examples(predictor, part), strict=True)
-            context.check_time(start, len(by_id), len(context.valid))
+            context.check_time(start, len(by_id), len(context.valid), then=context.test_n)
     return by_id
 
 

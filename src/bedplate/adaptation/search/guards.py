@@ -67,7 +67,8 @@ class Guarding:
             try:
                 measured = measure(spec, partial(self._parent_and_child, parent, child))
                 drop = drop_of(guard, measured["rows"], self.confidence, self.claims)
-                measured |= bounded(guard, measured["measure"], measured["parent"], measured["child"], drop, limit)
+                numbers = measured["measure"], measured["parent"], measured["child"]
+                measured |= bounded(guard, *numbers, drop, limit, self.claims)
             except (HubError, RequestError) as error:
                 measured = dict.fromkeys(("holds", "parent", "child", "drop", "lower", "upper", "needed_n"))
                 measured |= {"measure": "not measured", "reason": f"not measured: {error.message}", "details": {}}
@@ -252,7 +253,9 @@ class GuardResult(Guard):
         assert self.parent is not None
         assert self.child is not None
         drop = drop_of(self.guard, self.rows, confidence, claims)
-        return self.model_copy(update=bounded(self.guard, self.measure, self.parent, self.child, drop, self.limit))
+        return self.model_copy(
+            update=bounded(self.guard, self.measure, self.parent, self.child, drop, self.limit, claims)
+        )
 
 
 def drop_of(guard: GuardName, rows: Sequence[GuardRow], confidence: float, claims: int = 1) -> Drop:
@@ -283,8 +286,10 @@ def _drop(guard: GuardName, rows: Sequence[GuardRow], confidence: float) -> Drop
     )
 
 
-def bounded(guard: GuardName, measure: str, parent: float, child: float, drop: Drop, limit: float) -> dict[str, object]:
-    """The fields of a Guard that follow from its bounds."""
+def bounded(
+    guard: GuardName, measure: str, parent: float, child: float, drop: Drop, limit: float, claims: int = 1
+) -> dict[str, object]:
+    """The fields of a Guard that follow from its bounds. claims: those that `drop` was bounded with."""
     within_limit, needed = drop.is_within(limit), drop.needed(limit)
     numbers = f"{measure}: {parent:.3f} before, {child:.3f} after"
     if guard == "refusal" and parent < limit:
@@ -294,7 +299,8 @@ def bounded(guard: GuardName, measure: str, parent: float, child: float, drop: D
     elif within_limit:
         reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
     elif within_limit is False:
-        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {drop.confidence:.1%} confidence, over {limit:g}"
+        shared = simultaneous(drop.confidence, claims)
+        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {shared:.1%} confidence, over {limit:g}"
     else:
         reason = (
             f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}: {drop.n} rows do not decide on the limit of "

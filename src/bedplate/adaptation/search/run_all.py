@@ -204,26 +204,33 @@ class Ascent:
             candidate.context.settled, candidate.context.until = True, math.inf
         for candidate, context in iter(self._larger, None):
             yield self._recorded(candidate.name, climb_larger(candidate, context, self.outcomes[candidate.name]))
-        for candidate in self._last_resort():
+        candidate = self._last_resort()
+        if candidate is not None:
             (candidate.directory / rung_files.SKIP_FILE).unlink(missing_ok=True)
-            context = replace(candidate.context, smallest=True, run_directory=None)
+            until = candidate.context.clock.used + candidate.context.clock.seconds_left - self._seconds_for_the_last()
+            context = replace(candidate.context, smallest=True, run_directory=None, until=until)
             context.throughput, context.format_gain = candidate.context.throughput, candidate.context.format_gain
             yield self._recorded(candidate.name, climb_candidate(replace(candidate, context=context)))
         self._write_growth(done=True)  # whatever the machine is doing when the command is repeated
         for candidate in self._schedule.last():
             yield self._recorded(candidate.name, climb_candidate(candidate))
 
-    def _last_resort(self) -> list[Candidate]:
+    def _seconds_for_the_last(self) -> float:
+        """The least seconds that what comes after all bases is expected to take."""
+        return sum(self._schedule.minimum_seconds(pending) for pending in self._schedule.last())
+
+    def _last_resort(self) -> Candidate | None:
         """What is fitted in its smallest version where time has left out everything on a base: what it is expected to
-        take was measured in a moment, and it stops itself when the time is over."""
+        take was measured in a moment, and it stops itself when the time is over, less what comes after all bases needs.
+        None where there is no time for it, or nothing that stops."""
         on_base = [c for c in self.candidates.values() if c.on_base]
         if (
             self._done
-            or self._first.clock.seconds_left <= 0
             or any(self.outcomes[candidate.name].result is not None for candidate in on_base)
+            or self._first.clock.seconds_left <= self._seconds_for_the_last()
         ):
-            return []
-        return [c for c in on_base if c.traits.stops and wants_more(c, self.outcomes[c.name])][:1]
+            return None
+        return next((c for c in on_base if c.traits.stops and wants_more(c, self.outcomes[c.name])), None)
 
     def _recorded(self, name: str, outcome: RungOutcome) -> RungOutcome:
         self.outcomes[name] = outcome
@@ -251,7 +258,7 @@ class Ascent:
             result = self.outcomes[name].result
             return self.candidates[name].traits.worth, -1.0 if result is None else result.evaluation.estimate
 
-        reserved = sum(self._schedule.minimum_seconds(pending) for pending in self._schedule.last())
+        reserved = self._seconds_for_the_last()
         for name in sorted(self.outcomes, key=standing, reverse=True):
             candidate, outcome = self.candidates[name], self.outcomes[name]
             if name in self._grown or not wants_more(candidate, outcome):

@@ -110,13 +110,14 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
     if saved_plan is None:
         if place.exists():  # of another configuration
             shutil.rmtree(place)
-        rung_files.write_plan(place, config, plan)
+        if not context.smallest:  # a resumed run plans that anew, for only then does it stop when the time is over
+            rung_files.write_plan(place, config, plan)
     if context.executor is not None and context.run_directory is not None:
         return _fit_elsewhere(context.executor, context, rung, config, place)
     try:
         return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
     except OutOfTime as stop:
-        shutil.rmtree(place)
+        shutil.rmtree(place, ignore_errors=True)
         return with_needs(context, no_time(stop.seconds, context.seconds_left))
 
 

@@ -36,6 +36,8 @@ _SHAPES = {
 """How the keys of a budget that a candidate can be over are told."""
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 Condition = Guard | Limit | Requirement
+POSTPONED = "not judged before a rung with a base has a result"
+"""The reason that a nomination gives for each skin where test stays closed until there is time for a base."""
 WAYS_SHOWN = 3
 """Ways out of the budget that the verdict's sentence names."""
 
@@ -299,6 +301,10 @@ class GateVerdict:
             ]
             longer = f" Continue with --budget {math.ceil(minutes[0])}m: what is finished is kept." if minutes else ""
             text = f"Nothing fits the budget: {_ways_out(self.kept_out)}{reasons}.{longer}"
+            if POSTPONED in self.nomination.reasons.values():
+                text = "No rung with a base had the time, so test stays closed."
+                text += longer or f" Of the budget, {_ways_out(self.kept_out)}."
+                text += f" Or judge what there is: --rungs {','.join(self.nomination.reasons)}."
             return GateDecision("OUT_OF_BUDGET", None, text)
         return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
 

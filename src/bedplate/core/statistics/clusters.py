@@ -166,8 +166,8 @@ def effective_n_bound(
 
     groups None, or every row its own group: rows are independent and the bound is exact binomial. weights: of the rows
     [n], where they differ; the proportion is then Σwx / Σw, and rows without groups are groups of one.
-    Raises InsufficientGroups under `minimum_groups` groups, or where they are worth less than half of that. The width
-    is never zero (20 of 20 is not certainty).
+    Raises InsufficientGroups under `minimum_groups` groups, or where they are worth less than half of that; the few
+    that dominate the others (`dominating`) do not count. The width is never zero (20 of 20 is not certainty).
     """
     x = np.asarray(successes, dtype=float)
     check_confidence(confidence)
@@ -182,10 +182,10 @@ def effective_n_bound(
         value = (binomial_lower if side == "lower" else binomial_upper)(float(x.sum()), n, confidence)
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
     sizes = group_sums(w, codes, count)
-    check_groups(sizes, minimum_groups, n)
-    apart = dominating(sizes)
-    if np.ptp(w) <= _EQUAL and apart.any():
-        return _with_groups_apart(x, codes, apart[codes], confidence, side)
+    apart = dominating(sizes) if np.ptp(w) <= _EQUAL else np.zeros(count, dtype=bool)
+    check_groups(sizes[~apart], minimum_groups, n)
+    if apart.any():
+        return _with_groups_apart(x, codes, apart[codes], confidence, side, minimum_groups)
     value, effect, effective = _lower(x if side == "lower" else 1 - x, codes, count, w, confidence)
     return Bound(value if side == "lower" else 1 - value, side, confidence, share, n, count, effect, effective)
 
@@ -253,12 +253,14 @@ def dominating(sizes: Floats) -> NDArray[np.bool_]:
     return apart
 
 
-def _with_groups_apart(x: Floats, codes: Ints, apart: NDArray[np.bool_], confidence: float, side: Side) -> Bound:
+def _with_groups_apart(
+    x: Floats, codes: Ints, apart: NDArray[np.bool_], confidence: float, side: Side, minimum_groups: int
+) -> Bound:
     """The bound where few groups dominate: nothing tells how groups like these vary, on which the variance of all rows
     would rest. It is the further of two: that of the other groups, which holds if groups are drawn anew and their sizes
     say nothing of their rates; and that of all rows with the rates of the groups apart taken as they are, the bounds of
     both parts added, which holds if these groups stay what they are. apart: of the rows [n]."""
-    others = effective_n_bound(x[~apart], codes[~apart], confidence, side)
+    others = effective_n_bound(x[~apart], codes[~apart], confidence, side, minimum_groups=minimum_groups)
     share, bound = float(apart.mean()), binomial_lower if side == "lower" else binomial_upper
     same_groups = (1 - share) * others.value + share * bound(float(x[apart].sum()), int(apart.sum()), confidence)
     value = (min if side == "lower" else max)(others.value, same_groups)

@@ -42,7 +42,8 @@ class InsufficientGroups(DataError):
         more = "Label more rows" if unit == "rows" else "Label rows from more groups"
         count, least, remedy = f"{groups} {unit} are", needed, more
         if worth is not None:
-            count, least = f"{groups} {unit} of very unequal {difference} count as {worth:.0f} equal ones,", needed // 2
+            shown = f"{math.floor(10 * worth) / 10:g}"  # never rounded up to what would be enough
+            count, least = f"{groups} {unit} of very unequal {difference} count as {shown} equal ones,", needed // 2
             remedy = more if unit == "rows" else f"{more}, and fewer from the largest"
         super().__init__(f"{count} too few for a confidence bound; at least {least} are needed. {remedy}")
         self.groups = groups

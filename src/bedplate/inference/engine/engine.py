@@ -422,8 +422,11 @@ class Engine(Closing):
                         self._steps.step()
                         trimmed = False
                     elif idle:
-                        self._runner.trim()
                         trimmed = True
+                        try:
+                            self._runner.trim()
+                        except Exception:
+                            log.exception("the memory of an idle engine could not be given back")
         except BaseException as broken:  # callers must not wait for a thread that has ended
             log.exception("the engine's thread has failed; it takes no requests any more")
             error = broken

@@ -135,7 +135,8 @@ class Runner:
         part more than tenants, for the next one."""
         mine = [active_job for active_job in self.active if active_job.request.tenant == job.request.tenant]
         parts = self.tenants + 1
-        if not job.holds_row and sum(not active_job.holds_row for active_job in mine) >= ONE_PASS_ROWS // parts > 0:
+        most_rows = max(1, ONE_PASS_ROWS // parts)
+        if not job.holds_row and sum(not active_job.holds_row for active_job in mine) >= most_rows:
             return True
         lengths = [len(candidate.tokens) + HEADROOM for candidate in (*mine, job)]
         return bool(mine) and not rows.cache.room(lengths, parts)

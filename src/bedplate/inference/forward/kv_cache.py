@@ -246,6 +246,7 @@ class SlotCache:
             store: self._zeros(count, rows, store.heads, self._ring(store.window, capacity), store.size)
             for store, count in self._stores(None).items()
         }
+        self.states.reserve(rows)
         for store, old in self._data.items():
             new = new_data[store]
             # A ring whose size changes with the capacity has not wrapped around: positions keep their places.
@@ -255,7 +256,6 @@ class SlotCache:
                     new_layer[row, :, : min(shared, reach)] = old_layer[row, :, : min(shared, reach)]
                 if self._on_demand:  # at most one layer is there twice
                     forget_pages(old_layer.data_ptr(), old_layer.nbytes)
-        self.states.reserve(rows)
         self._data = new_data
         self.rows, self.capacity = rows, capacity
         self.keys, self.values = layer_views(self._data, self._layout, self._spec.main.layers)
@@ -289,12 +289,15 @@ class SlotCache:
                 continue
             data[:, row, :, begin : min(begin + edge, last)] = 0
             data[:, row, :, max(begin, last - edge) : last] = 0
+            if last - begin <= 2 * edge:
+                continue  # a page or two, which are zeros now
             for heads in data[:, row]:
                 for places in heads[:, begin:last]:
                     forget_pages(places.data_ptr(), places.nbytes)
 
     def trim(self) -> None:
         self._data, self._reach, self._ends, self._stale = {}, {}, {}, set()
+        self.keys, self.values, self.rows, self.capacity = [], [], 0, 0  # where there is no memory, `reserve` allocates
         self.states.close()
         self._allocate(1, min(256, self._spec.sequence_length))
 
@@ -347,8 +350,11 @@ class SlotCache:
         """Zeroes the places behind a span that contain another row's tokens: masked values still enter products,
         through which infinities and NaN of one request would reach another."""
         self._stale.discard(span.row)
-        for data in self._data.values():
-            data[:, span.row, :, span.end : self._reach[span.row]] = 0
+        if self._on_demand:
+            self._discard(span.row, span.end, self._reach[span.row])
+        else:
+            for data in self._data.values():
+                data[:, span.row, :, span.end : self._reach[span.row]] = 0
         self._reach[span.row] = span.end
 
     def attend(self, spans: Sequence[Span], transfer: HostToDevice | None = None) -> CachedAttend:

@@ -8,6 +8,7 @@ sending wrong keys. Hashes are compared in constant time, for an unknown id as w
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import logging
@@ -128,15 +129,21 @@ def read_keys(path: Path) -> KeysFile:
 
 
 def change_keys(path: Path, change: Callable[[KeysFile], KeysFile]) -> None:
-    """Rewrites the file under a lock, whole or not at all; a missing one is begun."""
+    """Rewrites the file under a lock, whole or not at all; a missing one is begun. Its owner, group and mode stay, as
+    far as this user may set them: the server that reads it may be another user."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with file_lock(path.with_name(f".{path.name}.lock")):  # beside it: the file itself is replaced
-        changed = change(read_keys(path) if path.exists() else KeysFile())
+        status = path.stat() if path.exists() else None
+        changed = change(KeysFile() if status is None else read_keys(path))
         before = os.umask(0o077)
         try:
             atomic_write(path, dump_config(KeysFile.model_validate(changed.model_dump())))
         finally:
             os.umask(before)
+        if status is not None:
+            with contextlib.suppress(PermissionError):
+                os.chown(path, status.st_uid, status.st_gid)
+                path.chmod(stat.S_IMODE(status.st_mode))
 
 
 def replace_key(file: KeysFile, id_: str, **changes: object) -> KeysFile:
@@ -151,48 +158,68 @@ class KeyStore:
     """The keys of a file, read again by `refresh` when it has changed.
 
     A file that went missing or wrong keeps the keys of before and is logged: a typing mistake must neither open the
-    server nor shut everybody out. check: raises BedplateError for keys that this server cannot serve.
+    server nor shut everybody out. check: raises BedplateError for keys that this server cannot serve; then the keys of
+    before stay, but for those that the file has replaced, disabled or has no more.
     """
 
     def __init__(self, path: Path, check: Callable[[KeysFile], None] = lambda _: None) -> None:
         self._path, self._check, self._reading = path, check, threading.Lock()
         self._served: Callable[[], Iterable[str]] | None = None
         self._last_stamp = self._stamp()
+        self._keys: dict[str, Key] = {}
         self._keys = self._read()
 
     def compare(self, served: Callable[[], Iterable[str]] | None) -> None:
         """Logs which keys name a model that is not `served`, now and whenever the file is read again."""
         self._served = served
-        names, current_time = [] if served is None else list(served()), datetime.now(UTC)
-        for key in () if served is None else self._keys.values():
+        self.warn_of_names()
+
+    def warn_of_names(self) -> None:
+        """Logs each name that keys have for a model that is not served. Hundreds of names take seconds."""
+        if self._served is None:
+            return
+        served, current_time = list(self._served()), datetime.now(UTC)
+        ids_by_name: dict[str, list[str]] = {}
+        for key in self._keys.values():
             for name in () if key.models == "all" or key.state(current_time) != "active" else key.models:
-                if name not in names:
-                    hint = did_you_mean(nearest(name, names)) or "its holder cannot call it"
-                    log.warning("the key %s names the model %r, which is not served; %s", key.id, name, hint)
+                ids_by_name.setdefault(name, []).append(key.id)
+        for name, (first, *others) in ids_by_name.items():
+            if name in served:
+                continue
+            keys = f"the key {first} and {len(others)} more name" if others else f"the key {first} names"
+            hint = did_you_mean(nearest(name, served)) or "its holder cannot call it"
+            log.warning("%s the model %r, which is not served; %s", keys, name, hint)
 
     def _read(self) -> dict[str, Key]:
         file = read_keys(self._path)
-        self._check(file)
+        try:
+            self._check(file)
+        except BedplateError:
+            active = {key.id: key.hash for key in file.keys if key.state(datetime.now(UTC)) == "active"}
+            self._keys = {id_: key for id_, key in self._keys.items() if active.get(id_) == key.hash}
+            raise
         return {key.id: key for key in file.keys}
 
-    def _stamp(self) -> tuple[int, int, int, int] | None:
+    def _stamp(self) -> tuple[int, ...] | None:
         try:
             status = self._path.stat()
         except OSError:
             return None
-        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode
+        return status.st_mtime_ns, status.st_size, status.st_ino, status.st_mode, status.st_uid, status.st_gid
 
     @property
     def is_current(self) -> bool:
         """Whether the file is the one that was read."""
         return self._stamp() == self._last_stamp
 
-    def refresh(self) -> None:
-        """Reads the file again if it is another than before. Thousands of keys take seconds."""
+    def refresh(self) -> bool:
+        """Reads the file again if it is another than before. Thousands of keys take seconds. Returns whether there are
+        new keys, whose names `warn_of_names` compares."""
         with self._reading:
             stamp = self._stamp()
             if stamp == self._last_stamp:
-                return
+                return False
+            before = self._keys
             try:
                 with without_collections():
                     self._keys = self._read()
@@ -200,8 +227,8 @@ class KeyStore:
                 log.error("the keys stay as they were: %s", error)
             else:
                 log.info("read %d keys from %s", len(self._keys), self._path)
-                self.compare(self._served)
             self._last_stamp = stamp
+            return self._keys is not before
 
     def get(self, id_: str) -> Key | None:
         """The key as it was last read."""

@@ -106,8 +106,12 @@ class CallerGuard:
         if self._store is None or self._store.is_current:
             return
         if self._refreshing is None or self._refreshing.done():
-            self._refreshing = asyncio.ensure_future(asyncio.to_thread(self._store.refresh))
+            self._refreshing = asyncio.ensure_future(self._read_again(self._store))
         await asyncio.shield(self._refreshing)
+
+    async def _read_again(self, store: KeyStore) -> None:
+        if await asyncio.to_thread(store.refresh):
+            asyncio.get_running_loop().run_in_executor(None, store.warn_of_names)  # no request waits for it
 
     def identify(self, headers: Mapping[str, str]) -> Caller:
         """The caller of a request with these headers. StatusError 401 without a right key."""

@@ -132,18 +132,34 @@ class SpendLedger:
         self._path, self._clock = path, clock
         self._held: contextlib.ExitStack | None = None
         self._totals: dict[tuple[str, str], Spending] = {}
+        self._adding = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[str, str, int, float] | None] = queue.SimpleQueue()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             with contextlib.closing(self._connect()) as connection, connection:
                 connection.execute(_SCHEMA)
-                rows = connection.execute("SELECT key, period, tokens, usd FROM spent").fetchall()
         except (OSError, sqlite3.Error) as error:
-            raise UsageError(f"{path} cannot be opened: {error}; choose another state directory") from error
-        current = set(_periods(clock()))
-        self._totals = {(key, period): Spending(tokens, usd) for key, period, tokens, usd in rows if period in current}
+            raise self._unreadable(error) from error
+        self._read()
         self._thread = threading.Thread(target=self._write, name="bedplate-spending", daemon=True)
         self._thread.start()
+
+    def _unreadable(self, error: Exception) -> UsageError:
+        return UsageError(f"{self._path} cannot be opened: {error}; choose another state directory")
+
+    def _read(self) -> None:
+        """Takes in what is written: of each sum the larger one, since some of it may not be written yet."""
+        try:
+            with contextlib.closing(self._connect()) as connection:
+                rows = connection.execute("SELECT key, period, tokens, usd FROM spent").fetchall()
+        except sqlite3.Error as error:
+            raise self._unreadable(error) from error
+        current = set(_periods(self._clock()))
+        with self._adding:
+            for key, period, tokens, usd in rows:
+                if period in current:
+                    before = self._totals.get((key, period), Spending())
+                    self._totals[key, period] = Spending(max(tokens, before.tokens), max(usd, before.usd))
 
     def hold(self) -> None:
         """From now on this server's alone: two that count a key's quota apart would both grant it. UsageError where
@@ -156,6 +172,11 @@ class SpendLedger:
         except UsageError as error:
             message = f"{self._path.parent}: another server counts the quotas of keys here, and each would grant them"
             raise UsageError(f"{message}; give each server its own `state`") from error
+        try:
+            self._read()  # what the server before has counted since this ledger was opened
+        except UsageError:
+            lock.close()
+            raise
         self._held = lock
 
     def _connect(self) -> sqlite3.Connection:
@@ -170,13 +191,14 @@ class SpendLedger:
 
     def add(self, id_: str, tokens: int, usd: float) -> None:
         day, month = _periods(self._clock())
-        for period in (day, month):
-            if (id_, period) not in self._totals:  # one has begun for this key; nobody asks for those before it
-                for of in [of for of in self._totals if of[1] < (day if len(of[1]) == len(day) else month)]:
-                    del self._totals[of]
-            before = self._totals.get((id_, period), Spending())
-            self._totals[id_, period] = Spending(before.tokens + tokens, before.usd + usd)
-            self._queue.put((id_, period, tokens, usd))
+        with self._adding:
+            for period in (day, month):
+                if (id_, period) not in self._totals:  # one has begun for this key; nobody asks for those before it
+                    for of in [of for of in self._totals if of[1] < (day if len(of[1]) == len(day) else month)]:
+                        del self._totals[of]
+                before = self._totals.get((id_, period), Spending())
+                self._totals[id_, period] = Spending(before.tokens + tokens, before.usd + usd)
+                self._queue.put((id_, period, tokens, usd))
 
     def need(self, key: Key) -> None:
         """LimitError 429 for a key that has spent what it may."""

@@ -128,7 +128,7 @@ class BatchStore:
     def __init__(self, directory: Path, limits: BatchesConfig | None = None) -> None:
         self._limits = limits or BatchesConfig()
         self._arriving: Counter[str] = Counter()
-        self._counting = threading.Lock()
+        self._counting, self._deleting = threading.Lock(), threading.Lock()
         self._reserve = directory / "reserve"
         self._contents = directory / "files"
         self._contents.mkdir(mode=0o700, exist_ok=True)
@@ -247,17 +247,18 @@ class BatchStore:
     def delete_file(self, id_: str, tenant: str) -> None:
         """StatusError 404. The entry goes first: a kill between leaves bytes that the next start removes."""
         stored = self.file(id_, tenant)
-        try:
-            self._forget_file(stored)
-        except sqlite3.OperationalError as error:
-            if not is_full(error):
-                raise
+        with self._deleting:  # or another deletion takes the room that this one has just freed for the reserve
+            try:
+                self._forget_file(stored)
+            except sqlite3.OperationalError as error:
+                if not is_full(error):
+                    raise
+                self.content(stored).unlink(missing_ok=True)
+                self._reserve.unlink(missing_ok=True)
+                self._all("PRAGMA wal_checkpoint(RESTART)")
+                self._forget_file(stored)
             self.content(stored).unlink(missing_ok=True)
-            self._reserve.unlink(missing_ok=True)
-            self._all("PRAGMA wal_checkpoint(RESTART)")
-            self._forget_file(stored)
-        self.content(stored).unlink(missing_ok=True)
-        self._fill_reserve()
+            self._fill_reserve()
 
     def _forget_file(self, file: StoredFile) -> None:
         with self._transaction() as db:
@@ -268,7 +269,7 @@ class BatchStore:
         if not self._reserve.exists():
             try:
                 with self._reserve.open("wb") as file:
-                    os.posix_fallocate(file.fileno(), 0, RESERVE_BYTES)
+                    file.write(os.urandom(RESERVE_BYTES))  # macOS has no posix_fallocate
             except OSError:
                 self._reserve.unlink(missing_ok=True)
 

@@ -67,6 +67,7 @@ class Feedback:
         """Reads whose replies there are, and forgets what is too old, then and every hour."""
         self._store = FeedbackStore(self._directory.acquire() / DIRECTORY)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback")
+        await self.run_in_writer(self._store.finish_erasures)
         await self._read()
         sweeping = asyncio.create_task(self._sweep())
         try:
@@ -186,7 +187,7 @@ class Feedback:
             await self._read()
         owner = None if plain is None else self._owners.get(plain)
         if plain is None or owner is None or owner.tenant != tenant:
-            raise StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
+            raise _unknown(id_)
         return plain, owner
 
     async def record(self, id_: str, model: str, tenant: str, feedback: Row) -> None:
@@ -200,6 +201,9 @@ class Feedback:
         row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **feedback, **cleaned}
 
         def write() -> None:
+            owner = self._owners.get(id_)
+            if owner is None or owner.erased:
+                raise _unknown(id_)
             places = self._feedback_places.get(id_, ())
             if len(places) >= MOST_SAID:
                 message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
@@ -217,6 +221,8 @@ class Feedback:
             owner, places = self._owners.get(id_), self._feedback_places.get(id_, ())
             reply = () if owner is None or owner.place is None else (owner.place,)
             erased_count = self.store.erase(id_, (*reply, *places))
+            if owner is not None:
+                owner.place, owner.erased = None, True
             self._feedback_places.forget(id_)
             return erased_count
 
@@ -250,6 +256,10 @@ class Feedback:
             if await self.run_in_writer(lambda: self.store.sweep(days)):
                 await self._read()
             await asyncio.sleep(SWEEP_SECONDS)
+
+
+def _unknown(id_: str) -> StatusError:
+    return StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
 
 
 def _bytes_of(call: FinishedCall) -> int:

@@ -46,12 +46,13 @@ class Place(NamedTuple):
 @dataclass(slots=True)
 class Owner:
     """Whose reply it is, which model's, and how many choices it has, None where that was not kept; `place`: its line,
-    once it is written."""
+    once it is written; `erased`: whether its lines were erased since."""
 
     tenant: str
     model: str
     choices: int | None
     place: Place | None = None
+    erased: bool = False
 
 
 @dataclass
@@ -88,12 +89,9 @@ class FeedbackStore:
             with self._locked():
                 sizes = [_line_size(place, id_) for place in places]
                 # First a mark, so that what a power failure leaves of a line is an erased one too.
-                for erased in (lambda _: b" ", lambda size: b" " * size):
+                for erased_bytes in (lambda _: 1, lambda size: size):
                     for place, size in zip(places, sizes, strict=True):
-                        with place.path.open("r+b", buffering=0) as file:
-                            file.seek(place.offset)
-                            file.write(erased(size))
-                            os.fsync(file.fileno())
+                        _blank(place, erased_bytes(size))
                 return len(places)
         except (FileNotFoundError, ValueError):
             return self.purge(ids={id_})
@@ -111,6 +109,7 @@ class FeedbackStore:
         removed_count = 0
         with self._locked():
             for path in self._paths(models):
+                _finish_erasures(path)
                 rows = [row for _, row in _lines(path)]
                 others = [row for row in rows if row["id"] not in ids and row["tenant"] not in tenants]
                 remaining = [] if everything else others
@@ -120,6 +119,13 @@ class FeedbackStore:
             if removed_count:
                 (self._root / ".purged").write_text(secrets.token_hex(8))
         return removed_count
+
+    def finish_erasures(self) -> None:
+        """Overwrites what a kill or a failing disk has left of lines that were being erased."""
+        if self._paths(()):
+            with self._locked():
+                for path in self._paths(()):
+                    _finish_erasures(path)
 
     def sweep(self, days: Callable[[str], int | None]) -> int:
         """Deletes whole days that are older than a model's `days`; None keeps them. Returns how many files are gone."""
@@ -205,7 +211,7 @@ class FeedbackStore:
         skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
         for (id_, index), feedback in feedback_by_key.items():
             place = replies.get(id_)
-            example, why = _example(None if place is None else json.loads(_line_at(place)), index, feedback)
+            example, why = _example(None if place is None else _reply_at(place, id_), index, feedback)
             if example is None:
                 skipped[why] += 1
                 continue
@@ -270,9 +276,35 @@ def _line_at(place: Place) -> bytes:
 def _line_size(place: Place, id_: str) -> int:
     """Bytes of the line there, without its end. ValueError where it is none of this reply."""
     line = _line_at(place)
-    if json.loads(line)["id"] != id_:
+    if json.loads(b"{" + line[1:])["id"] != id_:  # its first byte is a space where an erasure did not end
         raise ValueError(f"another reply's line is at byte {place.offset} of {place.path}")
     return len(line)
+
+
+def _reply_at(place: Place, id_: str) -> Row | None:
+    """The reply whose line is there; None where it was erased, or the file rewritten, since it was looked for."""
+    try:
+        row: Row = json.loads(_line_at(place))
+    except (FileNotFoundError, ValueError):
+        return None
+    return row if row["id"] == id_ else None
+
+
+def _blank(place: Place, size: int) -> None:
+    """Overwrites so many bytes with spaces, on the disk when this returns."""
+    with place.path.open("r+b", buffering=0) as file:
+        file.seek(place.offset)
+        file.write(b" " * size)
+        os.fsync(file.fileno())
+
+
+def _finish_erasures(path: Path) -> None:
+    offset = 0
+    with path.open("rb") as file:
+        for line in file:
+            if line.startswith(b" ") and line.strip():
+                _blank(Place(path, offset), len(line.removesuffix(b"\n")))
+            offset += len(line)
 
 
 def _rewrite(path: Path, rows: Sequence[Row]) -> None:

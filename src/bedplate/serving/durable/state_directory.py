@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import threading
 from pathlib import Path
 from typing import BinaryIO
 
@@ -24,6 +25,7 @@ class StateDirectory:
         self.path = state_directory(config.state)
         self._named = config.state is not None
         self._lock: BinaryIO | None = None
+        self._acquiring = threading.Lock()
 
     @property
     def is_needed(self) -> bool:
@@ -43,8 +45,12 @@ class StateDirectory:
 
     def acquire(self) -> Path:
         """The directory, from now on this server's alone. StatusError 503 where another server has it."""
-        if self._lock is not None:
-            return self.path
+        with self._acquiring:  # two at once would each find the other's lock
+            if self._lock is None:
+                self._lock = self._locked_file()
+        return self.path
+
+    def _locked_file(self) -> BinaryIO:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             file = (self.path / ".lock").open("ab")
@@ -57,8 +63,7 @@ class StateDirectory:
             raise StatusError(
                 503, "another server holds this server's state directory; give each server its own `state`", STATE_BUSY
             ) from None
-        self._lock = file
-        return self.path
+        return file
 
     def release(self) -> None:
         """At the server's end; the kernel does it for a killed one."""
