@@ -231,8 +231,8 @@ def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | N
         return None
     counted = f"{rows} test rows" + (f" in {groups} groups" if groups < rows else "")
     return (
-        f"no PASS is possible on {counted}: at least {needed} are needed to show {task.metric_name} {value:g}. Label "
-        "more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
+        f"no PASS is possible on {counted}: at least {needed} {'groups' if groups < rows else 'rows'} are needed to show "
+        f"{task.metric_name} {value:g}. Label more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
     )
 
 
