@@ -68,7 +68,9 @@ def test_a_climb_goes_on_with_more_time(
     assert report.data["nominees"]["reasons"] == {"from_scratch": "not judged before a rung with a base has a result"}
     assert fitted == ["from_scratch"]
     shown = capsys.readouterr().err
-    assert shown.startswith("no PASS is possible on 32 test rows in 16 groups: at least 40 are needed to show accuracy")
+    assert shown.startswith(
+        "no PASS is possible on 32 test rows in 16 groups: at least 40 groups are needed to show accuracy"
+    )
     assert len(shown.splitlines()) == 1  # no look at test was announced
     report = adapt(toy_task, tmp_path / "out", rungs=rungs, budget=1200)
     assert fitted == ["from_scratch", "probe", "zero_shot"]

@@ -229,10 +229,12 @@ def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | N
         needed = max(needed, unequal.MINIMUM_GROUPS)
     if groups >= needed:
         return None
-    counted = f"{rows} test rows" + (f" in {groups} groups" if groups < rows else "")
+    counted, unit = (
+        (f"{rows} test rows in {groups} groups", "groups") if groups < rows else (f"{rows} test rows", "rows")
+    )
     return (
-        f"no PASS is possible on {counted}: at least {needed} {'groups' if groups < rows else 'rows'} are needed to show "
-        f"{task.metric_name} {value:g}. Label more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
+        f"no PASS is possible on {counted}: at least {needed} {unit} are needed to show {task.metric_name} {value:g}. Label "
+        "more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
     )
 
 
