@@ -233,8 +233,8 @@ def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | N
         (f"{rows} test rows in {groups} groups", "groups") if groups < rows else (f"{rows} test rows", "rows")
     )
     return (
-        f"no PASS is possible on {counted}: at least {needed} {unit} are needed to show {task.metric_name} {value:g}. Label "
-        "more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
+        f"no PASS is possible on {counted}: at least {needed} {unit} are needed to show {task.metric_name} {value:g}. "
+        "Label more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
     )
 
 
