@@ -123,7 +123,7 @@ def read_keys(path: Path) -> KeysFile:
         status = path.stat()
     except OSError as error:
         raise ConfigError(f"{path}: the keys file cannot be read: {error.strerror}; `bedplate keys create`") from error
-    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 != os.geteuid() else 0o077):
+    if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
         raise ConfigError(f"{path}: others than its owner may open the keys file; `chmod 600 {path}`")
     return load_config(path, KeysFile)
 
