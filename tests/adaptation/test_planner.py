@@ -12,7 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_gate import evaluation, rate
+from tests.core.clocks import set_monotonic
 
+from bedplate.adaptation.context import clock as clock_module
 from bedplate.adaptation.context.clock import Clock, Stopwatch
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, RungPlan, RungResult
 from bedplate.adaptation.context.outcome import Tested as OnTest
@@ -99,7 +101,7 @@ def test_calls_are_timed_by_the_wall_and_by_their_own_processors(monkeypatch: py
 
 def test_the_clock_stops_at_whichever_is_spent_first(monkeypatch: pytest.MonkeyPatch) -> None:
     clock_time = [0.0]
-    monkeypatch.setattr("bedplate.adaptation.context.clock.time.monotonic", lambda: clock_time[0])
+    set_monotonic(monkeypatch, clock_module, lambda: clock_time[0])
     clock = Clock(1000.0, usd=0.5, usd_per_hour=3.6)  # a dollar is 1,000 seconds
     assert clock.seconds_left == pytest.approx(500.0)
     clock_time[0] = 100.0

@@ -7,7 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
+from tests.core.clocks import set_monotonic
 
+from bedplate.core import measurements
 from bedplate.core.measurements import Allowance, measured_once, patience
 from bedplate.core.processor import processor
 
@@ -40,7 +42,7 @@ def test_an_allowance_is_spent_once_by_what_is_nested_and_shortens_what_follows(
     isolated_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, loads = [0.0], [100.0]
-    monkeypatch.setattr("bedplate.core.measurements.time.monotonic", lambda: clock[0])
+    set_monotonic(monkeypatch, measurements, lambda: clock[0])
     monkeypatch.setattr("bedplate.core.measurements.load_average", lambda: loads[0])
 
     def measure() -> float:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from tests.core.clocks import set_monotonic
 
 from bedplate.adaptation.context.backbone import Backbone
 from bedplate.adaptation.context.clock import Clock
@@ -28,7 +29,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
     """The plan of a rung, and how often calls were timed for it. A row takes a second where the machine is as it was;
     10 rows are the least."""
     timed: list[float] = []
-    monkeypatch.setattr(planner.time, "monotonic", lambda: 1000.0)
+    set_monotonic(monkeypatch, planner, lambda: 1000.0)
     monkeypatch.setattr(planner, "load_average", lambda: 9.5)
 
     def plan(context: Any, rung: Any) -> RungPlan | Skip:
@@ -103,7 +104,7 @@ def test_calls_that_something_short_disturbed_change_no_plan(
 ) -> None:
     """A tenth of a second of calls says nothing of minutes: they are timed again, for a tenant that nothing is cached
     for, until they are as they were, or a few times."""
-    monkeypatch.setattr(planner.time, "monotonic", lambda: 1000.0)
+    set_monotonic(monkeypatch, planner, lambda: 1000.0)
     monkeypatch.setattr(planner, "planned", lambda context, _: RungPlan({"rows": int(100 / context.slower)}, 100.0))
     tenants: list[str] = []
 
