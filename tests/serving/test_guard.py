@@ -514,6 +514,14 @@ def test_models_of_a_new_key_are_words_or_a_list(tmp_path, isolated_home, capsys
     assert all(f"'{name}'" in warned for name in models) if words and models != "all" else not warned
 
 
+def test_a_key_needs_no_catalogue(tmp_path, isolated_home, capsys):
+    (isolated_home / "catalog.sqlite").write_text("no database")
+    with pytest.raises(SystemExit) as stop:
+        main(["keys", "create", "shop", "tiny", "--file", str(tmp_path / "keys.yaml")])
+    assert not stop.value.code, capsys.readouterr().err
+    assert read_keys(tmp_path / "keys.yaml").keys[0].models == ("tiny",)
+
+
 def test_all_stands_alone_and_names_of_the_catalogue_are_not_warned_of(tmp_path, isolated_home, capsys):
     for words, message in ((("all", "a"), "stands alone"), ((",",), "no name")):
         with pytest.raises(SystemExit) as stop:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import re
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -111,14 +108,14 @@ def init(
         instructions = typer.prompt("What is to be done, in a sentence?", default=default_instructions(task_draft))
     content = task_text(
         task_draft,
-        name=name or re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "task",
-        source=os.path.relpath(data.absolute(), out.absolute().parent),
+        data,
+        out,
+        name=name,
         instructions=instructions,
         bases=chosen,
         bar=bar,
         minutes=budget / 60,
         usd_per_hour=usd_per_hour,
-        today=datetime.date.today(),
     )
     split, group_notes = _checked(content, data, out)
     design = task_draft.design(task_draft.bar if bar is None else bar, split.test.n, split.test.groups)

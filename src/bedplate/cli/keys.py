@@ -106,13 +106,18 @@ def _models(words: list[str]) -> tuple[str, ...] | Literal["all"]:
 
 def _warn_of_unknown(names: tuple[str, ...]) -> None:
     """A key is often made before its model is, so that a name that nothing has is no error."""
+    from bedplate.core.errors import BedplateError
     from bedplate.hub.catalog import CATALOG
     from bedplate.skins.catalog import Catalog
 
-    with Catalog.open() as catalog:
-        known = {artifact.name for artifact_type in ("skin", "base") for artifact in catalog.entries(artifact_type)}
+    try:
+        with Catalog.open() as catalog:
+            artifacts = [*catalog.entries("skin"), *catalog.entries("base")]
+    except BedplateError:  # a key needs no catalogue
+        return
+    known = {*CATALOG, *(artifact.name for artifact in artifacts)}
     for name in names:
-        if name not in known and name not in CATALOG:
+        if name not in known:
             hint = did_you_mean(nearest(name, sorted(known)), "the key works once a server has a model of this name")
             print(f"warning: no skin or base of the catalogue is called {name!r}; {hint}", file=sys.stderr)
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 import datetime
 import json
 import math
+import os
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from bedplate.core.config import one_line
@@ -149,17 +151,19 @@ def draft(
 
 def task_text(
     task_draft: TaskDraft,
+    data: Path,
+    path: Path,
     *,
-    name: str,
-    source: str,
+    name: str | None,
     instructions: str | None,
     bases: Sequence[str],
     bar: float | None,
     minutes: float,
     usd_per_hour: float,
-    today: datetime.date,
 ) -> str:
-    """The task file, with what each part is for. source: the data file, as from beside the task file."""
+    """The task file `path` over the rows of the file `data`, with what each part is for. name: by default the rows'."""
+    source = os.path.relpath(data.absolute(), path.absolute().parent)
+    name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "task"
     inputs = {input_name(column): {"column": column, "kind": "text"} for column in task_draft.inputs}
     output: dict[str, Any] = {"kind": task_draft.kind}
     for key in ("labels", "max_tokens", "json_schema", "separator"):
@@ -205,7 +209,7 @@ adapt:
   # What the whole search may take; add p95_ms, usd_per_1k_calls or max_prompt_tokens to bound what a call may cost.
   budget: {{train_minutes: {minutes:g}}}
   # What an hour of the machine costs that will answer; every price follows from it.
-  machine: {{usd_per_hour: {usd_per_hour:g}, as_of: {today}}}
+  machine: {{usd_per_hour: {usd_per_hour:g}, as_of: {datetime.date.today()}}}
   # Ways to adapt (`bedplate adapt --help` lists them); auto tries all that fit.
   rungs: auto
 """

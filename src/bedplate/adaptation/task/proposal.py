@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
 import os
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,14 +57,14 @@ def init(
     task_draft = draft(rows, inputs=inputs, target=target, group=chosen_group, grouped=group != "none")
     content = task_text(
         task_draft,
-        name=name or re.sub(r"[^A-Za-z0-9._-]+", "-", rows_path.stem).strip("-._") or "task",
-        source=os.path.relpath(rows_path.absolute(), path.absolute().parent),
+        rows_path,
+        path,
+        name=name,
         instructions=instructions,
         bases=list(bases),
         bar=bar,
         minutes=minutes,
         usd_per_hour=usd_per_hour,
-        today=datetime.date.today(),
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     if in_memory:
