@@ -42,7 +42,8 @@ def at_confidence(level: float, requested: float | None, nominees: int = 1) -> s
     (so that all verdicts on these rows hold with 95%)`. nominees: how many share the error."""
     if requested is None or level <= requested:
         return f"{level:.1%} confidence"
-    claims = "all verdicts" if nominees < 2 else f"all {nominees} nominees and all verdicts"
+    several = "" if nominees < 2 else f"{'both' if nominees == 2 else f'all {nominees}'} nominees and "
+    claims = f"{several}all verdicts"
     return f"{level:.1%} confidence (so that {claims} on these rows hold with {100 * requested:g}%)"
 
 

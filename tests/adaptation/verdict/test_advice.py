@@ -67,7 +67,7 @@ def test_a_confidence_above_the_one_asked_for_is_explained_where_it_is_shown() -
     reason = decided({"lora": 380}, {"lora": FAST}).reason
     assert "with 97.0% confidence (so that all verdicts on these rows hold with 95%)" in reason
     reason = decided({"low": 100, "lower": 90}, None).reason
-    assert "% confidence (so that all 2 nominees and all verdicts on these rows hold with 95%)" in reason
+    assert "% confidence (so that both nominees and all verdicts on these rows hold with 95%)" in reason
 
 
 def test_rows_that_would_do_are_told_with_their_power_if_the_estimate_is_too_high() -> None:
