@@ -30,7 +30,7 @@ LEAST_BATCH, LEAST_CALLS, FIRST_CALLS = 4, 3, 3
 FEWEST_CALLS = 6
 """About how many calls the least measurement takes as long as."""
 PACE_SHARE = 0.05
-"""Of the time that is left, what may go to measuring how fast a base is."""
+"""The share of the remaining time that measuring a base's speed may take."""
 REPEATS, REPEAT_SECONDS = 3, 6.0
 """So often are calls timed before they exclude a rung, and about so long each time."""
 

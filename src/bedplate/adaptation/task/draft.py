@@ -32,7 +32,7 @@ _TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentime
 UNGROUPED = "no column was named that says which rows belong together"
 """What a task file that is written without a group gives as its reason."""
 CONFIDENCE = 0.95
-"""Of the bar."""
+"""The confidence with which the bar is to be shown."""
 VERDICTS = 3
 """Verdicts on the same test rows that these are to be enough for."""
 _RARE_ROWS = 20

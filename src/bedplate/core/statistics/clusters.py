@@ -59,8 +59,8 @@ class RobustMean:
     jump: float = 0.0
 
     def half_width(self, quantile: float) -> float:
-        """Of an interval with this quantile of t. What heavy rows that did not fail could hide is in it, as in a bound
-        of a share: by the mean and the variance that one more of them would add (Fay & Feuer 1997)."""
+        """The half-width of an interval with this quantile of t. It allows for what heavy rows that did not fail could
+        hide, by the mean and the variance that one more of them would add (Fay & Feuer 1997)."""
         return self.jump + quantile * math.hypot(self.se, self.jump)
 
 

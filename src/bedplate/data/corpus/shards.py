@@ -46,7 +46,7 @@ class ShardEntry(Strict):
 
 
 ShardGroups = Sequence[Mapping[str, ShardEntry]]
-"""Of a source: its shards by split, a mapping for each group of parts."""
+"""A source's shards by split, a mapping for each group of parts."""
 
 
 class SourceEntry(Strict):

@@ -149,7 +149,7 @@ class Traffic:
 
     @property
     def tokens_per_call(self) -> float:
-        """Of a prompt with its skin's, and its answer, on average."""
+        """The mean tokens of a prompt with its skin's and its answer together."""
         return self.skin_tokens + self.prompt.mean + self.output.mean
 
     def calls(self, per_second: float, count: int, seed: int = 0) -> list[ArrivingCall]:

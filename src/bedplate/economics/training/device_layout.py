@@ -249,7 +249,7 @@ def _between_products(shape: LayoutShape, layout: DeviceLayout, device: Device, 
     passes = 3 if layout.recompute == "full" else 2
 
     def seconds(group: int, sent: float, layers: int) -> float:
-        """Of what each device sends in each of the layers: within its node where the group lies in one."""
+        """The time of what each device sends in each of the layers: within its node where the group lies in one."""
         inside = group <= device.devices_per_node
         speed = device.link_bytes_per_second if inside else device.network_bytes_per_second
         return sent * 2.0 * layers / layout.pipeline / speed

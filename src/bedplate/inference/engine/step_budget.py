@@ -18,7 +18,7 @@ MIN_TOKENS = 16
 SHARED_SECONDS = 5.0
 """How long after requests of two tenants met the next ones are expected."""
 WEIGHT = 0.2
-"""Of the latest measurement in the moving averages."""
+"""The weight of the latest measurement in the moving averages."""
 
 
 class StepBudget:
@@ -27,7 +27,7 @@ class StepBudget:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._decode_seconds: float | None = None
-        """Of a step without prompt tokens."""
+        """The seconds of a step without prompt tokens."""
         self._token_seconds = 0.0
         """What each prompt token adds."""
         self._shared_until = -math.inf

@@ -307,7 +307,7 @@ class BatchStore:
         return [batch_of(row) for row in rows], has_more
 
     def _forget_oldest(self, db: sqlite3.Connection, tenant: str) -> None:
-        """Of a tenant's batches that have ended, those that are too many, or whose errors take too much."""
+        """Forgets a tenant's oldest ended batches: those that are too many, or whose errors take too much."""
         ended = "SELECT seq, row_number() OVER latest AS place, sum(bytes) OVER latest AS total FROM batches "
         ended += f"WHERE tenant = ? AND status NOT IN ({_marks(UNFINISHED)}) WINDOW latest AS (ORDER BY seq DESC)"
         oldest = f"SELECT seq FROM ({ended}) WHERE place > ? OR place > 1 AND total > ?"
