@@ -137,7 +137,9 @@ def limits_of(context: Context, config: str) -> str:
     nominee, and so another verdict, to rows that had served one."""
     spec, seconds = context.spec, context.clock.seconds
     guards = spec.guards.model_dump(mode="json")
-    return sha256_json([config, seconds, spec.budget.model_dump(mode="json"), spec.machine.usd_per_hour, guards])
+    return sha256_json(
+        [config, seconds, spec.budget.model_dump(mode="json", exclude={"p95_calls"}), spec.machine.usd_per_hour, guards]
+    )
 
 
 _LIBRARIES = ("numpy", "scikit-learn", "scipy", "tokenizers", "torch")
