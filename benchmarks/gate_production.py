@@ -4,9 +4,8 @@ The truth is at the bar, so that every PASS is false: a skin that is worse than 
 as good where it has to be better; what it lost standing in few groups; expected costs at the bar with a rare, dear
 mistake; shares of the traffic that rows do not have, with a few heavy rows or groups; groups whose sizes are drawn as
 they are and go with quality; one requirement of three at its bar, for two nominees; the conditions of a FAIL that all
-just hold; single calls at the limit of p95 that follow each other. Levels are those of a first verdict. And how often
-the shown interval of a paired difference covers it where few rows differ, and how often the bounds of the calibration
-error miss it. Layouts of groups are those of `gate.py`.
+just hold. Levels are those of a first verdict. And how often the shown interval of a paired difference covers it where
+few rows differ, and how often the bounds of the calibration error miss it. Layouts of groups are those of `gate.py`.
 Needs nothing but a processor.
 
 usage: gate_production.py [--runs 2000] [--seed 0] [--tables against lost costs weights heavy sizes ...]
@@ -18,7 +17,6 @@ import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from scipy.signal import lfilter
 from scipy.special import ndtri
 from scipy.stats import multinomial, poisson
 
@@ -28,7 +26,6 @@ from bedplate.adaptation.verdict.requirements import RequirementResult
 from bedplate.core.statistics import bootstrap, clusters, proportions
 from bedplate.core.statistics.noninferiority import calibration_bounds, mean_drop
 from bedplate.core.statistics.paired import paired_difference
-from bedplate.core.statistics.proportions import quantile_bounds
 from bedplate.core.statistics.unequal import InsufficientGroups
 from comparison import start
 from gate import (
@@ -314,67 +311,6 @@ def edge_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     yield f"| {rates[0]:.3f}{'  MISSED' if wrong else ''} | {rates[1]:.3f} |", wrong
 
 
-CALLS, BLOCK = 135, 4
-"""Single calls of a nominee by default, and how many of them follow each other."""
-SLOWNESS: dict[str, tuple[str, float]] = {
-    "independent": ("AR", 0.0),
-    "AR(1), 0.5": ("AR", 0.5),
-    "AR(1), 0.9": ("AR", 0.9),
-    "AR(1), 0.97": ("AR", 0.97),
-    "slow spells of 3 calls": ("spells", 3),
-    "slow spells of 10 calls": ("spells", 10),
-    "slow spells of 30 calls": ("spells", 30),
-    "slow spells of 100 calls": ("spells", 100),
-    "30 rows, each again": ("rows", 30),
-    "60 rows, each again": ("rows", 60),
-}
-SPELLS_NOT_HELD = (
-    "slow spells of 3 calls",
-    "slow spells of 10 calls",
-    "slow spells of 30 calls",
-    "slow spells of 100 calls",
-)
-"""What docs/verdict.md says is not held: it is shown, and no miss."""
-
-
-def slow_seconds(rng: np.random.Generator, process: str, size: float, count: int) -> Floats:
-    """Seconds of `count` calls of a machine, one after the other, of which one in twenty takes more than 1."""
-    noise = rng.standard_normal(count)
-    if process == "AR":
-        noise[1:] *= (1 - size**2) ** 0.5
-        return np.exp(lfilter([1.0], [1.0, -size], noise) - ndtri(0.95))
-    lengths = rng.geometric([1 / (19 * size), 1 / size], (count, 2))  # quick, slow
-    slow = np.repeat(np.resize([False, True], 2 * count), lengths.ravel())[rng.integers(0, 20 * int(size)) :][:count]
-    return np.where(slow, 2.0, 0.3) * np.exp(0.1 * noise)
-
-
-def call_lines(all_runs: int, seed: int) -> Iterator[tuple[str, int]]:
-    """Nominees take turns, a block of calls each, with nothing else between them."""
-    for name, (process, size) in SLOWNESS.items():
-        cells: list[str] = []
-        missed = 0
-        for nominees, calls, runs in ((1, CALLS, all_runs), (3, CALLS, all_runs), (1, 10 * CALLS, all_runs // 4)):
-            rng = np.random.default_rng([seed, nominees, calls, len(name)])
-            level = 1 - (1 - LEVEL) / nominees  # Holm
-            places = np.arange(nominees * calls // BLOCK * BLOCK) // BLOCK % nominees
-            within = over = naive = 0
-            for _ in range(runs):
-                if process == "rows":
-                    drawn = [np.resize(slow_seconds(rng, "AR", 0.0, int(size)), calls) for _ in range(nominees)]
-                else:
-                    machine = slow_seconds(rng, process, size, places.size)
-                    drawn = [machine[places == nominee] for nominee in range(nominees)]
-                rows = int(size) if process == "rows" else None
-                holds = [p95_limit(latency(seconds.tolist(), rows), 1000.0, level).holds for seconds in drawn]
-                within, over = within + (True in holds), over + (False in holds)
-                naive += any((quantile_bounds(s[:64].tolist(), 0.95)[1] or 2.0) <= 1.0 for s in drawn)
-            wrong = max(within, over) > MOST_FALSE * runs
-            missed += wrong and name not in SPELLS_NOT_HELD
-            verdict = "" if not wrong else "  not held" if name in SPELLS_NOT_HELD else "  MISSED"
-            cells.append(f"{within / runs:.3f} / {over / runs:.3f} ({naive / runs:.3f}){verdict}")
-        yield f"| {name} | {' | '.join(cells)} |", missed
-
-
 def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for n in (200, 600):
         for over in (0.0, 0.05, 0.15):
@@ -450,13 +386,6 @@ TABLES: dict[str, tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]
         "| one error | one each |",
         edge_lines,
         4,
-    ),
-    "calls": (
-        "Single calls whose p95 is at its limit: 'within' of any nominee / 'over' of any (by 64 calls taken as "
-        "independent, at 95% each)",
-        f"| calls | one nominee, {CALLS} calls | three in turn | one, {10 * CALLS} calls |",
-        call_lines,
-        1,
     ),
     "calibration": (
         "Calibration error, bounds at 95%: truth above the upper, truth below the lower, mean distance of the upper",

@@ -35,7 +35,7 @@ def alarm(
     """The first of the looks at which the skin is called worse or under its bar: by the promise as it is, and by the
     test rows that new ones are like. popular, rare: how often it is right on the texts that come most often, and on
     those that come least; weighted: whether the promise counts copies; drop: what the skin has lost since."""
-    popularity = 1 / np.arange(1.0, TEXTS + 1)
+    popularity = np.arange(1.0, TEXTS + 1) ** -0.7
     popularity /= popularity.sum()
     place = np.log(np.arange(1.0, TEXTS + 1)) / np.log(TEXTS)
     right = rng.random(TEXTS) < popular + (rare - popular) * place
