@@ -13,7 +13,9 @@ from bedplate.evaluation.drift import Levels, Promise, quality
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 
-TEXTS, CALLS, FIRST = 4000, 3000, 1 - multiplicity.spent_alpha(0.05, 1)
+POPULAR, RARE, SHARE = 300, 20_000, 0.85
+"""Texts of either sort, and the share of the calls that popular ones have."""
+CALLS, FIRST = 3000, 1 - multiplicity.spent_alpha(0.05, 1)
 
 
 def judged(scores: Sequence[float], texts: Sequence[int]) -> Evaluation:
@@ -33,14 +35,12 @@ def alarm(
     rng: np.random.Generator, popular: float, rare: float, *, looks: int, calls: int, weighted: bool, drop: float = 0.0
 ) -> tuple[int | None, int | None]:
     """The first of the looks at which the skin is called worse or under its bar: by the promise as it is, and by the
-    test rows that new ones are like. popular, rare: how often it is right on the texts that come most often, and on
-    those that come least; weighted: whether the promise counts copies; drop: what the skin has lost since."""
-    popularity = np.arange(1.0, TEXTS + 1) ** -0.7
-    popularity /= popularity.sum()
-    place = np.log(np.arange(1.0, TEXTS + 1)) / np.log(TEXTS)
-    right = rng.random(TEXTS) < popular + (rare - popular) * place
-    now = right & (rng.random(TEXTS) >= drop)
-    copies = Counter(rng.choice(TEXTS, CALLS, p=popularity).tolist())
+    test rows that new ones are like. popular, rare: how often it is right on texts of either sort; weighted: whether the promise counts copies; drop: what the skin has lost since."""
+    sorts = np.repeat([0, 1], [POPULAR, RARE])
+    popularity = np.array([SHARE / POPULAR, (1 - SHARE) / RARE])[sorts]
+    right = rng.random(sorts.size) < np.array([popular, rare])[sorts]
+    now = right & (rng.random(sorts.size) >= drop)
+    copies = Counter(rng.choice(sorts.size, CALLS, p=popularity).tolist())
     test = [text for text in copies if rng.random() < 0.3]
     scores, weights = right[test].astype(float), np.array([float(copies[text]) for text in test])
     floor = clusters.effective_n_bound(scores, None, FIRST, weights=weights if weighted else None).value
@@ -51,7 +51,7 @@ def alarm(
     first: list[int | None] = [None, None]
     before: tuple[list[dict[str, Gains]], list[dict[str, Gains]]] = [], []
     for look in range(1, looks + 1):
-        texts = list(dict.fromkeys(rng.choice(TEXTS, calls, p=popularity).tolist()))
+        texts = list(dict.fromkeys(rng.choice(sorts.size, calls, p=popularity).tolist()))
         unseen = [text for text in texts if text not in copies]
         if unseen:
             after, bets = judged(now[unseen].tolist(), unseen), [text not in seen for text in unseen]
