@@ -35,7 +35,8 @@ def alarm(
     rng: np.random.Generator, popular: float, rare: float, *, looks: int, calls: int, weighted: bool, drop: float = 0.0
 ) -> tuple[int | None, int | None]:
     """The first of the looks at which the skin is called worse or under its bar: by the promise as it is, and by the
-    test rows that new ones are like. popular, rare: how often it is right on texts of either sort; weighted: whether the promise counts copies; drop: what the skin has lost since."""
+    test rows that new ones are like. popular, rare: how often it is right on texts of either sort; weighted: whether
+    the promise counts copies; drop: what the skin has lost since."""
     sorts = np.repeat([0, 1], [POPULAR, RARE])
     popularity = np.array([SHARE / POPULAR, (1 - SHARE) / RARE])[sorts]
     right = rng.random(sorts.size) < np.array([popular, rare])[sorts]

@@ -11,7 +11,7 @@ import pytest
 from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home, file_lock, read_jsonl
 from bedplate.evaluation.ledger import Opening, TestLedger, keys_of
-from bedplate.evaluation.ledger.chain import Head, append, read_chain
+from bedplate.evaluation.ledger import ledger as ledgers
 
 
 def open_verdict(ledger: TestLedger, verdict: str, rows: list[str]) -> Opening:
@@ -185,19 +185,6 @@ def test_an_entry_cut_off_the_end_of_both_is_missed_from_then_on(tmp_path: Path)
     assert rows_of(two(tmp_path), "3", "some text") == Opening("3", 5)  # known again: nothing is lacking
 
 
-def test_a_ledger_that_was_written_anew_is_missed(tmp_path: Path):
-    for verdict in "12":
-        rows_of(two(tmp_path), verdict, "some text")
-    for path in (two(tmp_path).path, *two(tmp_path).data_ledgers):
-        last = json.loads(lines(path)[-1])
-        path.write_text(lines(path)[0])
-        append(read_chain(path), {**last, "rows": [], "exact": [], "like": [], "keys": "0" * 64})
-    opening = rows_of(two(tmp_path), "3", "some text")
-    assert opening.number == 3
-    assert "was rewritten" in " ".join(opening.notes)
-    assert rows_of(two(tmp_path), "4", "some text").number == 4
-
-
 def test_a_kill_before_the_head_is_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rows_of(two(tmp_path), "1", "some text")
 
@@ -205,7 +192,7 @@ def test_a_kill_before_the_head_is_written_is_no_fault(tmp_path: Path, monkeypat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Head, "write", killed)
+        patch.setattr(ledgers, "atomic_write", killed)
         with pytest.raises(KeyboardInterrupt):
             rows_of(two(tmp_path), "2", "some text")
     assert rows_of(two(tmp_path), "3", "some text") == Opening("3", 3)

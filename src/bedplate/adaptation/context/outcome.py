@@ -94,9 +94,10 @@ class Latency:
     def worth(self, limit: float | None = None) -> float:
         """How many independent calls these are worth beside a limit in seconds (None: p95): by the autocorrelation of
         being over it, and of what they took where that comes near it; and no more than rows."""
-        limit, seconds = self.p95 if limit is None else limit, np.maximum(self.seconds, 1e-9)
+        seconds = np.maximum(self.seconds, 1e-9)
         if not seconds.size:
             return 0.0
+        limit = max(self.p95 if limit is None else limit, 1e-9)
         logs, worth = np.log(seconds), independent_worth(seconds > limit)
         if math.log(limit) - float(logs.mean()) < FAR * float(logs.std()):
             worth = min(worth, independent_worth(seconds))

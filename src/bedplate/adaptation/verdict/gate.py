@@ -297,15 +297,14 @@ def _deciding_calls(timed: Latency, limit: float, needed: int, worth: float, con
     next doubling, 64 times at most; of too few rows, `needed` ones."""
     if (timed.rows or needed) < needed:
         return needed
-    calls, times = max(len(timed.seconds), 1), 1
+    calls = max(len(timed.seconds), 1)
     share = sum(seconds > limit for seconds in timed.seconds) / calls
-    while times < 64:
-        times, n = 2 * times, max(2 * times * worth, 1.0)
-        if n >= needed and proportions.binomial_upper(share * n, n, confidence) <= 1 - SLOW:
-            break
-        if proportions.binomial_lower(share * n, n, confidence) > 1 - SLOW:
-            break
-    return times * calls
+
+    def decide(n: float) -> bool:
+        upper = proportions.binomial_upper(share * n, n, confidence)
+        return upper <= 1 - SLOW or proportions.binomial_lower(share * n, n, confidence) > 1 - SLOW
+
+    return calls * next((times for times in (2, 4, 8, 16, 32) if decide(max(times * worth, 1.0))), 64)
 
 
 def compare_with(

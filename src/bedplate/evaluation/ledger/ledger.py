@@ -9,8 +9,10 @@ Ledgers lie at home, whatever the data is called, and beside the data, whoever o
 none of their own; theirs lies beside the task file. A report names the verdict that its test rows were opened for, and
 the splits of its run, which lie beside it, the rows.
 
-That a ledger was edited or cut shows in its chain and in its head (`chain`), and ledgers that know of each other tell
-what one of them lacks.
+Each record has its own SHA-256 and that of the record before, so that edits show. What is taken off a file's end does
+not show there; ledgers that know of each other tell that, and of all of them the head in `ledger-heads/` of
+BEDPLATE_HOME, which has the verdicts of the ledger at home. It is written after the record, so that a kill between the
+two leaves a head that is behind, which is no fault. A last line without its end is what a killed writer left.
 
 What a look at a skin gained is kept in a file for each skin, so that a further look continues the same test: looks are
 numbered in `ledger/skin-looks.jsonl` at home before anything is asked, and a row is bet on once.
@@ -27,21 +29,116 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import (
+    append_jsonl,
+    atomic_write,
     bedplate_home,
     file_lock,
     read_text,
+    sha256_bytes,
+    sha256_json,
 )
+from bedplate.core.json import load_json
 from bedplate.core.statistics.betting import Gains
 from bedplate.data.sources import is_file
-from bedplate.evaluation.ledger.chain import Chain, Head, LedgerRecord, append, read_chain
 from bedplate.evaluation.ledger.row_keys import Keys, matching_rows
 from bedplate.evaluation.task import Task
+
+LedgerRecord = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The entries of one file that can be read, in order. breaks: the lines (from 1) at which it does not hold. last:
+    hash of the last line, "" of none."""
+
+    path: Path
+    entries: tuple[LedgerRecord, ...]
+    breaks: tuple[int, ...]
+    last: str
+
+    def notes(self) -> list[str]:
+        """What is wrong with it, as sentences."""
+        if not self.breaks:
+            return []
+        lines = ", ".join(map(str, self.breaks))
+        return [
+            f"the ledger {self.path} is damaged at line {lines}: entries were changed or taken out there, which counts "
+            f"as {len(self.breaks)} further verdict{'s' if len(self.breaks) > 1 else ''} on every row; restore the file"
+        ]
+
+
+def read_chain(path: Path) -> Chain:
+    """The file as it is; of one that is not there, no entries. DataError for one that cannot be read at all."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return Chain(path, (), (), "")
+    except OSError as error:
+        why = error.strerror or error
+        raise DataError(f"{path}: the ledger cannot be read: {why}; restore it, or the right to read it") from error
+    entries: list[LedgerRecord] = []
+    breaks: list[int] = []
+    last, chained, sure = "", False, True
+    lines = content.split(b"\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        record = _parse_record(line)
+        if record is None:
+            if number < len(lines):
+                breaks.append(number)
+                last, chained, sure = sha256_bytes(line), True, False
+            continue
+        changed = "sum" in record and record["sum"] != _sum(record)
+        # entries from before there was a chain have no hash, and come before all that have one
+        if changed or (sure and (record["before"] != last if "before" in record else chained)):
+            breaks.append(number)
+        # of a changed one the next has another hash: that is one change, not two
+        chained, sure = chained or "before" in record, not changed
+        entries.append(record)
+        last = sha256_bytes(line)
+    return Chain(path, tuple(entries), tuple(breaks), last)
+
+
+def _parse_record(line: bytes) -> LedgerRecord | None:
+    try:
+        parsed = load_json(line.decode("utf-8"))
+    except ValueError:  # UnicodeDecodeError is one
+        return None
+    if not isinstance(parsed, dict):
+        return None
+    record = cast("dict[str, Any]", parsed)
+    lists = (record.get(name, []) for name in ("rows", "exact", "like", "judged"))
+    whole = isinstance(record.get("verdict"), str) and isinstance(record.get("number"), int)
+    return record if whole and all(isinstance(values, list) for values in lists) else None
+
+
+def append(chain: Chain, record: LedgerRecord) -> None:
+    """Write the next entry of a chain that was just read, under the lock of its file, and see it on disk. UsageError
+    where that is refused."""
+    whole = {**record, "before": chain.last}
+    append_jsonl(chain.path, [{**whole, "sum": _sum(whole)}])
+
+
+def _head_of(ledger: Path) -> tuple[Path, frozenset[str]]:
+    """The head of a ledger at home, and the verdicts that it names: none where it was never written."""
+    home = bedplate_home()
+    name = ledger.relative_to(home) if ledger.is_relative_to(home) else ledger.resolve()
+    path = home / "ledger-heads" / f"{sha256_json(str(name))[:16]}.json"
+    try:
+        return path, frozenset(map(str, json.loads(read_text(path))["verdicts"]))
+    except (DataError, ValueError, KeyError, TypeError):
+        return path, frozenset()
+
+
+def _sum(record: LedgerRecord) -> str:
+    return sha256_json({name: value for name, value in record.items() if name != "sum"})
 
 
 def merged(chains: Sequence[Chain]) -> dict[str, list[LedgerRecord]]:
@@ -150,14 +247,16 @@ class TestLedger:
             notes += [note for chain in chains for note in chain.notes()]
             verdicts = merged(chains)
             verdict_records = verdicts.pop(verdict_id, [])
-            reported, told = list[set[int]](), set[str]()
+            reported, known = list[set[int]](), {*verdicts, verdict_id}
             if self._reported_openings is not None:
-                openings = self._reported_openings({*verdicts, verdict_id})
-                told = {opening.verdict for opening in openings if opening.record is not None}
+                openings = self._reported_openings(known)
+                known |= {opening.verdict for opening in openings if opening.record is not None}
                 reported = _reported(keys, openings, chains, bool(verdicts), len(writable_paths) > 1, notes)
-            head = Head.of(self.path)
-            missing, rewritten = head.lost(chains[0], {*verdicts, verdict_id, *told}, notes)
-            earlier = missing + rewritten
+            head, in_head = _head_of(self.path)
+            earlier = max(0, len(in_head - known) - len(chains[0].breaks))  # breaks count by themselves
+            if earlier:
+                problem = f"lacks {earlier} of the verdicts that it had"
+                notes.append(f"the ledger {self.path} {problem}, by {head}, and no other has them; they count")
             earlier += sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier += _earlier(keys, verdicts, reported, chains, notes) + sum(len(chain.breaks) for chain in chains)
             number = max((record["number"] for record in verdict_records), default=1 + earlier)
@@ -177,7 +276,9 @@ class TestLedger:
             for chain in writable:
                 if all(record["verdict"] != verdict_id for record in chain.entries):
                     append(chain, {**new_record, **_key_fields(keys, chain)})
-            head.write(read_chain(self.path), rewritten)
+            at_home = {verdict_id, *(record["verdict"] for record in chains[0].entries)}
+            if not at_home <= in_head:
+                atomic_write(head, json.dumps({"verdicts": sorted(at_home | in_head)}) + "\n")
             return Opening(verdict_id, number, tuple(notes))
 
     def _writable(self, path: Path, notes: list[str]) -> bool:
