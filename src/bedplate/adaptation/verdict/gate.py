@@ -260,7 +260,7 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
     bounds = timed.p95_bounds(shared, limit)[0], timed.p95_bounds(confidence, limit)[1]
     lower, upper = (None if bound is None else 1000 * bound for bound in bounds)
     needed, calls, worth = proportions.values_needed(SLOW, confidence), len(timed.seconds), timed.worth(limit)
-    observed = f"p95 of {calls} calls" + (f" in {timed.spread:.0f} s" if timed.spread else "")
+    observed = f"p95 of {calls} calls" + (f" in {max(timed.spread, 1):.0f} s" if timed.spread else "")
     observed += f", worth {worth:.0f} independent ones," if worth < calls - 0.5 else ""
     observed += f" is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
@@ -270,10 +270,8 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
     elif lower is not None and lower > budget_ms:
         within_budget, bounds_note = False, f"at least {lower:.0f} ms with {shared:.1%} confidence, over {budget}"
     elif worth < needed:
-        within_budget, bounds_note = (
-            None,
-            f"and {needed} independent calls are the least that can show {budget} to be kept",
-        )
+        least = f"{needed} independent calls are the least that can show"
+        within_budget, bounds_note = None, f"and {least} {budget} to be kept"
         bounds_note += f": time {needed} different rows, not {timed.rows}" if (timed.rows or needed) < needed else ""
     else:
         reach = "" if upper is None else f" to {upper:.0f} ms"
