@@ -385,7 +385,7 @@ def test_calls_that_follow_each_other_or_repeat_rows_rarely_pass_at_the_limit(co
     """As independent calls of 64 rows they do in 8, 43 and 20% of runs."""
     rng, within = np.random.default_rng(4), 0
     for _ in range(200):
-        noise = lfilter([1.0], [1.0, -correlation], rng.standard_normal(64 if rows is None else rows))
+        noise = np.asarray(lfilter([1.0], [1.0, -correlation], rng.standard_normal(64 if rows is None else rows)))
         noise[1:] *= (1 - correlation**2) ** 0.5
         seconds = np.exp(np.resize(noise, 64) - ndtri(0.95))
         within += gate.p95_limit(latency(seconds.tolist(), rows), 1000.0, 0.95).holds is True

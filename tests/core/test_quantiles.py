@@ -60,7 +60,7 @@ def test_values_that_follow_each_other_are_worth_fewer() -> None:
 def test_bounds_of_calls_that_are_worth_fewer_are_further_apart() -> None:
     values = list(range(200))
     nearer, further = quantile_bounds(values, 0.95), quantile_bounds(values, 0.95, worth=90.0)
-    assert further[0] < nearer[0] < 190 < nearer[1] < further[1]  # pyright: ignore[reportOptionalOperand]
+    assert further[0] < nearer[0] < 190 < nearer[1] < further[1]
     assert quantile_bounds(values, 0.95, worth=58.0)[1] is None
 
 

@@ -240,7 +240,7 @@ def test_where_texts_recur_an_unchanged_skin_is_not_called_worse(weighted: bool)
     by_promise, by_rows_alike = (sum(first is not None for first in firsts) for firsts in zip(*runs, strict=True))
     assert by_promise >= 9 or not weighted
     assert by_rows_alike <= 2
-    changed = [recurring.alarm(rng, 0.95, 0.7, looks=25, calls=80, weighted=weighted, drop=0.4)[1] for _ in range(6)]
+    changed = [recurring.alarm(rng, 0.95, 0.7, looks=25, calls=80, weighted=weighted, drop=0.8)[1] for _ in range(6)]
     assert all(first is not None for first in changed)
 
 
