@@ -64,7 +64,7 @@ def looked(rng: np.random.Generator, old: Sample, drifts: list[float], level: fl
 
 def test_many_looks_keep_their_level_and_see_a_real_shift() -> None:
     rng = np.random.default_rng(1)
-    alarms = [looked(rng, sample(rng, 80, name="old"), [0.0] * 8, 0.2 / 3) for _ in range(10)]
+    alarms = [looked(rng, sample(rng, 80, name="old"), [0.0] * 8, 0.2 / 3) for _ in range(12)]
     # 12 runs at 20% at most: more than 7 have a chance of 1 in 250
     assert sum(alarm is not None for alarm in alarms) <= 7
     detections = [looked(rng, sample(rng, 80, name="old"), [1.5] * 6, 0.05 / 6) for _ in range(6)]
