@@ -12,6 +12,7 @@ import torch
 from tests.references import reference_bert
 from tests.tiny import tiny_spec, write_tiny_base
 
+from bedplate.cli.doctor import _kernel
 from bedplate.cli.main import main
 from bedplate.core.files import bedplate_home
 from bedplate.economics.hardware.machine import MeasuredMachine
@@ -97,6 +98,14 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not stop.value.code
     assert "kernel     none: no C++ compiler (c++); torch computes, and in 8 or 4 bits only if asked for" in output
     assert "chosen: torch float32: the only plan that is possible here" in output
+
+
+def test_why_the_processors_tiles_are_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor, "tiles_refused", lambda: "a filter of system calls refuses arch_prctl")
+    kernel = doctor._kernel()
+    if kernel["reason"] is None:
+        assert _kernel(kernel).endswith("; without the processor's AMX: a filter of system calls refuses arch_prctl")
+    assert "AMX" not in _kernel({**kernel, "tiles_refused": None})
 
 
 def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
