@@ -6,16 +6,15 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import subprocess
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from tests.inference.native.native_builds import CPP, EMULATED, STRICT, shared_folder
+from tests.inference.native.native_builds import CPP, EMULATED, STRICT
 from tests.inference.native.native_models import FORMATS, SPECS, base_dtype, random_decoder, whole_sequence
 from tests.inference.native.test_native_blocks import random_blocks
 from torch import Tensor
@@ -31,39 +30,35 @@ from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.gguf_header import TYPES
 
 NEVER, BF16 = 1000, 30
-AMX_FLAGS = ("-mamx-tile", "-mamx-int8", "-mamx-bf16")
-REAL = Level("amx over plain", flags=AMX_FLAGS, defines=(*EMULATED.defines, "AMX"))
+REAL = Level("amx over plain", flags=tuple(f"-m{name}" for name in TILES), defines=(*EMULATED.defines, "AMX"))
 pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler")
 x86 = pytest.mark.skipif(
     machine() != "x86_64" or not sys.platform.startswith("linux"), reason="AMX is of x86-64, and the traps of Linux"
 )
 
 
-def build(source: str, to: Path, *flags: str) -> None:
-    """A library of one of the files here, with the kernel's headers and warnings as errors."""
+def built(source: str, *flags: str) -> ctypes.CDLL:
+    """A library of one of the files in cpp, with the kernel's headers and warnings as errors; kept as kernels are."""
+    digest = hashlib.sha256((CPP / source).read_bytes()).hexdigest()
     base_flags = [flag for flag in compiler.FLAGS if flag != "-O3"]
-    command = [*(compiler.find_compiler() or []), *base_flags, "-O1", *STRICT, *flags, f"-I{compiler.KERNEL}"]
-    subprocess.run([*command, str(CPP / source), "-o", str(to)], check=True, timeout=280)
+    all_flags = (*base_flags, "-O1", *STRICT, *flags, f"-I{compiler.KERNEL}", f"-DSOURCE_{digest}")
+    kernel = compiler.compiled(compiler.Unit(source, str(CPP / source), all_flags))
+    assert not isinstance(kernel, str), kernel
+    return ctypes.CDLL(str(kernel.path))
 
 
 def defined(level: Level) -> list[str]:
     return [*level.flags, *(f"-DBEDPLATE_{name}" for name in level.defines if not name.startswith("TILES_FROM"))]
 
 
-@pytest.fixture(scope="session")
-def tiles(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ctypes.CDLL:
-    folder = shared_folder(
-        tmp_path_factory, worker_id, "tiles", lambda to: build("native_tiles.cpp", to / "a.so", *defined(EMULATED))
-    )
-    return ctypes.CDLL(str(folder / "a.so"))
+@pytest.fixture(scope="module")
+def tiles() -> ctypes.CDLL:
+    return built("native_tiles.cpp", *defined(EMULATED))
 
 
-@pytest.fixture(scope="session")
-def traps(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> ctypes.CDLL:
-    folder = shared_folder(
-        tmp_path_factory, worker_id, "traps", lambda to: build("native_traps.cpp", to / "a.so", "-DBEDPLATE_TILES")
-    )
-    library = ctypes.CDLL(str(folder / "a.so"))
+@pytest.fixture(scope="module")
+def traps() -> ctypes.CDLL:
+    library = built("native_traps.cpp", "-DBEDPLATE_TILES")
     library.traps_remove.restype = ctypes.c_long
     return library
 
@@ -146,9 +141,8 @@ def test_from_how_many_tokens_on_is_measured(tiles: ctypes.CDLL) -> None:
 
 
 @x86
-def test_what_compilers_make_of_the_real_tiles(tiles: ctypes.CDLL, trapped: Callable[[], int], tmp_path: Path) -> None:
-    build("native_tiles.cpp", tmp_path / "real.so", *defined(REAL))
-    real = ctypes.CDLL(str(tmp_path / "real.so"))
+def test_what_compilers_make_of_the_real_tiles(tiles: ctypes.CDLL, trapped: Callable[[], int]) -> None:
+    real = built("native_tiles.cpp", *defined(REAL))
     for tokens in (1, 16, 32, 37):
         x, weight = inputs(tokens, 96), inputs(40, 96, 1).bfloat16()
         assert torch.equal(product(real, BF16, weight, x, 40, 1), product(tiles, BF16, weight, x, 40, 1))
@@ -186,9 +180,10 @@ def test_integers_are_those_of_the_level_without_tiles(emulated: Library, weight
     """Of a float32 base, whose activations and cache are the same at both levels."""
     plain = load("plain")
     assert isinstance(plain, Library), plain
-    model = random_decoder(SPECS["grouped"], dtype=torch.float32)
+    spec = SPECS["grouped"]
+    model = random_decoder(spec, dtype=torch.float32)
     outputs = [
-        whole_sequence(NativeDecoder(model, weights, threads=2, library=library), model.spec, torch.float32)
+        whole_sequence(NativeDecoder(model, weights, threads=2, library=library), spec, torch.float32)
         for library in (plain, emulated)
     ]
     assert torch.equal(*outputs)
@@ -198,13 +193,14 @@ def test_integers_are_those_of_the_level_without_tiles(emulated: Library, weight
 
 
 @x86
-def test_flags_are_not_permission_and_permission_not_execution(tmp_path: Path, traps: ctypes.CDLL) -> None:
+def test_flags_are_not_permission_and_permission_not_execution(traps: ctypes.CDLL) -> None:
     """The probe ends no process, and leaves the handlers of its signals as they were."""
-    build("native_detect.cpp", tmp_path / "detect.so")
-    probe = ctypes.CDLL(str(tmp_path / "detect.so")).answer
+    probe = built("native_detect.cpp").answer
     for refusal in (errno.EINVAL, errno.ENOSPC, errno.EPERM):
         assert probe(refusal, False) == refusal
-    if not kernel_library.features() >= TILES:
+    cpu_features = kernel_library.features()
+    assert not isinstance(cpu_features, str), cpu_features
+    if not cpu_features.issuperset(TILES):
         assert [probe(0, False) for _ in range(3)] == [-1, -1, -1]
     traps.traps_set()
     try:

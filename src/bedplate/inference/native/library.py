@@ -126,7 +126,7 @@ def tiles_refused() -> str | None:
     none. Asks the system for its permission, which lasts as long as the process, and multiplies two tiles; each
     time, for a process may be moved to another machine."""
     cpu_features, detector = features(), _detector()
-    if isinstance(cpu_features, str) or isinstance(detector, str) or not cpu_features >= TILES:
+    if isinstance(cpu_features, str) or isinstance(detector, str) or not cpu_features.issuperset(TILES):
         return None
     code = int(detector.bedplate_tiles())
     return _REFUSALS.get(code, f"the system does not permit them ({os.strerror(code)})") if code else None
@@ -137,7 +137,7 @@ def supported() -> tuple[str, ...] | str:
     cpu_features = features()
     if isinstance(cpu_features, str):
         return cpu_features
-    return runs(cpu_features if tiles_refused() is None else cpu_features - TILES, machine())
+    return runs(cpu_features if tiles_refused() is None else cpu_features.difference(TILES), machine())
 
 
 def levels_to_try() -> tuple[str, ...] | str:
@@ -152,7 +152,7 @@ def levels_to_try() -> tuple[str, ...] | str:
         return tuple(name for name in supported_levels if LEVELS[name].chosen)
     if override not in supported_levels:
         refusal = tiles_refused()
-        reason = f" ({refusal})" if refusal and TILES.intersection(LEVELS[override].needs) else ""
+        reason = f" ({refusal})" if refusal and set(TILES) & set(LEVELS[override].needs) else ""
         raise UsageError(
             f"this processor does not run {OVERRIDE} {override!r}{reason}; it runs {', '.join(supported_levels)}"
         )
