@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from tests.inference.native.native_builds import EMULATED
-from tests.inference.native.native_models import supported_levels
+from tests.inference.native.native_models import is_quick, supported_levels
+from tests.rows import slow_unless
 
 from bedplate.inference.native import compiler
 from bedplate.inference.native.levels import LEVELS, Level
@@ -15,7 +16,7 @@ _EVEX = [pytest.param(EVEX, marks=pytest.mark.slow)] if "avx512_vnni" in support
 _EMULATED = pytest.param(EMULATED.name, marks=pytest.mark.slow)
 
 
-@pytest.fixture(scope="module", params=[*supported_levels(), _EMULATED, *_EVEX])
+@pytest.fixture(scope="module", params=[*slow_unless(is_quick, supported_levels()), _EMULATED, *_EVEX])
 def library(request: pytest.FixtureRequest) -> Library:
     """The kernel of one level. AVX-VNNI's arithmetic also in the encoding that AVX-512 processors have (`make kernels`
     runs it: no processor is given that build), and AMX's tiles in plain C++."""
