@@ -181,10 +181,11 @@ Judge = Callable[[Sequence[str]], Sequence[float]]
 
 
 class Tools:
-    """What rules share: the language of the corpus, its vocabulary, and judges by name."""
+    """What rules share: the language of the corpus, its vocabulary, judges by name, and whether long texts are cut
+    (`cuts`), so that none is too long."""
 
-    def __init__(self, language: str = "en", judges: Mapping[str, Judge] | None = None) -> None:
-        self.language, self.judges = language, judges or {}
+    def __init__(self, language: str = "en", judges: Mapping[str, Judge] | None = None, *, cuts: bool = False) -> None:
+        self.language, self.judges, self.cuts = language, judges or {}, cuts
 
     @cached_property
     def vocabulary(self) -> WordTable:

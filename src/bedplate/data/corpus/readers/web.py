@@ -8,7 +8,7 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
 from bedplate.core.errors import DataError, UsageError
 from bedplate.data.corpus.readers import parts
@@ -22,6 +22,7 @@ NOTHING: Mapping[str, str] = {}
 class Pages(SourceSettings):
     """Pages, from which the article is extracted: HTML, or web archives (.warc, .warc.gz; .wet holds text already)."""
 
+    needs: ClassVar[tuple[str, ...]] = ("trafilatura",)
     path: str
 
 
