@@ -62,7 +62,9 @@ def serve(
     device: Annotated[str | None, unset("A device of the table, or of --hardware. Default: this machine.")] = None,
     devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
     weights: Annotated[_Formats | None, unset("What products read. Default: what was measured last; bfloat16.")] = None,
-    max_rows: Annotated[int | None, whole(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
+    max_rows: Annotated[
+        int | None, whole(help="Generations at once. Default: 16; 128 on a GPU; fewer where those do not fit.")
+    ] = None,
     max_step_tokens: Annotated[int | None, whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
@@ -102,6 +104,7 @@ def serve(
     engine = replace(
         usual,
         max_rows=max_rows or usual.max_rows,
+        fitted=max_rows is None,
         max_step_tokens=max_step_tokens or usual.max_step_tokens,
         adapter_rank=adapter_rank,
         drafted=drafted,
