@@ -40,7 +40,9 @@ _Formats = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A measured base, a preset, or the path of a config.json or a base.")],
+    model: Annotated[
+        str, typer.Argument(help="A measured base, a preset, a size (7b), or the path of a config.json or a base.")
+    ],
     calls_per_day: Annotated[float, count(help="Calls of an average day, such as 50k.")] = 50_000,
     prompt_tokens: Annotated[
         str, typer.Option(help="300 or 1.5k (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")

@@ -11,7 +11,7 @@ from bedplate.data.corpus.readers.parts import SourcePart
 from bedplate.data.corpus.readers.text import PROSE, Code, PyPI, StandardLibrary, language_of
 from bedplate.data.corpus.recipe import CorpusRecipe
 
-_SUFFIXES = {".zst": "zstandard", ".parquet": "pyarrow", ".warc": "warcio", ".warc.gz": "warcio"}
+_SUFFIXES = {".zst": "zstandard", ".parquet": "pyarrow"}
 
 
 def check_installed(recipe: CorpusRecipe, planned: Sequence[SourcePart] = ()) -> None:

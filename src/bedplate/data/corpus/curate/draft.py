@@ -155,8 +155,6 @@ def _datatrove(language: str) -> tuple[set[str], Any]:
 
         tokenizer: Any = load_word_tokenizer(language)
         tokenizer.word_tokenize("a")
-    except ModuleNotFoundError as error:
-        raise UsageError(f"rules for prose need the extra `data` ({error}): pip install 'bedplate[data]'") from error
     except (ValueError, ImportError, KeyError) as error:
         raise UsageError(f"there is no word tokenizer for the language {language!r}: {error}") from error
     return PUNCTUATION_SET, tokenizer
