@@ -136,11 +136,11 @@ def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
 def _comparable(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows with held-out texts only where they are the first row's: the end, which reads more of them, would be a
     jump in a curve."""
-    first: dict[str, tuple[int, int]] = {}
+    first: dict[str, tuple[int, int | None]] = {}
     comparable: list[Mapping[str, Any]] = []
     for row in judged:
         scores = row["held_out"].items()
-        sizes = {name: (score["documents"], score["bytes"]) for name, score in scores}
+        sizes = {name: (score["documents"], score.get("bytes")) for name, score in scores}
         same = {name: score for name, score in scores if sizes[name] == first.setdefault(name, sizes[name])}
         comparable.append({**row, "held_out": same})
     return comparable
