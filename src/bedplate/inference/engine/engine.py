@@ -23,6 +23,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -41,7 +42,7 @@ from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.runtime_weights import RuntimeWeights
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
-from bedplate.inference.engine.sizes import engine_sizes, open_caches
+from bedplate.inference.engine.sizes import doubling_tokens, engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.execution.choice import choose_forward, torch_base
@@ -129,7 +130,15 @@ class Engine(Closing):
             raise UnsupportedModelError(f"{base.name} keeps states, which take back no guess; leave `speculate` out")
         self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
-        self._resources = EngineResources(base, self.grammars, base.text_ends, speculates, base.never_written, longest)
+        self._resources = EngineResources(
+            base,
+            self.grammars,
+            base.text_ends,
+            speculates,
+            base.never_written,
+            longest,
+            doubling_tokens(base.spec),
+        )
         self._runner = Runner(
             cache,
             self._forward,
@@ -147,7 +156,7 @@ class Engine(Closing):
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
         budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
-        scheduler: Scheduler[RequestJob] = Scheduler(budget, whole=not causal)
+        scheduler: Scheduler[RequestJob] = Scheduler(budget, whole=not causal, tenant_of=itemgetter(1))
         self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting
         self._lock = threading.Condition()

@@ -116,6 +116,40 @@ class Pacing:
         self._since = current_time
 
 
+class Door:
+    """Lets one request begin in each round of the event loop, callers taking turns, so that what else the loop is to do
+    waits for one request, however many come at once. Used from one event loop only."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._closed = False
+        """Whether a request has begun in this round."""
+
+    async def enter(self, caller: str) -> None:
+        """Returns when a request of this caller may begin."""
+        loop = asyncio.get_running_loop()
+        if not self._closed:
+            self._closed = True
+            loop.call_soon(self._open)
+            return
+        turn = loop.create_future()
+        self._waiting.setdefault(caller, deque()).append(turn)
+        await turn
+
+    def _open(self) -> None:
+        while self._waiting:
+            caller = next(iter(self._waiting))
+            turns = self._waiting.pop(caller)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[caller] = turns  # behind all others
+            if not turn.done():
+                turn.set_result(None)
+                asyncio.get_running_loop().call_soon(self._open)
+                return
+        self._closed = False
+
+
 T = TypeVar("T")
 
 THREADS = 16

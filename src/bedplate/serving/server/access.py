@@ -37,6 +37,8 @@ log = logging.getLogger("bedplate.access")
 # What proxies log for a request whose client went away.
 CLIENT_GONE = 499
 REQUEST_ID = "x-request-id"
+PROBES = frozenset(("/health", "/ready"))
+"""Paths that are answered at once, however many requests wait to begin."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SANE_CLIENT = re.compile(r"[A-Za-z0-9._:%\[\]-]{1,64}")
@@ -75,6 +77,8 @@ class AccessLog:
             await send(message)
 
         try:
+            if scope["path"] not in PROBES:
+                await self._state.door.enter(request_headers.get(b"authorization") or str(scope.get("client")))
             self._check_head(scope)
             await self._app(scope, receive, counted)
         except ClientGone:

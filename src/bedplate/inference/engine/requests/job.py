@@ -36,7 +36,8 @@ R = TypeVar("R", bound=Request)
 @dataclass(frozen=True)
 class EngineResources:
     """What the jobs of an engine share. ends: ids of end tokens. speculates: whether next tokens are drafted. never:
-    ids that are never generated. longest: tokens of the longest sequence that fits the cache; None: unbounded."""
+    ids that are never generated. longest: tokens of the longest sequence that fits the cache; None: unbounded.
+    doubling_tokens: a token that reads so many others takes twice as much computing as one that reads none."""
 
     base: Base
     grammars: Grammars
@@ -44,6 +45,7 @@ class EngineResources:
     speculates: bool
     never: frozenset[int] = frozenset()
     longest: int | None = None
+    doubling_tokens: float = math.inf
 
 
 @dataclass(slots=True)
@@ -186,6 +188,15 @@ class RequestJob(ABC, Generic[R]):
         that no pass goes beyond it."""
         end = next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens))
         return end - self.computed_tokens
+
+    @property
+    def weight(self) -> float:
+        """What its next token takes of computing, in a sequence's first tokens: one behind others reads those, and one
+        of a text that is read as a whole all of it."""
+        if not self.is_sequence:
+            return 1.0
+        causal = self.resources.base.causal
+        return 1.0 + (self.computed_tokens if causal else len(self.tokens)) / self.resources.doubling_tokens
 
     def prefix_tokens(self, length: int) -> list[int]:
         """The key elements of the first `length` tokens in the prefix cache: token ids, or hashes of media."""
