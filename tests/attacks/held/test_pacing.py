@@ -15,7 +15,7 @@ from tests.attacks.conftest import attacked, head
 from tests.serving.conftest import Files
 
 from bedplate.serving.request import preparation as module
-from bedplate.serving.request.preparation import PART, REFUSED, SECONDS, TIMES, Door, Pacing
+from bedplate.serving.request.preparation import MOST_BEGUN, PART, REFUSED, SECONDS, TIMES, Door, Pacing
 from bedplate.serving.schemas.http_errors import LimitError
 
 
@@ -131,7 +131,7 @@ def test_a_server_makes_only_the_one_wait_that_has_had_too_much(files: Files, tm
             assert client.post(path, json=body, headers=head("us")).status_code == 200
 
 
-def test_requests_that_come_at_once_begin_one_in_a_round_of_the_loop_and_callers_take_turns() -> None:
+def test_requests_that_come_at_once_begin_a_few_in_a_round_of_the_loop_and_callers_take_turns() -> None:
     """A burst of one caller leaves the loop to everything else between two of its requests."""
     begun: list[str] = []
     rounds = 0
@@ -144,8 +144,8 @@ def test_requests_that_come_at_once_begin_one_in_a_round_of_the_loop_and_callers
             await door.enter(caller)
             begun.append(caller)
 
-        burst = [asyncio.create_task(call("them")) for _ in range(200)]
-        given_up = burst.pop(100)
+        burst = [asyncio.create_task(call("them")) for _ in range(400)]
+        given_up = burst.pop(200)
         await asyncio.sleep(0)
         given_up.cancel()
         ours = [asyncio.create_task(call("us")) for _ in range(3)]
@@ -153,13 +153,12 @@ def test_requests_that_come_at_once_begin_one_in_a_round_of_the_loop_and_callers
             before = len(begun)
             await asyncio.sleep(0)
             rounds += 1
-            assert len(begun) - before <= 1
-        assert not door._closed or await asyncio.sleep(0) is None
+            assert len(begun) - before <= MOST_BEGUN
 
     asyncio.run(run())
-    assert begun.count("them") == 199
-    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 7
-    assert rounds <= 3 * len(begun)
+    assert begun.count("them") == 399
+    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 4 * MOST_BEGUN
+    assert rounds <= len(begun) / MOST_BEGUN + 10
 
 
 def test_probes_wait_for_no_requests(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
