@@ -64,6 +64,21 @@ def test_steps_of_prompts_alone_are_long_enough_to_lose_little() -> None:
     assert DECODE / (DECODE + limit * TOKEN) <= 1.05 / PROMPT_SLOWDOWN
 
 
+def test_a_limit_that_is_far_too_low_is_left_again() -> None:
+    """Steps that are all alike say nothing of what a token takes; the limit stayed where noise had brought it."""
+    budget = StepBudget(lambda: 0.0)
+    for _ in range(300):
+        budget.record(4, MIN_TOKENS, DECODE + MIN_TOKENS * TOKEN)
+    limits = [
+        limit
+        for _ in range(60)
+        if (limit := budget.tokens(2, 4)) and not budget.record(4, limit, DECODE + limit * TOKEN)
+    ]
+    assert DECODE + limits[-1] * TOKEN == pytest.approx(SLOWDOWN * DECODE, rel=0.1)
+    assert budget.tokens(2, 0) == pytest.approx((PROMPT_SLOWDOWN - 1) * DECODE / TOKEN, rel=0.1)
+    assert all(limit <= 2.1 * SLOWDOWN * DECODE / TOKEN for limit in limits)
+
+
 def test_one_step_that_waited_for_the_machine_changes_little() -> None:
     budget = StepBudget(lambda: 0.0)
     limit = learned(budget, 60, lambda tokens: DECODE + tokens * TOKEN)[-1]

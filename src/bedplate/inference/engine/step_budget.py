@@ -2,8 +2,9 @@
 others' requests down (chunked prefill within a latency bound: Sarathi-Serve, https://arxiv.org/abs/2403.02310).
 
 The bound is relative: a step may take `SLOWDOWN` times as long as one that only continues generations; where none runs,
-and only first tokens wait, `PROMPT_SLOWDOWN` times as long as an empty one. How many tokens that allows is measured as
-the engine runs: a line through the seconds of the latest steps over their tokens, each weighed by what it computes.
+and only first tokens wait, `PROMPT_SLOWDOWN` times as long as an empty one, or as `PROMPT_TOKENS` take. How many tokens
+that allows is measured as the engine runs: a line through the seconds of the latest steps over their tokens, each
+weighed by what it computes.
 """
 
 from __future__ import annotations
@@ -15,12 +16,14 @@ from collections.abc import Callable
 SLOWDOWN, PROMPT_SLOWDOWN = 2.5, 8.0
 MIN_TOKENS = 16
 """At least so many in a step, and each row of it counts as so many: fewer are computed no faster."""
-FIRST_TOKENS = 64
-"""In a step before anything is measured."""
+FIRST_TOKENS, PROMPT_TOKENS = 64, 128
+"""In a step before anything is measured; and at least in one without generations: more are computed no faster."""
 SHARED_SECONDS = 5.0
 """How long after requests of two tenants met the next ones are expected."""
 DECAY = 0.98
 """By this factor a measurement counts less with each further one."""
+ALIKE = 5.0
+"""Steps whose tokens differ by less than this part of their mean say nothing of a token: twice as many are tried."""
 OUTLIER = 3.0
 """A step counts as at most so many times what was predicted: it may have waited for the machine."""
 
@@ -45,15 +48,23 @@ class StepBudget:
         if not self._count:
             return FIRST_TOKENS
         empty, token = self._line()
-        slowdown = SLOWDOWN if decodes else PROMPT_SLOWDOWN
-        return max(MIN_TOKENS, int((slowdown - 1) * empty / token))
+        if not decodes:
+            return max(PROMPT_TOKENS, int((PROMPT_SLOWDOWN - 1) * empty / token))
+        least, (mean, deviation) = MIN_TOKENS, self._spread()
+        if deviation < mean / ALIKE:
+            least = max(least, min(int(2 * mean), PROMPT_TOKENS))
+        return max(least, int((SLOWDOWN - 1) * empty / token))
+
+    def _spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of the tokens of a step."""
+        mean = self._tokens / self._count
+        return mean, math.sqrt(max(self._squares / self._count - mean**2, 0.0))
 
     def _line(self) -> tuple[float, float]:
         """Seconds of a step without prompt tokens, and what each of these adds."""
-        tokens, seconds = self._tokens / self._count, self._seconds / self._count
-        variance = self._squares / self._count - tokens**2
+        (tokens, deviation), seconds = self._spread(), self._seconds / self._count
         covariance = self._products / self._count - tokens * seconds
-        token = covariance / variance if variance > 1 else seconds / max(tokens, 1)
+        token = covariance / deviation**2 if deviation > 1 else seconds / max(tokens, 1)
         token = max(token, 1e-9)
         return max(seconds - token * tokens, 0.0), token
 
