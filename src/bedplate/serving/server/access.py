@@ -61,6 +61,7 @@ class AccessLog:
         request_headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         asked_id = request_headers.get(REQUEST_ID.encode(), "")
         request_id = asked_id if _SANE_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        client = (scope.get("client") or ("-",))[0]
         facts: dict[str, Any] = {}
         headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
         scope[ACCESS_FACTS], scope[REPLY_HEADERS] = facts, headers
@@ -78,7 +79,7 @@ class AccessLog:
 
         try:
             if scope["path"] not in PROBES:
-                await self._state.door.enter(request_headers.get(b"authorization") or str(scope.get("client")))
+                await self._state.door.enter(request_headers.get(b"authorization") or client)
             self._check_head(scope)
             await self._app(scope, receive, counted)
         except ClientGone:
@@ -98,7 +99,7 @@ class AccessLog:
         finally:
             exchange = Exchange(
                 id=request_id,
-                client=_shown((scope.get("client") or ("-",))[0]),
+                client=_shown(client),
                 method=scope["method"],
                 # As it was sent, percent-encoded: a decoded path could forge lines.
                 path=(scope.get("raw_path") or b"").decode("ascii", "replace"),
