@@ -42,7 +42,7 @@ from bedplate.inference.engine.runner import SPECULATED_TOKENS, Runner
 from bedplate.inference.engine.runtime_weights import RuntimeWeights
 from bedplate.inference.engine.sampling import Grammar
 from bedplate.inference.engine.scheduler import Scheduler, may_queue
-from bedplate.inference.engine.sizes import doubling_tokens, engine_sizes, open_caches
+from bedplate.inference.engine.sizes import engine_sizes, open_caches
 from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.execution.choice import choose_forward, torch_base
@@ -130,15 +130,7 @@ class Engine(Closing):
             raise UnsupportedModelError(f"{base.name} keeps states, which take back no guess; leave `speculate` out")
         self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
-        self._resources = EngineResources(
-            base,
-            self.grammars,
-            base.text_ends,
-            speculates,
-            base.never_written,
-            longest,
-            doubling_tokens(base.spec),
-        )
+        self._resources = EngineResources(base, self.grammars, base.text_ends, speculates, base.never_written, longest)
         self._runner = Runner(
             cache,
             self._forward,

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 
-from bedplate.economics.model.footprint import forward_flops
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.paged import BLOCK, PagedCache
 from bedplate.inference.forward.radix import RadixTree
@@ -70,14 +68,6 @@ def working_bytes(spec: TextSpec, dtype: torch.dtype, tokens: int) -> int:
     heads = 2 * (attention.heads + 2 * attention.kv_heads) * attention.head_dim
     block = 6 * spec.main.hidden_size + heads + 3 * feedforward.size
     return tokens * (block * dtype.itemsize + 3 * 4 * spec.vocab_size)
-
-
-def doubling_tokens(spec: TextSpec) -> float:
-    """How many others a token reads that takes twice as much computing as one that reads none: a mean over the context,
-    in which layers with a window read no more than that."""
-    tokens, causal = spec.context_length, spec.main.kind == "decoder"
-    surplus = forward_flops(spec.main, tokens, 0) / (tokens * forward_flops(spec.main, 1, 0)) - 1
-    return (tokens / 2 if causal else tokens) / surplus if surplus > 0 else math.inf
 
 
 def _step_tokens(spec: TextSpec, dtype: torch.dtype, device: torch.device, free: int | None) -> int:

@@ -8,11 +8,13 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from bedplate.core.errors import BedplateError, RequestError
+from bedplate.economics.model.footprint import forward_flops
 from bedplate.inference.engine.checks import check_prompt, check_prompt_vectors, check_room, not_finite
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import (
@@ -36,8 +38,7 @@ R = TypeVar("R", bound=Request)
 @dataclass(frozen=True)
 class EngineResources:
     """What the jobs of an engine share. ends: ids of end tokens. speculates: whether next tokens are drafted. never:
-    ids that are never generated. longest: tokens of the longest sequence that fits the cache; None: unbounded.
-    doubling_tokens: a token that reads so many others takes twice as much computing as one that reads none."""
+    ids that are never generated. longest: tokens of the longest sequence that fits the cache; None: unbounded."""
 
     base: Base
     grammars: Grammars
@@ -45,7 +46,14 @@ class EngineResources:
     speculates: bool
     never: frozenset[int] = frozenset()
     longest: int | None = None
-    doubling_tokens: float = math.inf
+
+    @cached_property
+    def doubling_tokens(self) -> float:
+        """How many others a token reads that takes twice as much computing as one that reads none: a mean over the
+        context, in which layers with a window read no more than that."""
+        spec, tokens = self.base.spec.main, self.base.spec.context_length
+        surplus = forward_flops(spec, tokens, 0) / (tokens * forward_flops(spec, 1, 0)) - 1
+        return (tokens / 2 if self.base.causal else tokens) / surplus if surplus > 0 else math.inf
 
 
 @dataclass(slots=True)
