@@ -79,4 +79,5 @@ $(VENV)/.made:
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	$(PIP) -e '.[$*]'
+	$(BIN)/python -m compileall -q -j 2 src  # once, and not by every worker of the tests
 	touch $@

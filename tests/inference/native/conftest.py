@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tests.inference.native.native_models import supported_levels
+from tests.inference.native.native_models import is_quick, supported_levels
+from tests.rows import slow_unless
 
 from bedplate.inference.native import compiler
 from bedplate.inference.native.levels import LEVELS, Level
@@ -13,7 +14,7 @@ EVEX = "avx2_vnni in AVX-512's encoding"
 _EVEX = [pytest.param(EVEX, marks=pytest.mark.slow)] if "avx512_vnni" in supported_levels() else []
 
 
-@pytest.fixture(scope="module", params=[*supported_levels(), *_EVEX])
+@pytest.fixture(scope="module", params=[*slow_unless(is_quick, supported_levels()), *_EVEX])
 def library(request: pytest.FixtureRequest) -> Library:
     """The kernel of one level. AVX-VNNI's arithmetic also in the encoding that AVX-512 processors have (`make kernels`
     runs it: no processor is given that build)."""
