@@ -23,7 +23,8 @@ SHARED_SECONDS = 5.0
 DECAY = 0.98
 """By this factor a measurement counts less with each further one."""
 ALIKE = 5.0
-"""Steps whose tokens differ by less than this part of their mean say nothing of a token: twice as many are tried."""
+"""Steps whose tokens differ by less than this part of their mean say nothing of a token: others are tried, twice as
+many, or half where they are many."""
 OUTLIER = 3.0
 """A step counts as at most so many times what was predicted: it may have waited for the machine."""
 
@@ -47,13 +48,11 @@ class StepBudget:
             return None
         if not self._count:
             return FIRST_TOKENS
-        empty, token = self._line()
-        if not decodes:
-            return max(PROMPT_TOKENS, int((PROMPT_SLOWDOWN - 1) * empty / token))
-        least, (mean, deviation) = MIN_TOKENS, self._spread()
+        (mean, deviation), (empty, token) = self._spread(), self._line()
+        least, slowdown = (MIN_TOKENS, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
         if deviation < mean / ALIKE:
-            least = max(least, min(int(2 * mean), PROMPT_TOKENS))
-        return max(least, int((SLOWDOWN - 1) * empty / token))
+            return max(least, int(2 * mean if mean <= PROMPT_TOKENS else mean / 2))
+        return max(least, int((slowdown - 1) * empty / token))
 
     def _spread(self) -> tuple[float, float]:
         """Mean and standard deviation of the tokens of a step."""
