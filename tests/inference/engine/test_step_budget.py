@@ -52,7 +52,8 @@ def test_what_prompts_take_is_learned_where_no_step_is_without_them() -> None:
     """Before, nothing was limited until a step without prompts came, which never did while others' prompts waited."""
     budget = StepBudget(lambda: 0.0)
     for number in range(60):
-        budget.record(4, 50 + number % 100, DECODE + (50 + number % 100) * TOKEN)
+        tokens = 20 + 37 * number % 150
+        budget.record(4, tokens, DECODE + tokens * TOKEN)
     limit = budget.tokens(2, 4)
     assert limit is not None
     assert DECODE + limit * TOKEN == pytest.approx(SLOWDOWN * DECODE, rel=0.02)
