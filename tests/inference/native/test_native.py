@@ -362,7 +362,7 @@ def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     assert isinstance(plain, Library)
     assert plain.level == "plain"
     monkeypatch.setenv(kernel_library.OVERRIDE, "avx1024")
-    with pytest.raises(UsageError, match="is not a level; use avx512_bf16"):
+    with pytest.raises(UsageError, match="is not a level; use amx, avx512_bf16"):
         load()
     foreign = "neon_dotprod" if machine() != "aarch64" else "avx2"
     monkeypatch.setenv(kernel_library.OVERRIDE, foreign)
