@@ -15,15 +15,14 @@ import pytest
 import typer
 import yaml
 from fastapi.routing import APIRoute
+from tests.serving.conftest import Files, Server, running
+from tests.serving.test_operations import ROOT, instructions
 
 from bedplate.cli.main import VERBS, command_of
 from bedplate.core.config import load_config
 from bedplate.serving.callers.api_keys import KeysFile, change_keys
 from bedplate.serving.server.app import ROUTERS, loaded_server
 from bedplate.serving.settings.server_config import ServerConfig
-
-from .conftest import Files, Server, running
-from .test_operations import ROOT, instructions
 
 DEPLOYMENT = ROOT / "examples" / "deployment"
 
