@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bedplate.core.arguments import checked
+from bedplate.core.config import plain_message
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.inference.engine.grammar_trial import GrammarTrial
@@ -156,7 +157,7 @@ def server_config(
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field_path = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{field_path}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
+        raise UsageError(f"{field_path}: {plain_message(first['msg'])}".removeprefix(": ")) from error
 
 
 @contextlib.contextmanager
