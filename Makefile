@@ -36,7 +36,8 @@ mutation: $(VENV)/.installed-test
 # Every level of the native kernel: compiled with warnings as errors, in a wheel, and run under emulated processors
 kernels: $(VENV)/.installed-test
 	$(PYTEST) -m slow -rs tests/inference/native/test_native.py tests/inference/native/test_native_arm.py \
-		tests/inference/native/test_native_wheel.py
+		tests/inference/native/test_native_wheel.py tests/inference/native/test_native_tiles.py
+	$(PYTEST) -m "slow or not slow" -k amx_emulated tests/inference/native
 
 check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .
@@ -44,7 +45,7 @@ check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/pyright
 	$(BIN)/lint-imports
 
-# make bench NAME=prefill; without NAME all of benchmarks/. MASK=avx2 or avx512_vnni plays a lower kind of processor (make
+# make bench NAME=prefill; without NAME all of benchmarks/. MASK=avx2, avx512_vnni or avx512_bf16 plays a lower kind of processor (make
 # peers builds its llama.cpp first), JSON=results.jsonl keeps the results for benchmarks/table.py
 bench: $(VENV)/.installed-bench
 	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out $(SHARED:%=benchmarks/%.py),$(sort $(wildcard benchmarks/*.py)))); do \
@@ -79,4 +80,5 @@ $(VENV)/.made:
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	$(PIP) -e '.[$*]'
+	$(BIN)/python -m compileall -q -j 2 src  # once, and not by every worker of the tests
 	touch $@

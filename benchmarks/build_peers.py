@@ -27,6 +27,7 @@ BELOW = ("SSE42", "AVX", "AVX2", "BMI2", "FMA", "F16C")
 FLAGS = {
     "avx2": ("NATIVE=OFF", *(f"{name}=ON" for name in BELOW)),
     "avx512_vnni": ("NATIVE=OFF", *(f"{name}=ON" for name in (*BELOW, "AVX512", "AVX512_VNNI"))),
+    "avx512_bf16": ("NATIVE=OFF", *(f"{name}=ON" for name in (*BELOW, "AVX512", "AVX512_VNNI", "AVX512_BF16"))),
     "blas": ("NATIVE=ON", "BLAS=ON", "BLAS_VENDOR=OpenBLAS"),
 }
 """By the name of what is built: llama.cpp's own settings."""

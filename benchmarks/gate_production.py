@@ -302,7 +302,7 @@ def edge_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             claims = 2 + conditions if conditions else 1
             broken = [
                 requirement.at(LEVEL, conditions).holds,
-                p95_limit(calls, budget_ms, CONFIDENCE, claims).holds,
+                p95_limit(calls, budget_ms, LEVEL, claims).holds,
                 *(guard.at(LEVEL, claims).holds for guard in guards),
             ]
             failed[name] += False in broken

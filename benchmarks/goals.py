@@ -41,9 +41,10 @@ def of_base(level: str, base: str) -> Mapping[str, float | None]:
 
 
 def of(level: str) -> Mapping[str, float | None]:
-    """The goals of a level, under each name that a kernel gives it (`avx512_vnni_bf16`, `avx2_vnni`)."""
-    if level.startswith("avx512"):
-        return GOALS["avx512_bf16" if level == "avx512" or "bf16" in level else "avx512_vnni"]
+    """The goals of a level, under each name that a kernel gives it (`avx512_vnni_bf16`, `avx2_vnni`); `amx` has none
+    of its own yet."""
+    if level.startswith(("avx512", "amx")):
+        return GOALS["avx512_bf16" if level in ("avx512", "amx") or "bf16" in level else "avx512_vnni"]
     if level.startswith("avx2"):
         return GOALS["avx2"]
     return dict.fromkeys(WORK)

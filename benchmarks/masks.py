@@ -14,11 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 VARIABLES = ("BEDPLATE_KERNEL_LEVEL", "ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_ENABLE_INSTRUCTIONS")
 MASKS: Mapping[str, Mapping[str, str]] = {
+    "avx512_bf16": dict(zip(VARIABLES, ("avx512_bf16", "avx512", "AVX512_CORE_BF16", "AVX512_E2"), strict=True)),
     "avx512_vnni": dict(zip(VARIABLES, ("avx512_vnni", "avx512", "AVX512_CORE_VNNI", "AVX512_E1"), strict=True)),
     "avx2": dict(zip(VARIABLES, ("avx2", "avx2", "AVX2", "AVX2"), strict=True)),
 }
 """By the name of the level that is left: the variables that leave it."""
 BEYOND: Mapping[str, frozenset[str]] = {
+    "avx512_bf16": frozenset({"AMX_INT8"}),
     "avx512_vnni": frozenset({"AVX512_BF16", "AMX_INT8"}),
     "avx2": frozenset({"AVX512", "AVX512_VNNI", "AVX512_VBMI", "AVX512_BF16", "AVX_VNNI", "AMX_INT8"}),
 }

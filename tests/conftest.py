@@ -9,6 +9,7 @@ import heapq
 import itertools
 import os
 import signal
+import sys
 from collections import Counter, defaultdict
 
 # before torch, tokenizers, matplotlib and huggingface_hub are imported by anyone
@@ -63,6 +64,7 @@ REAL_HOME = bedplate_home()  # the user's own, taken before any test is isolated
 _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
 _SLOWEST_FILES = 25
+_MANY_TESTS = 500
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +86,14 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory, of_this_machine: dict[
     link_machine(home, of_this_machine)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(home))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Files wait for no disk: no test cuts the power, and processes that are killed leave what they have written."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda file: None)
         yield
 
 
@@ -174,10 +184,13 @@ def lid_176() -> Path:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtestloop() -> None:
-    """What is there before the first test is never looked through again."""
+def pytest_runtestloop(session: pytest.Session) -> None:
+    """What is there before the first test is never looked through again, and where there are many tests the processes
+    of some start with it."""
     gc.freeze()
     gc.enable()
+    if "tests.forked" in sys.modules and len(session.items) > _MANY_TESTS:
+        sys.modules["tests.forked"].start()
 
 
 def pytest_unconfigure() -> None:
@@ -186,8 +199,6 @@ def pytest_unconfigure() -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    import sys
-
     import hypothesis
 
     # as many examples as a test says; of those that say nothing, more where the slow tests run as well. No deadline: a

@@ -6,29 +6,68 @@ also starts from nothing is the matter of the tests of the command line.
 
 from __future__ import annotations
 
+import faulthandler
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
+from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    [
-        "bedplate.cli.adapt",
-        "bedplate.adaptation.ladder",
-        "bedplate.training.loop",
-        "bedplate.serving.server.app",
-        "sklearn.linear_model",
-        "scipy.stats",
-        "torch._dynamo",  # an optimizer's first step loads it
-        "uvicorn",
-        "matplotlib.figure",
-    ]
-)
+PRELOADED = [
+    "bedplate.cli.adapt",
+    "bedplate.adaptation.ladder",
+    "bedplate.training.loop",
+    "bedplate.serving.server.app",
+    "sklearn.linear_model",
+    "scipy.stats",
+    "torch._dynamo",  # an optimizer's first step loads it
+    "uvicorn",
+    "matplotlib.figure",
+]
+CONTEXT.set_forkserver_preload(PRELOADED)
+
+
+def start() -> None:
+    """Fork the server that forks the commands off this process, which has imported most of what they load: to start it
+    anew takes ten seconds of imports. To be called while nothing runs here yet: before the first test."""
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is not None:
+        return
+    resource_tracker.ensure_running()
+    address = connection.arbitrary_address("AF_UNIX")  # type: ignore[attr-defined]
+    alive_read, alive_write = os.pipe()  # closed at the other end: whoever asks for processes has ended
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(address)
+        listener.listen()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                os.close(alive_write)
+                _leave_pytest()
+                forkserver.main(listener.detach(), alive_read, PRELOADED)
+            finally:
+                os._exit(0)
+    os.close(alive_read)
+    server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive_write, pid
+
+
+def _leave_pytest() -> None:
+    """What pytest puts in the place of the interpreter's own is no matter of a command."""
+    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # noqa: SIM115
+    sys.unraisablehook, threading.excepthook = sys.__unraisablehook__, threading.__excepthook__
+    faulthandler.disable()
+    logging.root.handlers.clear()
+    logging.root.setLevel(logging.WARNING)
 
 
 def _main(arguments: list[str], environment: Mapping[str, str], out: str, errors: str, main: str) -> None:

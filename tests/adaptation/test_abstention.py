@@ -129,7 +129,7 @@ def test_it_belongs_to_labels_and_leaves_other_hashes_alone(toy_task: Path):
 
 
 def test_skins_of_the_ladder_abstain_as_reported(tiny_base: Path, tmp_path: Path):
-    task = write_task(tmp_path / "task", tiny_base, groups=150)
+    task = write_task(tmp_path / "task", tiny_base, groups=60)
     overrides = ["output.abstain={coverage: 0.6}", "metric=selective_accuracy"]
     report = adapt(task, tmp_path / "out", rungs=["majority", "zero_shot", "few_shot", "probe"], overrides=overrides)
     valid = load_examples(load_task(task)).valid
@@ -148,7 +148,8 @@ def test_skins_of_the_ladder_abstain_as_reported(tiny_base: Path, tmp_path: Path
         with load(tmp_path / "out" / row["skin"]) as skin:
             assert isinstance(skin, LoadedSkin)
             answers: list[Prediction] = skin.predict([e.inputs for e in valid])
-        assert np.mean([a.output == reported["prediction"] for a, reported in zip(answers, rows, strict=True)]) > 0.98
+        agree = [a.output == reported["prediction"] for a, reported in zip(answers, rows, strict=True)]
+        assert sum(agree) >= len(agree) - 1  # at the threshold itself, last bits may decide
     assert report.row("majority")["coverage"] == 1.0
     tested = [row for row in report.rungs if row["split"] == "test" and row["rung"] == "probe"]
     assert all(0 < row["coverage"] < 1 for row in tested)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.adaptation.conftest import write_rows, write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_rows, write_task
 from tests.homes import new_home
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
@@ -33,11 +33,13 @@ from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.skins.catalog import Catalog
 
 PICK = ["majority", "zero_shot", "probe"]
+FEW_GROUPS = 24
+"""So few that nothing is shown: for what does not depend on the rows."""
 
 
 @pytest.fixture(scope="module")
 def larger(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("larger") / "tiny-large", seed=3, layers=5)
+    return write_tiny_base(tmp_path_factory.mktemp("larger") / "tiny-large", seed=3, layers=3, **NATIVE_SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +130,8 @@ def test_the_same_command_fits_nothing_again(run: tuple[Report, Path, Path], mon
 def test_a_killed_rung_of_the_second_base_goes_on_there(
     tmp_path: Path, tiny_base: Path, larger: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    task = write_task(tmp_path, larger, bases=[str(larger), str(tiny_base)], rungs=["majority", "zero_shot"])
+    bases = [str(larger), str(tiny_base)]
+    task = write_task(tmp_path, larger, bases=bases, groups=FEW_GROUPS, rungs=["majority", "zero_shot"])
     rung_class, fitted = type(RUNGS["zero_shot"]), list[str]()
     fit = rung_class.fit
 
@@ -168,14 +171,15 @@ def test_where_memory_is_short_one_base_at_a_time_is_loaded(
     assert bases.all[1].model.engine.alive
     assert all(base.loaded for base in bases.all)
     bases.close()
-    task = write_task(tmp_path, larger, bases=[str(larger), str(tiny_base)], rungs=["zero_shot"])
+    rungs = ["zero_shot"]
+    task = write_task(tmp_path, larger, bases=[str(larger), str(tiny_base)], groups=FEW_GROUPS, rungs=rungs)
     monkeypatch.setattr("bedplate.adaptation.context.bases.free_on", lambda device: 1)
     report = adapt(task, tmp_path / "out")
     assert {row["status"] for row in report.rungs} == {"done"}
 
 
 def test_an_encoder_alone_will_do_for_labels(tmp_path: Path, encoder: Path):
-    report = adapt(write_task(tmp_path, encoder, rungs=["majority", "zero_shot", "probe"]), tmp_path / "out")
+    report = adapt(write_task(tmp_path, encoder, groups=40, rungs=["majority", "zero_shot", "probe"]), tmp_path / "out")
     assert report.row("probe")["status"] == "done"
     assert report.data["details"]["probe"]["pooling"] in {"mean", "first"}
     assert {row["name"].partition(", ")[2] for row in report.data["search"]["probe"]} == {"mean", "first"}
@@ -183,7 +187,7 @@ def test_an_encoder_alone_will_do_for_labels(tmp_path: Path, encoder: Path):
 
 def test_rows_too_long_for_one_base_leave_that_base_out(tmp_path: Path, tiny_base: Path):
     small = write_tiny_base(tmp_path / "small", seed=7, context_length=24)
-    rows = write_rows(tmp_path / "rows.jsonl")
+    rows = write_rows(tmp_path / "rows.jsonl", FEW_GROUPS)
     task = write_task(tmp_path / "task", tiny_base, rows=rows, bases=[str(tiny_base), str(small)], rungs=["zero_shot"])
     report = adapt(task, tmp_path / "out")
     row = report.row("zero_shot@small")
@@ -280,7 +284,8 @@ def test_hosted_models_stand_in_the_same_table(tmp_path: Path, tiny_base: Path, 
             endpoint(server, "unauthorised", "locked"),
             endpoint(server, name="keyless", api_key_env="NO_SUCH_KEY"),
         ]
-        task = write_task(tmp_path, tiny_base, hosted=hosted, rungs=["majority", "zero_shot", "hosted"])
+        rungs = ["majority", "zero_shot", "hosted"]
+        task = write_task(tmp_path, tiny_base, groups=40, hosted=hosted, rungs=rungs)
         report = adapt(task, tmp_path / "out")
         request_count = len(server.requests)
         rerun = adapt(task, tmp_path / "out")
@@ -309,7 +314,7 @@ def test_hosted_models_stand_in_the_same_table(tmp_path: Path, tiny_base: Path, 
 def test_a_hosted_call_costs_its_tokens_and_not_this_machine(tmp_path: Path, tiny_base: Path):
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
-        task = write_task(tmp_path, tiny_base, hosted=[endpoint(server)], rungs=["hosted"])
+        task = write_task(tmp_path, tiny_base, groups=FEW_GROUPS, hosted=[endpoint(server)], rungs=["hosted"])
         report = adapt(task, tmp_path / "out")
     answers = read_jsonl(tmp_path / "out" / "answers" / "remote.jsonl")
     valid = len(report.data["rows"]["valid"]["hosted"])
@@ -325,9 +330,9 @@ def test_a_hosted_call_costs_its_tokens_and_not_this_machine(tmp_path: Path, tin
 def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_base: Path):
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
-        for max_usd, message in ((0.1, "past max_usd"), (0.3, "with test it would be about")):
+        for max_usd, message in ((0.035, "past max_usd"), (0.1, "with test it would be about")):
             hosted = [endpoint(server, max_usd=max_usd, concurrency=1)]
-            task = write_task(tmp_path, tiny_base, groups=150, hosted=hosted, rungs=["majority", "hosted"])
+            task = write_task(tmp_path, tiny_base, groups=50, hosted=hosted, rungs=["majority", "hosted"])
             report = adapt(task, tmp_path / "out")
             assert report.row("hosted")["status"] == "failed"
             assert message in report.row("hosted")["reason"]
@@ -336,7 +341,7 @@ def test_a_cap_that_would_not_last_for_test_fails_the_rung(tmp_path: Path, tiny_
         request_count = len(server.requests)
         hosted = [endpoint(server, max_usd=5.0)]
         report = adapt(
-            write_task(tmp_path, tiny_base, groups=150, hosted=hosted, rungs=["majority", "hosted"]), tmp_path / "out"
+            write_task(tmp_path, tiny_base, groups=50, hosted=hosted, rungs=["majority", "hosted"]), tmp_path / "out"
         )
         assert report.row("hosted")["status"] == "done"
         assert len(server.requests) == request_count + len(report.data["rows"]["test"]["hosted"])
@@ -372,7 +377,8 @@ def test_the_resolved_task_file_holds_no_key(tmp_path: Path, tiny_base: Path, mo
     monkeypatch.setenv("MY_KEY", "sk-very-secret")
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
-        task = write_task(tmp_path, tiny_base, hosted=[endpoint(server, api_key_env="MY_KEY")], rungs=["hosted"])
+        hosted = [endpoint(server, api_key_env="MY_KEY")]
+        task = write_task(tmp_path, tiny_base, groups=FEW_GROUPS, hosted=hosted, rungs=["hosted"])
         adapt(task, tmp_path / "out")
         assert {body["key"] for body in server.requests} == {"Bearer sk-very-secret"}
     for path in (tmp_path / "out").rglob("*"):

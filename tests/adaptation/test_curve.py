@@ -266,7 +266,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
     directory = tmp_path_factory.mktemp("curve")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
-        task = write_task(directory, tiny_base, groups=80)
+        task = write_task(directory, tiny_base, groups=48)
         patch.setattr(curves, "DRAWS", 2)
         patch.setattr(contexts, "LATENCY_CALLS", 12)
         report = adapt(task, directory / "out", rungs=RUNG_LIST, curve=[20, 500])
@@ -275,10 +275,10 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
 
 def test_a_run_has_every_point_with_its_draws(run: tuple[Report, Path, Path]):
     curve = run[0].data["curve"]
-    assert curve["sizes"] == [20, 80]
-    assert curve["left_out"] == ["500 labels are more than train has; the last point is all 80 of it"]
+    assert curve["sizes"] == [20, 48]
+    assert curve["left_out"] == ["500 labels are more than train has; the last point is all 48 of it"]
     assert {(p["rung"], p["size"]) for p in curve["points"]} == {
-        (rung, size) for rung in ("from_scratch", "few_shot", "probe", "lora") for size in (20, 80)
+        (rung, size) for rung in ("from_scratch", "few_shot", "probe", "lora") for size in (20, 48)
     }
     for point in curve["points"]:
         assert [draw["seed"] for draw in point["draws"]] == [0, 1]
@@ -287,10 +287,10 @@ def test_a_run_has_every_point_with_its_draws(run: tuple[Report, Path, Path]):
         assert point["estimate"] == pytest.approx(np.mean([draw["estimate"] for draw in point["draws"]]))
     assert [flat["rung"] for flat in curve["flat"]] == ["zero_shot"]
     learned = {p["size"]: p["estimate"] for p in curve["points"] if p["rung"] == "from_scratch"}
-    assert learned[80] > learned[20]  # words decide these labels
+    assert learned[48] > learned[20]  # words decide these labels
     pairs = {(c["tuned"], c["prompted"]) for c in curve["crossovers"]}
     assert pairs == {(a, b) for a in ("probe", "lora") for b in ("few_shot", "zero_shot")}
-    assert [row["size"] for row in curve["break_even"]] == [20, 80]
+    assert [row["size"] for row in curve["break_even"]] == [20, 48]
     assert len(curve["says"]) == 2
 
 
@@ -357,7 +357,7 @@ def test_the_same_command_goes_on_and_a_longer_budget_too(
 
 
 def test_what_the_time_does_not_allow_is_left_out_and_said(toy_task: Path, tmp_path: Path):
-    report = adapt(toy_task, tmp_path / "out", rungs=["zero_shot", "lora"], curve=[20, 60], budget=0.05)
+    report = adapt(toy_task, tmp_path / "out", rungs=["zero_shot", "lora"], curve=[20, 40], budget=0.05)
     curve = report.data["curve"]
     assert curve["points"] == []
     assert sum(note.count("(draw ") for note in curve["left_out"]) == 2 * DRAWS
@@ -368,6 +368,6 @@ def test_what_the_time_does_not_allow_is_left_out_and_said(toy_task: Path, tmp_p
 
 
 def test_impossible_sizes_are_refused_before_time_is_spent(toy_task: Path, tmp_path: Path):
-    with pytest.raises(UsageError, match="train has 64 rows"):
+    with pytest.raises(UsageError, match="train has 40 rows"):
         adapt(toy_task, tmp_path / "out", curve=[2000])
     assert not (tmp_path / "out").exists()

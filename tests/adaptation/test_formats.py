@@ -16,7 +16,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 from scipy import stats
-from tests.adaptation.conftest import write_rows, write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_rows, write_task
 from tests.adaptation.ladders import VALID_SIZES
 from tests.adaptation.test_gate import evaluation
 from tests.homes import new_home
@@ -46,7 +46,6 @@ from bedplate.inference.predict.loaded import LoadedSkin, load
 from bedplate.inference.predict.local import LocalModel
 from bedplate.skins.files import read_skin
 
-BASE_SIZES = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
 RUNGS = ["zero_shot", "probe", "lora"]
 MARGIN = 0.05
 EASY = {"target": {"value": 0.3, "confidence": 0.9}}
@@ -56,7 +55,7 @@ needs_native = pytest.mark.skipif(isinstance(library(), str), reason=f"no native
 
 @pytest.fixture(scope="session")
 def bf16_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("wide") / "wide", dtype=torch.bfloat16, **BASE_SIZES)
+    return write_tiny_base(tmp_path_factory.mktemp("wide") / "wide", dtype=torch.bfloat16, **NATIVE_SHAPE)
 
 
 @pytest.fixture(scope="session")
@@ -110,6 +109,23 @@ def int8_run(
         make_quick(patch)
         task = write_task(root / "task", bf16_base, rows=row_file, formats={"margin": MARGIN}, **EASY)
         return adapt(task, root / "out", rungs=RUNGS), task, root / "home"
+
+
+@pytest.fixture(scope="module")
+def probed_run(tmp_path_factory: pytest.TempPathFactory, bf16_base: Path, row_file: Path, same_plan: None) -> Path:
+    """The directory of a ladder of one rung for which no format was tried."""
+    root = tmp_path_factory.mktemp("probed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEDPLATE_HOME", str(new_home(root / "home")))
+        task = write_task(root / "task", bf16_base, rows=row_file, formats="none", **EASY)
+        adapt(task, root / "out", rungs=["probe"])
+    return root / "out"
+
+
+@pytest.fixture
+def probed(probed_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, where the rung is finished."""
+    return shutil.copytree(probed_run, tmp_path / "out")
 
 
 # --- the ladder
@@ -206,11 +222,11 @@ def poisoned(self: TaskBase, weights: Any) -> LocalModel:
 
 @needs_native
 def test_a_format_that_is_shown_to_be_worse_is_refused(
-    bf16_base: Path, row_file: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    bf16_base: Path, row_file: Path, tmp_path: Path, probed: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(TaskBase, "in_format", poisoned)
     task = write_task(tmp_path, bf16_base, rows=row_file, formats={"margin": MARGIN}, **EASY)
-    report = adapt(task, tmp_path / "out", rungs=["probe"])
+    report = adapt(task, probed, rungs=["probe"])
     chosen = report.data["formats"]["probe"]
     assert chosen["kept"] is None
     (tried,) = chosen["tried"]
@@ -228,7 +244,13 @@ def test_a_format_that_is_shown_to_be_worse_is_refused(
 @needs_native
 @pytest.mark.parametrize("why", ["rows", "time", "slow", "failed"])
 def test_why_a_skin_stays_in_its_own_weights(
-    bf16_base: Path, row_file: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch, why: str
+    bf16_base: Path,
+    row_file: Path,
+    tmp_path: Path,
+    probed: Path,
+    quick: None,
+    monkeypatch: pytest.MonkeyPatch,
+    why: str,
 ):
     formats_spec: Any = {"margin": MARGIN}
     if why == "rows":
@@ -249,7 +271,7 @@ def test_why_a_skin_stays_in_its_own_weights(
 
         monkeypatch.setattr(TaskBase, "in_format", broken)
     task = write_task(tmp_path, bf16_base, rows=row_file, formats=formats_spec, **EASY)
-    report = adapt(task, tmp_path / "out", rungs=["probe"], budget=600)
+    report = adapt(task, probed, rungs=["probe"], budget=600)
     row = report.row("probe", "test")
     assert (row["weights"], row["skin"]) == ("bfloat16", "skins/probe")
     chosen = report.data["formats"]["probe"]
@@ -268,8 +290,9 @@ def test_why_a_skin_stays_in_its_own_weights(
         assert parts == ["int8 was not tried: no room for it"]
 
 
-def test_a_base_that_no_format_is_for_says_so(tiny_base: Path, row_file: Path, tmp_path: Path):
-    task = write_task(tmp_path, tiny_base, rows=row_file, formats=["int8"], **EASY)
+def test_a_base_that_no_format_is_for_says_so(row_file: Path, tmp_path: Path):
+    base = write_tiny_base(tmp_path / "odd", layers=2)
+    task = write_task(tmp_path, base, rows=row_file, formats=["int8"], **EASY)
     report = adapt(task, tmp_path / "out", rungs=["probe"])
     chosen = report.data["formats"]["probe"]
     assert chosen["kept"] is None
@@ -280,7 +303,7 @@ def test_a_base_that_no_format_is_for_says_so(tiny_base: Path, row_file: Path, t
 
 @needs_native
 def test_what_only_its_calls_keep_out_is_tried_in_a_format(
-    bf16_base: Path, row_file: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+    bf16_base: Path, row_file: Path, tmp_path: Path, probed: Path, quick: None, monkeypatch: pytest.MonkeyPatch
 ):
     """Over the budget by half: a format that is ten times as fast brings it in, on a busy machine too, and so it is
     nominated after all. Where none is asked for, none is tried."""
@@ -292,15 +315,14 @@ def test_what_only_its_calls_keep_out_is_tried_in_a_format(
 
     monkeypatch.setattr(formats, "make_trial", fast)
     task = write_task(tmp_path, bf16_base, rows=row_file, formats={"margin": MARGIN}, **EASY)
-    first = adapt(task, tmp_path / "first", rungs=["probe"], overrides=["adapt.formats=none"])
+    first = adapt(task, shutil.copytree(probed, tmp_path / "first"), rungs=["probe"], overrides=["adapt.formats=none"])
     row = first.row("probe", "test")
     assert (first.data["formats"], row["weights"], row["skin"]) == ({}, "bfloat16", "skins/probe")
-    shutil.copytree(tmp_path / "first", tmp_path / "out")
     p95_low, _ = first.row("probe")["p95_bounds_ms"]
     override = f"adapt.budget={{p95_ms: {p95_low / 1.5}, max_prompt_tokens: 400}}"
     alone = adapt(task, tmp_path / "first", rungs=["probe"], overrides=[override, "adapt.formats=none"])
     assert alone.data["nominees"]["nominees"] == []
-    report = adapt(task, tmp_path / "out", rungs=["probe"], overrides=[override])
+    report = adapt(task, probed, rungs=["probe"], overrides=[override])
     assert report.data["formats"]["probe"]["kept"] == "int8"
     assert report.data["nominees"]["nominees"] == ["probe"]
 
@@ -352,7 +374,7 @@ def test_a_format_that_is_as_much_worse_as_the_margin_is_seldom_kept(gain: float
     """Groups as the reviews have them, in which both what is right and what a format changes hang together. Few rows
     change, so t is skewed: at the margin itself somewhat more than 5% are kept, and the others are in vain."""
     rng = np.random.default_rng(5)
-    sizes, margin, confidence, rho, runs = np.array(VALID_SIZES), 0.01, 0.95, 0.05, 1000
+    sizes, margin, confidence, rho, runs = np.array(VALID_SIZES), 0.01, 0.95, 0.05, 400
     codes = np.repeat(np.arange(sizes.size), sizes)
 
     def drawn(p: float) -> np.ndarray:

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from scipy.signal import lfilter
+from scipy.special import ndtri
 from tests.adaptation import ladders
 
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
@@ -342,9 +344,9 @@ def timed(*seconds: float) -> Latency:
             "p95 of 100 calls is 50 ms, at most 50 ms with 95.0% confidence, within the budget",
         ),
         (timed(*[0.2] * 100), False, "at least 200 ms with 95.0% confidence, over the budget of 100 ms"),
-        (timed(*[0.05] * 58), None, "59 calls are the least that can show the budget of 100 ms to be kept"),
+        (timed(*[0.05] * 58), None, "59 independent calls are the least that can show the budget of 100 ms"),
         (
-            timed(*[0.05] * 60, *[0.3] * 4),
+            timed(*([0.05] * 15 + [0.3]) * 4),
             None,
             "from 50 to 300 ms, so that they do not decide on the budget of 100 ms",
         ),
@@ -366,7 +368,7 @@ def test_a_p95_is_within_the_budget_over_it_or_undecided(calls: Latency, within_
 
 def test_an_undecided_p95_on_valid_is_decided_on_test():
     """Nobody is out of the ladder for a percentile of 64 calls that another 64 would read as half of it."""
-    seconds = [0.09] * 60 + [0.15] * 4  # reads 150 ms, and is at least 90
+    seconds = ([0.09] * 15 + [0.15]) * 4  # reads 150 ms, and is at least 90
     measured = latency(seconds)
     p95_low, _ = measured.p95_bounds(0.95)
     assert p95_low is not None
@@ -378,8 +380,33 @@ def test_an_undecided_p95_on_valid_is_decided_on_test():
     assert gate.nominate([slow], budget, target=0.8, confidence=0.95, test_n=500).nominees == ()
 
 
+@pytest.mark.parametrize(("correlation", "rows"), [(0.5, None), (0.9, None), (0.0, 30)])
+def test_calls_that_follow_each_other_or_repeat_rows_rarely_pass_at_the_limit(correlation: float, rows: int | None):
+    """As independent calls of 64 rows they do in 8, 43 and 20% of runs."""
+    rng, within = np.random.default_rng(4), 0
+    for _ in range(200):
+        noise = np.asarray(lfilter([1.0], [1.0, -correlation], rng.standard_normal(64 if rows is None else rows)))
+        noise[1:] *= (1 - correlation**2) ** 0.5
+        seconds = np.exp(np.resize(noise, 64) - ndtri(0.95))
+        within += gate.p95_limit(latency(seconds.tolist(), rows), 1000.0, 0.95).holds is True
+    assert within <= 10
+
+
+def test_slow_calls_in_one_spell_do_not_show_that_the_limit_is_broken():
+    spell = timed(*[0.05] * 60, *[0.2] * 15, *[0.05] * 25)
+    assert gate.p95_limit(spell, 100.0, 0.95).holds is None
+    assert gate.p95_limit(timed(*([0.05] * 5 + [0.2]) * 16), 100.0, 0.95).holds is False
+
+
+def test_what_varies_far_below_the_limit_needs_no_more_calls():
+    slowly = 0.01 + 0.002 * np.sin(np.arange(80) / 10)
+    limit = gate.p95_limit(latency(slowly.tolist()), 100.0, 0.95)
+    assert limit.holds is True
+    assert gate.p95_limit(latency(slowly.tolist()), 12.0, 0.95).holds is None
+
+
 def test_a_p95_is_called_over_the_budget_with_the_error_that_other_conditions_leave():
-    calls = timed(*[0.05] * 56, *[0.2] * 8)  # a fifth of the error is not enough for what all of it shows
+    calls = timed(*([0.05] * 7 + [0.2]) * 8)  # a fifth of the error is not enough for what all of it shows
     assert gate.p95_limit(calls, 100.0, 0.95).holds is False
     shared = gate.p95_limit(calls, 100.0, 0.95, claims=5)
     assert shared.holds is None

@@ -108,7 +108,7 @@ def test_candidates_at_the_bar_pass_in_at_most_six_percent(count: int, capsys: p
     assert bounded > 5 * passed
 
 
-@pytest.mark.parametrize("count", [800, FULL])
+@pytest.mark.parametrize("count", [400, FULL])
 def test_a_candidate_above_the_bar_passes_as_often_as_theory_says(
     count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,13 +18,14 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.search import guards as guard_search
 from bedplate.adaptation.search.guards import Guarding, GuardResult, bounded, broken, drop_of, guards_pass
 from bedplate.adaptation.task.adapt_parts import CORE, GuardsSpec, LossGuard
 from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import gate
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nominable, Nomination
 from bedplate.core.errors import ConfigError, DataError, UnreachableError
-from bedplate.core.statistics.noninferiority import mean_drop
+from bedplate.core.statistics.noninferiority import Drop, mean_drop
 from bedplate.evaluation.suites import SUITES, refusals
 from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.refusals import TO_REFUSE
@@ -55,7 +57,7 @@ def write_files(directory: Path, parent: Path, count: int = 60) -> None:
             questions.append({"context": context, "choices": choices, "gold": scores.index(max(scores))})
         texts = []
         for i in range(count):
-            text = model.generate(f"the product {i}", max_tokens=24).text
+            text = model.generate(f"the product {i}", max_tokens=8).text
             texts.append({"document": f"d{i}", "text": f"the product {i}{text}"})
     (directory / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in questions))
     (directory / "texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
@@ -72,13 +74,29 @@ def check(guard_set: Guarding, parent: Path, child: Path) -> dict[str, GuardResu
         return {result.guard: result for result in guard_set.check(lambda: before, lambda: after)}
 
 
+@pytest.fixture(scope="module")
+def answered(
+    tmp_path_factory: pytest.TempPathFactory, parent: Path, forgotten_base: Path
+) -> tuple[Path, dict[str, GuardResult]]:
+    """Items and texts with what the parent and a base that has forgotten answered beside them, and what the guards say
+    of it."""
+    directory = tmp_path_factory.mktemp("answered")
+    write_files(directory, parent)
+    return directory, check(guarding(directory, refusal={"max_drop": 0.3}), parent, forgotten_base)
+
+
+@pytest.fixture
+def directory(answered: tuple[Path, dict[str, GuardResult]], tmp_path: Path) -> Path:
+    """A copy of what was answered."""
+    return shutil.copytree(answered[0], tmp_path / "answered")
+
+
 def test_the_core_sets_of_the_task_file_are_those_that_there_are() -> None:
     assert tuple(sets.CORE) == CORE
 
 
-def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path, parent: Path) -> None:
-    write_files(tmp_path, parent)
-    lenient = guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.1}, refusal={"max_drop": 0.3})
+def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(directory: Path, parent: Path) -> None:
+    lenient = guarding(directory, retention={"source": "items.jsonl", "max_drop": 0.1}, refusal={"max_drop": 0.3})
     results = check(lenient, parent, parent)
     assert {name: result.holds for name, result in results.items()} == {
         "retention": True,
@@ -88,15 +106,14 @@ def test_a_child_that_is_its_parent_keeps_what_the_rows_can_show(tmp_path: Path,
     assert (results["retention"].parent, results["retention"].child, results["retention"].drop) == (1.0, 1.0, 0.0)
     assert results["retention"].upper == pytest.approx(1 - 0.05 ** (1 / 60))
     assert results["loss"].parent == results["loss"].child
-    strict = check(guarding(tmp_path, retention={"source": "items.jsonl", "max_drop": 0.02}), parent, parent)
+    strict = check(guarding(directory, retention={"source": "items.jsonl", "max_drop": 0.02}), parent, parent)
     assert strict["retention"].holds is None  # sixty rows cannot exclude a drop of two points
     assert "do not decide on the limit of 0.02" in strict["retention"].reason
 
 
-def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
-    write_files(tmp_path, parent)
-    results = check(guarding(tmp_path), parent, forgotten_base)
-    assert {name: result.holds for name, result in results.items()} == {"retention": False, "loss": False}
+def test_a_child_that_has_forgotten_breaks_its_guards(answered: tuple[Path, dict[str, GuardResult]]) -> None:
+    results = answered[1]
+    assert (results["retention"].holds, results["loss"].holds) == (False, False)
     retention = results["retention"]
     drop = mean_drop([r.parent for r in retention.rows], [r.child for r in retention.rows], range(60))
     assert (retention.drop, retention.lower, retention.upper) == (drop.value, drop.lower, drop.upper)
@@ -110,10 +127,9 @@ def test_a_child_that_has_forgotten_breaks_its_guards(tmp_path: Path, parent: Pa
     assert broken([]) is None
 
 
-def test_what_a_base_answered_is_not_asked_again(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
-    write_files(tmp_path, parent)
-    first = check(guarding(tmp_path), parent, forgotten_base)
-
+def test_what_a_base_answered_is_not_asked_again(
+    answered: tuple[Path, dict[str, GuardResult]], directory: Path, parent: Path, forgotten_base: Path
+) -> None:
     def closed_model() -> LocalModel:
         with LocalModel(load_base(forgotten_base)) as model:
             model.engine.close()
@@ -121,8 +137,9 @@ def test_what_a_base_answered_is_not_asked_again(tmp_path: Path, parent: Path, f
 
     with LocalModel(load_base(parent)) as before:
         before.engine.close()  # nothing can be asked any more
-        repeated = {result.guard: result for result in guarding(tmp_path).check(lambda: before, closed_model)}
-    assert repeated == first
+        guard_set = guarding(directory, refusal={"max_drop": 0.3})
+        repeated = {result.guard: result for result in guard_set.check(lambda: before, closed_model)}
+    assert repeated == answered[1]
 
 
 def test_text_that_the_task_trains_on_is_no_general_text(tmp_path: Path, parent: Path) -> None:
@@ -262,17 +279,18 @@ def lost(rng: np.random.Generator, share: float, n: int = 200) -> GuardResult:
     """A retention guard whose child has lost this share of the items, at the limit of a tenth."""
     after = (rng.random(n) >= share).astype(float).tolist()
     rows = tuple(GuardRow(id=str(i), group=str(i), parent=1.0, child=child) for i, child in enumerate(after))
-    fields = bounded("retention", "accuracy", 1.0, sum(after) / n, drop_of("retention", rows, 0.95), 0.1)
+    fields = bounded("retention", "accuracy", 1.0, sum(after) / n, guard_search.drop_of("retention", rows, 0.95), 0.1)
     summary = {"guard": "retention", "measure": "accuracy", "parent": 1.0, "child": sum(after) / n, "limit": 0.1}
     return GuardResult.model_validate({**summary, **fields, "details": {}, "rows": rows})
 
 
-def test_a_guard_at_another_confidence_is_that_of_its_rows(tmp_path: Path, parent: Path, forgotten_base: Path) -> None:
-    write_files(tmp_path, parent)
-    results = check(guarding(tmp_path, refusal={"max_drop": 0.3}), parent, forgotten_base)
+def test_a_guard_at_another_confidence_is_that_of_its_rows(
+    answered: tuple[Path, dict[str, GuardResult]], directory: Path, parent: Path, forgotten_base: Path
+) -> None:
+    results = answered[1]
     strict = {
         result.guard: result
-        for result in replace(guarding(tmp_path), confidence=0.99).check(*models(parent, forgotten_base))
+        for result in replace(guarding(directory), confidence=0.99).check(*models(parent, forgotten_base))
     }
     for name, result in strict.items():
         assert results[name].at(0.99) == result
@@ -284,9 +302,19 @@ def models(parent: Path, child: Path) -> tuple[Any, Any]:
     return lambda: before, lambda: after
 
 
-def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha() -> None:
+def test_children_that_lost_as_much_as_they_may_not_pass_no_oftener_than_alpha(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three nominees clear the target with room; what all of them have lost is the limit. Each guard at 95% by itself
     would let one of them through in over a tenth of verdicts."""
+    drops: dict[tuple[object, ...], Drop] = {}
+
+    def drop_by_count(guard: Any, rows: Any, *level: Any) -> Drop:
+        """Every row is a group of its own, so that the number of those lost decides the bounds."""
+        key = sum(row.child for row in rows), level
+        if key not in drops:
+            drops[key] = drop_of(guard, rows, *level)
+        return drops[key]
+
+    monkeypatch.setattr("bedplate.adaptation.search.guards.drop_of", drop_by_count)
     rng = np.random.default_rng(2)
     tested = {name: evaluation(good) for name in ("a", "b", "c")}
     nomination = Nomination(tuple(tested), "a", None, {})

@@ -51,7 +51,7 @@ def closeness(target: str, prediction: str | None) -> float:
 def stars_task(tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setitem(OUTPUT_KINDS, "stars", StarsOutput)
     monkeypatch.setitem(METRICS, "closeness", Metric("closeness", ("stars",), closeness, real=True))
-    path = write_task(tmp_path / "task", tiny_base)
+    path = write_task(tmp_path / "task", tiny_base, groups=24)
     rows = [json.loads(line) for line in (path.parent / "rows.jsonl").read_text().splitlines()]
     for row in rows:
         row["stars"] = "5" if row["label"] == "positive" else "1"

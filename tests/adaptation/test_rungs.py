@@ -56,13 +56,13 @@ def test_a_new_rung_is_one_row(tmp_path: Path, tiny_base: Path, monkeypatch: pyt
     monkeypatch.setitem(RUNG_TABLE, "toy", RungRow("a toy", f"{__name__}:Toy"))
     monkeypatch.setattr(run_rung, "LocalExecutor", Travelling)
     monkeypatch.setattr(learning_curve, "DRAWS", 1)
-    task, out = write_task(tmp_path / "task", tiny_base), tmp_path / "out"
+    task, out = write_task(tmp_path / "task", tiny_base, groups=24), tmp_path / "out"
     report = adapt(task, out, rungs=["majority", "zero_shot", "toy"], curve=[20])
     row = report.row("toy")
     assert row is not None
     assert (row["status"], row["skin"]) == ("done", "skins/toy")
     assert "toy" in report.data["nominees"]["reasons"]
-    assert report.data["lineage"]["skins"]["toy"]["plan"] == {"labels": 64}
+    assert report.data["lineage"]["skins"]["toy"]["plan"] == {"labels": 24}
     assert [(point["rung"], point["size"]) for point in report.data["curve"]["points"]] == [("toy", 20)]
     with monkeypatch.context() as patch:
         patch.setattr(Toy, "fit", None)  # the same command takes over what is there

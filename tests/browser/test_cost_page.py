@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -15,6 +16,7 @@ import pytest
 import yaml
 from playwright.sync_api import Browser, Locator, Page, expect
 from tests.economics.decisions.builders import MACHINE, PRICES, case_values
+from tests.rows import slow_unless
 
 from bedplate.cli.main import main
 from bedplate.core.errors import UsageError
@@ -37,12 +39,12 @@ SERVE = (
     *("--output-tokens", 4, "--skin-tokens", 200, "--max-rows", 24, "--p95-ms", 60),
 )
 REL_TOLERANCE = 1e-9
-SCREENS = [
-    ("light", 360),
-    ("dark", 1200),
-    pytest.param("dark", 360, marks=pytest.mark.slow),
-    pytest.param("light", 1200, marks=pytest.mark.slow),
-]
+QUICK_SCREENS = {
+    ("training", "dark", 360),
+    ("serving", "light", 360),
+    ("decision", "light", 360),
+    ("decision", "dark", 1200),
+}
 
 Opener = Callable[..., Page]
 
@@ -190,7 +192,7 @@ def test_training_is_computed_as_python_does(opened: Opener, training: Path) -> 
     page = opened(training)
     check_training(page, {})
     rng = random.Random(1)
-    for trial in range(4):
+    for trial in range(2):
         names = ["tokens", "devices", "overhead", "usd_per_hour", "usd_per_kwh", "mfu"]
         for name in names if trial % 2 else rng.sample(names, 2):
             slide(page, name, rng.random())
@@ -323,7 +325,7 @@ def test_serving_is_computed_as_python_does(opened: Opener, serving: Path) -> No
     check_serving(page, {})
     rng = random.Random(2)
     names = ["calls_per_day", "peak_factor", "total_seconds", "first_token_seconds", "usd_per_hour", "spare"]
-    for trial in range(3):
+    for trial in range(2):
         for name in names if trial % 2 else rng.sample(names, 2):
             slide(page, name, rng.random())
         check_serving(page, moved(page))
@@ -436,8 +438,13 @@ def test_nothing_is_fetched_and_nothing_may_be(page_fixture: str, request: pytes
     assert len(html) < 400_000
 
 
-@pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
-@pytest.mark.parametrize(("scheme", "width"), SCREENS)
+@pytest.mark.parametrize(
+    ("page_fixture", "scheme", "width"),
+    slow_unless(
+        QUICK_SCREENS.__contains__,
+        itertools.product(("training", "serving", "decision"), ("light", "dark"), (360, 1200)),
+    ),
+)
 def test_it_fits_and_can_be_read(
     opened: Opener, page_fixture: str, scheme: Any, width: int, request: pytest.FixtureRequest
 ) -> None:
@@ -458,7 +465,7 @@ def test_it_fits_and_can_be_read(
 
 @pytest.mark.parametrize(
     "page_fixture",
-    [pytest.param("training", marks=pytest.mark.slow), pytest.param("serving", marks=pytest.mark.slow), "decision"],
+    ["training", pytest.param("serving", marks=pytest.mark.slow), pytest.param("decision", marks=pytest.mark.slow)],
 )
 def test_everything_is_reached_and_moved_by_keys(
     opened: Opener, page_fixture: str, request: pytest.FixtureRequest
@@ -477,7 +484,7 @@ def test_everything_is_reached_and_moved_by_keys(
     first = slider(page, names[0])
     before = page.locator("#headline").inner_text()
     first.focus()
-    for _ in range(60):
+    for _ in range(20):
         page.keyboard.press("ArrowRight")
     drawn(page)
     assert page.locator("#headline").inner_text() != before

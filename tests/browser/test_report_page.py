@@ -81,7 +81,12 @@ def opened(browser: Browser, file: Path, viewport: Any = DESKTOP, scheme: Any = 
 
 
 @pytest.fixture(
-    params=[(DESKTOP, "light"), (DESKTOP, "dark"), (PHONE, "light"), (PHONE, "dark")], ids=lambda p: str(p[1])
+    params=[
+        pytest.param((DESKTOP, "light"), id="light-desktop"),
+        pytest.param((DESKTOP, "dark"), id="dark-desktop", marks=pytest.mark.slow),
+        pytest.param((PHONE, "light"), id="light-phone", marks=pytest.mark.slow),
+        pytest.param((PHONE, "dark"), id="dark-phone"),
+    ]
 )
 def page(request: pytest.FixtureRequest, browser: Browser, file: Path) -> Iterator[Page]:
     with opened(browser, file, *request.param) as page:

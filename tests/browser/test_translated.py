@@ -135,11 +135,10 @@ def said(decision: Decision) -> list[Any]:
 
 
 def test_a_decision_is_what_python_decides(browser: Browser) -> None:
-    files_of_cases = (path for path in EXAMPLES.glob("*.yaml") if path.stem != "prices")
-    for case in [*map(load_case, files_of_cases), parsed(SHRINKING)]:
+    for case in (load_case(EXAMPLES / "retrieval_as_knowledge_changes.yaml"), parsed(SHRINKING)):
         question, rng = read_question(*case), random.Random(2)
         page = opened(browser, question=question, solve=solve, **{each.__name__: each for each in SENTENCES})
-        for count in (0, 1, 3, 5):
+        for count in (0, 1, 4):
             moved = {row.name: rng.uniform(*row.search) for row in rng.sample(question.inputs, count)}
             shown = page.evaluate(
                 """(moved) => {

@@ -398,3 +398,17 @@ def test_a_table_goes_on_after_a_kill(
     assert (code, json.loads(printed)["resumed"]) == (0, 2)
     assert len(pd.read_csv(tmp_path / "out.csv")) == 6
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.csv"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_file_without_rows_gives_a_table_with_its_columns(
+    skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], suffix: str
+) -> None:
+    empty = pd.DataFrame({"id": pd.Series(dtype=str), "review": pd.Series(dtype=str)})
+    source = tmp_path / f"in{suffix}"
+    empty.to_csv(source, index=False) if suffix == ".csv" else empty.to_parquet(source)
+    out = tmp_path / f"out{suffix}"
+    assert run(capsys, skin_dir, source, "--out", out)[0] == 0
+    table = pd.read_parquet(out) if suffix == ".parquet" else pd.read_csv(out)
+    assert list(table.columns) == ["id", "review", "answer", "probability", "error"]
+    assert not len(table)

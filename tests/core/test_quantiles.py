@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import signal, stats
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.proportions import quantile_bounds, values_needed
+from bedplate.core.statistics.proportions import independent_worth, quantile_bounds, values_needed
 
 
 @given(st.integers(2, 300), st.sampled_from([0.1, 0.5, 0.9, 0.95]), st.sampled_from([0.8, 0.95, 0.99]))
@@ -44,6 +44,24 @@ def test_bounds_hold_as_often_as_they_say_for_heavy_tails() -> None:
     bounds = [quantile_bounds(row.tolist(), 0.95) for row in drawn]
     assert np.mean([upper is not None and upper >= truth for _, upper in bounds]) >= 0.94
     assert np.mean([lower is not None and lower <= truth for lower, _ in bounds]) >= 0.94
+
+
+def test_values_that_follow_each_other_are_worth_fewer() -> None:
+    rng = np.random.default_rng(2)
+    noise = rng.standard_normal((40, 200))
+    assert np.median([independent_worth(row) for row in noise]) > 170
+    for correlation, worth in ((0.5, 200 / 3), (0.9, 200 / 19)):
+        chained = signal.lfilter([1.0], [1.0, -correlation], noise)
+        assert np.median([independent_worth(row) for row in chained]) == pytest.approx(worth, rel=0.6)
+    assert independent_worth([0.1] * 50) == 50
+    assert independent_worth([]) == 0
+
+
+def test_bounds_of_calls_that_are_worth_fewer_are_further_apart() -> None:
+    values = list(range(200))
+    nearer, further = quantile_bounds(values, 0.95), quantile_bounds(values, 0.95, worth=90.0)
+    assert further[0] < nearer[0] < 190 < nearer[1] < further[1]
+    assert quantile_bounds(values, 0.95, worth=58.0)[1] is None
 
 
 @pytest.mark.parametrize(("quantile", "confidence"), [(0.0, 0.95), (1.0, 0.95), (0.95, 0.4)])

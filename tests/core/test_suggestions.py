@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from bedplate.core.suggestions import did_you_mean, nearest
+from pathlib import Path
+
+import pytest
+
+from bedplate.core.suggestions import did_you_mean, nearest, path_hint
 
 
 def test_the_nearest_names_come_first_and_far_ones_not_at_all() -> None:
@@ -18,3 +22,14 @@ def test_a_hint_is_a_question_with_what_else_is_said() -> None:
     assert did_you_mean([], "there are a, c") == "there are a, c"
     assert did_you_mean(["reset"], show="/{}".format) == "did you mean /reset?"
     assert did_you_mean([]) == ""
+
+
+def test_a_path_is_suggested_from_what_its_folders_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes").mkdir()
+    (tmp_path / "recipes/stdlib.yaml").touch()
+    monkeypatch.chdir(tmp_path)
+    assert path_hint(Path("recipes/stdlibb.yml")) == "did you mean 'recipes/stdlib.yaml'?"
+    assert path_hint(Path("recipe/stdlib.yaml"), "or else") == "did you mean 'recipes/stdlib.yaml'? or else"
+    assert path_hint(Path("recipe/other")) == "did you mean 'recipes'?"
+    assert path_hint(Path("a/b/c"), "or else") == "or else"
+    assert path_hint(tmp_path / "recipez") == f"did you mean '{tmp_path}/recipes'?"

@@ -113,7 +113,7 @@ def _pairs(stream: IO[bytes], name: str) -> Iterator[FileRow]:
 
 
 def test_a_format_is_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FORMATS, ".pairs", FileFormat(_pairs, columns=False))
+    monkeypatch.setitem(FORMATS, ".pairs", FileFormat(_pairs))
     lines = [f"text=row {number};label={'ab'[number % 2]};group=g{number}" for number in range(60)]
     (tmp_path / "rows.pairs").write_text("\n".join(lines) + "\n")
     assert read_rows("rows.pairs", tmp_path).rows[1] == {"text": "row 1", "label": "b", "group": "g1"}

@@ -35,7 +35,7 @@ def test_json_has_every_figure_and_the_range(capsys: pytest.CaptureFixture[str])
     assert (code, err) == (0, "")
     report = json.loads(out)
     assert report["usd_per_call"] == pytest.approx(report["replicas"] * report["usd_per_hour"] * 24 / 1e6)
-    assert report["price_source"].startswith("an example, not a quotation")
+    assert report["price_source"].startswith("an EXAMPLE, not a quotation")
     low, high = report["range"]["low"], report["range"]["high"]
     assert low["capacity_calls_per_second"] < report["capacity_calls_per_second"] < high["capacity_calls_per_second"]
     assert low["usd_per_call"] >= report["usd_per_call"] >= high["usd_per_call"]
@@ -104,3 +104,16 @@ def test_it_loads_nothing_heavy(measured: str) -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert process.stderr.strip() == "[]"
+
+
+def test_as_many_rows_as_fit_are_planned_with_and_said(capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("llama-3.1-8b", "--device", "l4", "--prompt-tokens", "1k", "--json")
+    code, out, _ = call(capsys, *options)
+    assert code == 0
+    report = json.loads(out)
+    rows = int(report["basis"].partition(" rows at once, as many as fit (of 128)")[0].rpartition("; ")[2])
+    assert sum(report["memory"].values()) <= 24e9 * 0.9 < sum(report["memory"].values()) * (rows + 2) / rows
+    code, _, err = call(capsys, *options, "--max-rows", "128")
+    assert code == 2
+    assert f"or {rows} rows at once" in " ".join(err.split())
+    assert call(capsys, *options, "--max-rows", str(rows))[0] == 0

@@ -35,7 +35,7 @@ def test_json_is_one_object_with_every_figure(capsys: pytest.CaptureFixture[str]
     assert report["gpu_hours"] == pytest.approx(30.84e6, rel=0.25)
     assert 0.25 < report["mfu_range"][0] < report["mfu"] < report["mfu_range"][1] < 0.45
     assert report["days"] == pytest.approx(report["gpu_hours"] / 16384 / 24)
-    assert report["price_source"].startswith("an example, not a quotation")
+    assert report["price_source"].startswith("an EXAMPLE, not a quotation")
     assert report["layout"]["tensor"] >= 1
 
 

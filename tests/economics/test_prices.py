@@ -44,6 +44,14 @@ def test_old_prices_warn_and_so_do_those_to_come() -> None:
     assert prices.warnings(used[1:2], datetime.date(2026, 12, 1)) == []
 
 
+def test_example_prices_are_called_that() -> None:
+    prices = Prices.load(EXAMPLE)
+    used = [("hosted", "hosted-large"), ("staff", "engineer"), ("hosted", "hosted-large")]
+    assert prices.warnings(used, datetime.date(2026, 11, 20)) == [
+        "EXAMPLE prices, made up: hosted.hosted-large, staff.engineer; write your own"
+    ]
+
+
 def test_a_missing_entry_is_named_with_the_nearest() -> None:
     prices = parse_config(GOOD, Prices, "p.yaml")
     with pytest.raises(ConfigError, match=r"no 'bgi' in `hosted`, which a needs; did you mean 'big'\?"):

@@ -99,3 +99,16 @@ def test_resolving_imports_no_torch_and_no_numpy() -> None:
         "print(sorted({'torch', 'numpy', 'scipy', 'transformers', 'gguf'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize(("name", "count"), [("100m", 1e8), ("1b", 1e9), ("1.5B", 1.5e9), ("7b", 7e9), ("70b", 7e10)])
+def test_a_size_is_a_dense_decoder_of_about_so_many_parameters(name: str, count: float) -> None:
+    key, spec = resolve(name)
+    assert key == name.lower()
+    assert parameters(spec).total == pytest.approx(count, rel=0.15)
+
+
+def test_a_mistyped_path_is_told_with_what_is_there(tmp_path: Path) -> None:
+    base = write_tiny_base(tmp_path / "base")
+    with pytest.raises(UsageError, match=rf"did you mean '{base}/config.json'\?"):
+        resolve(str(tmp_path / "bsae/config.json"))

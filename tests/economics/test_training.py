@@ -56,7 +56,7 @@ def test_ranges_are_the_mfus_and_the_prices() -> None:
     assert training_plan.gpu_hours.high == pytest.approx(ideal / share.low)
     assert training_plan.usd is not None
     assert training_plan.price is not None
-    assert training_plan.price.source.startswith("an example, not a quotation: ")
+    assert training_plan.price.source.startswith("an EXAMPLE, not a quotation: ")
     assert "2026-05" in training_plan.price.source
     rental = H100.rental
     assert rental is not None

@@ -86,12 +86,12 @@ def test_answers_of_little_weight_are_a_mean_of_their_own() -> None:
 def test_lower_bounds_hold_where_a_tenth_is_answered(n: int, truth: float) -> None:
     rng = np.random.default_rng([n, int(100 * truth)])
     exceeded = 0
-    for _ in range(200):
+    for _ in range(100):
         right = [bool(rng.random() < truth) if rng.random() < 0.1 else None for _ in range(n)]
         bound = answered(right).lower_bound
         assert bound is not None
         exceeded += bound > truth
-    assert exceeded / 200 <= 0.095  # 0.05 and three standard errors; counting all rows as groups: 0.25 for the first
+    assert exceeded / 100 <= 0.115  # 0.05 and three standard errors; counting all rows as groups: 0.25 for the first
 
 
 def three_labels(rng: np.random.Generator, n: int, rare: float, recall: float, common_recall: float) -> Evaluation:
@@ -126,12 +126,12 @@ def test_lower_bounds_of_macro_f1_hold_with_a_rare_label(rare: float, recall: fl
     for each label 0.15 and 0.1 of them in the last two, where the rare label is often right throughout."""
     rng = np.random.default_rng([int(100 * rare), int(100 * recall)])
     truth = expected(rare, recall, common_recall)
-    runs = [three_labels(rng, 300, rare, recall, common_recall) for _ in range(60)]
+    runs = [three_labels(rng, 300, rare, recall, common_recall) for _ in range(40)]
     exceeded = [run.lower_bound > truth for run in runs if run.lower_bound is not None]
     assert sum(exceeded) <= 0.05 * len(exceeded) + 3 * (0.05 * 0.95 * max(len(exceeded), 1)) ** 0.5
     refused = [run.reason or "" for run in runs if run.lower_bound is None]
     assert all("the label 'c' is a target in" in reason for reason in refused)
-    assert (len(refused) >= 57) == (rare == 0.01)
+    assert (len(refused) >= 38) == (rare == 0.01)
 
 
 def test_what_a_row_adds_to_a_metric_varies_as_the_metric_does() -> None:
@@ -144,7 +144,9 @@ def test_what_a_row_adds_to_a_metric_varies_as_the_metric_does() -> None:
         targets = rng.choice(3, n, p=[(1 - rare) / 2, (1 - rare) / 2, rare])
         right = rng.random(n) < np.where(targets == 2, recall, common_recall)
         predictions = np.where(right, targets, np.where(targets == 2, rng.integers(0, 2, n), 1 - targets))
-        drawn.append(f1_score(targets, predictions, average="macro"))
+        marks, guesses = np.eye(3)[targets], np.eye(3)[predictions]
+        drawn.append(float((2 * (marks * guesses).sum(0) / (marks + guesses).sum(0)).mean()))
+    assert drawn[-1] == pytest.approx(f1_score(targets, predictions, average="macro"))
     assert mean_variance == pytest.approx(n * np.var(drawn), rel=0.2)
     of_texts = Task.model_validate(task("accuracy").model_dump() | {"output": {"kind": "text"}, "metric": "token_f1"})
     rows = examples(["one two", "one two three four", "three"] * 20)

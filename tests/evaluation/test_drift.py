@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 from tests.core.plain_statistics import binomial_interval
+from tests.evaluation import recurring
 
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import betting, multiplicity, proportions
@@ -230,6 +231,22 @@ def test_rows_that_an_earlier_look_had_are_counted_once() -> None:
     part = quality(after, promise(), 0.01, unseen=[i < 20 for i in range(60)])  # those that are right
     assert (part.gains["promise"] < 0).all()
     assert part.estimate == after.estimate
+
+
+@pytest.mark.parametrize("weighted", [True, False])
+def test_where_texts_recur_an_unchanged_skin_is_not_called_worse(weighted: bool) -> None:
+    rng = np.random.default_rng(5)
+    runs = [recurring.alarm(rng, 0.95, 0.7, looks=25, calls=80, weighted=weighted) for _ in range(10)]
+    by_promise, by_rows_alike = (sum(first is not None for first in firsts) for firsts in zip(*runs, strict=True))
+    assert by_promise >= 9 or not weighted
+    assert by_rows_alike <= 2
+    changed = [recurring.alarm(rng, 0.95, 0.7, looks=25, calls=80, weighted=weighted, drop=0.8)[1] for _ in range(6)]
+    assert all(first is not None for first in changed)
+
+
+def test_without_rows_alike_nothing_is_worse() -> None:
+    assert quality(evaluation(0, 60), promise(), 0.01).worse
+    assert not quality(evaluation(0, 60), promise(), 0.01, alike=[]).worse
 
 
 def test_macro_f1_is_bounded_at_each_look_by_itself() -> None:

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from tests.adaptation.conftest import write_task
 from tests.adaptation.test_bases import endpoint
-from tests.faults.test_adapt_faults import GROUP_COUNT
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 from tests.tiny import write_tiny_base
@@ -21,6 +20,7 @@ from bedplate.adaptation.rungs import RUNGS
 from bedplate.core.errors import UsageError
 
 QUICK = ["majority", "zero_shot", "probe"]
+GROUPS = 24
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
 
 
 def test_wherever_the_disk_fills_up_the_same_command_goes_on(tmp_path: Path, base: Path, disk: Disk):
-    task = write_task(tmp_path, base, groups=GROUP_COUNT, rungs=QUICK)
+    task = write_task(tmp_path, base, groups=GROUPS, rungs=QUICK)
     first = disk.writes
     whole = adapt(task, tmp_path / "whole")
     needed = disk.writes - first
@@ -126,7 +126,7 @@ def test_killed_at_the_end_of_each_rung(tmp_path: Path, base: Path, monkeypatch:
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
         names = [*QUICK, "hosted"]
-        task = write_task(tmp_path, base, groups=GROUP_COUNT, rungs=names, hosted=[endpoint(server)])
+        task = write_task(tmp_path, base, groups=GROUPS, rungs=names, hosted=[endpoint(server)])
         report = _killed_in_each(task, tmp_path / "out", monkeypatch, names)
         rows = report.data["rows"]
         texts = [body["messages"][-1]["content"] for body in server.requests]
@@ -149,7 +149,7 @@ def test_no_time_for_any_rung_is_said_of_each(tmp_path: Path, base: Path):
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
         names = ["zero_shot", "few_shot", "probe", "lora", "hosted", "cascade"]
-        task = write_task(tmp_path, base, groups=GROUP_COUNT, rungs=names, hosted=[endpoint(server)])
+        task = write_task(tmp_path, base, groups=GROUPS, rungs=names, hosted=[endpoint(server)])
         report = adapt(task, tmp_path / "out", budget=0.01)
         assert server.requests == []
     assert {row["status"] for row in report.rungs} == {"skipped"}

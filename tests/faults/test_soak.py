@@ -233,7 +233,7 @@ def negated(source: Path, target: Path) -> None:
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(8.0, id="short"),
+        pytest.param(6.0, id="short"),
         pytest.param(1800.0, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
     ],
 )

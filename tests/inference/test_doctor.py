@@ -99,6 +99,19 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert "chosen: torch float32: the only plan that is possible here" in output
 
 
+def test_why_the_processors_tiles_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setattr(doctor, "tiles_refused", lambda: "arch_prctl is refused")
+    report = examine(str(write_tiny_base(tmp_path / "base", **SIZES)))
+    assert report["kernel"]["tiles_refused"] == "arch_prctl is refused"
+    for refusal, expected in (("arch_prctl is refused", report["kernel"]["reason"] is None), (None, False)):
+        report["kernel"]["tiles_refused"] = refusal
+        monkeypatch.setattr(doctor, "examine", lambda base: report)
+        with pytest.raises(SystemExit):
+            main(["doctor"])
+        output = " ".join(capsys.readouterr().out.split())  # a narrow screen breaks lines
+        assert ("without the processor's AMX: arch_prctl is refused" in output) is expected
+
+
 def test_an_encoder_has_prompts_only(tmp_path: Path) -> None:
     reference_bert(0).save_pretrained(tmp_path)
     report = examine(str(tmp_path))

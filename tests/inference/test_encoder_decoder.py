@@ -98,7 +98,7 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
 }
 QUICK_OPTIONS = {
     "t5": ("chunks", "speculated"),
-    "bart": ("batched", "preempted"),
+    "bart": ("preempted",),
     "marian of two vocabularies": ("paged",),
 }
 """The slow tests run every family with all of them."""

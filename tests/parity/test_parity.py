@@ -10,7 +10,7 @@ from bedplate.inference.measure.parity import DType, ParityCheck, read
 from bedplate.models.families import FAMILIES
 
 NAMES = sorted(name for format_, name in FAMILIES if format_ == "hf")
-CASES: list[tuple[int, int, DType]] = [(0, 0, "float32"), (1, 1, "float64")]
+CASES: list[tuple[int, int, DType]] = [(0, 0, "float32")]
 ALL_CASES: list[tuple[int, int, DType]] = [
     (example, seed, dtype) for example in range(2) for seed in range(3) for dtype in ("float32", "float64")
 ]

@@ -22,7 +22,7 @@ from bedplate.training.state import StateFile
 
 STEPS = 20
 RUN: dict[str, Any] = {
-    "checkpoints": {"every": 0.1, "seconds": 0.03},
+    "checkpoints": {"every": 0.5, "seconds": 0.03},
     "tokens": 256 * STEPS,
     "evaluation": {"baselines": False},
     "log_steps": 1,

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.pretraining.runs import tiny_run
+from tests.rows import slow_unless
 
 from bedplate.pretraining.plan.dry_run import device_bytes
 from bedplate.pretraining.plan.sizes import config_of, sizes_of, spec_of
@@ -135,7 +136,10 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     trained(planned(directory, **SMALL), directory / "out")
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK_CASES = ("adamw", "made again", "muon and an average", "masked", "spans")
+
+
+@pytest.mark.parametrize("name", slow_unless(QUICK_CASES.__contains__, CASES))
 def test_memory_is_what_is_allocated(name: str, tmp_path: Path) -> None:
     run = planned(tmp_path, **CASES[name])
     assert run.model is not None

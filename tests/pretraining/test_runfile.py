@@ -16,7 +16,8 @@ from bedplate.core.errors import ConfigError, UnsupportedModelError
 from bedplate.economics.model.parameters import parameters
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import parameter_count
-from bedplate.pretraining.plan.sizes import default_batch, default_rate, shape_for, shape_of_width, spec_of
+from bedplate.models.specs.dial import shape_for, shape_of_width
+from bedplate.pretraining.plan.sizes import default_batch, default_rate, spec_of
 from bedplate.pretraining.runfile.file import BatchPart, ModelPart, RunFile, changes, load_run, look
 from bedplate.training.objectives import OBJECTIVES
 

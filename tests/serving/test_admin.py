@@ -293,7 +293,7 @@ def test_swaps_under_traffic(room):
     for number, skin in enumerate(skins):
         room.write(skin, f"v{number}")
     assert room.load_skin(source="v0").status_code == 201
-    swaps = 20
+    swaps = 10
     current, stop, wrong = [0], threading.Event(), []
 
     def traffic() -> None:

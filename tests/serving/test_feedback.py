@@ -284,10 +284,10 @@ def test_lines_are_kept_by_day_and_whole_days_are_forgotten(tmp_path):
     ]
     assert store.models() == [".", "../x/..", "a", "b"]
     clock[0] = datetime(2026, 1, 11, tzinfo=UTC)
-    assert store.sweep({"a": 10, "b": 9}.get) == 1
+    assert store.sweep({"a": 10, "b": 9}.get) == {tmp_path / "b/2026-01-01.jsonl"}
     assert store.models() == [".", "../x/..", "a"]
     clock[0] += timedelta(days=1)
-    assert store.sweep({"a": 10}.get) == 1
+    assert store.sweep({"a": 10}.get) == {tmp_path / "a/2026-01-01.jsonl"}
     assert [stored["id"] for model, stored in store.rows() if model == "a"] == ["1"]
 
 
@@ -373,6 +373,33 @@ def test_a_reply_that_is_deleted_twice_at_once_is_looked_for_nowhere_else(tmp_pa
     assert isinstance(refused, StatusError)
     assert refused.status == 404
     assert list(FeedbackStore(tmp_path / "feedback").rows()) == []
+
+
+def test_what_is_too_old_is_forgotten_without_reading_the_rest(tmp_path, monkeypatch):
+    store = FeedbackStore(tmp_path / "feedback", lambda: datetime(2026, 1, 1, tzinfo=UTC))
+    store.append("m", [row("a1" * 16), row("a1" * 16, "feedback", index=0, rating="good", correction=None)])
+    FeedbackStore(tmp_path / "feedback").append("m", [row("b2" * 16)])
+    directory = StateDirectory(SimpleNamespace(state=tmp_path))  # type: ignore[arg-type]
+    feedback = Feedback(directory, FeedbackConfig(keep={"*": KeepRule(days=3)}), DiskOutage())
+    readings, lines = [0], FeedbackStore.lines
+
+    def counted(store, models=()):
+        readings[0] += 1
+        return lines(store, models)
+
+    monkeypatch.setattr(FeedbackStore, "lines", counted)
+
+    async def swept() -> tuple[list[str], list[str]]:
+        async with feedback.running(None):  # type: ignore[arg-type]
+            for _ in range(200):
+                await asyncio.sleep(0.01)
+                if len(feedback._owners) == 1 and not feedback.targets:
+                    break
+            return list(feedback._owners), list(feedback.targets)
+
+    assert asyncio.run(swept()) == (["b2" * 16], [])
+    directory.release()
+    assert readings == [1], "the files are read when the server starts, and never for a day that is deleted"
 
 
 def test_two_threads_of_a_server_have_its_directory_at_once(tmp_path, monkeypatch):

@@ -21,7 +21,7 @@ from bedplate.skins.skin import LoraPart, Skin
 
 from .conftest import make_skins, running
 
-COUNTS = [(40, 20), pytest.param((100, 50), marks=pytest.mark.slow)]
+COUNTS = [(20, 10), pytest.param((100, 50), marks=pytest.mark.slow)]
 """Of LoRA skins, and of prompt skins."""
 TEXTS = ("this product is great", "it broke after a day")
 

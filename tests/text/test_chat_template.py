@@ -113,7 +113,7 @@ def test_templates_render_as_in_transformers(name: str) -> None:
 
     template = ChatTemplate(TEMPLATES[name], bos="<s>", eos="</s>")
 
-    @settings(max_examples=80, deadline=None)
+    @settings(max_examples=40, deadline=None)
     @given(conversations(), st.booleans(), st.booleans())
     def check(messages: list[dict[str, Any]], prompt: bool, with_tools: bool) -> None:
         tools = TOOLS if with_tools else None

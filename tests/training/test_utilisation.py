@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -40,6 +42,14 @@ def test_the_table_knows_a_device(monkeypatch) -> None:
 
 def test_a_measured_peak_is_one_of_a_machine() -> None:
     assert 1e8 < measure_peak(CPU, "float32") < 1e16
+
+
+def test_a_product_that_takes_long_is_measured_once(monkeypatch) -> None:
+    """A processor without arithmetic of its own for the dtype takes seconds for each."""
+    readings = itertools.count()
+    monkeypatch.setattr(utilisation, "time", SimpleNamespace(perf_counter=lambda: float(next(readings))))
+    assert measure_peak(CPU, "float32") == 2 * 1024**3
+    assert next(readings) == 4
 
 
 def test_a_measured_peak_that_is_no_rate_is_measured_again(own_machine, monkeypatch) -> None:

@@ -135,7 +135,7 @@ def _record(
     parts = ", ".join(f"{number} {name}" for name, number in bought.items())
     summary = (
         f"{count} labels were bought ({parts}) of a budget of {plan.budget}; all rows would have taken {all_rows:,}. "
-        f"This is look {len(plan.looks)} at test, with {plan.looks[-1].labels} of at most {whole} rows."
+        f"{label_plan.look_sentence(plan.looks, whole)}"
     )
     if price is not None:
         cost, most, of_all = (f"${number * price:,.2f}" for number in (count, plan.budget, all_rows))

@@ -13,7 +13,7 @@ Everything that finishes is on disk in the output directory, so the same command
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from functools import partial
 from os.path import relpath
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 
 from bedplate.adaptation.context.clock import Clock, Stopwatch, seconds_on_test
 from bedplate.adaptation.context.context import Context
+from bedplate.adaptation.context.outcome import Tested
 from bedplate.adaptation.curve.learning_curve import learning_curve, possible_sizes
 from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
@@ -58,6 +59,7 @@ from bedplate.evaluation.examples import TaskData
 from bedplate.evaluation.in_memory import given_rows, overrides_for, write_sources
 from bedplate.evaluation.ledger import ledger_for
 from bedplate.report.run_report import Report
+from bedplate.report.schema_parts import Limit
 
 NOMINATION_FILE = "nomination.json"
 
@@ -346,6 +348,7 @@ class _Ladder:
             "skins": [run.results[name].skin_id for name in nomination.nominees],
             **run.criteria.question_parts(run.data.hashes),
             **gate.testing_question(self.spec.testing, nomination),
+            **({} if self.spec.budget.p95_calls is None else {"p95_calls": self.spec.budget.p95_calls}),
         }
         reason = f"adapt {self.task.task}: verdict on {', '.join(nomination.nominees)}"
         ledger = ledger_for(self.task, leave=self.out)
@@ -354,15 +357,31 @@ class _Ladder:
         )
         examples = handle.open(reason)
         compared = {*nomination.nominees, self._baseline(), self.spec.target.against}
-        run.reserved = 0.0
+        run.reserved, turns = 0.0, dict[str, dict[str, Generator[None, None, Tested]]]()
         for name, result in run.results.items():
             candidate = run.candidates[name]
             if name in compared:
                 run.reserved += seconds_on_test([result], handle.n, candidate.context.single_test_calls, None)
             if name in compared or candidate.traits.side == "reference":
-                with run.watch.timed("tests", name):
-                    run.tested[name] = judge(candidate, result, examples, self.out, handle.split_hash)
+                judged = judge(candidate, result, examples, self.out, handle.split_hash)
+                # what stands on one base stays in memory together, and takes turns
+                alone = result.parts or result.child is not None
+                turns.setdefault(name if alone else candidate.context.at.suffix, {})[name] = judged
+        for together in turns.values():
+            self._take_turns(together)
         run.criteria.open_test(examples, run.tested, run.results)
+
+    def _take_turns(self, judged: dict[str, Generator[None, None, Tested]]) -> None:
+        """Judges skins on test, a block of single calls of each in turn."""
+        run = self.run
+        while judged:
+            for name in list(judged):
+                with run.watch.timed("tests", name):
+                    try:
+                        next(judged[name])
+                    except StopIteration as finished:
+                        run.tested[name] = finished.value
+                        del judged[name]
 
     # --- step 5: the verdict
 
@@ -376,8 +395,12 @@ class _Ladder:
         looking, claims = run.looking or SINGLE_LOOK, nominees_on_test.claims
         valid = {name: run.criteria.judged(result) for name, result in run.results.items() if result.skin is not None}
 
+        def limits(name: str, confidence: float) -> list[Limit]:
+            return gate.limits(self.spec, run.tested[name].latency, confidence, claims)
+
         def shown(name: str, confidence: float) -> bool:
-            return nominees_on_test.passes(name, run.guards.get(name, ()), looking.level(confidence))
+            within = all(limit.holds for limit in limits(name, looking.level(confidence)))
+            return within and nominees_on_test.passes(name, run.guards.get(name, ()), looking.level(confidence))
 
         confirmations = gate.confirm(
             [(name, looking.looked(nominees_on_test.judged[name])) for name in nominees],
@@ -401,7 +424,7 @@ class _Ladder:
             n=run.data.test.n,
             groups=run.data.test.groups,
             guards=run.guards,
-            limits=gate.limits(self.spec, {name: run.tested[name].latency for name in nominees}, claims),
+            limits={name: limits(name, levels[name]) for name in nominees if self.spec.budget.p95_ms is not None},
             requirements=nominees_on_test.at(levels),
             kept_out=admissions(
                 self._nominables(),

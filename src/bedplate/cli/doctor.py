@@ -101,7 +101,9 @@ def _kernel(kernel: dict[str, Any]) -> str:
     extra_levels = [level for level in kernel["levels"] if level != kernel["level"]]
     levels_note = f"; it also has {', '.join(extra_levels)}" if extra_levels else ""
     compiler = "no compiler" if kernel["compiler"] is None else f"compiler {kernel['compiler']}"
-    return f"kernel     {kernel['level']}{levels_note} (build {kernel['digest'][:12]}; {compiler})"
+    refusal = kernel["tiles_refused"]
+    tiles_note = "" if refusal is None else f"; without the processor's AMX: {refusal}"
+    return f"kernel     {kernel['level']}{levels_note} (build {kernel['digest'][:12]}; {compiler}){tiles_note}"
 
 
 def _roofs(roofs: dict[str, Any]) -> str:

@@ -11,13 +11,18 @@ from pathlib import Path
 
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import check_writable
+from bedplate.core.suggestions import path_hint
 
 
 def existing(path: Path | None) -> Path | None:
     """A file that is read."""
     if path is not None and str(path) != "-" and not path.is_file():
-        raise UsageError(f"{path} {'is a directory, not a file' if path.is_dir() else 'does not exist'}")
+        raise UsageError(f"{path} {'is a directory, not a file' if path.is_dir() else _missing(path)}")
     return path
+
+
+def _missing(path: Path, remark: str = "") -> str:
+    return "; ".join(filter(None, ("does not exist", path_hint(path, remark))))
 
 
 def new_file(path: Path | None) -> Path | None:
@@ -74,8 +79,9 @@ def skin_or_base(source: str | None) -> str | None:
 def skin_directory(path: Path | str) -> Path | str:
     """A skin's directory."""
     if not (Path(path) / "skin.json").is_file():
-        problem = "has no skin.json" if Path(path).is_dir() else "does not exist"
-        raise SkinError(f"{path} is not a skin: it {problem}; `bedplate adapt` makes skins")
+        remark = "`bedplate adapt` makes skins"
+        problem = f"has no skin.json; {remark}" if Path(path).is_dir() else _missing(Path(path), remark)
+        raise SkinError(f"{path} is not a skin: it {problem}")
     return path
 
 
@@ -96,14 +102,15 @@ def directories(places: Sequence[Path] | None) -> Sequence[Path] | None:
 def existing_directory(path: Path | None) -> Path | None:
     """A directory that is read."""
     if path is not None and not path.is_dir():
-        raise UsageError(f"{path} {'is a file, not a directory' if path.exists() else 'does not exist'}")
+        raise UsageError(f"{path} {'is a file, not a directory' if path.exists() else _missing(path)}")
     return path
 
 
 def catalog_target(target: str | None) -> str | None:
     """A directory, or a name or id of the catalogue: of what is written as a path, that it is there."""
     if target is not None and ("/" in target or target.startswith(".")) and not Path(target).exists():
-        raise UsageError(f"{target} does not exist; give a directory, or a name or id of `bedplate skins list`")
+        remark = "give a directory, or a name or id of `bedplate skins list`"
+        raise UsageError(f"{target} {_missing(Path(target), remark)}")
     return target
 
 

@@ -21,7 +21,7 @@ from bedplate.core.display import shortened
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
 from bedplate.core.quantities import SECONDS, count_of, seconds_of
-from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.suggestions import did_you_mean, nearest, path_hint
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 
@@ -107,7 +107,8 @@ def load_config(path: Path | str, model: type[M], overrides: Sequence[str] = ())
     path = Path(path)
     if not path.is_file():
         problem = "is a directory, not a file" if path.is_dir() else "does not exist"
-        raise ConfigError(f"{path}: the config file {problem}; give the path of a YAML file")
+        hint = path_hint(path, "give the path of a YAML file")
+        raise ConfigError(f"{path}: the config file {problem}; {hint}")
     try:
         text = read_text(path)
     except DataError as error:

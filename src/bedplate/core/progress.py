@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MARGIN = re.compile(r"\s*(?:- )?")
+_SPEED_SECONDS = 600.0  # what the time left is estimated from: pauses such as evaluations are part of it
 _AFTER = 0.3
 """Seconds after which a bar is shown: what is over sooner does not flicker."""
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, which folds our tables
@@ -201,6 +202,7 @@ class _Display:
             bars.TextColumn("{task.fields[metrics]}", markup=False),
             console=console(stderr=True),
             refresh_per_second=5,
+            speed_estimate_period=_SPEED_SECONDS,
             redirect_stdout=sys.stdout.isatty(),  # what is piped stays in its pipe
             transient=True,
         )

@@ -17,6 +17,7 @@ import math
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Literal, TypeAlias, TypeGuard
 
@@ -51,10 +52,11 @@ Reading: TypeAlias = Iterator[FileRow | BadRow]
 @dataclass(frozen=True)
 class FileFormat:
     """One kind of file. read: the rows of a stream, which the second argument names in messages; DataError where
-    nothing can be read at all. columns: whether every row has the same. counted: what a place in it is called."""
+    nothing can be read at all. columns: those of a stream, which every row has; None where each row has its own.
+    counted: what a place in it is called."""
 
     read: Callable[[IO[bytes], str], Reading]
-    columns: bool
+    columns: Callable[[IO[bytes]], Sequence[str]] | None = None
     counted: Literal["line", "row"] = "line"
 
 
@@ -157,6 +159,11 @@ def _separated(delimiter: str) -> Callable[[IO[bytes], str], Reading]:
     return read
 
 
+def _header(delimiter: str, stream: IO[bytes]) -> list[str]:
+    """The names of the columns of a file that was read before."""
+    return [cell.strip() for cell in next(csv.reader(_text_lines(stream, "", {}), delimiter=delimiter), [])]
+
+
 def _text_lines(stream: Iterable[bytes], location: str, unreadable: dict[int, str]) -> Iterator[str]:
     """The lines as text, in the ends they have. One that is not UTF-8 is named in `unreadable`, by its number."""
     at = number = 0
@@ -227,10 +234,10 @@ def _next(batches: Iterator[Any], location: str) -> Any:
 
 
 FORMATS: dict[str, FileFormat] = {
-    ".jsonl": FileFormat(_json_lines, columns=False),
-    ".csv": FileFormat(_separated(","), columns=True),
-    ".tsv": FileFormat(_separated("\t"), columns=True),
-    ".parquet": FileFormat(_parquet, columns=True, counted="row"),
+    ".jsonl": FileFormat(_json_lines),
+    ".csv": FileFormat(_separated(","), partial(_header, ",")),
+    ".tsv": FileFormat(_separated("\t"), partial(_header, "\t")),
+    ".parquet": FileFormat(_parquet, lambda stream: arrow().ParquetFile(stream).schema_arrow.names, "row"),
 }
 """A file's suffix → how it is read."""
 

@@ -10,6 +10,10 @@ are other ones than the old rows have: so the old rows are then taken without th
 The metric is tested against the bound in the skin's report and against its bar. The promise is the bound that the
 verdict showed, not the estimate: that was the best of several, and reads high. A mean of row scores is bet on to have
 fallen below, over all looks; other metrics are bounded at each look by itself, the j-th with 6/(π²j²) of the error.
+
+Where texts recur, the new rows that are judged are those whose text came in neither the task's data nor an earlier
+look. They are to the traffic what texts are that came once in the data (Good 1953, Biometrika 40:237): nothing is
+called worse that is not worse than the skin was on those of the test rows.
 """
 
 from __future__ import annotations
@@ -325,15 +329,18 @@ def quality(
     unseen: Sequence[bool] | None = None,
     earlier: Sequence[dict[str, Gains]] = (),
     largest: int = 1,
+    alike: Sequence[tuple[float, str]] | None = None,
 ) -> Quality:
     """The metric on new rows against the promise and the bar, each with an error of `level` over all looks. unseen: the
     rows that no earlier look had; by default all. earlier: what earlier looks gained. largest: rows of a group that are
-    bet on at most. UsageError where the promise is of another metric."""
+    bet on at most. alike: where texts recur, scores and groups of the test rows that new ones are like; None where none
+    do. UsageError where the promise is of another metric."""
     if promise is not None and promise.metric != after.metric:
         raise UsageError(
             f"the skin's report tells of {promise.metric}, but the task scores {after.metric}; give the task file that "
             "the skin was made for"
         )
+    level = level if alike is None else level / 2  # the other half is for what the test rows show
     bounds, reason = None, None
     try:
         bounds = _bounds(after, level)
@@ -343,6 +350,9 @@ def quality(
     if promise is None:
         return plain
     floors = {"promise": promise.floor, "bar": promise.target}
+    if alike is not None:
+        mean = _lowest_mean(after, alike, multiplicity.spent_alpha(level, look))
+        floors = {name: None if floor is None else min(floor, mean) for name, floor in floors.items()}
     floors = {name: floor for name, floor in floors.items() if floor is not None}
     if after.scoring == "counts":
         at = None if bounds is None else _bounds(after, multiplicity.spent_alpha(level, look))[1]
@@ -364,6 +374,14 @@ def quality(
         needed=_needed(after, promise.bar, 1 - level),
         gains=gained,
     )
+
+
+def _lowest_mean(after: Evaluation, alike: Sequence[tuple[float, str]], level: float) -> float:
+    """The lower bound of the mean score where test rows come from; 0 for a metric that is no mean of all rows."""
+    if not alike or after.scoring in ("counts", "answered"):
+        return 0.0
+    scores, groups = zip(*alike, strict=True)
+    return betting.mean_bounds(scores, groups, 2 * level)[0]
 
 
 def _bounds(after: Evaluation, level: float) -> tuple[float, float]:

@@ -100,8 +100,9 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
             "belong together, a difference is seen too easily"
         )
         task = task.model_copy(update={"data": task.data.model_copy(update={"group_by": None})})
-    # what new rows weigh, what ran beside them, and second labels are not asked of them
-    unasked = {"current": None, "slices": (), "traffic": TrafficSpec(), "second_label": None}
+    # shares of the traffic, what ran beside them, and second labels are not asked of them
+    traffic = TrafficSpec(duplicates=task.data.traffic.duplicates)
+    unasked = {"current": None, "slices": (), "traffic": traffic, "second_label": None}
     task = task.model_copy(update={"data": task.data.model_copy(update=unasked)})
     parser = RowParser(task, labelled=labelled)
     parsed = parser.parse(rows)

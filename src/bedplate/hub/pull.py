@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UnknownItemError
-from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.suggestions import did_you_mean, nearest, path_hint
 from bedplate.hub import cache
 from bedplate.hub.catalog import CATALOG
 
@@ -77,7 +77,7 @@ def _local(source: str | Path) -> Path:
     if path.is_file():
         raise UnknownItemError(f"{name}: is neither a model directory nor a .gguf file")
     if isinstance(source, Path) or "/" in name or path.suffix == ".gguf":
-        raise UnknownItemError(f"{name}: no such file or directory")
+        raise UnknownItemError("; ".join(filter(None, (f"{name}: no such file or directory", path_hint(path)))))
     hint = did_you_mean(nearest(name.lower(), CATALOG, 3), show=str)
     hint = hint or f"the catalogue has {', '.join(sorted(CATALOG))}."
     raise UnknownItemError(

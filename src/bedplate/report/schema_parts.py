@@ -398,12 +398,12 @@ class Limit(Part):
     value: Milliseconds
     lower: Milliseconds | None
     upper: Milliseconds | None
-    """One-sided bounds by order statistics; null where the calls are too few."""
+    """One-sided bounds by order statistics and what the calls are worth; null where these are too few."""
     budget: Milliseconds
     confidence: Share
     calls: Count
     needed: Count
-    """The least calls that can show it."""
+    """The least independent calls that can show it; where it is undecided, about how many calls would decide."""
     reason: str
 
 

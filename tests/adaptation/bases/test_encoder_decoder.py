@@ -32,7 +32,7 @@ RUNGS = ["majority", "from_scratch", "zero_shot", "few_shot", "soft_prompt", "lo
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", "text", groups=60)
+    return write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", "text", groups=24)
 
 
 @pytest.fixture(scope="module")

@@ -69,7 +69,7 @@ def test_a_climb_goes_on_with_more_time(
     assert fitted == ["from_scratch"]
     shown = capsys.readouterr().err
     assert shown.startswith(
-        "no PASS is possible on 32 test rows in 16 groups: at least 40 groups are needed to show accuracy"
+        "no PASS is possible on 20 test rows in 10 groups: at least 40 groups are needed to show accuracy"
     )
     assert len(shown.splitlines()) == 1  # no look at test was announced
     report = adapt(toy_task, tmp_path / "out", rungs=rungs, budget=1200)

@@ -140,6 +140,9 @@ def test_where_test_stays_closed_no_look_at_it_is_told(
     assert last.report is not None
     assert last.status == "OUT_OF_BUDGET"
     assert last.report.data["ledger"] is None
+    said = last.report.data["labels"]["said"]
+    assert "Test stayed closed, so that look 1 is still to come." in said
+    assert "This is look" not in said
     assert last.messages == ()
 
 
@@ -286,7 +289,7 @@ def test_a_look_s_level_is_of_the_error_that_the_verdict_may_spend(unlabelled: t
     data: Any = None
     for number in (1, 2):
         alpha = spent_alpha(0.1, number)
-        adjusted = Looking(data, record, pool.test, first=True).record_at(alpha)
+        adjusted = Looking(data, record, pool.test, first=True).record_at(alpha, opened=True)
         assert [look.level for look in adjusted.looks] == list(look_levels(alpha, (0.2, 0.4)))
 
 

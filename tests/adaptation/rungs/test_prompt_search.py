@@ -47,7 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, tiny_base: Path) -> tuple[Repo
     directory = tmp_path_factory.mktemp("prompts")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
-        task = write_task(directory, tiny_base, rungs=RUNGS)
+        task = write_task(directory, tiny_base, groups=40, rungs=RUNGS)
         report = adapt(task, directory / "out", seed=0)
     return report, directory, task
 
@@ -90,7 +90,7 @@ def test_an_endpoint_proposes_and_is_asked_once(
     server: Proposer, tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ):
     proposer = {"url": server.url, "model": "good", "api_key_env": "PROPOSER_KEY", "number": 4}
-    task = write_task(tmp_path / "task", tiny_base, rungs=RUNGS, proposer=proposer)
+    task = write_task(tmp_path / "task", tiny_base, groups=40, rungs=RUNGS, proposer=proposer)
     with pytest.raises(UsageError, match="PROPOSER_KEY"):
         adapt(task, tmp_path / "out")
     monkeypatch.setenv("PROPOSER_KEY", "secret")
@@ -132,7 +132,9 @@ def test_an_endpoint_proposes_and_is_asked_once(
 
 def test_a_proposer_that_fails_leaves_what_it_gave(server: Proposer, tmp_path: Path, tiny_base: Path):
     proposer = {"url": server.url, "model": "stops", "number": 5}
-    report = adapt(write_task(tmp_path / "task", tiny_base, rungs=RUNGS, proposer=proposer), tmp_path / "out")
+    report = adapt(
+        write_task(tmp_path / "task", tiny_base, groups=40, rungs=RUNGS, proposer=proposer), tmp_path / "out"
+    )
     assert report.row("prompt_search")["status"] == "done"
     result = result_of(tmp_path / "out")
     assert any("failed after 2 of 5" in reason and "no more" in reason for reason in result["left_out"])

@@ -12,6 +12,7 @@ from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
 from tests.serving.conftest import Server, running
+from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
@@ -24,6 +25,12 @@ from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 
 WORDS = "the answer is yes or no and the question was asked by the user"
+
+
+@pytest.fixture(scope="module")
+def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose best prompt is plain and short, so that there is room beside it."""
+    return write_tiny_base(tmp_path_factory.mktemp("plain") / "tiny", layers=2)
 
 
 @pytest.fixture(scope="module")

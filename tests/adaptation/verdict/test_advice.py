@@ -3,6 +3,7 @@ model compares, and which skin it tells a team to serve."""
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from tests.adaptation.test_gate import evaluation, rate
 from tests.report.sample import report
 
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
+from bedplate.adaptation.task.spec import BudgetSpec
 from bedplate.adaptation.verdict import advice, gate
 from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomination
 from bedplate.cli.adapt import show
@@ -39,7 +41,7 @@ def decided(right: dict[str, int], calls: dict[str, Latency] | None = None) -> G
 
 
 FAST, SLOW = latency([0.05] * 100), latency([0.9] * 100)
-UNDECIDED = latency([0.11] * 60 + [0.934] * 4)
+UNDECIDED = latency(([0.11] * 15 + [0.934]) * 4)
 
 
 def test_a_cheaper_nominee_with_an_undecided_p95_is_named_with_what_would_decide_it() -> None:
@@ -48,7 +50,14 @@ def test_a_cheaper_nominee_with_an_undecided_p95_is_named_with_what_would_decide
     assert decision.reason.startswith("lora is the cheapest nominee that clears everything: accuracy 0.950")
     assert "probe costs less per call and clears the target (0.925, at least" in decision.reason
     assert "but its p95 of 64 calls is 934 ms, from 110 to 934 ms" in decision.reason
-    assert "(more calls would decide; these show p95_ms: 500 → 940)." in decision.reason
+    remedy = re.search(r"\(about ([\d,]+) calls would decide \(`adapt.budget.(\w+)`\); these show", decision.reason)
+    assert remedy is not None
+    assert "these show p95_ms: 500 → 940)." in decision.reason
+    needed = int(remedy[1].replace(",", ""))
+    assert BudgetSpec(**{remedy[2]: needed}).p95_calls == needed > 64
+    enough = latency(([0.11] * 15 + [0.934]) * 4 * (needed // 64))
+    assert decided({"probe": 370, "lora": 380}, {"probe": enough, "lora": FAST}).status == "PASS"
+    assert gate.p95_limit(enough, 500.0, 0.95).holds is not None
 
 
 def test_every_cheaper_nominee_has_its_own_reason() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from bedplate.cli.main import main
 from bedplate.core.config import parse_config
 from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.executor import Job, LocalExecutor, Outcome
@@ -87,11 +89,11 @@ def test_every_document_has_a_fate_and_the_counts_agree(place: Path) -> None:
         fates_of(out, "modul_01.py")
     fates = [fate for path in (out / "fates").iterdir() for fate in read_fates(path)]
     funnel = read_funnel(out)
-    assert funnel["documents"] == len(fates) == 30 + 34
+    assert funnel["documents"] == len(fates) == 31 + 34
     assert funnel["kept"] == sum(fate.rule is None for fate in fates)
     assert funnel["documents"] - sum(step["dropped"] for step in funnel["steps"]) == funnel["kept"]
     assert [step["rule"] for step in funnel["steps"]] == [
-        "unreadable", "length", "code", "contaminated", "exact_duplicate", "near_duplicate",
+        "skipped", "unreadable", "length", "code", "contaminated", "exact_duplicate", "near_duplicate",
     ]  # fmt: skip
     notes = funnel["sources"]["notes"]
     assert {step["rule"]: step["reasons"] for step in notes["steps"]}["unreadable"] == {
@@ -101,6 +103,77 @@ def test_every_document_has_a_fate_and_the_counts_agree(place: Path) -> None:
         assert source.documents == sum(fate.rule is None and fate.source == name for fate in fates)
     assert "| notes | jsonl | CC0-1.0 | 34 | 30 |" in (out / "card.md").read_text()
     assert sum(funnel["after"]) == funnel["kept"]
+
+
+def test_what_lies_in_a_folder_that_is_left_out_is_accounted_for(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nested = place / "tree/lib/site-packages/theirs"
+    nested.mkdir(parents=True)
+    for number in range(3):
+        (nested / f"{number}.py").write_text(function(200 + number))
+    (nested / "data.bin").write_bytes(b"\0")
+    build_corpus(place)
+    out = place / "out"
+    funnel = read_funnel(out)
+    assert funnel["steps"][0]["reasons"] == {"site-packages": 3, "node_modules": 1}
+    assert funnel["sources"]["tree"]["steps"][0]["dropped"] == 4
+    assert funnel["before"][0] == 6, "what was not opened has no length"
+    [fate] = fates_of(out, "theirs/1.py")
+    assert fate.line.endswith("1.py: dropped by skipped (site-packages: folders of this name are not read)")
+    assert {fate.id for fate in fates_of(out, "site-packages")} == {
+        f"lib/site-packages/theirs/{number}.py" for number in range(3)
+    }
+    with pytest.raises(SystemExit, match="0"):
+        main(["data", "explain", str(out), "site-packages/"])
+    assert capsys.readouterr().out == (
+        "tree: site-packages/: dropped by skipped (site-packages: folders of this name are not read): 3 documents\n"
+    )
+    with pytest.raises(DataError, match="read no document"):
+        fates_of(out, "packages")
+
+
+MIXED = """
+corpus: both
+preset: mixed
+sources:
+  - {name: tree, kind: code, path: tree}
+  - {name: notes, kind: jsonl, path: notes.jsonl}
+tokenizer: {train: {vocab_size: 400}}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "module", "needs"),
+    [
+        (MIXED, "datatrove", r"its rule `repetition` needs datatrove"),
+        (MIXED, "fasttext", r"its rule `language` needs fasttext"),
+        (MIXED.replace("mixed", "code").replace("jsonl", "html"), "trafilatura", r"source 'notes' needs trafilatura"),
+        (
+            MIXED.replace("mixed", "none").replace("notes.jsonl", "packed"),
+            "zstandard",
+            r"source 'notes' needs zstandard",
+        ),
+    ],
+)
+def test_the_extra_is_missed_before_any_work(
+    place: Path, monkeypatch: pytest.MonkeyPatch, text: str, module: str, needs: str
+) -> None:
+    (place / "packed").mkdir()
+    (place / "packed/a.jsonl.zst").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(UsageError, match=rf"both needs the extra `data` \({needs}.*pip install 'bedplate\[data\]'"):
+        build_corpus(place, text=text)
+    assert not (place / "out/.work").exists()
+
+
+def test_code_alone_needs_no_extra(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("datatrove", "spacy", "fasttext", "trafilatura", "pyarrow"):
+        monkeypatch.setitem(sys.modules, module, None)
+    assert build_corpus(place, text=MIXED.replace("  - {name: notes, kind: jsonl, path: notes.jsonl}\n", "")).new
+    (place / "tree/README.md").write_text("A tree. " * 40)
+    with pytest.raises(UsageError, match="needs the extra"):
+        build_corpus(place, "again", MIXED.replace("  - {name: notes, kind: jsonl, path: notes.jsonl}\n", ""))
 
 
 def test_the_shards_hold_the_texts_and_splits_share_nothing(place: Path) -> None:
@@ -214,7 +287,7 @@ def test_a_job_that_fails_or_writes_nothing_is_an_error(place: Path, monkeypatch
 
 def test_nothing_to_train_on_says_why(place: Path) -> None:
     dropped = RECIPE.replace("preset: code", "preset: code\nrules: {length: {min_characters: 90000}}")
-    why = r"source 'tree' has nothing left .* all 30 documents were dropped: length 29 \(short 29\); unreadable 1 \("
+    why = r"source 'tree' has nothing left .* all 31 documents were dropped: length 29 \(short 29\); unreadable 1 \("
     with pytest.raises(DataError, match=why):
         build_corpus(place, text=dropped)
     copied = RECIPE.replace("path: notes.jsonl", "path: copied.jsonl")

@@ -79,7 +79,7 @@ def test_trees_of_code(tmp_path: Path) -> None:
     documents, _ = read(tmp_path, "kind: code, path: .")
     assert texts(documents).keys() == {"src/a.py", "src/b.rs", "Makefile"}
     assert "é" in texts(documents)["src/a.py"]
-    assert refused(documents) == {"src/d.c": "binary"}
+    assert refused(documents) == {"src/d.c": "binary", "vendor/c.py": "vendor"}
     assert {document.id: document.about for document in documents if isinstance(document, RawDocument)}["src/b.rs"] == {
         "language": "Rust"
     }
@@ -96,7 +96,10 @@ def test_the_standard_library(tmp_path: Path) -> None:
     assert {str(root / "ast.py"), str(root / "json/decoder.py")} <= names
     assert not any("site-packages" in name or "/test/" in name for name in names)
     first = list(READERS["stdlib"].read(recipe.sources[0], parts[0]))
-    assert len(first) == len(parts[0].pieces)
+    assert len([read for read in first if isinstance(read, RawDocument)]) == len(parts[0].pieces)
+    skipped = [read for read in first if isinstance(read, Unread)]
+    assert {read.rule for read in skipped} == {"skipped"}
+    assert {read.id for read in skipped if read.why == "idlelib"} >= {"idlelib/editor.py"}
 
 
 def test_the_whole_tree_of_the_standard_library(tmp_path: Path) -> None:

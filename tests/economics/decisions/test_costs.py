@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, decided, outcome, totals
 
 from bedplate.core.errors import BedplateError
-from bedplate.economics.costs.decisions.explanation import as_values
+from bedplate.economics.costs.decisions.explanation import as_values, reasons
 from bedplate.economics.hardware.devices import find_device
+from bedplate.economics.numbers.money import usd
 from bedplate.economics.training.training_cost import plan_training
 
 CALLS = 100_000  # 1,000 a day for 100 days
@@ -42,6 +43,28 @@ def test_a_short_prefix_pays_in_full_or_is_padded() -> None:
     assert bills(outcome(HOSTED, prices=padded))["repeated prompt"] == pytest.approx(CALLS * 1000 * 0.5 / 1e6)
     shorter = outcome(HOSTED, "text.examples=0", "text.instructions=100", prices=padded)
     assert bills(shorter)["repeated prompt"] == pytest.approx(CALLS * 100 * 4 / 1e6)
+
+
+def test_padding_is_said_billed_and_switched_off() -> None:
+    prices = PRICES.replace("batch_discount: 0.5", "batch_discount: 0.5\n    smallest_cached_prefix_tokens: 1000")
+    decision = decided(
+        {"padded": HOSTED, "plain": {**HOSTED, "pad_prompt": False}, "small": {"model": "small"}}, prices=prices
+    )
+    padded, plain, small = (decision.outcome(name) for name in ("padded", "plain", "small"))
+    assert (padded.prompt_tokens, padded.padding_tokens, padded.billed_prompt_tokens) == (600, 500, 1100)
+    assert bills(plain)["repeated prompt"] == pytest.approx(CALLS * 500 * 4 / 1e6)
+    assert padded.padding_saves_usd == pytest.approx(plain.total_usd - padded.total_usd)
+    assert plain.padding_tokens == small.padding_tokens == small.padding_saves_usd == 0
+    [line] = [line for line in reasons(decision) if "padding" in line]
+    assert line == (
+        "padded is billed 1,100 prompt tokens a call: 500 are padding, with which its repeated prompt is cached; "
+        f"without it (pad_prompt: false) it costs {usd(plain.total_usd)}."
+    )
+    assert as_values(decision)["options"][0]["billed_prompt_tokens"] == 1100
+    long = decided({"plain": {**HOSTED, "pad_prompt": False}}, "text.examples=900", prices=prices).outcomes[0]
+    assert bills(long)["repeated prompt"] == pytest.approx(CALLS * 1100 * 0.5 / 1e6), "long enough without padding"
+    waits = decided({"padded": HOSTED}, "traffic.waiting_share=0.4", "text.input=9", prices=prices).outcomes[0]
+    assert waits.padding_tokens == 0.6 * 500, "calls that wait are not padded"
 
 
 def test_no_cached_price_is_the_price_of_any_input() -> None:

@@ -91,7 +91,7 @@ def test_prices_may_be_others_and_old_ones_warn(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "Missing argument"),
+        ([], "name a decision file"),
         (["none.yaml"], "none.yaml: the config file does not exist"),
         ([EXAMPLES / "prices.yaml"], "name a decision file"),
         ([LOW, "traffic.calls_per_dya=3"], "unknown key 'calls_per_dya'; did you mean 'calls_per_day'?"),
@@ -128,3 +128,37 @@ def test_no_torch_no_numpy() -> None:
     )
     completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert completed.returncode == 0, completed.stderr
+
+
+def test_init_writes_files_that_decide_at_once(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    case = tmp_path / "mine.yaml"
+    assert run(capsys, "--init", case)[0] == 0
+    assert case.read_text().count("#") > 15
+    output = values(capsys, case)
+    assert output["answer"]
+    assert output["warnings"][0].startswith("EXAMPLE prices, made up: hosted.hosted-large")
+    code, _, err = run(capsys, "--init", case)
+    assert code == 2
+    assert "exists already" in err
+    (tmp_path / "prices.yaml").write_text("prices: mine\n")
+    assert run(capsys, "--init", tmp_path / "other.yaml")[0] == 0
+    assert (tmp_path / "prices.yaml").read_text() == "prices: mine\n", "prices that are there stay"
+
+
+def test_a_mistyped_case_is_told_with_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    code, _, err = run(capsys, EXAMPLES / "hosted_at_low_volum.yaml")
+    assert code == 2
+    assert f"did you mean '{LOW}'?" in " ".join(err.split())
+
+
+def test_a_base_of_ones_own_without_its_costs_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    case = EXAMPLES / "from_scratch_for_isolation.yaml"
+    left_out = ("data_usd=0", "hours=0", "run.model=1b")
+    overrides = [f"options.own-1b.pretraining.{change}" for change in left_out]
+    output = values(capsys, case, *overrides, "options.own-1b.upkeep.hours_per_month=0")
+    notes = {option["name"]: option["notes"] for option in output["options"]}
+    assert notes["own-1b"][0] == (
+        "WARNING: a base of one's own whose staff (pretraining.hours) and data (pretraining.data_usd) and upkeep cost "
+        "nothing here; state them"
+    )
+    assert not any("WARNING" in note for note in notes["own-3b"])

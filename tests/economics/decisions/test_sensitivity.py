@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.economics.decisions.builders import HOSTED, PRICES, TODAY, answer_of, decided
+from tests.rows import slow_unless
 
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import Decision, decide, load_case
@@ -21,7 +22,10 @@ from bedplate.economics.numbers.prices import Amount, NonNegative
 from bedplate.economics.serving.simulation import percentile
 
 EXAMPLES = Path(__file__).parents[3] / "examples/decide"
-CASES = sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "prices.yaml")
+CASES = slow_unless(
+    ("hosted_at_low_volume.yaml", "from_scratch_for_isolation.yaml").__contains__,
+    sorted(path.name for path in EXAMPLES.glob("*.yaml") if path.name != "prices.yaml"),
+)
 
 
 def override(sensitivity: Sensitivity, value: float) -> str:

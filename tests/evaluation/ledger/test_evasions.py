@@ -122,8 +122,9 @@ def test_evaluate_writes_both_and_says_which_was_taken_away(tmp_path: Path) -> N
     assert f"{ledger_path}) is not there any more" in opening.notes[0]
     shutil.rmtree(bedplate_home() / "ledger")
     opening = opened(path, "last")
-    assert opening.number == 2  # of the first nobody knows any more; the second stands beside the data
-    assert "known from the ledger beside the data alone" in opening.notes[0]
+    assert opening.number == 3  # the first is known by the head alone; the second stands beside the data
+    assert "lacks 1 of the verdicts that it had" in opening.notes[0]
+    assert "known from the ledger beside the data alone" in opening.notes[1]
 
 
 def judged(path: Path, out: Path, verdict: str) -> Path:
@@ -159,7 +160,8 @@ def test_a_ledger_that_is_gone_with_its_reports_is_missed(tmp_path: Path) -> Non
     judged(path, tmp_path / "run", "first").unlink()
     shutil.rmtree(bedplate_home() / "ledger")
     shutil.rmtree(tmp_path / "data" / ".bedplate")
-    (note,) = opened(path, "second").notes
+    note, head = opened(path, "second").notes
+    assert "lacks 1 of the verdicts that it had" in head
     assert note.endswith("of 1 the rows are not known any more, so that this may be a later verdict than it says")
 
 

@@ -11,6 +11,7 @@ import pytest
 from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home, file_lock, read_jsonl
 from bedplate.evaluation.ledger import Opening, TestLedger, keys_of
+from bedplate.evaluation.ledger import ledger as ledgers
 
 
 def open_verdict(ledger: TestLedger, verdict: str, rows: list[str]) -> Opening:
@@ -170,6 +171,32 @@ def test_a_kill_between_the_two_is_made_good_by_the_same_question(tmp_path: Path
     two(tmp_path).data_ledgers[0].unlink()
     assert rows_of(two(tmp_path), "1", "some text") == Opening("1", 1)
     assert [record["verdict"] for record in read_jsonl(two(tmp_path).data_ledgers[0])] == ["1"]
+
+
+def test_an_entry_cut_off_the_end_of_both_is_missed_from_then_on(tmp_path: Path):
+    for verdict in "123":
+        rows_of(two(tmp_path), verdict, "some text")
+    for path in (two(tmp_path).path, *two(tmp_path).data_ledgers):
+        path.write_text("".join(lines(path)[:-1]))
+    opening = rows_of(two(tmp_path), "4", "some text")
+    assert opening.number == 4
+    assert "lacks 1 of the verdicts that it had" in " ".join(opening.notes)
+    assert rows_of(two(tmp_path), "5", "some text").number == 5
+    assert rows_of(two(tmp_path), "3", "some text") == Opening("3", 5)  # known again: nothing is lacking
+
+
+def test_a_kill_before_the_head_is_written_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rows_of(two(tmp_path), "1", "some text")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ledgers, "atomic_write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            rows_of(two(tmp_path), "2", "some text")
+    assert rows_of(two(tmp_path), "3", "some text") == Opening("3", 3)
+    assert rows_of(two(tmp_path), "2", "some text") == Opening("2", 2)
 
 
 def test_data_that_cannot_be_written_beside_is_said(tmp_path: Path):

@@ -117,6 +117,53 @@ def test_fresh_rows_are_fresh(words: tuple[int, int]) -> None:
     assert count_known(texts(300, 5, words), texts(300, 6, words)) == 0
 
 
+NUMBERS: Mapping[str, Callable[[float], str]] = {
+    "thousands": lambda value: f"{value:,.2f}",
+    "decimals": lambda value: f"{value:.4f}",
+    "exponent": lambda value: f"{value:.9e}",
+    "capital": lambda value: f"{value:.6E}",
+}
+
+
+def numbers(count: int, seed: int, shape: Callable[[float], str]) -> list[Inputs]:
+    draw = random.Random(seed)
+    return [{f"x{i}": shape(round(draw.lognormvariate(6, 2), 2)) for i in range(4)} for _ in range(count)]
+
+
+@pytest.mark.parametrize("shape", NUMBERS.values(), ids=NUMBERS)
+def test_numbers_are_known_by_their_value(shape: Callable[[float], str]) -> None:
+    before = numbers(60, 1, lambda value: f"{value:.2f}")
+    assert count_known(numbers(60, 1, shape), before) == 60
+    assert count_known(numbers(60, 2, shape), before) == 0
+    whole = [{"text": f"{1000 + 7 * n} parts in box {n}"} for n in range(30)]
+    again = [{"text": f"{1000 + 7 * n:,} parts in box {n}.0"} for n in range(30)]
+    assert all(len(matching_rows(keys([row]), ledger_line(keys(whole)))) == 1 for row in again)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [lambda v: f"{100 * v:.2f}", lambda v: f"{v / 1000:.5f}", lambda v: f"{v:.3g}", lambda v: f"{100 * v:.1e}"],
+    ids=["hundredfold", "thousandth", "rounded", "rounded exponent"],
+)
+def test_rows_of_rescaled_or_rounded_numbers_are_known(shape: Callable[[float], str]) -> None:
+    before = numbers(60, 1, lambda value: f"{value:.2f}")
+    assert count_known(numbers(60, 1, shape), before) >= 40
+    assert count_known(numbers(300, 2, shape), before) == 0
+
+
+@pytest.mark.parametrize("words", [(16, 24), (25, 60)])
+@pytest.mark.parametrize("share", [0.5, 0.35])
+def test_rows_that_are_cut_in_two_are_known(words: tuple[int, int], share: float) -> None:
+    before, halves = texts(100, 9, words), list[Inputs]()
+    for row in before:
+        parts = row["text"].split()
+        at = round(share * len(parts))
+        halves += [{"text": " ".join(parts[:at])}, {"text": " ".join(parts[at:])}]
+    assert count_known(halves, before) >= 130
+    assert count_known(before, halves) >= 80
+    assert count_known(texts(100, 10, words), halves) == 0
+
+
 def test_rows_of_one_template_are_told_apart() -> None:
     template = (
         "the parcel number {} was sent on day {} and the customer who asked for it still waits for an answer of ours"

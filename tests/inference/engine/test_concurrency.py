@@ -259,7 +259,7 @@ def alone(base: Base) -> Any:
     one_by_one.engine.close()
 
 
-@pytest.mark.parametrize("paged", [False, True])
+@pytest.mark.parametrize("paged", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     ("count", "variant_count"),
     [(350, 100), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))],

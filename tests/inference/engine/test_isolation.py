@@ -3,6 +3,7 @@ answered as alone."""
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from tests.inference.mixtures import random_prompt
 from tests.inference.test_every_family import assert_same_results, base_of, requests
 from tests.near import assert_near
 from tests.references import reference_bert
+from tests.rows import slow_unless
 from tests.tiny import tiny_spec
 from torch import Tensor
 
@@ -58,8 +60,19 @@ def opened(base: Base, paged: bool) -> dict[str, Any]:
     return {"paged": True, "slot_bytes": 1 << 22, "cache_bytes": 1 << 21} if paged else {"kernel": "torch"}
 
 
-@pytest.mark.parametrize("paged", [False, True])
-@pytest.mark.parametrize("name", ["llama", "gpt_oss", "deepseek_v3", "lfm2", "qwen3_next"])
+@pytest.mark.parametrize(
+    ("name", "paged"),
+    slow_unless(
+        {
+            ("llama", False),
+            ("qwen3_next", False),
+            ("gpt_oss", True),
+            ("deepseek_v3", True),
+            ("lfm2", True),
+        }.__contains__,
+        itertools.product(("llama", "gpt_oss", "deepseek_v3", "lfm2", "qwen3_next"), (False, True)),
+    ),
+)
 def test_neighbours_and_successors_are_answered_as_alone(name: str, paged: bool) -> None:
     base = base_of(name)
     plain = requests(base)

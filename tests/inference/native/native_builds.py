@@ -12,8 +12,13 @@ import pytest
 
 from bedplate.core.files import file_lock
 from bedplate.inference.native import compiler
+from bedplate.inference.native.levels import Level
 
+CPP = Path(__file__).parent / "cpp"
 STRICT = ("-Wall", "-Wextra", "-Werror")
+EMULATED = Level("amx_emulated", defines=("BF16", "TILES", "TILES_FROM=3"))
+"""The products of the level `amx` with tiles in plain C++, for tests alone; those of bytes are by tiles from three
+tokens on."""
 
 
 def shared_folder(factory: pytest.TempPathFactory, worker: str, name: str, fill: Callable[[Path], None]) -> Path:
@@ -30,7 +35,7 @@ def shared_folder(factory: pytest.TempPathFactory, worker: str, name: str, fill:
 
 def compile_driver(command: Sequence[str], to: Path) -> None:
     """native_driver.cpp, with warnings as errors."""
-    source, headers = Path(__file__).parent / "native_driver.cpp", compiler.KERNEL
+    source, headers = CPP / "native_driver.cpp", compiler.KERNEL
     flags = ["-std=c++17", "-O1", "-Wno-psabi", *STRICT, f"-I{headers}", str(source), "-o", str(to), "-ldl"]
     subprocess.run([*command, *flags], check=True, timeout=250)
 

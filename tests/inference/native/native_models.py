@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native import library
+from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
 from bedplate.inference.native.packed_weights import WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
@@ -55,6 +56,13 @@ def supported_levels() -> tuple[str, ...]:
     """The levels that this processor runs."""
     levels = library.supported()
     return () if isinstance(levels, str) else levels
+
+
+def is_quick(level: str) -> bool:
+    """Whether the level is this processor's own or the plain one. To compile each of the others takes a minute and
+    more, of every test that runs on all of them; `make kernels` does."""
+    best = next((name for name in supported_levels() if LEVELS[name].chosen), "plain")
+    return level in (best, "plain")
 
 
 def base_dtype(weights: WeightFormat) -> torch.dtype:

@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from tests.inference.native.native_builds import EMULATED
 
 from bedplate.inference.native.compiler import find_compiler
 
@@ -62,10 +63,11 @@ needs = pytest.mark.skipif(_missing() is not None, reason=f"SANITIZERS NOT RUN: 
 
 
 @needs
-def test_the_kernels_tests_pass() -> None:
+@pytest.mark.parametrize("tests", [(), ("-m", "slow or not slow", "-k", f"{EMULATED.name} and {BUILDING}")])
+def test_the_kernels_tests_pass(tests: tuple[str, ...]) -> None:
     names = [f"tests/inference/native/test_native{name}.py" for name in FILES]
     # The first test of a level compiles it, which takes the sanitizers minutes on a machine that others use.
-    how = ("-q", "-s", "-x", "-n0", "--timeout=1500", "-p", "no:cacheprovider", "-p", PLUGIN, "-k", BUILDING)
+    how = ("-q", "-s", "-x", "-n0", "--timeout=1500", "-p", "no:cacheprovider", "-p", PLUGIN, "-k", BUILDING, *tests)
     process = watched("-m", "pytest", *how, *names)
     assert process.returncode == 0, process.stdout[-3000:] + process.stderr[-6000:]
 

@@ -8,8 +8,6 @@ import os
 import random
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from tests.forked import Command
 from tests.logged_steps import steps_of, wait_for_steps
 from tests.training.parallel import checks
 from tests.training.parallel.worker import PHASES
@@ -24,7 +23,6 @@ from tests.training.parallel.worker import PHASES
 from bedplate.training.parallel.sharded_states import DistributedStates
 from bedplate.training.ranks import ALONE
 
-ROOT = Path(__file__).parents[3]
 SECONDS = 240
 NAMES = [
     pytest.param(check.__name__, world, marks=pytest.mark.slow if check in slow_checks else ())
@@ -45,25 +43,16 @@ def free_port(count: int) -> int:
 
 
 @contextlib.contextmanager
-def started(out: Path, *arguments: str) -> Generator[subprocess.Popen[bytes]]:
+def started(out: Path, *arguments: str) -> Generator[Command]:
     """All of the processes, of which none is left afterwards."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "src")))}
-    command = [
-        sys.executable,
-        "-m",
-        "tests.training.parallel.worker",
-        str(free_port(len(PHASES))),
-        str(out),
-        *arguments,
-    ]
-    with (out / "stderr").open("wb") as errors:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=errors, start_new_session=True)
-        try:
-            yield process
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+    port = str(free_port(len(PHASES)))
+    process = Command(out / "said", port, out, *arguments, main="tests.training.parallel.worker")
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # it has ended, or is no leader of a session yet
+            os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +69,7 @@ def group(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def test_ranks(name: str, world: int, group: Path) -> None:
     for rank in range(world):
         outcomes = json.loads((group / f"found-{rank}.json").read_text())
-        assert name in outcomes, (group / "stderr").read_text()[-2000:]
+        assert name in outcomes, (group / "said" / "0.errors").read_text()[-2000:]
         assert outcomes[name] is None, f"rank {rank}: {outcomes[name]}"
 
 

@@ -61,6 +61,7 @@ def phases(include_slow: bool) -> list[tuple[int, list[Check]]]:
 
 
 def main() -> None:
+    os.setsid()  # so that a test ends all of them at once
     port, out, selected = int(sys.argv[1]), Path(sys.argv[2]), phases("all" in sys.argv)
     if "long" in sys.argv:
         selected = [(2, [checks.long_run])]

@@ -13,7 +13,7 @@ from typing import Any
 from bedplate.adaptation.context import throughput as speed
 from bedplate.adaptation.context.backbone import Backbone, TimedRows, backbone_of
 from bedplate.adaptation.context.bases import TaskBase
-from bedplate.adaptation.context.clock import Clock, seconds_on_test
+from bedplate.adaptation.context.clock import JUDGED, Clock, seconds_on_test
 from bedplate.adaptation.context.outcome import SLOW, Climbed, OutOfTime, RungOutcome
 from bedplate.adaptation.task.adapt_parts import HostedSpec
 from bedplate.adaptation.task.parent import Parent
@@ -21,6 +21,7 @@ from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_prompt import AnswerLengths, task_prompt
 from bedplate.core.executor import Executor
 from bedplate.core.files import sha256_bytes
+from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.core.statistics.noninferiority import units_needed
 from bedplate.core.statistics.proportions import values_needed
 from bedplate.core.statistics.unequal import enough_groups
@@ -41,6 +42,8 @@ LATENCY_CALLS, LEAST_CALLS = 64, 12
 """Single calls that a skin is timed by: as many as fit the seconds for it, within these bounds."""
 LATENCY_SECONDS, LATENCY_SHARE, REPORT_SECONDS, REPORT_SHARE = 20.0, 0.02, 5.0, 0.05
 """What timing one skin and the report take at most, and of a short budget."""
+DEPENDENCE = 1.5
+"""Calls that are made for each independent one that the bound of p95 needs."""
 MOST_PLAIN = 0.2
 """The share of the time that is kept for test of the plain prompt: where that takes more, there is none for it on valid
 either."""
@@ -225,8 +228,11 @@ class Context:
     @property
     def latency_calls(self) -> int:
         """Single calls that a skin is timed by."""
+        return self._calls_within(LEAST_CALLS, LATENCY_CALLS)
+
+    def _calls_within(self, least: int, most: int) -> int:
         count = int(min(LATENCY_SECONDS, LATENCY_SHARE * self.clock.limit) / max(self.throughput.call, 1e-9))
-        return min(LATENCY_CALLS, max(LEAST_CALLS, count))
+        return min(most, max(least, count))
 
     @property
     def timing(self) -> float:
@@ -240,14 +246,20 @@ class Context:
 
     @property
     def single_test_calls(self) -> int:
-        """Test rows that a skin answers one call at a time: as many as time it. The others are asked in batches."""
-        return min(self.test_n, max(self.latency_calls, self.least_timed))
+        """Single calls that time a skin on test. The other rows of test are asked in batches."""
+        return max(min(self.test_n, self.latency_calls), self.p95_calls)
 
     @property
-    def least_timed(self) -> int:
-        """Single calls without which nothing is shown of the budget's p95."""
-        spec = self.spec
-        return 0 if spec.budget.p95_ms is None else values_needed(SLOW, spec.target.confidence)
+    def p95_calls(self) -> int:
+        """Single calls that the budget's p95 is judged by. By default as many as fit the seconds for it, from those
+        that can show it for one nominee at a first verdict, to those that can for the last of three and as much more
+        as calls are usually worth less for following each other."""
+        budget = self.spec.budget
+        if budget.p95_ms is None or budget.p95_calls is not None:
+            return 0 if budget.p95_ms is None else budget.p95_calls or 0
+        error = spent_alpha(1 - self.spec.target.confidence, 1)
+        one, three = (values_needed(SLOW, 1 - error / nominees) for nominees in (1, JUDGED))
+        return self._calls_within(one, math.ceil(DEPENDENCE * three))
 
     def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> speed.CallTimings:
         """`calls` with this prompt, read once."""
@@ -286,7 +298,7 @@ class Context:
         """Seconds kept for the report, for timing the nominees once more, and for test: of the skins that would be
         asked now as they were measured on valid, and of others that may follow as the plain prompt was measured."""
         alone, likely = self.single_test_calls, [self.climbed[name] for name in self.likely if name in self.climbed]
-        plain = (alone + 1) * self.throughput.call + self.throughput.rows(self.test_n - alone)
+        plain = (alone + 1) * self.throughput.call + self.throughput.rows(max(0, self.test_n - alone))
         plain = min(plain, MOST_PLAIN * self.clock.limit)
         results, follows = [climbed.result for climbed in likely], None if self.settled else plain
         report = min(REPORT_SECONDS, REPORT_SHARE * self.clock.limit)

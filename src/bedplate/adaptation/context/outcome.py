@@ -3,19 +3,25 @@ those that build on it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
+
+import numpy as np
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.core.processor import load_average
 from bedplate.core.statistics.clusters import robust_mean
-from bedplate.core.statistics.proportions import Side, quantile_bounds
+from bedplate.core.statistics.proportions import Side, independent_worth, quantile_bounds
 from bedplate.evaluation.harness import Evaluation, Predicts
 
 SLOW = 0.95
 """The percentile of single calls that budgets limit."""
+
+FAR = 5.0
+"""Standard deviations of log seconds under a limit at which slow changes of a machine are no matter."""
 
 KEPT_WITHIN = 0.005
 """A shorter prompt keeps the score where it loses no more of the metric than this on valid."""
@@ -70,7 +76,8 @@ class OutOfTime(Exception):
 @dataclass(frozen=True)
 class Latency:
     """Seconds of single calls through the engine, one at a time. seconds: of each call, in the order in which they were
-    made; load: of the machine in the minute before the last (runnable processes), where it tells."""
+    made; load: of the machine in the minute before the last (runnable processes), where it tells. rows: different rows
+    among the calls, None for as many. spread: seconds from the first call to the last, with what ran between them."""
 
     mean: float
     p50: float
@@ -78,13 +85,28 @@ class Latency:
     calls: int
     seconds: tuple[float, ...] = ()
     load: float | None = None
+    rows: int | None = None
+    spread: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seconds", tuple(self.seconds))  # JSON has lists
 
-    def p95_bounds(self, confidence: float) -> tuple[float | None, float | None]:
-        """One-sided bounds of the 95th percentile by order statistics; None where the calls are too few."""
-        return quantile_bounds(self.seconds, SLOW, confidence)
+    def worth(self, limit: float | None = None) -> float:
+        """How many independent calls these are worth beside a limit in seconds (None: p95): by the autocorrelation of
+        being over it, and of what they took where that comes near it; and no more than rows."""
+        seconds = np.maximum(self.seconds, 1e-9)
+        if not seconds.size:
+            return 0.0
+        limit = max(self.p95 if limit is None else limit, 1e-9)
+        logs, worth = np.log(seconds), independent_worth(seconds > limit)
+        if math.log(limit) - float(logs.mean()) < FAR * float(logs.std()):
+            worth = min(worth, independent_worth(seconds))
+        return min(worth, float(self.rows or seconds.size))
+
+    def p95_bounds(self, confidence: float, limit: float | None = None) -> tuple[float | None, float | None]:
+        """One-sided bounds of the 95th percentile by order statistics, with the calls' worth; None where the calls are
+        too few."""
+        return quantile_bounds(self.seconds, SLOW, confidence, self.worth(limit))
 
     def mean_interval(self, confidence: float) -> tuple[float, float] | None:
         """Two-sided t interval of a call's mean seconds; None for fewer than two calls."""
@@ -99,15 +121,18 @@ class Latency:
     def scaled(self, times: float) -> Latency:
         """The latency if each call took so many times as long."""
         seconds = tuple(times * duration for duration in self.seconds)
-        return Latency(times * self.mean, times * self.p50, times * self.p95, self.calls, seconds, self.load)
+        mean, p50, p95 = (times * value for value in (self.mean, self.p50, self.p95))
+        return replace(self, mean=mean, p50=p50, p95=p95, seconds=seconds)
 
 
-def latency(seconds: Sequence[float]) -> Latency:
-    """Mean, median and 95th percentile (nearest rank) of single calls that were just made."""
+def latency(seconds: Sequence[float], rows: int | None = None, spread: float | None = None) -> Latency:
+    """Mean, median and 95th percentile (nearest rank) of single calls that were just made, of so many different rows
+    (None: one each) in so many seconds."""
     ordered = sorted(seconds)
     rank = max(0, -(-95 * len(ordered) // 100) - 1)
     middle = ordered[len(ordered) // 2]
-    return Latency(sum(ordered) / len(ordered), middle, ordered[rank], len(ordered), tuple(seconds), load_average())
+    mean, calls = sum(ordered) / len(ordered), len(ordered)
+    return Latency(mean, middle, ordered[rank], calls, tuple(seconds), load_average(), rows, spread)
 
 
 @dataclass(frozen=True)

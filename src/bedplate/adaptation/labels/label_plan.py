@@ -138,6 +138,11 @@ def can_be_judged(labeled_pool: LabelPool) -> bool:
     return enough and all(values >= set(shares) for shares in traffic.shares.values())
 
 
+def look_sentence(looks: Sequence[Look], whole: int) -> str:
+    """Which look this is, of how many test rows that may be judged in all."""
+    return f"This is look {len(looks)} at test, with {looks[-1].labels} of at most {whole} rows."
+
+
 def look_at(plan: LabelPlan, labeled_pool: LabelPool, bought: Mapping[str, int]) -> tuple[LabelPlan, int]:
     """The plan with a look at the test rows that have labels now, unless they are those of its last look, and how many
     rows would be judged at most. DataError where labels of earlier looks have changed since, or came after the last."""
@@ -334,13 +339,17 @@ class Looking(SingleLook):
     def level(self, confidence: float) -> float:
         return 1 - look_levels(1 - confidence, self._shares)[-1]
 
-    def record_at(self, alpha: float) -> LabelBudget:
-        """The record with the level of each look, of the error that this verdict may spend."""
+    def record_at(self, alpha: float, opened: bool) -> LabelBudget:
+        """The record with the level of each look, of the error that this verdict may spend. opened: whether test was,
+        which a rung that had no time may postpone."""
         levels = look_levels(alpha, self._shares)
         looks = [
             look.model_copy(update={"level": level}) for look, level in zip(self.record.looks, levels, strict=True)
         ]
-        return self.record.model_copy(update={"looks": tuple(looks)})
+        said, sentence = self.record.said, look_sentence(self.record.looks, self.record.planned)
+        postponed = f"Test stayed closed, so that look {len(looks)} is still to come."
+        said = said if opened else said.replace(sentence, postponed)
+        return self.record.model_copy(update={"looks": tuple(looks), "said": said})
 
     @property
     def _shares(self) -> tuple[float, ...]:

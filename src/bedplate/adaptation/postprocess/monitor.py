@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.embedding import topic_depth
-from bedplate.adaptation.postprocess.origin import Origin, origin_of, promise_of
+from bedplate.adaptation.postprocess.origin import Origin, origin_of, promise_of, tested_rows
 from bedplate.adaptation.rungs.answers import predict_examples
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.files import sha256_json
@@ -77,7 +77,7 @@ def drift(
     fresh = fresh_rows(task, new)
     notes = [*origin.notes, *fresh.notes]
     unseen = _unseen(origin, fresh, notes) if fresh.labelled else []
-    old, elsewhere = _old_rows(origin, notes)
+    old, elsewhere, copies = _old_rows(origin, notes)
     question = sha256_json({"look": origin.id, "task": task.hash, "rows": fresh.hash, "confidence": confidence})
     look = looks().open(question, [origin.id], task=task.task, reason=f"evaluate {origin.skin.name}")
     earlier = earlier_looks(origin.id, question)
@@ -95,7 +95,7 @@ def drift(
             notes.append("these rows are in the test ledger now; a later verdict of `adapt` on them is exploratory")
         this_look = _Look(origin, fresh, predictor, levels, look.number, earlier, largest, seed, notes)
         if fresh.labelled:
-            evaluation, measured = this_look.quality(unseen)
+            evaluation, measured = this_look.quality(unseen, copies)
         input_shifts = this_look.shifts(old, elsewhere) if old else ()
     gained: dict[str, Gains] = {} if measured is None else dict(measured.gains)
     gained |= {shift.aspect: shift.gains for shift in input_shifts}
@@ -119,26 +119,26 @@ def _largest(rows: Sequence[Example]) -> int:
     return next(cap for cap in itertools.count(1) if sum(min(size, cap) for size in sizes) >= 0.9 * len(rows))
 
 
-def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str]]:
-    """What the skin was made from, copies of one text among it (nothing, where that is not there any more), and the
-    hashes of its task's other rows: test, and what was dropped."""
+def _old_rows(origin: Origin, notes: list[str]) -> tuple[list[Example], set[str], Counter[str]]:
+    """What the skin was made from, copies of one text among it (nothing, where that is not there any more), the hashes
+    of its task's other rows (test, and what was dropped), and how often each text of the task came."""
     if origin.splits is None:
-        return [], set()
+        return [], set(), Counter()
     source_hashes = {row for row, split in origin.splits.items() if split in ("train", "valid")}
     try:
         examples = every_row(origin.run_task)
     except DataError as error:
         notes.append(f"the rows that the skin was made from cannot be read ({error.message}): inputs are not compared")
-        return [], set()
-    present_hashes = {e.row_hash for e in examples}
-    missing = len(source_hashes - present_hashes)
+        return [], set(), Counter()
+    copies = Counter(e.row_hash for e in examples)
+    missing = len(source_hashes - copies.keys())
     if missing:
         notes.append(
             f"{missing} of {len(source_hashes)} rows that the skin was made from are no longer in the data of "
             f"{origin.run_task.path}: inputs are not compared"
         )
-        return [], set()
-    return [e for e in examples if e.row_hash in source_hashes], present_hashes - source_hashes
+        return [], set(), Counter()
+    return [e for e in examples if e.row_hash in source_hashes], copies.keys() - source_hashes, copies
 
 
 def _unseen(origin: Origin, fresh: FreshRows, notes: list[str]) -> list[Example]:
@@ -170,8 +170,9 @@ class _Look:
     seed: int
     notes: list[str]
 
-    def quality(self, unseen: Sequence[Example]) -> tuple[Evaluation, Quality]:
-        """The skin on rows that it has not seen, against what its report promised."""
+    def quality(self, unseen: Sequence[Example], copies: Mapping[str, int]) -> tuple[Evaluation, Quality]:
+        """The skin on rows that it has not seen, against what its report promised. copies: how often each text of its
+        task came."""
         promise = promise_of(self.origin)
         if promise is not None and promise.split == "valid":
             self.notes.append(
@@ -185,8 +186,25 @@ class _Look:
             "unseen": bets,
             "earlier": earlier.gains,
             "largest": self.largest,
+            "alike": self._alike(unseen, copies),
         }
         return evaluation, quality(evaluation, promise, self.levels.quality, **bounds)
+
+    def _alike(self, unseen: Sequence[Example], copies: Mapping[str, int]) -> list[tuple[float, str]] | None:
+        """Scores and groups of the test rows that came once and in no earlier look, where texts of the new rows recur;
+        None where none do."""
+        judged, rows = self.earlier.judged, {e.row_hash for e in self.fresh.examples}
+        again = len(unseen) < len(rows) or not (judged <= rows or judged.isdisjoint(rows))  # a file that grows has all
+        if not again and not self.origin.run_task.data.traffic.duplicates:
+            return None
+        tested = tested_rows(self.origin)
+        alike = [(score, group) for row, score, group in tested if copies.get(row) == 1 and row not in judged]
+        standard = f"the {len(alike)} of test that came once" if alike else "nothing, as no such row of test is there"
+        self.notes.append(
+            "texts recur: those that came neither in the task's data nor in an earlier look are judged; they are the "
+            f"rarer ones, and are compared with {standard}"
+        )
+        return alike
 
     def shifts(self, old: Sequence[Example], elsewhere: set[str]) -> tuple[Shift, ...]:
         """Copies count as often as they came, as both samples have theirs. What the task has beside the old rows (in

@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
@@ -97,9 +98,8 @@ def promise_of(origin: Origin) -> Promise | None:
     if not path.is_file():
         return None
     try:
-        report = json.loads(read_text(path))
-        skin_records = report["lineage"]["skins"]
-        rung = next((name for name, record in skin_records.items() if record["skin_id"] == origin.id), None)
+        report: Any = json.loads(read_text(path))
+        rung = _rung_of(report, origin)
         rows = {row["split"]: row for row in report["rungs"] if row["rung"] == rung and row["estimate"] is not None}
         row = rows.get("test") or rows.get("valid")
         if row is None:
@@ -130,3 +130,20 @@ def promise_of(origin: Origin) -> Promise | None:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise SkinError(f"{path} is not a report of `bedplate adapt` ({error!r}); remove or restore it") from error
+
+
+def _rung_of(report: Any, origin: Origin) -> str | None:
+    return next((name for name, record in report["lineage"]["skins"].items() if record["skin_id"] == origin.id), None)
+
+
+def tested_rows(origin: Origin) -> list[tuple[str, float, str]]:
+    """Hash, score and group of the test rows of the skin's run, whose report has them; [] where that is gone."""
+    place = made_in(origin.directory, origin.id, origin.skin)
+    if place is None or not (place / REPORT_FILE).is_file():
+        return []
+    try:
+        report: Any = json.loads(read_text(place / REPORT_FILE))
+        rows = report["rows"]["test"].get(_rung_of(report, origin), ())
+        return [(row["row_hash"], float(row["score"]), str(row["group"])) for row in rows]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SkinError(f"{place / REPORT_FILE} is damaged ({error!r}); restore it") from error

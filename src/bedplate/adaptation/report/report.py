@@ -53,7 +53,7 @@ def build_report(run: LadderRun) -> Report:
     valid = {name: result.evaluation for name, result in results.items()}
     judged = verdict.decision.rung or verdict.nomination.primary
     left_out = (*planner.not_tried(outcomes), *not_tried(run.formats))
-    labels = None if run.looking is None else run.looking.record_at(run.alpha)
+    labels = None if run.looking is None else run.looking.record_at(run.alpha, run.opening is not None)
     opening = run.opening
     report_file = schema.ReportFile(
         schema_version=schema.SCHEMA_VERSION,

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -240,33 +242,52 @@ def retimed(candidate: Candidate, result: RungResult) -> RungResult:
     return replace(result, latency=min(result.latency, again, key=lambda timed: (timed.p95, timed.mean)))
 
 
-def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example], out: Path, rows: str) -> Tested:
+CALLS_OF_A_BLOCK = 4
+"""Single calls in a row where the budget limits p95."""
+
+
+def judge(
+    candidate: Candidate, result: RungResult, examples: Sequence[Example], out: Path, rows: str
+) -> Generator[None, None, Tested]:
     """A skin as read back from disk on the test rows, whose hash is `rows`. What was found is kept below `out`; rows
-    that were answered in batches have no seconds of their own."""
+    that were answered in batches have no seconds of their own.
+
+    Where the budget limits p95, single calls are made in blocks, with batches between them and each block followed by
+    a turn for others, so that calls are spread over the time of test. Where test has too few rows for them, rows of
+    valid, which take as long, are timed besides.
+    """
     path, context = out / "test" / f"{candidate.name}.json", candidate.context
-    key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id, rows])
+    calls_given = [] if context.spec.budget.p95_calls is None else [context.p95_calls]
+    key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id, rows, *calls_given])
     saved = rung_files.read_saved(path, key)
     if saved is not None:
         return Tested(Evaluation.from_json(saved["evaluation"]), Latency(**saved["latency"]), saved["too_long"])
     predictor = candidate.rung.predictor(context, candidate.rung_result(result))
     predictions: Sequence[PredictionLike | None]
-    alone = {e.id for e in examples}
+    alone, different, start = {e.id for e in examples}, len(examples), time.perf_counter()
     if isinstance(predictor, SkinPredictor):
-        order = context.ordered(examples, "latency")
-        count = context.single_test_calls
+        order, count = context.ordered(examples, "latency"), context.single_test_calls
+        single, batched = order[:count], order[count:]
+        others = context.ordered(context.valid, "latency")
+        max_calls = len(order) if candidate.traits.needs == "endpoint" else count  # its calls cost money
+        further = list(islice(cycle([*others, *single]), max(0, max_calls - len(single))))
+        different = len(single) + min(len(further), len(others))
+        blocks = -(-count // CALLS_OF_A_BLOCK) if context.p95_calls else 1
+        by_id, timed = dict[str, Prediction | None](), list[float]()
         with closing(predictor):
             predict_examples(predictor, examples[:1], one_by_one=True)  # the first call is never typical
-            ordered_predictions = predict_examples(predictor, order[:count], one_by_one=True)
-            timed = [p.seconds for p in ordered_predictions if p is not None]
-            ordered_predictions += predict_examples(predictor, order[count:]) if count < len(order) else []
-            min_timed = 0 if candidate.traits.needs == "endpoint" else context.least_timed
-            while timed and len(timed) < min_timed:  # of fewer calls no bound is within any budget
-                repeats = single_calls(predictor, order[:count], tenant=f"timing-{len(timed)}")
-                timed += [p.seconds for p in repeats]
-        by_id = dict(zip([e.id for e in order], ordered_predictions, strict=True))
+            for block in range(blocks):
+                part, rest, repeats = (rows[block::blocks] for rows in (single, batched, further))
+                answers = predict_examples(predictor, part, one_by_one=True)
+                by_id |= zip(
+                    [e.id for e in [*part, *rest]], [*answers, *predict_examples(predictor, rest)], strict=True
+                )
+                answers += predict_examples(predictor, repeats, one_by_one=True, tenant=f"timing-{block}")
+                timed += [p.seconds for p in answers if p is not None]
+                yield
         predictions = [by_id[e.id] for e in examples]
         context.clock.charge(sum(p.usd or 0.0 for p in by_id.values() if p is not None))
-        alone = {e.id for e in order[:count]}
+        alone = {e.id for e in single}
     else:
         outputs = [predictor.predict([example.inputs])[0] for example in examples]
         predictions = [output for output in outputs if not isinstance(output, str)]
@@ -275,7 +296,8 @@ def judge(candidate: Candidate, result: RungResult, examples: Sequence[Example],
     evaluation = evaluate_predictions(context.task, examples, predictions, split="test", seed=context.seed)
     whole = [row if row.id in alone else replace(row, seconds=None) for row in evaluation.rows]
     evaluation = replace(evaluation, rows=tuple(whole))
-    tested = Tested(evaluation, latency(timed or [0.0]), sum(p is None for p in predictions))
+    calls = latency(timed or [0.0], min(different, len(timed)), time.perf_counter() - start)
+    tested = Tested(evaluation, calls, sum(p is None for p in predictions))
     rung_files.write_saved(
         path, key, {**vars(tested), "evaluation": evaluation.to_json(), "latency": vars(tested.latency)}
     )

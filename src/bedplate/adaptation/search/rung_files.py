@@ -136,8 +136,8 @@ def limits_of(context: Context, config: str) -> str:
     out. Once that is decided it stays so: a repeated command that found time for another rung would bring another
     nominee, and so another verdict, to rows that had served one."""
     spec, seconds = context.spec, context.clock.seconds
-    guards = spec.guards.model_dump(mode="json")
-    return sha256_json([config, seconds, spec.budget.model_dump(mode="json"), spec.machine.usd_per_hour, guards])
+    guards, budget = spec.guards.model_dump(mode="json"), spec.budget.model_dump(mode="json", exclude={"p95_calls"})
+    return sha256_json([config, seconds, budget, spec.machine.usd_per_hour, guards])
 
 
 _LIBRARIES = ("numpy", "scikit-learn", "scipy", "tokenizers", "torch")

@@ -30,9 +30,11 @@ Positive = Annotated[float, Field(gt=0)]
 
 class BudgetSpec(Strict):
     """What a skin may cost. `train_minutes` is the wall-clock time that the whole ladder may take, `train_usd` what it
-    may cost: this machine's hours and what endpoints charge."""
+    may cost: this machine's hours and what endpoints charge. `p95_calls`: single calls of each nominee that p95 is
+    judged by; None for what is likely to do."""
 
     p95_ms: Positive | None = None
+    p95_calls: Annotated[int, Field(ge=1)] | None = None
     usd_per_1k_calls: Positive | None = None
     train_minutes: Positive | None = None
     train_usd: Positive | None = None

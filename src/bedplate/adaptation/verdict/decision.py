@@ -457,11 +457,14 @@ def _shortfall(condition: Condition) -> str:
         return f"the {condition.guard} guard {state}: {condition.reason}"
     if isinstance(condition, Requirement):
         return f"a requirement {state}: {condition.reason}"
-    if condition.upper is None:
-        return f"its {condition.reason}"
-    change = f"{condition.limit}: {condition.budget:g} → {round_up(condition.upper):g}"
-    remedy = f"more calls would decide; these show {change}" if condition.holds is None else f"{change} would admit it"
-    return f"its {condition.reason} ({remedy})"
+    upper = condition.upper
+    change = None if upper is None else f"{condition.limit}: {condition.budget:g} → {round_up(upper):g}"
+    remedies = [f"{change} would admit it"] if change else []
+    if condition.holds is None:
+        more = condition.needed > condition.calls  # else they are calls of too few rows
+        remedies = [f"about {condition.needed:,} calls would decide (`adapt.budget.p95_calls`)"] if more else []
+        remedies += [f"these show {change}"] if change else []
+    return f"its {condition.reason}" + (f" ({'; '.join(remedies)})" if remedies else "")
 
 
 def _ways_out(kept_out: Sequence[BudgetChanges]) -> str:

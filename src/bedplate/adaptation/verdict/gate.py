@@ -244,32 +244,35 @@ def testing_question(testing: Testing, nomination: Nomination) -> dict[str, str]
     return {} if testing == "holm" or len(nomination.nominees) < 2 else {"testing": testing}
 
 
-def limits(spec: AdaptSpec, timed: Mapping[str, Latency], claims: int = 1) -> dict[str, list[Limit]]:
-    """The budget's latency limit on each nominee's single calls, by nominee. claims: as for `p95_limit`."""
+def limits(spec: AdaptSpec, timed: Latency, confidence: float, claims: int = 1) -> list[Limit]:
+    """The budget's latency limit on a nominee's single calls. confidence, claims: as for `p95_limit`."""
     budget = spec.budget.p95_ms
-    if budget is None:
-        return {}
-    return {name: [p95_limit(calls, budget, spec.target.confidence, claims)] for name, calls in timed.items()}
+    return [] if budget is None else [p95_limit(timed, budget, confidence, claims)]
 
 
 def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int = 1) -> Limit:
     """Whether the 95th percentile of single calls is under the budget: shown to be, shown not to be, or undecided.
 
-    Each nominee at the full confidence: calls are timed anew for every verdict, and PASS requires latency and quality
-    both. claims: the number of claims that a nominee falls short, which share the error of the lower bound.
+    confidence: the nominee's, as for its quality, since PASS requires both. claims: the number of claims that a nominee
+    falls short, which share the error of the lower bound.
     """
-    shared = multiplicity.simultaneous(confidence, claims)
-    bounds = timed.p95_bounds(shared)[0], timed.p95_bounds(confidence)[1]
+    shared, limit = multiplicity.simultaneous(confidence, claims), budget_ms / 1000
+    bounds = timed.p95_bounds(shared, limit)[0], timed.p95_bounds(confidence, limit)[1]
     lower, upper = (None if bound is None else 1000 * bound for bound in bounds)
-    needed, calls = proportions.values_needed(SLOW, confidence), len(timed.seconds)
-    observed = f"p95 of {calls} calls is {1000 * timed.p95:.0f} ms"
+    needed, calls, worth = proportions.values_needed(SLOW, confidence), len(timed.seconds), timed.worth(limit)
+    observed = f"p95 of {calls} calls" + (f" in {max(timed.spread, 1):.0f} s" if timed.spread else "")
+    observed += f", worth {worth:.0f} independent ones," if worth < calls - 0.5 else ""
+    observed += f" is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
     if upper is not None and upper <= budget_ms:
         within_budget, bounds_note = True, f"at most {upper:.0f} ms with {confidence:.1%} confidence, within {budget}"
+        bounds_note += " (slow spells outside of that time are not in it)" if timed.spread else ""
     elif lower is not None and lower > budget_ms:
         within_budget, bounds_note = False, f"at least {lower:.0f} ms with {shared:.1%} confidence, over {budget}"
-    elif calls < needed:
-        within_budget, bounds_note = None, f"and {needed} calls are the least that can show {budget} to be kept"
+    elif worth < needed:
+        least = f"{needed} independent calls are the least that can show"
+        within_budget, bounds_note = None, f"and {least} {budget} to be kept"
+        bounds_note += f": time {needed} different rows, not {timed.rows}" if (timed.rows or needed) < needed else ""
     else:
         reach = "" if upper is None else f" to {upper:.0f} ms"
         within_budget, bounds_note = None, f"from {lower or 0:.0f}{reach}, so that they do not decide on {budget}"
@@ -282,9 +285,24 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
         budget=budget_ms,
         confidence=confidence,
         calls=calls,
-        needed=needed,
+        needed=needed if within_budget is not None else _deciding_calls(timed, limit, needed, worth, confidence),
         reason=f"{observed}, {bounds_note}",
     )
+
+
+def _deciding_calls(timed: Latency, limit: float, needed: int, worth: float, confidence: float) -> int:
+    """So many times as many calls as would decide on a limit, were as large a part of them over it, rounded up to the
+    next doubling, 64 times at most; of too few rows, `needed` ones."""
+    if (timed.rows or needed) < needed:
+        return needed
+    calls = max(len(timed.seconds), 1)
+    share = sum(seconds > limit for seconds in timed.seconds) / calls
+
+    def decide(n: float) -> bool:
+        upper = proportions.binomial_upper(share * n, n, confidence)
+        return upper <= 1 - SLOW or proportions.binomial_lower(share * n, n, confidence) > 1 - SLOW
+
+    return calls * next((times for times in (2, 4, 8, 16, 32) if decide(max(times * worth, 1.0))), 64)
 
 
 def compare_with(

@@ -52,8 +52,10 @@ def build(
     from bedplate.data.corpus.build import build as built
     from bedplate.data.corpus.build import processes_here
     from bedplate.data.corpus.recipe import load_recipe
+    from bedplate.data.corpus.requirements import check_installed
 
     recipe = load_recipe(recipe_file, overrides or ())
+    check_installed(recipe)
     from bedplate.inference.predict.judges import judges_of  # loads torch, which a typo is told without
 
     target = out or Path("corpora") / recipe.corpus

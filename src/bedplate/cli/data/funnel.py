@@ -4,6 +4,7 @@ and whether the shards are whole."""
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Annotated, Any
@@ -56,6 +57,8 @@ def show(report: Mapping[str, Any]) -> None:
         counts = f"{source['documents']:,}", f"{source['kept']:,}", *splits, f"{source['tokens']:,}"
         rows.append((name, *counts, f"{source['bytes_per_token']:.2f}"))
     table(("source", *numbers("read", "kept", "train", "valid", "tokens", "bytes per token")), rows, title="By source")
+    if (cut := report.get("cut", {})).get("texts"):
+        screen.print(f"Long texts: {cut['texts']:,} were cut into {cut['documents']:,} documents", highlight=False)
     if report["changed"]:
         changed = ", ".join(f"{rule} {count:,}" for rule, count in report["changed"].items())
         screen.print(f"Documents that were kept with a changed text: {changed}", highlight=False)
@@ -64,7 +67,10 @@ def show(report: Mapping[str, Any]) -> None:
 def explain(
     directory: CorpusDirectory,
     id: Annotated[
-        str, typer.Argument(metavar="ID", help="The document: its path in its source, or what its row is named by.")
+        str,
+        typer.Argument(
+            metavar="ID", help="The document: its path in its source, or what its row is named by; or a folder."
+        ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -74,6 +80,11 @@ def explain(
     fates = fates_of(directory, id)
     if as_json:
         print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in fates]))
+        return
+    if not any(fate.is_called(id) for fate in fates):  # a folder
+        outcomes = Counter(f"{fate.source}: {id}: {fate.outcome}" for fate in fates)
+        for outcome, count in outcomes.most_common():
+            print(f"{outcome}: {count:,} documents")
         return
     for fate in fates:
         print(fate.line)

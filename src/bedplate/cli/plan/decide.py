@@ -13,7 +13,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, PageFile, as_given, show_lines, write_page
 from bedplate.core.errors import UsageError
-from bedplate.core.files import read_text
+from bedplate.core.files import atomic_write, read_text
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
 
@@ -28,13 +28,16 @@ _FLIPS = 10
 def decide(
     context: typer.Context,
     arguments: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             metavar="CASE.yaml... [KEY=VALUE]...",
             help="Decision files; values over them. A price file among them is taken for --prices.",
             show_default=False,
         ),
-    ],
+    ] = None,
+    init: Annotated[
+        bool, typer.Option("--init", help="Write a commented decision file and a price file of EXAMPLE prices.")
+    ] = False,
     prices: Annotated[
         Path | None,
         typer.Option(
@@ -53,8 +56,9 @@ def decide(
     """Prompt, tune, retrieve, buy or build: which option costs least and clears the bars, why, and what would flip it.
 
     A decision file states one task's traffic and text, the options, their quality (by hand, or a ladder's report.json)
-    and the constraints; a price file states what things cost you, dated. Any number may be {value, low, high}:
-    intervals hold 90% of 200 draws from these ranges. Break-evens are volumes, or never. examples/decide has four.
+    and the constraints; a price file states what things cost you, dated; --init writes both, commented, to start from.
+    Any number may be {value, low, high}: intervals hold 90% of 200 draws from these ranges. Break-evens are volumes, or
+    never. examples/decide has four.
 
     \b
     Example: bedplate plan decide case.yaml traffic.calls_per_day=50000 \\
@@ -64,7 +68,10 @@ def decide(
     from bedplate.economics.costs.decisions import load_case
     from bedplate.economics.costs.decisions.explanation import as_values
 
-    files, overrides, prices = _sorted_out(arguments, prices)
+    if init:
+        _init(arguments or ["case.yaml"])
+        return
+    files, overrides, prices = _sorted_out(arguments or (), prices)
     if page is not None and len(files) > 1:
         raise UsageError(f"--page is for one decision file; there are {len(files)}: {', '.join(map(str, files))}")
     cases = [load_case(path, prices, overrides) for path in files]
@@ -85,6 +92,22 @@ def decide(
         _show(decision, screen, everything)
 
 
+def _init(arguments: Sequence[str]) -> None:
+    """Writes a draft of the decision file that is named, and prices.yaml beside it, unless there is one."""
+    from importlib.resources import files
+
+    case, *more = map(Path, arguments)
+    if more:
+        raise UsageError(f"--init writes one decision file; there are {len(arguments)}: {', '.join(arguments)}")
+    paths.new_file(case)
+    paths.free(case, overwrite=False)
+    drafts, prices = files("bedplate.economics.costs.decisions") / "drafts", case.with_name("prices.yaml")
+    if not prices.exists():
+        atomic_write(prices, (drafts / "prices.yaml").read_text("utf-8"))
+    atomic_write(case, (drafts / "case.yaml").read_text("utf-8").replace("CASE.yaml", case.name))
+    print(f"{case}: a commented decision, with prices in {prices}; next: bedplate plan decide {case}")
+
+
 def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Path], list[str], Path | None]:
     """Decision files, overrides, and the price file: one among the arguments counts where it is the only one."""
     overrides = [argument for argument in arguments if "=" in argument and not Path(argument).exists()]
@@ -100,7 +123,7 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
                 "rung: NAME}` (docs/economics.md shows such a file)"
             )
     if not files:
-        raise UsageError("name a decision file: bedplate plan decide CASE.yaml (examples/decide has four)")
+        raise UsageError("name a decision file: bedplate plan decide CASE.yaml (--init writes one to start from)")
     return files, overrides, prices or (price_files[0] if price_files else None)
 
 
@@ -174,11 +197,13 @@ def _table(decision: Decision) -> None:
 def _bill(outcome: OptionOutcome) -> list[str]:
     from bedplate.economics.numbers.money import exact_usd, round_columns
 
+    padding = f" ({outcome.padding_tokens:,.0f} of them padding, to be cached)" if outcome.padding_tokens else ""
     sorted_lines = sorted(outcome.lines, key=lambda line: -line[2])
     (amounts,), digits = round_columns([amount for *_, amount in sorted_lines])
     lines = zip(sorted_lines, amounts, strict=True)
     return [
         *(f"{exact_usd(amount, digits)} {label} ({period})" for (period, label, _), amount in lines),
         f"{exact_usd(sum(amounts), digits)} in all",
-        f"{outcome.prompt_tokens:,.0f} prompt tokens and {outcome.output_tokens:,.0f} output tokens a call",
+        f"{outcome.billed_prompt_tokens:,.0f} prompt tokens{padding} and {outcome.output_tokens:,.0f} output tokens a "
+        "call",
     ]

@@ -40,7 +40,9 @@ _Formats = Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"]
 
 def serve(
     context: typer.Context,
-    model: Annotated[str, typer.Argument(help="A measured base, a preset, or the path of a config.json or a base.")],
+    model: Annotated[
+        str, typer.Argument(help="A measured base, a preset, a size (7b), or the path of a config.json or a base.")
+    ],
     calls_per_day: Annotated[float, count(help="Calls of an average day, such as 50k.")] = 50_000,
     prompt_tokens: Annotated[
         str, typer.Option(help="300 or 1.5k (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
@@ -62,7 +64,9 @@ def serve(
     device: Annotated[str | None, unset("A device of the table, or of --hardware. Default: this machine.")] = None,
     devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
     weights: Annotated[_Formats | None, unset("What products read. Default: what was measured last; bfloat16.")] = None,
-    max_rows: Annotated[int | None, whole(help="Generations at once. Default: 16; 128 on a GPU.")] = None,
+    max_rows: Annotated[
+        int | None, whole(help="Generations at once. Default: 16; 128 on a GPU; fewer where those do not fit.")
+    ] = None,
     max_step_tokens: Annotated[int | None, whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
@@ -102,6 +106,7 @@ def serve(
     engine = replace(
         usual,
         max_rows=max_rows or usual.max_rows,
+        fitted=max_rows is None,
         max_step_tokens=max_step_tokens or usual.max_step_tokens,
         adapter_rank=adapter_rank,
         drafted=drafted,

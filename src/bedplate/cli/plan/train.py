@@ -39,7 +39,8 @@ _MOVED = ("tokens", "devices", "mfu", "overhead", *_PRICED, "page", "as_json")
 def train(
     context: typer.Context,
     model: Annotated[
-        str | None, typer.Argument(help="A preset's name, or the path of a config.json or a base.", show_default=False)
+        str | None,
+        typer.Argument(help="A preset, a size (7b), or the path of a config.json or a base.", show_default=False),
     ] = None,
     tokens: Annotated[str | None, unset("Tokens to train on: 15.6T, 300B or 1e12.")] = None,
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",

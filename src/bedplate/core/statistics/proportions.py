@@ -3,7 +3,8 @@
 Exact: Clopper & Pearson (1934), Biometrika 26:404. Wilson: Wilson (1927), JASA 22:209.
 `successes` and `n` may be fractional: an effective n is (Korn & Graubard 1998, Survey Methodology 24:193).
 Of a quantile by order statistics, whatever the values' distribution: of n values the number below the q-quantile is
-binomial (n, q) (David & Nagaraja 2003, Order Statistics, §7.1; scipy's `quantile_test`).
+binomial (n, q) (David & Nagaraja 2003, Order Statistics, §7.1; scipy's `quantile_test`). Values that follow each other
+are worth fewer independent ones, by their autocorrelation (Geyer 1992, Statistical Science 7:473).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from bedplate.core.errors import UsageError
 
@@ -69,11 +71,11 @@ def check_confidence(confidence: float) -> None:
 
 
 def quantile_bounds(
-    values: Sequence[float], quantile: float, confidence: float = 0.95
+    values: Sequence[float], quantile: float, confidence: float = 0.95, worth: float | None = None
 ) -> tuple[float | None, float | None]:
     """One-sided lower and upper bound of a quantile, each at `confidence`; None where there are too few values for
-    it."""
-    from scipy.special import bdtr
+    it. worth: how many independent values they are worth; None for all of them."""
+    from scipy.special import betainc
 
     check_confidence(confidence)
     if not 0 < quantile < 1:
@@ -81,11 +83,29 @@ def quantile_bounds(
     ordered, n = sorted(values), len(values)
     if not n:
         return None, None
-    at_most = np.asarray(bdtr(np.arange(n), n, quantile))  # P(so many of them are below, or fewer)
-    high = np.flatnonzero(at_most >= confidence)  # X(k + 1) is above where at most k are below
-    low = np.flatnonzero(1 - at_most >= confidence)  # X(k + 1) is below where more than k are
+    worth = n if worth is None else worth
+    above, share = np.arange(n, 0, -1) * worth / n, worth / n  # as many as X(k + 1), of so many, are not below it
+    # P(at most k are below), and the same of k + 1 without the share of one value
+    high = np.flatnonzero(betainc(above - share + 1, worth - above + share, 1 - quantile) >= confidence)
+    low = np.flatnonzero(betainc(above, worth - above + 1, 1 - quantile) <= 1 - confidence)
     lower = ordered[int(low[-1])] if low.size else None
     return lower, ordered[int(high[0])] if high.size else None
+
+
+def independent_worth(values: ArrayLike) -> float:
+    """How many independent values [n] in the order in which they came are worth: n over the sum of the correlations of
+    their ranks at all distances, by Geyer's initial monotone sequence; n where all are alike."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(values)
+    n, deviations = ranks.size, ranks - (ranks.size + 1) / 2
+    power = float(deviations @ deviations)
+    if power == 0:
+        return float(n)
+    spectrum = np.fft.rfft(deviations, 2 * n)
+    correlations = np.fft.irfft(np.abs(spectrum) ** 2)[: n - n % 2] / power
+    pairs = np.minimum.accumulate(correlations[0::2] + correlations[1::2])
+    return n / max(1.0, 2 * float(pairs[pairs > 0].sum()) - 1)
 
 
 def values_needed(quantile: float, confidence: float = 0.95) -> int:

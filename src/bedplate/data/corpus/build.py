@@ -45,6 +45,7 @@ from bedplate.data.corpus.readers import READERS
 from bedplate.data.corpus.readers.parts import SourcePart, SourceSettings, grouped
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.repeated import EXACT, Contamination, copies, fingerprint
+from bedplate.data.corpus.requirements import check_installed
 from bedplate.data.corpus.shards import (
     INDEX,
     MANIFEST,
@@ -113,12 +114,17 @@ class _Build:
         self._recipe, self._directory, self._out, self._work = recipe, directory, out, out / WORK
         self._sifter, self._encoder, self._quiet = sifter, encoder, quiet
         self._values = recipe.model_dump(mode="json")
+        if recipe.cut is None:
+            del self._values["cut"]  # so that corpora that were built before there was such a setting stay theirs
         self._parts: list[SourcePart] = []
         self._sifted: dict[str, SiftedPart] = {}
         self._splits: dict[str, NDArray[np.int8]] = {}
+        self._cuts: dict[str, Mapping[int, tuple[int, ...]]] = {}
 
     def run(self, keep_work: bool) -> BuiltCorpus:
+        check_installed(self._recipe)
         self._parts = self._plan()
+        check_installed(self._recipe, self._parts)
         against = fingerprint(self._recipe.decontaminate.against, self._directory)
         content = [self._values, [part.to_json() for part in self._parts], against]
         build_key = sha256_json([*content, *self._judge(), *self._tokenizer_identity(), _versions()])
@@ -211,6 +217,7 @@ class _Build:
         source = next(spec for spec in self._values["sources"] if spec["name"] == part.source)
         settings = {name: self._values[name] for name in ("preset", "language", "rules")}
         decides = [part.to_json(), source, settings, self._values["dedup"]["minhash"], against, _versions()]
+        decides += ["cut"] if self._recipe.cut is not None else []
         return sha256_json([*decides, *self._judge(), self._values["decontaminate"]["words"]])
 
     def _work_off(self, runner: Executor, jobs: Sequence[Job], activity: str, sizes: Mapping[str, float]) -> None:
@@ -282,6 +289,7 @@ class _Build:
         """By source, its groups' shards by split."""
         splits = [[self._sifted[p.name].content, sha256_bytes(self._splits[p.name].tobytes())] for p in self._parts]
         key = sha256_json([splits, self._values["tokenizer"], *self._tokenizer_identity(), _versions()])
+        cut = self._values.get("cut")
         record = self._work / "tokenizer.json"
         if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
             trained = (part.array("sizes")[self._splits[name] == TRAIN, 1] for name, part in self._sifted.items())
@@ -291,8 +299,8 @@ class _Build:
                 make_tokenizer(choice, self._work, chosen, weight, self._directory).save(self._out)
             atomic_write(record, key)
         groups = self._groups()
-        keys = {group.name: sha256_json([key, group.parts]) for group in groups}
-        arguments = {"work": str(self._work), "out": str(self._out)}
+        keys = {group.name: sha256_json([key, group.parts, *([cut] if cut else [])]) for group in groups}
+        arguments = {"work": str(self._work), "out": str(self._out), "cut": cut}
         function = "bedplate.data.corpus.encode:encode"
         jobs = [
             Job(group.name, function, {**arguments, "group": asdict(group), "key": keys[group.name]})
@@ -303,14 +311,18 @@ class _Build:
         self._work_off(self._encoder, jobs, "encoding", sizes)
         entries_by_source: dict[str, list[dict[str, ShardEntry]]] = {}
         for group in groups:
-            entries = encoded(self._work, self._out, group.name, keys[group.name])
+            result = encoded(self._work, self._out, group.name, keys[group.name])
             places = np.concatenate([self._splits[name] for name in group.parts])
             expected = {split: int((places == number).sum()) for number, split in enumerate(SPLITS)}
-            written = {split: shard.documents for split, shard in (entries or {}).items()}
-            if entries is None or written != {split: count for split, count in expected.items() if count}:
+            shards, cuts = result or ({}, {})
+            self._cuts |= cuts
+            for name, at in ((name, at) for name, texts in cuts.items() for at in texts):
+                expected[SPLITS[int(self._splits[name][at])]] += len(cuts[name][at]) - 1
+            written = {split: shard.documents for split, shard in shards.items()}
+            if not result or written != {split: count for split, count in expected.items() if count}:
                 problem = f"{written} documents were encoded, but {expected} were to be"
                 raise DataError(f"{group.name}: {problem}; build again")
-            entries_by_source.setdefault(group.source, []).append(entries)
+            entries_by_source.setdefault(group.source, []).append(shards)
         return entries_by_source
 
     def _groups(self) -> list[ShardGroup]:
@@ -375,6 +387,7 @@ class _Build:
         for part in self._parts:
             sifted, splits = self._sifted[part.name], self._splits[part.name]
             tally, sizes, written = sifted.tally, sifted.array("sizes"), list[Fate]()
+            cuts = self._cuts.get(part.name, {})
             places = iter(range(len(sizes)))
             for document_fate in sifted.fates():
                 if document_fate.rule is not None:
@@ -382,7 +395,9 @@ class _Build:
                     continue
                 offset = next(places)
                 if splits[offset] != COPY:
-                    written.append(replace(document_fate, split=SPLITS[int(splits[offset])]))
+                    pieces = cuts.get(offset, ())
+                    tally.cut(len(pieces))
+                    written.append(replace(document_fate, split=SPLITS[int(splits[offset])], pieces=pieces))
                     continue
                 rule = "exact_duplicate" if fate[at + offset] == EXACT else "near_duplicate"
                 detail = f"copy: of {ids[int(of[at + offset])]}"

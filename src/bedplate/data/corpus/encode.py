@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from numpy.typing import NDArray
 
 from bedplate.core.errors import ConfigError, TokenizerError
 from bedplate.core.files import atomic_write
+from bedplate.data.corpus.cut import LONGEST, cut_text
 from bedplate.data.corpus.filter_part import SiftedPart
-from bedplate.data.corpus.recipe import TokenizerChoice
+from bedplate.data.corpus.recipe import CutSettings, TokenizerChoice
 from bedplate.data.corpus.shards import INDEX, SPLITS, ShardEntry, ShardWriter, TokenizerEntry
 from bedplate.text.tokenizer import Tokenizer
 
@@ -82,14 +84,15 @@ def resolve_tokenizer(name: str, relative_to: Path) -> Tokenizer:
     return tokenizer
 
 
-def encode(work: str, out: str, group: Mapping[str, Any], key: str) -> str:
+def encode(work: str, out: str, group: Mapping[str, Any], key: str, cut: Mapping[str, Any] | None = None) -> str:
     """A job. Writes a group's shards into `out`, and their entries to `groups/NAME.json` below the work folder; returns
-    its name."""
+    its name. cut: how long texts are cut."""
     parts, name = Path(work) / "parts", f"{group['source']}-{group['number']:05}"
     tokenizer = Tokenizer.from_directory(Path(out))
     tokenizer_meta = TokenizerEntry.of(tokenizer)
     placements = Path(work) / "splits"
     splits = [(SiftedPart(parts / part), np.load(placements / f"{part}.npy")) for part in group["parts"]]
+    settings, cuts = None if cut is None else CutSettings.model_validate(cut), dict[str, dict[int, list[int]]]()
     with ExitStack() as stack:
         writers: dict[int, ShardWriter] = {}
         for number, split in enumerate(SPLITS):
@@ -98,22 +101,44 @@ def encode(work: str, out: str, group: Mapping[str, Any], key: str) -> str:
                 writer = ShardWriter(Path(out), file, tokenizer_meta, tokenizer_meta.dtype)
                 writers[number] = stack.enter_context(writer)
         for part, places in splits:
-            kept = ((text, p) for (_, text), p in zip(part.texts(), places.tolist(), strict=True) if p != COPY)
-            while batch := list(islice(kept, _TOGETHER)):
-                ids = tokenizer.encode_batch([text for text, _ in batch], parse_special=False)
-                for (text, place), token_ids in zip(batch, ids, strict=True):
-                    writers[place].write(token_ids, len(text.encode()))
+            texts = ((at, text) for at, (_, text) in enumerate(part.texts()) if places[at] != COPY)
+            while batch := list(islice(texts, _TOGETHER)):
+                ids = tokenizer.encode_batch([text for _, text in batch], parse_special=False)
+                for (at, text), token_ids in zip(batch, ids, strict=True):
+                    pieces = [(text, token_ids)] if settings is None else _cut(text, token_ids, settings, tokenizer)
+                    for piece, piece_ids in pieces:
+                        writers[int(places[at])].write(piece_ids, len(piece.encode()))
+                    if len(pieces) > 1:
+                        cuts.setdefault(part.directory.name, {})[at] = [len(piece) for piece, _ in pieces]
     entries = {SPLITS[number]: writer.shard.model_dump(mode="json") for number, writer in writers.items()}
-    atomic_write(Path(work) / "groups" / f"{name}.json", json.dumps({"key": key, "entries": entries}, indent=1))
+    record = {"key": key, "entries": entries, "cuts": cuts}
+    atomic_write(Path(work) / "groups" / f"{name}.json", json.dumps(record, indent=1))
     return name
 
 
-def encoded(work: Path, out: Path, name: str, key: str) -> dict[str, ShardEntry] | None:
-    """The shards of a group that was done before and lie there whole; else None."""
+def _cut(text: str, ids: list[int], settings: CutSettings, tokenizer: Tokenizer) -> Sequence[tuple[str, list[int]]]:
+    """A text's documents, each with its ids."""
+    encode_all = partial(tokenizer.encode_batch, parse_special=False)
+    length, in_tokens = settings.tokens or settings.characters or 1, settings.tokens is not None
+    if len(ids if in_tokens else text) <= LONGEST * length:
+        return [(text, ids)]
+    pieces = cut_text(text, length, lambda texts: list(map(len, encode_all(texts) if in_tokens else texts)))
+    return list(zip(pieces, encode_all(pieces), strict=True))
+
+
+Cuts = Mapping[str, Mapping[int, tuple[int, ...]]]
+"""Of each part the texts that were cut, by their place among those that the rules kept: characters of each piece."""
+
+
+def encoded(work: Path, out: Path, name: str, key: str) -> tuple[dict[str, ShardEntry], Cuts] | None:
+    """A group that was done before and whose shards lie there whole, by split, with its cuts; else None."""
     path = work / "groups" / f"{name}.json"
     if not path.is_file():
         return None
     values = json.loads(path.read_text("utf-8"))
     entries = {split: ShardEntry.model_validate(shard) for split, shard in values["entries"].items()}
     complete = all((out / f"{shard.file}{end}").is_file() for shard in entries.values() for end in ("", INDEX))
-    return entries if values["key"] == key and complete else None
+    cuts = {
+        part: {int(at): tuple(sizes) for at, sizes in texts.items()} for part, texts in values.get("cuts", {}).items()
+    }
+    return (entries, cuts) if values["key"] == key and complete else None

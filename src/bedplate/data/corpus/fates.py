@@ -7,7 +7,7 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.curate.presets import RULES
-from bedplate.data.corpus.readers.parts import SourceSettings
+from bedplate.data.corpus.readers.parts import SKIPPED, UNREADABLE, SourceSettings
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import CorpusManifest
 from bedplate.report.formatting import cell, table
@@ -29,7 +29,7 @@ EDGES = (0, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000, 50_000, 100_000,
 @dataclass(frozen=True)
 class Fate:
     """rule: what dropped it, else None; detail: why, as `word: more`; changed: the rules that changed its text; split:
-    where it went; characters: before the rules."""
+    where it went; characters: before the rules; pieces: the characters of each document that it was cut into."""
 
     id: str
     source: str
@@ -38,16 +38,37 @@ class Fate:
     characters: int
     changed: tuple[str, ...] = ()
     split: str | None = None
+    pieces: tuple[int, ...] = ()
+
+    @property
+    def outcome(self) -> str:
+        """Whether it was kept, and where or why."""
+        outcome = f"kept, in {self.split or 'no split'}" if self.rule is None else f"dropped by {self.rule}"
+        return outcome + (f" ({self.detail})" if self.detail else "")
 
     @property
     def line(self) -> str:
         """For people, in one line of a terminal: a name may hold line breaks and other controls."""
-        changed = f", its text changed by {', '.join(self.changed)}" if self.changed else ""
-        outcome = f"kept, in {self.split or 'no split'}{changed}"
-        if self.rule is not None:
-            outcome = f"dropped by {self.rule}" + (f" ({self.detail})" if self.detail else "")
-        summary = f"{self.source}: {self.id} ({self.characters:,} characters): {outcome}"
+        outcome = self.outcome
+        outcome += f", its text changed by {', '.join(self.changed)}" if self.changed and self.rule is None else ""
+        if self.pieces:
+            outcome += f", cut into {len(self.pieces):,} documents ({self.id}#1 to #{len(self.pieces)})"
+        size = "" if self.rule == SKIPPED else f" ({self.characters:,} characters)"
+        summary = f"{self.source}: {self.id}{size}: {outcome}"
         return "".join(c if c.isprintable() else repr(c)[1:-1] for c in summary)
+
+    def piece(self, name: str) -> Fate | None:
+        """Of the document `NAME#n` that this text was cut into; None where it is no such document's name."""
+        text, _, number = name.rpartition("#")
+        if not self.is_called(text) or not number.isdecimal() or not 0 < int(number) <= len(self.pieces):
+            return None
+        start, size = sum(self.pieces[: int(number) - 1]), self.pieces[int(number) - 1]
+        detail = f"characters {start + 1:,} to {start + size:,} of {self.id}"
+        return replace(self, id=f"{self.id}#{int(number)}", characters=size, detail=detail, pieces=())
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is its id, or what its id ends in."""
+        return bool(name) and (self.id == name or self.id.endswith((f"/{name}", f"#{name}")))
 
 
 @dataclass
@@ -64,13 +85,17 @@ class Tally:
     dropped: dict[str, dict[str, int]] = field(default_factory=dict[str, dict[str, int]])
     dropped_bytes: dict[str, int] = field(default_factory=dict[str, int])
     changed: dict[str, int] = field(default_factory=dict[str, int])
+    texts_cut: int = 0
+    pieces: int = 0
     examples: dict[str, list[dict[str, str]]] = field(default_factory=dict[str, list[dict[str, str]]])
     before: list[int] = field(default_factory=lambda: [0] * len(EDGES))
     after: list[int] = field(default_factory=lambda: [0] * len(EDGES))
 
-    def saw(self, text: str) -> None:
-        """A document as its source has it."""
+    def saw(self, text: str | None) -> None:
+        """A document as its source has it; None: one that was not opened."""
         self.documents += 1
+        if text is None:
+            return
         self.characters += len(text)
         self.bytes += len(text.encode("utf-8", "surrogatepass"))
         self.before[bucket(len(text))] += 1
@@ -100,8 +125,13 @@ class Tally:
             if not self.changed[rule]:
                 del self.changed[rule]
 
+    def cut(self, pieces: int) -> None:
+        """A text that was kept was cut into so many documents; 0: it was not."""
+        self.texts_cut += pieces > 0
+        self.pieces += pieces
+
     def add(self, tally: Tally) -> None:
-        for name in ("documents", "characters", "bytes", "kept", "kept_characters", "kept_bytes"):
+        for name in (counter.name for counter in fields(self) if counter.type == "int"):
             setattr(self, name, getattr(self, name) + getattr(tally, name))
         for rule, reasons in tally.dropped.items():
             _add(self.dropped.setdefault(rule, {}), reasons)
@@ -141,7 +171,7 @@ def write_fates(path: Path, fates: list[Fate]) -> None:
 
 def _short(fate: Fate) -> dict[str, Any]:
     """What is not said is left out."""
-    names = ("id", "source", "characters", "rule", "detail", "split", "changed")
+    names = ("id", "source", "characters", "rule", "detail", "split", "changed", "pieces")
     return {name: value for name in names if (value := getattr(fate, name)) or name in names[:3]}
 
 
@@ -151,38 +181,42 @@ def read_fates(path: Path) -> Iterator[Fate]:
         with gzip.open(path, "rt", encoding="utf-8", errors="surrogatepass") as lines:
             for line in lines:
                 values: dict[str, Any] = {"rule": None, "detail": "", **json.loads(line)}
-                values["changed"] = tuple(values.get("changed", ()))
+                values |= {name: tuple(values.get(name, ())) for name in ("changed", "pieces")}
                 yield Fate(**values)
     except (OSError, EOFError, ValueError, KeyError, TypeError, zlib.error) as error:
         raise DataError(f"{path} is damaged: {error}; build the corpus again") from error
 
 
 def fates_of(directory: Path, id: str) -> list[Fate]:
-    """What became of the documents of this id, or whose id ends in it behind a `/` or `#`; of several sources there may
-    be several. DataError where there is none, with the nearest."""
+    """What became of the documents of this id, or whose id ends in it behind a `/` or `#`, or of those in the folder of
+    this name; of several sources there may be several. DataError where there is none, with the nearest."""
     folder = directory / "fates"
     files = sorted(folder.glob("*.jsonl.gz"))
     if not files:
         raise DataError(f"{directory} has no fates: it is not a corpus made by `bedplate data build`")
     fates: list[Fate] = []
+    inside: list[Fate] = []
     similar_ids: list[str] = []
     for path in files:
         ids: list[str] = []
         for fate in read_fates(path):
-            if fate.id == id or fate.id.endswith((f"/{id}", f"#{id}")):
-                fates.append(fate)
+            piece = fate.piece(id)
+            if piece is not None or fate.is_called(id):
+                fates.append(piece or fate)
+            elif f"/{id.strip('/')}/" in f"/{fate.id}":
+                inside.append(fate)
             ids.append(fate.id)
         similar_ids += nearest(id, ids, 2) if not fates and len(ids) < 20_000 else []
     exact = [fate for fate in fates if fate.id == id]
-    if not fates:
+    if not fates and not inside:
         hint = did_you_mean(nearest(id, similar_ids, 3)) or "`bedplate data funnel` shows ids"
         raise DataError(f"{directory} read no document {id!r}; {hint}")
-    return exact or fates
+    return exact or fates or inside
 
 
 def _order() -> list[str]:
     """What drops documents, in the order in which it is applied."""
-    return ["unreadable", *RULES, "contaminated", "exact_duplicate", "near_duplicate"]
+    return [SKIPPED, UNREADABLE, *RULES, "contaminated", "exact_duplicate", "near_duplicate"]
 
 
 def funnel_of(recipe: CorpusRecipe, tallies: Mapping[str, Tally], manifest: CorpusManifest) -> dict[str, Any]:
@@ -225,6 +259,7 @@ def _tally_json(tally: Tally, examples: bool = True) -> dict[str, Any]:
     return {
         **{name: getattr(tally, name) for name in ("documents", "bytes", "kept", "kept_bytes")},
         "changed": dict(sorted(tally.changed.items())),
+        "cut": {"texts": tally.texts_cut, "documents": tally.pieces},
         "steps": steps,
         "before": tally.before,
         "after": tally.after,
@@ -252,6 +287,7 @@ def card(recipe: CorpusRecipe, funnel: Mapping[str, Any], manifest: CorpusManife
         left_out.append(f"- {rule} changed the text of {count:,} documents that were kept")
     against = ", ".join(recipe.decontaminate.against)
     near = "kept" if recipe.dedup.minhash is None else "dropped (MinHash)"
+    cuts = [funnel["cut"]] if recipe.cut is not None else []
     lines = [
         f"# {recipe.corpus}\n",
         f"{funnel['tokens']:,} tokens of {funnel['kept']:,} documents ({funnel['kept_bytes'] / 1e6:,.1f} MB of text), "
@@ -266,6 +302,10 @@ def card(recipe: CorpusRecipe, funnel: Mapping[str, Any], manifest: CorpusManife
         "\n## How it was made\n",
         f"- preset {recipe.preset}, language {cell(recipe.language)}",
         f"- copies: exact {'dropped' if recipe.dedup.exact else 'kept'}, near {near}",
+        *(
+            f"- long texts: cut at about {recipe.cut}: {cut['texts']:,} into {cut['documents']:,} documents"
+            for cut in cuts
+        ),
         f"- evaluations looked for: {cell(against) or 'none'}"
         + (f" ({recipe.decontaminate.words} words in a row)" if against else ""),
         f"- tokenizer: {manifest.tokenizer.vocab_size:,} ids, {manifest.tokenizer.tokenizer_id}",

@@ -20,16 +20,23 @@ from bedplate.data.corpus.curate.draft import DraftDocument, Judge, Rule, Togeth
 from bedplate.data.corpus.curate.presets import rules_of
 from bedplate.data.corpus.fates import Fate, Tally, read_fates, write_fates
 from bedplate.data.corpus.readers import READERS
-from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, SourceSettings, Unread
+from bedplate.data.corpus.readers.parts import (
+    SKIPPED,
+    UNREADABLE,
+    RawDocument,
+    Read,
+    SourcePart,
+    SourceSettings,
+    Unread,
+)
+from bedplate.data.corpus.readers.text import PROSE
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.repeated import Contamination, MinHash, text_hash
 from bedplate.data.corpus.shards import save_array
 
-UNREADABLE, CONTAMINATED = "unreadable", "contaminated"
+CONTAMINATED = "contaminated"
 _TOGETHER = 64
 """Documents that a rule may see at once."""
-_PROSE = frozenset(("Markdown", "reStructuredText"))
-"""Languages of a tree of code that are prose."""
 
 
 def sift(
@@ -60,7 +67,7 @@ class _Sifter:
         self._minhash = None if settings is None else MinHash(settings)
         self._bands = 0 if settings is None else settings.bands
         self._preset, self._recipes = source.preset or recipe.preset, recipe.preset
-        self._tools = Tools(recipe.language, judges)
+        self._tools = Tools(recipe.language, judges, cuts=recipe.cut is not None)
         self._over = recipe.rules
         self._rules: dict[str, list[tuple[str, Rule]]] = {}
 
@@ -114,12 +121,13 @@ class _Sifter:
     def _settled(self, read: Read, draft: DraftDocument | None, tally: Tally) -> Fate:
         """What becomes of a document, counted."""
         name, text = self._source.name, read.text if isinstance(read, RawDocument) else ""
-        tally.saw(text)
+        rule = read.rule if isinstance(read, Unread) else UNREADABLE
+        tally.saw(None if rule == SKIPPED else text)
         if draft is None or isinstance(read, Unread):
             lone = "lone_surrogate: not Unicode text"
             detail = f"{read.why}: {read.detail}" if isinstance(read, Unread) else lone
-            tally.drop(UNREADABLE, detail, len(text.encode("utf-8", "surrogatepass")), read.id, "")
-            return Fate(read.id, name, UNREADABLE, detail, len(text))
+            tally.drop(rule, detail, len(text.encode("utf-8", "surrogatepass")), read.id, "")
+            return Fate(read.id, name, rule, detail, len(text))
         rule, detail = draft.rule, draft.detail
         if rule is None:
             hit = self._contamination.found_in(draft.text)
@@ -135,7 +143,7 @@ class _Sifter:
     def _preset_of(self, draft: DraftDocument) -> str:
         if self._preset != "mixed":
             return self._preset
-        return "code" if draft.about.get("language", "Markdown") not in _PROSE else "prose"
+        return "code" if draft.about.get("language", "Markdown") not in PROSE else "prose"
 
     def _rules_of(self, preset: str) -> list[tuple[str, Rule]]:
         if preset not in self._rules:

@@ -104,9 +104,28 @@ class Split(Strict):
     valid: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.01
 
 
+class CutSettings(Strict):
+    """Texts that are longer than one and a half of this length become several documents, each of between a half and one
+    and a half of it, cut at the nearest end of a paragraph, or else of a line. The upper limits of length and words do
+    not hold for such texts."""
+
+    tokens: Annotated[int, pydantic.Field(ge=16)] | None = None
+    characters: Annotated[int, pydantic.Field(ge=64)] | None = None
+
+    @pydantic.model_validator(mode="after")
+    def _check_unit(self) -> CutSettings:
+        if (self.tokens is None) == (self.characters is None):
+            raise ValueError("give either tokens or characters")
+        return self
+
+    def __str__(self) -> str:
+        return f"{self.characters:,} characters" if self.tokens is None else f"{self.tokens:,} tokens"
+
+
 class CorpusRecipe(Strict):
-    """The whole file. rules: settings over the preset's, by rule and then by setting; null turns a rule off. part_mb: a
-    unit of work has about so much raw text. shard_tokens: a shard has at most about so many."""
+    """The whole file. rules: settings over the preset's, by rule and then by setting; null turns a rule off. cut: long
+    texts into documents. part_mb: a unit of work has about so much raw text. shard_tokens: a shard has at most about so
+    many."""
 
     corpus: Name
     preset: Preset = "prose"
@@ -117,6 +136,7 @@ class CorpusRecipe(Strict):
     dedup: Dedup = Dedup()
     decontaminate: Decontaminate = Decontaminate()
     split: Split = Split()
+    cut: CutSettings | None = None
     part_mb: float = pydantic.Field(default=32.0, gt=0)
     shard_tokens: int = pydantic.Field(default=100_000_000, ge=1)
 

@@ -1,7 +1,8 @@
-"""From what a user calls a model to its architecture: a preset, or a base's own files. Free of torch."""
+"""From what a user calls a model to its architecture: a preset, a size, or a base's own files. Free of torch."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,17 +10,25 @@ from typing import Any
 from bedplate.core.errors import CheckpointError, DataError, UnsupportedModelError, UsageError
 from bedplate.core.files import MODEL_JSON_BYTES, read_text
 from bedplate.core.json import load_model_json
-from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.quantities import count_of
+from bedplate.core.suggestions import did_you_mean, nearest, path_hint
 from bedplate.models.families import find_family
 from bedplate.models.families.claims import claimed_family
 from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.gguf_header import read_header
 from bedplate.models.specs import Spec
+from bedplate.models.specs.dial import shape_for
+
+_SIZE = re.compile(r"\d+(?:\.\d+)?[mbt]")
+_VOCABULARY, _CONTEXT = 32_000, 8192
+_UNTIED = 1e9
+"""Smaller models use the token table as their head."""
 
 
 def resolve(name: str) -> tuple[str, Spec]:
-    """The name and the spec of a preset (in any case), or of a path: a config.json, a .gguf file, a base's directory.
+    """The name and the spec of a preset (in any case), of a size such as 7b (a dense decoder), or of a path: a
+    config.json, a .gguf file, a base's directory.
 
     Raises UsageError for what is none of them, with the nearest names; CheckpointError for damaged files;
     UnsupportedModelError for a family or a field that is not supported.
@@ -32,9 +41,17 @@ def resolve(name: str) -> tuple[str, Spec]:
     path = Path(name).expanduser()
     if key and path.exists():
         return str(path), _read(path)
+    if _SIZE.fullmatch(key):
+        parameters = count_of(key) or 0.0
+        tied = parameters < _UNTIED
+        shape = shape_for(parameters, _VOCABULARY, tied)
+        config = {"vocab_size": _VOCABULARY, "max_position_embeddings": _CONTEXT, "tie_word_embeddings": tied}
+        return key, find_family("hf", "llama", name).to_spec({**config, **shape.config()})
     suggestions = nearest(key, PRESETS, 4) or [preset for preset in PRESETS if key and key in preset][:4]
     hint = did_you_mean(suggestions, show=str) or f"there are {', '.join(PRESETS)}."
-    raise UsageError(f"no model or path is called {name!r}; {hint} Or give the path of a config.json or .gguf file")
+    hint = path_hint(path) if "/" in name else hint
+    other = "a size such as 7b, or the path of a config.json or .gguf file"
+    raise UsageError(f"no model or path is called {name!r}; {hint} Or give {other}")
 
 
 def _read(path: Path) -> Spec:

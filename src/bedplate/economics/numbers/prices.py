@@ -23,6 +23,8 @@ from bedplate.core.quantities import count_of
 from bedplate.core.suggestions import did_you_mean, nearest
 
 _TIMES = 10.0
+EXAMPLE = "EXAMPLE"
+"""What the source of a price says that is nobody's."""
 LARGEST = 1e15
 """Beyond this, and below its inverse, a number is a slip of the keyboard, and sums would lose their digits."""
 
@@ -264,11 +266,16 @@ class Prices(LocatedFile):
         hint = did_you_mean(nearest(name, entries, 2)) or f"it has {available}; add one"
         raise ConfigError(f"{self._path or 'the prices'}: no {name!r} in `{section}`, which {needed_by} needs; {hint}")
 
+    def _entry(self, section: str, name: str) -> Dated:
+        return getattr(self, section)[name]
+
     def warnings(self, used: Iterable[tuple[str, str]], today: datetime.date) -> list[str]:
-        """One line for each used (section, name) that is older than stale_after_days, or dated ahead of `today`."""
-        lines: list[str] = []
-        for section, name in dict.fromkeys(used):
-            price: Dated = getattr(self, section)[name]
+        """One line of all used (section, name) whose source says EXAMPLE, and one for each that is older than
+        stale_after_days, or dated ahead of `today`."""
+        prices = {pair: self._entry(*pair) for pair in used}
+        examples = [f"{section}.{name}" for (section, name), price in prices.items() if EXAMPLE in price.source]
+        lines = [f"{EXAMPLE} prices, made up: {', '.join(examples)}; write your own"] if examples else []
+        for (section, name), price in prices.items():
             days = (today - price.as_of).days
             if days > self.stale_after_days:
                 lines.append(

@@ -228,8 +228,9 @@ function listed(title, about = null) {
 }
 
 function begin() {
+  const examples = QUESTION.warnings.filter((line) => line.startsWith("EXAMPLE")).map((line) => `${line}. `);
   byId("about").textContent =
-    `${QUESTION.options.length} options; bars of quality and latency clear with the whole stated range, and a number that is moved is taken as exact`;
+    `${examples.join("")}${QUESTION.options.length} options; bars of quality and latency clear with the whole stated range, and a number that is moved is taken as exact`;
   const [, why] = listed("Why");
   why.dataset.figure = "reasons";
   const plot = new Plot(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -168,10 +168,12 @@ def shape_of(spec: TransformerSpec) -> StepShape:
 
 @dataclass(frozen=True)
 class ReplicaEngine:
-    """How an engine is run. adapter_rank: of each skin's LoRA, 0 where skins have none. drafted, accepted: tokens
-    guessed after each token, and the share of them that is right."""
+    """How an engine is run. fitted: with fewer rows than max_rows where those do not fit. adapter_rank: of each skin's
+    LoRA, 0 where skins have none. drafted, accepted: tokens guessed after each token, and the share of them that is
+    right."""
 
     max_rows: int = 16
+    fitted: bool = field(default=False, kw_only=True)
     max_step_tokens: int = 512
     adapter_rank: int = 0
     drafted: int = 0
@@ -188,8 +190,8 @@ class ReplicaEngine:
         return ServiceModel(steps, *sizes, adapters=self.adapter_rank > 0)
 
 
-LOCAL_ENGINE = ReplicaEngine()
-ON_DEVICES = ReplicaEngine(max_rows=128, max_step_tokens=4096)
+LOCAL_ENGINE = ReplicaEngine(fitted=True)
+ON_DEVICES = ReplicaEngine(max_rows=128, max_step_tokens=4096, fitted=True)
 """How an engine is run on this machine, and on devices of the table, where nothing else is said."""
 
 
@@ -261,10 +263,13 @@ def measured_replica(
         speed = speed.model_copy(update=changed)
     steps = MeasuredSteps(speed, None if spec is None else shape_of(spec))
     memory: Mapping[str, float] = {}
+    basis = steps.basis
     if spec is not None and speed.weights in BYTES_PER_PARAMETER:
+        engine, note = _fitted(spec, speed.weights, traffic, engine, machine.memory_bytes)
+        basis += note
         memory = check_fits(spec, speed.weights, traffic, engine, machine.memory_bytes, "this machine")
     service = engine.service(steps, speed.server.call_seconds if speed.server else 0.0)
-    return Replica(service, steps.basis, usd_per_hour, "given" if usd_per_hour else "none given", memory)
+    return Replica(service, basis, usd_per_hour, "given" if usd_per_hour else "none given", memory)
 
 
 def on_devices(
@@ -282,6 +287,7 @@ def on_devices(
     whole(devices=devices)
     name, architecture = resolve(model)
     spec = decoder_of(architecture, name)
+    engine, note = _fitted(spec, weights, traffic, engine, device.memory_bytes * devices)
     memory = check_fits(spec, weights, traffic, engine, device.memory_bytes, device.title, devices)
     price = price_of(device, usd_per_hour)
     usd = None if price is None else price.usd_per_hour.central * devices
@@ -290,7 +296,7 @@ def on_devices(
     replicas: dict[str, Replica] = {}
     for case, reached in REACHED.items():
         steps = RooflineSteps(spec, device, devices, weights, reached, adapter)
-        replicas[case] = Replica(engine.service(steps, 0.0), steps.basis, usd, source, memory)
+        replicas[case] = Replica(engine.service(steps, 0.0), steps.basis + note, usd, source, memory)
     return replicas
 
 
@@ -306,6 +312,22 @@ def held_bytes(
         "skin_prompts": traffic.skins * kv_bytes(spec, traffic.skin_tokens),
         "adapters": 2.0 * lora_parameters(spec, engine.adapter_rank) * traffic.skins if engine.adapter_rank else 0.0,
     }
+
+
+def _rows_that_fit(sizes: Mapping[str, float], engine: ReplicaEngine, room: float) -> int:
+    """How many sequences `room` bytes hold at once, beside what else a replica of these sizes holds."""
+    free = room - sum(sizes.values()) + sizes["sequences"]
+    return int(free / sizes["sequences"] * engine.max_rows) if sizes["sequences"] else engine.max_rows
+
+
+def _fitted(
+    spec: TransformerSpec, weights: WeightFormat, traffic: Traffic, engine: ReplicaEngine, memory_bytes: float
+) -> tuple[ReplicaEngine, str]:
+    """The engine with as many rows as fit, where it may have fewer than it has, and what is said of that."""
+    rows = _rows_that_fit(held_bytes(spec, weights, traffic, engine), engine, memory_bytes * (1 - MARGIN))
+    if not engine.fitted or not 1 <= rows < engine.max_rows:
+        return engine, ""
+    return replace(engine, max_rows=rows), f"; {rows} rows at once, as many as fit (of {engine.max_rows})"
 
 
 def check_fits(
@@ -332,7 +354,7 @@ def check_fits(
     would = [f"{1 << (needed - 1).bit_length():,} devices"]  # products are shared evenly among powers of two
     smaller = (form for form in _FORMATS if sum(held_bytes(spec, form, traffic, engine).values()) <= room)
     would += [f"{form} weights" for form in list(smaller)[:1]]
-    rows = int((room - total + sizes["sequences"]) / sizes["sequences"] * engine.max_rows)
+    rows = _rows_that_fit(sizes, engine, room)
     if rows >= 1:
         would.append(f"{rows} rows at once")
     parts = ", ".join(f"{name.replace('_', ' ')} {size / 1e9:,.1f} GB" for name, size in sizes.items() if size)

@@ -297,7 +297,7 @@ def price_of(device: Device, usd_per_hour: float | None) -> DevicePrice | None:
     rental = device.rental
     if rental is None:
         return None
-    source = f"an example, not a quotation: {rental.source}, {rental.as_of}; give --usd-per-hour"
+    source = f"an EXAMPLE, not a quotation: {rental.source}, {rental.as_of}; give --usd-per-hour"
     return DevicePrice(Range(rental.usd_per_hour_low, rental.usd_per_hour, rental.usd_per_hour_high), source)
 
 

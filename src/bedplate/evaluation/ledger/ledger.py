@@ -10,7 +10,9 @@ none of their own; theirs lies beside the task file. A report names the verdict 
 the splits of its run, which lie beside it, the rows.
 
 Each record has its own SHA-256 and that of the record before, so that edits show. What is taken off a file's end does
-not show there; ledgers that know of each other tell that. A last line without its end is what a killed writer left.
+not show there; ledgers that know of each other tell that, and of all of them the head in `ledger-heads/` of
+BEDPLATE_HOME, which has the verdicts of the ledger at home. It is written after the record, so that a kill between the
+two leaves a head that is behind, which is no fault. A last line without its end is what a killed writer left.
 
 What a look at a skin gained is kept in a file for each skin, so that a further look continues the same test: looks are
 numbered in `ledger/skin-looks.jsonl` at home before anything is asked, and a row is bet on once.
@@ -32,7 +34,15 @@ from typing import Any, cast
 import numpy as np
 
 from bedplate.core.errors import DataError
-from bedplate.core.files import append_jsonl, bedplate_home, file_lock, read_text, sha256_bytes, sha256_json
+from bedplate.core.files import (
+    append_jsonl,
+    atomic_write,
+    bedplate_home,
+    file_lock,
+    read_text,
+    sha256_bytes,
+    sha256_json,
+)
 from bedplate.core.json import load_json
 from bedplate.core.statistics.betting import Gains
 from bedplate.data.sources import is_file
@@ -114,6 +124,17 @@ def append(chain: Chain, record: LedgerRecord) -> None:
     where that is refused."""
     whole = {**record, "before": chain.last}
     append_jsonl(chain.path, [{**whole, "sum": _sum(whole)}])
+
+
+def _head_of(ledger: Path) -> tuple[Path, frozenset[str]]:
+    """The head of a ledger at home, and the verdicts that it names: none where it was never written."""
+    home = bedplate_home()
+    name = ledger.relative_to(home) if ledger.is_relative_to(home) else ledger.resolve()
+    path = home / "ledger-heads" / f"{sha256_json(str(name))[:16]}.json"
+    try:
+        return path, frozenset(map(str, json.loads(read_text(path))["verdicts"]))
+    except (DataError, ValueError, KeyError, TypeError):
+        return path, frozenset()
 
 
 def _sum(record: LedgerRecord) -> str:
@@ -226,11 +247,17 @@ class TestLedger:
             notes += [note for chain in chains for note in chain.notes()]
             verdicts = merged(chains)
             verdict_records = verdicts.pop(verdict_id, [])
-            reported: list[set[int]] = []
+            reported, known = list[set[int]](), {*verdicts, verdict_id}
             if self._reported_openings is not None:
-                openings = self._reported_openings({*verdicts, verdict_id})
+                openings = self._reported_openings(known)
+                known |= {opening.verdict for opening in openings if opening.record is not None}
                 reported = _reported(keys, openings, chains, bool(verdicts), len(writable_paths) > 1, notes)
-            earlier = sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
+            head, in_head = _head_of(self.path)
+            earlier = max(0, len(in_head - known) - len(chains[0].breaks))  # breaks count by themselves
+            if earlier:
+                problem = f"lacks {earlier} of the verdicts that it had"
+                notes.append(f"the ledger {self.path} {problem}, by {head}, and no other has them; they count")
+            earlier += sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier += _earlier(keys, verdicts, reported, chains, notes) + sum(len(chain.breaks) for chain in chains)
             number = max((record["number"] for record in verdict_records), default=1 + earlier)
             if announce is not None and not verdict_records:
@@ -249,6 +276,9 @@ class TestLedger:
             for chain in writable:
                 if all(record["verdict"] != verdict_id for record in chain.entries):
                     append(chain, {**new_record, **_key_fields(keys, chain)})
+            at_home = {verdict_id, *(record["verdict"] for record in chains[0].entries)}
+            if not at_home <= in_head:
+                atomic_write(head, json.dumps({"verdicts": sorted(at_home | in_head)}) + "\n")
             return Opening(verdict_id, number, tuple(notes))
 
     def _writable(self, path: Path, notes: list[str]) -> bool:

@@ -1,12 +1,13 @@
 """Keys that recognise a row of data again after its columns are renamed, its text is edited or it is moved.
 
 Exact keys: of all its texts together, as they are and run together, and of each long one alone, by letters, digits and
-symbols only; of long texts also with look-alike letters taken for one (`as_seen`), and without the words that every
-row of the opening begins or ends with. One of them that agrees is enough. Weak keys: of short texts alone, of texts
-without one word (as spelling correction by deletion has it, Garbe 2012), of a text's words in any order, of MinHash
-bands (Broder 1997) of longer texts, of the row's id with two of its words. Chance can make one of these agree, so they
-count where a tenth of the rows has one. A key that several rows of one opening share tells none of them from the
-others and is no key.
+symbols only, numbers also by their value; of long texts also with look-alike letters taken for one (`as_seen`), and
+without the words that every row of the opening begins or ends with. One of them that agrees is enough. Weak keys: of
+short texts alone, of texts without one word (as spelling correction by deletion has it, Garbe 2012), of a text's words
+in any order, of MinHash bands (Broder 1997) of longer texts, of their least shingles, which a part of the text has as
+well (containment), of the row's id with two of its words, of rows of several numbers by the first digits of these.
+Chance can make one of these agree, so they count where a tenth of the rows has one. A key that several rows of one
+opening share tells none of them from the others and is no key.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cache
 from itertools import permutations
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text
@@ -34,6 +38,10 @@ LONG = 24
 """Letters, digits and symbols from which on a text alone is an exact key: shorter ones recur by chance."""
 LIKE_FROM = 16
 """Words from which on MinHash tells near-duplicates; below, one word left out does."""
+CUT_FROM, _SHINGLE, _SKETCH = 12, 6, 4
+"""Words from which on a half of a text is known: by the least of its runs of so many words, so many of them."""
+_DIGITS_TOLD = 7
+"""First digits, two or three of each number, from which on a row of numbers is known whatever their units."""
 FEWEST = 4
 """Words below which a text without one of them says too little."""
 _OF_ID, _WORDS_OF_ID = 4, 64
@@ -87,8 +95,7 @@ class Keys:
 
 def words_of(text: str) -> list[str]:
     """The words of a text: compatibility forms, accents, case, punctuation and what does not show left aside."""
-    folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
-    return folded.translate(_marks).split()
+    return _folded(text).translate(_marks).split()
 
 
 def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
@@ -105,10 +112,15 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
         visible = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
         old.append(row_hash(inputs))
         exact.append({_key("row", *sorted(letters)), *_joined(letters)})
+        texts = [folded for value in inputs.values() if (folded := _folded(as_text(value)))]
+        if any(_NUMBER.search(text) for text in texts):
+            values = ["".join(words_of(_NUMBER.sub(_by_value, text))) for text in texts]
+            exact[-1] |= {_key("row", *sorted(values)), *_joined(values)}
         # what is only nearly the same letters is a key where it is long
         alone.append({_key("row", text) for text in letters if len(text) >= LONG})
         alone[-1] |= {_key("seen", text) for text in ("".join(sorted(visible)), *visible) if len(text) >= LONG}
         weak.append({_key("row", text) for text in letters if len(text) < LONG})
+        weak[-1] |= _first_digits(texts)
         weak[-1] |= {_key("seen", text) for text in ("".join(sorted(visible)), *visible) if len(text) < LONG}
         for field_words in words.values():
             weak[-1] |= _fuzzy_keys(field_words)
@@ -120,6 +132,42 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     weak = [a | b for a, b in zip(_telling(weak), _of_ids(named), strict=True)]
     only_weak = (frozenset(w - e) for w, e in zip(weak, strong_keys, strict=True))
     return Keys(tuple(old), tuple(map(frozenset, strong_keys)), tuple(only_weak))
+
+
+def _folded(text: str) -> str:
+    return unicodedata.normalize("NFKD", unicodedata.normalize("NFKC", text).casefold())
+
+
+_NUMBER = re.compile(
+    r"(?<![\w.])(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,40})(?:\.[0-9]{1,40})?(?:e[+-]?[0-9]{1,2})?(?!\w|[.,][0-9])"
+)
+
+
+def _decimal(number: re.Match[str]) -> Decimal:
+    return Decimal(number[0].replace(",", "")).normalize()
+
+
+def _by_value(number: re.Match[str]) -> str:
+    """Such as 1200 for 1,200, 1200.0 and 1.2e3; the point is a sign that stays."""
+    return f"{_decimal(number):f}".replace(".", "¤")
+
+
+def _first_digits(texts: Sequence[str]) -> set[str]:
+    """Keys of a row's texts with each number by its first three digits, and by two, whatever its unit and rounding; of
+    rows that have several of them."""
+    keys = set[str]()
+    for count in (3, 2):
+        digits = list[str]()
+
+        def first(number: re.Match[str], count: int = count, digits: list[str] = digits) -> str:
+            value = _decimal(number)
+            digits.append(f"{value:.{count - 1}e}".partition("e")[0].replace(".", "").rstrip("0") if value else "")
+            return f" ¤{digits[-1]}¤ "
+
+        scaled = sorted("".join(words_of(_NUMBER.sub(first, text))) for text in texts)
+        if sum(map(len, digits)) >= _DIGITS_TOLD:
+            keys.add(_key("digits", str(count), *scaled))
+    return keys
 
 
 def _words(text: str) -> list[str]:
@@ -171,13 +219,25 @@ def _fuzzy_keys(words: Sequence[str]) -> set[str]:
     if len(words) < FEWEST:
         return set()
     ordered = _key("bag", *sorted(words))
+    sketch = _sketch(words)
     if len(words) >= LIKE_FROM:
         # digits tell rows apart, which word hashes take for one number: they are spelled as letters
         bands = _minhash().bands(" ".join(words).translate(_AS_LETTERS))
         assert bands is not None
-        return {ordered, *(_key("band", str(place), str(band)) for place, band in enumerate(bands.tolist()))}
+        return {ordered, *sketch, *(_key("band", str(place), str(band)) for place, band in enumerate(bands.tolist()))}
     without = (" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words)))
-    return {ordered, *(_key("words", phrase) for phrase in (" ".join(words), *without))}
+    return {ordered, *sketch, *(_key("words", phrase) for phrase in (" ".join(words), *without))}
+
+
+def _sketch(words: Sequence[str]) -> set[str]:
+    """The least of a text's runs of words by their hashes; those in a part of it are the least of that part, too."""
+    from bedplate.data.corpus.repeated import n_grams, word_hashes
+
+    if len(words) < CUT_FROM // 2:
+        return set()
+    hashes = n_grams(word_hashes(" ".join(words).translate(_AS_LETTERS)), _SHINGLE)
+    mixed = np.unique((hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9))
+    return {_key("run", str(least)) for least in mixed[:_SKETCH].tolist()}
 
 
 @cache

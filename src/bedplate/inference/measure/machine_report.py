@@ -21,7 +21,7 @@ from bedplate.inference.execution.threads import engine_threads, threads_are_set
 from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
 from bedplate.inference.measure.speeds import measure_machine
 from bedplate.inference.native.compiler import find_compiler
-from bedplate.inference.native.library import load, supported
+from bedplate.inference.native.library import load, supported, tiles_refused
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -102,12 +102,14 @@ def bound(spec: TransformerSpec, plan: ExecutionPlan, name: Pass, machine: Measu
 
 
 def _kernel() -> dict[str, Any]:
-    """The native kernel here. level: the instructions it uses; levels: what it could use; reason: why there is none."""
+    """The native kernel here. level: the instructions it uses; levels: what it could use; tiles_refused: why not those
+    with AMX, where the processor reports it; reason: why there is none."""
     library, command, supported_levels = load(), find_compiler(), supported()
     has = not isinstance(library, str)
     return {
         "level": library.level if has else None,
         "levels": [] if isinstance(supported_levels, str) else list(supported_levels),
+        "tiles_refused": tiles_refused(),
         "compiler": None if command is None else shlex.join(command),
         "digest": library.digest if has else None,
         "reason": None if has else library,

@@ -87,14 +87,14 @@ def find_compiler() -> list[str] | None:
 def build(level: Level | None) -> BuiltKernel | str:
     """The kernel for a level (None: what tells this processor's features), or the reason why there is none."""
     unit = unit_of(level, machine())
-    return _shipped(unit.name) or _compiled(unit)
+    return _shipped(unit.name) or compiled(unit)
 
 
 def opened(level: Level | None, load: Callable[[BuiltKernel], T]) -> T | str:
     """What `load` makes of the kernel for a level, or the reason why it cannot be had. load may raise OSError or
     AttributeError. A shipped file that this system does not load is built here instead."""
     unit, reason = unit_of(level, machine()), ""
-    for find in (lambda: _shipped(unit.name), lambda: _compiled(unit)):
+    for find in (lambda: _shipped(unit.name), lambda: compiled(unit)):
         built = find()
         if isinstance(built, str):
             return reason or built
@@ -140,7 +140,7 @@ def _version(command: tuple[str, ...]) -> str:
     return subprocess.run([*command, "--version"], capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def _compiled(unit: Unit) -> BuiltKernel | str:
+def compiled(unit: Unit) -> BuiltKernel | str:
     """Results lie in $BEDPLATE_HOME/native; processes that want the same one wait for the first."""
     command = find_compiler()
     if command is None:

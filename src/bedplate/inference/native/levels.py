@@ -7,7 +7,12 @@ import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-_X86 = ("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni", "avxvnni", "avx512bf16")
+TILES = ("amx-tile", "amx-int8", "amx-bf16")
+"""Features that take the system's permission besides the processor's support (`tiles_refused` in library.py)."""
+_X86 = (
+    *("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni", "avxvnni", "avx512bf16"),
+    *TILES,
+)
 _ARM = ("asimddp", "i8mm")
 FEATURES: Mapping[str, tuple[str, ...]] = {"x86_64": _X86, "aarch64": _ARM}
 """Names of the bits that detect.cpp reports, by architecture."""
@@ -33,11 +38,14 @@ class Level:
 _AVX2, _AVX2_FLAGS = ("fma", "f16c", "avx2"), ("-mavx2", "-mfma", "-mf16c")
 _AVX512 = (*_AVX2, "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni")
 _AVX512_FLAGS = (*_AVX2_FLAGS, *(f"-m{name}" for name in _AVX512[3:]))
+_BF16, _BF16_FLAGS = (*_AVX512, "avx512bf16"), (*_AVX512_FLAGS, "-mavx512bf16")
+_AMX_FLAGS = (*_BF16_FLAGS, *(f"-m{name}" for name in TILES))
 
 LEVELS: Mapping[str, Level] = {
     level.name: level
     for level in (
-        Level("avx512_bf16", "x86_64", (*_AVX512, "avx512bf16"), (*_AVX512_FLAGS, "-mavx512bf16"), ("AVX512", "BF16")),
+        Level("amx", "x86_64", (*_BF16, *TILES), _AMX_FLAGS, ("AVX512", "BF16", "TILES", "AMX"), chosen=False),
+        Level("avx512_bf16", "x86_64", _BF16, _BF16_FLAGS, ("AVX512", "BF16")),
         Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("AVX512",)),
         Level("avx2_vnni", "x86_64", (*_AVX2, "avxvnni"), (*_AVX2_FLAGS, "-mavxvnni"), ("AVX2", "VNNI"), chosen=False),
         Level("avx2", "x86_64", _AVX2, _AVX2_FLAGS, ("AVX2",)),

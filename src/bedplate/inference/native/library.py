@@ -7,6 +7,7 @@ lacks.
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import os
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
@@ -16,7 +17,7 @@ from typing import Any
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.compiler import opened
-from bedplate.inference.native.levels import LEVELS, Level, features_of, machine, runs
+from bedplate.inference.native.levels import LEVELS, TILES, Level, features_of, machine, runs
 
 log = logging.getLogger("bedplate.inference")
 
@@ -99,19 +100,44 @@ class Library:
 @cache
 def features() -> frozenset[str] | str:
     """What this processor offers of FEATURES, or the reason why it could not be asked."""
-    probe = opened(None, lambda built: ctypes.CDLL(str(built.path)).bedplate_features)
-    if isinstance(probe, str):
-        return probe
-    probe.restype = ctypes.c_uint64
-    return features_of(probe(), machine())
+    detector = _detector()
+    if isinstance(detector, str):
+        return detector
+    detector.bedplate_features.restype = ctypes.c_uint64
+    return features_of(detector.bedplate_features(), machine())
+
+
+@cache
+def _detector() -> ctypes.CDLL | str:
+    return opened(None, lambda built: ctypes.CDLL(str(built.path)))
+
+
+_REFUSALS = {
+    errno.ENOSPC: "a thread's signal stack is too small for them (sigaltstack; old versions of faulthandler make one)",
+    errno.EPERM: "a filter of system calls, such as a container's, refuses arch_prctl",
+    errno.ENOSYS: "a filter of system calls, such as a container's, refuses arch_prctl",
+    -1: "the processor reports them and does not execute them",
+    -2: "the processor computes a wrong product with them",
+}
+
+
+def tiles_refused() -> str | None:
+    """Why this process may not use the tiles (AMX) that the processor reports; None where it may, or where there are
+    none. Asks the system for its permission, which lasts as long as the process, and multiplies two tiles; each
+    time, for a process may be moved to another machine."""
+    cpu_features, detector = features(), _detector()
+    if isinstance(cpu_features, str) or isinstance(detector, str) or not cpu_features.issuperset(TILES):
+        return None
+    code = int(detector.bedplate_tiles())
+    return _REFUSALS.get(code, f"the system does not permit them ({os.strerror(code)})") if code else None
 
 
 def supported() -> tuple[str, ...] | str:
-    """The levels that this processor runs, best first; or the reason why that is not known."""
+    """The levels that this process can run here, best first; or the reason why that is not known."""
     cpu_features = features()
     if isinstance(cpu_features, str):
         return cpu_features
-    return runs(cpu_features, machine())
+    return runs(cpu_features if tiles_refused() is None else cpu_features.difference(TILES), machine())
 
 
 def levels_to_try() -> tuple[str, ...] | str:
@@ -125,7 +151,11 @@ def levels_to_try() -> tuple[str, ...] | str:
     if not override:
         return tuple(name for name in supported_levels if LEVELS[name].chosen)
     if override not in supported_levels:
-        raise UsageError(f"this processor does not run {OVERRIDE} {override!r}; it runs {', '.join(supported_levels)}")
+        refusal = tiles_refused()
+        reason = f" ({refusal})" if refusal and set(TILES) & set(LEVELS[override].needs) else ""
+        raise UsageError(
+            f"this processor does not run {OVERRIDE} {override!r}{reason}; it runs {', '.join(supported_levels)}"
+        )
     return (override,)
 
 

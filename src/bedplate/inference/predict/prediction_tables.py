@@ -31,6 +31,9 @@ def column_types(rows_format: FileFormat, path: Path) -> dict[str, type]:
         for row in rows_format.read(stream, str(path)):
             for name, value in () if isinstance(row, BadRow) else row.value.items():
                 types.setdefault(name, set()).update(() if value is None else (_type_of(value),))
+    if rows_format.columns is not None:  # also of a file without rows
+        with path.open("rb") as stream:
+            types = {name: types.get(name, set[type]()) for name in rows_format.columns(stream)}
     taken = next((name for name in ADDED_COLUMNS if name in types), None)
     if taken is not None:
         raise DataError(

@@ -97,7 +97,7 @@ def write_page(path: Path, record: Mapping[str, Any], metrics: Path, judged: Seq
         "bedplate.pretraining.page",
         r=record,
         plots={name: Markup(svg) for name, svg in _plots(rows, judged).items()},
-        facts=facts(record, rows),
+        facts=facts(record, rows, judged),
         seen=tokens_by_source(rows),
         judged=judged,
         last=judged[-1] if judged else None,
@@ -136,11 +136,12 @@ def _plots(rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]
 def _comparable(judged: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The rows with held-out texts only where they are the first row's: the end, which reads more of them, would be a
     jump in a curve."""
-    first: dict[str, int] = {}
+    first: dict[str, tuple[int, int | None]] = {}
     comparable: list[Mapping[str, Any]] = []
     for row in judged:
         scores = row["held_out"].items()
-        same = {name: s for name, s in scores if s["documents"] == first.setdefault(name, s["documents"])}
+        sizes = {name: (score["documents"], score.get("bytes")) for name, score in scores}
+        same = {name: score for name, score in scores if sizes[name] == first.setdefault(name, sizes[name])}
         comparable.append({**row, "held_out": same})
     return comparable
 
@@ -181,8 +182,11 @@ def texts_tokens(rows: Sequence[Mapping[str, Any]]) -> int:
     return sum(tokens_by_source(rows).values())
 
 
-def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    """What is said first: how it stands, and at which speed."""
+def facts(
+    record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], judged: Sequence[Mapping[str, Any]] = ()
+) -> dict[str, str]:
+    """What is said first: how it stands, and at which speed. The time left is that of steps and, by what they took so
+    far, of evaluations."""
     steps, tail = record.get("steps", 0), rows[-_TAIL:]
     summary = {"status": str(record.get("status", "begun")), "parameters": shown_count(record.get("parameters", 0))}
     if rows:
@@ -200,7 +204,10 @@ def facts(record: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> dict[
         if shares:
             mean = sum(share * duration for share, duration in shares) / sum(step_seconds for _, step_seconds in shares)
             summary["MFU"] = f"{mean:.1%} ({record['peak']['convention']})"
-        seconds_left = (steps - rows[-1]["step"]) * seconds / len(tail)
+        seconds_per_step = seconds / len(tail)
+        if judged and judged[-1]["step"]:
+            seconds_per_step += sum(row.get("seconds", 0.0) for row in judged if row["step"]) / judged[-1]["step"]
+        seconds_left = (steps - rows[-1]["step"]) * seconds_per_step
         if seconds_left > 0:
             summary["time left at this speed"] = f"{seconds_left / 60:.1f} minutes"
     return summary

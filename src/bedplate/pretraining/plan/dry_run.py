@@ -38,7 +38,7 @@ from bedplate.models.device_memory import free_on
 from bedplate.models.precision import DTYPES, resolve_device
 from bedplate.models.specs import EncoderDecoderSpec, TextSpec, TransformerSpec
 from bedplate.models.specs.split import cuts_of
-from bedplate.pretraining.plan.sizes import RunSizes, check_shares, sizes_of, spec_of
+from bedplate.pretraining.plan.sizes import RunSizes, check_shares, config_of, sizes_of, spec_of
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import Axis
@@ -203,9 +203,11 @@ def plan_here(run: RunFile, spec: TextSpec, sizes: RunSizes) -> dict[str, Any]:
     total, free = sum(memory.values()), free_on(device)
     if free is not None and total > free:
         raise UsageError(f"{run.run} does not fit this machine: {does_not_fit(memory, free)}")
-    flops = training_flops_per_token(spec, sizes.length) * sizes.tokens
+    per_token = training_flops_per_token(spec, sizes.length)
+    flops, judged = per_token * sizes.tokens, evaluation_tokens(run, sizes)
     (peak, source), share = peak_of(device, dtype), CURVES["cpu" if device.type == "cpu" else "h100"].first
-    hours = flops / (peak * share) / 3600
+    training_hours, evaluation_hours = (count / (peak * share) / 3600 for count in (flops, per_token * judged / PASSES))
+    hours = training_hours + evaluation_hours
     price = run.hardware.usd_per_hour
     return {
         "on": f"this machine ({processor_name() if device.type == 'cpu' else torch.cuda.get_device_name()})",
@@ -215,18 +217,41 @@ def plan_here(run: RunFile, spec: TextSpec, sizes: RunSizes) -> dict[str, Any]:
         "memory_bytes": free,
         "flops": flops,
         "mfu": share,
-        "tokens_per_second": sizes.tokens / (hours * 3600),
+        "tokens_per_second": sizes.tokens / (training_hours * 3600),
+        "evaluation_tokens": judged,
+        "evaluation_seconds": evaluation_hours * 3600,
         "seconds": hours * 3600,
         "seconds_range": [hours * 3600 / factor for factor in (HIGH, LOW)],
         "device_hours": hours,
         "usd": None if price is None else hours * price,
         "usd_range": None if price is None else [hours * price / HIGH, hours * price / LOW],
         "notes": [
-            f"time: {peak / 1e9:,.0f} GFLOP/s ({source}), at an assumed share of {share:.0%}",
+            f"time: {peak / 1e9:,.0f} GFLOP/s ({source}), at an assumed share of {share:.0%}; of it evaluation on "
+            f"{shown_count(judged)} held-out tokens {_time(evaluation_hours * 3600)}",
+            "not counted: samples and suites; at the end, more of a held-out text than evaluation.tokens, unless a "
+            "corpus or evaluation.end_tokens says how much",
             *["dtype is auto: counted in float32; the run takes what it measures to be faster"] * (run.dtype == "auto"),
             *["give hardware.usd_per_hour for a price"] * (price is None),
         ],
     }
+
+
+PASSES = 3
+"""A training step computes so much as so many passes forward, one of which an evaluation is (Kaplan et al.)."""
+
+
+def evaluation_tokens(run: RunFile, sizes: RunSizes) -> int:
+    """Held-out tokens that the run is judged on, at all checkpoints and at the end: as many of each text as the file
+    allows, or as a corpus has."""
+    data, limit, last = run.data, run.evaluation.tokens, run.evaluation.end_tokens
+    every = config_of(run, sizes).save_steps or sizes.steps
+    checkpoints = (sizes.steps - 1) // every + (run.base is not None)  # a base also before the first step
+    if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
+        splits = (source.splits.get("valid", ()) for source in read_manifest(run.place(data.corpus)).sources)
+        texts = [count for shards in splits if (count := sum(shard.tokens for shard in shards))]
+        return sum(checkpoints * min(limit, count) + min(last or count, count) for count in texts)
+    count = len(data.sources) if data.recipe is None else len(load_recipe(run.place(data.recipe)).sources)
+    return max(1, count) * (checkpoints * limit + (last or limit))
 
 
 def does_not_fit(memory: dict[str, float], free: float) -> str:
@@ -271,7 +296,7 @@ def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("layout", plan["layout"]),
         ("operations", f"{plan['flops']:.3e}, MFU {plan['mfu']:.1%}"),
         ("speed", f"{plan['tokens_per_second']:,.0f} tokens a second"),
-        ("time", f"{_time(plan['seconds'])} ({' to '.join(map(_time, plan['seconds_range']))})"),
+        ("time", f"{_time(plan['seconds'])} ({' to '.join(map(_time, plan['seconds_range']))}), with evaluation"),
     ]
     if plan["usd"] is not None:
         low, high = plan["usd_range"]

@@ -62,14 +62,20 @@ class HeldOut:
     def bytes(self) -> int:
         return sum(len(text.encode()) for text in self.texts)
 
-    def first_documents(self, limit: int | None) -> HeldOut:
-        """Those of at most `limit` tokens (at least one; None: all)."""
-        chosen = tokens = 0
-        for ids in self.ids:
-            if chosen and limit is not None and tokens + len(ids) > limit:
-                break
-            chosen, tokens = chosen + 1, tokens + len(ids)
-        return replace(self, ids=self.ids[:chosen], texts=self.texts[:chosen])
+    def first_documents(self, limit: int | None, tokenizer: Tokenizer) -> HeldOut:
+        """Those of `limit` tokens together (None: all), the last one cut there."""
+        if limit is None:
+            return self
+        limit = max(2, limit)  # of one token nothing is predicted
+        ids, texts = list[np.ndarray](), list[str]()
+        for document, text in zip(self.ids, self.texts, strict=True):
+            part = document[:limit]
+            if len(part) > 1:
+                ids.append(part)
+                whole = len(part) == len(document)  # else a character may be cut
+                texts.append(text if whole else tokenizer.decode(part.tolist()).rstrip("\ufffd"))
+            limit -= len(part)
+        return replace(self, ids=ids, texts=texts)
 
 
 class HeldBatches:

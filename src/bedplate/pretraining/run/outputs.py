@@ -213,7 +213,7 @@ class RunOutputs:
         starts, size = bool(planned.data.tokenizer.prompt_start), planned.base.spec.vocab_size
         rows, objective, words = planned.sizes, planned.objective, planned.words
         return [
-            HeldBatches(holdout.first_documents(limit), rows, size, starts, objective, words)
+            HeldBatches(holdout.first_documents(limit, planned.data.tokenizer), rows, size, starts, objective, words)
             for holdout in planned.data.holdouts
         ]
 
@@ -308,8 +308,9 @@ class RunOutputs:
         """They say how likely a text is, in the order in which it is written."""
         planned = self._planned
         limit = planned.run.evaluation.end_tokens
-        holdouts = [holdout.first_documents(limit) for holdout in planned.data.holdouts]
-        return baselines(planned.data.stream, holdouts, planned.data.tokenizer.vocab_size)
+        tokenizer = planned.data.tokenizer
+        holdouts = [holdout.first_documents(limit, tokenizer) for holdout in planned.data.holdouts]
+        return baselines(planned.data.stream, holdouts, tokenizer.vocab_size)
 
     def _export(self, base: Base, result: TrainResult) -> Path:
         """The base, with its run as lineage; one that a finished run wrote stays whole until this one is."""

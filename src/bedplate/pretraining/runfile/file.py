@@ -14,6 +14,7 @@ from bedplate.core.config import Strict, load_config
 from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.json import differences
 from bedplate.data.corpus.recipe import load_recipe
+from bedplate.data.corpus.requirements import check_installed
 from bedplate.data.documents import TEXT_FILES
 from bedplate.data.mixture import MixtureConfig
 from bedplate.data.sources import check_source
@@ -368,7 +369,7 @@ def _check_data(run: RunFile) -> None:
         place = run.place(data.recipe)
         if not place.is_file():
             raise DataError(f"data.recipe: {place} does not exist")
-        load_recipe(place)
+        check_installed(load_recipe(place))
     if data.tokenizer is not None and data.tokenizer.source is not None:
         place = run.place(data.tokenizer.source)
         if not place.is_dir():

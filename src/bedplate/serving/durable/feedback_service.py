@@ -8,8 +8,9 @@ import logging
 import sys
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp
@@ -253,9 +254,19 @@ class Feedback:
             return None if rule is None else rule.days
 
         while True:
-            if await self.run_in_writer(lambda: self.store.sweep(days)):
-                await self._read()
+            deleted_files = await self.run_in_writer(lambda: self.store.sweep(days))
+            if deleted_files:
+                async with self._reading:
+                    await self._forget_files(deleted_files)
             await asyncio.sleep(SWEEP_SECONDS)
+
+    async def _forget_files(self, deleted: Collection[Path]) -> None:
+        """Forgets the replies whose lines were in these files; what is said of a reply is never older than it."""
+        ids = [id_ for id_, owner in self._owners.items() if owner.place is not None and owner.place.path in deleted]
+        await self.run_in_writer(lambda: [self._feedback_places.forget(id_) for id_ in ids])
+        for id_ in ids:
+            self._owners.forget(id_)
+            self.targets.forget(id_)
 
 
 def _unknown(id_: str) -> StatusError:

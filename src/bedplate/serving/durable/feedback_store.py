@@ -127,15 +127,15 @@ class FeedbackStore:
                 for path in self._paths(()):
                     _finish_erasures(path)
 
-    def sweep(self, days: Callable[[str], int | None]) -> int:
-        """Deletes whole days that are older than a model's `days`; None keeps them. Returns how many files are gone."""
-        today, deleted_files = self._clock().date(), 0
+    def sweep(self, days: Callable[[str], int | None]) -> set[Path]:
+        """Deletes whole days that are older than a model's `days`; None keeps them. Returns the files that are gone."""
+        today, deleted_files = self._clock().date(), set[Path]()
         with self._locked():
             for path in self._paths(()):
                 max_days = days(_model_name(path.parent.name))
                 if max_days is not None and datetime.fromisoformat(path.stem).date() < today - timedelta(days=max_days):
                     path.unlink()
-                    deleted_files += 1
+                    deleted_files.add(path)
         return deleted_files
 
     def _locked(self) -> AbstractContextManager[None]:

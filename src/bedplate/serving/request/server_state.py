@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.models.served import Answer, PlanResult, Served
-from bedplate.serving.request.preparation import Pacing, Preparation
+from bedplate.serving.request.preparation import Door, Pacing, Preparation
 from bedplate.serving.schemas.http_errors import CALLER, ORIGIN, DiskOutage
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.settings.server_config import Routed, ServerConfig
@@ -163,7 +163,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.leases: Leases = self.registry
-        self.pacing = Pacing()
+        self.door, self.pacing = Door(), Pacing()
         self.preparation = Preparation(self.config.limits.body_bytes, self.pacing.spent)
         self._parts: dict[type, object] = {}
 

@@ -37,6 +37,8 @@ log = logging.getLogger("bedplate.access")
 # What proxies log for a request whose client went away.
 CLIENT_GONE = 499
 REQUEST_ID = "x-request-id"
+PROBES = frozenset(("/health", "/ready"))
+"""Paths that are answered at once, however many requests wait to begin."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SANE_CLIENT = re.compile(r"[A-Za-z0-9._:%\[\]-]{1,64}")
@@ -59,6 +61,7 @@ class AccessLog:
         request_headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         asked_id = request_headers.get(REQUEST_ID.encode(), "")
         request_id = asked_id if _SANE_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        client = (scope.get("client") or ("-",))[0]
         facts: dict[str, Any] = {}
         headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
         scope[ACCESS_FACTS], scope[REPLY_HEADERS] = facts, headers
@@ -75,6 +78,8 @@ class AccessLog:
             await send(message)
 
         try:
+            if scope["path"] not in PROBES:
+                await self._state.door.enter(request_headers.get(b"authorization") or client)
             self._check_head(scope)
             await self._app(scope, receive, counted)
         except ClientGone:
@@ -94,7 +99,7 @@ class AccessLog:
         finally:
             exchange = Exchange(
                 id=request_id,
-                client=_shown((scope.get("client") or ("-",))[0]),
+                client=_shown(client),
                 method=scope["method"],
                 # As it was sent, percent-encoded: a decoded path could forge lines.
                 path=(scope.get("raw_path") or b"").decode("ascii", "replace"),

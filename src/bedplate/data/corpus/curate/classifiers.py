@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.core.config import Strict
-from bedplate.core.errors import ConfigError, UsageError
+from bedplate.core.errors import ConfigError
 from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Together, Tools
 
 MODEL = "lid-176"
@@ -39,11 +39,9 @@ def language(settings: LanguageSettings, tools: Tools) -> Rule:
 
 
 def load() -> Any:
-    """fastText's model, pulled where it is not cached. UsageError where fastText is not installed."""
-    try:
-        from fasttext import FastText
-    except ModuleNotFoundError:
-        raise UsageError("the rule `language` needs the extra `data`: pip install 'bedplate[data]'") from None
+    """fastText's model, pulled where it is not cached."""
+    from fasttext import FastText
+
     from bedplate.hub.pull import pull
 
     path = Path(pull(MODEL, quiet=True).path)

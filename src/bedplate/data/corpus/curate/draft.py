@@ -155,8 +155,6 @@ def _datatrove(language: str) -> tuple[set[str], Any]:
 
         tokenizer: Any = load_word_tokenizer(language)
         tokenizer.word_tokenize("a")
-    except ModuleNotFoundError as error:
-        raise UsageError(f"rules for prose need the extra `data` ({error}): pip install 'bedplate[data]'") from error
     except (ValueError, ImportError, KeyError) as error:
         raise UsageError(f"there is no word tokenizer for the language {language!r}: {error}") from error
     return PUNCTUATION_SET, tokenizer
@@ -181,10 +179,11 @@ Judge = Callable[[Sequence[str]], Sequence[float]]
 
 
 class Tools:
-    """What rules share: the language of the corpus, its vocabulary, and judges by name."""
+    """What rules share: the language of the corpus, its vocabulary, judges by name, and whether long texts are cut
+    (`cuts`), so that none is too long."""
 
-    def __init__(self, language: str = "en", judges: Mapping[str, Judge] | None = None) -> None:
-        self.language, self.judges = language, judges or {}
+    def __init__(self, language: str = "en", judges: Mapping[str, Judge] | None = None, *, cuts: bool = False) -> None:
+        self.language, self.judges, self.cuts = language, judges or {}, cuts
 
     @cached_property
     def vocabulary(self) -> WordTable:

@@ -17,19 +17,23 @@ from bedplate.data.corpus.curate.draft import Rule, Tools
 
 @dataclass(frozen=True)
 class RuleKind:
-    """Settings, and what makes a rule of them."""
+    """Settings, what makes a rule of them, and modules of the extra `data` that it imports."""
 
     settings: type[Strict]
     build: Callable[[Any, Tools], Rule]
+    needs: tuple[str, ...] = ()
+
+
+_WORDS = ("datatrove", "spacy")
 
 
 RULES: dict[str, RuleKind] = {
     "length": RuleKind(quality.LengthSettings, quality.length),
-    "language": RuleKind(classifiers.LanguageSettings, classifiers.language),
-    "repetition": RuleKind(quality.RepetitionSettings, quality.repetition),
-    "gopher": RuleKind(quality.GopherSettings, quality.gopher),
-    "c4": RuleKind(quality.C4Settings, quality.c4),
-    "fineweb": RuleKind(quality.FineWebSettings, quality.fineweb),
+    "language": RuleKind(classifiers.LanguageSettings, classifiers.language, ("fasttext",)),
+    "repetition": RuleKind(quality.RepetitionSettings, quality.repetition, _WORDS),
+    "gopher": RuleKind(quality.GopherSettings, quality.gopher, _WORDS),
+    "c4": RuleKind(quality.C4Settings, quality.c4, _WORDS),
+    "fineweb": RuleKind(quality.FineWebSettings, quality.fineweb, _WORDS),
     "code": RuleKind(quality.CodeSettings, quality.code),
     "judged": RuleKind(classifiers.JudgedSettings, classifiers.judged),
     "personal": RuleKind(quality.PersonalSettings, quality.personal),

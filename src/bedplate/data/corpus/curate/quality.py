@@ -36,7 +36,8 @@ def length(settings: LengthSettings, tools: Tools) -> Rule:
         size = len(draft.text.strip())
         if size < settings.min_characters:
             return f"short: {size} characters" if size else "empty"
-        return f"long: {size} characters" if size > settings.max_characters else None
+        too_long = size > settings.max_characters and not tools.cuts
+        return f"long: {size} characters" if too_long else None
 
     return rule
 
@@ -63,7 +64,7 @@ def gopher(settings: GopherSettings, tools: Tools) -> Rule:
         real = words["length"][~words["symbol"]]
         if len(real) < settings.min_words:
             return f"few_words: {len(real)}"
-        if len(real) > settings.max_words:
+        if len(real) > settings.max_words and not tools.cuts:
             return f"many_words: {len(real)}"
         mean = float(real.mean())
         if mean < settings.min_word_length:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import IO, Annotated, Any, Literal, Protocol
+from typing import IO, Annotated, Any, ClassVar, Literal, Protocol
 
 import pydantic
 
@@ -14,13 +14,16 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import check_folders
 
+SKIPPED, UNREADABLE = "skipped", "unreadable"
 Name = Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Preset = Literal["prose", "code", "mixed", "none"]
 
 
 class SourceSettings(Strict):
     """What every source may say. preset: the curation of this source, by default the recipe's. limit: only the first so
-    many documents. kind: which row of READERS reads it."""
+    many documents. kind: which row of READERS reads it. needs: modules of the extra `data` that its reader imports."""
+
+    needs: ClassVar[tuple[str, ...]] = ()
 
     name: Name
     weight: float | None = pydantic.Field(default=None, ge=0)
@@ -79,11 +82,13 @@ class RawDocument:
 
 @dataclass(frozen=True)
 class Unread:
-    """What the source holds but no text can be made of. why: a short word for the rule it falls under; detail: more."""
+    """What the source holds but no text can be made of. why: a short word for the rule it falls under; detail: more.
+    rule: SKIPPED for a file that was not opened, because it lies in a folder that is left out."""
 
     id: str
     why: str
     detail: str
+    rule: str = UNREADABLE
 
 
 Read = RawDocument | Unread

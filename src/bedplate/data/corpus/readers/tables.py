@@ -125,7 +125,9 @@ class _Frames(io.RawIOBase):
     a file is cut off, and after the first frame."""
 
     def __init__(self, stream: IO[bytes]) -> None:
-        self._stream, self._library = stream, zstandard()
+        import zstandard
+
+        self._stream, self._library = stream, zstandard
         self._frame: Any = None
         self._ready = b""
 
@@ -152,15 +154,6 @@ class _Frames(io.RawIOBase):
         count = min(len(buffer), len(self._ready))
         buffer[:count], self._ready = self._ready[:count], self._ready[count:]
         return count
-
-
-def zstandard() -> Any:
-    """UsageError where it is not installed."""
-    try:
-        import zstandard as library
-    except ModuleNotFoundError:
-        raise UsageError("files compressed as .zst need the extra `data`: pip install 'bedplate[data]'") from None
-    return library
 
 
 def _stretches(path: Path, part_bytes: int) -> Iterator[FilePiece]:

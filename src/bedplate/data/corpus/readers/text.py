@@ -34,6 +34,8 @@ LANGUAGES: dict[str, str] = {
 }  # fmt: skip
 """Suffix → language; a file of any other is no source code."""
 NAMED: dict[str, str] = {"Makefile": "Makefile", "Dockerfile": "Dockerfile", "CMakeLists.txt": "CMake"}
+PROSE = frozenset(("Markdown", "reStructuredText"))
+"""Languages of a tree of code that are prose."""
 NOT_OWN = frozenset(
     (".git", ".hg", ".svn", "node_modules", "__pycache__", "site-packages", "dist-packages", "vendor", "third_party",
      ".venv", "venv", ".tox", ".mypy_cache", ".idea", "target", "bower_components")
@@ -93,6 +95,14 @@ class CodeReader(WholeFiles):
             raise DataError(f"source {source.name!r}: {root} holds no source code of the languages asked for")
         return parts.grouped(source, root, pieces, part_bytes)
 
+    def read(self, source: Code, part: SourcePart) -> Iterator[Read]:
+        yield from super().read(source, part)
+        if part.number == 0:
+            languages = checked(source, source.languages)
+            files = sorted(path for path in Path(part.root).rglob("*") if language_of(path.name) in languages)
+            names = (parts.relative(str(path), part.root) for path in files if path.is_file() and not path.is_symlink())
+            yield from filter(None, (_skipped(name, NOT_OWN) for name in names))
+
 
 class StandardLibraryReader(WholeFiles):
     """kind: stdlib. Without the tests and what is not the library itself, unless everything is asked for."""
@@ -105,6 +115,13 @@ class StandardLibraryReader(WholeFiles):
         if not paths:
             raise DataError(f"{library_root()} holds no source code; this Python comes without its library's source")
         return parts.grouped(source, library_root(), map(parts.whole, paths), part_bytes)
+
+    def read(self, source: StandardLibrary, part: SourcePart) -> Iterator[Read]:
+        yield from super().read(source, part)
+        if part.number == 0:
+            left_out = INSTALLED if source.everything else NOT_LIBRARY
+            names = (parts.relative(str(path), part.root) for path in library_files(frozenset()))
+            yield from filter(None, (_skipped(name, left_out) for name in names))
 
 
 class PyPIReader:
@@ -129,8 +146,9 @@ class PyPIReader:
         languages = checked(source, source.languages)
         for piece in part.pieces:
             for name, content in members(Path(piece.path)):
-                if language_of(name) in languages and not NOT_OWN & set(PurePosixPath(name).parts[:-1]):
-                    yield as_code(parts.unicode_text(f"{part.root}/{name}"), content)
+                if language_of(name) in languages:
+                    id = parts.unicode_text(f"{part.root}/{name}")
+                    yield _skipped(id, NOT_OWN) or as_code(id, content)
 
 
 def checked(source: parts.SourceSettings, languages: Sequence[str] | None) -> frozenset[str]:
@@ -156,6 +174,12 @@ def _tree(source: parts.SourceSettings, root: Path, languages: frozenset[str]) -
             path = Path(folder) / name
             if language_of(name) in languages and path.is_file() and not path.is_symlink():
                 yield parts.whole(path)
+
+
+def _skipped(name: str, folders: frozenset[str]) -> Unread | None:
+    """A file that lies in one of these folders, which are not read; None for any other."""
+    folder = next((step for step in PurePosixPath(name).parts[:-1] if step in folders), None)
+    return None if folder is None else Unread(name, folder, "folders of this name are not read", parts.SKIPPED)
 
 
 def as_text(id: str, content: bytes) -> Read:

@@ -8,9 +8,9 @@ import re
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, ClassVar, cast
 
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core.errors import DataError
 from bedplate.data.corpus.readers import parts
 from bedplate.data.corpus.readers.parts import RawDocument, Read, SourcePart, SourceSettings, Unread
 
@@ -22,6 +22,7 @@ NOTHING: Mapping[str, str] = {}
 class Pages(SourceSettings):
     """Pages, from which the article is extracted: HTML, or web archives (.warc, .warc.gz; .wet holds text already)."""
 
+    needs: ClassVar[tuple[str, ...]] = ("trafilatura", "warcio")
     path: str
 
 
@@ -77,11 +78,9 @@ def _damaged(path: str, why: str) -> DataError:
 
 
 def _warcio() -> tuple[Any, type[Exception]]:
-    try:
-        from warcio.archiveiterator import ArchiveIterator
-        from warcio.exceptions import ArchiveLoadFailed
-    except ModuleNotFoundError:
-        raise UsageError("web archives need the extra `data`: pip install 'bedplate[data]'") from None
+    from warcio.archiveiterator import ArchiveIterator
+    from warcio.exceptions import ArchiveLoadFailed
+
     return ArchiveIterator, ArchiveLoadFailed
 
 
@@ -112,10 +111,8 @@ def article(id: str, content: bytes, about: Mapping[str, str] = NOTHING, content
     html = decoded(content, content_type)
     if html is None:
         return Unread(id, "not_utf8", "the page is in no encoding that it names")
-    try:
-        from trafilatura import extract
-    except ModuleNotFoundError:
-        raise UsageError("pages of HTML need the extra `data`: pip install 'bedplate[data]'") from None
+    from trafilatura import extract
+
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)  # what it says of each page is in the fate
     try:
         # not `deduplicate`: what it leaves out depends on the pages before, so on how the work is divided

@@ -260,7 +260,8 @@ class OptionOutcome:
     cost_per_right_answer is None where no quality is known. net_usd: total with what wrong answers cost, less what
     calls bring in: what options are ranked by. lines: (period, part, USD), which add up to total_usd. machines:
     reserved ones; busy: the share of their time in which they compute, over the horizon. best_in: the share of draws in
-    which it is the answer. doubts: why the verdict of its report is no PASS, and why the report is used nonetheless.
+    which it is the answer. padding_tokens: of a call, on average, beside those of the text. doubts: why the verdict of
+    its report is no PASS, and why the report is used nonetheless.
     """
 
     def __init__(self, question: Question, option: OptionCosts, draws: Sequence[Values], best_in: float) -> None:
@@ -279,6 +280,8 @@ class OptionOutcome:
         self.p95_ms = None if p95 is None else v[p95]
         self.lines = [(line.period, line.part, line.usd(v)) for line in option.lines if line.usd(v)]
         self.prompt_tokens, self.output_tokens = option.prompt_tokens(v), option.output_tokens(v)
+        self.padding_tokens, self.padding_saves_usd = option.padding(v), option.padding_saves(v)
+        self.billed_prompt_tokens = self.prompt_tokens + self.padding_tokens
         self.machines = None if option.machines is None else int(option.machines(v))
         self.busy = None if option.busy is None else option.busy(v)
         self.best_in, self.notes, self.doubts = best_in, option.notes, option.doubts

@@ -202,6 +202,15 @@ class Pretraining(Strict):
             raise ValueError("give either `usd` or `run`: the final run's price, or what it is planned from")
         return self
 
+    def unpaid(self, upkeep: Upkeep) -> list[str]:
+        """Which costs that a base of one's own has are stated nowhere."""
+        stated = {
+            "staff (pretraining.hours)": self.hours.high,
+            "data (pretraining.data_usd)": self.data_usd.high,
+            "upkeep": upkeep.hours_per_month.high + upkeep.usd_per_month.high,
+        }
+        return [name for name, amount in stated.items() if not amount]
+
 
 class MeasuredEngine(Strict):
     """An engine of the machine's machine.json: base and weights as there, batch: sequences at once."""
@@ -262,9 +271,12 @@ class LadderEvidence(Strict):
 
 class Option(Strict):
     """One way to do it: a hosted `model`, or weights on a `machine` (open ones, or with `pretraining` one's own);
-    prompted, and with these blocks tuned or given retrieval. tokens_per_unit: of its tokenizer, for the text's unit."""
+    prompted, and with these blocks tuned or given retrieval. tokens_per_unit: of its tokenizer, for the text's unit.
+    pad_prompt: a repeated prompt that is shorter than what a hosted model caches at least is padded to that, where that
+    costs less."""
 
     model: str | None = None
+    pad_prompt: bool = True
     machine: MachineUse | None = None
     tokens_per_unit: Amount | None = None
     text: OptionText = OptionText()

@@ -22,7 +22,8 @@ _NOTHING = 0.0005
 DECISION_FORMULAS: dict[str, tuple[str, str]] = {
     "calls": ("∫ calls_per_day × (1 + growth)^(day / 365) over the horizon", "arithmetic"),
     "hosted call": (
-        "Σ tokens × price; a repeated prompt: share found × cached price + rest × price of writing it",
+        "Σ tokens × price; a repeated prompt: share found × cached price + rest × price of writing it, and one that is "
+        "shorter than what is cached at least is padded to that where that costs less (`pad_prompt: false`: never)",
         "the price file",
     ),
     "calls that may wait": ("the batch price, without the cache, where that is cheaper", "the price file"),
@@ -100,6 +101,7 @@ def reasons(decision: Decision) -> list[str]:
     for outcome in outcomes:
         if outcome.short and not outcome.broken:
             lines.append(f"{outcome.name} is out: {'; '.join(short.text for short in outcome.short)}.")
+    lines += [padded(outcome) for outcome in outcomes if outcome.padding_tokens > 0 and not outcome.broken]
     if best is not None:
         lines += [_compared(decision.outcome(name), best) for name in decision.ranking if name != best.name]
     for outcome in outcomes:
@@ -112,6 +114,15 @@ def reasons(decision: Decision) -> list[str]:
     if best is not None and len(decision.ranking) > 1 and is_drawn:
         lines.append(f"{best.name} is the answer in {best.best_in:.0%} of the draws from the stated ranges.")
     return lines
+
+
+def padded(outcome: OptionOutcome) -> str:
+    """One line."""
+    billed, padding = number(outcome.billed_prompt_tokens), number(outcome.padding_tokens)
+    without = usd(outcome.total_usd + outcome.padding_saves_usd)
+    reason = f"{padding} are padding, with which its repeated prompt is cached"
+    without_it = f"without it (pad_prompt: false) it costs {without}"
+    return f"{outcome.name} is billed {billed} prompt tokens a call: {reason}; {without_it}."
 
 
 def _compared(outcome: OptionOutcome, best: OptionOutcome) -> str:

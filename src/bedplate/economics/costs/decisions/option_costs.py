@@ -38,7 +38,7 @@ from bedplate.economics.costs.decisions.evidence import (
     read_evidence,
 )
 from bedplate.economics.numbers.formula import ZERO, Formula, as_formula, call, total
-from bedplate.economics.numbers.prices import Amount, NonNegative, Quantity
+from bedplate.economics.numbers.prices import LARGEST, Amount, NonNegative, Quantity
 from bedplate.economics.serving.simulation import SECONDS_PER_DAY
 
 _MILLION = 1e6
@@ -63,7 +63,8 @@ class OptionCosts:
     broken: constraints that rule it out. doubts: why the verdict of its report is no PASS, and why the report is used
     nonetheless; notes: what was assumed. total: US dollars that are spent over the horizon; net: what options are
     ranked by, the total with what wrong answers cost, less what calls bring in. per_call: USD that one more call costs
-    at great volume, where machines are as full as they may be, by part, with wrong answers and less revenue. machines:
+    at great volume, where machines are as full as they may be, by part, with wrong answers and less revenue. padding:
+    tokens that are added to the prompt of a call so that it is cached, and US dollars that this saves. machines:
     the reserved ones, at their most; busy: the share of their time in which they compute; capacities: calls of the
     first day that one of them can do, in each part of the horizon for which their number is set. quality, p95_ms:
     places of inputs, None where nothing is known. places: of all inputs that cost or feasibility depend on.
@@ -78,6 +79,7 @@ class OptionCosts:
             self._report = report = read_evidence(option.report, case.resolve_path(option.report.file), self._place)
         self.lines: list[CostLine] = []
         self.per_call: dict[str, Formula] = {}
+        self.padding = self.padding_saves = ZERO
         self.machines: Formula | None = None
         self.busy: Formula | None = None
         self.capacities: tuple[Formula, ...] = ()
@@ -205,12 +207,21 @@ class OptionCosts:
             hit, missed = self._hosted("usd_per_million_cached_input") * scale, price
             if entry.usd_per_million_cache_write is not None:
                 missed = self._hosted("usd_per_million_cache_write") * scale
-            padded = call("max", tokens.prefix, self._hosted("smallest_cached_prefix_tokens"))
-            hits = shared.cached_share
-            cached = padded * (hits * hit + (1.0 - hits) * missed)
-            live["repeated prompt"] = ZERO if tokens.prefix == ZERO else call("min", plain["repeated prompt"], cached)
+            hits, whole = shared.cached_share, plain["repeated prompt"]
+            least, usd = self._hosted("smallest_cached_prefix_tokens"), hits * hit + (1.0 - hits) * missed
+            cached, is_short = tokens.prefix * usd, tokens.prefix.is_less(least)
+            if least != ZERO and self._option.pad_prompt:
+                cached = call("max", tokens.prefix, least) * usd
+                self.padding = (least - tokens.prefix) * is_short * cached.is_less(whole)
+            elif least != ZERO:
+                cached = cached + is_short * LARGEST  # so that it is never the lesser
+            live["repeated prompt"] = ZERO if tokens.prefix == ZERO else call("min", whole, cached)
         batch = {part: usd * (1.0 - self._hosted("batch_discount")) for part, usd in plain.items()}
         batched = shared.waiting_share * total(batch.values()).is_less(total(live.values()))
+        if self.padding != ZERO:
+            self.padding = self.padding * (1.0 - batched)
+            saved = (plain["repeated prompt"] - live["repeated prompt"]) * (1.0 - batched)
+            self.padding_saves = saved * shared.calls * as_formula(0.0).is_less(self.padding)
         for part, usd in live.items():
             self._call_line(part, usd if batched == ZERO else usd * (1.0 - batched) + batch[part] * batched)
 
@@ -397,6 +408,8 @@ class OptionCosts:
     def _notes(self) -> tuple[str, ...]:
         """What the option leaves unsaid, and what its report's verdict says of its quality."""
         option, report, notes = self._option, self._report, list[str]()
+        if option.pretraining is not None and (missing := option.pretraining.unpaid(option.upkeep)):
+            notes.append(f"WARNING: a base of one's own whose {' and '.join(missing)} cost nothing here; state them")
         if report is not None and option.quality is None:
             notes += report.notes
         if option.tuning is not None and option.tuning.refresh is None:

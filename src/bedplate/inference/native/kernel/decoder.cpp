@@ -4,6 +4,7 @@
 #include <optional>
 
 #include "texts.h"
+#include "tile_choice.h"
 
 namespace {
 struct Handle {
@@ -29,7 +30,7 @@ int32_t chunk_for(const Shape& s) {
     if (cache <= 0) cache = 1 << 20;  // not said: what most processors have
     const Reads form = !s.floats ? BYTES : reads(s.wide ? F32 : BF16);
     const int64_t bytes = int64_t(std::max({s.hidden, s.feedforward, s.expert_size})) * (form == BYTES ? 1 : form == HALVES ? 2 : 4);
-    return int32_t(std::min<int64_t>(std::max<int64_t>(cache / 2 / bytes / TILE, 4), 64) * TILE);
+    return int32_t(std::min<int64_t>(std::max<int64_t>(cache / 2 / bytes / TILE, 32 / TILE), 512 / TILE) * TILE);
 }
 
 #ifdef BEDPLATE_BF16
@@ -42,6 +43,7 @@ void add_matrix(Model& m, Linear& w, int source, int in, int out, const void* da
     w.format = stored_as(source).format, w.in = in, w.out = out, w.panels = (out + LANES - 1) / LANES;
     w.panel_bytes = panel_size(w.format, in);
     w.data = m.arena.take(w.panels * w.panel_bytes);
+    w.tiles_from = tiles_from(w.format);
     // Packed by the threads that will read it: on machines of several memory nodes each share then lies near its reader.
     Pool& pool = Pool::shared();
     const int threads = m.shape.threads;

@@ -67,5 +67,6 @@ struct Linear {
     int64_t panel_bytes = 0;
     uint8_t* data = nullptr;
     const float* bias = nullptr;  // [panels · 16] or null
+    int tiles_from = 1;           // tokens; of fewer the products are not by tiles, where the level has them
     const uint8_t* panel(int i) const { return data + i * panel_bytes; }
 };

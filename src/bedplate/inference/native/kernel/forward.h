@@ -35,6 +35,7 @@ public:
     }
 
     void work(int thread, Pool& pool) {
+        [[maybe_unused]] const Tiles tiles;
         begin(thread);
         pool.barrier();
         if (layer_inputs_.any()) prepare_layer_inputs(thread, pool);

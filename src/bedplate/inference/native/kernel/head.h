@@ -30,7 +30,7 @@ public:
 
 private:
     static constexpr int CHUNK = 64, PIECE = CHUNK * LANES;  // panels of one piece, and their logits
-    static constexpr int64_t MOST = 8 * TILE;                // rows whose logits lie beside each other
+    static constexpr int64_t MOST = 64;                      // rows whose logits lie beside each other
 
     int chunks() const { return (m_.head.panels + CHUNK - 1) / CHUNK; }
     int padded() const { return (chunks() + LANES - 1) / LANES * LANES; }

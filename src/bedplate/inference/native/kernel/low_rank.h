@@ -24,6 +24,11 @@ public:
         const int widest = std::max({m_.q_size() + 2 * m_.kv_size(), 2 * s.feedforward, s.hidden, s.layer_input});
         update_ = memory.array<float>(c_.tokens_count * int64_t(widest));
         for (float*& low : low_) low = memory.array<float>(int64_t(RUN) * max_rank_);
+#ifdef BEDPLATE_TILES
+        const int longest = std::max({s.hidden, m_.q_size(), s.feedforward, s.layer_input});
+        for (int i = 0; i < threads; ++i)
+            turned_.push_back(memory.array<uint16_t>(RUN * int64_t(longest))), sums_.push_back(memory.array<float>(RUN * int64_t(max_rank_)));
+#endif
     }
 
     bool any() const { return !runs_.empty(); }
@@ -96,7 +101,8 @@ private:
         float* h = low_[size_t(thread)];
         const T* b = static_cast<const T*>(low.b);
         for (int r = 0; r < low.rank; ++r) prefetch_bytes(b + int64_t(r) * w.out, COLUMNS * LANES * sizeof(T));
-        int r = 0;
+        if constexpr (BY_TILES) down_tiles(low, w.in, run, x, h, thread);
+        int r = BY_TILES ? low.rank : 0;
         for (; r + ROWS <= low.rank; r += ROWS) down_rows<ROWS>(low, r, w.in, run, x, h);
         for (; r < low.rank; ++r) down_rows<1>(low, r, w.in, run, x, h);
         int o = 0;
@@ -104,6 +110,33 @@ private:
         for (; o < w.out; o += LANES) up_columns<1>(low, o, w.out, run, h, out, ld);
         if (next && next->rank) prefetch_bytes(next->a, int64_t(ROWS) * w.in * int64_t(sizeof(T)));
     }
+
+#ifdef BEDPLATE_TILES
+    static constexpr bool BY_TILES = form == HALVES;
+    // A's rows in the place of tokens, and the run's tokens in that of a panel's features.
+    void down_tiles(const LowRank& low, int in, const AdapterRun& run, const Inputs& x, float* h, int thread) {
+        uint16_t* turned = turned_[size_t(thread)];
+        float* sums = sums_[size_t(thread)];
+        for (int k = 0; k < in; k += BLOCK) {
+            I words[LANES];
+            for (int t = 0; t < LANES; ++t)
+                words[t] = t < run.count ? iload(x.half + (run.first + t) * x.K + k) : izero();
+            transpose(words);
+            for (int i = 0; i < LANES; ++i) istore(turned + k * LANES + i * BLOCK, words[i]);
+        }
+        Inputs rows;
+        rows.K = in, rows.half = static_cast<uint16_t*>(const_cast<void*>(low.a));
+        for (int r = 0; r < low.rank; r += TILE)
+            pair_tiles<1>(reinterpret_cast<const uint8_t*>(turned), 0, rows, r, std::min(TILE, low.rank - r), 0, sums + r * LANES, LANES);
+        for (int64_t t = 0; t < run.count; ++t)
+            for (int r = 0; r < low.rank; ++r) h[t * low.rank + r] = sums[r * LANES + t] * low.scaling;
+    }
+    std::vector<uint16_t*> turned_;  // of each thread: a run's inputs, pair by pair
+    std::vector<float*> sums_;
+#else
+    static constexpr bool BY_TILES = false;
+    void down_tiles(const LowRank&, int, const AdapterRun&, const Inputs&, float*, int) {}
+#endif
 
     template <int R>
     void down_rows(const LowRank& low, int r, int in, const AdapterRun& run, const Inputs& x, float* h) {

@@ -6,8 +6,13 @@
 #include <algorithm>
 
 #include "blocks.h"
+#include "tile_products.h"
 
+#ifdef BEDPLATE_TILES
+constexpr int TILE = 2 * TILE_ROWS;  // tokens of one tile
+#else
 constexpr int TILE = 8;            // tokens of one tile
+#endif
 constexpr int AT_ONCE = 8;         // blocks of features between two products that one tile takes at once
 
 // P panels at once, so that enough additions are under way to hide each one's latency.
@@ -182,6 +187,14 @@ inline void tile_product(const Linear& w, int panel, int count, const Inputs& x,
                          float* out, int64_t ld) {
     const int most = reads(w.format) == BYTES ? BYTE_TILE : FLOAT_TILE;
     int done = 0;
+#ifdef BEDPLATE_TILES
+    if (reads(w.format) == HALVES || (reads(w.format) == BYTES && M >= w.tiles_from)) {
+        const int64_t ahead = M > 1 ? turn.ahead<TILE>(w, 0, count) : turn.ahead<1>(w, 0, count);
+        if (reads(w.format) == HALVES) pair_tiles(w, panel, count, x, token, M, ahead, out, ld);
+        else byte_tiles(w, panel, count, x, token, M, ahead, out, ld);
+        done = M;
+    }
+#endif
     while (done < M) {
         int left = std::min(M - done, most), now = left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1;
         float* to = out + done * ld;

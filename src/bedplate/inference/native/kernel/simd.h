@@ -1,7 +1,8 @@
 // Sixteen lanes: these files are the only place that knows the instruction set. F holds 16 float32, I holds 16 int32 (or
 // 64 bytes). The build chooses one level, with the compiler flags that go with it (see levels.py):
 //   BEDPLATE_AVX512 (with BEDPLATE_BF16: products of bfloat16), BEDPLATE_AVX2 (with BEDPLATE_VNNI: products of bytes),
-//   BEDPLATE_NEON (with BEDPLATE_I8MM), or none of them: plain C++.
+//   BEDPLATE_NEON (with BEDPLATE_I8MM), or none of them: plain C++ (with BEDPLATE_BF16: to the same effect).
+// BEDPLATE_TILES besides: tiles.h.
 // All are exact in integers; float results may differ between levels by rounding, never within one of them.
 #pragma once
 #include <cmath>

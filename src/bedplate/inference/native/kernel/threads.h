@@ -15,7 +15,7 @@
 #include <mutex>
 #include <thread>
 
-#include "simd.h"
+#include "tiles.h"
 
 INLINE void relax() {
 #if defined(__x86_64__) || defined(__i386__)
@@ -147,6 +147,7 @@ private:
     }
 
     void serve(int number, uint64_t seen) {
+        Tiles::warm();
         while (true) {
             await(seen);
             ++seen;

@@ -126,3 +126,18 @@ struct ByteDot {
     INLINE_MEMBER void add(I u, I v, I first, I second) { s = dot_words(dot_words(s, u, first), v, second); }
     INLINE_MEMBER I total() const { return s; }
 };
+
+#ifdef BEDPLATE_BF16
+INLINE F dot_bf16(F a, I x, I y) { return fma(lower(x), lower(y), fma(upper(x), upper(y), a)); }
+// 16 × 16 words: out[c] lane r = word c of row r; rows are `stride` bytes apart.
+INLINE void transpose(const void* rows, int64_t stride, I* out) {
+    for (int r = 0; r < 16; ++r) out[r] = iload(static_cast<const char*>(rows) + r * stride);
+    transpose(out);
+}
+// 16 lanes of pairs (a[i], b[i]) of two rows of 16 halfwords.
+INLINE I interleave(const uint16_t* a, const uint16_t* b) {
+    I x{};
+    for (int i = 0; i < 16; ++i) x[i] = int32_t(uint32_t(a[i]) | uint32_t(b[i]) << 16);
+    return x;
+}
+#endif
