@@ -85,7 +85,7 @@ async def beat(late: list[float]) -> None:
 
 def late_beats(metrics: str) -> tuple[int, int]:
     """How often the event loop was later than a quarter of a second, and how often that was looked at."""
-    name = "bedplate_event_loop_lag_seconds"
+    name = "bedplate:event_loop_lag_seconds"
     counts = dict(re.findall(rf'^{name}_bucket{{le="([^"]+)"}} (\S+)$', metrics, re.MULTILINE))
     if not counts:  # a server that does not measure it
         return 0, 0

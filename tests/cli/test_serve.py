@@ -91,6 +91,30 @@ def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, ca
         assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
 
 
+def test_the_first_line_names_models_routes_and_whether_keys_are_asked_for(tmp_path, capsys):
+    from types import SimpleNamespace
+
+    from bedplate.cli.serve import _run
+    from bedplate.serving.settings.server_config import RouteConfig
+
+    state = SimpleNamespace(registry=SimpleNamespace(models={"tiny": None, "tuned": None}))
+
+    def announced(as_json: bool, **settings: Any) -> str:
+        def run(config: ServerConfig, skins: object, on_ready: Any) -> bool:
+            on_ready("http://127.0.0.1:8000/v1", state)
+            return True
+
+        _run(run, server_config("tiny", **settings), (), as_json)
+        return capsys.readouterr().out.strip()
+
+    url, routes = "http://127.0.0.1:8000/v1", {"reviews": RouteConfig(versions={"tuned": 1})}
+    assert announced(False) == f"serving tiny, tuned at {url}"
+    guarded = announced(False, routes=routes, keys=tmp_path / "keys.yaml")
+    assert guarded == f"serving tiny, tuned, and the route reviews, at {url}; it asks for an API key"
+    fields = {"url": url, "models": ["tiny", "tuned"], "routes": ["reviews"], "keys": False}
+    assert json.loads(announced(True, routes=routes)) == fields
+
+
 def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed(bases, served_configs, capsys):
     if isinstance(load(), str):
         pytest.skip(f"no native kernel on this machine: {load()}")

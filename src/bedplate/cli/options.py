@@ -107,9 +107,9 @@ def unset(help: str) -> Any:
     return typer.Option(help=help, show_default=False)
 
 
-def count(*names: str, help: str) -> Any:
+def count(*names: str, help: str, metavar: str = "COUNT") -> Any:
     """An option for a number, which may be written as 50k or 15.6T; a parameter of type float."""
-    return typer.Option(*names, help=help, parser=_counted, metavar="COUNT")
+    return typer.Option(*names, help=help, parser=_counted, metavar=metavar)
 
 
 def whole(*names: str, help: str, minimum: int = 1, shown: bool = False) -> Any:

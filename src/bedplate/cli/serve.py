@@ -163,8 +163,12 @@ def _run(run: Callable[..., bool], settings: ServerConfig, skins: Sequence[str],
         starting.close()
         models = list(state.registry.models)
         remainder = f" and {len(models) - 20} more" if len(models) > 20 else ""
-        line = f"serving {', '.join(models[:20])}{remainder} at {url}"
-        print(json.dumps({"url": url, "models": models}) if as_json else line, flush=True)
+        routes = list(settings.routes)
+        led = f", and the {'route' if len(routes) == 1 else 'routes'} {', '.join(routes)}," if routes else ""
+        asked = "; it asks for an API key" if settings.keys else ""
+        line = f"serving {', '.join(models[:20])}{remainder}{led} at {url}{asked}"
+        fields = {"url": url, "models": models, "routes": routes, "keys": settings.keys is not None}
+        print(json.dumps(fields) if as_json else line, flush=True)
 
     with starting:
         # a look through all that was loaded stops every call for a third of a second

@@ -67,7 +67,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 class CurrentSpec(Strict):
     """The system that runs today, by what it answered: the `column` of its recorded answers (a text alone is that), and
-    what a call of it costs and takes, where that is known. A row without an answer counts as wrong."""
+    the price and time of one of its calls, where they are known. A row without an answer counts as wrong."""
 
     column: Annotated[str, Field(min_length=1)]
     usd_per_1k_calls: NotNegative | None = None

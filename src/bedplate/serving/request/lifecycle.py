@@ -35,7 +35,7 @@ from bedplate.serving.callers.caller_guard import AdmittedCall, Caller
 from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.models.served import Answer, AnswerPlan, PlanResult, Served, compute_of
 from bedplate.serving.request.events import EventStream, arrivals, cancel_all, results, submit_all, until_disconnect
-from bedplate.serving.request.server_state import FinishedCall, ServerState, UnansweredCall
+from bedplate.serving.request.server_state import VERSION_HEADER, FinishedCall, ServerState, UnansweredCall
 from bedplate.serving.schemas.http_errors import (
     ACCESS_FACTS,
     CALLER,
@@ -61,7 +61,6 @@ READ_AT_ONCE = 32 * 1024
 """Bytes of a body that is read on the loop; larger ones are read beside it."""
 
 TIMEOUT_HEADER = "x-request-timeout-seconds"
-VERSION_HEADER = "x-bedplate-version"
 BODY_MODEL = "body_model"
 """Attribute of a route's function: the request model of its JSON body, or None."""
 

@@ -20,14 +20,15 @@ from bedplate.core.errors import need_failure
 from bedplate.serving.request.server_state import Exchange, ServerState
 from bedplate.serving.schemas.http_errors import (
     ACCESS_FACTS,
+    ORIGIN,
     REPLY_HEADERS,
     ClientGone,
     StatusError,
     StoppingError,
-    error_object,
     error_response,
     log_failure,
     note_error,
+    note_failure,
 )
 from bedplate.serving.settings.redaction import is_address
 from bedplate.serving.settings.server_config import FIELDS
@@ -92,7 +93,7 @@ class AccessLog:
         except BaseException as error:
             need_failure(error)
             log_failure(error, self._state.outage)
-            note_error(scope, error_object(error)[1]["error"]["code"])
+            note_failure(scope, error)
             if status:
                 raise
             await error_response(error)(scope, receive, counted)
@@ -109,6 +110,7 @@ class AccessLog:
                 seconds=time.perf_counter() - start,
                 traceparent=request_headers.get(b"traceparent"),
                 facts=facts,
+                origin=scope.get(ORIGIN),
             )
             for watch in (write_line, *self._state.watchers):
                 watch(exchange)

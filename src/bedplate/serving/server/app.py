@@ -31,6 +31,7 @@ from bedplate.serving.callers.caller_guard import CallerGuard, check_open, guard
 from bedplate.serving.durable.batch_worker import Batches
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
+from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models.engines import opened, resident
 from bedplate.serving.models.registry import Registry, Scanned, scan_skins
@@ -200,16 +201,20 @@ def loaded_server(
             for warning in served.warnings:
                 log.warning("%s", warning)
             registry.add(served)
-        for problem in registry.register(scanned)["problems"]:
+        directory = StateDirectory(config)
+        changes = SkinChanges(directory, registry, config.skins_directory)
+        for problem in (*changes.restore()[1], *registry.register(scanned)["problems"]):
             log.warning("not registered: %s", problem)
-        yield assembled(config, registry, guard)
+        state = assembled(config, registry, guard, directory)
+        state.add(changes)
+        yield state
 
 
-def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard) -> ServerState:
+def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, directory: StateDirectory) -> ServerState:
     """The state with the parts that every server has. UsageError for routes that cannot be."""
     state = ServerState(config, registry, guard)
     guard.compare(lambda: (*registry.models, *config.routes))
-    directory = state.add(StateDirectory(config))
+    state.add(directory)
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback, state.outage))
     routes_file = directory.path / "routes.json"
