@@ -53,6 +53,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.progress import Countdown, notice
+from bedplate.core.quantities import parse_seconds
 from bedplate.core.statistics.multiplicity import more_rows, spent_alpha
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import TaskData
@@ -71,7 +72,7 @@ def adapt(
     *,
     target: str | None = None,
     rungs: Sequence[str] | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
     curve: Sequence[int] = (),
@@ -86,9 +87,9 @@ def adapt(
     task: a task file's path, its content as a mapping, or a table of rows with the column `target` of answers, for
     which a task is drafted as by `bedplate.init`; the latter two are written beside `out`, as `OUT.task.yaml`.
 
-    out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget:
-    wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
-    learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
+    out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget: the
+    time for the whole ladder, in seconds or such as "10m" (by default the task's `train_minutes`). curve: numbers of
+    labels to draw learning curves over, in the time that the ladder leaves. exhaustive: budgets and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
     data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. looking: the
     task's rows as far as they have labels (`adapt_with_labels`). executor: runs the fits of rungs elsewhere, from the
@@ -99,6 +100,8 @@ def adapt(
     rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
+    if isinstance(budget, str):
+        budget = parse_seconds("budget", budget, "s")
     out, memory_rows = Path(out), dict[str, SourceRows]()
     task_path = task_file_of(task, out, target)
     if data is not None:

@@ -327,11 +327,21 @@ def _next(report: Report, directory: Path) -> None:
     print(f"report  {report.directory / 'report.html'}")
     for skin in sorted(skins):
         print(f"skin    {report.directory / skin}")
-    row = None if report.skin is None else report.row(data["verdict"]["rung"])
-    if row is None:
+    passed = report.skin
+    row = None if passed is None else report.row(data["verdict"]["rung"])
+    if passed is None or row is None:
         print("serve   no skin to recommend: none has passed")
         return
-    # a server holds a base, also for a skin that needs none
-    names = [record["name"] for record in data["lineage"]["bases"]]
-    base = _from_here(row["base"] if row["base"] in names else names[0], directory)
-    print(f"serve   {program()} serve {base} --skin {report.skin}")
+    base, needs_base = "", bool(row["base"]) or _needs_base(passed)
+    if needs_base:
+        names = [record["name"] for record in data["lineage"]["bases"]]
+        base = f" {_from_here(row['base'] if row['base'] in names else names[0], directory)}"
+    print(f"serve   {program()} serve{base} --skin {passed}")
+
+
+def _needs_base(skin: Path) -> bool:
+    """Whether a server needs a base for the skin: not for a classical one, nor for a cascade of two."""
+    from bedplate.skins.files import parts_of, read_card
+
+    card = read_card(skin)
+    return any(part.base is not None for part in parts_of(card) or [card])
