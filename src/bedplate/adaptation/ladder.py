@@ -26,6 +26,7 @@ from bedplate.adaptation.curve.learning_curve import learning_curve, possible_si
 from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
 from bedplate.adaptation.rungs import chosen_rungs
+from bedplate.adaptation.rungs.probe import FEW_ROWS
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
@@ -39,6 +40,7 @@ from bedplate.adaptation.verdict import gate, rules_of_thumb
 from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
 from bedplate.adaptation.verdict.decision import (
     POSTPONED,
+    POSTPONED_ROWS,
     GateVerdict,
     Nominable,
     Nomination,
@@ -138,7 +140,7 @@ def adapt(
     ):
         check_bases(contexts)
         check_output(out)
-        with file_lock(out / LOCK_FILE):
+        with file_lock(out / LOCK_FILE, wait=False):
             begin(contexts, data, out, task_path)
             write_sources(memory_rows, resolved.directory)
             return _Ladder(contexts, data, out, curve, watch, looking).climb()
@@ -195,14 +197,15 @@ class _Ladder:
     # --- step 3: nominees
 
     def _postponed(self) -> dict[str, str]:
-        """Why test stays closed, by candidate: every rung with a model was left out for time, and a verdict now would
-        cost one that follows on the same rows. Empty where test may be opened."""
-        run, looking = self.run, self.run.looking
-        models = {name for name, candidate in run.candidates.items() if candidate.base is not None}
-        if not self._untimed() or models & run.results.keys() or not (looking is None or looking.first):
+        """Why test stays closed, by candidate: every rung with a model was left out for time or had it for a few rows
+        only, and a verdict now would cost one that follows on the same rows. Empty where test may be opened."""
+        run, looking, enough = self.run, self.run.looking, min(FEW_ROWS, len(self.context.train))
+        models = {name for name, candidate in run.candidates.items() if candidate.base is not None} & run.results.keys()
+        whole = any(run.results[name].details.get("rows", enough) >= enough for name in models)
+        if not self._untimed() or whole or not (looking is None or looking.first):
             return {}
         skins = [name for name, result in run.results.items() if result.skin is not None]
-        return dict.fromkeys(skins, POSTPONED)
+        return dict.fromkeys(skins, POSTPONED_ROWS if models else POSTPONED)
 
     def _untimed(self) -> list[str]:
         """Candidates that were left out for lack of time, or of the money that time costs."""

@@ -87,6 +87,9 @@ def predict(
     return 1 if counts.failed else 0
 
 
+GOES_ON = "give the same command again to go on: of a file, the rows that are written are kept"
+
+
 def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bool) -> None:
     """What can be known to fail is refused before a model is loaded."""
     suffixes = [f".{extension}" for extension in get_args(Format)]

@@ -49,7 +49,7 @@ UNDECIDED = latency(([0.11] * 15 + [0.934]) * 4)
 def test_a_cheaper_nominee_with_an_undecided_p95_is_named_with_what_would_decide_it() -> None:
     decision = decided({"probe": 370, "lora": 380}, {"probe": UNDECIDED, "lora": FAST})
     assert (decision.status, decision.rung) == ("PASS", "lora")
-    assert decision.reason.startswith("lora is the cheapest nominee that clears everything: accuracy 0.950")
+    assert decision.reason.startswith("lora is the cheapest nominee that clears the bar: accuracy 0.950")
     assert "probe costs less per call and clears the target (0.925, at least" in decision.reason
     assert "but its p95 of 64 calls is 934 ms, from 110 to 934 ms" in decision.reason
     remedy = re.search(r"\(about ([\d,]+) calls would decide \(`adapt.budget.(\w+)`\); these show", decision.reason)
