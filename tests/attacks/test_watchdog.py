@@ -76,21 +76,19 @@ def test_lags_are_counted_into_their_buckets():
     dog = Watchdog()
     for lag in (0.0005, 0.2, 99.0):
         dog.lags.observe(lag)
-    families = list(dog.collect())
-    assert tuple(family.name for family in families) == NAMES
-    for family in families:
-        buckets = {sample.labels.get("le"): sample.value for sample in family.samples if "_bucket" in sample.name}
-        assert (buckets["0.001"], buckets["0.1"], buckets["0.25"], buckets["10.0"], buckets["+Inf"]) == (1, 1, 2, 2, 3)
+    [family] = dog.collect()
+    buckets = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
+    assert (buckets["0.001"], buckets["0.1"], buckets["0.25"], buckets["10.0"], buckets["+Inf"]) == (1, 1, 2, 2, 3)
 
 
-@pytest.mark.parametrize("name", [f"{name}_{part}" for name in NAMES for part in ("count", "sum")])
+@pytest.mark.parametrize("name", [f"{NAMES[0]}_count", f"{NAMES[0]}_sum"])
 def test_a_live_server_gives_the_metric(target, name):
     until = time.monotonic() + 30
     with httpx.Client(trust_env=False) as client:
         while True:  # the first beat may be late on a busy machine
             match = re.search(rf"^{name} (\S+)$", client.get(f"{target.url}/metrics").text, re.MULTILINE)
             assert match is not None
-            if name.endswith("_sum") or float(match[1]) > 0:
+            if name == f"{NAMES[0]}_sum" or float(match[1]) > 0:
                 return
             assert time.monotonic() < until
             time.sleep(0.1)
