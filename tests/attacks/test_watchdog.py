@@ -76,7 +76,8 @@ def test_lags_are_counted_into_their_buckets():
     dog = Watchdog()
     for lag in (0.0005, 0.2, 99.0):
         dog.lags.observe(lag)
-    [family] = dog.collect()
+    family, earlier = dog.collect()
+    assert (family.name, earlier.name) == NAMES
     buckets = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
     assert (buckets["0.001"], buckets["0.1"], buckets["0.25"], buckets["10.0"], buckets["+Inf"]) == (1, 1, 2, 2, 3)
 

@@ -131,10 +131,10 @@ def commands_of(text: str) -> list[str]:
 
 
 def test_commands_in_deployment_files_are_those_of_the_command_line():
-    found = {path.name: commands_of(path.read_text("utf-8")) for path in DEPLOYMENT.iterdir()}
-    assert any("pull" in line for line in found["bedplate.service"])
-    assert any("keys create" in line for line in found["bedplate.service"])
-    for line in (line for lines in found.values() for line in lines):
+    commands = {path.name: commands_of(path.read_text("utf-8")) for path in DEPLOYMENT.iterdir()}
+    assert any("pull" in line for line in commands["bedplate.service"])
+    assert any("keys create" in line for line in commands["bedplate.service"])
+    for line in (line for lines in commands.values() for line in lines):
         check_command(line)
 
 
