@@ -50,7 +50,7 @@ check: $(VENV)/.installed-test $(VENV)/.installed-dev
 bench: $(VENV)/.installed-bench
 	set -e; for file in $(if $(NAME),benchmarks/$(NAME).py,$(filter-out $(SHARED:%=benchmarks/%.py),$(sort $(wildcard benchmarks/*.py)))); do \
 	  $(if $(JSON),BEDPLATE_BENCH_JSON=$(JSON)) $(BIN)/python $$file $(if $(MASK),--mask $(MASK)); done
-SHARED := arrivals build_peers comparison gate_rows goals load machine masks peers roof sampling servers shaped table
+SHARED := apart arrivals build_peers comparison gate_rows goals load machine masks peers roof sampling servers shaped table
 
 # llama.cpp for lower kinds of processor, into .peers; some minutes each
 peers: $(VENV)/.installed-bench

@@ -10,7 +10,6 @@ usage: adapters.py [--weights int4] [--repeats 3]
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Sequence
 from itertools import count
 from pathlib import Path
@@ -21,13 +20,14 @@ import torch
 
 import goals
 import sampling
+from apart import PeerProcess
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears, initial_tensors
 from bedplate.adapters.peft import peft_files
 from bedplate.inference.engine.engine import Engine
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.checkpoints.export import family_in
-from comparison import Row, interleaved, need, report, start
+from comparison import Row, interleaved, need, report, start, timed
 from peers import BASE, THREADS, Transformers, exported, fastest, generations, our_base, prompt_tokens
 
 SEQUENCES, PROMPT, OUTPUT, TRIAL = 16, 128, 128, 4
@@ -48,22 +48,13 @@ def random_adapter(base: Base, seed: int) -> dict[str, torch.Tensor]:
 class Peft:
     """peft's model with all adapters loaded, generating in mixed batches."""
 
-    def __init__(
-        self, directory: Path, base: Base, adapters: Sequence[dict[str, torch.Tensor]], scratch: Path, dtype: str
-    ) -> None:
+    def __init__(self, directory: Path, adapters: Sequence[Path], dtype: str) -> None:
         import peft
 
-        weights = family_in(base, "hf").weights
         model: Any = Transformers(directory, dtype).model
-        for i, tensors in enumerate(adapters):
-            place = scratch / f"adapter{i}-{dtype}"
-            place.mkdir()
-            for name, content in peft_files(LORA, tensors, weights, base_name=BASE).items():
-                (place / name).write_bytes(content)
-            if i == 0:
-                model = peft.PeftModel.from_pretrained(model, str(place), adapter_name="0")
-            else:
-                model.load_adapter(str(place), adapter_name=str(i))
+        model = peft.PeftModel.from_pretrained(model, str(adapters[0]), adapter_name="0")
+        for i, place in enumerate(adapters[1:], start=1):
+            model.load_adapter(str(place), adapter_name=str(i))
         self._model = model.to(getattr(torch, dtype)).eval()
 
     @torch.inference_mode()
@@ -72,6 +63,17 @@ class Peft:
         names = [str(i) for i in adapters]
         fixed = {"max_new_tokens": length, "min_new_tokens": length, "do_sample": False, "pad_token_id": 0}
         self._model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), adapter_names=names, **fixed)
+
+
+def written(base: Base, adapters: Sequence[dict[str, torch.Tensor]], scratch: Path) -> list[Path]:
+    """Directories of the adapters in peft's format."""
+    weights, places = family_in(base, "hf").weights, list[Path]()
+    for i, tensors in enumerate(adapters):
+        places.append(scratch / f"adapter{i}")
+        places[-1].mkdir()
+        for name, content in peft_files(LORA, tensors, weights, base_name=BASE).items():
+            (places[-1] / name).write_bytes(content)
+    return places
 
 
 def zipf(sequences: int) -> list[int]:
@@ -104,8 +106,9 @@ def main() -> None:
         for i, adapter in enumerate(tensors):
             engine.load_adapter(f"skin{i}", LORA, adapter)
         distinct, traffic = list(range(SEQUENCES)), zipf(2 * SEQUENCES)
+        places = written(base, tensors, directory)
         peft, dtype = fastest(
-            lambda dtype: Peft(directory, base, tensors, directory, dtype),
+            lambda dtype: PeerProcess("adapters:Peft", directory, places, dtype),
             lambda peer: peer.generate(fresh(SEQUENCES), distinct, TRIAL),
         )
 
@@ -127,9 +130,7 @@ def main() -> None:
         )
         # The peer takes minutes: once each, after the trial that chose its dtype.
         for name, adapters in (("peft", distinct), ("peft, zipf", traffic)):
-            began = time.perf_counter()
-            theirs(adapters)
-            seconds[name] = time.perf_counter() - began
+            seconds[name] = timed(name, lambda adapters=adapters: theirs(adapters))
         kernel = engine.kernel
         if arguments.profile:
             print(sampling.largest_parts(lambda: ours(distinct)))

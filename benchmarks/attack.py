@@ -1,9 +1,10 @@
-"""8 tenants of 8 clients each, one of them hostile: what the others see, against the same time without it.
+"""8 tenants of 8 clients each, one of them hostile: what the others see, in turns with spells without it.
 
 The hostile tenant sends what the attack suite draws (`tests/attacks`): spoilt requests of every kind to every route of
 a server of a tiny base; with --sequences, besides, sequences that are harmless request by request: a long prompt and
 then many short ones, uploads left open, batches, feedback given and withdrawn. Prints each tenant's 5xx, 429 and the
-ratio of its slowest hundredths, how late /health was, and resident memory against its bound.
+ratio of its slowest hundredths, how late /health was, resident memory against its bound, and how late the clients' own
+event loop was. --seconds is the time of the attack; a quarter of it comes beside, in quiet spells between.
 
 usage: attack.py [--seconds 300] [--seed 0] [--tenants 8] [--sequences]
 """
@@ -11,6 +12,7 @@ usage: attack.py [--seconds 300] [--seed 0] [--tenants 8] [--sequences]
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import tempfile
 from pathlib import Path
@@ -20,6 +22,7 @@ from comparison import Row, report, start
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from tests.attacks.crowd import HEAD, Scenario, crowd
+from tests.attacks.neighbours import quantile
 from tests.attacks.sequences import most_memory, sequences
 
 GOAL, HEALTH_SECONDS = 1 / 3, 0.25
@@ -38,6 +41,8 @@ def main() -> None:
     print(HEAD, *tenants, sep="\n")
     health = sorted(vitals.health)
     print(f"/health: {len(health)} probes, {vitals.slow(HEALTH_SECONDS):.4f} over 0.25 s, slowest {health[-1]:.2f} s")
+    late = [f"{name} {1000 * quantile(vitals.late[i], 0.99):.0f} ms" for i, name in enumerate(("quiet", "besieged"))]
+    print(f"the clients' own loop late by (slowest hundredth): {', '.join(late)}; load {os.getloadavg()[0]:.1f}")
     grown = vitals.peak - vitals.resident
     print(f"resident: {vitals.resident >> 20} MiB, {grown >> 20} more at most", end="")
     print(f" of {most_memory() >> 20} that the settings allow" if options.sequences else "")

@@ -1,8 +1,8 @@
 """16 sequences at once, 128 tokens in and 128 out, greedy: output tokens per second, prompts included in the time.
 
-Engine against engine in one process: ours, llama.cpp's batch API on the same GGUF, transformers (in its fastest dtype
-here) as one static batch and with its continuous batching. Beside it the whole of our server over HTTP on the same
-cores, with the share of the time that the load client's own process took.
+Engine against engine, each peer in a process of its own: ours, llama.cpp's batch API on the same GGUF, transformers (in
+its fastest dtype here) as one static batch and with its continuous batching. Beside it our whole server over HTTP
+on the same cores, with the share of the time that the load client's own process took.
 
 usage: batch.py [--base gemma3-270m] [--weights int4] [--repeats 3] [--no-http]
 """
@@ -10,20 +10,18 @@ usage: batch.py [--base gemma3-270m] [--weights int4] [--repeats 3] [--no-http]
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 from itertools import count
 
 import goals
 import roof
 import sampling
+from apart import PeerProcess
 from bedplate.inference.engine.engine import Engine
 from bedplate.models.checkpoints.checkpoint import locate
-from comparison import Row, interleaved, report, start
+from comparison import Row, interleaved, report, start, timed
 from peers import (
     THREADS,
-    LlamaCppBatch,
-    Transformers,
     add_base,
     exported,
     fastest,
@@ -53,11 +51,12 @@ def main() -> None:
         exported(base=arguments.base) as directory,
         Engine(base, weights=arguments.weights, max_rows=SEQUENCES, speculate=False) as engine,
     ):
-        llama = LlamaCppBatch(path, SEQUENCES, PROMPT + OUTPUT)
+        llama = PeerProcess("peers:LlamaCppBatch", path, SEQUENCES, PROMPT + OUTPUT)
         static, dtype = fastest(
-            lambda dtype: Transformers(directory, dtype), lambda peer: peer.generate(prompts, TRIAL)
+            lambda dtype: PeerProcess("peers:Transformers", directory, dtype),
+            lambda peer: peer.generate(prompts, TRIAL),
         )
-        paged = Transformers(directory, dtype, "paged|sdpa")
+        paged = PeerProcess("peers:Transformers", directory, dtype, "paged|sdpa")
 
         seeds = count(SEQUENCES)
 
@@ -76,9 +75,7 @@ def main() -> None:
         }
         seconds = interleaved(runs, arguments.repeats)
         # It takes minutes: once, without a turn before it.
-        began = time.perf_counter()
-        continuous()
-        seconds["transformers, continuous"] = time.perf_counter() - began
+        seconds["transformers, continuous"] = timed("transformers, continuous", continuous)
         kernel = engine.kernel
         parts = sampling.largest_parts(ours) if arguments.profile else None
     speed = {name: SEQUENCES * OUTPUT / value for name, value in seconds.items()}

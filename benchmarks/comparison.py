@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import masks
+from apart import PeerError
 from machine import Machine, this_machine
 
 JSON_VARIABLE = "BEDPLATE_BENCH_JSON"
@@ -29,7 +31,7 @@ JSON_VARIABLE = "BEDPLATE_BENCH_JSON"
 @dataclass(frozen=True)
 class Row:
     """One comparison in `unit`. Ratio above 1 means ours is better; a goal of None is reported only. peer_setting: what
-    the peer was set to because it is its fastest here."""
+    the peer was set to because it is its fastest here. A peer that failed is not a number: the row has no ratio."""
 
     name: str
     ours: float
@@ -85,13 +87,17 @@ def report(rows: Sequence[Row]) -> None:
     """A line for people per row; then, as the last line, one JSON object, or a list of them for several rows."""
     records: list[dict[str, Any]] = []
     for row in rows:
+        fields = {key: value for key, value in asdict(row).items() if key != "lower_is_better"}
+        ours, peer = f"{row.name}: ours {row.ours:.4g} {row.unit}", f"{row.peer_name} {row.peer_version}"
+        if math.isnan(row.peer):
+            print(f"{ours}, {peer} NOT MEASURED: it failed")
+            records.append(fields | {"peer": None, "ratio": None})
+            continue
         goal = "reported only"
         if row.goal is not None:
             goal = f"goal {row.goal:g}, {'met' if row.ratio >= row.goal else 'MISSED'}"
         setting = f" in {row.peer_setting}" if row.peer_setting else ""
-        peer = f"{row.peer_name} {row.peer_version}{setting} {row.peer:.4g} {row.unit}"
-        print(f"{row.name}: ours {row.ours:.4g} {row.unit}, {peer}: ratio {row.ratio:.2f} ({goal})")
-        fields = {key: value for key, value in asdict(row).items() if key != "lower_is_better"}
+        print(f"{ours}, {peer}{setting} {row.peer:.4g} {row.unit}: ratio {row.ratio:.2f} ({goal})")
         records.append(fields | {"ratio": round(row.ratio, 4)})
     place = _started.get("json") or os.environ.get(JSON_VARIABLE)
     if place:
@@ -117,25 +123,49 @@ def need(module: str, distribution: str) -> str:
 
 def interleaved(runs: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, float]:
     """Median seconds of each run. The runs take turns, so that a slow moment of the machine hits all of them; one turn
-    before the measurement warms everything up."""
+    before the measurement warms everything up. A peer that fails runs no more, and its seconds are not a number."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    failed: set[str] = set()
     for turn in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
+        for name in [name for name in runs if name not in failed]:
+            elapsed = timed(name, runs[name])
+            if math.isnan(elapsed):
+                failed.add(name)
+            elif turn:
+                seconds[name].append(elapsed)
+    return {name: math.nan if name in failed else statistics.median(values) for name, values in seconds.items()}
+
+
+def attempted(name: str, measure: Callable[[], float]) -> float:
+    """What `measure` returns; not a number where a peer failed, which is printed."""
+    try:
+        return measure()
+    except PeerError as error:
+        print(f"{name} FAILED: {error}", flush=True)
+        return math.nan
+
+
+def timed(name: str, run: Callable[[], object]) -> float:
+    """Seconds of a run; not a number where a peer failed."""
+
+    def measure() -> float:
+        began = time.perf_counter()
+        run()
+        return time.perf_counter() - began
+
+    return attempted(name, measure)
 
 
 def best_seconds(run: Callable[[], object], beaten_by: float = float("inf"), turns: int = 3) -> float:
     """Of the fastest turn: to choose between settings, not to report. A setting whose first turn, which also warms up,
-    takes over three times `beaten_by` gets no other: where products are emulated a turn may take minutes."""
+    takes over three times `beaten_by` gets no other: where products are emulated a turn may take minutes. Infinite
+    where a peer fails."""
     timings: list[float] = []
     for _ in range(turns):
-        began = time.perf_counter()
-        run()
-        timings.append(time.perf_counter() - began)
+        seconds = timed("trial", run)
+        if math.isnan(seconds):
+            return math.inf
+        timings.append(seconds)
         if timings[0] > 3 * beaten_by:
             break
     return min(timings)

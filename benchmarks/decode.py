@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 import goals
 import roof
 import sampling
+from apart import PeerProcess
 from comparison import interleaved, report, start
-from peers import THREADS, LlamaCpp, Transformers, add_base, contest
+from peers import THREADS, add_base, contest
 
 PROMPT, TRIAL = 512, 16
 
 
-def trial(peer: Transformers, tokens: Sequence[int]) -> None:
+def trial(peer: PeerProcess, tokens: Sequence[int]) -> None:
     """A few steps after a short prompt."""
     peer.prefill(tokens[:32])
     peer.decode(TRIAL)
@@ -37,7 +38,7 @@ def main() -> None:
     count: int = arguments.tokens
     with contest(PROMPT, arguments.weights, trial, arguments.base) as sides:
 
-        def whole(peer: LlamaCpp | Transformers) -> Callable[[], None]:
+        def whole(peer: PeerProcess) -> Callable[[], None]:
             def run() -> None:
                 peer.prefill(sides.tokens)
                 peer.decode(count)

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 import goals
 import roof
 import sampling
+from apart import PeerProcess
 from bedplate.core.files import atomic_directory, bedplate_home
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.predict.opening import OpenOptions, open_base
@@ -32,7 +33,7 @@ from bedplate.models.checkpoints.gguf import add_field
 from bedplate.models.families import FAMILIES
 from bedplate.models.specs.transformer import Experts, Rope, TransformerSpec
 from comparison import Row, interleaved, report, start
-from peers import THREADS, LlamaCpp, LlamaCppBatch, generations, prompt_tokens, versions_of_peers
+from peers import THREADS, generations, prompt_tokens, versions_of_peers
 
 SEQUENCES, PROMPT, NAME = 16, 64, "olmoe.gguf"
 FAMILY = FAMILIES["gguf", "olmoe"]
@@ -114,7 +115,8 @@ def main() -> None:
     path = written(spec, bedplate_home() / "benchmarks" / f"olmoe-{options.layers}")
     base = open_base(path, OpenOptions(weights="int4")).base
     with Engine(base, weights="int4", max_rows=SEQUENCES, speculate=False) as engine:
-        single, batched = LlamaCpp(path), LlamaCppBatch(path, SEQUENCES, PROMPT + length)
+        single = PeerProcess("peers:LlamaCpp", path)
+        batched = PeerProcess("peers:LlamaCppBatch", path, SEQUENCES, PROMPT + length)
         prompts = [prompt_tokens(PROMPT, spec.vocab_size, seed) for seed in range(SEQUENCES)]
         seeds = count(SEQUENCES)
 

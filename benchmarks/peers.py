@@ -1,4 +1,5 @@
-"""The peers of the inference benchmarks, on the same GGUF and number of threads, and the prompts that all get."""
+"""The peers of the inference benchmarks, each in a process of its own, on the same GGUF and number of threads, and the
+prompts that all get."""
 
 from __future__ import annotations
 
@@ -12,11 +13,12 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import count
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 import masks
+from apart import PeerError, PeerProcess, call_in_process
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.models.checkpoints.base import Base, load_base
@@ -29,7 +31,6 @@ THREADS = torch.get_num_threads()
 BASE = "smollm2-135m"
 BASES = (BASE, "gemma3-270m")
 DTYPES = ("float32", "bfloat16")
-_T = TypeVar("_T")
 
 
 def add_base(parser: argparse.ArgumentParser) -> None:
@@ -48,22 +49,22 @@ def our_base(name: str = BASE) -> Base:
     return load_base(locate(name), dtype="bfloat16")
 
 
-def fastest(build: Callable[[str], _T], trial: Callable[[_T], object]) -> tuple[_T, str]:
+def fastest(build: Callable[[str], PeerProcess], trial: Callable[[Any], object]) -> tuple[Any, str]:
     """A peer in its fastest dtype here: made in each, tried briefly at what it will be measured at, the best of three
-    turns. Says what the others would have taken."""
+    turns; the others' processes end. Says what they would have taken."""
     timings: dict[str, float] = {}
-    best: tuple[_T, str] | None = None
+    contenders: dict[str, PeerProcess] = {}
     for dtype in DTYPES:
-        contender = build(dtype)
+        contenders[dtype] = build(dtype)
         timings[dtype] = best_seconds(
-            lambda contender=contender: trial(contender), min(timings.values(), default=float("inf"))
+            lambda contender=contenders[dtype]: trial(contender), min(timings.values(), default=float("inf"))
         )
-        if timings[dtype] == min(timings.values()):
-            best = contender, dtype
-    assert best is not None
+        best = min(timings, key=lambda dtype: timings[dtype])
+        for slower in contenders.keys() - {best}:
+            contenders.pop(slower).close()
     tried = ", ".join(f"{dtype} {seconds:.3g} s" for dtype, seconds in timings.items())
-    print(f"{type(best[0]).__name__} tried in {tried}: {best[1]} it is", flush=True)
-    return best
+    print(f"{contenders[best].name} tried in {tried}: {best} it is", flush=True)
+    return contenders[best], best
 
 
 def prompt_tokens(count: int, vocabulary: int, seed: int = 0) -> list[int]:
@@ -223,12 +224,12 @@ def generations(prompts: Sequence[Sequence[int]], count: int, adapters: Sequence
 
 @dataclass(frozen=True)
 class Contest:
-    """Ours and the peers on one model, with the same prompt; `versions` by peer, `dtype` of transformers."""
+    """Ours and the peers' processes on one model, with the same prompt; `versions` by peer, `dtype` of transformers."""
 
     engine: Engine
     tokens: tuple[int, ...]
-    llama_cpp: LlamaCpp
-    transformers: Transformers
+    llama_cpp: PeerProcess
+    transformers: PeerProcess
     dtype: str
     versions: dict[str, str]
     base: str = BASE
@@ -269,9 +270,11 @@ def versions_of_peers() -> dict[str, str]:
         "llama-cpp-python": need("llama_cpp", "llama-cpp-python"),
         "transformers": need("transformers", "transformers"),
     }
-    import llama_cpp
-
-    unfit = masks.llama_unfit(llama_cpp.llama_print_system_info().decode())
+    try:
+        unfit = masks.llama_unfit(call_in_process("llama_cpp:llama_print_system_info").decode())
+    except PeerError as error:
+        print(f"llama.cpp FAILED: {error}", flush=True)
+        return versions
     if unfit is not None:
         print(f"NOT MEASURED: the installed llama.cpp is no fair peer: {unfit}; install it anew, or make peers")
         sys.exit(3)
@@ -288,5 +291,8 @@ def contest(
     path, base = locate(name), our_base(name)
     tokens = tuple(prompt_tokens(prompt, base.spec.vocab_size))
     with exported(base=name) as directory, Engine(base, weights=weights, speculate=False) as engine:
-        peer, dtype = fastest(lambda dtype: Transformers(directory, dtype), lambda contender: trial(contender, tokens))
-        yield Contest(engine, tokens, LlamaCpp(path), peer, dtype, versions, name)
+        peer, dtype = fastest(
+            lambda dtype: PeerProcess("peers:Transformers", directory, dtype),
+            lambda contender: trial(contender, tokens),
+        )
+        yield Contest(engine, tokens, PeerProcess("peers:LlamaCpp", path), peer, dtype, versions, name)

@@ -69,6 +69,8 @@ def table(machines: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> str:
 def cell(row: Mapping[str, Any]) -> str:
     """Such as `160 / 91 tok/s: **1.75**`."""
     unit = row["unit"].replace("tokens/s", "tok/s")
+    if row["ratio"] is None:
+        return f"{number(row['ours'])} {unit} / the peer failed"
     setting = f" ({row['peer_setting']})" if row.get("peer_setting") else ""
     missed = "" if row["goal"] is None or row["ratio"] >= row["goal"] else f" (goal {row['goal']:g})"
     return f"{number(row['ours'])} / {number(row['peer'])} {unit}{setting}: **{row['ratio']:.2f}**{missed}"

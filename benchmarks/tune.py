@@ -3,10 +3,10 @@
 Ours computes in what a training step is measured to be fastest in here, the peers in the faster of their settings
 (float32, or bfloat16 under autocast), measured on a few of these batches before.
 
-All runs see the same examples from the same initial adapter under the same optimizer, schedule and clipping. Three
-peers: padded batches in our order; length-grouped batches; padded, with the head on label positions only. The runs
-take turns step by step; the speed of a run is its examples over the sum of its step times, and the median over seeds
-is reported, with the mean loss on held-out examples.
+Each peer runs in a process of its own. All runs see the same examples from the same initial adapter under the same
+optimizer, schedule and clipping. Three peers: padded batches in our order; length-grouped batches; padded, with the
+head on label positions only. The runs take turns step by step; the speed of a run is its examples over the sum of its
+step times, and the median over seeds is reported, with the mean loss on held-out examples.
 
 usage: tune.py [--examples 600] [--valid 320] [--seeds 3]
 """
@@ -15,20 +15,23 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 import goals
+from apart import PeerProcess
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import hf_module_name
@@ -43,7 +46,7 @@ from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
-from comparison import Row, best_seconds, need, report, start
+from comparison import Row, attempted, best_seconds, need, report, start
 from peers import THREADS
 
 BATCH = 16
@@ -62,6 +65,9 @@ def peft_model(directory: Path, setting: Setting) -> Any:
     import peft
     import transformers
 
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning)
     dtype = torch.float32 if setting == "float32" else torch.bfloat16
     model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=dtype)
     config = peft.LoraConfig(
@@ -79,10 +85,11 @@ def fastest_setting(directory: Path, batches: Sequence[Sequence[TrainingExample]
     slower on two examples is not tried on more: emulated bfloat16 takes minutes for a batch."""
     trial_seconds, whole = {SETTINGS[0]: float("inf")}, dict.fromkeys(SETTINGS, float("inf"))
     for setting in SETTINGS:
-        model = peft_model(directory, setting).train()
-        trial_seconds[setting] = best_seconds(lambda m=model, s=setting: passes(m, s, [batches[0][:2]]), turns=2)
+        peer = PeerProcess("tune:Passes", directory, setting)
+        trial_seconds[setting] = best_seconds(lambda p=peer: p.run([batches[0][:2]]), turns=2)
         if trial_seconds[setting] < 3 * min(trial_seconds.values()):
-            whole[setting] = best_seconds(lambda m=model, s=setting: passes(m, s, batches), min(whole.values()))
+            whole[setting] = best_seconds(lambda p=peer: p.run(batches), min(whole.values()))
+        peer.close()
     setting = min(SETTINGS, key=lambda candidate: whole[candidate])
     timings = ", ".join(
         f"{candidate} {trial_seconds[candidate]:.2f} s and {seconds:.2f} s" for candidate, seconds in whole.items()
@@ -91,53 +98,57 @@ def fastest_setting(directory: Path, batches: Sequence[Sequence[TrainingExample]
     return setting
 
 
-def passes(model: Any, setting: Setting, batches: Sequence[Sequence[TrainingExample]]) -> None:
-    """Forward and backward over padded batches."""
-    for batch in batches:
-        ids, mask, labels = padded(batch)
-        with computing_in(setting):
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels).loss
-        loss.backward()
-        model.zero_grad()
+class Passes:
+    """peft's model, to be timed in one setting."""
+
+    def __init__(self, directory: Path, setting: Setting) -> None:
+        self._model, self._setting = peft_model(directory, setting).train(), setting
+
+    def run(self, batches: Sequence[Sequence[TrainingExample]]) -> None:
+        """Forward and backward over padded batches."""
+        for batch in batches:
+            ids, mask, labels = padded(batch)
+            with computing_in(self._setting):
+                loss = self._model(input_ids=ids, attention_mask=mask, labels=labels).loss
+            loss.backward()
+            self._model.zero_grad()
 
 
-@dataclass
+@dataclass(frozen=True)
 class Run:
-    """One run's times by step, and its loss on the held-out examples."""
+    """One run's times by step, and its loss on the held-out examples; not a number where a peer failed."""
 
-    seconds: list[float] = field(default_factory=list)
-    valid_loss: float = 0.0
+    seconds: Sequence[float]
+    valid_loss: float
 
 
 class Peft:
     """peft's model with our initial adapter, and the usual padded training step."""
 
     def __init__(
-        self, directory: Path, base: Base, bank: Bank, slot: int, batches: list[list[TrainingExample]], setting: Setting
+        self,
+        directory: Path,
+        adapter: Mapping[str, np.ndarray],
+        batches: list[list[TrainingExample]],
+        setting: Setting,
+        config: TrainConfig,
     ) -> None:
-        self.setting = setting
+        self.setting, self.batches, self.config = setting, batches, config
         self.model: Any = peft_model(directory, setting).train()
         named = dict(self.model.named_parameters())
-        weights = family_in(base, "hf").weights
-        for name, tensor in bank.state(slot).items():
-            path, factor = name.rsplit(".", 1)
-            module = hf_module_name(weights, path)
-            named[f"base_model.model.{module}.{factor}.default.weight"].data.copy_(tensor)
+        for name, values in adapter.items():
+            named[name].data.copy_(torch.from_numpy(values))
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.batches = batches
-        self.run = Run()
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, fused=True
+        )
 
     def loss(self, ids: torch.Tensor, mask: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """The mean over labels, by transformers itself."""
         return self.model(input_ids=ids, attention_mask=mask, labels=labels).loss
 
-    def prepare(self, config: TrainConfig) -> None:
-        self.config = config
-        self.optimizer = torch.optim.AdamW(
-            self.parameters, betas=(config.beta1, config.beta2), eps=config.eps, weight_decay=0.0, fused=True
-        )
-
-    def step(self, number: int) -> None:
+    def step(self, number: int) -> float:
+        """Seconds of a training step."""
         started = time.perf_counter()
         with computing_in(self.setting):
             loss = self.loss(*padded(self.batches[number]))
@@ -149,10 +160,11 @@ class Peft:
         self.optimizer.step()
         self.optimizer.zero_grad()
         loss.item()
-        self.run.seconds.append(time.perf_counter() - started)
+        return time.perf_counter() - started
 
     @torch.no_grad()
-    def evaluate(self, examples: Sequence[TrainingExample]) -> None:
+    def evaluate(self, examples: Sequence[TrainingExample]) -> float:
+        """The mean loss over held-out labels."""
         self.model.eval()
         total, count = 0.0, 0
         for batch in chunks(examples):
@@ -161,7 +173,7 @@ class Peft:
             with computing_in(self.setting):
                 total += float(self.loss(ids, mask, labels)) * targets
             count += targets
-        self.run.valid_loss = total / count
+        return total / count
 
 
 class PeftOnLabels(Peft):
@@ -241,6 +253,16 @@ def length_grouped(examples: Sequence[TrainingExample], seed: int) -> list[list[
     return chunks([examples[i] for i in sampler])
 
 
+def peft_tensors(base: Base, bank: Bank, slot: int) -> dict[str, np.ndarray]:
+    """The adapter's tensors under their names in peft's model."""
+    weights, tensors = family_in(base, "hf").weights, dict[str, np.ndarray]()
+    for name, tensor in bank.state(slot).items():
+        path, factor = name.rsplit(".", 1)
+        module = hf_module_name(weights, path)
+        tensors[f"base_model.model.{module}.{factor}.default.weight"] = tensor.detach().float().numpy()
+    return tensors
+
+
 def one_seed(
     base: Base,
     directory: Path,
@@ -249,23 +271,22 @@ def one_seed(
     seed: int,
     setting: Setting,
 ) -> list[Run]:
-    """Ours, then the three peers, trained side by side."""
+    """Ours, then the three peers, trained in turns."""
     bank = Bank(base.model)
     slot = bank.add(LORA, None, seed, trainable=True)
     bank.select(slot)
-    training_batches = chunks(examples)
-    peers = [
-        Peft(directory, base, bank, slot, training_batches, setting),
-        Peft(directory, base, bank, slot, length_grouped(examples, seed), setting),
-        PeftOnLabels(directory, base, bank, slot, training_batches, setting),
-    ]
     config = TrainConfig(learning_rate=5e-4, seed=seed, save_seconds=None)
-    for peer in peers:
-        peer.prepare(config)
+    adapter, given, grouped = peft_tensors(base, bank, slot), chunks(examples), length_grouped(examples, seed)
+    peers = [
+        PeerProcess(f"tune:{peer}", directory, adapter, batches, setting, config)
+        for peer, batches in (("Peft", given), ("Peft", grouped), ("PeftOnLabels", given))
+    ]
+    peer_seconds: list[list[float]] = [[] for _ in peers]
 
     def step_peers(number: int) -> None:
-        for peer in peers:
-            peer.step(number)
+        for peer, seconds in zip(peers, peer_seconds, strict=True):
+            if not math.isnan(sum(seconds)):
+                seconds.append(attempted(peer.name, lambda peer=peer: peer.step(number)))
 
     source = InTurns(ExampleSource(examples, BATCH), step_peers)
     with tempfile.TemporaryDirectory() as out:
@@ -273,13 +294,14 @@ def one_seed(
         rows = [json.loads(line) for line in result.metrics_path.read_text().splitlines()]
     print(f"seed {seed}, ours computed in {result.arithmetic.name}")
     steps = [row["examples"] / row["examples_per_second"] for row in rows]
-    ours = Run([a + b for a, b in zip(steps, source.packing, strict=True)])
     batches = [batch for step in ExampleSource(valid, BATCH) for batch in step]
-    ours.valid_loss = evaluate_loss(base.model, batches, Sft())["sft"]
+    valid_loss = evaluate_loss(base.model, batches, Sft())["sft"]
+    runs = [Run([a + b for a, b in zip(steps, source.packing, strict=True)], valid_loss)]
     bank.close()
-    for peer in peers:
-        peer.evaluate(valid)
-    return [ours, *(peer.run for peer in peers)]
+    for peer, seconds in zip(peers, peer_seconds, strict=True):
+        runs.append(Run(seconds, attempted(peer.name, lambda peer=peer: peer.evaluate(valid))))
+        peer.close()
+    return runs
 
 
 def main() -> None:
@@ -290,11 +312,6 @@ def main() -> None:
     started = start(parser)
     arguments, goal = started.options, goals.of(started.machine.level)["tune"]
     versions = f"{need('peft', 'peft')} + {need('transformers', 'transformers')}"
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning)
     torch.set_num_threads(THREADS)
     base = load_base("smollm2-135m", dtype="bfloat16")
     tokenizer, data = base.need_tokenizer(), load_examples(load_task(TASK))

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -29,6 +28,7 @@ from typing import Any
 
 import torch
 
+from apart import PeerError, call_in_process
 from bedplate.evaluation.examples import Example as Labelled
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
@@ -41,7 +41,6 @@ from comparison import Row, need, report, start
 from peers import BASE, THREADS
 from tune import (
     LORA,
-    SETTINGS,
     TASK,
     Setting,
     chunks,
@@ -64,7 +63,7 @@ class Measured:
     examples: int
     seconds: float
     loss: float
-    peak: int
+    peak: float
 
 
 # --- the examples, made once and read by every process
@@ -222,11 +221,12 @@ def measure(name: str, workload: str, scratch: Path, setting: Setting) -> Measur
 
 
 def measure_isolated(name: str, workload: str, scratch: Path, setting: Setting) -> Measured:
-    """The same in a new process."""
-    command = [sys.executable, __file__, "--one", name, "--workloads", workload, "--scratch", str(scratch)]
-    command += ["--setting", setting]
-    completed = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    return Measured(**json.loads(completed.stdout.splitlines()[-1]))
+    """The same in a new process; no numbers where a peer fails, which is printed."""
+    try:
+        return call_in_process("tune_apart:measure", name, workload, scratch, setting)
+    except PeerError as error:
+        print(f"{name} FAILED: {error}", flush=True)
+        return Measured(0, math.nan, math.nan, math.nan)
 
 
 def rows_of(workload: str, measured: dict[str, list[Measured]], versions: dict[str, str]) -> list[Row]:
@@ -255,14 +255,7 @@ def main() -> None:
     parser.add_argument("--valid", type=int, default=160)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--workloads", nargs="+", choices=tuple(BATCH), default=list(BATCH))
-    parser.add_argument("--one", choices=tuple(CONTENDERS), help=argparse.SUPPRESS)
-    parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
-    # A child answers in JSON alone; its parent has said where it runs.
-    arguments = parser.parse_args() if "--one" in sys.argv else start(parser).options
-    if arguments.one is not None:
-        print(json.dumps(asdict(measure(arguments.one, arguments.workloads[0], arguments.scratch, arguments.setting))))
-        return
+    arguments = start(parser).options
     transformers = need("transformers", "transformers")
     versions = {
         "peft": f"{need('peft', 'peft')} + {transformers}",

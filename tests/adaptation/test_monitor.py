@@ -133,9 +133,9 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     assert code == 0
     assert "Adapt again: accuracy is 0.000 on the new rows, where the skin's verdict promised 0.360" in printed
     assert "promised at least 0.360 (97.0%, from its verdict). Evidence of a drop: " in printed
-    assert re.search(r"Evidence of a value below the bar: \S+ \(80 needed\)\.", printed)
+    assert re.search(r"Evidence of a value below the bar: \S+ to 1 \(80 to 1 would show it\)\.", printed)
     assert (
-        "significantly below the bar and the promise; new rows differ from old ones in inputs, words and length"
+        "significantly below the bar and the promise; new rows differ from old ones in inputs, length and labels"
         in printed
     )
     assert "words that are more frequent now:" in printed
@@ -160,7 +160,7 @@ def test_another_topic_is_seen_where_the_base_takes_it_for_the_same(
         return np.ones((len(old), 4)), np.ones((len(new), 4))
 
     monkeypatch.setattr(monitor, "input_vectors", alike)
-    drifted = write(tmp_path / "new.jsonl", rows(500, 120, "my card is at home, box {}"), "y")
+    drifted = write(tmp_path / "new.jsonl", rows(500, 300, "my card is at home, box {}"), "y")
     report = looked(capsys, house / "run/skins/always-no", drifted)
     assert {shift["what"]: shift["differs"] for shift in report["shifts"] if shift["what"] != "length"} == {
         "inputs": False,

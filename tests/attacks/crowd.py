@@ -1,9 +1,10 @@
-"""Clients of many tenants at one server, one of them hostile with everything; against the same time without it."""
+"""Clients of many tenants at one server, one of them hostile with everything, in turns with spells without it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import http.client
 import math
 import threading
 import time
@@ -12,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import httpx
 from tests.serving.conftest import make_skins
 from tests.serving.process import Process, serving
 from tests.tiny import write_tiny_base
@@ -21,13 +21,18 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 from bedplate.skins.files import write_skin
 
-from .neighbours import Tenant, honest
+from .neighbours import Tenant, beat, honest
 from .siege import SETTINGS, Besieger, Report, Siege
 
 CLIENTS = 8
 """Of each tenant."""
 PAUSE = 1.0
 """Seconds between one client's calls: all together they leave the server half idle."""
+SPELL_SECONDS, QUIET_SHARE = 40.0, 0.25
+"""About how long it is besieged at a time, after a quiet spell of this share of it: other work on the machine falls on
+both alike."""
+REST_SECONDS = 30.0
+"""How long at most what the hostile tenant left behind is waited for, before it counts as quiet."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +68,13 @@ HEAD = "| tenant | calls, quiet | besieged | 5xx | 429 | p99 quiet, ms | besiege
 
 @dataclass
 class Vitals:
-    """What `/health` took, in seconds, and resident bytes at the beginning and at most."""
+    """What `/health` took, in seconds, and resident bytes at the beginning and at most. late: seconds by which the
+    honest clients' own event loop was late, quiet and besieged: part of what their calls took."""
 
     health: list[float] = field(default_factory=list[float])
     resident: int = 0
     peak: int = 0
+    late: tuple[list[float], list[float]] = field(default_factory=lambda: (list[float](), list[float]()))
 
     def slow(self, seconds: float) -> float:
         """The share of probes that took longer, or were not answered with 200."""
@@ -76,14 +83,19 @@ class Vitals:
     @contextlib.contextmanager
     def watching(self, live: Process) -> Generator[None]:
         ended = threading.Event()
-        self.resident = live.rss()
+        self.resident = self.resident or live.rss()
+        probe = http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=60)
 
         def watch() -> None:
             while not ended.wait(0.1):
                 begin = time.monotonic()
                 try:
-                    healthy = live.request("GET", "/health", None).status_code == 200
-                except httpx.HTTPError:
+                    probe.request("GET", "/health")
+                    reply = probe.getresponse()
+                    reply.read()
+                    healthy = reply.status == 200
+                except (OSError, http.client.HTTPException):
+                    probe.close()
                     healthy = False
                 self.health.append(time.monotonic() - begin if healthy else math.inf)
                 self.peak = max(self.peak, live.rss())
@@ -111,35 +123,56 @@ class Scenario:
 def crowd(
     directory: Path, seconds: float, seed: int = 0, scenario: Scenario | None = None
 ) -> tuple[Sequence[TenantRuns], Report, Vitals]:
-    """Two runs of so long each, at one server of a tiny base; the server's vital signs during the second."""
-    scenario, vitals = scenario or Scenario(), Vitals()
+    """Quiet spells and besieged ones, of so many seconds in all, in turns at one server of a tiny base; the server's
+    vital signs in the besieged ones."""
+    scenario, vitals, report = scenario or Scenario(), Vitals(), Report()
     base = write_tiny_base(directory / "tiny", **scenario.spec)
     skins = [write_skin(skin, directory / skin.name) for skin in make_skins(load_base(base))]
     with serving(base, skins, directory, **scenario.settings) as live:
         secrets = _add_tenants(directory, scenario.tenants)
-        _run(live, secrets, time.monotonic() + min(5.0, seconds / 10))  # what is compiled or read once
-        quiet = _run(live, secrets, time.monotonic() + seconds)
+        runs = [TenantRuns(Tenant(name), Tenant(name)) for name in secrets]
         attacker = {name: live.secrets[name] for name in ("two", "admin")}
-        siege = Siege(
-            live.url,
-            attacker,
-            directory / "report.json",
-            seed=seed,
-            shots=10**7,
-            seconds=seconds,
-            workers=CLIENTS,
-            besieger=scenario.besieger,
-        )
-        with vitals.watching(live):
-            besieged = _run(live, secrets, time.monotonic() + seconds)
-            report = siege.end()
+        _run(live, secrets, min(5.0, seconds / 10), [Tenant(name) for name in secrets], [])  # what is done once
+        spells = max(1, round(seconds / SPELL_SECONDS))
+        for spell in range(spells):
+            _run(live, secrets, QUIET_SHARE * seconds / spells, [run.quiet for run in runs], vitals.late[0])
+            siege = Siege(
+                live.url,
+                attacker,
+                directory / f"report-{spell}.json",
+                seed=seed,
+                first=spell * SHOTS,
+                shots=SHOTS,
+                seconds=seconds / spells,
+                workers=CLIENTS,
+                besieger=scenario.besieger,
+            )
+            with vitals.watching(live):
+                _run(live, secrets, seconds / spells, [run.besieged for run in runs], vitals.late[1])
+                report.add(siege.end())
+            live.idle(REST_SECONDS)
         assert not live.faults, "\n".join(live.faults[:5])[:20_000]
-        return [TenantRuns(*pair) for pair in zip(quiet, besieged, strict=True)], report, vitals
+        return runs, report, vitals
 
 
-def _run(live: Process, secrets: Mapping[str, str], until: float) -> list[Tenant]:
-    run = honest(live.url, secrets, clients=CLIENTS, pause=PAUSE, is_running=lambda: time.monotonic() < until)
-    return asyncio.run(run)
+SHOTS = 10**7
+"""More than a spell has."""
+
+
+def _run(
+    live: Process, secrets: Mapping[str, str], seconds: float, tenants: Sequence[Tenant], late: list[float]
+) -> None:
+    """Lets the tenants ask for so long, and notes how late their own loop was."""
+    until = time.monotonic() + seconds
+
+    async def run() -> None:
+        beating = asyncio.create_task(beat(late))
+        await honest(
+            live.url, secrets, tenants, clients=CLIENTS, pause=PAUSE, is_running=lambda: time.monotonic() < until
+        )
+        beating.cancel()
+
+    asyncio.run(run())
 
 
 def _add_tenants(directory: Path, count: int) -> dict[str, str]:

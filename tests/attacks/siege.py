@@ -71,6 +71,14 @@ class Report:
     """Requests to each route that were answered at all."""
     wrong: list[str] = field(default_factory=list[str])
 
+    def add(self, report: Report) -> None:
+        """Takes in what came of a further siege."""
+        self.shots += report.shots
+        self.seconds += report.seconds
+        self.statuses += report.statuses
+        self.routes += report.routes
+        self.wrong += report.wrong
+
 
 class Besieger:
     """Draws requests and sends them, `workers` at once. secrets: of the keys that it has; the first is used most."""
@@ -99,10 +107,11 @@ class Besieger:
         self._sampler = Sampler(document, self._values_by_name)
         self.report = Report()
 
-    async def run(self, shots: int, seconds: float, workers: int) -> Report:
-        """At most so many requests, for at most so long. Every route gets some, whatever is drawn."""
+    async def run(self, shots: int, seconds: float, workers: int, first: int = 0) -> Report:
+        """At most so many requests, for at most so long. Every route gets some of the very first ones, whatever is
+        drawn; a later siege goes on with number `first`."""
         begin = time.monotonic()
-        numbers = iter(range(shots))
+        numbers = iter(range(first, first + shots))
 
         async def work() -> None:
             for number in numbers:
@@ -335,7 +344,7 @@ def _besiege(
     secrets: dict[str, str],
     document: str,
     seed: int,
-    limits: tuple[int, float, int],
+    limits: tuple[int, float, int, int],
     out: str,
 ) -> None:
     """In a process of its own: drawing takes the interpreter from whoever measures."""
@@ -356,11 +365,12 @@ class Siege:
         shots: int,
         seconds: float,
         workers: int = 8,
+        first: int = 0,
         besieger: type[Besieger] = Besieger,
     ) -> None:
         document = httpx.get(f"{url}/openapi.json", trust_env=False, verify=False).text
         self._out, self._seconds = out, seconds
-        arguments = (besieger, url, dict(secrets), document, seed, (shots, seconds, workers), str(out))
+        arguments = (besieger, url, dict(secrets), document, seed, (shots, seconds, workers, first), str(out))
         self._process = CONTEXT.Process(target=_besiege, args=arguments)
         self._process.start()
 

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
@@ -112,11 +112,15 @@ def test_a_llama_that_uses_more_than_the_mask_is_no_peer(
 
 def test_a_peers_fastest_dtype_is_taken(load, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     peers = load("peers")
-    seconds = {"bfloat16": 2.0, "float32": 0.5}
+    seconds, closed = {"bfloat16": 2.0, "float32": 0.5}, list[str]()
     monkeypatch.setattr(peers, "best_seconds", lambda trial, beaten_by: seconds[trial()])
-    built, dtype = peers.fastest(lambda dtype: dtype, lambda candidate: candidate)
-    assert (built, dtype) == ("float32", "float32")
-    assert "float32 0.5 s, bfloat16 2 s: float32 it is" in capsys.readouterr().out
+
+    def build(dtype: str) -> SimpleNamespace:
+        return SimpleNamespace(name="Peer", dtype=dtype, close=lambda: closed.append(dtype))
+
+    peer, dtype = peers.fastest(build, lambda candidate: candidate.dtype)
+    assert (peer.dtype, dtype, closed) == ("float32", "float32", ["bfloat16"])
+    assert "Peer tried in float32 0.5 s, bfloat16 2 s: float32 it is" in capsys.readouterr().out
 
 
 def test_a_setting_that_is_far_behind_is_not_tried_twice(load):

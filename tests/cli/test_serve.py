@@ -91,6 +91,30 @@ def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, ca
         assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
 
 
+def test_the_first_line_names_models_routes_and_whether_keys_are_asked_for(tmp_path, capsys):
+    from types import SimpleNamespace
+
+    from bedplate.cli.serve import _run
+    from bedplate.serving.settings.server_config import RouteConfig
+
+    state = SimpleNamespace(registry=SimpleNamespace(models={"tiny": None, "tuned": None}))
+
+    def announced(as_json: bool, **settings: Any) -> str:
+        def run(config: ServerConfig, skins: object, on_ready: Any) -> bool:
+            on_ready("http://127.0.0.1:8000/v1", state)
+            return True
+
+        _run(run, server_config("tiny", **settings), (), as_json)
+        return capsys.readouterr().out.strip()
+
+    url, routes = "http://127.0.0.1:8000/v1", {"reviews": RouteConfig(versions={"tuned": 1})}
+    assert announced(False) == f"serving tiny, tuned at {url}"
+    guarded = announced(False, routes=routes, keys=tmp_path / "keys.yaml")
+    assert guarded == f"serving tiny, tuned, and the route reviews, at {url}; it asks for an API key"
+    fields = {"url": url, "models": ["tiny", "tuned"], "routes": ["reviews"], "keys": False}
+    assert json.loads(announced(True, routes=routes)) == fields
+
+
 def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed(bases, served_configs, capsys):
     if isinstance(load(), str):
         pytest.skip(f"no native kernel on this machine: {load()}")
@@ -136,14 +160,16 @@ def test_several_bases_answer_under_their_names(bases, tmp_path):
         (("BASE", "--config", "FILE"), "and not both"),
         (("BASE", "port=1"), "port=1 is a value of a server's file"),
         (("--config", "FILE", "--no-allow-other-weights"), "--allow-other-weights does not go with --config"),
-        (("port=1",), "give a base to serve"),
+        (("port=1",), "give a base or a skin to serve"),
+        (("--skins-directory", "SHELF", "--weights", "int4"), "weights is a setting of a base, and none is served"),
+        (("--skins-directory", "SHELF", "--config", "FILE"), "--skins-directory does not go with --config"),
         (("port=none", "--config", "FILE"), "override 'port=none'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(bases, served_configs, tmp_path, capsys, arguments, message):
     file = tmp_path / "server.yaml"
     file.write_text(f"bases:\n  - source: {bases[0]}\n")
-    names = {"BASE": str(bases[0]), "FILE": str(file)}
+    names = {"BASE": str(bases[0]), "FILE": str(file), "SHELF": str(tmp_path)}
     code, error = run(capsys, *(names.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in error

@@ -145,7 +145,8 @@ def test_commands_that_load_skins_on_a_live_server_run(names: dict[str, str], tm
     assert {name: loaded[name] for name in example} == example
     assert answered["choices"][0]["message"]["content"] in ("negative", "positive")
     assert replaced["replaced"] == loaded["id"]
-    assert replies[6].json() == {"name": "reviews-next", "deleted": True, "calls_running": 0}
+    deleted = {"name": "reviews-next", "deleted": True, "calls_running": 0, "durable": True}
+    assert replies[6].json() == deleted
     assert isinstance(scanned, dict)
 
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.engine.scheduler import MOST_OVERTAKEN, Admission, Scheduler
+from bedplate.inference.engine.scheduler import MOST_OVERTAKEN, Admission, Scheduler, weigh
+from bedplate.inference.engine.step_budget import MIN_TOKENS
 
 
 @dataclass(eq=False)
@@ -18,6 +19,7 @@ class Fake:
     size: int
     adapter: str | None = None
     computed: int = 0
+    weight: float = 1.0
 
     @property
     def cost(self) -> int:
@@ -45,9 +47,9 @@ class House:
         self.order.append(request)
         return Admission.IN
 
-    def step(self, reserved: int = 0) -> int:
+    def step(self, reserved: int = 0, limit: int | None = None) -> int:
         self.full = False
-        plan = self.scheduler.plan(reserved, self.admit)
+        plan = self.scheduler.plan(reserved, self.admit, limit)
         assert len({id(request) for request, _ in plan}) == len(plan)
         for request, count in plan:
             assert 0 < count <= request.cost
@@ -190,3 +192,59 @@ def test_whole_requests_are_never_cut(sizes: list[tuple[str, int]], quantum: int
         assert house.step() <= 50
         assert all(request.cost in (0, before[id(request)]) for request in pending)
     assert not any(request.cost for request in pending)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 100), st.floats(1, 30)), min_size=1, max_size=20),
+    st.integers(MIN_TOKENS, 200),
+    st.booleans(),
+)
+def test_a_limited_step_takes_little_more_than_its_limit_and_everybody_is_served(
+    sizes: list[tuple[str, int, float]], limit: int, whole: bool
+) -> None:
+    scheduler: Scheduler[Fake] = Scheduler(500, whole=whole)
+    house = House(scheduler, 10**6)
+    pending = [Fake(queue, i, size, weight=weight) for i, (queue, size, weight) in enumerate(sizes)]
+    for request in pending:
+        scheduler.add(request.queue, request)
+    steps = 0
+    while any(request.cost for request in pending):
+        before = {id(request): request.cost for request in pending}
+        house.step(limit=limit)
+        computed = [(request, count) for request in pending if (count := before[id(request)] - request.cost)]
+        taken = [weigh(request, count) for request, count in computed]
+        assert taken
+        if whole:
+            assert all(request.cost == 0 for request, _ in computed)
+            assert sum(taken) <= limit or len(taken) == 1
+        else:
+            assert sum(taken) <= limit + MIN_TOKENS + max(request.weight for request, _ in computed)
+        steps += 1
+    assert steps <= sum(request.size for request in pending)
+
+
+def test_a_tenant_with_many_skins_has_the_share_of_a_tenant() -> None:
+    scheduler: Scheduler[Fake] = Scheduler(1000, tenant_of=lambda name: name[0])
+    house = House(scheduler, 10**6)
+    for name in ("a0", "a1", "a2", "a3", "b0"):
+        for number in range(100):
+            scheduler.add(name, Fake(name, number, 50))
+    for _ in range(20):
+        house.step(limit=100)
+    ours, theirs = house.tokens["b0"], sum(house.tokens[f"a{i}"] for i in range(4))
+    assert theirs <= 1.2 * ours
+
+
+def test_rows_of_few_tokens_and_tokens_behind_many_count_by_what_they_take() -> None:
+    """In computing time, not in tokens or requests, tenants have equal parts, but for what is not divided."""
+    scheduler: Scheduler[Fake] = Scheduler(1000)
+    house = House(scheduler, 10**6)
+    for number in range(1000):
+        scheduler.add("short", Fake("short", number, 1))
+    scheduler.add("long", Fake("long", 0, 10**6, weight=10.0))
+    scheduler.add("plain", Fake("plain", 0, 10**6))
+    for _ in range(40):
+        house.step(limit=96)
+    taken = [MIN_TOKENS * house.tokens["short"], 10 * house.tokens["long"], house.tokens["plain"]]
+    assert max(taken) <= 1.6 * min(taken), taken

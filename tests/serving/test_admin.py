@@ -138,7 +138,8 @@ def test_a_skin_is_loaded_asked_replaced_and_unloaded(room):
     assert room.answer("tuned") == room.answer("other") == expected[1]
     assert room.settled(2)
     assert {model["id"] for model in room.server.client.models.list().to_dict()["data"]} == {"tiny", "tuned", "other"}
-    assert room.request("DELETE", "/tuned").json() == {"name": "tuned", "deleted": True, "calls_running": 0}
+    deleted = room.request("DELETE", "/tuned").json()
+    assert deleted == {"name": "tuned", "deleted": True, "calls_running": 0, "durable": True}
     assert room.chat("tuned").status_code == 404
     assert room.request("GET", "/tuned").status_code == 404
     assert room.request("DELETE", "/tuned").status_code == 404

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import sqlite3
 import stat
 import tempfile
@@ -36,6 +37,7 @@ from bedplate.serving.callers.api_keys import (
 )
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for
 from bedplate.serving.callers.limits import KeyWindows, Spending, SpendLedger
+from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
 from bedplate.serving.server.app import assembled
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, RouteConfig, ServerConfig
@@ -402,7 +404,7 @@ def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     registry, routes = SimpleNamespace(models={"tiny": None}), {"a-route": RouteConfig(versions={"tiny": 1.0})}
     served = config(keys=path, state=tmp_path, routes=routes)
     guard = guard_for(served)
-    assembled(served, registry, guard)  # type: ignore[arg-type]
+    assembled(served, registry, guard, StateDirectory(served))  # type: ignore[arg-type]
     assert not caplog.messages
     write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
     asyncio.run(guard.refresh())
@@ -566,9 +568,24 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     assert [key_row["state"] for key_row in keys_command("list", *on)["keys"]] == ["disabled"]
     assert "no key with the id" in keys_command("revoke", "000000000000", *on, code=2)["error"]["message"]
     assert "expires" in keys_command("create", "x", *on, "--expires", "soon", code=2)["error"]["message"]
-    assert "is over" in keys_command("create", "x", *on, "--expires", "2020-01-01", code=2)["error"]["message"]
+    assert "in the past" in keys_command("create", "x", *on, "--expires", "2020-01-01", code=2)["error"]["message"]
     with pytest.raises(SystemExit):
         main(["keys", "create", "said", *on])
     assert f"--keys {path}" in capsys.readouterr().out
     keys_command("create", "by default")
+    # what is easily done by mistake is said
+    for arguments, message in (
+        (("create", "said", *on), rf"is called 'said' as well; `bedplate keys revoke \w+ --file {path}` ends it"),
+        (("rotate", created["id"], *on), rf"{created['id']} is disabled, so the new secret is refused"),
+        (("revoke", "000000000000", *on), rf"`bedplate keys list --file {path}` shows them"),
+        (("list", "--file", str(tmp_path / "none.yaml")), "does not exist"),
+    ):
+        with pytest.raises(SystemExit):
+            main(["keys", *arguments])
+        assert re.search(message, capsys.readouterr().err), arguments
+    with pytest.raises(ConfigError, match=r"keys create NAME --file .*none\.yaml"):
+        api_keys.read_keys(tmp_path / "none.yaml")
+    with pytest.raises(SystemExit):
+        main(["keys", "create", "--help"])
+    assert re.search(r"--usd-per-day\W+USD", capsys.readouterr().out)
     assert stat.S_IMODE((isolated_home / "keys.yaml").stat().st_mode) == 0o600

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import configparser
 import contextlib
 import json
 import logging
@@ -20,7 +19,6 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import yaml
-from fastapi.routing import APIRoute
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from tests.forked import Command
 
@@ -30,7 +28,7 @@ from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.server import uvicorn_server
-from bedplate.serving.server.app import ROUTERS, create_app, loaded_server, serve
+from bedplate.serving.server.app import create_app, loaded_server, serve
 from bedplate.serving.server.monitoring import Telemetry
 from bedplate.serving.server.uvicorn_server import HEAD_SECONDS
 from bedplate.serving.server.uvicorn_server import Server as Lifecycle
@@ -180,7 +178,8 @@ def no_signals(monkeypatch):
     monkeypatch.setattr("signal.raise_signal", lambda _: None)
 
 
-def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_path, slow_steps, no_signals):
+def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_path, slow_steps, no_signals, caplog):
+    caplog.set_level(logging.INFO, "bedplate.serving")
     with Running(config(files, grace_seconds=30, state=tmp_path)) as run:
         server = Server(run.url, run.states[0], {})
         with send(server, {**ENDLESS, "stream": True, "max_tokens": 60}) as connection:
@@ -193,6 +192,7 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
             assert b"[DONE]" in everything(connection)
         run.thread.join(5)
         assert run.result == [True]
+    assert "stopping: 1 call has 30 s to end; a second signal stops at once" in caplog.messages
 
 
 def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signals):
@@ -309,6 +309,18 @@ def test_the_log_names_the_key_by_its_id_only(files, tmp_path, caplog):
     assert secret.split("_")[2] not in caplog.text
 
 
+def test_the_log_names_a_revoked_key_that_was_refused(files, tmp_path, caplog):
+    from .test_guard import make_key
+    from .test_guard_http import guarded, post_chat
+
+    caplog.set_level(logging.INFO)
+    revoked, secret = make_key(disabled=True)
+    with guarded(files, tmp_path, revoked) as server:
+        assert post_chat(server, secret).status_code == 401
+        wait_until(lambda: "401 " in caplog.text)
+    assert f"key={revoked.id}" in caplog.text
+
+
 # Traces
 
 
@@ -419,55 +431,6 @@ def test_nothing_but_the_package_goes_into_the_container():
         for word in shlex.split(arguments)[:-1]
     }
     assert copied == set(included)
-
-
-DEPLOYMENT = ROOT / "examples" / "deployment"
-
-
-def seconds_from_signal_to_kill(pod: dict[str, Any]) -> float:
-    return pod["terminationGracePeriodSeconds"] - float(
-        pod["containers"][0]["lifecycle"]["preStop"]["exec"]["command"][1]
-    )
-
-
-def test_the_kubernetes_manifest_agrees_with_the_servers_file_and_its_routes():
-    objects = {part["kind"]: part for part in yaml.safe_load_all((DEPLOYMENT / "kubernetes.yaml").read_text("utf-8"))}
-    server_file = ServerConfig.model_validate(yaml.safe_load(objects["ConfigMap"]["data"]["server.yaml"]))
-    pod = objects["StatefulSet"]["spec"]["template"]["spec"]
-    container = pod["containers"][0]
-    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports == {"http": server_file.port}
-    assert objects["Service"]["spec"]["ports"][0]["targetPort"] == "http"
-    served = {route.path for router in ROUTERS for route in router.routes if isinstance(route, APIRoute)}
-    for probe in ("startupProbe", "readinessProbe", "livenessProbe"):
-        assert container[probe]["httpGet"]["path"] in served
-        assert container[probe]["httpGet"]["port"] in ports
-    assert container["livenessProbe"]["httpGet"]["path"] == "/health"
-    assert seconds_from_signal_to_kill(pod) > server_file.grace_seconds
-    mounts = {mount["mountPath"]: mount for mount in container["volumeMounts"]}
-    assert {mount["name"] for mount in mounts.values()} == {volume["name"] for volume in pod["volumes"]}
-    assert server_file.keys is not None
-    assert server_file.state is not None
-    assert str(server_file.keys.parent) in mounts
-    written = [path for path, mount in mounts.items() if not mount.get("readOnly")]
-    assert any(server_file.state.is_relative_to(path) for path in written)
-    container_settings = dict(instructions())
-    assert container["args"] == json.loads(container_settings["CMD"])
-    assert str(pod["securityContext"]["runAsUser"]) in " ".join(text for name, text in instructions() if name == "RUN")
-
-
-def test_the_systemd_unit_starts_what_the_command_line_knows():
-    unit = configparser.ConfigParser(strict=False, interpolation=None)
-    unit.optionxform = str  # type: ignore[assignment]
-    unit.read(DEPLOYMENT / "bedplate.service")
-    assert unit.sections() == ["Unit", "Service", "Install"]
-    program, verb, option, path = shlex.split(unit["Service"]["ExecStart"])
-    assert (Path(program).name, verb in VERBS, option) == ("bedplate", True, "--config")
-    assert Path(path).is_absolute()
-    assert float(unit["Service"]["TimeoutStopSec"]) > 20  # the grace_seconds of the documented file
-    assert unit["Service"]["User"] == "bedplate"  # its keys file has an owner that stays the same
-    home = dict(word.split("=", 1) for word in unit["Service"]["Environment"].split())["BEDPLATE_HOME"]
-    assert home == f"/var/lib/{unit['Service']['StateDirectory']}"
 
 
 def test_the_documented_server_file_is_valid():

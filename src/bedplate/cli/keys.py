@@ -38,8 +38,10 @@ def keys(
     requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
     tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
     concurrent: Annotated[int | None, whole(help="create: calls that run at once.")] = None,
-    usd_per_day: Annotated[float | None, count(help="create: dollars a day; needs the server's price.")] = None,
-    usd_per_month: Annotated[float | None, count(help="create: dollars a month.")] = None,
+    usd_per_day: Annotated[
+        float | None, count(metavar="USD", help="create: dollars a day; needs the server's price.")
+    ] = None,
+    usd_per_month: Annotated[float | None, count(metavar="USD", help="create: dollars a month.")] = None,
     tokens_per_day: Annotated[int | None, whole(help="create: tokens a day, such as 2M.")] = None,
     tokens_per_month: Annotated[int | None, whole(help="create: tokens a month.")] = None,
     expires: Annotated[str | None, typer.Option(help="create: until when, as in 2027-01-31 (UTC).")] = None,
@@ -48,9 +50,11 @@ def keys(
 ) -> None:
     """Make, list, revoke or rotate API keys. A key is shown once, when made; a running server reads the change."""
     try:
-        from bedplate.serving.callers.api_keys import change_keys, new_secret, read_keys, replace_key
+        from bedplate.serving.callers.api_keys import change_keys, key_of, new_secret, read_keys, replace_key
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
+    from datetime import UTC, datetime
+
     from bedplate.core.files import bedplate_home
 
     if models and action != "create":
@@ -78,12 +82,14 @@ def keys(
         }
         id_, secret = _create(path, fields)
     elif action == "revoke":
-        change_keys(path, lambda keys_file: replace_key(keys_file, which, disabled=True))
+        change_keys(path, lambda keys_file: replace_key(keys_file, which, path, disabled=True))
         print(json.dumps({"id": which, "disabled": True}) if as_json else f"{which} is revoked")
         return
     else:
         id_, secret, hash_ = new_secret(which)
-        change_keys(path, lambda keys_file: replace_key(keys_file, which, hash=hash_))
+        change_keys(path, lambda keys_file: replace_key(keys_file, which, path, hash=hash_))
+        if (state := key_of(read_keys(path), which, path).state(datetime.now(UTC))) != "active":
+            print(f"warning: the key {which} is {state}, so the new secret is refused; edit {path}", file=sys.stderr)
     if as_json:
         print(json.dumps({"id": id_, "key": secret, "file": str(path)}))
     else:
@@ -136,7 +142,17 @@ def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
     except pydantic.ValidationError as error:
         first = error.errors(include_url=False)[0]
         raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
-    change_keys(path, lambda keys_file: KeysFile(keys=(*keys_file.keys, key)))
+
+    def with_key(keys_file: KeysFile) -> KeysFile:
+        twin = next((other.id for other in keys_file.keys if other.name == key.name and not other.disabled), None)
+        if twin is not None:
+            message = (
+                f"warning: the key {twin} is called {key.name!r} as well; `bedplate keys revoke {twin} --file {path}`"
+            )
+            print(f"{message} ends it", file=sys.stderr)
+        return KeysFile(keys=(*keys_file.keys, key))
+
+    change_keys(path, with_key)
     return id_, secret
 
 
@@ -150,7 +166,7 @@ def _moment(text: str) -> datetime:
         raise UsageError(f"--expires {text}: that is no date; write it as in 2027-01-31 or 2027-01-31T18:00") from error
     moment = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
     if moment <= datetime.now(UTC):
-        raise UsageError(f"--expires {text} is over, so the key would never be taken; give a later date")
+        raise UsageError(f"--expires {text} is in the past, so the key would never be accepted; give a later date")
     return moment
 
 

@@ -67,7 +67,7 @@ NotNegative = Annotated[float, Field(ge=0)]
 
 class CurrentSpec(Strict):
     """The system that runs today, by what it answered: the `column` of its recorded answers (a text alone is that), and
-    what a call of it costs and takes, where that is known. A row without an answer counts as wrong."""
+    the price and time of one of its calls, where they are known. A row without an answer counts as wrong."""
 
     column: Annotated[str, Field(min_length=1)]
     usd_per_1k_calls: NotNegative | None = None
@@ -331,12 +331,12 @@ class Task(Strict):
                     raise ValueError("costs by label are for outputs of kind label; give a function: `cost`")
                 costs.check_costs(metric.costs, described.labels or (), described.abstain and described.abstain.answer)
             return metric
-        if metric not in METRICS:
-            hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
-            raise ValueError(f"no metric {metric!r}; {hint}")
         output: OutputSpec | None = validation.data.get("output")
-        if output is not None and output.kind not in METRICS[metric].outputs:
-            fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]
+        fitting = [name for name, m in METRICS.items() if output is None or output.kind in m.outputs]
+        if metric not in METRICS:
+            hint = did_you_mean(nearest(metric, fitting), f"there are {', '.join(fitting)}")
+            raise ValueError(f"no metric {metric!r}; {hint}")
+        if output is not None and metric not in fitting:
             raise ValueError(f"{metric!r} does not fit an output of kind {output.kind}; {', '.join(fitting)} would")
         return metric
 

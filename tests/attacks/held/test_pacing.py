@@ -15,7 +15,7 @@ from tests.attacks.conftest import attacked, head
 from tests.serving.conftest import Files
 
 from bedplate.serving.request import preparation as module
-from bedplate.serving.request.preparation import PART, REFUSED, SECONDS, TIMES, Pacing
+from bedplate.serving.request.preparation import MOST_BEGUN, PART, REFUSED, SECONDS, TIMES, Door, Pacing
 from bedplate.serving.schemas.http_errors import LimitError
 
 
@@ -129,3 +129,45 @@ def test_a_server_makes_only_the_one_wait_that_has_had_too_much(files: Files, tm
         assert "turn" in late.json()["error"]["message"]
         for _ in range(3):
             assert client.post(path, json=body, headers=head("us")).status_code == 200
+
+
+def test_requests_that_come_at_once_begin_a_few_in_a_round_of_the_loop_and_callers_take_turns() -> None:
+    """A burst of one caller leaves the loop to everything else between two of its requests."""
+    begun: list[str] = []
+    rounds = 0
+
+    async def run() -> None:
+        nonlocal rounds
+        door = Door()
+
+        async def call(caller: str) -> None:
+            await door.enter(caller)
+            begun.append(caller)
+
+        burst = [asyncio.create_task(call("them")) for _ in range(400)]
+        given_up = burst.pop(200)
+        await asyncio.sleep(0)
+        given_up.cancel()
+        ours = [asyncio.create_task(call("us")) for _ in range(3)]
+        while not all(task.done() for task in (*burst, *ours)):
+            before = len(begun)
+            await asyncio.sleep(0)
+            rounds += 1
+            assert len(begun) - before <= MOST_BEGUN
+
+    asyncio.run(run())
+    assert begun.count("them") == 399
+    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 4 * MOST_BEGUN
+    assert rounds <= len(begun) / MOST_BEGUN + 10
+
+
+def test_probes_wait_for_no_requests(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def never(*_: object) -> None:
+        await asyncio.Event().wait()
+
+    with attacked(files, tmp_path) as server:
+        monkeypatch.setattr(server.state.door, "enter", never)
+        assert httpx.get(f"{server.url}/health", trust_env=False).status_code == 200
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.get(f"{server.url}/v1/models", headers=head("us"), timeout=0.2, trust_env=False)
+        monkeypatch.undo()

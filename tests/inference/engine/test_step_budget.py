@@ -2,36 +2,87 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 from tests.tiny import write_tiny_base
 
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Request, Sampling
-from bedplate.inference.engine.step_budget import MIN_TOKENS, SHARED_SECONDS, SLOWDOWN, StepBudget
+from bedplate.inference.engine.step_budget import (
+    FIRST_TOKENS,
+    MIN_TOKENS,
+    PROMPT_SLOWDOWN,
+    SHARED_SECONDS,
+    SLOWDOWN,
+    StepBudget,
+)
 from bedplate.models.checkpoints.base import Base, load_base
 
 DECODE, TOKEN = 0.1, 0.001
 
 
+def learned(budget: StepBudget, steps: int, seconds: Callable[[int], float], decodes: int = 4) -> list[int]:
+    """The limits of so many steps that each compute what they may, every tenth one no prompt."""
+    limits: list[int] = []
+    for number in range(steps):
+        limit = budget.tokens(2, decodes)
+        assert limit is not None
+        tokens = 0 if decodes and number % 10 == 0 else limit
+        budget.record(decodes, tokens, seconds(tokens))
+        limits.append(limit)
+    return limits
+
+
 def test_prompts_lengthen_a_step_by_a_bounded_factor() -> None:
     moment = [0.0]
     budget = StepBudget(lambda: moment[0])
-    assert budget.tokens(2) is None  # nothing is measured
-    for _ in range(50):
-        budget.record(4, 0, DECODE)
-        budget.record(4, 512, DECODE + 512 * TOKEN)
-    limit = budget.tokens(2)
-    assert limit is not None
-    assert DECODE + limit * TOKEN <= SLOWDOWN * DECODE
-    budget.record(4, 512, DECODE + 512 * 10 * TOKEN)  # behind a long context
-    assert budget.tokens(2) == MIN_TOKENS
-    for _ in range(100):
-        budget.record(4, MIN_TOKENS, DECODE + MIN_TOKENS * TOKEN)
-    assert budget.tokens(2) == pytest.approx(limit, abs=2)
+    assert budget.tokens(2, 0) == FIRST_TOKENS  # before anything is measured
+    limit = learned(budget, 60, lambda tokens: DECODE + tokens * TOKEN)[-1]
+    assert DECODE + limit * TOKEN == pytest.approx(SLOWDOWN * DECODE, rel=0.02)
+    dearer = learned(budget, 500, lambda tokens: DECODE + tokens * 10 * TOKEN)[-1]
+    assert dearer == pytest.approx(max(limit / 10, MIN_TOKENS), rel=0.2)
     moment[0] = SHARED_SECONDS / 2
-    assert budget.tokens(1) is not None  # the other tenant is expected again
+    assert budget.tokens(1, 4) is not None  # the other tenant is expected again
     moment[0] = 2 * SHARED_SECONDS
-    assert budget.tokens(1) is None
+    assert budget.tokens(1, 4) is None
+
+
+def test_what_prompts_take_is_learned_where_no_step_is_without_them() -> None:
+    """Before, nothing was limited until a step without prompts came, which never did while others' prompts waited."""
+    budget = StepBudget(lambda: 0.0)
+    for number in range(60):
+        tokens = 20 + 37 * number % 150
+        budget.record(4, tokens, DECODE + tokens * TOKEN)
+    limit = budget.tokens(2, 4)
+    assert limit is not None
+    assert DECODE + limit * TOKEN == pytest.approx(SLOWDOWN * DECODE, rel=0.02)
+
+
+def test_steps_of_prompts_alone_are_long_enough_to_lose_little() -> None:
+    budget = StepBudget(lambda: 0.0)
+    limits = learned(budget, 200, lambda tokens: DECODE + tokens * TOKEN, decodes=0)[20:]
+    assert DECODE / (DECODE + sum(limits) / len(limits) * TOKEN) <= 1.1 / PROMPT_SLOWDOWN
+    assert max(limits) * TOKEN <= 1.1 * PROMPT_SLOWDOWN * DECODE
+
+
+def test_a_limit_that_is_far_too_low_is_left_again() -> None:
+    """Steps that are all alike say nothing of what a token takes; the limit stayed where noise had brought it."""
+    budget = StepBudget(lambda: 0.0)
+    for _ in range(300):
+        budget.record(4, MIN_TOKENS, DECODE + MIN_TOKENS * TOKEN)
+    limits = learned(budget, 300, lambda tokens: DECODE + tokens * TOKEN)
+    assert limits[-1] * TOKEN == pytest.approx((SLOWDOWN - 1) * DECODE, rel=0.1)
+    assert max(limits) * TOKEN <= 1.1 * (SLOWDOWN - 1) * DECODE
+
+
+def test_one_step_that_waited_for_the_machine_changes_little() -> None:
+    budget = StepBudget(lambda: 0.0)
+    limit = learned(budget, 60, lambda tokens: DECODE + tokens * TOKEN)[-1]
+    budget.record(4, limit, 100 * SLOWDOWN * DECODE)
+    hurt = budget.tokens(2, 4)
+    assert hurt is not None
+    assert hurt >= limit / 3
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +95,10 @@ def test_a_long_prompt_comes_in_small_pieces_beside_another_tenant(
     base: Base, monkeypatch: pytest.MonkeyPatch, tenants: int
 ) -> None:
     """The answers are the same ones."""
-    monkeypatch.setattr(StepBudget, "tokens", lambda _, tenants: 20 if tenants > 1 else None)
+    monkeypatch.setattr(StepBudget, "tokens", lambda _, tenants, decodes: 20 if tenants > 1 else None)
     sampling = Sampling(max_tokens=30, ignore_eos=True)
     requests: list[Request] = [
-        Generate((5, 6, 7), sampling, tenant="us"),
+        Generate((5, 6, 7), Sampling(max_tokens=150, ignore_eos=True), tenant="us"),
         Generate(tuple(range(3, 303)), sampling, tenant="them" if tenants == 2 else "us"),
     ]
     pieces: list[int] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import threading
 import time
@@ -244,7 +245,7 @@ def test_a_change_moves_few_callers_and_is_taken_back_without_the_version_that_f
         ({"gone": 1}, 400, "version_not_served"),
         ({"prompted": 0}, 400, "invalid_versions"),
         ({"prompted": 1}, 400, "invalid_versions"),  # the verdict is of the version that is left out
-        ({}, 400, None),
+        ({}, 400, "invalid_versions"),
         ({"prompted": -1}, 400, None),
         ("tuned", 400, None),
     ],
@@ -255,6 +256,9 @@ def test_weights_that_a_route_cannot_have_change_nothing(files, tmp_path, versio
         answer = put_weights(server, versions)
         assert answer.status_code == status
         assert code in (None, answer.json()["error"]["code"])
+        assert "validation" not in answer.json()["error"]["message"]
+        if versions == {"prompted": 1}:
+            assert "stays in the list with weight 0" in answer.json()["error"]["message"]
         assert put_weights(server, {"tuned": 1}, "none").status_code == 404
         assert roll_back(server, "none").status_code == 404
         assert report(server)["previous"] is None
@@ -327,6 +331,49 @@ def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
             assert f'outcome="agreed",route="sentiment"}} {agreed}.0' in client.get(f"{server.url}/metrics").text
 
 
+def test_copies_are_no_requests_of_clients(files, tmp_path, caplog):
+    """An alert on the server's statuses would fire for nobody."""
+    caplog.set_level("INFO", "bedplate.access")
+    routes = {
+        "copied": {"versions": {"prompted": 1}, "shadow": "tuned"},
+        "misspelt": {"versions": {"prompted": 1}, "shadow": "tunned"},
+    }
+    with serving(files, tmp_path, **routes) as server:
+        for name in routes:
+            for count in (1, 2):
+                assert post_chat(server, name).status_code == 200
+                outcomes(server, count, name)
+        assert outcomes(server, 2, "misspelt")["not_compared"] == {"not_served": 2}
+        metrics = server.request("GET", "/metrics").text.splitlines()
+    counted = [line for line in metrics if line.startswith("bedplate:http_requests_total") and "chat" in line]
+    labels = 'method="POST",route="/v1/chat/completions",status="200"'
+    assert counted == [f"bedplate:http_requests_total{{{labels}}} 4.0"]
+    assert " 404 " not in caplog.text
+
+
+def test_a_row_of_a_batch_says_which_version_answered(files, tmp_path):
+    with serving(files, tmp_path, sentiment={"versions": WEIGHTS}) as server:
+        client = server.client
+        body = {"model": "sentiment", "messages": [{"role": "user", "content": "great"}]}
+        names = {"routed": body, "direct": {**body, "model": "tuned"}}
+        path = "/v1/chat/completions"
+        rows = [{"custom_id": name, "method": "POST", "url": path, "body": row} for name, row in names.items()]
+        content = "\n".join(map(json.dumps, rows)).encode()
+        file = client.files.create(file=("rows.jsonl", content), purpose="batch")
+        batch = client.batches.create(input_file_id=file.id, endpoint=path, completion_window="24h")
+        end = time.monotonic() + 20
+        while (batch := client.batches.retrieve(batch.id)).status != "completed":
+            assert time.monotonic() < end, batch
+            time.sleep(0.05)
+        lines = map(json.loads, client.files.content(batch.output_file_id).text.splitlines())
+        responses = {line["custom_id"]: line["response"] for line in lines}
+        calls = {row["model"]: row["calls"] for row in report(server)["versions"]}
+        assert calls[responses["routed"]["version"]] == 1
+        assert "version" not in responses["direct"]
+        metrics = server.request("GET", "/metrics").text
+    assert 'bedplate:http_requests_total{method="POST",route="/v1/chat/completions"' not in metrics
+
+
 def test_the_share_of_the_shadow_is_exact(files, tmp_path):
     route = {"versions": {"prompted": 1}, "shadow": "tuned", "shadow_share": 0.5}
     with serving(files, tmp_path, sentiment=route) as server:
@@ -341,7 +388,7 @@ def test_the_share_of_the_shadow_is_exact(files, tmp_path):
 def test_a_shadow_that_is_not_served_fails_alone(files, tmp_path):
     with serving(files, tmp_path, sentiment={"versions": {"prompted": 1}, "shadow": "gone"}) as server:
         assert post_chat(server).status_code == 200
-        assert outcomes(server, 1)["not_compared"] == {"failed": 1}
+        assert outcomes(server, 1)["not_compared"] == {"not_served": 1}
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:

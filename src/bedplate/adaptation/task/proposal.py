@@ -101,7 +101,7 @@ def task_file_of(task: Any, out: Path, target: str | None, undo: ExitStack) -> P
         or rows_path.read_bytes() != json_lines(records(task, "task"))
         or target not in (None, load_task(path).data.target)
     ):
-        init(task, path, target=target, overwrite=True)
+        init(task, path, target=target, name=out.name, overwrite=True)
     if not isinstance(task, Mapping):  # what is wrong with a row is told by its name in the caller's own table
         RowParser(load_task(path)).parse(table_rows(task, "task", "task"))
     return path

@@ -23,6 +23,7 @@ import time
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -147,7 +148,7 @@ class Engine(Closing):
         # An encoder's documents are not cut, so the longest must fit a step; nothing waits for its next token, and
         # products of more tokens use more cores.
         budget = sizes.max_step_tokens if causal else max(2 * sizes.max_step_tokens, base.spec.context_length)
-        scheduler: Scheduler[RequestJob] = Scheduler(budget, whole=not causal)
+        scheduler: Scheduler[RequestJob] = Scheduler(budget, whole=not causal, tenant_of=itemgetter(1))
         self._steps = Steps(scheduler, self._runner, self._adapters, self._counters, on_step)
         self._max_waiting = max_waiting
         self._lock = threading.Condition()

@@ -7,21 +7,25 @@
 4. Then it admits waiting ones in order of arrival (`admit`); one whose prefix is just being computed lets others pass.
 5. A request whose prompt is computed leaves its queue's list and decodes (`started`).
 
-The budget is in the unit of `Scheduled.cost`: for sequences, tokens. The scheduler knows no model and no cache. What
-tenants may hold of rows and of the queue is max-min fair (Bertsekas and Gallager, Data Networks, 6.5.2).
+The budget is in the unit of `Scheduled.cost`: for sequences, tokens. Where a step is limited, because tenants share it,
+tokens count by what computing them takes (`weigh`), and the queues of one tenant share its part. The scheduler knows no
+model and no cache. What tenants may hold of rows and of the queue is max-min fair (Bertsekas and Gallager, Data
+Networks, 6.5.2).
 """
 
 from __future__ import annotations
 
 import enum
-from collections import deque
+import math
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from bedplate.inference.engine.requests.base import Stream
+from bedplate.inference.engine.step_budget import MIN_TOKENS
 
-__all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream"]
+__all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream", "weigh"]
 
 # How far into a queue a step looks for requests that need not wait for a neighbour's prefix.
 LOOKAHEAD = 32
@@ -43,10 +47,18 @@ class Admission(enum.Enum):
 
 
 class Scheduled(Protocol):
-    """The scheduler's view of a request. cost: what is still to be computed, known once it is admitted."""
+    """The scheduler's view of a request. cost: what is still to be computed, known once it is admitted. weight: what
+    its next token takes of computing, where a sequence's first token takes 1."""
 
     @property
     def cost(self) -> int: ...
+    @property
+    def weight(self) -> float: ...
+
+
+def weigh(request: Scheduled, count: int) -> int:
+    """What the next `count` tokens of a request take of a step, in a sequence's first tokens."""
+    return max(MIN_TOKENS, math.ceil(count * request.weight))
 
 
 I_ = TypeVar("I_", bound=Scheduled)
@@ -70,12 +82,20 @@ class Queue(Generic[I_]):
 
 class Scheduler(Generic[I_]):
     """Plans which requests compute how much in each step. budget: of one step. quantum: credit of one visit to a queue.
-    whole: requests cannot be cut (encoders); then none may cost more than the budget."""
+    whole: requests cannot be cut (encoders); then none may cost more than the budget. tenant_of: the tenant of a queue
+    of this name."""
 
-    def __init__(self, budget: int, quantum: int | None = None, whole: bool = False) -> None:
+    def __init__(
+        self,
+        budget: int,
+        quantum: int | None = None,
+        whole: bool = False,
+        tenant_of: Callable[[Any], Hashable] = lambda name: name,
+    ) -> None:
         self.budget = budget
         self.quantum = quantum or max(budget // 2, 1)
-        self._whole = whole
+        self._whole, self._tenant_of = whole, tenant_of
+        self._limited = False
         self._queues: dict[Hashable, Queue[I_]] = {}
         self._ring: deque[Queue[I_]] = deque()
         self._waiting = 0
@@ -124,40 +144,29 @@ class Scheduler(Generic[I_]):
 
     def plan(self, reserved: int, admit: Admit[I_], limit: int | None = None) -> list[tuple[I_, int]]:
         """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: of all
-        shares together, where less than the rest of the budget is to be used."""
-        budget, quantum = self.budget - reserved, self.quantum
-        if limit is not None and not self._whole:
+        shares together, weighed, where tenants share the step."""
+        budget, quantum, self._limited = self.budget - reserved, self.quantum, limit is not None
+        if limit is not None:
             budget, quantum = min(budget, limit), min(quantum, max(limit // 2, 1))
             for queue in self._ring:
                 queue.credit = min(queue.credit, quantum)
+        queues = Counter(self._tenant_of(queue.name) for queue in self._ring)
         shares: dict[int, tuple[I_, int]] = {}
         idle = 0
         while budget > 0 and idle < len(self._ring):
             queue = self._ring[0]
+            quantum_of_queue = max(quantum // queues[self._tenant_of(queue.name)], 1)
             # A queue that was interrupted by the end of the budget continues with its remaining credit.
             if queue.credit <= 0:
-                queue.credit += quantum
+                queue.credit += quantum_of_queue
             before, credit = budget, queue.credit
             budget = self._serve(queue, budget, admit, shares)
-            wants_more = self._whole and budget == before and self._starved(queue, budget, shares)
-            if wants_more:
-                queue.credit += quantum
-            idle = 0 if budget < before or wants_more or credit <= 0 else idle + 1
+            idle = 0 if budget < before or credit <= 0 else idle + 1
             if budget > 0 or queue.credit <= 0:
-                if not wants_more:
-                    queue.credit = min(queue.credit, 0)
+                queue.credit = min(queue.credit, 0)
                 self._ring.rotate(-1)
             self._retire(queue)
         return list(shares.values())
-
-    def _starved(self, queue: Queue[I_], budget: int, shares: dict[int, tuple[I_, int]]) -> bool:
-        """Whether the queue's next unserved request fits the budget, but not the queue's credit. Requests served in
-        this step do not count, or queues could raise each other's credit without end."""
-        for request in queue.running:
-            remaining_cost = request.cost - shares.get(id(request), (request, 0))[1]
-            if remaining_cost > 0:
-                return queue.credit < remaining_cost <= budget
-        return False
 
     def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
         """Grants the queue's requests their shares; returns the rest of the budget."""
@@ -200,14 +209,23 @@ class Scheduler(Generic[I_]):
         return answer
 
     def _grant(self, queue: Queue[I_], request: I_, budget: int, shares: dict[int, tuple[I_, int]]) -> int:
+        """Grants a request what its queue's credit and the budget allow; returns what that takes of them."""
         had = shares.get(id(request), (request, 0))[1]
-        needed = request.cost - had
-        granted = min(needed, budget, queue.credit)
-        if granted <= 0 or (self._whole and granted < needed):
+        needed, available = request.cost - had, min(budget, queue.credit)
+        if available <= 0 or needed <= 0:
             return 0
-        queue.credit -= granted
+        if self._whole:
+            # The queue owes what its credit does not cover. Alone in a step, a text may take more than the limit.
+            fits = weigh(request, needed) <= budget or not shares if self._limited else needed <= budget
+            granted = needed if fits else 0
+        else:
+            granted = min(needed, max(int(available / request.weight), 1) if self._limited else available)
+        if not granted:
+            return 0
+        taken = weigh(request, granted) if self._limited else granted
+        queue.credit -= taken
         shares[id(request)] = (request, had + granted)
-        return granted
+        return taken
 
     def started(self, name: Hashable, request: I_) -> None:
         """Removes a request whose prompt is computed: it decodes from now on, or has ended."""

@@ -1,9 +1,10 @@
-"""Limits the prompt tokens of a step while several tenants are served, so that one tenant's long prompts do not slow
-the others' generations down (chunked prefill within a latency bound: Sarathi-Serve, https://arxiv.org/abs/2403.02310).
+"""Limits the prompt tokens of a step while several tenants are served, so that one tenant's prompts do not slow the
+others' requests down (chunked prefill within a latency bound: Sarathi-Serve, https://arxiv.org/abs/2403.02310).
 
-The bound is relative: a step may take `SLOWDOWN` times as long as one that only continues generations. How many tokens
-that allows is measured as the engine runs: a token behind a long context takes longer, and so does any on a busy
-machine.
+The bound is relative: a step may take `SLOWDOWN` times as long as one that only continues generations; where none runs,
+and only first tokens wait, `PROMPT_SLOWDOWN` times as long as an empty one, or as `PROMPT_TOKENS` take. How many tokens
+that allows is measured as the engine runs: a line through the seconds of the latest steps over their tokens, each
+weighed by what it computes.
 """
 
 from __future__ import annotations
@@ -12,13 +13,20 @@ import math
 import time
 from collections.abc import Callable
 
-SLOWDOWN = 2.5
+SLOWDOWN, PROMPT_SLOWDOWN = 2.5, 8.0
 MIN_TOKENS = 16
-"""At least so many in a step, however long they take: fewer are computed no faster."""
+"""At least so many in a step, and each row of it counts as so many: fewer are computed no faster."""
+FIRST_TOKENS, PROMPT_TOKENS = 64, 128
+"""In a step before anything is measured; and at least in one without generations: more are computed no faster."""
 SHARED_SECONDS = 5.0
 """How long after requests of two tenants met the next ones are expected."""
-WEIGHT = 0.2
-"""The weight of the latest measurement in the moving averages."""
+DECAY = 0.98
+"""By this factor a measurement counts less with each further one."""
+ALIKE = 5.0
+"""Steps whose tokens differ by less than this part of their mean say nothing of a token: others are tried, twice as
+many, or half where they are many."""
+OUTLIER = 3.0
+"""A step counts as at most so many times what was predicted: it may have waited for the machine."""
 
 
 class StepBudget:
@@ -26,28 +34,48 @@ class StepBudget:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._decode_seconds: float | None = None
-        """The seconds of a step without prompt tokens."""
-        self._token_seconds = 0.0
-        """What each prompt token adds."""
+        self._count = self._tokens = self._seconds = self._squares = self._products = 0.0
+        """Decayed sums over steps: 1, weighed tokens x, seconds y, x², xy."""
         self._shared_until = -math.inf
 
-    def tokens(self, tenants: int) -> int | None:
-        """The prompt tokens that the next step may have, while so many tenants have requests; None: any number."""
+    def tokens(self, tenants: int, decodes: int) -> int | None:
+        """The weighed prompt tokens that the next step may have, which continues so many generations, while so many
+        tenants have requests; None: any number."""
         now = self._clock()
         if tenants > 1:
             self._shared_until = now + SHARED_SECONDS
-        if now > self._shared_until or self._decode_seconds is None or self._token_seconds <= 0:
+        if now > self._shared_until:
             return None
-        return max(MIN_TOKENS, int((SLOWDOWN - 1) * self._decode_seconds / self._token_seconds))
+        if not self._count:
+            return FIRST_TOKENS
+        (mean, deviation), (empty, token) = self._spread(), self._line()
+        least, slowdown = (MIN_TOKENS, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
+        if deviation < mean / ALIKE:
+            return max(least, int(2 * mean if mean <= PROMPT_TOKENS else mean / 2))
+        return max(least, int((slowdown - 1) * empty / token))
 
-    def record(self, decodes: int, prompt_tokens: int, seconds: float) -> None:
-        """Takes in a step of so many running generations and prompt tokens."""
-        if prompt_tokens and self._decode_seconds is not None:
-            added = max(seconds - self._decode_seconds, 0.0) / prompt_tokens
-            # A few tokens say little of what many take; where many took longer, that counts at once.
-            weight = WEIGHT if added < self._token_seconds or prompt_tokens < MIN_TOKENS else 1.0
-            self._token_seconds += weight * (added - self._token_seconds)
-        elif decodes and not prompt_tokens:
-            before = seconds if self._decode_seconds is None else self._decode_seconds
-            self._decode_seconds = before + WEIGHT * (seconds - before)
+    def _spread(self) -> tuple[float, float]:
+        """Mean and standard deviation of the tokens of a step."""
+        mean = self._tokens / self._count
+        return mean, math.sqrt(max(self._squares / self._count - mean**2, 0.0))
+
+    def _line(self) -> tuple[float, float]:
+        """Seconds of a step without prompt tokens, and what each of these adds."""
+        (tokens, deviation), seconds = self._spread(), self._seconds / self._count
+        covariance = self._products / self._count - tokens * seconds
+        token = covariance / deviation**2 if deviation > 1 else seconds / max(tokens, 1)
+        token = max(token, 1e-9)
+        return max(seconds - token * tokens, 0.0), token
+
+    def record(self, decodes: int, tokens: int, seconds: float) -> None:
+        """Takes in a step of so many running generations and weighed prompt tokens."""
+        if not decodes and not tokens:
+            return
+        if self._count > 1:
+            empty, token = self._line()
+            seconds = min(seconds, OUTLIER * (empty + token * tokens))
+        sums = (self._count, self._tokens, self._seconds, self._squares, self._products)
+        latest = (1, tokens, seconds, tokens**2, tokens * seconds)
+        self._count, self._tokens, self._seconds, self._squares, self._products = (
+            DECAY * total + value for total, value in zip(sums, latest, strict=True)
+        )

@@ -18,7 +18,7 @@ from bedplate.inference.engine.adapter_table import Adapters
 from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
-from bedplate.inference.engine.scheduler import Scheduler, fair_shares
+from bedplate.inference.engine.scheduler import Scheduler, fair_shares, weigh
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
 from bedplate.inference.engine.step_budget import StepBudget
 
@@ -100,8 +100,9 @@ class Steps:
         reserved = sum(work.count + len(work.draft) for work in decodes)
         for work in decodes:
             self._scheduler.charge(_queue(work.job), 1)
-        limit = self._step_budget.tokens(self._runner.tenants)
+        limit = self._step_budget.tokens(self._runner.tenants, len(decodes))
         chunks = self._scheduler.plan(reserved, self._runner.admit, limit)
+        weighed = sum(weigh(job, count) for job, count in chunks)
         work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]
         before = [share.job.computed_tokens for share in work]
         ended = self._runner.execute(work)
@@ -109,7 +110,7 @@ class Steps:
             if job.decoding:
                 self._scheduler.started(_queue(job), job)
         self._end(ended)
-        self._step_budget.record(len(decodes), sum(count for _, count in chunks), time.monotonic() - began)
+        self._step_budget.record(len(decodes), weighed, time.monotonic() - began)
         if self._on_step is not None:
             record = _record(work, before, len(decodes), len(ended), time.monotonic() - began)
             try:

@@ -17,6 +17,7 @@ from pydantic import Field
 from starlette.responses import Response
 
 from bedplate.core.errors import BedplateError, RequestError
+from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.models.registry import Registry, locate_skin, scan_skins
 from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
@@ -70,24 +71,33 @@ async def put_skin(call: ApiCall, request: SkinRequest) -> Response:
     except BedplateError as error:
         code = error.code if isinstance(error, RequestError) else "invalid_skin"
         raise RequestError(error.message, param="source", code=code) from error
-    # From here to the reply nothing is awaited: what is looked at is what is changed.
-    if served.name in registry.models and not request.replace:
-        message = f"a model is called {served.name!r} already; give another name, or replace it"
-        raise StatusError(409, message, "name_taken", "name")
-    try:
-        old = registry.replace(served)
-    except BedplateError as error:  # a base's name, or one that no model can have
-        status = 409 if served.name in registry.models else 400
-        raise StatusError(status, error.message, "name_taken" if status == 409 else "invalid_name", "name") from error
-    described = {**_described(registry, served.name), "replaced": None if old is None else old.card.id}
-    return json_response(described, 201 if old is None else 200)
+    changes = call.server.part(SkinChanges)
+    async with changes.lock:  # what is looked at is what is changed
+        if served.name in registry.models and not request.replace:
+            message = f"a model is called {served.name!r} already; give another name, or replace it"
+            raise StatusError(409, message, "name_taken", "name")
+        try:
+            registry.check_name(served)
+        except BedplateError as error:  # a base's name, or one that no model can have
+            status = 409 if served.name in registry.models else 400
+            code = "name_taken" if status == 409 else "invalid_name"
+            raise StatusError(status, error.message, code, "name") from error
+        old, durable = await changes.replace(served)
+        described = {**_described(registry, served.name), "replaced": None if old is None else old.card.id}
+    return json_response({**described, "durable": durable}, 201 if old is None else 200)
 
 
 @router.post("/scan")
 @answers("admin")
 async def scan(call: ApiCall) -> Response:
     root = _skins_directory(call)
-    return json_response(call.server.registry.register(await run_in_thread(lambda: scan_skins(root))))
+    changes = call.server.part(SkinChanges)
+    async with changes.lock:
+        scanned = await run_in_thread(lambda: scan_skins(root))
+        added, problems = changes.restore()
+        changed = call.server.registry.register(scanned)
+    changed["added"][:0], changed["problems"][:0] = added, problems
+    return json_response(changed)
 
 
 @router.get("/{name:path}")
@@ -99,10 +109,12 @@ async def get_skin(call: ApiCall) -> Response:
 @router.delete("/{name:path}")
 @answers("admin")
 async def delete_skin(call: ApiCall) -> Response:
-    """Unloads a skin. It comes back when it is posted again, or when the server starts again."""
-    name = call.request.path_params["name"]
-    running = call.server.registry.remove(name)
-    return json_response({"name": name, "deleted": True, "calls_running": running})
+    """Unloads a skin. It comes back when it is posted again, when its directory has another version, and, where the
+    server's file names it (`durable` is false), when the server starts again."""
+    name, changes = call.request.path_params["name"], call.server.part(SkinChanges)
+    async with changes.lock:
+        running, durable = await changes.remove(name)
+    return json_response({"name": name, "deleted": True, "calls_running": running, "durable": durable})
 
 
 @routes.get("")
@@ -115,7 +127,7 @@ async def list_routes(call: ApiCall) -> Response:
 class RouteRequest(RequestFields):
     """PUT /admin/routes/NAME. versions: model name → weight, in place of those that the route has."""
 
-    versions: Annotated[dict[str, Weight], Field(min_length=1, max_length=100)]
+    versions: Annotated[dict[str, Weight], Field(max_length=100)]
 
 
 @routes.put("/{name:path}")
@@ -129,7 +141,7 @@ async def put_route(call: ApiCall, request: RouteRequest) -> Response:
 @routes.post("/{name:path}/rollback")
 @answers("admin")
 async def roll_back_route(call: ApiCall) -> Response:
-    """Takes the last change of a route's weights back."""
+    """Takes the last change of a route's weights back; a second time, that change holds again."""
     router = call.server.part(VersionRouter)
     return json_response(await asyncio.to_thread(router.roll_back, call.request.path_params["name"]))
 

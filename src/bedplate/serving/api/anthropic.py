@@ -20,7 +20,7 @@ from bedplate.serving.api.turns import AssistantTurn, TurnBlock, TurnPart, exten
 from bedplate.serving.models.served import Answer, AnswerPlan
 from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import ApiCall, CallInProgress, Work, answers, respond
-from bedplate.serving.schemas.http_errors import ClientGone, error_object, error_response, log_failure, note_error
+from bedplate.serving.schemas.http_errors import ClientGone, error_object, error_response, log_failure, note_failure
 from bedplate.serving.schemas.openai_fields import ChatRequest
 from bedplate.serving.schemas.strict_json import MAX_DEPTH, json_response
 from bedplate.serving.schemas.turn_fields import CountRequest, MessagesRequest
@@ -57,7 +57,7 @@ async def _respond(request: Request, endpoint: str, work: Work) -> Response:
         raise
     except Exception as error:
         log_failure(error, request.app.state.server.outage)
-        note_error(request.scope, error_object(error)[1]["error"]["code"])
+        note_failure(request.scope, error)
         return error_response(error, anthropic_error)
 
 

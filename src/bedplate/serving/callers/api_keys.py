@@ -122,7 +122,8 @@ def read_keys(path: Path) -> KeysFile:
     try:
         status = path.stat()
     except OSError as error:
-        raise ConfigError(f"{path}: the keys file cannot be read: {error.strerror}; `bedplate keys create`") from error
+        message = f"{path}: the keys file cannot be read: {error.strerror}"
+        raise ConfigError(f"{message}; `bedplate keys create NAME --file {path}` begins it") from error
     if stat.S_IMODE(status.st_mode) & (0o037 if status.st_uid == 0 else 0o077):
         raise ConfigError(f"{path}: others than its owner may open the keys file; `chmod 600 {path}`")
     return load_config(path, KeysFile)
@@ -146,10 +147,17 @@ def change_keys(path: Path, change: Callable[[KeysFile], KeysFile]) -> None:
                 path.chmod(stat.S_IMODE(status.st_mode))
 
 
-def replace_key(file: KeysFile, id_: str, **changes: object) -> KeysFile:
+def key_of(file: KeysFile, id_: str, path: Path) -> Key:
+    """The key with this id. UsageError for an id that is not there."""
+    key = next((key for key in file.keys if key.id == id_), None)
+    if key is None:
+        raise UsageError(f"there is no key with the id {id_!r}; `bedplate keys list --file {path}` shows them")
+    return key
+
+
+def replace_key(file: KeysFile, id_: str, path: Path, **changes: object) -> KeysFile:
     """The file with one key changed. UsageError for an id that is not there."""
-    if all(key.id != id_ for key in file.keys):
-        raise UsageError(f"there is no key with the id {id_!r}; `bedplate keys list` shows them")
+    key_of(file, id_, path)
     keys = tuple(Key.model_validate({**key.model_dump(), **changes}) if key.id == id_ else key for key in file.keys)
     return KeysFile(keys=keys)
 

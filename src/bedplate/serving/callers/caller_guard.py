@@ -122,7 +122,9 @@ class CallerGuard:
         if key is None:
             raise _refused("the API key is not one of this server's")
         if (state := key.state(datetime.now(UTC))) != "active":
-            raise _refused(f"the API key {key.id} is {state}")
+            refusal = _refused(f"the API key {key.id} is {state}")
+            refusal.facts["key"] = key.id
+            raise refusal
         return _caller(key, key.tenant or f"key:{key.id}")
 
     def with_rights_of_now(self, caller: Caller) -> Caller:

@@ -114,7 +114,8 @@ def answered_line(custom_id: str, reply: SelfReply) -> str:
     content = reply.content.decode() if reply.content else "null"
     pieces = (content[start : start + PIECE_BYTES] for start in range(0, len(content), PIECE_BYTES))
     body = "".join(piece if piece.isascii() else _BEYOND_ASCII.sub(_escaped, piece) for piece in pieces)
-    response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", "body": _BODY}
+    version = {} if reply.version is None else {"version": reply.version}
+    response = {"status_code": reply.status, "request_id": f"req_{uuid.uuid4().hex}", **version, "body": _BODY}
     before, _, after = _line(custom_id, response=response).rpartition(json.dumps(_BODY))
     return f"{before}{body}{after}"
 

@@ -103,7 +103,7 @@ class ModelRequest:
 
 
 class Registry:
-    """The models of one server, by name, on its engines; the first engine is the main base's.
+    """The models of one server, by name, on its engines; the first engine is the main base's, where there is one.
 
     adapters: skins with weights in memory, for each engine; prompt_skins: those without. prefix_bytes: what computed
     prompt beginnings may take. routes: a model with a route's name must be one of its versions. Belongs to the event
@@ -131,8 +131,9 @@ class Registry:
         self._retired: list[Guest] = []
         self._scanned: dict[str, str] = {}
         """Name → id of what the last scan registered."""
-        self._removed: set[str] = set()
-        """Ids that were removed by hand: a scan does not bring them back."""
+        self.removed: dict[str, str] = {}
+        """Name → id of skins that were removed by hand: a scan does not bring them back."""
+        self._precedence: dict[Path | None, int] = {}
 
     @property
     def engine(self) -> Engine:
@@ -156,7 +157,7 @@ class Registry:
                 raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
             return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
         if mine is None:
-            return ServedClassical(source, self.engine.base.spec.context_length, name=name)
+            return ServedClassical(source, name=name)
         engine = self._engine_of(source, mine, source.evaluated_with)
         second = source.embedder and self._engine_of(source, source.embedder, source.embedded_with)
         allowed = self._allow_other_weights
@@ -166,7 +167,7 @@ class Registry:
         """The engine of this base that holds it as was `judged`, else its first. SkinError."""
         its = [engine for engine in self.engines if base.has_weights_of(engine.base.identity)]
         if not its:
-            base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
+            base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines)) or "no base"
             raise SkinError(
                 f"skin {source.name!r} belongs to the base {base.name} (weights {base.weights_id[:12]}…); served here "
                 f"is {base_names}: serve that base too"
@@ -183,13 +184,21 @@ class Registry:
         names = (model.name for model in bases if model.engine.base.identity == engine.base.identity)
         return f"{next(names, engine.base.name)} ({engine.weights}, {engine.kernel})"
 
-    def add(self, served: Served) -> None:
-        """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
+    def check_name(self, served: Served) -> None:
+        """UsageError for a name that cannot be a model's, or that a skin cannot take because it is a base's or leads
+        elsewhere."""
         name = served.name
         need_model_name(name)
+        if isinstance(served, ServedSkin) and isinstance(self.models.get(name), ServedBase):
+            raise UsageError(f"{name!r} is a base; a skin cannot take its name")
         route = self._routes.get(name)
         if route is not None and name not in (*route.versions, route.shadow):
             raise UsageError(f"{name!r} is the name of a route that does not lead to it; give the skin another name")
+
+    def add(self, served: Served) -> None:
+        """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
+        name = served.name
+        self.check_name(served)
         if name in self.models:
             raise UsageError(f"two models are called {name!r}; rename one of them")
         self.models[name] = served
@@ -197,13 +206,18 @@ class Registry:
             # It counts with the adapters of the engine that has to hold its weights, if it has some.
             pool = self.plain if served.adapted_on is None else self.adapters[served.adapted_on]
             self._guests[name] = Guest(pool, served)
-            self._removed.discard(served.card.id)
+            self.removed.pop(name, None)
+
+    def set_precedence(self, card: Card, name: str) -> None:
+        """Of skins with one name a scan prefers those that were served under it by hand, and takes last those that were
+        served under another: a canary does not take the name of the version before it."""
+        self._precedence[card.directory] = -1 if card.name == name else 1
 
     def replace(self, served: ServedSkin) -> ServedSkin | None:
         """Serve it under its name instead of the skin that has the name, which is returned. UsageError for a base's."""
+        self.check_name(served)
         old = self.models.get(served.name)
-        if old is not None and not isinstance(old, ServedSkin):
-            raise UsageError(f"{served.name!r} is a base; a skin cannot take its name")
+        assert old is None or isinstance(old, ServedSkin)
         if old is not None:
             self._retire(served.name)
         self.add(served)
@@ -213,7 +227,7 @@ class Registry:
         """The skin is served no more. Returns how many calls still run on it. UnknownModelError."""
         holders, served = self.guest(name).holders, self.models[name]
         assert isinstance(served, ServedSkin)
-        self._removed.add(served.card.id)
+        self.removed[name] = served.card.id
         self._retire(name)
         return holders
 
@@ -242,7 +256,7 @@ class Registry:
         names: dict[str, list[str]] = {"added": [], "replaced": [], "removed": []}
         problems = list(scanned.problems)
         cards_by_name: dict[str, Card] = {}
-        for card in scanned.cards:
+        for card in sorted(scanned.cards, key=lambda card: self._precedence.get(card.directory, 0)):
             twin = cards_by_name.setdefault(card.name, card)
             try:
                 if twin is not card:
@@ -260,8 +274,10 @@ class Registry:
     def _register(self, card: Card) -> str | None:
         """ "added" or "replaced", or None where nothing changes."""
         existing = self.models.get(card.name)
-        if card.id in self._removed or (isinstance(existing, ServedSkin) and existing.card.id == card.id):
+        if isinstance(existing, ServedSkin) and existing.card.id == card.id:
             return None
+        if self.removed.get(card.name) == card.id:
+            raise UsageError(f"{card.name!r} was deleted while the server ran; POST /admin/skins serves it again")
         if existing is not None and card.name not in self._scanned:
             raise UsageError(f"another model is called {card.name!r}")
         replaced = self.replace(self.skin(card))

@@ -116,6 +116,47 @@ class Pacing:
         self._since = current_time
 
 
+MOST_BEGUN = 8
+"""Requests that begin in one round of the event loop: each takes about a millisecond of it."""
+
+
+class Door:
+    """Lets few requests begin in each round of the event loop, callers taking turns, so that what else the loop is to
+    do waits for few, however many come at once. Used from one event loop only."""
+
+    def __init__(self) -> None:
+        self._waiting: dict[str, deque[asyncio.Future[None]]] = {}
+        self._begun = 0
+        """Requests that have begun in this round."""
+
+    async def enter(self, caller: str) -> None:
+        """Returns when a request of this caller may begin."""
+        loop = asyncio.get_running_loop()
+        if not self._begun:
+            loop.call_soon(self._open)
+        if self._begun < MOST_BEGUN and not self._waiting:
+            self._begun += 1
+            return
+        turn = loop.create_future()
+        self._waiting.setdefault(caller, deque()).append(turn)
+        await turn
+
+    def _open(self) -> None:
+        """Begins a new round."""
+        self._begun = 0
+        while self._waiting and self._begun < MOST_BEGUN:
+            caller = next(iter(self._waiting))
+            turns = self._waiting.pop(caller)
+            turn = turns.popleft()
+            if turns:
+                self._waiting[caller] = turns  # behind all others
+            if not turn.done():
+                turn.set_result(None)
+                self._begun += 1
+        if self._begun:
+            asyncio.get_running_loop().call_soon(self._open)
+
+
 T = TypeVar("T")
 
 THREADS = 16

@@ -8,12 +8,13 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar, cast
 
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message
 
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.models.registry import Lease, ModelRequest, Registry
 from bedplate.serving.models.served import Answer, PlanResult, Served
-from bedplate.serving.request.preparation import Pacing, Preparation
+from bedplate.serving.request.preparation import Door, Pacing, Preparation
 from bedplate.serving.schemas.http_errors import CALLER, ORIGIN, DiskOutage
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.settings.server_config import Routed, ServerConfig
@@ -54,6 +55,8 @@ class Exchange:
     seconds: float
     traceparent: str | None
     facts: Mapping[str, Any]
+    origin: object = None
+    """What a call that the server made to itself was made for; None for a client's request."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class UnansweredCall:
     cost_usd: float | None
 
 
+VERSION_HEADER = "x-bedplate-version"
 Watcher = Callable[[Exchange], None]
 """Hears of every request. It is called in the event loop, so it must be quick, and not raise."""
 
@@ -81,6 +85,8 @@ class SelfReply:
 
     status: int
     content: bytes = field(repr=False)
+    version: str | None = None
+    """Which version of a route answered."""
 
 
 async def self_call(
@@ -106,7 +112,7 @@ async def self_call(
         CALLER: caller,
         ORIGIN: origin,
     }
-    status, received, sent = 0, bytearray(), False
+    status, received, sent, version = 0, bytearray(), False, None
 
     async def receive() -> Message:
         nonlocal sent
@@ -117,9 +123,9 @@ async def self_call(
         return {"type": "http.disconnect"}
 
     async def send(message: Message) -> None:
-        nonlocal status
+        nonlocal status, version
         if message["type"] == "http.response.start":
-            status = message["status"]
+            status, version = message["status"], Headers(raw=message["headers"]).get(VERSION_HEADER)
         elif message["type"] == "http.response.body":
             received.extend(message.get("body", b""))
 
@@ -127,7 +133,7 @@ async def self_call(
     task = asyncio.current_task()
     if task is not None and task.cancelling():  # the access log answers a cancelled request, and so ends the cancelling
         raise asyncio.CancelledError
-    return SelfReply(status, bytes(received))
+    return SelfReply(status, bytes(received), version)
 
 
 T = TypeVar("T")
@@ -163,7 +169,7 @@ class ServerState:
 
     def __post_init__(self) -> None:
         self.leases: Leases = self.registry
-        self.pacing = Pacing()
+        self.door, self.pacing = Door(), Pacing()
         self.preparation = Preparation(self.config.limits.body_bytes, self.pacing.spent)
         self._parts: dict[type, object] = {}
 

@@ -15,11 +15,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
+from bedplate.core.config import plain_message
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.serving.callers.caller_guard import Caller
@@ -105,6 +106,9 @@ class Shadows:
             self._preempted.set()
 
     async def _send(self, app: ASGIApp, since: float, copy: Copy) -> None:
+        if copy.model not in self._state.registry.models:
+            copy.on_outcome(None, "not_served")
+            return
         while not self._state.has_free_rows:
             if time.monotonic() - since > WAIT_SECONDS:
                 copy.on_outcome(None, "busy")
@@ -167,7 +171,7 @@ class _Route:
     pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
     verdict: OnlineVerdict | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
-    """Outcomes of the copies to the shadow: agreed, differed, failed, queue_full, busy, preempted."""
+    """Outcomes of the copies to the shadow: agreed, differed, not_served, failed, queue_full, busy, preempted."""
 
     def __post_init__(self) -> None:
         self.file_config = self.config
@@ -227,7 +231,7 @@ class VersionRouter(Collector):
                     route.set_versions(versions, before.versions)
                     self._save()
                 except ValidationError as error:
-                    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    message = plain_message(error.errors()[0]["msg"])
                     raise RequestError(message, param="versions", code="invalid_versions") from error
                 except BaseException:
                     route.config, route.previous = before, earlier
@@ -363,6 +367,8 @@ class VersionRouter(Collector):
             for model in filter(None, (*route.config.versions, route.config.shadow)):
                 if model not in self._registry.models:
                     log.warning("the route %s names %s, which is not served yet", name, model)
+        for name in self.without_version():
+            log.error("every call of the route %s is answered 503: none of its versions is served", name)
         sending = asyncio.create_task(self._shadows.run(app))
         try:
             yield
@@ -375,6 +381,15 @@ class VersionRouter(Collector):
 
     def names(self) -> list[str]:
         return list(self._routes)
+
+    def without_version(self) -> list[str]:
+        """The routes of which no version with weight is served."""
+        served = self._registry.models
+        return [
+            name
+            for name, route in self._routes.items()
+            if not any(weight > 0 and version in served for version, weight in route.config.versions.items())
+        ]
 
     def report(self, name: str) -> dict[str, Any]:
         """Everything that is known of a route. It takes a while where there are many pairs. StatusError 404."""
@@ -410,12 +425,15 @@ class VersionRouter(Collector):
     def collect(self) -> Iterable[Metric]:
         calls = CounterMetricFamily("bedplate:route_calls", "Answered calls by route.", labels=("route", "version"))
         copies = CounterMetricFamily("bedplate:shadow_calls", "Copies, by outcome.", labels=("route", "outcome"))
+        up = GaugeMetricFamily("bedplate:route_up", "1 while a version with weight is served.", labels=("route",))
+        without = self.without_version()
         for name, route in self._routes.items():
+            up.add_metric((name,), float(name not in without))
             for version, count in route.calls.items():
                 calls.add_metric((name, version), count)
             for outcome, count in route.outcomes.items():
                 copies.add_metric((name, outcome), count)
-        return (calls, copies)
+        return (calls, copies, up)
 
 
 def _judged(observations: list[_Observation], targets: Mapping[str, str | None]) -> dict[str, Any] | None:

@@ -75,6 +75,8 @@ class StatusError(RequestError):
         super().__init__(message, param=param, code=code)
         self.status = status
         self.headers = dict(headers or {})
+        self.facts: dict[str, str] = {}
+        """What the access log says of the request besides."""
 
 
 class LimitError(StatusError):
@@ -146,6 +148,13 @@ class DiskOutage:
         return True
 
 
+def note_failure(scope: Scope, error: BaseException) -> None:
+    """Tells the access log what a failure is called, and what it says besides."""
+    note_error(scope, error_object(error)[1]["error"]["code"])
+    if isinstance(error, StatusError):
+        scope[ACCESS_FACTS].update(error.facts)
+
+
 ErrorShape = Callable[[BaseException], tuple[int, dict[str, Any]]]
 """Status and body of a failure, in some API's shape."""
 
@@ -172,7 +181,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 async def _on_error(request: Request, error: Exception) -> Response:
     log_failure(error, request.app.state.server.outage)
-    note_error(request.scope, error_object(error)[1]["error"]["code"])
+    note_failure(request.scope, error)
     return error_response(error)
 
 

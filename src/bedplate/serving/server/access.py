@@ -20,14 +20,15 @@ from bedplate.core.errors import need_failure
 from bedplate.serving.request.server_state import Exchange, ServerState
 from bedplate.serving.schemas.http_errors import (
     ACCESS_FACTS,
+    ORIGIN,
     REPLY_HEADERS,
     ClientGone,
     StatusError,
     StoppingError,
-    error_object,
     error_response,
     log_failure,
     note_error,
+    note_failure,
 )
 from bedplate.serving.settings.redaction import is_address
 from bedplate.serving.settings.server_config import FIELDS
@@ -37,6 +38,8 @@ log = logging.getLogger("bedplate.access")
 # What proxies log for a request whose client went away.
 CLIENT_GONE = 499
 REQUEST_ID = "x-request-id"
+PROBES = frozenset(("/health", "/ready"))
+"""Paths that are answered at once, however many requests wait to begin."""
 
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}")
 _SANE_CLIENT = re.compile(r"[A-Za-z0-9._:%\[\]-]{1,64}")
@@ -59,6 +62,7 @@ class AccessLog:
         request_headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
         asked_id = request_headers.get(REQUEST_ID.encode(), "")
         request_id = asked_id if _SANE_ID.fullmatch(asked_id) else uuid.uuid4().hex
+        client = (scope.get("client") or ("-",))[0]
         facts: dict[str, Any] = {}
         headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
         scope[ACCESS_FACTS], scope[REPLY_HEADERS] = facts, headers
@@ -75,6 +79,8 @@ class AccessLog:
             await send(message)
 
         try:
+            if scope["path"] not in PROBES:
+                await self._state.door.enter(request_headers.get(b"authorization") or client)
             self._check_head(scope)
             await self._app(scope, receive, counted)
         except ClientGone:
@@ -87,14 +93,14 @@ class AccessLog:
         except BaseException as error:
             need_failure(error)
             log_failure(error, self._state.outage)
-            note_error(scope, error_object(error)[1]["error"]["code"])
+            note_failure(scope, error)
             if status:
                 raise
             await error_response(error)(scope, receive, counted)
         finally:
             exchange = Exchange(
                 id=request_id,
-                client=_shown((scope.get("client") or ("-",))[0]),
+                client=_shown(client),
                 method=scope["method"],
                 # As it was sent, percent-encoded: a decoded path could forge lines.
                 path=(scope.get("raw_path") or b"").decode("ascii", "replace"),
@@ -104,6 +110,7 @@ class AccessLog:
                 seconds=time.perf_counter() - start,
                 traceparent=request_headers.get(b"traceparent"),
                 facts=facts,
+                origin=scope.get(ORIGIN),
             )
             for watch in (write_line, *self._state.watchers):
                 watch(exchange)

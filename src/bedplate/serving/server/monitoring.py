@@ -26,7 +26,8 @@ from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.serving.request.lifecycle import tokens_of
 from bedplate.serving.request.preparation import in_daemon_thread
-from bedplate.serving.request.server_state import Exchange, FinishedCall, ServerState, UnansweredCall
+from bedplate.serving.request.server_state import Exchange, FinishedCall, ServerState, SilentObserver, UnansweredCall
+from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.strict_json import json_response
 from bedplate.serving.settings.server_config import TelemetryConfig
 
@@ -39,18 +40,21 @@ router = APIRouter()
 @router.get("/health")
 async def health(request: Request) -> Response:
     """200 while every engine works; 503 when one's thread has ended, or its step takes longer than `stall_seconds`."""
-    return _reply(request, ("failed", "stalled"))
+    status = _status(request.app.state.server)
+    return json_response({"status": status}, 503 if status in ("failed", "stalled") else 200)
 
 
 @router.get("/ready")
 async def ready(request: Request) -> Response:
-    """200 while requests are taken: not while loading, stopping, or with an engine that does not work."""
-    return _reply(request, ("failed", "stalled", "stopping"))
-
-
-def _reply(request: Request, bad: tuple[str, ...]) -> Response:
-    status = _status(request.app.state.server)
-    return json_response({"status": status}, 503 if status in bad else 200)
+    """200 while requests are taken: not while loading, stopping, with an engine that does not work, or where each route
+    is without a version to answer. Where only some are, the others go on: they are named."""
+    state: ServerState = request.app.state.server
+    router, status = state.part(VersionRouter), _status(state)
+    without = router.without_version() if status == "ok" else []
+    if not without:
+        return json_response({"status": status}, 200 if status == "ok" else 503)
+    unready = len(without) == len(router.names())
+    return json_response({"status": "degraded", "routes_without_version": without}, 503 if unready else 200)
 
 
 def _status(state: ServerState) -> str:
@@ -69,7 +73,8 @@ LATE_SECONDS = 0.25
 """A beat that is later than this is written to the log, once for each."""
 QUIET_SECONDS = 10.0
 """After one that was written, others are only counted for so long."""
-NAME = "bedplate_event_loop_lag_seconds"
+NAMES = ("bedplate:event_loop_lag_seconds", "bedplate_event_loop_lag_seconds")
+"""The second is what earlier versions called it."""
 _BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -101,8 +106,8 @@ class _Histogram:
         counts[bisect.bisect_left(self._bounds, value)] += times
         self._sums[labels] += value * times
 
-    def family(self) -> Metric:
-        family = HistogramMetricFamily(self._name, self._text, labels=self._labels)
+    def family(self, name: str | None = None) -> Metric:
+        family = HistogramMetricFamily(name or self._name, self._text, labels=self._labels)
         bounds = (*map(str, self._bounds), "+Inf")
         for labels, counts in self._counts.items():
             family.add_metric(labels, list(zip(bounds, accumulate(counts), strict=True)), self._sums[labels])
@@ -113,7 +118,7 @@ class Watchdog(Collector):
     """Measures one server's event loop while that runs, and gives what it measured to /metrics."""
 
     def __init__(self) -> None:
-        self.lags = _Histogram(NAME, "How late the server's event loop came to what was due.", _BOUNDS)
+        self.lags = _Histogram(NAMES[0], "How late the server's event loop came to what was due.", _BOUNDS)
         self._due = 0.0
         self._reported_due = 0.0
         self._quiet_until = 0.0
@@ -155,7 +160,7 @@ class Watchdog(Collector):
             log.warning("the event loop is %.2f s late%s; it is at:\n%s", late, suppressed, _stack_of(loop_thread))
 
     def collect(self) -> Iterable[Metric]:
-        return (self.lags.family(),)
+        return [self.lags.family(name) for name in NAMES]
 
 
 def _stack_of(thread: int) -> str:
@@ -199,7 +204,7 @@ class Metrics(Collector):
         reasons = ("model_name", "finished_reason")
         self._success = _Counter("request_success", "Answered choices, by why they ended.", *reasons)
         self._errors = _Counter("request_errors", "Requests answered with an error.", "model_name", "code")
-        self._http = _Counter("http_requests", "HTTP requests.", "route", "method", "status")
+        self._http = _Counter("http_requests", "HTTP requests of clients.", "route", "method", "status")
         self._first, self._token, self._whole, self._queued = (
             _Histogram(PREFIX + name, text, bounds, "model_name")
             for name, text, bounds in (
@@ -246,8 +251,13 @@ class Metrics(Collector):
         self._unanswered_generated.add(model, amount=call.completion_tokens)
 
     def watch(self, exchange: Exchange) -> None:
+        """Counts a client's HTTP request. Rows of batches are none, but their errors count; copies to a shadow are
+        nobody's, and the route counts them."""
+        if isinstance(exchange.origin, SilentObserver):
+            return
         method = exchange.method if exchange.method in _METHODS else FALLBACK_LABEL
-        self._http.add(exchange.route or FALLBACK_LABEL, method, str(exchange.status))
+        if exchange.origin is None:
+            self._http.add(exchange.route or FALLBACK_LABEL, method, str(exchange.status))
         code = exchange.facts.get("error")
         if code is not None:
             model = exchange.facts.get("model")

@@ -261,6 +261,7 @@ class Server(uvicorn.Server):
         self._opening: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
         self._stop_at: float | None = None
+        self._announced = False
 
     def serve_until_stopped(self, listener: socket.socket) -> bool:
         """Runs in this thread. False where a thread is left: it was stopped before all was loaded, and what is loaded
@@ -306,6 +307,11 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         if await super().on_tick(counter):
             return True
+        if self._stop_at is not None and not self._announced:
+            self._announced = True
+            count = len(self.server_state.tasks)
+            calls = f": {count} {'call has' if count == 1 else 'calls have'} {self._grace:g} s to end; a second signal"
+            log.info("stopping%s", f"{calls} stops at once" if count else "")
         return self._stop_at is not None and (not self.server_state.tasks or time.monotonic() >= self._stop_at)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

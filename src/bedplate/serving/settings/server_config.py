@@ -34,12 +34,14 @@ class RouteVerdict(Strict):
     against: str | None = None
     margin: Annotated[float, Field(ge=0, lt=1)] = 0.0
     confidence: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
-    wait_minutes: Annotated[float, Field(ge=0)] = 1440.0
+    wait_minutes: float = 1440.0
 
     @model_validator(mode="after")
     def _one_question(self) -> RouteVerdict:
         if (self.at_least is None) == (self.against is None):
             raise ValueError("give either `at_least`, a share of right answers, or `against`, another version")
+        if self.wait_minutes <= 0:
+            raise ValueError("wait_minutes is not above 0: what users say of an answer comes after it; give their time")
         if self.against == self.of:
             raise ValueError(f"{self.of!r} cannot be held against itself")
         if self.margin and self.against is None:
@@ -56,7 +58,7 @@ class RouteConfig(Strict):
     calls; its answers are compared and thrown away. verdict: what is to be shown of one of them.
     """
 
-    versions: Annotated[dict[str, Weight], Field(min_length=1)]
+    versions: dict[str, Weight]
     sticky: Literal["request", "user", "tenant"] = "request"
     shadow: str | None = None
     shadow_share: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -64,19 +66,21 @@ class RouteConfig(Strict):
 
     @model_validator(mode="after")
     def _check_versions(self) -> RouteConfig:
-        verdict = self.verdict
+        verdict, stays = self.verdict, "a version without calls stays in the list with weight 0"
         if verdict is not None:
             if verdict.of not in (*self.versions, self.shadow):
-                raise ValueError(f"verdict.of: {verdict.of!r} is neither a version of the route nor its shadow")
+                raise ValueError(
+                    f"verdict.of: {verdict.of!r} is neither a version of the route nor its shadow; {stays}"
+                )
             if verdict.against is not None and verdict.against not in self.versions:
-                raise ValueError(f"verdict.against: {verdict.against!r} is no version of the route")
+                raise ValueError(f"verdict.against: {verdict.against!r} is no version of the route; {stays}")
         return self
 
     @field_validator("versions")
     @classmethod
     def _some_weight(cls, versions: dict[str, float]) -> dict[str, float]:
         if sum(versions.values()) <= 0:
-            raise ValueError("every weight is 0; give at least one version a weight above 0")
+            raise ValueError("no version has a weight above 0; give one to at least one of them")
         return versions
 
 
@@ -273,7 +277,8 @@ class MetricsConfig(Strict):
 
 
 class ServerConfig(Strict):
-    """The whole file. The first base is the main one: skins of no other base are looked for on it.
+    """The whole file. The first base is the main one: skins of no other base are looked for on it. Without bases only
+    skins are served that need none (classical ones).
 
     skins_directory: every skin below it is registered, and read when it is first asked for; /admin/skins takes skins
     from nowhere else. keys: the file of API keys; without one only this machine may ask, unless `open`. state: where
@@ -281,7 +286,7 @@ class ServerConfig(Strict):
     of an engine may take before /health says so. cors: the origins whose pages may ask, as in https://app.example.
     """
 
-    bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
+    bases: tuple[BaseConfig, ...] = ()
     skins: tuple[SkinConfig, ...] = ()
     skins_directory: Path | None = None
     host: str = "127.0.0.1"

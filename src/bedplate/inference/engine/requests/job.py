@@ -8,11 +8,13 @@ import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import Tensor
 
 from bedplate.core.errors import BedplateError, RequestError
+from bedplate.economics.model.footprint import forward_flops
 from bedplate.inference.engine.checks import check_prompt, check_prompt_vectors, check_room, not_finite
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import (
@@ -44,6 +46,14 @@ class EngineResources:
     speculates: bool
     never: frozenset[int] = frozenset()
     longest: int | None = None
+
+    @cached_property
+    def doubling_tokens(self) -> float:
+        """How many others a token reads that takes twice as much computing as one that reads none: a mean over the
+        context, in which layers with a window read no more than that."""
+        spec, tokens = self.base.spec.main, self.base.spec.context_length
+        surplus = forward_flops(spec, tokens, 0) / (tokens * forward_flops(spec, 1, 0)) - 1
+        return (tokens / 2 if self.base.causal else tokens) / surplus if surplus > 0 else math.inf
 
 
 @dataclass(slots=True)
@@ -186,6 +196,15 @@ class RequestJob(ABC, Generic[R]):
         that no pass goes beyond it."""
         end = next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens))
         return end - self.computed_tokens
+
+    @property
+    def weight(self) -> float:
+        """What its next token takes of computing, in a sequence's first tokens: one behind others reads those, and one
+        of a text that is read as a whole all of it."""
+        if not self.is_sequence:
+            return 1.0
+        causal = self.resources.base.causal
+        return 1.0 + (self.computed_tokens if causal else len(self.tokens)) / self.resources.doubling_tokens
 
     def prefix_tokens(self, length: int) -> list[int]:
         """The key elements of the first `length` tokens in the prefix cache: token ids, or hashes of media."""

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SCRIPT = """
 import json, logging, sys
 from multiprocessing import forkserver
@@ -21,7 +21,7 @@ forked.PRELOADED.clear()
 forked.start()
 server = forkserver._forkserver._forkserver_pid
 forked.start()
-command = forked.Command(Path(sys.argv[1]), "an argument", main="tests.test_forked:describe", NAME="value")
+command = forked.Command(Path(sys.argv[1]), "an argument", main="tests.cli.test_forked:describe", NAME="value")
 assert command.wait() == 3, command.errors
 assert server == forkserver._forkserver._forkserver_pid
 assert command.errors == "a warning\\n", command.errors
