@@ -147,8 +147,8 @@ def test_words_say_what_came_and_what_went() -> None:
     change = shifts(old, new, 0.01)[0]
     assert change.differs
     assert change.value > 0.3
-    assert change.explanation.startswith("where they differ most, a new input is above ")
-    assert " of old ones on average, an old one above " in change.explanation
+    assert change.explanation.startswith("on the measure that moved most, a new input ranks above ")
+    assert " of the old ones on average, an old input above " in change.explanation
     assert [set(words) for words in change.words] == [{"film", "plot", "cast"}, {"phone", "battery", "screen"}]
 
 
