@@ -293,7 +293,9 @@ def judge(
         with closing(predictor):
             predict_examples(predictor, examples[:1], one_by_one=True)  # the first call is never typical
             for block in range(blocks):
-                part, rest, repeats = (rows[block::blocks] for rows in (single, batched, further))
+                part, rest = (rows[block::blocks] for rows in (single, batched))
+                # of rows that come again, those of a block follow each other: a block asks no row twice
+                repeats = further[len(further) * block // blocks : len(further) * (block + 1) // blocks]
                 answers = predict_examples(predictor, part, one_by_one=True)
                 by_id |= zip(
                     [e.id for e in [*part, *rest]], [*answers, *predict_examples(predictor, rest)], strict=True
