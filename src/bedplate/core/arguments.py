@@ -47,7 +47,7 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def need(name: str, value: object, hint: Any) -> None:
+def need(name: str, value: Any, hint: Any) -> None:
     """UsageError where the value of the argument `name` is not of the type `hint`."""
     if not fits(value, hint):
         place = _wrong_member(value, hint)

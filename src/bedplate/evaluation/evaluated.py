@@ -270,7 +270,8 @@ class Evaluation(display.Brief):
         plain["interval"] = tuple(values["interval"])
         plain["labels"] = tuple(values["labels"])
         ids = {example.row_hash: example.id for example in examples}
-        plain["rows"] = tuple(GradedRow(**{**row, "id": ids.get(row["row_hash"], row["id"])}) for row in values["rows"])
+        rows = [GradedRow(**row) for row in values["rows"]]
+        plain["rows"] = tuple(replace(row, id=ids.get(row.row_hash, row.id)) for row in rows)
         return cls(**plain)
 
     @cached_property
