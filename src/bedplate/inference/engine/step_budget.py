@@ -26,7 +26,7 @@ ALIKE = 5.0
 """Steps whose tokens differ by less than this part of their mean say nothing of a token: others are tried, twice as
 many, or half where they are many."""
 OUTLIER = 3.0
-"""A step counts as at most so many times what was predicted, or as the mean took: it may have waited for the machine."""
+"""A step counts as at most so many times what was predicted, or the mean took: it may have waited for the machine."""
 
 
 class StepBudget:

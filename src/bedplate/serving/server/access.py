@@ -118,7 +118,7 @@ class AccessLog:
                 watch(exchange)
 
     def _caller(self, scope: Scope) -> str:
-        """The tenant whose turn a request takes; empty where it has no right key, for anybody can make up wrong ones."""
+        """The tenant whose turn a request takes; "" where it has no right key: anybody can make up wrong ones."""
         with contextlib.suppress(StatusError):
             return (scope.get(CALLER) or self._state.guard.identify(Headers(scope=scope))).tenant
         return ""
