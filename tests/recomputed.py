@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from scipy.special import stdtrit
-from scipy.stats import binom
+from scipy.stats import beta
 
 try:
     from tests.formulas import bound, difference
@@ -45,7 +45,9 @@ def recomputed(report):
             yield f"{name}: p50", result["p50_ms"], 1000 * calls[calls.size // 2]
             yield f"{name}: p95", result["p95_ms"], 1000 * np.quantile(calls, 0.95, method="inverted_cdf")
             if (result.get("p95_bounds_ms") or [None])[-1] is not None:
-                p95_upper = calls[int(binom.ppf(confidence, calls.size, 0.95))]
+                share, rank = result["p95_worth"] / calls.size, np.arange(calls.size)
+                covered = beta.cdf(0.05, (calls.size - rank - 1) * share + 1, (rank + 1) * share) >= confidence
+                p95_upper = calls[covered.argmax()]
                 yield f"{name}: upper bound of p95", result["p95_bounds_ms"][1], 1000 * p95_upper
         if calls.size and result.get("usd_interval"):
             usd = report["machine"]["usd_per_hour"] / 3.6

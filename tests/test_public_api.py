@@ -151,7 +151,7 @@ def test_near_types_are_told_apart() -> None:
 def test_the_type_that_is_needed_is_named() -> None:
     for call, message in (
         (lambda: bedplate.adapt("task.yaml", "out", rungs="lora"), "rungs is 'lora'; give Sequence[str]"),
-        (lambda: bedplate.adapt("task.yaml", "out", budget="10m"), "budget is '10m'; give float | None"),
+        (lambda: bedplate.adapt("task.yaml", "out", budget="soon"), "budget 'soon' is not a length of time"),
         (lambda: bedplate.adapt("task.yaml", None), "out is None; give "),
         (lambda: bedplate.plan.train(device="h100"), "device is 'h100'; give "),
         (
@@ -165,6 +165,12 @@ def test_the_type_that_is_needed_is_named() -> None:
     ):
         with pytest.raises(UsageError, match=re.escape(message)):
             call()  # type: ignore[no-untyped-call]
+
+
+def test_a_budget_may_have_its_unit(tmp_path: Path) -> None:
+    for budget in ("10m", "1.5h", 600):
+        with pytest.raises(bedplate.BedplateError, match=r"none\.yaml"):
+            bedplate.adapt(tmp_path / "none.yaml", tmp_path / "out", budget=budget)
 
 
 def test_what_is_too_long_for_a_line_loses_whole_parts_of_its_middle() -> None:

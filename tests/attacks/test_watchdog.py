@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from bedplate.serving.server import monitoring
-from bedplate.serving.server.monitoring import NAME, Watchdog
+from bedplate.serving.server.monitoring import NAMES, Watchdog
 
 
 def keeps_the_loop(until: threading.Event) -> None:
@@ -76,19 +76,20 @@ def test_lags_are_counted_into_their_buckets():
     dog = Watchdog()
     for lag in (0.0005, 0.2, 99.0):
         dog.lags.observe(lag)
-    [family] = dog.collect()
+    family, earlier = dog.collect()
+    assert (family.name, earlier.name) == NAMES
     buckets = {sample.labels.get("le"): sample.value for sample in family.samples if sample.name.endswith("_bucket")}
     assert (buckets["0.001"], buckets["0.1"], buckets["0.25"], buckets["10.0"], buckets["+Inf"]) == (1, 1, 2, 2, 3)
 
 
-@pytest.mark.parametrize("name", [f"{NAME}_count", f"{NAME}_sum"])
+@pytest.mark.parametrize("name", [f"{NAMES[0]}_count", f"{NAMES[0]}_sum"])
 def test_a_live_server_gives_the_metric(target, name):
     until = time.monotonic() + 30
     with httpx.Client(trust_env=False) as client:
         while True:  # the first beat may be late on a busy machine
             match = re.search(rf"^{name} (\S+)$", client.get(f"{target.url}/metrics").text, re.MULTILINE)
             assert match is not None
-            if name == f"{NAME}_sum" or float(match[1]) > 0:
+            if name == f"{NAMES[0]}_sum" or float(match[1]) > 0:
                 return
             assert time.monotonic() < until
             time.sleep(0.1)

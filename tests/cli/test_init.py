@@ -94,9 +94,14 @@ def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.Ca
         ([{"text": f"t {i}", "out": {"name": str(i), "n": i}} for i in range(90)], "json", "json_fields"),
         ([{"text": f"t {i}", "answer": f"it is {i}"} for i in range(90)], "text", "token_f1"),
         (
-            [{"text": f"t {i}", "label": "yes" if i % 9 else ("no", "so")[i // 9 % 2]} for i in range(270)],
+            [{"text": f"t {i}", "label": "yes" if i % 9 else ("no", "so")[i // 9 % 2]} for i in range(900)],
             "label",
             "macro_f1",
+        ),
+        (  # no verdict on macro-F1 is possible with so few rows of a label
+            [{"text": f"t {i}", "label": "yes" if i % 9 else ("no", "so")[i // 9 % 2]} for i in range(270)],
+            "label",
+            "accuracy",
         ),
     ],
 )
@@ -110,6 +115,19 @@ def test_kinds_of_answers(
     summary = json.loads(shown)
     assert (summary["kind"], summary["metric"]) == (output_type, metric)
     assert load_examples(load_task(out)).test.n > 0
+
+
+def test_a_misspelt_label_is_named_and_no_metric_is_chosen_that_it_would_decide(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = ("top_up_failed", "card_arrival", "request_refund")
+    rows = [{"text": f"message number {i} of a customer", "label": labels[i % 3]} for i in range(300)]
+    rows[0]["label"] = "top_up_faild"
+    code, shown, _ = run(capsys, lines(tmp_path / "r.jsonl", rows), "--out", tmp_path / "task.yaml", "--json")
+    summary = json.loads(shown)
+    assert (code, summary["metric"]) == (0, "accuracy")
+    note = "The label 'top_up_faild' is on 1 row: did you mean 'top_up_failed'? Correct the data if so."
+    assert note in summary["notes"]
 
 
 def test_labels_that_yaml_reads_as_booleans_stay_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,7 +181,7 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "bedplate.cli.main", "init", str(data), "--out", str(out)]
     child = subprocess.Popen(command, stdin=theirs, stdout=theirs, stderr=theirs, env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
-    os.write(ours, b"categry\rcategory\rmessage\rnone\rSort the message.\r")
+    os.write(ours, b"categry\rcategory\rmessage\rnone\rSort the message.\r80\r0.85\rsoon\r90s\r")
     shown = shown_on(ours)
     assert child.wait(timeout=30) == 0, shown
     assert "Which column is the answer? [category]" in shown
@@ -171,6 +189,11 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     values = yaml.safe_load(out.read_text("utf-8"))
     assert (values["data"]["target"], values["data"]["group_by"]) == ("category", None)
     assert values["instructions"] == "Sort the message."
+    assert "Which accuracy must be shown for a PASS (the bar)? [0.8]" in shown
+    assert "80 does not lie between 0 and 1" in shown
+    assert values["adapt"]["target"]["value"] == 0.85
+    assert "How long may the whole search take? [10m]" in shown
+    assert values["adapt"]["budget"] == {"train_minutes": 1.5}
 
 
 def test_rows_without_a_text_are_not_counted_as_usable_and_a_missing_label_says_what_to_do(

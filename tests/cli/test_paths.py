@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 import typing
@@ -80,6 +81,8 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     (("predict", "made", "rows.csv", "--out", "o", "--base", "smolm2"), "did you mean smollm2-135m"),
     (("predict", "none", "rows.csv", "--out", "o"), "none is not a skin: it does not exist"),
     (("predict", "skin", "rows.csv", "--out", "o"), "skin is not a skin: it has no skin.json"),
+    (("predict", "run", "rows.csv", "--out", "o"), "it has no skin.json; the skins in it are run/skins/made"),
+    (("predict", "run/skins/maed", "rows.csv", "--out", "o"), "did you mean"),
     (("completion", "bsh"), "bsh"),
     (("families", "lama"), "there is no family 'lama'; did you mean 'llama'?"),
     (("pull", "smolm2"), "did you mean smollm2-135m"),
@@ -198,6 +201,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], t
     (place / "skin").mkdir()
     (place / "made").mkdir()
     (place / "made" / "skin.json").write_text("{}")
+    shutil.copytree(place / "made", place / "run" / "skins" / "made")
     words = json.dumps([words for words, _ in CASES])
     completed = subprocess.run(
         [sys.executable, "-c", CODE, words], cwd=place, capture_output=True, text=True, check=True, timeout=120

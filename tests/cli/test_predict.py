@@ -66,6 +66,13 @@ def test_rows_are_answered_as_the_skin_answers(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in.jsonl", "out.jsonl"]
 
 
+def test_an_empty_row_gets_an_error(skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_rows(tmp_path / "in.jsonl", [{"review": "fine"}, {"review": " "}, {"review": "bad"}])
+    code, _, error = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl")
+    assert (code, "line 2: the input 'review' is empty" in error) == (1, True)
+    assert [answer.get("error", {}).get("param") for answer in read(tmp_path / "out.jsonl")] == [None, "input", None]
+
+
 def test_rows_that_cannot_be_predicted_are_named_and_counted(
     skin_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -194,12 +201,12 @@ def test_finished_rows_are_not_computed_again_and_another_run_is_refused(
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(bulk, "predict_rows", interrupted)
-    code, _, _ = run(capsys, skin_dir, source, "--out", out, "--batch", "3")
-    assert code == 130
+    code, _, error = run(capsys, skin_dir, source, "--out", out, "--batch", "3")
+    assert (code, f"kept beside {out}; the same command goes on after them" in error) == (130, True)
     code, _, error = run(capsys, skin_dir, source, "--out", out, "--batch", "4")
     assert (code, "another run" in error) == (2, True)
-    code, printed, _ = run(capsys, skin_dir, source, "--out", out, "--batch", "3", "--json")
-    assert json.loads(printed)["resumed"] == 6
+    code, printed, error = run(capsys, skin_dir, source, "--out", out, "--batch", "3", "--json")
+    assert (json.loads(printed)["resumed"], "6 rows were predicted by an earlier run" in error) == (6, True)
     assert answered_lines == list(range(1, 11))
     assert len(read(out)) == 10
 

@@ -160,14 +160,16 @@ def test_several_bases_answer_under_their_names(bases, tmp_path):
         (("BASE", "--config", "FILE"), "and not both"),
         (("BASE", "port=1"), "port=1 is a value of a server's file"),
         (("--config", "FILE", "--no-allow-other-weights"), "--allow-other-weights does not go with --config"),
-        (("port=1",), "give a base to serve"),
+        (("port=1",), "give a base or a skin to serve"),
+        (("--skins-directory", "SHELF", "--weights", "int4"), "weights is a setting of a base, and none is served"),
+        (("--skins-directory", "SHELF", "--config", "FILE"), "--skins-directory does not go with --config"),
         (("port=none", "--config", "FILE"), "override 'port=none'"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(bases, served_configs, tmp_path, capsys, arguments, message):
     file = tmp_path / "server.yaml"
     file.write_text(f"bases:\n  - source: {bases[0]}\n")
-    names = {"BASE": str(bases[0]), "FILE": str(file)}
+    names = {"BASE": str(bases[0]), "FILE": str(file), "SHELF": str(tmp_path)}
     code, error = run(capsys, *(names.get(argument, argument) for argument in arguments))
     assert code == 2
     assert message in error

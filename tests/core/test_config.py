@@ -135,6 +135,17 @@ def test_no_nan(value: str) -> None:
     assert "finite" in fails(GOOD.replace("3e-4", value))
 
 
+def test_an_empty_list_is_told_in_plain_words() -> None:
+    class Several(Strict):
+        names: Annotated[tuple[str, ...], pydantic.Field(min_length=1)]
+        labels: Annotated[dict[str, int], pydantic.Field(max_length=1)]
+
+    with pytest.raises(
+        ConfigError, match=r"names: give at least 1 item, not 0.*\n.*labels: give at most 1 item, not more"
+    ):
+        parse_config("names: []\nlabels: {a: 1, b: 2}", Several, "file.yaml")
+
+
 def test_duplicate_key_names_both_lines() -> None:
     assert "line 6: the key 'task' appears twice (first on line 1)" in fails(GOOD + "task: again\n")
     assert "appears twice" in fails("task: a\noutput: {kind: text, kind: text}\n")

@@ -49,7 +49,7 @@ def test_ctrl_c_in_each_phase_and_the_next_run_goes_on(tmp_path: Path, base: Pat
     for phase in (*PHASES, "test/majority.json"):
         code, stderr = stop_when(start(task, out, *rungs), out / phase, signal.SIGINT)
         assert code == 130, stderr
-        assert "\nerror: interrupted" in f"\n{stderr}"
+        assert "\nerror: interrupted; give the same command again to go on: what is finished is kept" in f"\n{stderr}"
         assert not (out / "report.json").exists()
         assert all(path.stat().st_mtime_ns == at for path, at in finished.items()), "a finished rung was done again"
         assert not list(out.rglob("*.tmp")), "something half-written was left"

@@ -12,6 +12,7 @@ import torch
 from tests.references import reference_bert
 from tests.tiny import tiny_spec, write_tiny_base
 
+from bedplate.cli.doctor import _cells
 from bedplate.cli.main import main
 from bedplate.core.files import bedplate_home
 from bedplate.economics.hardware.machine import MeasuredMachine
@@ -78,6 +79,7 @@ def test_a_base_is_examined_and_the_choice_kept(tmp_path: Path) -> None:
     for way in report["ways"]:
         assert (way["reason"] is None) == bool(way["tokens_per_second"])
         assert set(way["tokens_per_second"]) == set(way["of_roof"])
+        assert all(share is None or 0 < share <= 1 for share in way["of_roof"].values())
         assert all(rate > 0 for rate in way["tokens_per_second"].values())
     assert report["roofs"]["flops_per_second"].keys() >= {"float32", "bfloat16"}
     (saved,) = (bedplate_home() / "machine").iterdir()
@@ -97,6 +99,12 @@ def test_a_machine_without_a_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not stop.value.code
     assert "kernel     none: no C++ compiler (c++); torch computes, and in 8 or 4 bits only if asked for" in output
     assert "chosen: torch float32: the only plan that is possible here" in output
+
+
+def test_a_speed_above_the_roof_has_no_share() -> None:
+    assert [doctor.share(1.0, seconds) for seconds in (2.0, 1.0, 0.95, 0.5)] == [0.5, 1.0, 1.0, None]
+    way = {"tokens_per_second": {"decode_1": 89.0, "prefill": 900.0}, "of_roof": {"decode_1": None, "prefill": 0.63}}
+    assert _cells(way) == ["89", "–", "900 (63%)"]
 
 
 def test_why_the_processors_tiles_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:

@@ -80,7 +80,7 @@ def test_the_page_and_the_summary_say_dollars_and_what_is_required() -> None:
         assert phrase in page, phrase
     assert "accuracy where language: de at least 0.7" in page
     assert "4210" in page
-    assert "at most $0.8500 with 97.0% confidence" in headline(values)
+    assert "at most $0.8500, at" in headline(values)
     assert "40 rows do not decide" in summary(values)
     assert "$0.6000" in summary(values)
     assert "Require, on test" not in adaptation_page(report())

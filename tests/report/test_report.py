@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from tests.report.sample import report, row
 
 from bedplate.report import plots
+from bedplate.report.formatting import calibration_remark, made_smaller, timing_remark
 from bedplate.report.html import adaptation_page, confusions, headline
 from bedplate.report.schema import ReportFile, report_schema
 
@@ -121,11 +122,39 @@ def test_the_verdicts_own_bound_and_what_calls_take_stand_in_the_table_and_the_p
     assert drawn != plots.quality_against_cost([{**rows[0], "bound": None}], 0.8, "accuracy")
 
 
+def test_a_rung_that_was_made_smaller_is_marked_and_what_test_was_opened_for_is_said():
+    values = report()
+    (probe,) = (part for part in values["not_tried"] if "20 rows were left out" in part["reason"])
+    smaller = probe["rung"]
+    assert made_smaller(values) == {smaller}
+    page = adaptation_page(values)
+    assert f">{smaller}*</th>" in page
+    assert "had the time for a part of its train rows only" in page
+    assert "Test was opened for the nominees fixed before" in page
+    assert "zero-shot and the references" not in page
+    values["ledger"] = {**(values["ledger"] or {}), "number": 2}
+    assert "it is verdict 2 on some of these rows" in adaptation_page(values)
+
+
+def test_probabilities_that_are_far_off_and_calls_beside_other_work_are_warned_of():
+    values = report()
+    assert (calibration_remark(values), timing_remark(values)) == (None, None)
+    for part in values["focus"]["calibration"]["bins"]:
+        part |= {"confidence": 0.4, "accuracy": 0.75}
+    values["focus"]["calibration"] |= {"error": 0.35, "n": sum(b["n"] for b in values["focus"]["calibration"]["bins"])}
+    remark = "its probabilities are 0.35 too low on average (calibration error 0.35)"
+    assert remark in (calibration_remark(values) or "")
+    values["rungs"][-1] |= {"load": 1e3, "skin": "skins/x"}
+    assert timing_remark(values) == (
+        "calls were timed beside other work (load average 1000.0): times and prices may be too high"
+    )
+    assert remark[1:] in adaptation_page(values)
+
+
 def test_the_headline_is_one_sentence_for_every_verdict():
     values = report()
     assert headline(values) == (
-        "lora clears the bar of 0.8: accuracy 0.880 on 100 test rows, at least 0.830 with 97.0% confidence (so that "
-        "all verdicts on these rows hold with 95%), at $0.0200 per 1,000 calls (not tried: probe)."
+        "lora clears the bar of 0.8: accuracy 0.880, at least 0.830, at $0.0200 per 1,000 calls."
     )
     for status, phrase in (("FAIL", "No adaptation that was tested reaches"), ("INSUFFICIENT_DATA", "do not decide")):
         values["verdict"] |= {"status": status, "rung": None, "skin": None}

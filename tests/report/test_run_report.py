@@ -27,6 +27,10 @@ def test_a_directory_gives_its_report(tmp_path: Path) -> None:
     assert loaded.skin == tmp_path / values["verdict"]["skin"]
     assert loaded.page == tmp_path / "report.html"
     assert repr(loaded).startswith("<report toy, PASS with lora, ")
+    assert str(loaded.verdict) == f"PASS with lora: {values['verdict']['reason']}"
+    assert json.loads(json.dumps(loaded.verdict)) == values["verdict"]
+    without = {**values["verdict"], "status": "FAIL", "rung": None}
+    assert str(bedplate.load_report(write(tmp_path, report(verdict=without))).verdict).startswith("FAIL: ")
 
 
 def test_what_is_shown_is_escaped_and_as_short_for_many_rows(tmp_path: Path) -> None:

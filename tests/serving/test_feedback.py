@@ -159,6 +159,8 @@ def test_feedback_is_for_ones_own_replies(files, tmp_path):
         ):
             refused = post_feedback(server, reply["id"], **feedback)
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, param)
+        message = post_feedback(server, reply["id"], correction="positiv").json()["error"]["message"]
+        assert "prompted has no label 'positiv'; did you mean 'positive'? its labels are negative, positive" in message
     with serving(files, tmp_path, every=FULL_RETENTION) as server:  # another server knows whose it is
         assert post_feedback(server, reply["id"], tenant="them", rating="good").status_code == 404
         assert post_feedback(server, reply["id"], rating="good").status_code == 200

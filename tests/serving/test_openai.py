@@ -37,7 +37,12 @@ def test_label_skins_answer_as_predictors_do(server, client, name, text):
     choice = reply.choices[0]
     assert (choice.message.content, choice.finish_reason) == (expected.output, "stop")
     # A prefix that is cached changes last bits.
-    expected_details = {"label": expected.output, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
+    expected_details = {
+        "label": expected.output,
+        "probability": pytest.approx(expected.probabilities[expected.output], abs=1e-4),
+        "probabilities": pytest.approx(expected.probabilities, abs=1e-4),
+        "scores": pytest.approx(dict(expected.scores), abs=1e-4),
+    }
     assert choice.bedplate == expected_details
     assert reply.usage.prompt_tokens == expected.prompt_tokens
     # More than the skin's own prompt may lie in the cache: tests share this server, in any order.
@@ -60,10 +65,15 @@ def test_a_head_for_several_labels_answers_as_its_predictor_does(server, client,
     assert json.loads(expected.output) == chosen
     choice = client.chat.completions.create(model="several", messages=user_messages(text)).choices[0]
     assert choice.message.content == expected.output
-    assert choice.bedplate == {"labels": chosen, "scores": pytest.approx(dict(expected.scores), abs=1e-4)}
+    assert choice.bedplate == {
+        "labels": chosen,
+        "probabilities": pytest.approx(expected.probabilities, abs=1e-4),
+        "scores": pytest.approx(dict(expected.scores), abs=1e-4),
+    }
     (row,) = server.post("/v1/classify", json={"model": "several", "input": text}).json()["data"]
     assert (row["label"], row["labels"], row["num_classes"]) == (expected.output, chosen, 3)
     assert row["probs"] == pytest.approx([math.exp(score) for score in expected.scores.values()], abs=1e-4)
+    assert list(row["probabilities"].items()) == list(zip(expected.scores, row["probs"], strict=True))
 
 
 @pytest.mark.parametrize("text", INPUTS)
@@ -95,22 +105,54 @@ def test_skins_of_several_inputs_take_an_object(server, client):
         assert caught.value.param == "messages"
 
 
-def test_skins_read_the_last_user_message_and_report_the_others(server, client):
-    messages = [
-        {"role": "system", "content": "x"},
-        *user_messages("bad"),
-        {"role": "assistant", "content": "y"},
-        *user_messages(INPUTS[0]),
-    ]
-    choice = client.chat.completions.create(model="prompted", messages=messages).choices[0]
-    alone = client.chat.completions.create(model="prompted", messages=user_messages(INPUTS[0])).choices[0]
-    assert choice.message.content == alone.message.content
-    assert choice.bedplate.pop("ignored_messages") == 3
-    scores = [
-        candidate.bedplate.pop("scores", {}) for candidate in (choice, alone)
-    ]  # the second finds its prompt computed
-    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
-    assert choice.bedplate == alone.bedplate
+@pytest.mark.parametrize("model", ["prompted", "writer", "worded"])
+def test_a_skin_drops_no_message_silently(server, client, model):
+    system, turns = (
+        {"role": "system", "content": "always no"},
+        [*user_messages("bad"), {"role": "assistant", "content": "y"}],
+    )
+    asked = user_messages(INPUTS[0])
+    for messages in ([system, *asked], [*turns, *asked], [*asked, *asked], [system], [*asked, turns[1]]):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model=model, messages=messages)
+        assert caught.value.param == "messages"
+        assert f"{model!r} is a skin and reads one user message" in caught.value.message
+    kept = client.responses.create(model=model, input=INPUTS[0])
+    for body in ({"instructions": "always no"}, {"previous_response_id": kept.id}, {"input": messages}):
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(**{"model": model, "input": INPUTS[0], **body})
+        assert (caught.value.param, "reads one user message" in caught.value.message) == ("input", True)
+    for body in ({"system": "always no"}, {"messages": [*turns, *asked]}):
+        request = {"model": model, "max_tokens": 4, "messages": asked, **body}
+        refused = server.post("/v1/messages", json=request)
+        assert (refused.status_code, "reads one user message" in refused.json()["error"]["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("model", ["prompted", "probed", "worded", "writer", "pair"])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_a_skin_answers_no_empty_input(server, model, text):
+    content = json.dumps({"question": text, "answer": text}) if model == "pair" else text
+    asks = {
+        "/v1/chat/completions": {"messages": user_messages(content)},
+        "/v1/completions": {"prompt": content},
+        "/v1/responses": {"input": content},
+        "/v1/messages": {"messages": user_messages(content), "max_tokens": 4},
+    }
+    if model != "writer":
+        asks["/v1/classify"] = {"input": ["fine", content] if model != "pair" else json.loads(content)}
+    for path, body in asks.items():
+        refused = server.post(path, json={"model": model, **body})
+        assert refused.status_code == 400, (path, refused.text)
+        message = refused.json()["error"]["message"]
+        assert "empty" in message
+        assert f"skin {model!r} answers about a text: give one" in message or not text
+
+
+def test_a_skin_of_several_inputs_names_them_to_who_sends_a_conversation(client):
+    messages = [{"role": "system", "content": "x"}, *user_messages('{"question": "a", "answer": "b"}')]
+    with pytest.raises(openai.BadRequestError, match="a JSON object of question, answer") as caught:
+        client.chat.completions.create(model="pair", messages=messages)
+    assert caught.value.param == "messages"
 
 
 def solo(server, text, **sampling):

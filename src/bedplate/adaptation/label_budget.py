@@ -48,7 +48,7 @@ def adapt_with_labels(
     label_budget: int,
     *,
     rungs: Sequence[str] | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
     exhaustive: bool = False,

@@ -26,6 +26,7 @@ from bedplate.adaptation.curve.learning_curve import learning_curve, possible_si
 from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
 from bedplate.adaptation.rungs import chosen_rungs
+from bedplate.adaptation.rungs.probe import FEW_ROWS
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
@@ -39,6 +40,7 @@ from bedplate.adaptation.verdict import gate, rules_of_thumb
 from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
 from bedplate.adaptation.verdict.decision import (
     POSTPONED,
+    POSTPONED_ROWS,
     GateVerdict,
     Nominable,
     Nomination,
@@ -53,6 +55,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import file_lock, sha256_json
 from bedplate.core.progress import Countdown, notice
+from bedplate.core.quantities import parse_seconds
 from bedplate.core.statistics.multiplicity import more_rows, spent_alpha
 from bedplate.data.rows import SourceRows
 from bedplate.evaluation.examples import TaskData
@@ -71,7 +74,7 @@ def adapt(
     *,
     target: str | None = None,
     rungs: Sequence[str] | None = None,
-    budget: float | None = None,
+    budget: float | str | None = None,
     seed: int = 0,
     overrides: Sequence[str] = (),
     curve: Sequence[int] = (),
@@ -86,9 +89,9 @@ def adapt(
     task: a task file's path, its content as a mapping, or a table of rows with the column `target` of answers, for
     which a task is drafted as by `bedplate.init`; the latter two are written beside `out`, as `OUT.task.yaml`.
 
-    out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget:
-    wall-clock seconds for the whole ladder (by default the task's `train_minutes`). curve: numbers of labels to draw
-    learning curves over, in the time that the ladder leaves. exhaustive: budgets of time and money and rules of thumb
+    out: the run's directory: rungs, skins, report.json, report.html; the skins carry the report as well. budget: the
+    time for the whole ladder, in seconds or such as "10m" (by default the task's `train_minutes`). curve: numbers of
+    labels to draw learning curves over, in the time that the ladder leaves. exhaustive: budgets and rules of thumb
     leave no rung out, nor parts of one. parent: the directory of a skin that the new ones take over from, on newer
     data. data: rows in place of the task's own source, as `evaluate` takes them; they are kept in `out`. looking: the
     task's rows as far as they have labels (`adapt_with_labels`). executor: runs the fits of rungs elsewhere, from the
@@ -99,6 +102,8 @@ def adapt(
     rows show of that), DataError, HubError, CheckpointError or UsageError for bad input, before anything is written;
     the failure of one rung is recorded in the report and does not end the ladder.
     """
+    if isinstance(budget, str):
+        budget = parse_seconds("budget", budget, "s")
     out, memory_rows = Path(out), dict[str, SourceRows]()
     task_path = task_file_of(task, out, target)
     if data is not None:
@@ -135,7 +140,7 @@ def adapt(
     ):
         check_bases(contexts)
         check_output(out)
-        with file_lock(out / LOCK_FILE):
+        with file_lock(out / LOCK_FILE, wait=False):
             begin(contexts, data, out, task_path)
             write_sources(memory_rows, resolved.directory)
             return _Ladder(contexts, data, out, curve, watch, looking).climb()
@@ -192,14 +197,15 @@ class _Ladder:
     # --- step 3: nominees
 
     def _postponed(self) -> dict[str, str]:
-        """Why test stays closed, by candidate: every rung with a model was left out for time, and a verdict now would
-        cost one that follows on the same rows. Empty where test may be opened."""
-        run, looking = self.run, self.run.looking
-        models = {name for name, candidate in run.candidates.items() if candidate.base is not None}
-        if not self._untimed() or models & run.results.keys() or not (looking is None or looking.first):
+        """Why test stays closed, by candidate: every rung with a model was left out for time or had it for a few rows
+        only, and a verdict now would cost one that follows on the same rows. Empty where test may be opened."""
+        run, looking, enough = self.run, self.run.looking, min(FEW_ROWS, len(self.context.train))
+        models = {name for name, candidate in run.candidates.items() if candidate.base is not None} & run.results.keys()
+        whole = any(run.results[name].details.get("rows", enough) >= enough for name in models)
+        if not self._untimed() or whole or not (looking is None or looking.first):
             return {}
         skins = [name for name, result in run.results.items() if result.skin is not None]
-        return dict.fromkeys(skins, POSTPONED)
+        return dict.fromkeys(skins, POSTPONED_ROWS if models else POSTPONED)
 
     def _untimed(self) -> list[str]:
         """Candidates that were left out for lack of time, or of the money that time costs."""

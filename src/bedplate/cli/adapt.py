@@ -18,12 +18,13 @@ from bedplate.core.progress import console
 from bedplate.core.quantities import parse_count, parse_seconds
 from bedplate.core.tables import Column, numbers
 from bedplate.core.tables import show as table
-from bedplate.report.formatting import costs, shown_estimate
+from bedplate.report.formatting import calibration_remark, costs, made_smaller, shown_estimate, timing_remark
 
 if TYPE_CHECKING:
     from bedplate.adaptation.report.report import Report
 
 
+GOES_ON = "give the same command again to go on: what is finished is kept"
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
 """The exit code of each verdict. 1 and 2 are those of errors, where there is no verdict."""
 
@@ -225,7 +226,10 @@ def _findings(report: Report) -> Iterator[str]:
     """Lines on what was left out, on requirements, guards, formats, groups, rules of thumb, seeds, the comparison."""
     data = report.data
     yield from (f"{row['rung']} {row['status']}: {row['reason']}" for row in report.rungs if row["status"] != "done")
-    yield from (f"{part['rung']}: {part['reason']}" for part in data["not_tried"] if part["what"] == "part")
+    smaller = made_smaller(data)
+    for part in data["not_tried"]:
+        if part["what"] == "part":
+            yield f"{'* ' if part['rung'] in smaller else ''}{part['rung']}: {part['reason']}"
     for rung, checks in (data.get("requirements") or {}).items():
         for check in checks:
             status = {True: "is met", False: "is not met", None: "is undecided"}[check["holds"]]
@@ -242,9 +246,10 @@ def _findings(report: Report) -> Iterator[str]:
     yield from groups_said(data["data"])
     yield from (f"note: {note}" for note in (data["ledger"] or {}).get("notes", ()))
     for prediction in data["predictions"]:
-        outcomes = {"true": "held", "false": "did not hold", "not_tested": "not tested"}
-        outcome = outcomes.get(prediction["held"], "undecided")
-        yield f"rule of thumb ({prediction['rule']}), that {prediction['prediction']}: {outcome}"
+        if prediction["held"] in ("true", "false"):
+            outcome = "held" if prediction["held"] == "true" else "did not hold"
+            yield f"rule of thumb ({prediction['rule']}), that {prediction['prediction']}: {outcome}"
+    yield from filter(None, (calibration_remark(data), timing_remark(data)))
     if data["data"].get("second_labels"):
         yield data["data"]["second_labels"]["said"]
     for row in report.rungs:
@@ -278,7 +283,7 @@ def _cells(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]
         return (row["rung"], row["status"], *[""] * 8)
     low, high = row["interval"]
     return (
-        row["rung"],
+        row["rung"] + ("*" if row["rung"] in made_smaller(report) else ""),
         row["split"],
         shown_estimate(report, row["estimate"]),
         f"{shown_estimate(report, low)}-{shown_estimate(report, high)}",
@@ -327,11 +332,21 @@ def _next(report: Report, directory: Path) -> None:
     print(f"report  {report.directory / 'report.html'}")
     for skin in sorted(skins):
         print(f"skin    {report.directory / skin}")
-    row = None if report.skin is None else report.row(data["verdict"]["rung"])
-    if row is None:
+    passed = report.skin
+    row = None if passed is None else report.row(data["verdict"]["rung"])
+    if passed is None or row is None:
         print("serve   no skin to recommend: none has passed")
         return
-    # a server holds a base, also for a skin that needs none
-    names = [record["name"] for record in data["lineage"]["bases"]]
-    base = _from_here(row["base"] if row["base"] in names else names[0], directory)
-    print(f"serve   {program()} serve {base} --skin {report.skin}")
+    base, needs_base = "", bool(row["base"]) or _needs_base(passed)
+    if needs_base:
+        names = [record["name"] for record in data["lineage"]["bases"]]
+        base = f" {_from_here(row['base'] if row['base'] in names else names[0], directory)}"
+    print(f"serve   {program()} serve{base} --skin {passed}")
+
+
+def _needs_base(skin: Path) -> bool:
+    """Whether a server needs a base for the skin: not for a classical one, nor for a cascade of two."""
+    from bedplate.skins.files import parts_of, read_card
+
+    card = read_card(skin)
+    return any(part.base is not None for part in parts_of(card) or [card])

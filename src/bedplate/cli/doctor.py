@@ -35,7 +35,8 @@ def doctor(
     \b
       decode 1, decode 16   tokens a second that are written, alone and by 16 sequences together
       prefill               tokens a second of a prompt of 256 that are read
-      (63%)                 of the roof: reading all weights once, or computing all products, as fast as was measured
+      (63%)                 of the roof: reading all weights once, or computing all products, as fast as was measured;
+                            left out above 100%, where other work slowed the measurement of the roof
 
     Measure on a quiet machine. More threads than cores, a container's quota and other work are what slows most:
     OMP_NUM_THREADS says how many threads there are to be, by default one for each core that this process may use.
@@ -115,7 +116,11 @@ def _roofs(roofs: dict[str, Any]) -> str:
 def _cells(way: dict[str, Any]) -> list[str]:
     rates, shares = way["tokens_per_second"], way["of_roof"]
     passes = ("decode_1", "decode_16", "prefill")
-    return [f"{rates[name]:,.0f} ({shares[name]:.0%})" if name in rates else "–" for name in passes]
+    return [f"{rates[name]:,.0f}{_share(shares[name])}" if name in rates else "–" for name in passes]
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f" ({share:.0%})"
 
 
 def _note(way: dict[str, Any], chosen: dict[str, Any]) -> str:

@@ -84,8 +84,10 @@ def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, targe
     exported = store.export(skin, columns, target, group)
     skipped = {reason: count for reason, count in exported.skipped.items() if count}
     if not exported.rows:
-        why = "; ".join(f"{count} {reason}" for reason, count in skipped.items())
-        raise UsageError(f"no reply of {skin!r} can be an example ({why or 'none was kept'})")
+        why = ", ".join(f"{reason}: {count:,}" for reason, count in skipped.items())
+        raise UsageError(
+            f"no reply of {skin!r} became a row of task data ({why or 'none was kept'}); no file is written"
+        )
     atomic_write(out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in exported.rows))
     if as_json:
         print(json.dumps({"out": str(out), "rows": len(exported.rows), "skipped": skipped}))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overwrite, duration, program
+from bedplate.cli.options import AllColumns, Overwrite, duration, program, to_seconds
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.tables import Column, numbers, show
@@ -49,7 +50,7 @@ def init(
     instructions: Annotated[str | None, typer.Option(help="What the base is told to do.")] = None,
     name: Annotated[str | None, typer.Option(help="The task's name. Default: the data file's.")] = None,
     bar: Annotated[float | None, typer.Option(help="What the metric must be shown to reach (the threshold).")] = None,
-    budget: Annotated[float, duration(help="What the whole search may take. Default: 10m.")] = 600.0,
+    budget: Annotated[float | None, duration(help="What the whole search may take. Default: 10m.")] = None,
     usd_per_hour: Annotated[float, typer.Option(min=0, help="What an hour of this machine costs.")] = 0.10,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: take what is guessed and said.")] = False,
     overwrite: Overwrite = False,
@@ -69,7 +70,7 @@ def init(
     paths.free(out, overwrite)
     if bar is not None and not 0 < bar < 1:
         raise UsageError(f"--bar is {bar:g}; it lies between 0 and 1")
-    if not budget > 0:
+    if budget is not None and not budget > 0:
         raise UsageError("--budget must be above 0")
     chosen = bases or ["smollm2-135m"]
     for base in chosen:
@@ -106,6 +107,12 @@ def init(
     task_draft = draft(rows, inputs=inputs, target=target, group=group, grouped=grouped)
     if interactive and instructions is None:
         instructions = typer.prompt("What is to be done, in a sentence?", default=default_instructions(task_draft))
+    if interactive and bar is None:
+        question = f"Which {task_draft.metric} must be shown for a PASS (the bar)?"
+        bar = typer.prompt(question, default=task_draft.bar, value_proc=_share)
+    if interactive and budget is None:
+        budget = typer.prompt("How long may the whole search take?", default="10m", value_proc=to_seconds)
+    budget = 600.0 if budget is None else budget
     content = task_text(
         task_draft,
         data,
@@ -125,6 +132,16 @@ def init(
         print(json.dumps(_values(task_draft, split, out), ensure_ascii=False))
         return
     _show(task_draft, split, out)
+
+
+def _share(reply: str | float) -> float:
+    try:
+        share = float(reply)
+    except ValueError:
+        share = math.nan
+    if not 0 < share < 1:
+        raise typer.BadParameter(f"{reply} does not lie between 0 and 1")
+    return share
 
 
 def _prompt_column(

@@ -56,7 +56,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}:
             traceback.print_exc()
         if is_interrupt(error):
-            code = _fail("interrupted", "interrupted", _INTERRUPTED, arguments)
+            module = sys.modules.get(VERBS.get(next(iter(arguments), ""), ("", ""))[0])
+            goes_on = getattr(module, "GOES_ON", None)  # where the same command does
+            message = "interrupted" if goes_on is None else f"interrupted; {goes_on}"
+            code = _fail(message, "interrupted", _INTERRUPTED, arguments)
         elif isinstance(error, BedplateError):
             code = _fail(error.message, error.code, error.exit_code, arguments)
         else:

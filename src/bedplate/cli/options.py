@@ -130,7 +130,7 @@ def milliseconds(*names: str, help: str) -> Any:
     """An option for a short time, a number of ms or such as 0.5s; a parameter of type float, in milliseconds."""
 
     def parsed(raw: str | float) -> float:
-        value = _seconds(raw if isinstance(raw, str) else raw / 1000, "ms")
+        value = to_seconds(raw if isinstance(raw, str) else raw / 1000, "ms")
         if not value:
             raise typer.BadParameter(f"{raw!r} is not a length of time above 0")
         return value * 1000
@@ -141,10 +141,11 @@ def milliseconds(*names: str, help: str) -> Any:
 def duration(*names: str, help: str) -> Any:
     """An option for a length of time, such as 90s or 10m; a parameter of type float, in seconds. The help says the
     default."""
-    return typer.Option(*names, help=help, parser=_seconds, metavar="TIME", show_default=False)
+    return typer.Option(*names, help=help, parser=to_seconds, metavar="TIME", show_default=False)
 
 
-def _seconds(raw: str | float, unit: str = "s") -> float:
+def to_seconds(raw: str | float, unit: str = "s") -> float:
+    """A length of time as it is typed. BadParameter, after which a prompt asks again."""
     value = seconds_of(raw, unit) if isinstance(raw, str) else raw
     if value is None or not 0 <= value < math.inf:
         raise typer.BadParameter(f"{raw!r} is not a length of time; write for example 500ms, 90s, 10m or 1.5h")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from bedplate.core.display import join_names
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import check_writable
 from bedplate.core.suggestions import path_hint
@@ -80,7 +81,9 @@ def skin_directory(path: Path | str) -> Path | str:
     """A skin's directory."""
     if not (Path(path) / "skin.json").is_file():
         remark = "`bedplate adapt` makes skins"
-        problem = f"has no skin.json; {remark}" if Path(path).is_dir() else _missing(Path(path), remark)
+        skins = sorted(str(file.parent) for at in ("*", "skins/*") for file in Path(path).glob(f"{at}/skin.json"))
+        below = f"the skins in it are {join_names(skins)}" if skins else remark
+        problem = f"has no skin.json; {below}" if Path(path).is_dir() else _missing(Path(path), remark)
         raise SkinError(f"{path} is not a skin: it {problem}")
     return path
 

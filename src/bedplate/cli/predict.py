@@ -14,7 +14,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, Overwrite
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import Progress
+from bedplate.core.progress import Progress, notice
 
 if TYPE_CHECKING:
     from bedplate.inference.predict.bulk import Counts, RowSource
@@ -87,6 +87,9 @@ def predict(
     return 1 if counts.failed else 0
 
 
+GOES_ON = "give the same command again to go on: of a file, the rows that are written are kept"
+
+
 def _check(rows: str, out: str, format: str | None, overwrite: bool, as_json: bool) -> None:
     """What can be known to fail is refused before a model is loaded."""
     suffixes = [f".{extension}" for extension in get_args(Format)]
@@ -132,7 +135,11 @@ def _predict(predictor: SkinPredictor, source: RowSource, piped: bool, out: str,
             return write_stream(predictor, source, stream, _to_stdout, batch=batch)
     with Progress("predict", survey.rows, "rows") as bar:
         resuming: dict[str, Any] = {"sha256": survey.sha256, "overwrite": overwrite, "advance": bar.advance}
-        return predict_file(predictor, source, Path(out), batch=batch, **resuming)
+        try:
+            return predict_file(predictor, source, Path(out), batch=batch, **resuming)
+        except KeyboardInterrupt:
+            notice(f"note: the rows that are done are kept beside {out}; the same command goes on after them")
+            raise
 
 
 def _to_stdout(content: bytes) -> None:

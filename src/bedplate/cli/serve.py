@@ -93,11 +93,14 @@ def serve(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address and the models as JSON.")] = False,
 ) -> None:
-    """Serve a base and its skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM.
+    """Serve bases and skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM.
+
+    A classical skin (from_scratch) needs no base.
 
     \b
       bedplate serve smollm2-135m --skin runs/x/skins/lora
       bedplate serve smollm2-135m minilm-l6 --skin runs/x/skins/retrieval
+      bedplate serve --skin runs/x/skins/from_scratch
       bedplate serve --config server.yaml port=8080
     """
     from bedplate.core.config import load_config
@@ -106,8 +109,9 @@ def serve(
     words = [word for word in (base, *(more or ())) if word is not None]
     overrides = [word for word in words if "=" in word and not Path(word).exists()]
     bases = [word for word in words if word not in overrides]
-    if bool(bases) == (config is not None):
-        raise UsageError("give a base to serve, or a server's file with --config, and not both")
+    skins_alone = config is None and bool(skin or skins_directory)
+    if bool(bases) == (config is not None) and not skins_alone:
+        raise UsageError("give a base or a skin to serve, or a server's file with --config, and not both")
     for source in bases:
         paths.base(source)
     settings = None

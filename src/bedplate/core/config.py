@@ -363,6 +363,12 @@ def _explain(
     return f"{place}: {key + ': ' if key else ''}{_problem(error, node)}"
 
 
+def plain_message(message: str) -> str:
+    """What a validator says, without pydantic's own words."""
+    message = message.removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    return re.sub(r"^\w+ should have (at \w+ \d+ items?) after validation, not", r"give \1, not", message)
+
+
 def _problem(error: Any, node: yaml.Node | None) -> str:
     error_type, value = error["type"], error["input"]
     if error_type in {"missing", "union_tag_not_found"}:
@@ -376,7 +382,7 @@ def _problem(error: Any, node: yaml.Node | None) -> str:
         written = node.value if isinstance(node, yaml.ScalarNode) else read_as
         was = "yes, no, on, off, true and false are booleans in YAML" if isinstance(value, bool) else "it is a number"
         return f'read as {_type_name(value)} {read_as}, but text is wanted ({was}): quote it, as in "{written}"'
-    message = str(error["msg"]).removeprefix("Value error, ").removeprefix("Assertion failed, ")
+    message = plain_message(error["msg"])
     says_all = error_type in {"value_error", "assertion_error", "unknown_key"}
     shown = "" if says_all else f" (got {shortened(repr(value), 80)})"
     return f"{message[:1].lower()}{message[1:]}{shown}"

@@ -155,7 +155,12 @@ def file_lock(path: Path | str, *, wait: bool = True) -> Generator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError as error:
-            raise UsageError(f"{path.parent} is in use by another process; wait until it has ended") from error
+            holder = path.read_text()  # of an older version it holds nothing
+            by = f" (pid {holder})" if holder.isdecimal() else ""
+            raise UsageError(f"{path.parent} is in use by another process{by}; wait until it has ended") from error
+        file.truncate(0)
+        file.write(str(os.getpid()).encode())
+        file.flush()
         yield
 
 

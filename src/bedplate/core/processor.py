@@ -130,9 +130,10 @@ def load_average() -> float | None:
         return None
 
 
-def is_busy(load: float) -> bool:
-    """Whether at such a load average a process that computes on every processor has to share them with others."""
-    return load > _BUSY * processor().online
+def is_busy(load: float, processors: int | None = None) -> bool:
+    """Whether at such a load average a process that computes on every processor has to share them with others.
+    processors: those of another machine."""
+    return load > _BUSY * (processors or processor().online)
 
 
 def _first(root: Path) -> dict[str, str]:

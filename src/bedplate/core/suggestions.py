@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 
-def nearest(name: str, candidates: Iterable[str], limit: int = 1) -> list[str]:
-    """At most so many of the known names that look like this one, the likest first."""
-    return difflib.get_close_matches(name, list(candidates), n=limit, cutoff=0.5)
+def nearest(name: str, candidates: Iterable[str], limit: int = 1, cutoff: float = 0.5) -> list[str]:
+    """At most so many of the known names that look like this one, the likest first. cutoff: the least likeness."""
+    return difflib.get_close_matches(name, list(candidates), n=limit, cutoff=cutoff)
 
 
 def did_you_mean(names: Iterable[str], remark: str = "", *, show: Callable[[str], str] = repr) -> str:

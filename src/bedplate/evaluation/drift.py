@@ -206,8 +206,8 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     rank_shift = after.mean(0) - before.mean(0)
     widest = int(np.abs(rank_shift).argmax())
     explanation = (
-        f"where they differ most, a new input is above {after[:, widest].mean():.0%} of old ones on average, an "
-        f"old one above {before[:, widest].mean():.0%}{caveat}"
+        f"on the measure that moved most, a new input ranks above {after[:, widest].mean():.0%} of the old ones on "
+        f"average, an old input above {before[:, widest].mean():.0%}{caveat}"
     )
     words = _words(old.texts, new.texts) if shift_evidence.value >= looks.enough else ((), ())
     return Shift("inputs", float(np.abs(rank_shift[widest])), shift_evidence, looks.enough, explanation, words, gained)

@@ -331,12 +331,12 @@ class Task(Strict):
                     raise ValueError("costs by label are for outputs of kind label; give a function: `cost`")
                 costs.check_costs(metric.costs, described.labels or (), described.abstain and described.abstain.answer)
             return metric
-        if metric not in METRICS:
-            hint = did_you_mean(nearest(metric, METRICS), f"there are {', '.join(METRICS)}")
-            raise ValueError(f"no metric {metric!r}; {hint}")
         output: OutputSpec | None = validation.data.get("output")
-        if output is not None and output.kind not in METRICS[metric].outputs:
-            fitting = [name for name, m in METRICS.items() if output.kind in m.outputs]
+        fitting = [name for name, m in METRICS.items() if output is None or output.kind in m.outputs]
+        if metric not in METRICS:
+            hint = did_you_mean(nearest(metric, fitting), f"there are {', '.join(fitting)}")
+            raise ValueError(f"no metric {metric!r}; {hint}")
+        if output is not None and metric not in fitting:
             raise ValueError(f"{metric!r} does not fit an output of kind {output.kind}; {', '.join(fitting)} would")
         return metric
 

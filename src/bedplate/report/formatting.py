@@ -7,6 +7,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bedplate.core.display import chosen
+from bedplate.core.processor import is_busy
+
+MISCALIBRATED = 0.15
+"""A calibration error from which a skin's probabilities are warned of."""
 
 
 def costs(report: Mapping[str, Any]) -> bool:
@@ -35,6 +39,34 @@ def shown_status(report: Mapping[str, Any]) -> str:
     """The verdict's status; a PASS on rows that served earlier verdicts is an EXPLORATORY PASS."""
     verdict = report["verdict"]
     return f"EXPLORATORY {verdict['status']}" if verdict.get("exploratory") else verdict["status"]
+
+
+def made_smaller(report: Mapping[str, Any]) -> set[str]:
+    """Rungs with a result that had the time for a part of their rows only."""
+    parts = [part for part in report["not_tried"] if part["what"] == "part" and part["kind"] == "budget"]
+    return {part["rung"] for part in parts if "rows were left out" in part["reason"]}
+
+
+def calibration_remark(report: Mapping[str, Any]) -> str | None:
+    """A warning where the probabilities of the skin in focus are far from the share of its right answers."""
+    focus = report["focus"]
+    if focus is None or (calibration := focus["calibration"]) is None or calibration["error"] < MISCALIBRATED:
+        return None
+    gap = sum(part["n"] * (part["accuracy"] - part["confidence"]) for part in calibration["bins"]) / calibration["n"]
+    side = "low" if gap > 0 else "high"
+    return (
+        f"{focus['rung']}: its probabilities are {abs(gap):.2f} too {side} on average (calibration error "
+        f"{calibration['error']:.2f}): choose a threshold by how often it is right above it, not by the probability"
+    )
+
+
+def timing_remark(report: Mapping[str, Any]) -> str | None:
+    """A warning where calls were timed while other work took the processors."""
+    rows = [row for row in report["rungs"] if (row.get("load") or 0) > 0 and row["skin"] is not None]
+    busiest = max(rows, key=lambda row: row["load"], default=None)
+    if busiest is None or not is_busy(busiest["load"], report["machine"]["cores"]):
+        return None
+    return f"calls were timed beside other work (load average {busiest['load']:.1f}): times and prices may be too high"
 
 
 def at_confidence(level: float, requested: float | None, nominees: int = 1) -> str:

@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bedplate.report.formatting import at_confidence, costs, shown_bar, shown_estimate, shown_status
+from bedplate.report.formatting import (
+    calibration_remark,
+    costs,
+    made_smaller,
+    shown_bar,
+    shown_estimate,
+    shown_status,
+    timing_remark,
+)
 from bedplate.report.pages import page
 
 SECTIONS = {
@@ -40,6 +48,8 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
         said=partial(shown_estimate, report),
         bar=shown_bar(report),
         costs=costs(report),
+        smaller=made_smaller(report),
+        remarks=[remark for remark in (calibration_remark(report), timing_remark(report)) if remark],
         climbed=_climbed(report),
         bounds={confirmation["rung"]: confirmation for confirmation in report["nominees"]["confirmations"]},
         confusions=confusions(report),
@@ -64,11 +74,9 @@ def headline(report: Mapping[str, Any]) -> str:
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
         side, word = ("upper", "at most") if costs(report) else ("lower", "at least")
-        confidence = at_confidence(won[f"{side}_confidence"], target["confidence"], len(by_rung))
         return (
-            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])} on "
-            f"{row['n']} test rows, {word} {shown_estimate(report, won[side])} with {confidence}, at "
-            f"${row['usd_per_1k_calls']:.4f} per 1,000 calls{_untried(report)}."
+            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])}, {word} "
+            f"{shown_estimate(report, won[side])}, at ${row['usd_per_1k_calls']:.4f} per 1,000 calls."
         )
     if verdict["status"] == "OUT_OF_BUDGET":
         first = next(iter(verdict.get("kept_out", ())), None)
@@ -81,15 +89,8 @@ def headline(report: Mapping[str, Any]) -> str:
     best = (min if costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
     best_score = f"the best, {best['rung']}, scores {shown_estimate(report, best['estimate'])} on test"
     if verdict["status"] == "FAIL":
-        return f"No adaptation that was tested reaches {metric} {bar}: {best_score}{_untried(report)}."
+        return f"No adaptation that was tested reaches {metric} {bar}: {best_score}."
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {best_score}."
-
-
-def _untried(report: Mapping[str, Any]) -> str:
-    """What a budget or a rule of thumb left out, of which the verdict says nothing."""
-    omissions = [omission for omission in report["not_tried"] if omission["what"] == "rung"]
-    names = [omission["rung"] for omission in omissions if omission["kind"] != "impossible"]
-    return f" (not tried: {', '.join(names)})" if names else ""
 
 
 def confusions(report: Mapping[str, Any]) -> list[tuple[str, str | None, int, float]]:
@@ -127,13 +128,14 @@ def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
     from bedplate.report import plots
 
-    rows: dict[str, dict[str, Any]] = {}
+    rows, smaller = dict[str, dict[str, Any]](), made_smaller(report)
     side = "upper" if costs(report) else "lower"
     confirmed = {confirmation["rung"]: confirmation[side] for confirmation in report["nominees"]["confirmations"]}
     for row in report["rungs"]:  # a test row replaces the rung's valid row
         if row["status"] == "done":
             bound = confirmed.get(row["rung"]) if row["split"] == "test" else None
-            rows[row["rung"]] = {**row, "reference": row["skin"] is None, "bound": bound}
+            name = row["rung"] + ("*" if row["rung"] in smaller else "")
+            rows[row["rung"]] = {**row, "rung": name, "reference": row["skin"] is None, "bound": bound}
     seeds = {row["rung"]: row["seeds"] for row in report["rungs"] if row["split"] == "valid"}
     focus, target, curve = report["focus"], report["target"], report["curve"]
     calibration = None if focus is None else focus["calibration"]

@@ -20,6 +20,14 @@ _READ = ("task", "verdict", "rungs", "comparisons", "target")
 """Parts without which a file is no report."""
 
 
+class Verdict(dict[str, Any]):
+    """status (PASS, FAIL, …), rung, skin, reason. It prints as a sentence."""
+
+    def __repr__(self) -> str:
+        rung = self["rung"]
+        return f"{self['status']}{'' if rung is None else f' with {rung}'}: {self['reason']}"
+
+
 @dataclass(frozen=True, repr=False)
 class Report:
     """`data` is report.json, as `bedplate.report.schema` has it; the rest are shorthands into it."""
@@ -28,9 +36,9 @@ class Report:
     directory: Path
 
     @property
-    def verdict(self) -> dict[str, Any]:
-        """status (PASS, FAIL, …), skin, reason."""
-        return self.data["verdict"]
+    def verdict(self) -> Verdict:
+        """What was decided, and why."""
+        return Verdict(self.data["verdict"])
 
     @property
     def rungs(self) -> list[dict[str, Any]]:
@@ -68,8 +76,7 @@ class Report:
 
     def __repr__(self) -> str:
         count = len({row["rung"] for row in self.rungs if row["status"] == "done"})
-        rung = self.verdict["rung"]
-        verdict = f"{self.verdict['status']}{'' if rung is None else f' with {rung}'}"
+        verdict = str(self.verdict).partition(":")[0]
         return display.line("report", self.data["task"], verdict, f"{count} rungs made", self.directory)
 
     def _repr_html_(self) -> str:

@@ -108,6 +108,8 @@ class Row(Part):
     """Two-sided, 95%: the price of 1,000 calls by the mean time of a call; null where what a call costs is charged."""
     p95_bounds_ms: tuple[float | None, float | None] | None = None
     """One-sided bounds, each at the target's confidence, by order statistics; null where the calls are too few."""
+    p95_worth: Annotated[float, Field(ge=0)] | None = None
+    """How many independent calls those bounds count the calls as."""
     calls: Count | None = None
     """Single calls that were timed; `rows.calls` has their seconds."""
     load: Annotated[float, Field(ge=0)] | None = None

@@ -402,6 +402,8 @@ class Limit(Part):
     budget: Milliseconds
     confidence: Share
     calls: Count
+    worth: Annotated[float, Field(ge=0)] | None = None
+    """How many independent calls the calls are counted as beside the budget."""
     needed: Count
     """The least independent calls that can show it; where it is undecided, about how many calls would decide."""
     reason: str

@@ -4,8 +4,10 @@ under every budget the time is used, something servable comes first, and test ta
 from __future__ import annotations
 
 import importlib
+import json
 import math
 import pkgutil
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -22,6 +24,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import OutOfTime
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
+from bedplate.adaptation.rungs import RUNGS as LADDER
 from bedplate.adaptation.rungs import lora, probe
 from bedplate.adaptation.search import run_all
 from bedplate.core import executor
@@ -153,7 +156,12 @@ def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(machine: Machine,
     report = climb(tiny_base, tmp_path, 40, groups=120)
     assert report.row("probe")["status"] == "done"
     assert report.data["timing"]["seconds"] <= 44
-    assert "probe" in report.data["nominees"]["nominees"]
+    assert report.data["ledger"] is None
+    assert report.verdict["status"] == "OUT_OF_BUDGET"
+    assert report.verdict["reason"].startswith(
+        "No rung with a base had the time for more than a few train rows, so test stays closed. Continue with --budget "
+    )
+    assert report.verdict["reason"].endswith("Or judge what there is: --rungs from_scratch,probe.")
     (reason,) = (part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe")
     assert reason == "56 of 120 train rows were left out: no time"
 
@@ -162,15 +170,15 @@ def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(machine: Machine,
 def test_an_interrupted_smallest_probe_still_stops_when_it_is_made_again(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    answer, smallest = probe._in_time, list[bool]()
+    judged, smallest = probe.judged, list[bool]()
 
-    def interrupted(context: Any, skin: Any) -> Any:
+    def interrupted(context: Any, *arguments: Any) -> Any:
         smallest.append(context.smallest)
         if len(smallest) == 1:
             raise KeyboardInterrupt
-        return answer(context, skin)
+        return judged(context, *arguments)
 
-    monkeypatch.setattr(probe, "_in_time", interrupted)
+    monkeypatch.setattr(probe, "judged", interrupted)
     with pytest.raises(KeyboardInterrupt):
         climb(tiny_base, tmp_path, 40, groups=30)
     report = climb(tiny_base, tmp_path, 40, groups=30)
@@ -196,7 +204,8 @@ def test_a_smallest_fit_stops_where_others_or_test_would_have_no_time(monkeypatc
     def check_time(seconds_left: float, until: float, then: int = 0) -> None:
         """At second 120 of a fit that began at 0 and read 240 rows, half a second each."""
         clock = SimpleNamespace(seconds_left=seconds_left, used=100.0)
-        context: Any = SimpleNamespace(smallest=True, clock=clock, until=until)
+        context: Any = SimpleNamespace(smallest=True, clock=clock, until=until, outer_clock=None, exhaustive=False)
+        context.fit_seconds_left = Context.fit_seconds_left.fget(context)  # pyright: ignore
         Context.check_time(context, 0.0, 240, 480, then)
 
     check_time(1.0, math.inf)
@@ -206,6 +215,91 @@ def test_a_smallest_fit_stops_where_others_or_test_would_have_no_time(monkeypatc
             check_time(*stopped)
 
 
+def test_a_fit_ends_with_the_budget_whatever_it_was_expected_to_take(
+    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """The machine becomes twelve times slower when the probe begins: it learns from the rows that it has read."""
+    machine.token = 2e-3
+    fit = type(LADDER["probe"]).fit
+
+    def slower(self: Any, context: Any, plan: Any, directory: Path) -> Any:
+        machine.token *= 12
+        return fit(self, context, plan, directory)
+
+    monkeypatch.setattr(type(LADDER["probe"]), "fit", slower)
+    report = climb(tiny_base, tmp_path, 120, rungs=["majority", "probe"])
+    row = report.row("probe")
+    assert row["status"] == "done"
+    (reason,) = (part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe")
+    assert reason.endswith("train rows were left out: no time")
+    plan = json.loads((tmp_path / "out/rungs/probe/plan.json").read_text())  # by which it can be made again
+    assert plan["settings"]["rows"] == report.data["details"]["probe"]["rows"]
+    assert report.data["timing"]["seconds"] <= 1.1 * 120
+
+
+def test_what_cannot_be_made_smaller_is_left_out_when_its_time_is_over(
+    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    fit = type(LADDER["few_shot"]).fit
+
+    def slower(self: Any, context: Any, plan: Any, directory: Path) -> Any:
+        machine.token *= 20
+        return fit(self, context, plan, directory)
+
+    monkeypatch.setattr(type(LADDER["few_shot"]), "fit", slower)
+    report = climb(tiny_base, tmp_path, 60, rungs=["majority", "from_scratch", "few_shot"], groups=60)
+    assert report.row("few_shot")["status"] == "skipped"
+    assert report.data["timing"]["seconds"] <= 66
+
+
+def test_seeds_that_are_finished_stand_when_the_time_is_over(
+    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    train, calls = lora.train, list[int]()
+
+    def slower(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        machine.token *= 1 if len(calls) == 1 else 40
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(lora, "train", slower)
+    report = climb(tiny_base, tmp_path, 120, rungs=["majority", "lora"], groups=60)
+    row = report.row("lora")
+    assert (row["status"], len(calls), len(row["seeds"])) == ("done", 2, 1)
+    reasons = [part["reason"] for part in report.data["not_tried"] if part["rung"] == "lora"]
+    assert "2 of 3 seeds were left out: no time" in reasons
+
+
+def test_the_time_before_an_interrupt_counts(
+    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    judged, interrupts = probe.judged, [KeyboardInterrupt()]
+
+    def interrupted(*arguments: Any) -> Any:
+        if interrupts:
+            machine.clock_time += 70
+            raise interrupts.pop()
+        return judged(*arguments)
+
+    monkeypatch.setattr(probe, "judged", interrupted)
+    rungs = ["majority", "probe"]
+    with pytest.raises(KeyboardInterrupt):
+        climb(tiny_base, tmp_path, 80, rungs, groups=60)
+    start = machine.clock_time
+    report = climb(tiny_base, tmp_path, 80, rungs, groups=60)
+    assert machine.clock_time - start <= 18
+    assert report.data["timing"]["seconds"] >= 70
+
+
+def test_formats_take_no_rungs_time():
+    """They would take 290 s of 540 s: a rung that is left out for them costs more."""
+    clock, speed = SimpleNamespace(limit=540.0), SimpleNamespace(rows=lambda n: n * 1.0)
+    context: Any = SimpleNamespace(
+        format_gain=2.0, throughput=speed, valid=[None] * 240, timing=12.5, for_test=60.0, clock=clock
+    )
+    assert Context.test_reserve.fget(context) == 60 + 54  # pyright: ignore[reportOptionalCall]
+
+
 def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base: Path, tmp_path: Path):
     machine.token = 0.03
     report = climb(tiny_base, tmp_path, 10)
@@ -213,6 +307,11 @@ def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base
     assert report.data["ledger"] is None
     needed = {admission["rung"]: admission["needed"] for admission in report.verdict["kept_out"]}
     assert f"Continue with --budget {math.ceil(min(needed.values()))}m" in report.verdict["reason"]
+    said = "it needs about ([0-9]+) s; ([0-9]+) s of the budget are left, ([0-9]+) s of them for test, the report and"
+    match = re.match(said, report.row("lora")["reason"])
+    assert match is not None
+    seconds, left, reserved = map(int, match.groups())
+    assert 10 >= left >= reserved > left - seconds
     assert machine.clock_time - machine.start < 15
 
 

@@ -34,11 +34,7 @@ def planned(monkeypatch: pytest.MonkeyPatch) -> Planned:
 
     def plan(context: Any, rung: Any) -> RungPlan | Skip:
         rows = min(400, int(context.seconds_left / context.slower))
-        return (
-            no_time(10 * context.slower, context.seconds_left)
-            if rows < 10
-            else RungPlan({"rows": rows}, rows * context.slower)
-        )
+        return no_time(10 * context.slower) if rows < 10 else RungPlan({"rows": rows}, rows * context.slower)
 
     monkeypatch.setattr(planner, "planned", plan)
 

@@ -44,7 +44,7 @@ def planning() -> Iterator[None]:
     def planned(context: Any, rung: Any) -> Any:
         needed = MIN_SECONDS.get(rung.name, 0.0)
         if needed > context.seconds_left:
-            return no_time(needed, context.seconds_left)
+            return no_time(needed)
         return RungPlan(
             {}, max(needed, context.seconds_left) if rung.traits.trained and context.seconds_left < math.inf else needed
         )

@@ -156,10 +156,12 @@ def test_a_mapping_is_a_task(task: Path, tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_base: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"rungs": ["majority"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
     out = tmp_path / "out"
-    report = bedplate.adapt(frame, out, target="label", **options)
+    report = bedplate.adapt(frame, out, target="label", budget="2m", **options)
+    assert report.data["settings"]["budget_seconds"] == 120
     assert report.row("majority")["n"] > 0
     written = tmp_path / "out.task.yaml"
     drafted = load_task(written)
+    assert drafted.task == "out"
     assert (drafted.data.target, drafted.data.group_by) == ("label", "group")
     assert len(read_jsonl(tmp_path / "out.task.jsonl")) == len(frame)
     written.write_text(written.read_text().replace("train_minutes: 10", "train_minutes: 9"))

@@ -130,7 +130,7 @@ def test_where_test_stays_closed_no_look_at_it_is_told(
     unlabelled: tuple[Path, Fill], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task, fill = unlabelled
-    monkeypatch.setattr(type(LADDER["probe"]), "plan", lambda self, context: no_time(1e3, context.seconds_left))
+    monkeypatch.setattr(type(LADDER["probe"]), "plan", lambda self, context: no_time(1e3))
 
     def step() -> LabelStep:
         return adapt_with_labels(task, tmp_path / "out", 240, rungs=[*RUNGS, "probe"], budget=120)

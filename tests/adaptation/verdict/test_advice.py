@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from tests.adaptation.test_gate import evaluation, rate
 from tests.report.sample import report
+from tests.serving.conformance.test_classical import words
 
 from bedplate.adaptation.context.outcome import Latency, RungOutcome, latency
 from bedplate.adaptation.task.spec import BudgetSpec
@@ -17,6 +18,7 @@ from bedplate.adaptation.verdict.decision import GateDecision, GateVerdict, Nomi
 from bedplate.cli.adapt import show
 from bedplate.report.run_report import Report
 from bedplate.report.schema_parts import NotTried
+from bedplate.skins.files import write_skin
 
 
 def verdict(
@@ -47,7 +49,7 @@ UNDECIDED = latency(([0.11] * 15 + [0.934]) * 4)
 def test_a_cheaper_nominee_with_an_undecided_p95_is_named_with_what_would_decide_it() -> None:
     decision = decided({"probe": 370, "lora": 380}, {"probe": UNDECIDED, "lora": FAST})
     assert (decision.status, decision.rung) == ("PASS", "lora")
-    assert decision.reason.startswith("lora is the cheapest nominee that clears everything: accuracy 0.950")
+    assert decision.reason.startswith("lora is the cheapest nominee that clears the bar: accuracy 0.950")
     assert "probe costs less per call and clears the target (0.925, at least" in decision.reason
     assert "but its p95 of 64 calls is 934 ms, from 110 to 934 ms" in decision.reason
     remedy = re.search(r"\(about ([\d,]+) calls would decide \(`adapt.budget.(\w+)`\); these show", decision.reason)
@@ -160,3 +162,14 @@ def test_only_the_skin_that_passed_has_a_line_that_serves_it(
     printed = capsys.readouterr().out
     assert (f"--skin {tmp_path / 'skins/lora'}" in printed) == (status == "PASS")
     assert ("no skin to recommend: none has passed" in printed) == (status != "PASS")
+
+
+def test_a_classical_skin_is_served_without_a_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    values = report()
+    skin = write_skin(words("from_scratch"), tmp_path / "skins" / "from_scratch")
+    values["verdict"] |= {"rung": "from_scratch", "skin": "skins/from_scratch"}
+    values["rungs"] = [
+        {**row, "rung": "from_scratch", "base": None} for row in values["rungs"] if row["rung"] == "lora"
+    ]
+    show(Report(values, tmp_path))
+    assert f"serve --skin {skin}" in capsys.readouterr().out

@@ -111,7 +111,7 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
     assert (against["direction"], against["holds"]) == ("at_most", True)
     assert report.verdict["status"] == "PASS", report.verdict["reason"]
     assert f"${confirmed['estimate']:.4f}" in headline(report.data)
-    assert "is the cheapest nominee that clears everything: usd_per_call" in report.verdict["reason"]
+    assert "is the cheapest nominee that clears the bar: usd_per_call" in report.verdict["reason"]
     assert f"${row_of(data, 'from_scratch', 'test')['estimate']:.4f}" in adaptation_page(report.data)
     assert all(part["estimate"] >= 0 for part in data["focus"]["slices"])
 

@@ -168,7 +168,9 @@ def test_a_ledger_that_is_gone_with_its_reports_is_missed(tmp_path: Path) -> Non
 def test_the_first_verdict_of_a_home_says_so(tmp_path: Path) -> None:
     path = task(tmp_path / "data", rows(), {"text": "text"})
     (note,) = opened(path, "first").notes
-    assert note.startswith(f"the ledger begins here, at home ({bedplate_home()}")
+    assert note.startswith(
+        f"no earlier verdict on these rows is known: the test ledger begins here, at home ({bedplate_home()}"
+    )
     assert opened(path, "second").notes == ()
 
 

@@ -196,3 +196,42 @@ def test_what_ledgers_knew_before_is_known() -> None:
 def test_the_order_of_rows_does_not_change_what_is_kept() -> None:
     rows = texts(30, 8)
     assert keys(rows).digest == keys(rows[::-1]).digest != keys(rows[1:]).digest
+
+
+def cells(*columns: Callable[[random.Random], object]) -> list[Inputs]:
+    draw = random.Random(1)
+    rows: list[Inputs] = [{str(number): str(column(draw)) for number, column in enumerate(columns)} for _ in range(700)]
+    return list({tuple(row.values()): row for row in rows}.values())[:600]
+
+
+TABLES: dict[str, list[Inputs]] = {
+    "sensors": cells(
+        lambda draw: round(draw.gauss(22, 1.5), 1),
+        lambda draw: round(draw.gauss(50, 5), 1),
+        lambda draw: round(draw.gauss(1013, 8), 1),
+        lambda draw: round(draw.gauss(430, 30)),
+    ),
+    "answers from 1 to 5": cells(*[lambda draw: draw.randint(1, 5)] * 20),
+    "flags": cells(*[lambda draw: draw.randint(0, 1)] * 30),
+    "houses": cells(
+        lambda draw: draw.randint(1950, 2020),
+        lambda draw: draw.randint(2, 6),
+        lambda draw: draw.randint(1, 4),
+        lambda draw: round(draw.gauss(1500, 300)),
+        lambda draw: round(draw.lognormvariate(12.5, 0.3)),
+    ),
+    "cells that run together": cells(*[lambda draw: draw.choice((1, 2, 11, 12, 21, 22))] * 9),
+}
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_new_rows_of_numbers_in_a_narrow_range_are_fresh(table: str) -> None:
+    rows = TABLES[table]
+    assert count_known(rows[300:], rows[:300]) == 0
+    again = [{f"renamed {name}": value for name, value in row.items()} for row in reversed(rows[:300])]
+    assert count_known(again, rows[:300]) == 300
+
+
+def test_long_numbers_that_differ_in_a_late_digit_are_different_rows() -> None:
+    rows: list[Inputs] = [{"id": "7" * 36 + f"{number:04}"} for number in range(200)]
+    assert count_known(rows[100:], rows[:100]) == 0

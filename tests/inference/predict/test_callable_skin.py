@@ -13,7 +13,8 @@ import pytest
 from tests.tiny import write_tiny_base
 
 import bedplate
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core.errors import DataError, RequestError, UsageError
+from bedplate.inference.predict.callable_skin import Prediction, Predictions
 from bedplate.inference.predict.loaded import LoadedSkin
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
@@ -69,6 +70,26 @@ def test_predictions_are_an_array_of_answers_to_numpy_and_scikit_learn(skin: Loa
     assert accuracy_score(wrong, skin.predict(pd.DataFrame({"review": ROWS}))) == 0.0
     assert confusion_matrix(answers, skin.predict(ROWS, one_by_one=True), labels=list(LABELS)).sum() == len(ROWS)
     assert pd.Series(predictions).tolist() == answers
+
+
+def test_an_empty_input_is_refused_by_its_row(skin: LoadedSkin) -> None:
+    for empty in ("", " \n", {"review": ""}):
+        with pytest.raises(RequestError, match=r"^the input 'review' is empty; skin 'reviews' answers about a text"):
+            skin(empty)
+        with pytest.raises(RequestError, match=r"^rows\[1\]: the input 'review' is empty"):
+            skin(["fine", empty])
+
+
+def test_long_predictions_print_their_ends() -> None:
+    def printed(count: int) -> list[str]:
+        return repr(Predictions(Prediction(f"answer {n}", "") for n in range(count))).splitlines()
+
+    assert len(printed(10)) == 10
+    lines = printed(4_000)
+    assert len(lines) == 11
+    assert "answer 4'" in lines[4]
+    assert lines[5] == " … 3,990 more …,"
+    assert "answer 3995'" in lines[6]
 
 
 def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:

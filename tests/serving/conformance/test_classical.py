@@ -13,10 +13,13 @@ import openai
 import pytest
 from tests.serving.conftest import INPUTS, LABELS, Files, Server, running, words_model
 
+from bedplate.core.config import load_config
+from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_file
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.serving.models.served_skin import ServedClassical
 from bedplate.serving.server.app import loaded_server, server_config
+from bedplate.serving.settings.server_config import ServerConfig
 from bedplate.skins.classical import VOCABULARY_FILE
 from bedplate.skins.files import SKIN_FILE, read_skin, write_skin
 from bedplate.skins.output import LabelOutput, LabelsOutput
@@ -58,7 +61,7 @@ def test_responses_and_what_it_cannot_do(server: Server) -> None:
         ("/v1/completions", {"prompt": [5, 6]}, "its input is text"),
         ("/v1/completions", {"prompt": "x", "n": 2}, "n can only be 1"),
         ("/v1/completions", {"prompt": "x", "logprobs": 1}, "ask the base for logprobs"),
-        ("/v1/chat/completions", {"messages": [{"role": "system", "content": "x"}]}, "no user message"),
+        ("/v1/chat/completions", {"messages": [{"role": "system", "content": "x"}]}, "reads one user message"),
     ):
         refused = server.post(path, json={"model": "worded", **body})
         assert (refused.status_code, message in refused.json()["error"]["message"]) == (400, True), (path, refused.text)
@@ -119,6 +122,29 @@ def test_it_is_loaded_replaced_and_removed_while_the_server_runs(files: Files, t
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_skin")
         assert "is not 1 to 2 words of a text" in refused.json()["error"]["message"]
         assert state.registry.engine.bank.slots == ()  # no base's adapters had a part in any of it
+
+
+def test_it_is_served_without_a_base(tmp_path: Path) -> None:
+    file, skin = tmp_path / "server.yaml", write_skin(words(), tmp_path / "worded")
+    file.write_text(f"skins:\n  - source: {skin}\n")
+    with loaded_server(load_config(file, ServerConfig)) as state, running(state) as url:
+        server = Server(url, state, {})
+        assert (state.registry.engines, list(state.registry.models)) == ([], ["worded"])
+        assert server.request("GET", "/ready").status_code == server.request("GET", "/metrics").status_code == 200
+        expected = ClassicalPredictor(words())(INPUTS[0])
+        reply = server.client.chat.completions.create(model="worded", messages=[{"role": "user", "content": INPUTS[0]}])
+        assert reply.choices[0].message.content == expected
+        assert "counts words and has no tokenizer" in server.post("/tokenize", json={"prompt": "x"}).text
+    with loaded_server(skins=[skin]) as state:
+        assert list(state.registry.models) == ["worded"]
+
+
+def test_a_server_without_a_base_says_what_a_skin_lacks(files: Files) -> None:
+    probed = next(path for path in files.skins if path.name == "probed")
+    with pytest.raises(SkinError, match="served here is no base: serve that base too"), loaded_server(skins=[probed]):
+        pass
+    with pytest.raises(UsageError, match="nothing to serve; name a base, a skin"), loaded_server():
+        pass
 
 
 def spoil(directory: Path) -> None:

@@ -7,6 +7,7 @@ import importlib
 import json
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import typer
 import yaml
 from fastapi.routing import APIRoute
 from tests.serving.conftest import Files, Server, running
+from tests.serving.test_guard import make_key
 from tests.serving.test_operations import ROOT, instructions
 
 from bedplate.cli.main import VERBS, command_of
@@ -129,10 +131,10 @@ def commands_of(text: str) -> list[str]:
 
 
 def test_commands_in_deployment_files_are_those_of_the_command_line():
-    found = {path.name: commands_of(path.read_text("utf-8")) for path in DEPLOYMENT.iterdir()}
-    assert any("pull" in line for line in found["bedplate.service"])
-    assert any("keys create" in line for line in found["bedplate.service"])
-    for line in (line for lines in found.values() for line in lines):
+    commands = {path.name: commands_of(path.read_text("utf-8")) for path in DEPLOYMENT.iterdir()}
+    assert any("pull" in line for line in commands["bedplate.service"])
+    assert any("keys create" in line for line in commands["bedplate.service"])
+    for line in (line for lines in commands.values() for line in lines):
         check_command(line)
 
 
@@ -145,7 +147,8 @@ def test_the_manifest_starts_on_an_empty_volume_and_takes_skins(files: Files, tm
     pod = objects["StatefulSet"]["spec"]["template"]["spec"]
     (tmp_path / "data").mkdir()
     (tmp_path / "keys").mkdir()
-    change_keys(tmp_path / "keys" / "keys.yaml", lambda _: KeysFile())
+    key, secret = make_key(admin=True)
+    change_keys(tmp_path / "keys" / "keys.yaml", lambda _: KeysFile(keys=(key,)))
     (first,) = pod["initContainers"]
     container = pod["containers"][0]
     assert first["image"] == container["image"]
@@ -167,5 +170,10 @@ def test_the_manifest_starts_on_an_empty_volume_and_takes_skins(files: Files, tm
         server_file[key] = f"{tmp_path}{server_file[key]}"
     (tmp_path / "server.yaml").write_text(yaml.safe_dump({**server_file, "bases": [{"source": str(files.base)}]}))
     settings = load_config(tmp_path / "server.yaml", ServerConfig).model_copy(update={"port": 0})
+    assert settings.skins_directory is not None
     with loaded_server(settings) as state, running(state) as url:
-        assert Server(url, state, {}).request("GET", "/ready").json() == {"status": "ok"}
+        server = Server(url, state, {})
+        assert server.request("GET", "/ready").json() == {"status": "ok"}
+        shutil.copytree(files.skins[0], settings.skins_directory / "reviews")  # as `kubectl cp` does
+        scanned = server.post("/admin/skins/scan", headers={"authorization": f"Bearer {secret}"})
+        assert scanned.json()["added"] == ["prompted"]

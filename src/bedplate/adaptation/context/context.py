@@ -42,6 +42,8 @@ LATENCY_CALLS, LEAST_CALLS = 64, 12
 """Single calls that a skin is timed by: as many as fit the seconds for it, within these bounds."""
 LATENCY_SECONDS, LATENCY_SHARE, REPORT_SECONDS, REPORT_SHARE = 20.0, 0.02, 5.0, 0.05
 """What timing one skin and the report take at most, and of a short budget."""
+FORMATS_SHARE = 0.1
+"""The share of the time that is kept for quantised formats: a rung that is left out for them costs more."""
 DEPENDENCE = 1.5
 """Calls that are made for each independent one that the bound of p95 needs."""
 MOST_PLAIN = 0.2
@@ -312,7 +314,7 @@ class Context:
         if self.format_gain == 1.0:
             return self.for_test
         per_nominee = self.throughput.rows(len(self.valid)) / self.format_gain + 2 * self.timing
-        return self.for_test + 2 * per_nominee
+        return self.for_test + min(2 * per_nominee, FORMATS_SHARE * self.clock.limit)
 
     @property
     def seconds_left(self) -> float:
@@ -322,14 +324,34 @@ class Context:
         remaining = min(self.clock.seconds_left - self.slower * self.test_reserve, self.until - self.clock.used)
         return remaining / (self.pace * self.slower)
 
+    @property
+    def fit_seconds_left(self) -> float:
+        """Seconds after which a fit ends, whatever it was expected to take: test has the rest. Infinite without
+        limits."""
+        if self.outer_clock is not None:
+            return self.outer_clock.seconds_left
+        if self.exhaustive or math.isinf(self.clock.seconds_left):
+            return math.inf
+        if self.smallest:
+            return min(self.clock.seconds_left, self.until - self.clock.used)
+        return self.clock.seconds_left - self.test_reserve
+
+    def fit_room(self, slower: float) -> float:
+        """Seconds that a fit may still plan with where everything, test as well, takes so many times longer."""
+        left = min(self.fit_seconds_left, self.until - self.clock.used)
+        return left if math.isinf(left) or self.outer_clock is not None else left - (slower - 1) * self.test_reserve
+
     def check_time(self, start: float, done: int, rows: int, then: int = 0) -> None:
-        """The hard stop of a `smallest` fit, which has read `done` of so many rows since `start` (`perf_counter`) and
-        leaves the time to read `then` further ones at the same pace. OutOfTime."""
-        if not self.smallest:
-            return
+        """The hard stop of a fit, which has read `done` of so many rows since `start` (`perf_counter`) and leaves the
+        time to read `then` further ones at the same pace. OutOfTime."""
         seconds_per_row = (time.perf_counter() - start) / done
-        if min(self.clock.seconds_left, self.until - self.clock.used) < then * seconds_per_row:
+        if self.fit_seconds_left < then * seconds_per_row:
             raise OutOfTime(rows * seconds_per_row)
+
+    def check_step(self, step: int, models: object) -> None:
+        """The hard stop of training, whenever its state was saved (`OnCheckpoint`). OutOfTime."""
+        if self.fit_seconds_left < 0:
+            raise OutOfTime(0.0)
 
     def room(self, share: float) -> float:
         """Seconds that a rung plans with, of those that are left: its share, or all once everything was climbed."""

@@ -58,19 +58,26 @@ class Skip:
     needs: Mapping[str, float] = field(default_factory=dict[str, float])
 
 
-def no_time(seconds: float, seconds_left: float) -> Skip:
-    """What needs more seconds than the budget has left, in its smallest version."""
-    reason = f"it needs about {seconds:.0f} s, {max(seconds_left, 0):.0f} s of the budget are left"
-    return Skip(reason, "budget", seconds)
+def no_time(seconds: float) -> Skip:
+    """What needs more seconds than the budget has left, in its smallest version. What is left is added where the rung
+    is planned."""
+    return Skip(f"it needs about {seconds:.0f} s", "budget", seconds)
+
+
+def rows_left_out(rows: int, n: int) -> str:
+    """What a larger budget would add to a fit on so many of the n train rows."""
+    return f"{n - rows} of {n} train rows were left out: no time"
 
 
 class OutOfTime(Exception):
-    """The hard stop of a rung that was begun although it was not expected to fit. seconds: what it needs, by what it
-    had done."""
+    """The hard stop of a fit when its time is over. seconds: what it needs, by what it had done."""
 
     def __init__(self, seconds: float) -> None:
-        super().__init__(f"it needs about {seconds:.0f} s")
+        super().__init__(seconds)  # as it travels between processes
         self.seconds = seconds
+
+    def __str__(self) -> str:
+        return f"it needs about {self.seconds:.0f} s"
 
 
 @dataclass(frozen=True)
@@ -151,7 +158,8 @@ class RungResult:
     """A finished rung. `evaluation` is on valid. `skin`: directory, relative to the run's. `seeds`: one row each, with
     its own estimate; never pooled. `search`: what was tried on valid. `details`: facts for the report. `child`: the
     base that the rung made, a directory relative to the run's. `parts`: the candidates that it is made of. `usd`: what
-    endpoints charged. `usd_per_call`: what a call costs, where that is not the machine's time alone."""
+    endpoints charged. `usd_per_call`: what a call costs, where that is not the machine's time alone. `settings`: the
+    plan's as far as they were carried out, where the time ended the fit."""
 
     rung: str
     evaluation: Evaluation
@@ -170,6 +178,7 @@ class RungResult:
     parts: tuple[str, ...] = ()
     usd: float = 0.0
     usd_per_call: float | None = None
+    settings: Mapping[str, Any] | None = None
 
     def price(self, usd_per_hour: float, seconds: float) -> float:
         """US dollars of a call that takes so many seconds of a machine at this price."""

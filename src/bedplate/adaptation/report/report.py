@@ -297,6 +297,7 @@ def _row(
         p95_ms=timing.p95 * 1000,
         usd_interval=None if mean is None or result.usd_per_call is not None else (price(mean[0]), price(mean[1])),
         p95_bounds_ms=(lower, upper),
+        p95_worth=timing.worth(),
         calls=timing.calls,
         load=timing.load,
         train_seconds=result.train_seconds,

@@ -41,6 +41,25 @@ def predict_examples(
     return [answer for at in range(0, len(rows), AT_ONCE) for answer in answers(rows[at : at + AT_ONCE])]
 
 
+STOP_ROWS = 16
+"""Rows between two looks at the clock, where a fit stops when the time is over."""
+
+
+def predict_in_time(
+    context: Context, predictor: SkinPredictor, examples: Sequence[Example], then: int = 0
+) -> list[Prediction | None]:
+    """The same, as long as there is time for more (`Context.check_time`). then: rows that a `smallest` fit leaves the
+    time for. OutOfTime."""
+    if math.isinf(context.fit_seconds_left):
+        return predict_examples(predictor, examples)
+    predictions, start = list[Prediction | None](), time.perf_counter()
+    for at in range(0, len(examples), STOP_ROWS):
+        predictions += predict_examples(predictor, examples[at : at + STOP_ROWS])
+        following = then if context.smallest else min(STOP_ROWS, len(examples) - len(predictions))
+        context.check_time(start, len(predictions), len(examples), following)
+    return predictions
+
+
 def with_bias(predictions: Sequence[Prediction | None], biased: Output) -> list[Prediction | None]:
     """The predictions of a skin without bias, as the same skin with this output gives them."""
 
@@ -153,7 +172,8 @@ def judged(
     skin = export(skin, place)
     with (skin_context or context).predictor(skin) as predictor:
         if by_id is None:
-            by_id = {e.id: p for e, p in zip(context.valid, predict_examples(predictor, context.valid), strict=True)}
+            answers = predict_in_time(skin_context or context, predictor, context.valid, then=context.test_n)
+            by_id = {e.id: p for e, p in zip(context.valid, answers, strict=True)}
         sample = context.ordered(context.valid, "latency")[: context.latency_calls]
         sample = [e for e in sample if by_id.get(e.id) is not None]
         calls = single_calls(predictor, sample, seconds=context.timing_limit)

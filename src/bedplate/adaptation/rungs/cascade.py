@@ -61,7 +61,7 @@ class Cascade(Rung):
         calls = (cheap + pair.share * dear) * (context.latency_calls + 1)
         seconds = calls + 2 * context.throughput.rows(len(context.valid))
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         return RungPlan({"cheap": pair.cheap, "dear": pair.dear, "threshold": pair.threshold}, seconds)
 
     def settings(self, context: Context) -> Any:
@@ -142,8 +142,8 @@ def best_pair(context: Context) -> CascadePair | str:
     pairs = [pair for pair in pairs if pair.usd < _price(context, best)]
     if not pairs:
         return (
-            f"no cheaper skin before {best.name}, the best on valid, saves anything: where it is sure it is right less "
-            "often, or it is sure of too little"
+            f"it would save nothing: no cheaper skin than {best.name}, the best on valid, is sure of enough rows and "
+            "right on these"
         )
     return min(pairs, key=lambda pair: (pair.usd, pair.cheap))
 

@@ -68,7 +68,7 @@ class ContinuedPretrain(Rung):
         room = min(context.seconds_left * SHARE, context.seconds_left - child_seconds) / token_seconds
         if room < min(target_tokens, LEAST_TOKENS):
             needed = min(target_tokens, LEAST_TOKENS) * token_seconds + child_seconds
-            return no_time(needed, context.seconds_left)
+            return no_time(needed)
         trained = int(min(target_tokens, room))
         note = f"{target_tokens - trained:,} of {target_tokens:,} tokens were left out: no time"
         left_out = () if trained == target_tokens else (note,)
@@ -174,6 +174,7 @@ class ContinuedPretrain(Rung):
                 work,
                 model.named_parameters(),
                 identity={"base": base.identity.weights_id, "text": plan.settings["text"]},
+                on_checkpoint=context.check_step,
                 description=f"{self.name}: text",
             )
             after = heldout_loss(model, eval_batches)

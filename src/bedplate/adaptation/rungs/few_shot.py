@@ -61,7 +61,7 @@ class FewShot(Rung):
                 break
             sets.pop()
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         if len(sets) < planned:
             left_out.append(f"{planned - len(sets)} of {drawn} sets of demonstrations were not tried: no time")
         return RungPlan({"sets": sets, "first_rows": first_rows}, seconds, tuple(left_out))

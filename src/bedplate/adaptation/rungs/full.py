@@ -139,6 +139,7 @@ class Full(TuningRung):
                 work,
                 model.named_parameters(),
                 identity={"base": base.identity.weights_id},
+                on_checkpoint=context.check_step,
                 description=f"{self.name}, seed {config.seed}",
             )
         provenance = {

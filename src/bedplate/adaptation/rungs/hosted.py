@@ -49,7 +49,7 @@ class Hosted(Rung):
         usd = price.usd(size, 0, n * (context.written.mean or ANSWER_TOKENS))
         seconds = n * ANSWER_SECONDS / spec.concurrency
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         whole = usd * (1 + context.test_n / n)
         if whole > context.usd_left:
             return Skip(

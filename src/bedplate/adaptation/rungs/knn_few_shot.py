@@ -73,7 +73,7 @@ class KnnFewShot(Rung):
                 break
             tried.pop()
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         if len(tried) < planned:
             left_out.append(
                 f"{planned - len(tried)} of {planned} ways to choose demonstrations were not tried: no time"

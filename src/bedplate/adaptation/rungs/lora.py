@@ -78,6 +78,7 @@ class Lora(TuningRung):
                         "lora": self.config.model_dump(mode="json"),
                         **({} if before is None else {"start": list(context.parents)}),
                     },
+                    on_checkpoint=context.check_step,
                     description=f"{self.name}, seed {config.seed}",
                 )
                 lora = LoraPart(self.config, bank.state(slot), base.spec)

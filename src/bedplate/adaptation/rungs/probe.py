@@ -12,12 +12,14 @@ rows show (temperature scaling, Guo et al., arXiv 1706.04599).
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -27,20 +29,19 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context.backbone import Pooling
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.answers import judged, predict_examples
+from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time, rows_left_out
+from bedplate.adaptation.rungs.answers import judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
-from bedplate.inference.predict.predictor import Prediction
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 from bedplate.skins.output import LabelOutput, LabelsOutput, Output
 from bedplate.skins.phrasings import text_prompt
 from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import ProbePart, Skin
+from bedplate.skins.skin import ProbePart
 from bedplate.training.precision import choose, computing, lacks_room
 
 STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
@@ -200,10 +201,10 @@ DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
 BATCH_TOKENS = 2048
 SHARE = 0.5
-STOP_ROWS = 16
-"""Rows of valid between two looks at the clock, where a fit stops when the time is over."""
 FEW_ROWS, LEAST_ROWS = 300, 64
-"""Rows that the time is used for beyond a rung's share, and the fewest that a head is fitted on."""
+"""Rows that the time is used for beyond a rung's share, and the fewest that a head is fitted on. So many are read
+between two looks at whether the time is enough for more."""
+HEAD_SECONDS = 0.0015  # about what a row takes of the cross-validation of a head
 
 TRIAL_SHARE = 0.1
 """The inputs alone are tried as well where that takes no more of the time that is left."""
@@ -238,9 +239,8 @@ class Probe(Rung):
             rows = min(LEAST_ROWS, n)
             few = {"layer_rows": min(LEAST_ROWS // 2, len(context.valid)), "prompts": list(self._prompts(context))[-1:]}
             settings = {"depths": depths[:1], "rows": rows, "folds": min(FOLDS, groups), **few}
-            omitted = f"{n - rows} of {n} train rows were left out: no time"
             smallest = "its smallest version was fitted: no time for more"
-            return RungPlan(settings, left_out=(omitted if rows < n else smallest,))
+            return RungPlan(settings, left_out=(rows_left_out(rows, n) if rows < n else smallest,))
         layer_rows = min(LAYER_ROWS, len(context.valid))
         # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
         shared = context.backbone.shared_tokens(self._prompts(context)["form"])
@@ -248,7 +248,7 @@ class Probe(Rung):
         fixed = context.throughput.passes(layer_rows + len(context.valid) * whole) * part + context.timing * whole
         # forward, and the cross-validation of each head
         heads = len(depths) * len(context.backbone.poolings) * (1 if context.labels else len(labels))
-        row_seconds = context.throughput.passes(1) * part * 1.2 + heads * 0.0015
+        row_seconds = context.throughput.passes(1) * part * 1.2 + heads * HEAD_SECONDS
         # its share of the time, but a few rows more rather than no probe at all
         preferred_rows = min(FEW_ROWS, n)
         rows = int(min(n, max(preferred_rows, (context.room(SHARE) - fixed) / row_seconds)))
@@ -256,39 +256,47 @@ class Probe(Rung):
         while fixed + row_seconds * rows > context.seconds_left and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
         if fixed + row_seconds * rows > context.seconds_left:
-            return no_time(fixed + row_seconds * min_rows, context.seconds_left)
-        left_out = [f"{n - rows} of {n} train rows were left out: no time"] if rows < n else []
+            return no_time(fixed + row_seconds * min_rows)
+        left_out = [rows_left_out(rows, n)] if rows < n else []
         names, seconds = list(self._prompts(context)), fixed + row_seconds * rows
         trial = row_seconds * rows + context.throughput.passes(layer_rows) * part
         if trial > context.seconds_left * TRIAL_SHARE or rows < n:
             names = names[:1]
-        settings = {
-            "depths": depths,
-            "rows": rows,
-            "layer_rows": layer_rows,
-            "folds": min(FOLDS, groups),
-            "prompts": names,
-        }
-        return RungPlan(settings, seconds + trial * (len(names) - 1), tuple(left_out))
+        settings = {"depths": depths, "rows": rows, "layer_rows": layer_rows, "folds": min(FOLDS, groups)}
+        return RungPlan({**settings, "prompts": names}, seconds + trial * (len(names) - 1), tuple(left_out))
 
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         train = context.ordered(context.train, "probe")[: plan.settings["rows"]]
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
-        poolings = context.backbone.poolings
-        prompts, tried = self._prompts(context), list[_Tried]()
-        targets, groups = wanted_of(context, train), [e.group for e in train]
-        for prompt_name in plan.settings.get("prompts", ("form",)):
+        poolings, labels = context.backbone.poolings, context.task.output.labels or ()
+        pace = _Pace(context, len(names) * len(poolings) * (1 if context.labels else len(labels)))
+        prompts, tried, planned_rows = self._prompts(context), list[_Tried](), len(train)
+        chosen_prompts = plan.settings.get("prompts", ("form",))
+        heads = plan.settings.get("heads", len(names) * len(poolings) * len(chosen_prompts))
+        for prompt_name in chosen_prompts:
             prompt = prompts[prompt_name]
-            features = features_of(context, train, names, poolings, prompt)
             valid_features = features_of(context, chosen_on, names, poolings, prompt)
-            for pooling in poolings:
-                for name in names:
-                    head, strength = fit_head(features[name, pooling], targets, groups, plan.settings["folds"])
-                    valid = valid_features[name, pooling]
-                    estimate = _estimate(context, chosen_on, head, valid, head_outputs(context)[0])
-                    tried.append(_Tried(prompt_name, name, pooling, head, strength, valid, estimate))
+            features = features_of(context, train, names, poolings, prompt, pace.ends)
+            rows = len(features[names[0], poolings[0]])
+            if rows < len(train):
+                if tried:
+                    break
+                train = train[:rows]
+            targets, groups = wanted_of(context, train), [e.group for e in train]
+            for pooling, name in product(poolings, names):
+                if len(tried) == heads or (tried and pace.ends(rows)):
+                    break
+                head, strength = fit_head(features[name, pooling], targets, groups, plan.settings["folds"])
+                valid = valid_features[name, pooling]
+                estimate = _estimate(context, chosen_on, head, valid, head_outputs(context)[0])
+                tried.append(_Tried(prompt_name, name, pooling, head, strength, valid, estimate))
+        settings, left_out = {**plan.settings, "rows": len(train), "heads": len(tried)}, plan.left_out
+        if len(train) < planned_rows:
+            left_out = (rows_left_out(len(train), len(context.train)),)
+        elif len(tried) < heads:
+            left_out = (*left_out, f"{heads - len(tried)} of {heads} heads were not tried: no time")
         best = _best(tried)
         head, temperature, output = settled(context, best.head, best.valid_features, chosen_on)
         seconds, prompt = time.perf_counter() - start, prompts[best.prompt]
@@ -308,10 +316,11 @@ class Probe(Rung):
             **({} if threshold is None else {"threshold": threshold}),
         }
         return replace(
-            judged(context, self.name, skin, seconds, reason, _in_time(context, skin)),
+            judged(context, self.name, skin, seconds, reason),
             search=tuple(trial.record(len(chosen_on)) for trial in tried),
-            left_out=plan.left_out,
+            left_out=left_out,
             details=details,
+            settings=plan.settings if left_out == plan.left_out else settings,
         )
 
     @staticmethod
@@ -322,18 +331,21 @@ class Probe(Rung):
         return {"form": form} if form == alone else {"form": form, "text": alone}
 
 
-def _in_time(context: Context, skin: Skin) -> dict[str, Prediction | None] | None:
-    """What the skin of a `smallest` fit answers on valid, by example id, as long as that leaves the time for test.
-    OutOfTime."""
-    if not context.smallest:
-        return None
-    by_id, start = dict[str, Prediction | None](), time.perf_counter()
-    with context.predictor(skin) as predictor:
-        for at in range(0, len(context.valid), STOP_ROWS):
-            part = context.valid[at : at + STOP_ROWS]
-            by_id |= zip([example.id for example in part], predict_examples(predictor, part), strict=True)
-            context.check_time(start, len(by_id), len(context.valid), then=context.test_n)
-    return by_id
+@dataclass
+class _Pace:
+    """Whether a fit has the time to go on, by what reading a row has taken: what follows are its heads, and valid."""
+
+    context: Context
+    heads: int
+    row_seconds: float = 0.0
+
+    def ends(self, rows: int, row_seconds: float = 0.0) -> bool:
+        """Whether no time is left for more rows than these, or for another head on them. row_seconds: as it is now."""
+        context, self.row_seconds = self.context, max(self.row_seconds, row_seconds)
+        slower = max(1.0, self.row_seconds / max(context.throughput.passes(1) * DEPTHS[-1], 1e-9))
+        follows = (LEAST_ROWS + len(context.valid)) * self.row_seconds
+        follows += slower * (context.timing + self.heads * (rows + LEAST_ROWS) * HEAD_SECONDS)
+        return context.fit_room(slower) < follows
 
 
 @dataclass(frozen=True, eq=False)
@@ -403,11 +415,13 @@ def features_of(
     names: Sequence[str],
     poolings: Sequence[Pooling],
     prompt: Prompt | None = None,
+    ends: Callable[[int, float], bool] | None = None,
 ) -> Features:
     """(layer name, pooling) → each prompt's pooled hidden states, float32 [N, D], in the examples' order. prompt: by
-    default the one that later rungs build on."""
+    default the one that later rungs build on. ends: by the rows so far and the seconds of
+    one, whether these are all."""
     with context.model.engine.exclusive() as base, _fastest(context, base.model):
-        return features_on(context, base, examples, names, poolings, prompt)
+        return features_on(context, base, examples, names, poolings, prompt, ends)
 
 
 def features_on(
@@ -417,6 +431,7 @@ def features_on(
     names: Sequence[str],
     poolings: Sequence[Pooling],
     prompt: Prompt | None = None,
+    ends: Callable[[int, float], bool] | None = None,
 ) -> Features:
     """The same of a base that is held, as it is, with the adapter that is selected."""
     prompt = prompt or context.default_prompt()[0]
@@ -425,26 +440,31 @@ def features_on(
     depth = max(int(name.partition(".")[2]) for name in names)
     size = (len(examples), context.model.base.spec.hidden_size)
     features: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
-    start, rows_read = time.perf_counter(), 0
+    start, rows_read, batch_tokens = time.perf_counter(), 0, BATCH_TOKENS // (8 if context.smallest else 1)
+    part = len(examples) if ends is None or math.isinf(context.fit_seconds_left) else LEAST_ROWS
     with torch.inference_mode():
-        for batch in _batches([len(p) - shared for p in prompts], BATCH_TOKENS // (8 if context.smallest else 1)):
-            tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
-            spans: list[tuple[int, int]] = []
-            for number, i in enumerate(batch, start=1):
-                suffix = prompts[i][shared:]
-                spans.append((len(tokens), len(tokens) + len(suffix)))
-                tokens += suffix
-                segments += [number] * len(suffix)
-            inputs = Inputs(
-                torch.tensor([tokens], device=base.device), None, torch.tensor([segments], device=base.device)
-            )
-            captured = base.model(inputs, capture=tuple(names), depth=depth).captured
-            for name, pooling in features:
-                states_TD = captured[name][0].float()
-                rows = [_pooled(states_TD, shared, begin, end, pooling) for begin, end in spans]
-                features[name, pooling][batch] = torch.stack(rows).cpu().numpy()
-            rows_read += len(batch)
-            context.check_time(start, rows_read, len(examples))
+        for first in range(0, len(examples), part):
+            if ends is not None and first and ends(first, (time.perf_counter() - start) / first):
+                return {key: values[:first] for key, values in features.items()}
+            lengths = [len(tokens) - shared for tokens in prompts[first : first + part]]
+            for batch in ([first + i for i in numbers] for numbers in _batches(lengths, batch_tokens)):
+                tokens, segments = list(prompts[batch[0]][:shared]), [0] * shared
+                spans: list[tuple[int, int]] = []
+                for number, i in enumerate(batch, start=1):
+                    suffix = prompts[i][shared:]
+                    spans.append((len(tokens), len(tokens) + len(suffix)))
+                    tokens += suffix
+                    segments += [number] * len(suffix)
+                inputs = Inputs(
+                    torch.tensor([tokens], device=base.device), None, torch.tensor([segments], device=base.device)
+                )
+                captured = base.model(inputs, capture=tuple(names), depth=depth).captured
+                for name, pooling in features:
+                    states_TD = captured[name][0].float()
+                    rows = [_pooled(states_TD, shared, begin, end, pooling) for begin, end in spans]
+                    features[name, pooling][batch] = torch.stack(rows).cpu().numpy()
+                rows_read += len(batch)
+                context.check_time(start, rows_read, len(examples))
     return features
 
 

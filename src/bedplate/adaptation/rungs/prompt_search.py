@@ -64,7 +64,7 @@ class PromptSearch(Rung):
             else:
                 proposals -= 1
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         left_out: list[str] = []
         if (proposals, len(sets)) != planned:
             left_out.append(

@@ -72,7 +72,7 @@ class RetrievalRung(Rung):
                 break
             tried.pop()
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         if len(tried) < planned:
             left_out.append(f"{planned - len(tried)} of {planned} ways to look passages up were not tried: no time")
         settings = {

@@ -83,6 +83,7 @@ class SoftPrompts(TuningRung):
                         "base": base.identity.weights_id,
                         "start": ids if before is None else list(context.parents),
                     },
+                    on_checkpoint=context.check_step,
                     description=f"{self.name}, seed {config.seed}",
                 )
         return {"soft_prompt": SoftPrompt(vectors.detach().float().cpu())}, result

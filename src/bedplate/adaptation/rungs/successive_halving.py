@@ -13,7 +13,7 @@ from statistics import median
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.answers import fit_bias, predict_examples, with_bias
+from bedplate.adaptation.rungs.answers import fit_bias, predict_in_time, with_bias
 from bedplate.core.errors import TemplateError
 from bedplate.core.files import append_jsonl, read_jsonl, sha256_json
 from bedplate.evaluation.examples import Example
@@ -176,7 +176,7 @@ def _extend(context: Context, variant: Variant, rows: Sequence[Example], answers
 def _predict(context: Context, variant: Variant, rows: Sequence[Example]) -> list[Prediction | None]:
     skin = variant_skin(context, "search", variant, variant.output)
     with context.predictor(skin) as predictor:
-        return predict_examples(predictor, rows)
+        return predict_in_time(context, predictor, rows)
 
 
 def variant_skin(context: Context, rung: str, variant: Variant, output: Output) -> Skin:

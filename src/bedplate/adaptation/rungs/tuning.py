@@ -10,8 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time
-from bedplate.adaptation.rungs.answers import export, judged, predict_examples
+from bedplate.adaptation.context.outcome import (
+    KEPT_WITHIN,
+    OutOfTime,
+    RungPlan,
+    RungResult,
+    Skip,
+    no_time,
+    rows_left_out,
+)
+from bedplate.adaptation.rungs.answers import export, judged, predict_in_time
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.core.errors import BedplateError
@@ -164,7 +172,7 @@ class TuningRung(Rung):
         while not fits(rows, 1) and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
         if not fits(rows, 1):
-            return no_time(expected(rows, 1), seconds_left)
+            return no_time(expected(rows, 1))
         max_seeds = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
         if rows == usual_rows and fits(rows, min(2, max_seeds)):
             seeds = min(2, max_seeds)
@@ -173,7 +181,7 @@ class TuningRung(Rung):
             seeds = max_seeds if rows == n and fits(rows, max_seeds) else seeds
         left_out: list[str] = []
         if rows < n:
-            left_out.append(f"{n - rows} of {n} train rows were left out: no time")
+            left_out.append(rows_left_out(rows, n))
         if seeds < max_seeds:
             left_out.append(f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time")
         how = {"batch": recipe.batch, "learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
@@ -259,14 +267,30 @@ class TuningRung(Rung):
         """What is trained, in a few words."""
 
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
-        settings = plan.settings
-        prompts = self.prompts(context)
+        settings, trained = plan.settings, list[Trained]()
+        try:
+            self._fit_seeds(context, plan, directory, trained)
+        except OutOfTime:
+            if not trained:
+                raise
+            left_out = f"{settings['seeds'] - len(trained)} of {settings['seeds']} seeds were left out: no time"
+            settings = {**settings, "seeds": len(trained)}
+            plan = replace(plan, settings=settings, left_out=(*plan.left_out, left_out))
+        result = self._finish(context, plan, best_of(trained), trained)
+        result = replace(result, settings=settings)
+        for seed_fit in trained:  # the optimizer's state of what is finished has no further use
+            assert seed_fit.skin.directory is not None
+            StateFile(seed_fit.skin.directory.parent).remove()
+        return result
+
+    def _fit_seeds(self, context: Context, plan: RungPlan, directory: Path, trained: list[Trained]) -> None:
+        """Fits one seed after the other into `trained`. OutOfTime."""
+        settings, prompts = plan.settings, self.prompts(context)
         names = [name for name in settings.get("prompts", ("chosen",)) if name in prompts] or ["chosen"]
         # the same rows for every rung of this kind: what differs is how they are learned
         chosen = context.ordered(context.train, "lora")[: settings["rows"]]
         # a plan may have been taken over from elsewhere, and then there is no smaller fit
         takes_over = 0 if context.before is None else settings.get("takes_over", 0)
-        trained: list[Trained] = []
         for number in range(settings["seeds"]):
             # the first seed on each prompt, and the next ones on the prompt that is kept
             first = number < len(names)
@@ -289,11 +313,6 @@ class TuningRung(Rung):
                 fit = export(skin, work / "skin"), run.seconds, run.arithmetic.name
                 atomic_write(work / FIT_FILE, json.dumps({"seconds": fit[1], "computed_in": fit[2]}) + "\n")
             trained.append(self._judge(self.standing(context), *fit, seed, name))
-        result = self._finish(context, plan, best_of(trained), trained)
-        for seed_fit in trained:  # the optimizer's state of what is finished has no further use
-            assert seed_fit.skin.directory is not None
-            StateFile(seed_fit.skin.directory.parent).remove()
-        return result
 
     def examples(
         self, context: Context, prompt: Prompt, output: Output, chosen: Sequence[Example]
@@ -311,7 +330,7 @@ class TuningRung(Rung):
     @staticmethod
     def _judge(context: Context, skin: Skin, seconds: float, computed_in: str, seed: int, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
-            predictions = predict_examples(predictor, context.valid)
+            predictions = predict_in_time(context, predictor, context.valid)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)

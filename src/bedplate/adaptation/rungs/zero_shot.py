@@ -46,7 +46,7 @@ class ZeroShot(Rung):
                 break
             left_out.append(f"the phrasing {names.pop()} was not tried: no time")
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         return RungPlan({"variants": names, "first_rows": first_rows}, seconds, tuple(left_out))
 
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
@@ -123,7 +123,7 @@ class OwnPromptRung(Rung):
         rows = len(context.valid) * max(1.0, share)
         seconds = context.throughput.rows(rows) + context.timing * max(1.0, share)
         if seconds > context.seconds_left:
-            return no_time(seconds, context.seconds_left)
+            return no_time(seconds)
         return RungPlan({"format": prompt_spec.format}, seconds)
 
     def settings(self, context: Context) -> Any:

@@ -141,13 +141,17 @@ def with_needs(context: Context, skip: Skip) -> Skip:
     limits, clock = context.spec.budget, context.clock
     if skip.kind != "budget" or skip.seconds is None or skip.needs:
         return skip
-    whole = clock.used + context.test_reserve + skip.seconds * context.pace
+    seconds, left, reserve = skip.seconds * context.pace, max(clock.seconds_left, 0.0), context.test_reserve
+    whole = clock.used + reserve + seconds
     needs: dict[str, float] = {}
     if clock.seconds is not None and whole > clock.seconds:
         needs["train_minutes"] = whole / 60
     if limits.train_usd is not None and whole * usd_per_second(context) > limits.train_usd:
         needs["train_usd"] = whole * usd_per_second(context)
-    return replace(skip, seconds=skip.seconds * context.pace, needs=needs)
+    reason = f"it needs about {seconds:.0f} s; {left:.0f} s of the budget are left"
+    reserved = left - max(min(left - reserve, context.until - clock.used), 0.0)
+    reason += f", {reserved:.0f} s of them for test, the report and other rungs" if reserved >= 0.5 else ""
+    return replace(skip, reason=reason, seconds=seconds, needs=needs)
 
 
 def guard_seconds(context: Context) -> float:

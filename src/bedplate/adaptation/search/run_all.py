@@ -27,7 +27,7 @@ from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.search.run_rung import climb
 from bedplate.adaptation.search.start import climb_candidate
 from bedplate.core.files import sha256_json
-from bedplate.core.progress import console
+from bedplate.core.progress import notice
 
 FAVOURED = 1.25
 """Times what a rung is worth where rules of thumb favour its side."""
@@ -244,11 +244,15 @@ class Ascent:
         """The candidate to climb again in the time that is left, and the context to do so on; None where none would be
         clearly larger. What an interrupted run had begun comes first, then what is expected to gain most, of equals the
         best on valid, what was left out last."""
+
+        def until(context: Context) -> float:
+            return context.clock.used + context.seconds_left - self._seconds_for_the_last()
+
         while self._begun:
             candidate = self.candidates.get(self._begun.pop(0))
             if candidate is not None:
                 outcome, pace = self.outcomes[candidate.name], self._schedule.pace(candidate)
-                context = larger_context(candidate, outcome, pace, math.inf)
+                context = larger_context(candidate, outcome, pace, until(candidate.context))
                 if (context.out / "rungs" / candidate.rung.name).is_dir():  # else it is over
                     return candidate, context
         if self._done or self._first.exhaustive or math.isinf(self._first.clock.seconds_left):
@@ -258,13 +262,11 @@ class Ascent:
             result = self.outcomes[name].result
             return self.candidates[name].traits.worth, -1.0 if result is None else result.evaluation.estimate
 
-        reserved = self._seconds_for_the_last()
         for name in sorted(self.outcomes, key=standing, reverse=True):
             candidate, outcome = self.candidates[name], self.outcomes[name]
             if name in self._grown or not wants_more(candidate, outcome):
                 continue
-            until = candidate.context.clock.used + candidate.context.seconds_left - reserved
-            context = larger_context(candidate, outcome, self._schedule.pace(candidate), until)
+            context = larger_context(candidate, outcome, self._schedule.pace(candidate), until(candidate.context))
             plan, before = planner.planned(context, candidate.rung), outcome.plan
             if not isinstance(plan, RungPlan):
                 continue
@@ -333,13 +335,10 @@ def climb_larger(candidate: Candidate, context: Context, outcome: RungOutcome) -
 
 
 def _print_outcome(outcome: RungOutcome) -> None:
-    """One line on stderr when a rung is over, where somebody watches."""
-    screen = console(stderr=True)
-    if not screen.is_terminal:
-        return
+    """One line on stderr when a rung is over."""
     shown = outcome.status
     if outcome.result is not None:
         evaluation = outcome.result.evaluation
         estimate = evaluation.scale.format_score(evaluation.estimate)
         shown = f"{evaluation.metric} {estimate} on valid, {outcome.seconds:.0f} s"
-    screen.print(f"{outcome.rung:<13} {shown}", highlight=False)
+    notice(f"{outcome.rung:<13} {shown}")

@@ -64,16 +64,25 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
         context.clock.charge(result.usd)
         plan = rung_files.read_plan(directory, config)
         return RungOutcome(name, "done", result.reason, result, seconds, plan, reused=True)
+    spent = rung_files.read_spent(directory, config)
+    context.clock.add(spent)
     limits = rung_files.limits_of(context, config)
     left_out = rung_files.read_skip(directory, limits) if context.outer_clock is None else None
     if left_out is not None:
         skipped, seconds = left_out
+        context.clock.add(seconds - spent)
         return RungOutcome(
             name, "skipped", skipped.reason, None, seconds, skip=skipped.kind, needs=skipped.needs, reused=True
         )
     arguments = {"rung": name, "directory": str(directory), "config": config}
     job = Job(name, f"{__name__}:fit", arguments, needs=("context",))
-    outcome = next(LocalExecutor({"context": context}).run([job]))
+    start = context.clock.used
+    try:
+        outcome = next(LocalExecutor({"context": context}).run([job]))
+    except BaseException:  # an interrupt: the same command goes on with what time is left
+        rung_files.write_spent(directory, config, spent + context.clock.used - start)
+        raise
+    outcome = replace(outcome, seconds=spent + outcome.seconds)
     if outcome.error is not None:
         if isinstance(outcome.error, _BAD_INPUT):
             raise outcome.error
@@ -88,13 +97,18 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
         skipped = outcome.value
         if context.outer_clock is None and skipped.kind == "budget":
             rung_files.write_skip(directory, limits, outcome.seconds, skipped)
+            if rung_files.read_plan(directory, config) is not None:  # of what goes on where there is more time
+                rung_files.write_spent(directory, config, outcome.seconds)
         return RungOutcome(
             name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
         )
     assert outcome.value is not None
     rung_files.write_result(directory, config, outcome.seconds, outcome.value)
     context.clock.charge(outcome.value.usd)
-    plan = rung_files.read_plan(directory, config)
+    plan, result = rung_files.read_plan(directory, config), outcome.value
+    if plan is not None and result.settings is not None:  # what is made again is what was made
+        plan = replace(plan, settings=result.settings, left_out=result.left_out)
+        rung_files.write_plan(directory, config, plan)
     return RungOutcome(name, "done", outcome.value.reason, outcome.value, outcome.seconds, plan)
 
 
@@ -114,19 +128,20 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
             shutil.rmtree(place)
         if not context.smallest:  # a resumed run plans that anew, for only then does it stop when the time is over
             rung_files.write_plan(place, config, plan)
-    if context.executor is not None and context.run_directory is not None:
-        return _fit_elsewhere(context.executor, context, rung, config, place)
     try:
+        if context.executor is not None and context.run_directory is not None:
+            return _fit_elsewhere(context.executor, context, rung, config, place)
         return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
     except OutOfTime as stop:
-        shutil.rmtree(place, ignore_errors=True)
-        return with_needs(context, no_time(stop.seconds, context.seconds_left))
+        if context.smallest or not RUNGS[rung].traits.trained:  # training goes on where there is more time
+            shutil.rmtree(place, ignore_errors=True)
+        return with_needs(context, no_time(max(stop.seconds, plan.seconds)))
 
 
 def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str, place: Path) -> RungResult:
     """The rung fitted by another process, which leaves the result in the rung's directory. Raises what ended the
     job."""
-    arguments = {"run": str(context.run_directory), "suffix": context.suffix, "rung": rung}
+    arguments = {"run": str(context.run_directory), "suffix": context.suffix, "rung": rung, "used": context.clock.used}
     outcome = next(iter(executor.run([Job(rung, "bedplate.adaptation.search.start:fit_planned", arguments)])))
     if outcome.error is not None:
         raise outcome.error

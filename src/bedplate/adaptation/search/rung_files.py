@@ -22,7 +22,7 @@ from bedplate.core.files import atomic_write, read_text, sha256_file, sha256_jso
 from bedplate.core.version import PACKAGE, __version__
 from bedplate.evaluation.harness import Evaluation
 
-RESULT_FILE, PLAN_FILE, SKIP_FILE = "result.json", "plan.json", "skip.json"
+RESULT_FILE, PLAN_FILE, SKIP_FILE, SPENT_FILE = "result.json", "plan.json", "skip.json", "spent.json"
 
 
 def read_saved(path: Path, key: str, field: str = "key") -> dict[str, Any] | None:
@@ -68,6 +68,16 @@ def read_skip(directory: Path, limits: str) -> tuple[Skip, float] | None:
         return None
     seconds = float(values.pop("took", 0.0))
     return Skip(**values), seconds
+
+
+def write_spent(directory: Path, config: str, seconds: float) -> None:
+    """Keep how long a fit had taken when it was interrupted: that counts on, so that no repetition has more time."""
+    write_saved(directory / SPENT_FILE, config, {"seconds": seconds}, "config")
+
+
+def read_spent(directory: Path, config: str) -> float:
+    """Seconds that interrupted fits of the same configuration had taken."""
+    return float((read_saved(directory / SPENT_FILE, config, "config") or {}).get("seconds", 0.0))
 
 
 def write_result(directory: Path, config: str, seconds: float, result: RungResult) -> None:

@@ -30,7 +30,7 @@ from bedplate.adaptation.task.task_prompt import check_answers
 from bedplate.core.config import dump_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor
-from bedplate.core.files import atomic_write, sha256_json
+from bedplate.core.files import atomic_write, file_lock, sha256_json
 from bedplate.evaluation.examples import TaskData, load_examples
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.task import Task
@@ -135,12 +135,16 @@ def check_bases(contexts: Sequence[Context]) -> None:
 
 
 def check_output(out: Path) -> None:
-    """Refuse an output directory that holds something else, or that cannot be written, before time is spent."""
+    """Refuse an output directory that holds something else, that another process writes, or that cannot be written,
+    before time is spent."""
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out} is a file; --out wants a directory")
     others = [] if not out.is_dir() else [path for path in out.iterdir() if path.name not in (LOCK_FILE, LABELS)]
     if others and not (out / SETTINGS_FILE).is_file():
         raise UsageError(f"{out} holds other files and no run of `adapt`; choose a new directory")
+    if (out / LOCK_FILE).is_file():
+        with file_lock(out / LOCK_FILE, wait=False):
+            pass
     place = out.absolute()
     while not place.exists():
         place = place.parent
@@ -181,14 +185,16 @@ def too_long(context: Context) -> str | None:
 # --- the fit of a rung as a job
 
 
-def fit_planned(run: str, suffix: str, rung: str) -> dict[str, Any]:
+def fit_planned(run: str, suffix: str, rung: str, used: float = 0.0) -> dict[str, Any]:
     """Fit a rung whose plan lies in its directory, and leave the result beside it.
 
-    run: the run's directory; suffix: of the base (or endpoint), as `Context.suffix`. Returns what was written, as JSON:
-    the result's file has everything else. UsageError where the plan is not one of this configuration.
+    run: the run's directory; suffix: of the base (or endpoint), as `Context.suffix`; used: seconds of the run's
+    budget. Returns what was written, as JSON: the result's file has everything else. UsageError where the plan is not
+    one of this configuration.
     """
     with reopened(Path(run)) as contexts:
         candidate = _restored(candidates_of(contexts, Run.read(Path(run)).rungs), suffix, rung)
+        candidate.context.clock.add(used)
         context, config = candidate.context, rung_files.config_of(candidate.context, candidate.rung)
         plan = rung_files.read_plan(candidate.directory, config)
         if plan is None:

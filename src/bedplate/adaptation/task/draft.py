@@ -25,6 +25,7 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.profile import Profile, is_group_name, profiles
 from bedplate.data.rows import SourceRows
 from bedplate.data.splits import SplitRecord, deduplicate, row_hash
+from bedplate.evaluation.evaluated import MINIMUM_LABEL_GROUPS
 from bedplate.evaluation.metrics import METRICS
 
 MOST_LABELS = 200
@@ -37,6 +38,10 @@ VERDICTS = 3
 """Verdicts on the same test rows that these are to be enough for."""
 _RARE_ROWS = 20
 """Rows of the rarest label below which it is said that there are few."""
+_MACRO_ROWS = 5 * MINIMUM_LABEL_GROUPS
+"""Rows of the rarest label with which a fifth of the rows, test, has enough of it for a bound of macro-F1."""
+_MISSPELT = 0.85
+"""Likeness of a rare label to one with ten times its rows, from which it is taken for a misspelling."""
 
 JSON_TYPES: dict[type, str] = {
     bool: "boolean",
@@ -316,7 +321,8 @@ def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
     largest, smallest = max(counts.values()), min(counts.values())
     share = largest / target.rows
     bar = 0.8 if share < 0.75 else round(min(0.98, share + (1 - share) / 2), 2)
-    metric = "macro_f1" if len(counts) > 2 and largest >= 5 * smallest else "accuracy"
+    uneven = len(counts) > 2 and largest >= 5 * smallest
+    metric = "macro_f1" if uneven and smallest >= _MACRO_ROWS else "accuracy"
     return {"kind": "label", "labels": tuple(sorted(counts)), "metric": metric, "bar": bar}
 
 
@@ -377,7 +383,17 @@ def _notes(
         rare = [(name, count) for name, count in columns[target].commonest if count < _RARE_ROWS]
         if rare:
             shown = ", ".join(f"{name} ({count})" for name, count in rare[:5]) + (", …" if len(rare) > 5 else "")
-            notes.append(f"Labels with fewer than {_RARE_ROWS} rows: {shown}. Little can be said of these.")
+            notes.append(
+                f"Labels with fewer than {_RARE_ROWS} rows: {shown}. Little can be said of these, and a bar for "
+                f"macro_f1, which weighs every label alike, needs about {_MACRO_ROWS} rows of each."
+            )
+        for name, count in rare:
+            frequent = [label for label, rows_of_it in columns[target].commonest if rows_of_it >= 10 * count]
+            if close := nearest(name, frequent, cutoff=_MISSPELT):
+                where = "1 row" if count == 1 else f"{count} rows"
+                notes.append(f"The label {name!r} is on {where}: {did_you_mean(close)} Correct the data if so.")
+        if answer["metric"] == "macro_f1":
+            notes.append("macro_f1 is measured, which weighs every label alike: some labels are far rarer than others.")
         common, count = columns[target].commonest[0]
         if count / columns[target].rows >= 0.5:
             share = f"{count / columns[target].rows:.0%}"

@@ -94,7 +94,7 @@ def task_file_of(task: Any, out: Path, target: str | None) -> Path:
         or rows_path.read_bytes() != json_lines(records(task, "task"))
         or target not in (None, load_task(path).data.target)
     ):
-        init(task, path, target=target, overwrite=True)
+        init(task, path, target=target, name=out.name, overwrite=True)
     return path
 
 

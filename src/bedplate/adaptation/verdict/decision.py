@@ -37,7 +37,8 @@ _SHAPES = {
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 Condition = Guard | Limit | Requirement
 POSTPONED = "not judged before a rung with a base has a result"
-"""The reason that a nomination gives for each skin where test stays closed until there is time for a base."""
+POSTPONED_ROWS = "not judged before a rung with a base has learned from more rows"
+"""The reasons that a nomination gives for each skin where test stays closed until there is time for a base."""
 WAYS_SHOWN = 3
 """Ways out of the budget that the verdict's sentence names."""
 
@@ -301,8 +302,9 @@ class GateVerdict:
             ]
             longer = f" Continue with --budget {math.ceil(minutes[0])}m: what is finished is kept." if minutes else ""
             text = f"Nothing fits the budget: {_ways_out(self.kept_out)}{reasons}.{longer}"
-            if POSTPONED in self.nomination.reasons.values():
-                text = "No rung with a base had the time, so test stays closed."
+            if (reasons_given := {*self.nomination.reasons.values()}) & {POSTPONED, POSTPONED_ROWS}:
+                rows = " for more than a few train rows" if POSTPONED_ROWS in reasons_given else ""
+                text = f"No rung with a base had the time{rows}, so test stays closed."
                 text += longer or f" Of the budget, {_ways_out(self.kept_out)}."
                 text += f" Or judge what there is: --rungs {','.join(self.nomination.reasons)}."
             return GateDecision("OUT_OF_BUDGET", None, text)
@@ -316,14 +318,11 @@ class GateVerdict:
             return None
         estimate = score(c.estimate)
         text = (
-            f"{c.rung} is the cheapest nominee that clears everything: {self.metric} {estimate} on {self._rows}, "
+            f"{c.rung} is the cheapest nominee that clears the bar: {self.metric} {estimate} on {self._rows}, "
             f"{self.scale.lower_phrase} {score(c.lower)} with {self._at(c.lower_confidence)}, target {self._bar}."
         )
         if c.expected is not None and score(min(c.expected, c.estimate)) != estimate:
-            text += (
-                f" An estimate that passed reads {'low' if self.scale.lower_is_better else 'high'}, because it was "
-                f"selected: expect about {score(c.expected)}."
-            )
+            text += f" Expect about {score(c.expected)} in use: of several, the one that passes was partly lucky."
         for claim, conditions in (
             ("The further requirements hold", self.requirements.get(c.rung)),
             ("Its guards hold", self.guards.get(c.rung)),

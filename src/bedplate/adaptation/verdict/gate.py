@@ -285,6 +285,7 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
         budget=budget_ms,
         confidence=confidence,
         calls=calls,
+        worth=worth,
         needed=needed if within_budget is not None else _deciding_calls(timed, limit, needed, worth, confidence),
         reason=f"{observed}, {bounds_note}",
     )

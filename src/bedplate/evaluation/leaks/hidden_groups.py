@@ -388,8 +388,7 @@ def _build_finding(
     p_value: float | None = None,
 ) -> HiddenGroups:
     if effect > 1.005:
-        says += f"; were scores as alike, {rows:,} rows would be worth {rows / effect:,.0f}, and the bound would lie "
-        says += f"{math.sqrt(effect):.2f} times as far from the estimate"
+        says += f"; if their scores were as alike, {rows:,} rows would count as {rows / effect:,.0f}"
     return HiddenGroups(
         kind=finding_type,
         name=name,

@@ -368,7 +368,7 @@ def _reported(
         notes.append(f"{problem}{unknown if unreadable else ''}")
     elif not openings and not has_verdicts and not any(chain.breaks for chain in chains):
         places = f"at home ({home.path}){' and beside the data' if has_data_ledger else ''}"
-        notes.append(f"the ledger begins here, {places}: nothing else says that no verdict on these rows went before")
+        notes.append(f"no earlier verdict on these rows is known: the test ledger begins here, {places}")
     return list(rows.values())
 
 

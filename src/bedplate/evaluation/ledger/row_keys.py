@@ -1,13 +1,14 @@
 """Keys that recognise a row of data again after its columns are renamed, its text is edited or it is moved.
 
-Exact keys: of all its texts together, as they are and run together, and of each long one alone, by letters, digits and
-symbols only, numbers also by their value; of long texts also with look-alike letters taken for one (`as_seen`), and
-without the words that every row of the opening begins or ends with. One of them that agrees is enough. Weak keys: of
-short texts alone, of texts without one word (as spelling correction by deletion has it, Garbe 2012), of a text's words
-in any order, of MinHash bands (Broder 1997) of longer texts, of their least shingles, which a part of the text has as
-well (containment), of the row's id with two of its words, of rows of several numbers by the first digits of these.
-Chance can make one of these agree, so they count where a tenth of the rows has one. A key that several rows of one
-opening share tells none of them from the others and is no key.
+Exact keys: of its texts in their order, by letters, digits and symbols only, numbers by their value; of all together in
+any order and run together, where no two rows of the opening differ in that alone; of each long one alone, also with
+look-alike letters taken for one (`as_seen`), and without the words that every row of the opening begins or ends with.
+One of them that agrees is enough. Weak keys: of short texts alone, of texts without one word (as spelling correction by
+deletion has it, Garbe 2012), of a text's words in any order, of MinHash bands (Broder 1997) of longer texts, of their
+least shingles, which a part of the text has as well (containment), of the row's id with two of its words, of rows of
+several numbers by the first digits of these. Chance can make one of these agree, so they count where a tenth of the
+rows has one. A key that several rows of one opening share tells none of them from the others and is no key; of numbers,
+and of texts in any order, none is where many rows share theirs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import Context, Decimal
 from functools import cache
 from itertools import permutations
 from typing import TYPE_CHECKING
@@ -42,6 +43,8 @@ CUT_FROM, _SHINGLE, _SKETCH = 12, 6, 4
 """Words from which on a half of a text is known: by the least of its runs of so many words, so many of them."""
 _DIGITS_TOLD = 7
 """First digits, two or three of each number, from which on a row of numbers is known whatever their units."""
+_MOST_BY_CHANCE = 0.05
+"""Where a larger share of an opening's rows have such keys in common, these tell nothing."""
 FEWEST = 4
 """Words below which a text without one of them says too little."""
 _OF_ID, _WORDS_OF_ID = 4, 64
@@ -101,9 +104,11 @@ def words_of(text: str) -> list[str]:
 def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     """The keys of rows, each given by its id and its inputs. RequestError for an input that is no text."""
     old: list[str] = []
-    exact: list[set[str]] = []
+    cells: list[tuple[str, ...]] = []
     alone: list[set[str]] = []
     weak: list[set[str]] = []
+    loose: list[set[str]] = []
+    by_chance: dict[str, list[set[str]]] = {name: [] for name in ("cells", "3 digits", "2 digits", "seen")}
     named: list[tuple[str, list[str]]] = []
     row_words: list[dict[str, list[str]]] = []
     for name, inputs in rows:
@@ -111,27 +116,52 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
         letters = ["".join(field_words) for field_words in words.values()]
         visible = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
         old.append(row_hash(inputs))
-        exact.append({_key("row", *sorted(letters)), *_joined(letters)})
         texts = [folded for value in inputs.values() if (folded := _folded(as_text(value)))]
+        cells.append(tuple("".join(_words(_NUMBER.sub(_by_value, text))) for text in texts))
+        loose.append({_key("row", *sorted(letters)), *_joined(letters)})
         if any(_NUMBER.search(text) for text in texts):
-            values = ["".join(words_of(_NUMBER.sub(_by_value, text))) for text in texts]
-            exact[-1] |= {_key("row", *sorted(values)), *_joined(values)}
+            loose[-1] |= {_key("row", *sorted(cells[-1])), *_joined(cells[-1])}
         # what is only nearly the same letters is a key where it is long
         alone.append({_key("row", text) for text in letters if len(text) >= LONG})
-        alone[-1] |= {_key("seen", text) for text in ("".join(sorted(visible)), *visible) if len(text) >= LONG}
-        weak.append({_key("row", text) for text in letters if len(text) < LONG})
-        weak[-1] |= _first_digits(texts)
-        weak[-1] |= {_key("seen", text) for text in ("".join(sorted(visible)), *visible) if len(text) < LONG}
+        alone[-1] |= {_key("seen", text) for text in visible if len(text) >= LONG}
+        is_number = [any(map(str.isdigit, text)) and not any(map(str.isalpha, text)) for text in letters]
+        short = [("row", text, digits) for text, digits in zip(letters, is_number, strict=True)]
+        short += [("seen", text, digits) for text, digits in zip(visible, is_number, strict=True)]
+        weak.append({_key(form, text) for form, text, digits in short if len(text) < LONG and not digits})
+        by_chance["cells"].append({_key(form, text) for form, text, digits in short if len(text) < LONG and digits})
+        for count in (3, 2):
+            by_chance[f"{count} digits"].append(_first_digits(texts, count))
+        by_chance["seen"].append(set())
+        in_any_order = "".join(sorted(visible))
+        (loose if len(in_any_order) >= LONG else by_chance["seen"])[-1].add(_key("seen", in_any_order))
         for field_words in words.values():
             weak[-1] |= _fuzzy_keys(field_words)
         named.append((name, [word for field_words in words.values() for word in field_words]))
         row_words.append(words)
     for place, remainder in enumerate(_without_template(row_words)):
         (alone if len(remainder) >= LONG else weak)[place].update({_key("row", remainder)} if remainder else ())
+    exact = [{_key("cells", *row_cells)} for row_cells in cells]
+    if _chance(loose, cells):
+        by_chance["in any order"] = loose
+    else:
+        exact = [a | b for a, b in zip(exact, loose, strict=True)]
+    for keys in by_chance.values():
+        if _chance(keys, cells) <= _MOST_BY_CHANCE:
+            weak = [a | b for a, b in zip(weak, keys, strict=True)]
     strong_keys = [a | b for a, b in zip(exact, _telling(alone), strict=True)]
     weak = [a | b for a, b in zip(_telling(weak), _of_ids(named), strict=True)]
     only_weak = (frozenset(w - e) for w, e in zip(weak, strong_keys, strict=True))
     return Keys(tuple(old), tuple(map(frozenset, strong_keys)), tuple(only_weak))
+
+
+def _chance(keys: Sequence[set[str]], cells: Sequence[tuple[str, ...]]) -> float:
+    """The share of rows that have a key in common with a row of other cells: about as many agree by chance with rows of
+    another opening."""
+    rows_of: dict[str, set[tuple[str, ...]]] = {}
+    for row_keys, row_cells in zip(keys, cells, strict=True):
+        for key in row_keys:
+            rows_of.setdefault(key, set()).add(row_cells)
+    return sum(any(len(rows_of[key]) > 1 for key in row_keys) for row_keys in keys) / max(1, len(keys))
 
 
 def _folded(text: str) -> str:
@@ -143,8 +173,11 @@ _NUMBER = re.compile(
 )
 
 
+_EVERY_DIGIT = Context(prec=100)
+
+
 def _decimal(number: re.Match[str]) -> Decimal:
-    return Decimal(number[0].replace(",", "")).normalize()
+    return Decimal(number[0].replace(",", "")).normalize(_EVERY_DIGIT)
 
 
 def _by_value(number: re.Match[str]) -> str:
@@ -152,22 +185,18 @@ def _by_value(number: re.Match[str]) -> str:
     return f"{_decimal(number):f}".replace(".", "¤")
 
 
-def _first_digits(texts: Sequence[str]) -> set[str]:
-    """Keys of a row's texts with each number by its first three digits, and by two, whatever its unit and rounding; of
-    rows that have several of them."""
-    keys = set[str]()
-    for count in (3, 2):
-        digits = list[str]()
+def _first_digits(texts: Sequence[str], count: int) -> set[str]:
+    """The key of a row's texts with each number by so many first digits, whatever its unit and rounding; of rows that
+    have several of them."""
+    digits = list[str]()
 
-        def first(number: re.Match[str], count: int = count, digits: list[str] = digits) -> str:
-            value = _decimal(number)
-            digits.append(f"{value:.{count - 1}e}".partition("e")[0].replace(".", "").rstrip("0") if value else "")
-            return f" ¤{digits[-1]}¤ "
+    def first(number: re.Match[str]) -> str:
+        value = _decimal(number)
+        digits.append(f"{value:.{count - 1}e}".partition("e")[0].replace(".", "").rstrip("0") if value else "")
+        return f" ¤{digits[-1]}¤ "
 
-        scaled = sorted("".join(words_of(_NUMBER.sub(first, text))) for text in texts)
-        if sum(map(len, digits)) >= _DIGITS_TOLD:
-            keys.add(_key("digits", str(count), *scaled))
-    return keys
+    scaled = sorted("".join(words_of(_NUMBER.sub(first, text))) for text in texts)
+    return {_key("digits", str(count), *scaled)} if sum(map(len, digits)) >= _DIGITS_TOLD else set()
 
 
 def _words(text: str) -> list[str]:

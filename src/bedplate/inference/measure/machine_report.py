@@ -58,7 +58,7 @@ def examine(base: str | None = None) -> dict[str, Any]:
                 **plan._asdict(),
                 "keeps_what_is_stored": plan in stored_plans,
                 "tokens_per_second": {name: ROWS.get(name, PROMPT) / taken for name, taken in seconds.items()},
-                "of_roof": {name: bound(shape, plan, name, machine) / taken for name, taken in seconds.items()},
+                "of_roof": {name: share(bound(shape, plan, name, machine), taken) for name, taken in seconds.items()},
                 "mix_seconds": measured.cost(plan) if seconds else None,
                 "stopped_early": plan in measured.dropped,
                 "reason": reasons[plan],
@@ -83,6 +83,10 @@ def examine(base: str | None = None) -> dict[str, Any]:
     }
 
 
+ROOF_ERROR = 1.1
+"""How far above the roof a measured speed may lie by the error of both measurements."""
+
+
 def _lossy_plans(spec: TransformerSpec, stored_plans: Sequence[ExecutionPlan]) -> list[ExecutionPlan]:
     """Plans that a user can choose although they do not keep what is stored."""
     quantised = [ExecutionPlan("bfloat16", "native", bits) for bits in QUANTISED] if spec.kind == "decoder" else []
@@ -99,6 +103,11 @@ def bound(spec: TransformerSpec, plan: ExecutionPlan, name: Pass, machine: Measu
     rates = machine.flops_per_second
     peak = rates.get("int8" if plan.weights in QUANTISED else plan.weights, max(rates.values()))
     return max(read_bytes(spec, plan) / machine.bandwidth_bytes_per_second, flops / peak)
+
+
+def share(bound_seconds: float, seconds: float) -> float | None:
+    """How much of the roof a pass reached; None where it is above it: the roof was measured on a busier machine."""
+    return min(bound_seconds / seconds, 1.0) if bound_seconds <= ROOF_ERROR * seconds else None
 
 
 def _kernel() -> dict[str, Any]:

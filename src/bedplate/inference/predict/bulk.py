@@ -21,6 +21,7 @@ from typing import IO, Any, BinaryIO
 
 from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
 from bedplate.core.files import atomic_write, sha256_json, writable
+from bedplate.core.progress import notice
 from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading
 from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor, columns_for
 from bedplate.inference.predict.prediction_tables import WRITERS, column_types, write_table
@@ -147,6 +148,8 @@ def predict_file(
         column_types(source.row_format, source.path)  # refuses names that clash before anything is computed
     with _partial(out, run, source, overwrite) as file:
         counts = _resume(file, batch)
+        if counts.resumed:
+            notice(f"note: {counts.resumed:,} rows were predicted by an earlier run; going on after them")
         advance(counts.resumed)
         with _opened(source.path) as stream:
             rows = islice(source.rows(stream), counts.resumed, None)

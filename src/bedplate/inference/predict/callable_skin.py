@@ -21,6 +21,7 @@ from bedplate.core.closing import Closing
 from bedplate.core.errors import DataError, RequestError, SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import TaskInput, Value, Values, as_text
+from bedplate.data.rows import blank
 from bedplate.data.tables import is_table, records
 from bedplate.skins.skin import Skin
 
@@ -61,9 +62,19 @@ class Prediction:
         return {label: math.exp(score) for label, score in self.scores.items()}
 
 
+PRINTED = 5
+"""Predictions at either end that are printed of many."""
+
+
 class Predictions(list[Prediction]):
     """The predictions of several rows, in order. As an array it is that of its answers, so that functions of numpy and
-    scikit-learn take it: `accuracy_score(y, skin.predict(rows))`."""
+    scikit-learn take it: `accuracy_score(y, skin.predict(rows))`. Printed are the first and the last."""
+
+    def __repr__(self) -> str:
+        lines = [repr(prediction) for prediction in self]
+        if len(self) > 2 * PRINTED:
+            lines[PRINTED:-PRINTED] = [f"… {len(self) - 2 * PRINTED:,} more …"]
+        return "[" + ",\n ".join(lines) + "]"
 
     @property
     def answers(self) -> NDArray[np.object_]:
@@ -174,7 +185,8 @@ def _cells(skin: Skin, table: Any) -> Iterable[list[Value]]:
 
 
 def inputs_of(skin: Skin, row: TaskInput) -> Values:
-    """A row's inputs by name; one alone is a skin's only one. RequestError for missing, unknown or other ones."""
+    """A row's inputs by name; one alone is a skin's only one. RequestError for missing, unknown or other ones, and for
+    a row without a text, which no task has either."""
     names = list(skin.inputs)
     if isinstance(row, Value):
         if len(names) != 1:
@@ -187,7 +199,22 @@ def inputs_of(skin: Skin, row: TaskInput) -> Values:
     wrong = next((name for name in names if type(as_text(row[name])) is not str), None)
     if wrong is not None:
         raise RequestError(f"the input {wrong!r} is not a text but {row[wrong]!r}", param="input")
+    if all(blank(row[name]) for name in names):
+        fields = f"the input {names[0]!r} is" if len(names) == 1 else f"the inputs {', '.join(names)} are all"
+        raise RequestError(f"{fields} empty; skin {skin.name!r} answers about a text: give one", param="input")
     return row
+
+
+def inputs_of_rows(skin: Skin, rows: Sequence[TaskInput]) -> list[Values]:
+    """`inputs_of` each row. Of several, a RequestError names the row."""
+    inputs: list[Values] = []
+    for number, row in enumerate(rows):
+        try:
+            inputs.append(inputs_of(skin, row))
+        except RequestError as error:
+            place = f"rows[{number}]: " if len(rows) > 1 else ""
+            raise RequestError(f"{place}{error.message}", param=error.param) from None
+    return inputs
 
 
 class CascadePredictor(SkinPredictor):
@@ -204,7 +231,7 @@ class CascadePredictor(SkinPredictor):
 
     def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order. What both skins were asked counts the tokens, seconds and dollars of both."""
-        inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
+        inputs = inputs_of_rows(self.skin, rows_for(self.skin, rows))
         predictions = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
         unsure = [i for i, prediction in enumerate(predictions) if is_unsure(self.parts.threshold, prediction)]
         if unsure:

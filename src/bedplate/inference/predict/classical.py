@@ -15,6 +15,7 @@ from bedplate.inference.predict.callable_skin import (
     RowsLike,
     SkinPredictor,
     inputs_of,
+    inputs_of_rows,
     rows_for,
 )
 from bedplate.skins.classical import words_of
@@ -34,7 +35,7 @@ class ClassicalPredictor(SkinPredictor):
 
     def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order. They are computed one after the other, whatever is asked for."""
-        results = map(self.classified, rows_for(self.skin, rows))
+        results = map(self.classified, inputs_of_rows(self.skin, rows_for(self.skin, rows)))
         return Predictions(self.read(result, result.timing.total) for result in results)
 
     def classified(self, row: TaskInput) -> Classification:

@@ -31,7 +31,7 @@ from bedplate.inference.predict.callable_skin import (
     Predictions,
     RowsLike,
     SkinPredictor,
-    inputs_of,
+    inputs_of_rows,
     rows_for,
 )
 from bedplate.inference.remote.account import Account
@@ -88,7 +88,7 @@ class HostedPredictor(SkinPredictor):
         """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. An output is what the
         model said, where that is none of the labels or no such JSON. Seconds are those of the request over the network,
         waits between attempts included, when it was made."""
-        inputs = [inputs_of(self.skin, row) for row in rows_for(self.skin, rows)]
+        inputs = inputs_of_rows(self.skin, rows_for(self.skin, rows))
         workers = 1 if one_by_one else min(self.reference.concurrency, len(inputs))
         with Progress(f"asking {self.reference.model}", len(inputs), "rows", quiet=len(inputs) < 8) as bar:
             if workers <= 1:

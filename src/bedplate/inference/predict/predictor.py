@@ -36,7 +36,7 @@ from bedplate.inference.predict.callable_skin import (
     Predictions,
     RowsLike,
     SkinPredictor,
-    inputs_of,
+    inputs_of_rows,
     rows_for,
 )
 from bedplate.inference.predict.engine_answers import EngineAnswers
@@ -173,7 +173,7 @@ class Predictor(EngineAnswers, SkinPredictor):
         """`request` for each row. What a skin looks up for each call is looked up here, on these terms, which asks the
         engine that embeds: not from the engines' own threads. queued: that engine's thread computes, as in a server;
         otherwise the caller's does."""
-        inputs = [inputs_of(self.skin, row) for row in rows]
+        inputs = inputs_of_rows(self.skin, rows)
         if self._lookup is None:
             return [self._request(row_inputs, None, sampling) for row_inputs in inputs]
         lookups = self._lookup.retrieve(inputs, queued=queued, terms=terms)

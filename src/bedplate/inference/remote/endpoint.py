@@ -41,7 +41,7 @@ _EVENT_BYTES = 16 * 1024 * 1024
 @dataclass(frozen=True)
 class ChatAnswer:
     """A whole answer. Counts are None where the server did not say them; seconds are measured here, from the request.
-    extension: what the server says beyond the API (Bedplate: label and log-probability scores, ignored_messages).
+    extension: what the server says beyond the API (Bedplate: label, log-probability scores).
     reasoning: what the model reasoned before it answered, where the server keeps it apart. alternatives: the answer's
     first token as it could have been, each with its log-probability, where that was asked."""
 

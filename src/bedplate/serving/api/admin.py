@@ -95,8 +95,9 @@ async def scan(call: ApiCall) -> Response:
     async with changes.lock:
         scanned = await run_in_thread(lambda: scan_skins(root))
         added, problems = changes.restore()
-        found = call.server.registry.register(scanned)
-    return json_response({**found, "added": [*added, *found["added"]], "problems": [*problems, *found["problems"]]})
+        changed = call.server.registry.register(scanned)
+    changed["added"][:0], changed["problems"][:0] = added, problems
+    return json_response(changed)
 
 
 @router.get("/{name:path}")

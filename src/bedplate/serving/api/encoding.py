@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import math
 import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
@@ -14,7 +13,7 @@ from pydantic import BeforeValidator, Field
 from starlette.responses import Response
 
 from bedplate.core.errors import RequestError
-from bedplate.serving.models.served import Answer, PlanResult, TextReading
+from bedplate.serving.models.served import PlanResult, TextReading
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, answers
 from bedplate.serving.schemas.openai_fields import CUT, MAX_PROMPTS, PROMPTS, RequestFields
 from bedplate.serving.schemas.request_fields import TOKEN_LIMIT
@@ -108,20 +107,13 @@ async def classify(call: ApiCall, request: ClassifyRequest) -> Response:
     data: list[dict[str, Any]] = []
     for index, answer in enumerate(answers):
         extension = answer.extension or {}
-        numbers = extension.get("numbers")
-        scores = label_probabilities(answer) if numbers is None else numbers
-        row = {"index": index, "label": answer.text, "probs" if numbers is None else "scores": list(scores.values())}
+        named, values = ("numbers", "scores") if "numbers" in extension else ("probabilities", "probs")
+        scores = dict(extension[named])
+        row = {"index": index, "label": answer.text, values: list(scores.values()), "num_classes": len(scores)}
         chosen = {"labels": extension["labels"]} if "labels" in extension else {}
-        data.append({**row, "num_classes": len(scores), **chosen})
+        data.append({**row, **chosen, named: scores})
     head = {"id": f"classify-{call.id}", "object": "list", "created": int(time.time()), "model": request.model}
     return json_response({**head, "data": data, "usage": {**prompt_usage(results), "completion_tokens": 0}})
-
-
-def label_probabilities(answer: Answer) -> dict[str, float]:
-    assert answer.extension is not None
-    if "probabilities" in answer.extension:
-        return dict(answer.extension["probabilities"])
-    return {label: math.exp(score) for label, score in answer.extension["scores"].items()}
 
 
 def _documents_of(value: Any) -> Any:

@@ -10,7 +10,9 @@ from fastapi import APIRouter
 from pydantic import Field
 from starlette.responses import Response
 
+from bedplate.core.display import join_names
 from bedplate.core.errors import RequestError
+from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.serving.api.file_reply import OpenFileResponse
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.request.lifecycle import ApiCall, answers
@@ -62,7 +64,8 @@ def _check_correction(correction: str, model: str, described: Mapping[str, Any])
             message = f"correction must be a JSON list of labels of {model}: {error.message}"
             raise RequestError(message, param="correction") from error
     elif correction not in labels:
-        raise RequestError(f"correction is none of the labels of {model}: {', '.join(labels)}", param="correction")
+        hint = did_you_mean(nearest(correction, labels), f"its labels are {join_names(labels, 20)}")
+        raise RequestError(f"correction: {model} has no label {correction[:100]!r}; {hint}", param="correction")
 
 
 @router.delete("/v1/feedback/{id}")

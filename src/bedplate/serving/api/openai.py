@@ -354,7 +354,7 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
     results = await call.results(run)
 
     def read() -> list[Answer]:
-        return [call.with_notes(reply.request, call.lease.served.answer(result)) for result in results]
+        return [call.lease.served.answer(result) for result in results]
 
     prompt = sum(result.usage.prompt_tokens for result in results)
     completion = sum(result.usage.completion_tokens for result in results)
@@ -398,9 +398,8 @@ async def _events(call: ApiCall, reply: ChoicesReply[Any], run: CallInProgress) 
             if arrival.text or (tokens and reply.request.alternatives is not None):
                 yield Event(reply.chunk(reply.piece(arrival.index, arrival.text, arrival.steps)))
             if arrival.result is not None and arrival.answer is not None:
-                answer = call.with_notes(reply.request, arrival.answer)
-                ended[arrival.index] = arrival.result, answer
-                yield Event(reply.chunk(reply.ending(arrival.index, answer)))
+                ended[arrival.index] = arrival.result, arrival.answer
+                yield Event(reply.chunk(reply.ending(arrival.index, arrival.answer)))
     ordered = [ended[index] for index in sorted(ended)]
     answers = [answer for _, answer in ordered]
     call.account(reply.request, [result for result, _ in ordered], answers)

@@ -136,7 +136,6 @@ async def parts_of(
 
 
 def _accounted(call: ApiCall, request: ChatRequest, result: PlanResult, answer: Answer) -> Answer:
-    answer = call.with_notes(request, answer)
     call.account(request, [result], [answer])
     return answer
 

@@ -56,11 +56,11 @@ class SkinChanges:
         self._directory, self._registry, self._root = directory, registry, root
         self._file = directory.path / "skins.json"
         skins = (served for served in registry.models.values() if isinstance(served, ServedSkin))
-        self._given = {served.name: served.card.directory for served in skins}
+        self._configured = {served.name: served.card.directory for served in skins}
         self._changes = SavedChanges() if root is None else self._read().get(str(root.resolve()), SavedChanges())
         for name, record in list(self._changes.added.items()):
-            given = self._given.get(name)
-            if record.instead_of != (None if given is None else str(given)):
+            configured = self._configured.get(name)
+            if record.instead_of != (None if configured is None else str(configured)):
                 log.warning("the skin %s was edited in the server's file: what was set at run time is dropped", name)
                 del self._changes.added[name]
         registry.removed = {name: record.id for name, record in self._changes.removed.items()}
@@ -74,7 +74,7 @@ class SkinChanges:
         names, problems = list[str](), list[str]()
         for name, record in self._changes.added.items():
             served = self._registry.models.get(name)
-            if served is not None and not (isinstance(served, ServedSkin) and self._is_given(served)):
+            if served is not None and not (isinstance(served, ServedSkin) and self._is_configured(served)):
                 continue
             card = self._card(record)
             try:
@@ -92,8 +92,8 @@ class SkinChanges:
 
     async def replace(self, served: ServedSkin) -> tuple[ServedSkin | None, bool]:
         """Serves it under its name. Returns the skin that had the name, and whether a restart will find the change."""
-        name, given = served.name, self._given.get(served.name)
-        record = self._record(served, None if given is None else str(given))
+        name, configured = served.name, self._configured.get(served.name)
+        record = self._record(served, None if configured is None else str(configured))
         changed = self._without(name)
         changed.added[name] = record
         replaced, durable = await self._saved(changed, lambda: self._registry.replace(served))
@@ -106,14 +106,14 @@ class SkinChanges:
         self._registry.guest(name)
         served = self._registry.models[name]
         assert isinstance(served, ServedSkin)
-        changed, returns = self._without(name), self._root is None or self._is_given(served)
+        changed, returns = self._without(name), self._root is None or self._is_configured(served)
         if not returns:
             changed.removed[name] = self._record(served)
         calls, durable = await self._saved(changed, lambda: self._registry.remove(name))
-        return calls, durable and not returns and name not in self._given
+        return calls, durable and not returns and name not in self._configured
 
-    def _is_given(self, served: ServedSkin) -> bool:
-        return served.name in self._given and served.card.directory == self._given[served.name]
+    def _is_configured(self, served: ServedSkin) -> bool:
+        return served.name in self._configured and served.card.directory == self._configured[served.name]
 
     def _record(self, served: ServedSkin, instead_of: str | None = None) -> SkinRecord:
         assert self._root is not None

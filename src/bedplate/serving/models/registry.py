@@ -103,7 +103,7 @@ class ModelRequest:
 
 
 class Registry:
-    """The models of one server, by name, on its engines; the first engine is the main base's.
+    """The models of one server, by name, on its engines; the first engine is the main base's, where there is one.
 
     adapters: skins with weights in memory, for each engine; prompt_skins: those without. prefix_bytes: what computed
     prompt beginnings may take. routes: a model with a route's name must be one of its versions. Belongs to the event
@@ -157,7 +157,7 @@ class Registry:
                 raise SkinError(f"skin {source.name!r} is a cascade in memory; write it, and serve its directory")
             return ServedCascade(card, self.skin(parts[0]), self.skin(parts[1]), name=name)
         if mine is None:
-            return ServedClassical(source, self.engine.base.spec.context_length, name=name)
+            return ServedClassical(source, name=name)
         engine = self._engine_of(source, mine, source.evaluated_with)
         second = source.embedder and self._engine_of(source, source.embedder, source.embedded_with)
         allowed = self._allow_other_weights
@@ -167,7 +167,7 @@ class Registry:
         """The engine of this base that holds it as was `judged`, else its first. SkinError."""
         its = [engine for engine in self.engines if base.has_weights_of(engine.base.identity)]
         if not its:
-            base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines))
+            base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines)) or "no base"
             raise SkinError(
                 f"skin {source.name!r} belongs to the base {base.name} (weights {base.weights_id[:12]}…); served here "
                 f"is {base_names}: serve that base too"

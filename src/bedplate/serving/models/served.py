@@ -201,10 +201,6 @@ class Served(ABC):
     def answer(self, plan_result: PlanResult) -> Answer:
         raise self.refusal()
 
-    def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        """What the reply must say about how the request was read."""
-        return {}
-
     def pieces(self) -> Callable[[str], str]:
         """For one stream: from the text that the model gives to the text that the client gets."""
         return str

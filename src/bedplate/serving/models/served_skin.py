@@ -60,10 +60,10 @@ _serial = itertools.count(1)
 
 
 class ServedSkin(Served):
-    """A skin. Its one input is the last user message or the prompt; several inputs are a JSON object in its place.
+    """A skin. Its one input is the user message or the prompt; several inputs are a JSON object in its place.
 
-    Earlier messages are no input of a skin: how many there were is reported. Sampling settings that a request gives
-    override the skin's own where it generates text, and mean nothing where it chooses a label.
+    Any other message is refused: the skin was judged with its prompt and an input alone. Sampling settings that a
+    request gives override the skin's own where it generates text, and mean nothing where it chooses a label.
 
     It is one version of a name: what it was made from is known by its id and never changes. Registered it is its card
     alone; `load` reads its files and gives its weights to the engine, `unload` takes them away again.
@@ -172,13 +172,15 @@ class ServedSkin(Served):
         return report_of(self.card)
 
     def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
-        last = next((message for message in reversed(body.messages) if message.role == "user"), None)
-        if last is None:
-            raise RequestError("there is no user message; a skin's input is the last one", param="messages")
-        if body.continue_final_message:
-            message = f"{self.name!r} is a skin and begins its answers itself; end with the user's message"
-            raise RequestError(message, param="messages")
-        return self._plan([last.content], body, terms)
+        if [message.role for message in body.messages] != ["user"]:
+            names = self.card.inputs
+            fields = f" (a JSON object of {', '.join(names)})" if len(names) > 1 else ""
+            raise RequestError(
+                f"{self.name!r} is a skin and reads one user message, its input{fields}; it has a prompt already: "
+                "leave out system messages and other turns",
+                param="input",
+            )
+        return self._plan([body.messages[0].content], body, terms)
 
     def complete(self, body: CompletionRequest, terms: LookupContext) -> AnswerPlan:
         if body.echo:
@@ -313,12 +315,11 @@ class ServedSkin(Served):
             # As it was streamed: `output` may be another writing of it.
             return Answer(prediction.text.strip(), result.finish_reason, result.usage, result, extension or None)
         scores, answer = {label: finite(score) for label, score in prediction.scores.items()}, prediction.output
-        chosen = {"label": answer} if self.card.output.is_one_label else {"labels": json.loads(answer)}
-        return Answer(answer, "stop", result.usage, None, {**chosen, "scores": scores, **extension})
-
-    def notes(self, body: ChatRequest | CompletionRequest) -> dict[str, Any]:
-        ignored = len(body.messages) - 1 if isinstance(body, ChatRequest) else 0
-        return {"ignored_messages": ignored} if ignored else {}
+        probabilities = prediction.probabilities
+        label = {"label": answer, "probability": probabilities.get(answer)}
+        chosen = label if self.card.output.is_one_label else {"labels": json.loads(answer)}
+        extension = {**chosen, "probabilities": probabilities, "scores": scores, **extension}
+        return Answer(answer, "stop", result.usage, None, extension)
 
     def pieces(self) -> Callable[[str], str]:
         return Stripped().push
@@ -444,12 +445,12 @@ class ImmediateAnswers:
 
 
 class ServedClassical(ServedSkin):
-    """A bag-of-words model, which needs no base. context_length: the most words of a conversation that it is shown."""
+    """A bag-of-words model, which needs no base."""
 
-    def __init__(self, source: Card | Skin, context_length: int, *, name: str | None = None) -> None:
+    def __init__(self, source: Card | Skin, *, name: str | None = None) -> None:
         self.card = source if isinstance(source, Card) else card_of(source)
         self.name = self.card.name if name is None else name
-        self.answerer = ImmediateAnswers(Facts(self.name, frozenset({"classify"}), context_length))
+        self.answerer = ImmediateAnswers(Facts(self.name, frozenset({"classify"}), TOKEN_LIMIT))
         self._in_memory = source if isinstance(source, Skin) else None
         self.warnings: list[str] = []
         self._resident: ClassicalPredictor | None = None

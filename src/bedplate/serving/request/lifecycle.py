@@ -18,7 +18,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from typing import Any, TypeVar
@@ -46,7 +46,7 @@ from bedplate.serving.schemas.http_errors import (
     StoppingError,
     name_source,
 )
-from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest, read_fields
+from bedplate.serving.schemas.openai_fields import read_fields
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import parse_json
 
@@ -285,11 +285,6 @@ class ApiCall:
                 result = PlanResult((streams[index].result(0),))
                 answer = served.answer(result)
                 yield Arrival(index, answer.text if answer.generation is None else text, steps, result, answer)
-
-    def with_notes(self, request: ChatRequest | CompletionRequest, answer: Answer) -> Answer:
-        """The answer, with what there is to say about how its request was read."""
-        notes = self.lease.served.notes(request)
-        return replace(answer, extension={**(answer.extension or {}), **notes}) if notes else answer
 
     def account(self, request: RequestFields, plan_results: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
         """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from pydantic import ValidationError
 from starlette.types import ASGIApp
 
+from bedplate.core.config import plain_message
 from bedplate.core.errors import RequestError, UnknownModelError, UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.serving.callers.caller_guard import Caller
@@ -230,7 +231,7 @@ class VersionRouter(Collector):
                     route.set_versions(versions, before.versions)
                     self._save()
                 except ValidationError as error:
-                    message = error.errors()[0]["msg"].removeprefix("Value error, ")
+                    message = plain_message(error.errors()[0]["msg"])
                     raise RequestError(message, param="versions", code="invalid_versions") from error
                 except BaseException:
                     route.config, route.previous = before, earlier

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from bedplate.core.config import plain_message
 from bedplate.core.errors import RequestError
 
 
@@ -49,7 +50,7 @@ def first_mistake(error: ValidationError, model: type[BaseModel]) -> RequestErro
     location = ""
     for part in mistake["loc"]:
         location += f"[{part}]" if isinstance(part, int) else f".{part}" if location else str(part)
-    message = mistake["msg"].removeprefix("Value error, ")
+    message = plain_message(mistake["msg"])
     if mistake["type"] == "extra_forbidden":
         problem = f"unknown field {location!r}"
         field_names = ", ".join(sorted(model.model_fields))

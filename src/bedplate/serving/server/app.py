@@ -22,6 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bedplate.core.arguments import checked
+from bedplate.core.config import plain_message
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.inference.engine.grammar_trial import GrammarTrial
@@ -127,8 +128,7 @@ log = logging.getLogger("bedplate.serving")
 
 
 def server_config(
-    base: str | Path,
-    *extra_bases: str | Path,
+    *bases: str | Path,
     name: str | None = None,
     dtype: str | None = None,
     device: str = "auto",
@@ -140,37 +140,45 @@ def server_config(
     adapters: int | None = None,
     **settings: Any,
 ) -> ServerConfig:
-    """The configuration of one base (and `extra_bases`) with a few settings; `settings` are other fields of
-    ServerConfig.
+    """The configuration of bases, the first of them with a few settings; `settings` are other fields of ServerConfig.
 
-    UsageError for a value that cannot be.
+    UsageError for a value that cannot be, and for a base's without a base.
     """
     limits = {"max_rows": max_rows, "max_waiting": max_waiting, "body_bytes": body_limit, "adapters": adapters}
     limit_settings = {field: value for field, value in limits.items() if value is not None}
-    base_settings = {"dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
+    base_settings = {"name": name, "dtype": dtype, "device": device, "weights": weights, "kernel": kernel}
+    of_a_base = [field for field, value in base_settings.items() if value not in (None, "auto")]
+    if of_a_base and not bases:
+        raise UsageError(f"{of_a_base[0]} is a setting of a base, and none is served; leave it out, or name the base")
+    main_only = [base_settings, *({"device": device} for _ in bases[1:])]
     try:
-        main = BaseConfig.model_validate({"source": str(base), "name": name, **base_settings})
-        extra_settings = [{"source": str(source), "device": device} for source in extra_bases]
-        extra_configs = map(BaseConfig.model_validate, extra_settings)
-        return ServerConfig(bases=(main, *extra_configs), limits=LimitsConfig(**limit_settings), **settings)
+        fields = [{"source": str(source), **values} for source, values in zip(bases, main_only, strict=False)]
+        base_configs = tuple(map(BaseConfig.model_validate, fields))
+        return ServerConfig(bases=base_configs, limits=LimitsConfig(**limit_settings), **settings)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         field_path = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{field_path}: {first['msg']}".removeprefix(": ").replace("Value error, ", "")) from error
+        raise UsageError(f"{field_path}: {plain_message(first['msg'])}".removeprefix(": ")) from error
+
+
+def _config(base: str | Path | ServerConfig | None, settings: Json) -> ServerConfig:
+    return base if isinstance(base, ServerConfig) else server_config(*([] if base is None else [base]), **settings)
 
 
 @contextlib.contextmanager
 def loaded_server(
-    base: str | Path | ServerConfig, skins: Sequence[str | Path | Skin] = (), **settings: Any
+    base: str | Path | ServerConfig | None = None, skins: Sequence[str | Path | Skin] = (), **settings: Any
 ) -> Generator[ServerState]:
     """Bases and skins, loaded; the engines are closed at the end.
 
-    base: one base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
+    base: a base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
     configuration, and are verified whole; those of the skins directory when they are first asked for. A base is held in
     every way that its skins were judged with, unless the configuration says how. Raises SkinError for a skin of no base
-    here, UsageError for names that collide.
+    here, UsageError for names that collide and where there is nothing to serve.
     """
-    config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
+    config = _config(base, settings)
+    if not (config.bases or config.skins or config.skins_directory or skins):
+        raise UsageError("there is nothing to serve; name a base, a skin or a directory of skins")
     named_skins: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
     named_skins += [(skin, None) for skin in skins]
     sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in named_skins]
@@ -279,7 +287,7 @@ async def _services(app: FastAPI) -> AsyncGenerator[None]:
 
 @checked
 def serve(
-    base: str | Path | ServerConfig,
+    base: str | Path | ServerConfig | None = None,
     skins: Sequence[str | Path | Skin] = (),
     *,
     on_ready: Callable[[str, ServerState], None] | None = None,
@@ -287,13 +295,15 @@ def serve(
 ) -> bool:
     """Serves until SIGTERM (then returns) or SIGINT (then raises KeyboardInterrupt).
 
+    Skins that need no base are served without one.
+
     Loopback unless told otherwise; port 0 takes a free one. While it loads, /ready answers 503. Requests that run when
     it is told to stop have `grace_seconds` to end; a second signal ends them at once. Returns False where a thread is
     left that cannot be ended: it still loads, hangs in a step, or works on a request that nobody waits for any more.
     on_ready is called with the URL and what is served once connections are taken. `settings`: those of `server_config`,
     for one base (host, port, grace_seconds, name, dtype, device, max_rows, …).
     """
-    config = base if isinstance(base, ServerConfig) else server_config(base, **settings)
+    config = _config(base, settings)
     with _listening(config.host, config.port) as listener:
         check_open(config)
 

@@ -310,8 +310,8 @@ class Server(uvicorn.Server):
         if self._stop_at is not None and not self._announced:
             self._announced = True
             count = len(self.server_state.tasks)
-            calls = f"{count} {'call has' if count == 1 else 'calls have'} {self._grace:g} s to end; a second signal"
-            log.info("stopping: %s stops at once", calls) if count else log.info("stopping")
+            calls = f": {count} {'call has' if count == 1 else 'calls have'} {self._grace:g} s to end; a second signal"
+            log.info("stopping%s", f"{calls} stops at once" if count else "")
         return self._stop_at is not None and (not self.server_state.tasks or time.monotonic() >= self._stop_at)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

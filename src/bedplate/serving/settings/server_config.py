@@ -277,7 +277,8 @@ class MetricsConfig(Strict):
 
 
 class ServerConfig(Strict):
-    """The whole file. The first base is the main one: skins of no other base are looked for on it.
+    """The whole file. The first base is the main one: skins of no other base are looked for on it. Without bases only
+    skins are served that need none (classical ones).
 
     skins_directory: every skin below it is registered, and read when it is first asked for; /admin/skins takes skins
     from nowhere else. keys: the file of API keys; without one only this machine may ask, unless `open`. state: where
@@ -285,7 +286,7 @@ class ServerConfig(Strict):
     of an engine may take before /health says so. cors: the origins whose pages may ask, as in https://app.example.
     """
 
-    bases: Annotated[tuple[BaseConfig, ...], Field(min_length=1)]
+    bases: tuple[BaseConfig, ...] = ()
     skins: tuple[SkinConfig, ...] = ()
     skins_directory: Path | None = None
     host: str = "127.0.0.1"

@@ -91,8 +91,8 @@ async function* events(body) {
 }
 
 /**
- * One answer, measured from here. onText gets each piece. Gives {text, finish, label, scores, usage, cost, ignored,
- * first, total}: times in ms, what the server did not say is undefined.
+ * One answer, measured from here. onText gets each piece. Gives {text, finish, label, scores, usage, cost, first, total}:
+ * times in ms, what the server did not say is undefined.
  */
 export async function ask(body, signal, onText) {
   const start = performance.now();
@@ -109,7 +109,6 @@ export async function ask(body, signal, onText) {
     if (choice?.bedplate) {
       answer.label = choice.bedplate.label;
       answer.scores = choice.bedplate.scores;
-      answer.ignored = choice.bedplate.ignored_messages;
     }
     if (chunk.usage) answer.usage = chunk.usage;
     if (chunk.bedplate?.cost_usd !== undefined) answer.cost = chunk.bedplate.cost_usd;
