@@ -67,6 +67,15 @@ def test_padding_is_said_billed_and_switched_off() -> None:
     assert waits.padding_tokens == 0.6 * 500, "calls that wait are not padded"
 
 
+def test_without_padding_calls_that_wait_take_the_batch_price() -> None:
+    prices = PRICES.replace("batch_discount: 0.5", "batch_discount: 0.5\n    smallest_cached_prefix_tokens: 600")
+    options = {"padded": HOSTED, "plain": {**HOSTED, "pad_prompt": False}}
+    decision = decided(options, "traffic.waiting_share=0.4", prices=prices)
+    padded, plain = (decision.outcome(name) for name in ("padded", "plain"))
+    assert padded.padding_tokens == 100, "a padded call is cheaper than one that waits"
+    assert padded.padding_saves_usd == pytest.approx(plain.total_usd - padded.total_usd)
+
+
 def test_no_cached_price_is_the_price_of_any_input() -> None:
     assert outcome({"model": "small"}).total_usd == pytest.approx(CALLS * (600 * 1 + 50 * 3) / 1e6)
 

@@ -199,6 +199,17 @@ def test_a_kill_before_the_head_is_written_is_no_fault(tmp_path: Path, monkeypat
     assert rows_of(two(tmp_path), "2", "some text") == Opening("2", 2)
 
 
+@pytest.mark.parametrize("content", ["", "[]", '{"verdicts": 1}'])
+def test_a_damaged_head_is_noted_and_written_anew(tmp_path: Path, content: str):
+    rows_of(two(tmp_path), "1", "some text")
+    [head] = (ledgers.bedplate_home() / "ledger-heads").iterdir()
+    head.write_text(content)
+    opening = rows_of(two(tmp_path), "2", "some text")
+    assert opening.number == 2
+    assert f"{head} is damaged" in " ".join(opening.notes)
+    assert rows_of(two(tmp_path), "3", "some text").notes == ()
+
+
 def test_data_that_cannot_be_written_beside_is_said(tmp_path: Path):
     rows_of(two(tmp_path), "1", "some text")
     place = two(tmp_path).data_ledgers[0]

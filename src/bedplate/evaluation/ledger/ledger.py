@@ -126,14 +126,16 @@ def append(chain: Chain, record: LedgerRecord) -> None:
     append_jsonl(chain.path, [{**whole, "sum": _sum(whole)}])
 
 
-def _head_of(ledger: Path) -> tuple[Path, frozenset[str]]:
-    """The head of a ledger at home, and the verdicts that it names: none where it was never written."""
+def _head_of(ledger: Path, notes: list[str]) -> tuple[Path, frozenset[str]]:
+    """The head of a ledger at home, and the verdicts that it names: none where it was never written, or is damaged,
+    which is noted."""
     home = bedplate_home()
     name = ledger.relative_to(home) if ledger.is_relative_to(home) else ledger.resolve()
     path = home / "ledger-heads" / f"{sha256_json(str(name))[:16]}.json"
     try:
-        return path, frozenset(map(str, json.loads(read_text(path))["verdicts"]))
+        return path, frozenset(map(str, json.loads(read_text(path))["verdicts"] if path.exists() else ()))
     except (DataError, ValueError, KeyError, TypeError):
+        notes.append(f"{path} is damaged: verdicts that were taken off the end of {ledger} cannot be told from it")
         return path, frozenset()
 
 
@@ -252,7 +254,7 @@ class TestLedger:
                 openings = self._reported_openings(known)
                 known |= {opening.verdict for opening in openings if opening.record is not None}
                 reported = _reported(keys, openings, chains, bool(verdicts), len(writable_paths) > 1, notes)
-            head, in_head = _head_of(self.path)
+            head, in_head = _head_of(self.path, notes)
             earlier = max(0, len(in_head - known) - len(chains[0].breaks))  # breaks count by themselves
             if earlier:
                 problem = f"lacks {earlier} of the verdicts that it had"

@@ -217,11 +217,13 @@ class OptionCosts:
                 cached = cached + is_short * LARGEST  # so that it is never the lesser
             live["repeated prompt"] = ZERO if tokens.prefix == ZERO else call("min", whole, cached)
         batch = {part: usd * (1.0 - self._hosted("batch_discount")) for part, usd in plain.items()}
-        batched = shared.waiting_share * total(batch.values()).is_less(total(live.values()))
+        in_batch = total(batch.values())
+        batched = shared.waiting_share * in_batch.is_less(total(live.values()))
         if self.padding != ZERO:
             self.padding = self.padding * (1.0 - batched)
-            saved = (plain["repeated prompt"] - live["repeated prompt"]) * (1.0 - batched)
-            self.padding_saves = saved * shared.calls * as_formula(0.0).is_less(self.padding)
+            costs, waiting = [total(plain.values()), total(live.values())], shared.waiting_share
+            without, padded = (usd - waiting * (usd - call("min", usd, in_batch)) for usd in costs)
+            self.padding_saves = (without - padded) * shared.calls * as_formula(0.0).is_less(self.padding)
         for part, usd in live.items():
             self._call_line(part, usd if batched == ZERO else usd * (1.0 - batched) + batch[part] * batched)
 
