@@ -18,7 +18,7 @@ import pytest
 
 import bedplate
 from bedplate.cli.main import main
-from bedplate.core.arguments import fits
+from bedplate.core.arguments import fits, need
 from bedplate.core.errors import BedplateError, UsageError
 from bedplate.economics.training.training_cost import plan_training
 from bedplate.inference.predict.local import LocalModel
@@ -111,7 +111,7 @@ def functions() -> dict[str, Callable[..., object]]:
 
 FUNCTIONS = functions()
 UNCHECKED = {("adapt", "data"), ("adapt", "executor"), ("adapt", "task")}
-UNCHECKED |= {("evaluate", "data"), ("evaluate", "model"), ("init", "data")}
+UNCHECKED |= {("evaluate", "data"), ("evaluate", "model"), ("evaluate", "task"), ("init", "data")}
 """Tables of any library, and whatever predicts or runs jobs: what is none is said by what asks them."""
 
 
@@ -128,6 +128,14 @@ def parameters() -> list[tuple[str, str]]:
 def test_a_wrong_type_is_named(name: str, parameter: str) -> None:
     with pytest.raises(UsageError, match=rf"^{parameter} is of type object; give "):
         FUNCTIONS[name](**{parameter: object()})
+
+
+def test_a_wrong_member_of_a_list_is_named() -> None:
+    for hint in (Sequence[str], Sequence[str] | None, str | list[str]):
+        with pytest.raises(UsageError, match=r"^texts\[1\] is nan; give "):
+            need("texts", ["a", float("nan"), 3], hint)
+    with pytest.raises(UsageError, match=r"^texts is 3; give Sequence\[str\]"):
+        need("texts", 3, Sequence[str])
 
 
 def test_near_types_are_told_apart() -> None:

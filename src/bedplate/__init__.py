@@ -9,9 +9,9 @@ from bedplate.core.version import __version__
 
 if TYPE_CHECKING:
     from bedplate.adaptation.ladder import adapt
+    from bedplate.adaptation.postprocess.evaluate import evaluate
     from bedplate.adaptation.task.proposal import init
     from bedplate.economics import plan
-    from bedplate.evaluation.harness import evaluate
     from bedplate.evaluation.task import Task
     from bedplate.hub.pull import pull
     from bedplate.inference.predict.loaded import load
@@ -41,7 +41,7 @@ _MODULES: dict[str, str] = {
     "Skin": "bedplate.skins.skin",
     "Task": "bedplate.evaluation.task",
     "adapt": "bedplate.adaptation.ladder",
-    "evaluate": "bedplate.evaluation.harness",
+    "evaluate": "bedplate.adaptation.postprocess.evaluate",
     "init": "bedplate.adaptation.task.proposal",
     "load": "bedplate.inference.predict.loaded",
     "load_report": "bedplate.report.run_report",

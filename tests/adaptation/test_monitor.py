@@ -10,14 +10,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 from tests.tiny import write_tiny_base
 
+import bedplate
 from bedplate.adaptation.postprocess import monitor
 from bedplate.cli.main import main
 from bedplate.core.config import dump_config
+from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
-from bedplate.evaluation.drift import Sample, parts, shifts
+from bedplate.evaluation.drift import Sample, Shift, parts, shifts
 from bedplate.evaluation.examples import SPLITS, load_examples
 from bedplate.evaluation.in_memory import fresh_rows
 from bedplate.evaluation.leaks.seen_rows import write_splits
@@ -115,7 +119,7 @@ def test_rows_like_the_old_ones_keep_the_skin(house: Path, capsys: pytest.Captur
     assert 135 <= report["old_rows"] <= 138
     assert len(old.train) + len(old.valid) == 135
     assert not any(shift["differs"] for shift in report["shifts"])
-    assert [shift["what"] for shift in report["shifts"]] == ["inputs", "length", "labels"]
+    assert [shift["what"] for shift in report["shifts"]] == ["inputs", "words", "length", "labels"]
     assert len(json.loads((tmp_path / "out.json").read_text("utf-8"))["evaluation"]["rows"]) == 150
 
 
@@ -130,7 +134,10 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     assert "Adapt again: accuracy is 0.000 on the new rows, where the skin's verdict promised 0.360" in printed
     assert "promised at least 0.360 (97.0%, from its verdict). Evidence of a drop: " in printed
     assert re.search(r"Evidence of a value below the bar: \S+ to 1 \(80 to 1 would show it\)\.", printed)
-    assert "significantly below the bar and the promise; new rows differ from old ones in inputs and length" in printed
+    assert (
+        "significantly below the bar and the promise; new rows differ from old ones in inputs, length and labels"
+        in printed
+    )
     assert "words that are more frequent now:" in printed
 
 
@@ -140,8 +147,45 @@ def test_rows_without_labels_are_compared_by_input_alone(
     unlabeled_rows = write(tmp_path / "new.jsonl", rows(500, 90, "the delivery of {} came late"), "y")
     report = looked(capsys, house / "run/skins/always-no", unlabeled_rows)
     assert (report["verdict"], report["quality"], report["evaluation"]) == ("label", None, None)
-    assert [shift["what"] for shift in report["shifts"]] == ["inputs", "length"]
+    assert [shift["what"] for shift in report["shifts"]] == ["inputs", "words", "length"]
     assert "no column 'y'" in " ".join(report["notes"])
+
+
+def test_another_topic_is_seen_where_the_base_takes_it_for_the_same(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of the same length whose words are other ones, by a base whose vectors are all alike."""
+
+    def alike(old: Sequence[str], new: Sequence[str], *_: object) -> tuple[Any, Any]:
+        return np.ones((len(old), 4)), np.ones((len(new), 4))
+
+    monkeypatch.setattr(monitor, "input_vectors", alike)
+    drifted = write(tmp_path / "new.jsonl", rows(500, 300, "my card is at home, box {}"), "y")
+    report = looked(capsys, house / "run/skins/always-no", drifted)
+    assert {shift["what"]: shift["differs"] for shift in report["shifts"] if shift["what"] != "length"} == {
+        "inputs": False,
+        "words": True,
+    }
+    assert report["verdict"] == "label"
+
+
+def test_a_table_of_new_rows_is_looked_at_as_the_file_of_them(
+    house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    skin, new = house / "run/skins/always-no", rows(600, 120)
+    report = looked(capsys, skin, write(tmp_path / "new.jsonl", new))
+    drift = bedplate.evaluate(skin, pd.DataFrame(new))
+    assert (drift.verdict, drift.sentence, drift.look) == (report["verdict"], report["sentence"], report["look"])
+    assert drift.quality is not None
+    assert (drift.quality.estimate, drift.new_rows) == (report["quality"]["estimate"], 120)
+    assert repr(drift).startswith("<new rows 120 against 13")
+    assert len(repr(drift)) < 250
+    bare = bedplate.evaluate(skin, [{"text": row["text"]} for row in new])
+    assert (bare.quality, bare.verdict) == (None, "keep")
+    with pytest.raises(UsageError, match="go with a task, not with new rows"):
+        bedplate.evaluate(skin, pd.DataFrame(new), split="test")  # type: ignore[call-overload]
+    with bedplate.load(skin) as loaded, pytest.raises(UsageError, match="give its directory, not a LoadedSkin"):
+        bedplate.evaluate(loaded, new)  # type: ignore[call-overload]
 
 
 def test_looks_are_counted_and_the_same_rows_are_one(
@@ -155,7 +199,9 @@ def test_looks_are_counted_and_the_same_rows_are_one(
         shift["evidence"] for shift in reports[0]["shifts"]
     ]
     looks = read_jsonl(bedplate_home() / "ledger" / "looks" / f"{read_identified(skin)[0]}.jsonl")
-    assert [(look["number"], set(look["gains"])) for look in looks] == [(n, {"inputs", "length"}) for n in (1, 2)]
+    assert [(look["number"], set(look["gains"])) for look in looks] == [
+        (n, {"inputs", "words", "length"}) for n in (1, 2)
+    ]
     assert looked(capsys, house / "run/skins/always-yes", months[0])["look"] == 1
     assert len(read_jsonl(monitor.looks().path)) == 3
     assert not (bedplate_home() / "ledger" / "test-openings.jsonl").exists()
@@ -247,7 +293,7 @@ def test_a_skin_whose_run_is_gone_needs_its_task(
     assert code == 2
     assert "give the task file with --task" in complaint
     report = looked(capsys, alone, new, "--task", house / "task.yaml")
-    assert len(report["shifts"]) == 3  # its rows are those of the task file, by their hashes
+    assert len(report["shifts"]) == 4  # its rows are those of the task file, by their hashes
     (tmp_path / "task.yaml").write_text(
         (house / "task.yaml").read_text("utf-8").replace("0.5,", "0.4,").replace("test: 0.25", "test: 0.35"), "utf-8"
     )
@@ -338,7 +384,7 @@ def test_rows_that_one_of_them_had_are_no_fresh_data(
     assert "the same skin" in complaint
 
 
-def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> None:
+def test_inputs_are_compared_by_their_words_and_of_a_remote_skin_by_nothing_else(house: Path) -> None:
     class Remote:
         """Has no engine here."""
 
@@ -352,15 +398,19 @@ def test_inputs_of_a_remote_skin_are_compared_by_their_words(house: Path) -> Non
 
     old, new = ([row["text"] for row in rows(0, 60)], [row["text"] for row in rows(60, 40, "the box of {} was open")])
     notes: list[str] = []
-    vectors = monitor.input_vectors(old, new, parts(None, 60, 0).learned, Remote(), notes)
-    assert "by their words" in notes[0]
-    samples = Sample(old, None, None, vectors[0], range(60)), Sample(new, None, None, vectors[1], range(40))
-    assert shifts(*samples, 0.01)[0].differs
-    similar_vectors = monitor.input_vectors(old[:30], old[30:], parts(None, 30, 0).learned, Remote(), notes)
-    samples = (
-        Sample(old[:30], None, None, similar_vectors[0], range(30)),
-        Sample(old[30:], None, None, similar_vectors[1], range(30)),
-    )
-    assert not shifts(*samples, 0.01)[0].differs
-    duplicate_vectors = monitor.input_vectors(["a", "a"], ["a", "b"], [0, 1], Remote(), notes)
+    assert monitor.input_vectors(old, new, Remote(), notes) is None
+    assert "by their words alone" in notes[0]
+
+    def compared_by_words(old: list[str], new: list[str]) -> Shift:
+        vectors = monitor.word_vectors(old, new, parts(None, len(old), 0).learned)
+        samples = [
+            Sample(texts, None, embedded=range(len(texts)), word_vectors=side)
+            for texts, side in zip((old, new), vectors, strict=True)
+        ]
+        return shifts(*samples, 0.01)[0]
+
+    assert compared_by_words(old, new).aspect == "words"
+    assert compared_by_words(old, new).differs
+    assert not compared_by_words(old[:30], old[30:]).differs
+    duplicate_vectors = monitor.word_vectors(["a", "a"], ["a", "b"], [0, 1])
     assert [len(side_vectors) for side_vectors in duplicate_vectors] == [2, 2]

@@ -46,7 +46,7 @@ def test_every_kind_of_table_gives_the_same_rows(name: str) -> None:
     rows = table_rows(table, "given")
     assert [dict(row) for row in rows.rows] == ROWS
     assert (rows.columns, rows.lines, rows.source) == (tuple(COLUMNS), (1, 2), "given")
-    assert rows.location(2) == "data, row 2"
+    assert rows.location(2) == "data, row 2" + (" (index 3)" if name == "pandas, another index" else "")
 
 
 def test_a_table_and_the_file_that_is_kept_of_it_are_the_same_rows(tmp_path: Path) -> None:

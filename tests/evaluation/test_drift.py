@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from tests.evaluation import recurring
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import betting, multiplicity, proportions
 from bedplate.core.statistics.betting import BettingEvidence
-from bedplate.evaluation.drift import Levels, Promise, Quality, Sample, Shift, decide, quality, shifts
+from bedplate.evaluation.drift import Aspect, Levels, Promise, Quality, Sample, Shift, quality, shifts
+from bedplate.evaluation.drift_verdict import decide
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 
@@ -145,8 +147,8 @@ def test_words_say_what_came_and_what_went() -> None:
     change = shifts(old, new, 0.01)[0]
     assert change.differs
     assert change.value > 0.3
-    assert change.explanation.startswith("where they differ most, a new input is above ")
-    assert " of old ones on average, an old one above " in change.explanation
+    assert change.explanation.startswith("on the measure that moved most, a new input ranks above ")
+    assert " of the old ones on average, an old input above " in change.explanation
     assert [set(words) for words in change.words] == [{"film", "plot", "cast"}, {"phone", "battery", "screen"}]
 
 
@@ -176,7 +178,7 @@ def test_too_few_groups_to_show_anything_are_named() -> None:
 
 def test_the_levels_of_all_that_is_looked_at_are_the_whole() -> None:
     levels = Levels(0.05)
-    assert 3 * levels.shift + 2 * levels.quality == pytest.approx(levels.alpha)
+    assert len(get_args(Aspect)) * levels.shift + 2 * levels.quality == pytest.approx(levels.alpha)
 
 
 def alarms(
@@ -276,8 +278,8 @@ def test_another_metric_is_refused() -> None:
 # --- what to do
 
 
-def shift(differs: bool) -> Shift:
-    return Shift("inputs", 3.0, BettingEvidence(500.0 if differs else 1.0, 1.0, 1), 240.0, "")
+def shift(differs: bool, evidence: float = 1.0, powerless: bool = False) -> Shift:
+    return Shift("inputs", 3.0, BettingEvidence(500.0 if differs else evidence, 1.0, 1), 240.0, "", powerless=powerless)
 
 
 def measured(right: int, n: int) -> Quality:
@@ -297,6 +299,9 @@ def compared(right: int, n: int) -> Quality:
     [
         ([shift(True)], None, "label", "without labels"),
         ([shift(False)], None, "keep", "only labels would tell"),
+        ([shift(False), shift(False, 27.4)], None, "undecided", "lean that way in inputs (evidence 27.4 of 240)"),
+        ([shift(False, powerless=True)] * 2, None, "undecided", "which so few could not show"),
+        ([shift(False, powerless=True), shift(False)], None, "keep", "only labels would tell"),
         ([], None, "undecided", "no labels"),
         ([shift(True)], measured(100, 200), "climb", "significantly below the bar and the promise; new rows differ"),
         ([shift(False)], measured(300, 400), "climb", "significantly below the promise"),

@@ -60,6 +60,24 @@ def refused(response: httpx.Response, status: int, code: str) -> str:
     return error["message"]
 
 
+def test_callers_take_turns_by_tenant_and_those_without_a_right_key_by_address(files, tmp_path, monkeypatch):
+    """Whoever made up a new key for each request had a turn for each, and the keys of one tenant one each."""
+    keys = [make_key(tenant="ours"), make_key(tenant="ours")]
+    with guarded(files, tmp_path, *(key for key, _ in keys)) as server:
+        callers: list[str] = []
+        enter = server.state.door.enter
+
+        async def noted(caller: str) -> None:
+            callers.append(caller)
+            await enter(caller)
+
+        monkeypatch.setattr(server.state.door, "enter", noted)
+        for secret in ("bp_wrong", "bp_other", *(secret for _, secret in keys)):
+            get(server, "/v1/models", secret)
+            get(server, "/v1/models", authorization=f"Bearer {secret}")
+        assert callers == 4 * ["127.0.0.1"] + 4 * ["ours"]
+
+
 def test_rights(files, tmp_path):
     plain, plain_secret = make_key(models=["prompted", "not there yet"])
     admin, admin_secret = make_key(admin=True)

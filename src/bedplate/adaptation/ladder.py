@@ -14,6 +14,7 @@ Everything that finishes is on disk in the output directory, so the same command
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import ExitStack
 from functools import partial
 from os.path import relpath
 from pathlib import Path
@@ -105,45 +106,50 @@ def adapt(
     if isinstance(budget, str):
         budget = parse_seconds("budget", budget, "s")
     out, memory_rows = Path(out), dict[str, SourceRows]()
-    task_path = task_file_of(task, out, target)
-    if data is not None:
-        task_dir = task_path.parent
-        memory_rows = given_rows(data, lambda split, _: relpath(out / f"rows{split and '-'}{split}.jsonl", task_dir))
-    resolved, spec = load_adapt_task(
-        task_path, [*overrides, *(overrides_for(memory_rows) if memory_rows else ())], rungs
-    )
-    if budget is None and spec.budget.train_minutes is not None:
-        budget = spec.budget.train_minutes * 60
-    clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
-    watch = Stopwatch()
-    check_output(out)
-    if resolved.output.form.as_embedding is not None:
-        raise UsageError(
-            f"{resolved.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
-            f"`bedplate evaluate BASE {resolved.path}`"
+    with ExitStack() as undo:  # until the run begins
+        task_path = task_file_of(task, out, target, undo)
+        if data is not None:
+            task_dir = task_path.parent
+            memory_rows = given_rows(
+                data, lambda split, _: relpath(out / f"rows{split and '-'}{split}.jsonl", task_dir)
+            )
+        resolved, spec = load_adapt_task(
+            task_path, [*overrides, *(overrides_for(memory_rows) if memory_rows else ())], rungs
         )
-    resolved.scorer.ready()
-    taken_over = None if parent is None else read_parent(parent, resolved)
-    data = rows_of(resolved, looking, None if taken_over is None else taken_over.assigned, memory_rows)
-    check_bar(second_labels(resolved, data, spec.target.confidence), spec.target.value, str(resolved.path))
-    if looking is None and (warning := gate.too_few_rows(resolved, spec, data.test.n, data.test.groups)) is not None:
-        notice(warning)
-    if curve:
-        possible_sizes(curve, len(data.train))
-    options: dict[str, Any] = {"exhaustive": exhaustive, "parent": taken_over, "executor": executor}
-    with clock.paused():
-        set_up(spec)
-    with (
-        clock.measuring.applied(),
-        Countdown("adapt: time limit", None if exhaustive else clock.seconds),
-        opened(resolved, spec, data, out, clock, seed=seed, **options) as contexts,
-    ):
-        check_bases(contexts)
+        if budget is None and spec.budget.train_minutes is not None:
+            budget = spec.budget.train_minutes * 60
+        clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
+        watch = Stopwatch()
         check_output(out)
-        with file_lock(out / LOCK_FILE, wait=False):
-            begin(contexts, data, out, task_path)
-            write_sources(memory_rows, resolved.directory)
-            return _Ladder(contexts, data, out, curve, watch, looking).climb()
+        if resolved.output.form.as_embedding is not None:
+            raise UsageError(
+                f"{resolved.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
+                f"`bedplate evaluate BASE {resolved.path}`"
+            )
+        resolved.scorer.ready()
+        taken_over = None if parent is None else read_parent(parent, resolved)
+        data = rows_of(resolved, looking, None if taken_over is None else taken_over.assigned, memory_rows)
+        check_bar(second_labels(resolved, data, spec.target.confidence), spec.target.value, str(resolved.path))
+        few = None if looking is not None else gate.too_few_rows(resolved, spec, data.test.n, data.test.groups)
+        if few is not None:
+            notice(few)
+        if curve:
+            possible_sizes(curve, len(data.train))
+        options: dict[str, Any] = {"exhaustive": exhaustive, "parent": taken_over, "executor": executor}
+        with clock.paused():
+            set_up(spec)
+        with (
+            clock.measuring.applied(),
+            Countdown("adapt: time limit", None if exhaustive else clock.seconds),
+            opened(resolved, spec, data, out, clock, seed=seed, **options) as contexts,
+        ):
+            check_bases(contexts)
+            check_output(out)
+            with file_lock(out / LOCK_FILE, wait=False):
+                begin(contexts, data, out, task_path)
+                undo.pop_all()
+                write_sources(memory_rows, resolved.directory)
+                return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 
 class _Ladder:

@@ -16,7 +16,8 @@ from bedplate.core.files import atomic_write
 from bedplate.core.tables import Column, numbers, show
 
 if TYPE_CHECKING:
-    from bedplate.evaluation.drift import Drift, Quality
+    from bedplate.evaluation.drift import Quality
+    from bedplate.evaluation.drift_verdict import Drift
     from bedplate.evaluation.examples import TaskData
     from bedplate.evaluation.harness import Evaluation
 
@@ -63,10 +64,10 @@ def evaluate(
     counted, because a skin is better on what it has seen; --include-seen keeps them. Every look at rows with targets
     is in the test ledger.
 
-    With new rows instead of a task: whether they differ from those that the skin was made from (inputs, length, labels)
-    and, where they have targets, whether quality is below what the skin's report says or below its bar; then whether to
-    climb again, in one sentence. All looks at a skin are one test: however often it is looked at, a skin with which
-    nothing is wrong is called wrong in at most 5% of cases. Rows that an earlier look had are counted once.
+    With new rows instead of a task: whether they differ from those that the skin was made from (inputs, words, length,
+    labels) and, where they have targets, whether quality is below what the skin's report says or below its bar; then
+    whether to climb again, in one sentence. All looks at a skin are one test: however often it is looked at, a skin
+    with which nothing is wrong is called wrong in at most 5% of cases. Rows that an earlier look had are counted once.
 
     With --suite, what a base can do besides its tasks: piqa, openbookqa, commonsenseqa, boolq (core is these four;
     accuracy by log-likelihood), vader-news, vader-movies (loss on general text), refusals.

@@ -47,10 +47,12 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def need(name: str, value: object, hint: Any) -> None:
+def need(name: str, value: Any, hint: Any) -> None:
     """UsageError where the value of the argument `name` is not of the type `hint`."""
     if not fits(value, hint):
-        raise UsageError(f"{name} is {_describe_value(value)}; give {describe_type(hint)}")
+        place = _wrong_member(value, hint)
+        name, wrong = (name, value) if place is None else (f"{name}[{place}]", value[place])
+        raise UsageError(f"{name} is {_describe_value(wrong)}; give {describe_type(hint)}")
 
 
 def need_fields(instance: Any) -> None:
@@ -101,6 +103,16 @@ def _members_fit(value: Any, base_type: type, inner: tuple[Any, ...]) -> bool:
     if base_type is tuple and inner[-1] is not Ellipsis:
         return len(value) == len(inner) and all(map(fits, value, inner))
     return all(fits(member, inner[0]) for member in value)
+
+
+def _wrong_member(value: Any, hint: Any) -> int | None:
+    """The place of the first member that makes a list another one than its type says; None for anything else."""
+    inner = get_args(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return next((place for member in inner if (place := _wrong_member(value, member)) is not None), None)
+    if not isinstance(value, list | tuple) or len(inner) != 1 or not fits([], hint):
+        return None
+    return next((place for place, member in enumerate(value) if not fits(member, inner[0])), None)
 
 
 def describe_type(hint: Any) -> str:

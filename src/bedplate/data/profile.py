@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from bedplate.data.rows import SourceRows, blank
+from bedplate.data.rows import SourceRows, blank, label_text
 
 _GROUPS = ("group", "user", "customer", "author", "document", "doc", "thread", "conversation", "session", "source")
 ColumnType = Literal["text", "number", "list", "object", "boolean", "mixed", "empty"]
@@ -50,7 +50,8 @@ def is_group_name(name: str) -> bool:
 
 def _profile(name: str, values: Sequence[Any], commonest: int) -> Profile:
     present = [value for value in values if not blank(value)]
-    shown = [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False) for value in present]
+    labels = [label_text(value) for value in present]
+    shown = [label if isinstance(label, str) else json.dumps(label, ensure_ascii=False) for label in labels]
     value_types: set[ColumnType] = {_value_type(value) for value in present}
     column_type: ColumnType = "mixed" if value_types else "empty"
     if len(value_types) == 1:

@@ -19,7 +19,8 @@ Row = Mapping[str, Any]
 class SourceRows:
     """What one source holds: `rows`, the file's `lines` (from 1) beside them, `counts` of what was read and dropped.
     Every row has the same `columns` in .csv, .tsv and .parquet files and data sets; in .jsonl files `columns` is their
-    union. counted: what `lines` count; tables without lines have rows."""
+    union. counted: what `lines` count; tables without lines have rows. index: what a caller calls the rows of a table,
+    beside their numbers."""
 
     rows: tuple[Row, ...]
     lines: tuple[int, ...]
@@ -31,6 +32,7 @@ class SourceRows:
     licence: str | None = None
     notes: tuple[str, ...] = field(default=())
     counted: Literal["line", "row"] = "line"
+    index: tuple[object, ...] = ()
 
     @classmethod
     def of(
@@ -55,12 +57,21 @@ class SourceRows:
 
     def location(self, line: int) -> str:
         """A row's place, for messages."""
-        return f"{self.path}, {self.name(line)}"
+        index = f" (index {self.index[line - 1]!r})" if self.index else ""
+        return f"{self.path}, {self.name(line)}{index}"
 
 
 def blank(value: Any) -> bool:
     """Whether a cell holds nothing."""
     return value is None or (isinstance(value, str) and not value.strip())
+
+
+def label_text(value: Any) -> Any:
+    """A label that a table holds as a whole number or a truth value as its text (1, true), anything else as it is."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return str(int(value)) if whole else value
 
 
 def text_of(row: Row, column: str, location: str) -> str:

@@ -293,7 +293,9 @@ def table_rows(table: Any, source: str, name: str = "data") -> SourceRows:
     if not rows:
         raise DataError(f"{name}: the table has no rows")
     digest, lines = sha256_bytes(json_lines(rows)), range(1, len(rows) + 1)
-    return SourceRows.of(rows, lines, digest, source, Path(name), counted="row")
+    named = _library(table) == "pandas" and type(table.index).__name__ != "RangeIndex"
+    index = tuple(table.index.tolist()) if named else ()
+    return SourceRows.of(rows, lines, digest, source, Path(name), counted="row", index=index)
 
 
 def split_tables(data: Any, name: str = "data") -> dict[str, Any]:

@@ -18,6 +18,7 @@ called worse that is not worse than the skin was on those of the test rows.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
@@ -32,7 +33,9 @@ from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.data.splits import SplitRecord, subsample
 from bedplate.evaluation.evaluated import Evaluation
 
-Aspect = Literal["inputs", "length", "labels"]
+Aspect = Literal["inputs", "words", "length", "labels"]
+"""Inputs are compared by what the base makes of them and, beside it, by the words in them: of a base that was made for
+other text the vectors of two topics may be all but alike."""
 COMPONENTS = 8
 """Directions in which the old rows' vectors vary that are looked at, beside their mean and what is left."""
 WORDS = 3
@@ -43,8 +46,8 @@ Floats = NDArray[np.float64]
 @dataclass(frozen=True)
 class Sample:
     """Rows of one side. groups: None where each row stands for itself. labels: those that are right for each row.
-    vectors [m, d]: of the rows numbered in `embedded`. unseen: the rows whose text no earlier look had, unjudged: that
-    none had with its target; None for all."""
+    vectors, word_vectors [m, d]: of the rows numbered in `embedded`. unseen: the rows whose text no earlier look had,
+    unjudged: that none had with its target; None for all."""
 
     texts: Sequence[str]
     groups: Sequence[Hashable] | None
@@ -53,6 +56,7 @@ class Sample:
     embedded: Sequence[int] = ()
     unseen: Sequence[bool] | None = None
     unjudged: Sequence[bool] | None = None
+    word_vectors: Floats | None = None
 
     def groups_of(self, rows: Sequence[int]) -> list[Hashable] | None:
         return None if self.groups is None else [self.groups[row] for row in rows]
@@ -68,7 +72,8 @@ class Shift:
     """One comparison of new rows with old ones. value: how far the mean rank is away where it is furthest; mean
     characters, new minus old; the share of rows that would need another label. evidence: of all looks that it differs;
     enough: what is needed to say so. words: where inputs differ, those that are in more of the new rows, and those in
-    fewer. gains: what the bets of this look alone gained."""
+    fewer. gains: what the bets of this look alone gained. powerless: whether rows of so few groups could not show a
+    difference, whatever they hold."""
 
     aspect: Aspect
     value: float
@@ -77,10 +82,16 @@ class Shift:
     explanation: str
     words: tuple[tuple[str, ...], tuple[str, ...]] = ((), ())
     gains: Gains = field(default_factory=lambda: np.zeros((0, 0)), repr=False, compare=False)
+    powerless: bool = False
 
     @property
     def differs(self) -> bool:
         return self.evidence.value >= self.enough
+
+    @property
+    def may_differ(self) -> bool:
+        """Whether as many rows again would show it, at the pace of these: evidence grows by a factor with each row."""
+        return self.evidence.value >= math.sqrt(self.enough)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the bets."""
@@ -101,9 +112,16 @@ def shifts(
     """Every comparison that the samples allow, each with an error of `level` over all looks. earlier: what earlier
     looks gained, by what was looked at. largest: rows of a group that are bet on at most."""
     looks = _Looks(level, earlier, largest)
-    comparisons = [_length(old, new, looks, seed)]
-    if old.vectors is not None and new.vectors is not None:
-        comparisons = [_inputs(old, new, looks, seed), *comparisons]
+    vectors: dict[Aspect, tuple[Floats | None, Floats | None]] = {
+        "inputs": (old.vectors, new.vectors),
+        "words": (old.word_vectors, new.word_vectors),
+    }
+    comparisons = [
+        _vectors(aspect, was, now, (old, new), looks, seed)
+        for aspect, (was, now) in vectors.items()
+        if was is not None and now is not None
+    ]
+    comparisons.append(_length(old, new, looks, seed))
     if old.labels is not None and new.labels is not None:
         comparisons.append(_labels(old, new, looks))
     return tuple(comparisons)
@@ -179,13 +197,14 @@ def _ranks(reference: Floats, values: Floats) -> Floats:
     return (below + upto) / (2 * len(ordered))
 
 
-def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
+def _vectors(
+    aspect: Aspect, old_vectors: Floats, new_vectors: Floats, samples: tuple[Sample, Sample], looks: _Looks, seed: int
+) -> Shift:
     """Ranks along the leading directions of the old vectors and along their mean, of the distance from that, and of
     what lies outside of all these directions."""
-    assert old.vectors is not None
-    assert new.vectors is not None
+    old, new = samples
     learned, reference, compared = parts(old.groups_of(old.embedded), len(old.embedded), seed)
-    made_of = old.vectors[learned]
+    made_of = old_vectors[learned]
     mean = made_of.mean(0)
     _, size, directions = np.linalg.svd(made_of - mean, full_matrices=False)
     component_count = int((size[:COMPONENTS] > 1e-9 * max(float(size[0]) if len(size) else 0.0, 1e-300)).sum())
@@ -196,13 +215,13 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
         residuals = np.linalg.norm(centered - projections @ directions[:component_count], axis=1)
         return np.column_stack([projections, vectors @ mean, np.linalg.norm(centered, axis=1), residuals])
 
-    ranked = marks(old.vectors[reference])
+    ranked = marks(old_vectors[reference])
     before, after = (
         np.column_stack([_ranks(a, v) for a, v in zip(ranked.T, marks(vectors).T, strict=True)])
-        for vectors in (old.vectors[compared], new.vectors)
+        for vectors in (old_vectors[compared], new_vectors)
     )
     rows = [old.embedded[place] for place in compared], list(new.embedded)
-    shift_evidence, gained, caveat = looks.against("inputs", before, after, (old, new), rows)
+    shift_evidence, gained, caveat = looks.against(aspect, before, after, samples, rows)
     rank_shift = after.mean(0) - before.mean(0)
     widest = int(np.abs(rank_shift).argmax())
     explanation = (
@@ -210,7 +229,8 @@ def _inputs(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
         f"average, an old input above {before[:, widest].mean():.0%}{caveat}"
     )
     words = _words(old.texts, new.texts) if shift_evidence.value >= looks.enough else ((), ())
-    return Shift("inputs", float(np.abs(rank_shift[widest])), shift_evidence, looks.enough, explanation, words, gained)
+    value = float(np.abs(rank_shift[widest]))
+    return Shift(aspect, value, shift_evidence, looks.enough, explanation, words, gained, powerless=bool(caveat))
 
 
 def _length(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
@@ -222,7 +242,8 @@ def _length(old: Sample, new: Sample, looks: _Looks, seed: int) -> Shift:
     rows = compared, list(range(len(after)))
     shift_evidence, gained, caveat = looks.against("length", was, new_ranks, (old, new), rows)
     explanation = f"a new row has {after.mean():.0f} characters on average, an old one {before.mean():.0f}{caveat}"
-    return Shift("length", float(after.mean() - before.mean()), shift_evidence, looks.enough, explanation, gains=gained)
+    value, powerless = float(after.mean() - before.mean()), bool(caveat)
+    return Shift("length", value, shift_evidence, looks.enough, explanation, gains=gained, powerless=powerless)
 
 
 def _labels(old: Sample, new: Sample, looks: _Looks) -> Shift:
@@ -406,80 +427,17 @@ def _needed(after: Evaluation, target: float, confidence: float) -> int | None:
     return multiplicity.needed_n(estimate, target, confidence, deff=deff, variance=after.row_variance)
 
 
-Verdict = Literal["climb", "label", "keep", "undecided"]
-
-
 @dataclass(frozen=True)
 class Levels:
-    """What error all looks at a skin together may make, `alpha`: half of it for inputs, length and labels in equal
-    parts, a quarter each for the promise and for the bar."""
+    """What error all looks at a skin together may make, `alpha`: half of it for inputs, words, length and labels in
+    equal parts, a quarter each for the promise and for the bar."""
 
     alpha: float
 
     @property
     def shift(self) -> float:
-        return self.alpha / 6
+        return self.alpha / 8
 
     @property
     def quality(self) -> float:
         return self.alpha / 4
-
-
-@dataclass(frozen=True)
-class Drift:
-    """verdict: climb again, label new rows first, keep the skin, or undecided; `sentence` says why. look: the number of
-    this look at the skin; alpha: the error of all of them together."""
-
-    verdict: Verdict
-    sentence: str
-    look: int
-    alpha: float
-    shifts: tuple[Shift, ...]
-    quality: Quality | None
-    old_rows: int
-    new_rows: int
-    notes: tuple[str, ...]
-    evaluation: Evaluation | None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values, the rows of the evaluation among them."""
-        return {
-            **vars(self),
-            "shifts": [shift.to_json() for shift in self.shifts],
-            "quality": None if self.quality is None else self.quality.to_json(),
-            "evaluation": None if self.evaluation is None else asdict(self.evaluation),
-        }
-
-
-def decide(shifts: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, str]:
-    """The verdict and its sentence. shifts: nothing, where there are no old rows to compare inputs with."""
-    shifted = [shift.aspect for shift in shifts if shift.differs]
-    differ = "new rows were not shown to differ from old ones" if shifts else "inputs were not compared"
-    if shifted:
-        differ = f"new rows differ from old ones in {' and '.join(shifted)}"
-    if measured is None:
-        if shifted:
-            return "label", f"Label some of the new rows: {differ}, and without labels the quality on them is unknown."
-        if not shifts:
-            return "undecided", f"Undecided: {differ}, and the new rows have no labels."
-        return "keep", f"Keep the skin: {differ}; only labels would tell whether its answers are still right."
-    read = f"{measured.metric} is {measured.estimate:.3f} on the new rows"
-    if measured.promise is None:
-        return "undecided", f"Undecided: {read}, and the skin has no report to compare it with; {differ}."
-    promise = measured.promise
-    by = "the skin's verdict" if promise.by_verdict else "the interval in the skin's report"
-    bar = "its target was a comparison on the test rows only"
-    bar = bar if promise.target is None else f"the bar is {promise.target:g}"
-    read = f"{read}, where {by} promised {promise.floor:.3f} and {bar}"
-    below = [name for name, so in (("bar", measured.below_bar), ("promise", measured.worse)) if so]
-    if below:
-        return "climb", f"Adapt again: {read}; it is significantly below the {' and the '.join(below)}; {differ}."
-    if measured.bounds is None:
-        return "undecided", f"Undecided: {read}, but {measured.reason}; {differ}."
-    criterion = "promise" if promise.target is None else "bar"
-    if measured.above_bar:
-        return "keep", f"Keep the skin: {read}; it is significantly above the {criterion}; {differ}."
-    rows = "more rows"
-    if measured.needed is not None:
-        rows = f"about {measured.needed:,} rows in all, if {measured.estimate:.3f} is right,"
-    return "undecided", f"Undecided: {read}; {rows} would tell on which side of the {criterion} it is; {differ}."

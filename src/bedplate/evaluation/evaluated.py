@@ -27,6 +27,7 @@ from bedplate.core.statistics.paired import agreeing, paired_difference, swap_te
 from bedplate.core.statistics.proportions import Side
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, enough_groups, worth
 from bedplate.evaluation.costs import Scale
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.metrics import METRICS, Counts, Scoring
 
@@ -262,12 +263,15 @@ class Evaluation(display.Brief):
         return asdict(self)
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Evaluation:
-        """The evaluation that `to_json` wrote, also after a trip through a JSON file."""
+    def from_json(cls, values: Mapping[str, Any], examples: Sequence[Example] = ()) -> Evaluation:
+        """The evaluation that `to_json` wrote, also after a trip through a JSON file. examples: the same rows as they
+        are called today; one without an id is named by its place, which changes with the rows around it."""
         plain: dict[str, Any] = dict(values)
         plain["interval"] = tuple(values["interval"])
         plain["labels"] = tuple(values["labels"])
-        plain["rows"] = tuple(GradedRow(**row) for row in values["rows"])
+        ids = {example.row_hash: example.id for example in examples}
+        rows = [GradedRow(**row) for row in values["rows"]]
+        plain["rows"] = tuple(replace(row, id=ids.get(row.row_hash, row.id)) for row in rows)
         return cls(**plain)
 
     @cached_property

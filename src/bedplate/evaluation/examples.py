@@ -17,7 +17,7 @@ from bedplate.core.statistics.unequal import worth
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values
 from bedplate.data import splits
-from bedplate.data.rows import INPUTS, blank, text_in_prompt, text_of
+from bedplate.data.rows import INPUTS, blank, label_text, text_in_prompt, text_of
 from bedplate.data.sources import Row, SourceRows, read_rows
 from bedplate.data.splits import Assigned, Deduplicated, SplitRecord
 from bedplate.evaluation.ledger.row_keys import Keys, keys_of
@@ -38,6 +38,7 @@ def recorded(task: Task, row: Row, location: str) -> str | None:
         return json.dumps([name for part in value.split(task.output.separator) if (name := part.strip())])
     if task.output.form.json_targets:
         return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    value = label_text(value) if task.labels else value
     if not isinstance(value, str):
         raise DataError(f"{location}: the recorded answer ({spec.column}) is {value!r}, not text")
     return value.strip() if task.labels else value
@@ -298,6 +299,8 @@ class RowParser:
             if column not in rows.columns:
                 hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
                 raise DataError(f"{rows.path}: no column {column!r}; {hint}")
+        if self._labelled and not self._gaps and self._task.labels:
+            self._check_labels(rows)
         examples = [self._example(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
         parsed = [example for example in examples if example is not None]
         if empty := len(examples) - len(parsed):
@@ -311,6 +314,22 @@ class RowParser:
         self.counts["empty_text"] += empty
         parsed = _linked(parsed) if len(data.group_columns) > 1 else parsed
         return [replace(example, id=prefix + example.id) for example in parsed]
+
+    def _check_labels(self, rows: SourceRows) -> None:
+        """DataError where rows that have text have no label."""
+        target, columns = self._task.data.target, [spec.column for spec in self._task.inputs.values()]
+        numbered = [
+            (row, line)
+            for row, line in zip(rows.rows, rows.lines, strict=True)
+            if not all(blank(row.get(column)) for column in columns)
+        ]
+        unlabelled = [line for row, line in numbered if blank(row.get(target))]
+        if unlabelled:
+            count = f", as it is in {len(unlabelled):,} of {len(numbered):,} rows" if len(unlabelled) > 1 else ""
+            raise DataError(
+                f"{rows.location(unlabelled[0])}: the label in column {target!r} is empty{count}; fill it in or take "
+                "the row out (only `bedplate adapt --label-budget` takes rows without a label)"
+            )
 
     def distinct(
         self, parsed_by_prefix: Mapping[str, Sequence[Example]], sources: Mapping[str, SourceRows]
@@ -404,13 +423,9 @@ def target_of(task: Task, row: Row, location: str, documents: Mapping[str, str] 
         if not text.strip():
             raise DataError(f"{location}: the target ({column}) is empty")
         return text
-    if isinstance(value, str) and value in task.labels:
-        return value
-    if blank(value):
-        raise DataError(
-            f"{location}: the label in column {column!r} is empty; fill it in or take the row out (only "
-            "`bedplate adapt --label-budget` takes rows without a label)"
-        )
+    label = label_text(value)
+    if isinstance(label, str) and label in task.labels:
+        return label
     hint = did_you_mean(nearest(str(value), task.labels), f"labels: {', '.join(task.labels)}")
     description = f"{value!r}" if isinstance(value, str) else f"{value!r} ({type(value).__name__}, not text)"
     raise DataError(f"{location}: the label {description} in column {column!r} is not one of the task's labels; {hint}")

@@ -101,17 +101,7 @@ def evaluate(
     confidence: float = 0.95,
     include_seen: bool = False,
 ) -> Evaluation:
-    """Ask `model` (a skin's predictor, or its directory) for every row of a split of `task` and score the answers. What
-    embeds, a base as well, ranks the documents of a task whose output is an embedding.
-
-    data: rows in place of the task's own source: a DataFrame of pandas or polars, a Dataset of `datasets`, a pyarrow
-    Table or a list of mappings, split as the task says; or a mapping (a DatasetDict) of such to train, valid and test.
-
-    Rows that the skin was trained on, or for test chosen by, are left out and counted (`seen`, `left_out`), where the
-    run that made it is found; include_seen keeps them. Looking at a split is recorded in the ledger first: a later
-    verdict on these rows (those of train may be another task's test) is exploratory, because what was seen here may
-    shape what is judged there. The same skin asked again is no new opening.
-    """
+    """Ask `model` for every row of a split of `task` and score the answers, as `bedplate.evaluate` says."""
     from bedplate.evaluation.leaks.seen_rows import judged_by  # late, as reading skins loads torch
 
     source_rows = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)

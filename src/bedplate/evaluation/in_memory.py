@@ -85,9 +85,11 @@ class FreshRows:
         return split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in self.all_examples])
 
 
-def fresh_rows(task: Task, source: Path | str) -> FreshRows:
-    """New rows from a .jsonl, .csv, .tsv or .parquet file, with targets where it has such a column. DataError."""
-    rows = read_rows(str(source))
+def fresh_rows(task: Task, new: Any) -> FreshRows:
+    """New rows from a .jsonl, .csv, .tsv or .parquet file, or of a table, with targets where it has such a column.
+    DataError."""
+    rows = read_rows(str(new)) if isinstance(new, str | Path) else table_rows(new, "rows", "rows")
+    source = rows.source
     labelled = task.data.target in rows.columns
     missing = next((name for name in task.data.group_columns if name not in rows.columns), None)
     grouped = missing is None
@@ -111,7 +113,7 @@ def fresh_rows(task: Task, source: Path | str) -> FreshRows:
         raise DataError(f"{source}: no usable row is left")
     examples = tuple(parser.examples[record.id] for record in records)
     notes += parser.notes
-    return FreshRows(examples, tuple(parsed), labelled, grouped, dict(parser.counts), tuple(notes), str(source))
+    return FreshRows(examples, tuple(parsed), labelled, grouped, dict(parser.counts), tuple(notes), source)
 
 
 def every_row(task: Task) -> list[Example]:

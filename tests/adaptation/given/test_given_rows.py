@@ -138,6 +138,25 @@ def test_a_ladder_on_a_table_keeps_its_rows_and_can_be_read_again(
     assert not fresh_report.data["timing"]["resumed"]
 
 
+def test_a_shuffled_or_cleaned_table_goes_on_where_the_run_stopped(
+    task: Path, frame: pd.DataFrame, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Rows without ids are named by their places, which are other ones in a table that was shuffled or cleaned."""
+    out, empty = tmp_path / "out", frame.drop(columns="id").head(3).assign(text="")
+    dirty = pd.concat([empty, frame.drop(columns="id")])
+    options: dict[str, Any] = {"rungs": ["majority", "from_scratch"]}
+    first = bedplate.adapt(task, out, data=dirty, **options)
+    clean = dirty[dirty["text"] != ""].sample(frac=1, random_state=3)
+    again = bedplate.adapt(task, out, data=clean, **options)
+    assert again.data["timing"]["resumed"]
+    assert [row["interval"] for row in again.rungs] == [row["interval"] for row in first.rungs]
+    assert "on other rows" not in caplog.text
+    texts = {f"row {number}": text for number, text in enumerate(clean["text"], start=1)}
+    shown = again.data["examples"]["rows"]
+    assert shown
+    assert all(texts[row["id"]] == row["text"] for row in shown)
+
+
 # --- tasks that are in memory too
 
 
@@ -182,6 +201,49 @@ def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_
     with pytest.raises(UsageError, match="no column 'lable'; did you mean 'label'"):
         bedplate.adapt(frame, tmp_path / "other", target="lable")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("other")) == []
+
+
+def test_a_table_that_cannot_be_used_leaves_nothing_and_an_earlier_run_as_it_was(
+    frame: pd.DataFrame, tiny_base: Path, tmp_path: Path
+) -> None:
+    options: dict[str, Any] = {"target": "label", "rungs": ["majority"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
+    unlabelled = frame.assign(label=frame["label"].where(~frame.index.isin([5, 8]))).rename(index="r{}".format)
+    named = r"task, row 6 \(index 'r5'\): the label in column 'label' is empty, as it is in 2 of 120 rows; fill it in"
+    with pytest.raises(DataError, match=named):
+        bedplate.adapt(unlabelled, tmp_path / "runs" / "out", **options)
+    assert not list(tmp_path.glob("runs/*"))
+    bedplate.adapt(frame, tmp_path / "runs" / "out", **options)
+    files = [tmp_path / "runs" / f"out.task.{suffix}" for suffix in ("yaml", "jsonl")]
+    before = [file.read_bytes() for file in files]
+    with pytest.raises(DataError, match="the label in column 'label' is empty"):
+        bedplate.adapt(unlabelled, tmp_path / "runs" / "out", **options)
+    assert [file.read_bytes() for file in files] == before
+
+
+@pytest.mark.parametrize("target_type", ["int64", "float64", "bool"])
+def test_numbers_and_truth_values_are_labels(
+    frame: pd.DataFrame, tiny_base: Path, tmp_path: Path, target_type: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    codes = frame.assign(label=(frame["label"] == "positive").astype(target_type))
+    options: dict[str, Any] = {"rungs": ["majority", "from_scratch"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
+    report = bedplate.adapt(codes, tmp_path / "out", target="label", **options)
+    names = ("false", "true") if target_type == "bool" else ("0", "1")
+    assert load_task(tmp_path / "out.task.yaml").labels == names
+    assert f"taken as text, as skins answer: {', '.join(names)}." in capsys.readouterr().err
+    assert report.row("from_scratch")["estimate"] > 0.8
+    task = load_task(tmp_path / "out.task.yaml")
+    evaluation = bedplate.evaluate(tmp_path / "out" / "skins" / "from_scratch", task, data=codes)
+    assert {row.target for row in evaluation.rows} == {*names}
+
+
+def test_what_is_wrong_with_rows_or_bar_is_told_when_the_file_is_drafted(
+    frame: pd.DataFrame, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UsageError, match="the bar is 80; give what accuracy must reach as a share"):
+        bedplate.init(frame, tmp_path / "task.yaml", target="label", bar=80)
+    assert not list(tmp_path.glob("task.*"))
+    bedplate.init(frame.assign(label=frame["label"].where(frame.index > 1)), tmp_path / "task.yaml", target="label")
+    assert "Rows without label: 2." in capsys.readouterr().err
 
 
 def test_init_drafts_the_commands_task_file(frame: pd.DataFrame, task: Path, tmp_path: Path) -> None:

@@ -168,6 +168,15 @@ def test_targets_that_drift_by_date_are_told_and_do_not_stop() -> None:
     assert "day" not in strong(groups)
 
 
+@pytest.mark.parametrize("days", [1, 3])
+def test_the_order_of_the_file_is_no_drift_over_days_that_say_nothing(days: int) -> None:
+    """Rows that are sorted by their labels, all of one day, or of days without any order."""
+    examples = sorted(rows(4), key=lambda row: row["label"])
+    groups = look([row | {"stamp": f"2026-01-0{1 + i % days}"} for i, row in enumerate(examples)])
+    assert "stamp" not in groups
+    assert "the order of the file" in groups
+
+
 def test_independent_rows_are_left_alone() -> None:
     """At a level of 0.01 for all that is looked at; columns that name the target, numbers and few kinds never stop."""
     stopped = 0

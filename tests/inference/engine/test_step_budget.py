@@ -85,6 +85,17 @@ def test_one_step_that_waited_for_the_machine_changes_little() -> None:
     assert hurt >= limit / 3
 
 
+@pytest.mark.parametrize("cold", [20, 100])
+def test_a_slow_first_step_is_forgotten(cold: float) -> None:
+    """Beside it a step without prompts seemed to take no time, and counted as none from then on, whatever it took."""
+    budget = StepBudget(lambda: 0.0)
+    budget.record(4, FIRST_TOKENS, cold * DECODE)
+    for number in range(600):
+        tokens = (budget.tokens(2, 4) or 0) if number % 2 else 0
+        budget.record(4, tokens, DECODE + tokens * TOKEN)
+    assert (budget.tokens(2, 4) or 0) * TOKEN == pytest.approx((SLOWDOWN - 1) * DECODE, rel=0.1)
+
+
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Base:
     return load_base(write_tiny_base(tmp_path_factory.mktemp("tiny") / "tiny"))

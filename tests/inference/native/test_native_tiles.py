@@ -209,6 +209,23 @@ def test_flags_are_not_permission_and_permission_not_execution(traps: ctypes.CDL
         traps.traps_remove()
 
 
+def test_the_system_is_asked_for_no_tiles_that_nobody_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The permission changes the whole process: its signal stacks must be larger from then on, its children's too."""
+
+    def probe() -> int:
+        raise AssertionError("asked")
+
+    monkeypatch.setattr(kernel_library, "machine", lambda: "x86_64")
+    monkeypatch.setattr(kernel_library, "features", lambda: frozenset(FEATURES["x86_64"]))
+    monkeypatch.setattr(kernel_library, "_detector", lambda: SimpleNamespace(bedplate_tiles=probe))
+    monkeypatch.setattr(kernel_library, "_open", lambda level: level.name)
+    monkeypatch.delenv(kernel_library.OVERRIDE, raising=False)
+    assert kernel_library.levels_to_try()[0] == "avx512_bf16"
+    assert load("avx2") == "avx2"
+    monkeypatch.setenv(kernel_library.OVERRIDE, "avx2")
+    assert kernel_library.levels_to_try() == ("avx2",)
+
+
 @pytest.mark.parametrize(
     ("code", "words"),
     [

@@ -27,7 +27,8 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
 from bedplate.core.statistics.betting import Gains
 from bedplate.data.splits import SplitRecord, subsample
-from bedplate.evaluation.drift import Drift, Levels, Quality, Sample, Shift, decide, parts, quality, shifts
+from bedplate.evaluation.drift import Levels, Quality, Sample, Shift, parts, quality, shifts
+from bedplate.evaluation.drift_verdict import Drift, decide
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.in_memory import FreshRows, every_row, fresh_rows
@@ -53,7 +54,7 @@ _AT_ONCE = 64
 
 def drift(
     directory: Path | str,
-    new: Path | str,
+    new: Any,
     *,
     task_file: Path | None = None,
     dtype: str | None = None,
@@ -63,8 +64,8 @@ def drift(
     confidence: float = 0.95,
     seed: int = 0,
 ) -> Drift:
-    """Set the rows in the file `new` against those that a skin was made from, and the skin's answers to them, where
-    they have targets, against its report. confidence: for all looks at the skin together.
+    """Set the rows of `new`, a file or a table, against those that a skin was made from, and the skin's answers to
+    them, where they have targets, against its report. confidence: for all looks at the skin together.
 
     Quality is that on rows which the skin has not seen. Raises UsageError without a task or for a skin that embeds,
     DataError for rows that cannot be used, SkinError, and what loading the skin raises.
@@ -90,7 +91,8 @@ def drift(
     with closing(predictor):
         if unseen:  # whoever reads how a skin does on rows may choose by it; a call that fails before reads nothing
             keys, reason = keys_of((e.id, e.inputs) for e in unseen), f"evaluate {origin.skin.name} on new rows"
-            opening = ledger_for(None, new).open(question, keys, task=task.task, reason=reason)
+            files = [new] if isinstance(new, str | Path) else []
+            opening = ledger_for(None, *files).open(question, keys, task=task.task, reason=reason)
             notes += opening.notes
             notes.append("these rows are in the test ledger now; a later verdict of `adapt` on them is exploratory")
         this_look = _Look(origin, fresh, predictor, levels, look.number, earlier, largest, seed, notes)
@@ -233,14 +235,16 @@ class _Look:
         texts = [[_text(rows[i]) for i in part] for (rows, _), part in zip(sides, chosen, strict=True)]
         groups = [old[i].group for i in chosen[0]] if sides[0][1] else None
         learned = parts(groups, len(chosen[0]), self.seed).learned
-        vectors = input_vectors(texts[0], texts[1], learned, self.predictor, notes)
+        by_words = word_vectors(texts[0], texts[1], learned)
+        vectors = input_vectors(texts[0], texts[1], self.predictor, notes) or (None, None)
         labels_of = _labels_of(origin.task) if fresh.labelled else None
         samples: list[Sample] = []
-        for (rows, whole), places, sample_vectors in zip(sides, chosen, vectors, strict=True):
+        for (rows, whole), places, embedded, worded in zip(sides, chosen, vectors, by_words, strict=True):
             groups = [e.group for e in rows] if whole else None
             labels = None if labels_of is None else [labels_of(e.target) for e in rows]
             unseen, unjudged = ([e.row_hash not in had for e in rows] for had in (earlier.rows, earlier.judged))
-            samples.append(Sample([_text(e) for e in rows], groups, labels, sample_vectors, places, unseen, unjudged))
+            side_texts = [_text(e) for e in rows]
+            samples.append(Sample(side_texts, groups, labels, embedded, places, unseen, unjudged, worded))
         before, after = samples
         return shifts(before, after, self.levels.shift, earlier=earlier.gains, largest=self.largest, seed=self.seed)
 
@@ -265,15 +269,14 @@ def _text(example: Example) -> str:
 
 
 def input_vectors(
-    old: Sequence[str], new: Sequence[str], first: Sequence[int], predictor: SkinPredictor, notes: list[str]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The vectors of old and of new texts by the skin's base, or by the words of the `first` of the old texts where no
-    base is here."""
+    old: Sequence[str], new: Sequence[str], predictor: SkinPredictor, notes: list[str]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """The vectors of old and of new texts by the skin's base; None where no base is here."""
     engine = _engine(predictor)
     if engine is None:
         why = "no base of the skin is on this machine" if predictor.skin.bases else "the skin has no base"
-        notes.append(f"{why}: inputs are compared by their words")
-        return _word_vectors(old, new, first)
+        notes.append(f"{why}: inputs are compared by their words alone")
+        return None
     tokenizer, spec = engine.base.need_tokenizer(), engine.base.spec
     distinct = list(dict.fromkeys([*old, *new]))
     fits = [text for text in distinct if 0 < len(text_tokens(tokenizer, text)) <= spec.context_length]
@@ -295,7 +298,7 @@ def _engine(predictor: SkinPredictor) -> Engine | None:
     return predictor.engine if isinstance(predictor, Predictor) else None
 
 
-def _word_vectors(
+def word_vectors(
     old: Sequence[str], new: Sequence[str], first: Sequence[int]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Directions of the words of some of the old texts: words of the others must be as unknown as those of new ones."""

@@ -291,7 +291,7 @@ def kept_trial(candidate: Candidate, weights: str) -> FormatTrial | None:
     values = rung_files.read_saved(*_saved(candidate, weights))
     if values is None:
         return None
-    values["evaluation"] = Evaluation.from_json(values["evaluation"])
+    values["evaluation"] = Evaluation.from_json(values["evaluation"], candidate.context.valid)
     values["own"], values["latency"] = Latency(**values["own"]), Latency(**values["latency"])
     values["export"] = ExportCheck(**values["export"])
     trial = FormatTrial(**values)

@@ -56,7 +56,7 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
     made again."""
     rung = RUNGS[name].on(context)
     config = rung_files.config_of(context, rung)
-    reused = rung_files.read_result(directory, config)
+    reused = rung_files.read_result(directory, config, context.valid)
     if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
         result, seconds = reused
         rung.remember(context, result)
@@ -145,7 +145,7 @@ def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str,
     outcome = next(iter(executor.run([Job(rung, "bedplate.adaptation.search.start:fit_planned", arguments)])))
     if outcome.error is not None:
         raise outcome.error
-    written = rung_files.read_result(place, config)
+    written = rung_files.read_result(place, config, context.valid)
     if written is None:
         raise DataError(f"{place}: the job of {rung} left no result of this configuration")
     RUNGS[rung].remember(context, written[0])
@@ -276,7 +276,8 @@ def judge(
     key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id, rows, *calls_given])
     saved = rung_files.read_saved(path, key)
     if saved is not None:
-        return Tested(Evaluation.from_json(saved["evaluation"]), Latency(**saved["latency"]), saved["too_long"])
+        evaluation = Evaluation.from_json(saved["evaluation"], examples)
+        return Tested(evaluation, Latency(**saved["latency"]), saved["too_long"])
     predictor = candidate.rung.predictor(context, candidate.rung_result(result))
     predictions: Sequence[PredictionLike | None]
     alone, different, start = {e.id for e in examples}, len(examples), time.perf_counter()

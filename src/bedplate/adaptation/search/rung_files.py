@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
@@ -20,6 +20,7 @@ from bedplate.adaptation.rungs.rung import Rung
 from bedplate.core.errors import DataError
 from bedplate.core.files import atomic_write, read_text, sha256_file, sha256_json
 from bedplate.core.version import PACKAGE, __version__
+from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation
 
 RESULT_FILE, PLAN_FILE, SKIP_FILE, SPENT_FILE = "result.json", "plan.json", "skip.json", "spent.json"
@@ -86,13 +87,13 @@ def write_result(directory: Path, config: str, seconds: float, result: RungResul
     write_saved(directory / RESULT_FILE, config, values, "config")
 
 
-def read_result(directory: Path, config: str) -> tuple[RungResult, float] | None:
-    """A finished rung of the same configuration with the seconds it took, or None."""
+def read_result(directory: Path, config: str, valid: Sequence[Example]) -> tuple[RungResult, float] | None:
+    """A finished rung of the same configuration with the seconds it took, or None. valid: the rows it answered."""
     values = read_saved(directory / RESULT_FILE, config, "config")
     if values is None:
         return None
     seconds = float(values.pop("seconds"))
-    values["evaluation"] = Evaluation.from_json(values["evaluation"])
+    values["evaluation"] = Evaluation.from_json(values["evaluation"], valid)
     values["latency"] = Latency(**values["latency"])
     values["export"] = None if values["export"] is None else ExportCheck(**values["export"])
     for name in ("seeds", "search", "left_out", "parts"):

@@ -31,7 +31,7 @@ from bedplate.core.config import dump_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import atomic_write, file_lock, sha256_json
-from bedplate.evaluation.examples import TaskData, load_examples
+from bedplate.evaluation.examples import SPLITS, TaskData, load_examples
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.task import Task
 from bedplate.inference.native.library import load
@@ -85,7 +85,8 @@ def begin(contexts: Sequence[Context], data: TaskData, out: Path, task_file: Pat
     first = contexts[0]
     parent = first.parent
     # a label budget's rows grow from call to call
-    if (out / RUN_FILE).is_file() and not (out / LABELS).is_dir() and Run.read(out).data != dict(first.hashes):
+    earlier = Run.read(out).data if (out / RUN_FILE).is_file() and not (out / LABELS).is_dir() else {}
+    if earlier and any(earlier.get(name) != first.hashes[name] for name in SPLITS):
         log.warning(
             "%s holds a run on other rows: its report is replaced, and skins of it that this run does not make again "
             "stay beside the new ones; to keep the two apart, give another directory",
@@ -234,9 +235,11 @@ def _restored(candidates: Sequence[Candidate], suffix: str, rung: str) -> Candid
         if candidate.context.suffix == suffix and candidate.rung.name == rung:
             match = candidate
             continue
-        finished = rung_files.read_result(candidate.directory, rung_files.config_of(candidate.context, candidate.rung))
+        context = candidate.context
+        config = rung_files.config_of(context, candidate.rung)
+        finished = rung_files.read_result(candidate.directory, config, context.valid)
         if finished is not None:
-            candidate.rung.remember(candidate.context, finished[0])
+            candidate.rung.remember(context, finished[0])
             candidate.finish(finished[0])
     if match is None:
         raise UsageError(f"the run has no rung {rung!r} on the base {suffix or 'that is named first'!r}")

@@ -23,7 +23,7 @@ from bedplate.core.statistics.multiplicity import least_estimate, spent_alpha
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.profile import Profile, is_group_name, profiles
-from bedplate.data.rows import SourceRows
+from bedplate.data.rows import SourceRows, blank, label_text
 from bedplate.data.splits import SplitRecord, deduplicate, row_hash
 from bedplate.evaluation.evaluated import MINIMUM_LABEL_GROUPS
 from bedplate.evaluation.metrics import METRICS
@@ -183,6 +183,8 @@ def task_text(
         group = f"group_by: null, ungrouped_because: {one_line(UNGROUPED)}"
         group_note = "# If several rows come from one document or user, name the column that says so: group_by: COLUMN."
     bar = task_draft.bar if bar is None else bar
+    if not 0 < bar < 1:
+        raise UsageError(f"the bar is {bar:g}; give what {task_draft.metric} must reach as a share, such as 0.8")
     test = task_draft.test_share(bar) or 0.2
     return f"""\
 # What goes in, what comes out, where the rows are, and when a skin is good enough. docs/task-file.md has every key.
@@ -309,7 +311,7 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
 
 
 def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
-    if not target.as_text:
+    if not all(blank(value) or isinstance(label_text(value), str) for value in (r.get(target.name) for r in rows.rows)):
         raise DataError(
             f"{rows.source}: the labels of {target.name!r} are {target.column_type} values; write them as text, such "
             f'as "{target.commonest[0][0]}", or better as words that say what they mean'
@@ -380,6 +382,11 @@ def _notes(
     if columns[target].empty:
         notes.append(f"Rows without {target}: {columns[target].empty:,}. Fill it in, or take them out of the file.")
     if answer["kind"] == "label":
+        if not columns[target].as_text:
+            notes.append(
+                f"Values of {target} are taken as text, as skins answer: {', '.join(answer['labels'][:5])}. Bases that "
+                "read the labels do better with words that say what they mean."
+            )
         rare = [(name, count) for name, count in columns[target].commonest if count < _RARE_ROWS]
         if rare:
             shown = ", ".join(f"{name} ({count})" for name, count in rare[:5]) + (", …" if len(rare) > 5 else "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from bedplate.adaptation.task.draft import draft, task_text
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
+from bedplate.core.progress import notice
 from bedplate.data.sources import read_rows
 from bedplate.data.tables import is_table, json_lines, records, table_rows
+from bedplate.evaluation.examples import RowParser
 from bedplate.evaluation.task import load_task
 
 DEFAULT_BASE = "smollm2-135m"
@@ -70,13 +73,15 @@ def init(
     if in_memory:
         atomic_write(rows_path, json_lines(rows.rows))
     atomic_write(path, content)
+    for note in task_draft.notes:
+        notice(note)
     return path
 
 
-def task_file_of(task: Any, out: Path, target: str | None) -> Path:
+def task_file_of(task: Any, out: Path, target: str | None, undo: ExitStack) -> Path:
     """The path of a run's task file. A task in memory is written beside the run, as `OUT.task.yaml`: a mapping as it
-    stands, a table by `init`, unless an earlier call on the same rows did so. UsageError for a `target` beside a task
-    that names its own."""
+    stands, a table by `init`, unless an earlier call on the same rows did so. undo: what is called where the run cannot
+    begin, and leaves both files as they were. UsageError for a `target` beside a task that names its own."""
     if isinstance(task, str | os.PathLike | Mapping):
         if target is not None:
             raise UsageError("target goes with a table; a task names its own, under data.target")
@@ -87,6 +92,8 @@ def task_file_of(task: Any, out: Path, target: str | None) -> Path:
         raise UsageError(f"task is {task_type}; give a task file's path, its content as a mapping, or a table of rows")
     path = out.with_name(f"{out.name}.task.yaml")
     rows_path = path.with_suffix(".jsonl")
+    for written in (path, rows_path):
+        undo.callback(_restore, written, written.read_bytes() if written.is_file() else None)
     if isinstance(task, Mapping):
         atomic_write(path, yaml.safe_dump(_absolute(task), sort_keys=False, allow_unicode=True))
     elif (
@@ -95,7 +102,16 @@ def task_file_of(task: Any, out: Path, target: str | None) -> Path:
         or target not in (None, load_task(path).data.target)
     ):
         init(task, path, target=target, name=out.name, overwrite=True)
+    if not isinstance(task, Mapping):  # what is wrong with a row is told by its name in the caller's own table
+        RowParser(load_task(path)).parse(table_rows(task, "task", "task"))
     return path
+
+
+def _restore(path: Path, content: bytes | None) -> None:
+    if content is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != content:
+        atomic_write(path, content)
 
 
 def _absolute(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -216,7 +216,7 @@ def _repeats(units: Table, name: str) -> bool:
 
 def _dates(values: Sequence[str | None]) -> bool:
     present = [value for value in values if value is not None]
-    return len(present) == len(values) > 0 and all(_DATE.match(value) for value in present)
+    return len(present) == len(values) and len(set(present)) > 1 and all(_DATE.match(value) for value in present)
 
 
 def _column(units: Table, name: str, permutations: int) -> _Looked:
@@ -281,10 +281,12 @@ def _without_means(vectors: NDArray[np.float64], codes: Codes) -> NDArray[np.flo
 
 
 def _drift(units: Table, column: str | None, permutations: int) -> _Looked:
-    """Targets between pieces of the file, in its order or in that of a column of dates."""
+    """Targets between pieces of the file, in its order or in that of a column of dates (of one date in none, or the
+    order of the file would be told as that of the dates)."""
     order = np.arange(units.rows)
     if column is not None:
-        order = np.array(sorted(range(units.rows), key=lambda row: units.columns[column][row] or ""))
+        shuffled = np.random.Generator(np.random.PCG64(0)).permutation(units.rows).tolist()
+        order = np.array(sorted(shuffled, key=lambda row: units.columns[column][row] or ""))
     rows = order[np.unique(np.linspace(0, units.rows - 1, min(units.rows, MAX_ROWS)).astype(np.int64))]
     codes = np.arange(rows.size) * PIECES // rows.size
     target_likeness = likeness(units.target_vectors(rows), codes, permutations=permutations)

@@ -151,22 +151,33 @@ class Scheduler(Generic[I_]):
             for queue in self._ring:
                 queue.credit = min(queue.credit, quantum)
         queues = Counter(self._tenant_of(queue.name) for queue in self._ring)
+        quanta = {queue.name: max(quantum // queues[self._tenant_of(queue.name)], 1) for queue in self._ring}
         shares: dict[int, tuple[I_, int]] = {}
-        idle = 0
+        idle = unserved = 0
         while budget > 0 and idle < len(self._ring):
+            if unserved >= len(self._ring):
+                unserved = 0
+                self._pass_rounds(quanta)
             queue = self._ring[0]
-            quantum_of_queue = max(quantum // queues[self._tenant_of(queue.name)], 1)
             # A queue that was interrupted by the end of the budget continues with its remaining credit.
             if queue.credit <= 0:
-                queue.credit += quantum_of_queue
+                queue.credit += quanta[queue.name]
             before, credit = budget, queue.credit
             budget = self._serve(queue, budget, admit, shares)
+            unserved = 0 if budget < before else unserved + 1
             idle = 0 if budget < before or credit <= 0 else idle + 1
             if budget > 0 or queue.credit <= 0:
                 queue.credit = min(queue.credit, 0)
                 self._ring.rotate(-1)
             self._retire(queue)
         return list(shares.values())
+
+    def _pass_rounds(self, quanta: Mapping[Hashable, int]) -> None:
+        """Gives queues that owe the credit of all rounds that would serve nobody, which may be thousands."""
+        owing = [queue for queue in self._ring if queue.credit < 0]
+        rounds = min((-queue.credit // quanta[queue.name] for queue in owing), default=0)
+        for queue in owing:
+            queue.credit += rounds * quanta[queue.name]
 
     def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
         """Grants the queue's requests their shares; returns the rest of the budget."""

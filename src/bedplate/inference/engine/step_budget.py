@@ -26,7 +26,7 @@ ALIKE = 5.0
 """Steps whose tokens differ by less than this part of their mean say nothing of a token: others are tried, twice as
 many, or half where they are many."""
 OUTLIER = 3.0
-"""A step counts as at most so many times what was predicted: it may have waited for the machine."""
+"""A step counts as at most so many times what was predicted, or the mean took: it may have waited for the machine."""
 
 
 class StepBudget:
@@ -73,7 +73,7 @@ class StepBudget:
             return
         if self._count > 1:
             empty, token = self._line()
-            seconds = min(seconds, OUTLIER * (empty + token * tokens))
+            seconds = min(seconds, OUTLIER * max(empty + token * tokens, self._seconds / self._count))
         sums = (self._count, self._tokens, self._seconds, self._squares, self._products)
         latest = (1, tokens, seconds, tokens**2, tokens * seconds)
         self._count, self._tokens, self._seconds, self._squares, self._products = (

@@ -10,6 +10,7 @@ import ctypes
 import errno
 import logging
 import os
+from collections.abc import Callable
 from ctypes import POINTER, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
@@ -132,31 +133,32 @@ def tiles_refused() -> str | None:
     return _REFUSALS.get(code, f"the system does not permit them ({os.strerror(code)})") if code else None
 
 
-def supported() -> tuple[str, ...] | str:
-    """The levels that this process can run here, best first; or the reason why that is not known."""
+def supported(considered: Callable[[Level], bool] = lambda _: True) -> tuple[str, ...] | str:
+    """The levels that this process can run here of those considered, best first; or the reason why that is not known.
+    The system is asked for its permission only where one of them takes it."""
     cpu_features = features()
     if isinstance(cpu_features, str):
         return cpu_features
-    return runs(cpu_features if tiles_refused() is None else cpu_features.difference(TILES), machine())
+    names = [name for name in runs(cpu_features, machine()) if considered(LEVELS[name])]
+    return tuple(name for name in names if not _takes_tiles(name) or tiles_refused() is None)
+
+
+def _takes_tiles(name: str) -> bool:
+    return not set(TILES).isdisjoint(LEVELS[name].needs)
 
 
 def levels_to_try() -> tuple[str, ...] | str:
     """The levels to try, best first: the one that BEDPLATE_KERNEL_LEVEL names, or all that are chosen unasked. Raises
     UsageError for a level that is not known or that this processor does not run."""
-    override, supported_levels = os.environ.get(OVERRIDE, "").strip(), supported()
+    override = os.environ.get(OVERRIDE, "").strip()
     if override and override not in LEVELS:
         raise UsageError(f"{OVERRIDE} is {override!r}, which is not a level; use {', '.join(LEVELS)}")
-    if isinstance(supported_levels, str):
-        return supported_levels
-    if not override:
-        return tuple(name for name in supported_levels if LEVELS[name].chosen)
-    if override not in supported_levels:
-        refusal = tiles_refused()
-        reason = f" ({refusal})" if refusal and set(TILES) & set(LEVELS[override].needs) else ""
-        raise UsageError(
-            f"this processor does not run {OVERRIDE} {override!r}{reason}; it runs {', '.join(supported_levels)}"
-        )
-    return (override,)
+    names = supported(lambda level: level.name == override if override else level.chosen)
+    if names:
+        return names
+    refusal = tiles_refused() if _takes_tiles(override) else None
+    reason = f" ({refusal})" if refusal else ""
+    raise UsageError(f"this processor does not run {OVERRIDE} {override!r}{reason}; it runs {', '.join(supported())}")
 
 
 def load(level: str | None = None) -> Library | str:
@@ -164,7 +166,7 @@ def load(level: str | None = None) -> Library | str:
     processor runs and that can be had. One that it does not run is refused: nothing is loaded that could hold an
     instruction it lacks. Raises UsageError for a bad BEDPLATE_KERNEL_LEVEL."""
     if level is not None:
-        names = supported()
+        names = supported(lambda candidate: candidate.name == level)
         if isinstance(names, str):
             return names
         return _open(LEVELS[level]) if level in names else f"this processor does not run the level {level}"

@@ -4,6 +4,7 @@ which origins and host names are accepted."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -12,7 +13,7 @@ import uuid
 from typing import Any
 from urllib.parse import urlsplit
 
-from starlette.datastructures import MutableHeaders
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,6 +21,7 @@ from bedplate.core.errors import need_failure
 from bedplate.serving.request.server_state import Exchange, ServerState
 from bedplate.serving.schemas.http_errors import (
     ACCESS_FACTS,
+    CALLER,
     ORIGIN,
     REPLY_HEADERS,
     ClientGone,
@@ -80,7 +82,7 @@ class AccessLog:
 
         try:
             if scope["path"] not in PROBES:
-                await self._state.door.enter(request_headers.get(b"authorization") or client)
+                await self._state.door.enter(self._caller(scope) or client)
             self._check_head(scope)
             await self._app(scope, receive, counted)
         except ClientGone:
@@ -114,6 +116,12 @@ class AccessLog:
             )
             for watch in (write_line, *self._state.watchers):
                 watch(exchange)
+
+    def _caller(self, scope: Scope) -> str:
+        """The tenant whose turn a request takes; "" where it has no right key: anybody can make up wrong ones."""
+        with contextlib.suppress(StatusError):
+            return (scope.get(CALLER) or self._state.guard.identify(Headers(scope=scope))).tenant
+        return ""
 
     def _check_head(self, scope: Scope) -> None:
         limits, names = self._state.config.limits, {name for name, _ in scope["headers"]}
