@@ -146,7 +146,7 @@ def test_an_interrupted_rung_makes_the_same_child(
             if step == 2:
                 raise KeyboardInterrupt
 
-        return train(*arguments[:3], half, *arguments[4:], stop, **named)
+        return train(*arguments[:3], half, *arguments[4:], **{**named, "on_checkpoint": stop})
 
     with monkeypatch.context() as patch:
         patch.setattr(module, "train", stops)
