@@ -79,6 +79,8 @@ def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.Ca
     assert code == 0
     assert json.loads(shown)["group"] is None
     task = load_task(out)
+    _, shown, _ = run(capsys, data, "--out", tmp_path / "bar.yaml", *words[:6], "--yes", "--bar", "0.75")
+    assert "the bar (accuracy 0.75)" in shown
     assert (task.task, task.data.group_by, task.instructions) == ("mine", None, "Sort: it\nnow")
     assert check_task_file(out).bases == ("smollm2-135m", "minilm-l6")
     code, _, error = run(capsys, data, "--out", out, "--yes")

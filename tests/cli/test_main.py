@@ -186,6 +186,13 @@ def test_interrupt_exits_130() -> None:
     assert completed.stderr.strip() == "error: interrupted"
 
 
+def test_an_interrupted_verb_that_resumes_says_so() -> None:
+    completed = run_verb("globals()['GOES_ON'] = 'again'; os.kill(os.getpid(), signal.SIGINT); time.sleep(20)")
+    assert completed.stderr.strip() == "error: interrupted; again"
+    for verb in ("adapt", "predict", "pretrain"):
+        assert "give the same command again" in importlib.import_module(VERBS[verb][0]).GOES_ON
+
+
 def test_bedplate_errors_exit_with_their_code() -> None:
     completed = run_verb("from bedplate.core.errors import DataError; raise DataError('rows are wrong')")
     assert (completed.returncode, completed.stdout, completed.stderr) == (1, "", "error: rows are wrong\n")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tests.tiny import tiny_spec, write_tiny_base
 
-from bedplate.core.errors import BedplateError, CheckpointError, UnsupportedModelError, UsageError
+from bedplate.core.errors import BedplateError, CheckpointError, ConfigError, UnsupportedModelError, UsageError
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.models.families import FAMILIES
@@ -106,6 +106,11 @@ def test_a_size_is_a_dense_decoder_of_about_so_many_parameters(name: str, count:
     key, spec = resolve(name)
     assert key == name.lower()
     assert parameters(spec).total == pytest.approx(count, rel=0.15)
+
+
+def test_a_size_of_nothing_is_refused() -> None:
+    with pytest.raises(ConfigError, match="a model has more than 0 parameters; give a size such as 1b"):
+        resolve("0b")
 
 
 def test_a_mistyped_path_is_told_with_what_is_there(tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def init(
     if interactive and budget is None:
         budget = typer.prompt("How long may the whole search take?", default="10m", value_proc=to_seconds)
     budget = 600.0 if budget is None else budget
+    task_draft = task_draft if bar is None else replace(task_draft, bar=bar)
     content = task_text(
         task_draft,
         data,
@@ -120,12 +121,11 @@ def init(
         name=name,
         instructions=instructions,
         bases=chosen,
-        bar=bar,
         minutes=budget / 60,
         usd_per_hour=usd_per_hour,
     )
     split, group_notes = _checked(content, data, out)
-    design = task_draft.design(task_draft.bar if bar is None else bar, split.test.n, split.test.groups)
+    design = task_draft.design(task_draft.bar, split.test.n, split.test.groups)
     task_draft = replace(task_draft, notes=(*task_draft.notes, *group_notes, design))
     atomic_write(out, content)
     if as_json:

@@ -17,6 +17,8 @@ from bedplate.core.tables import numbers, show
 if TYPE_CHECKING:
     from bedplate.pretraining.run.pretrain import Pretrained
 
+GOES_ON = "give the same command again to go on from the state that was saved last"
+
 
 def pretrain(
     run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", callback=paths.existing)],

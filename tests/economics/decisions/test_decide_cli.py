@@ -139,7 +139,8 @@ def test_init_writes_files_that_decide_at_once(capsys: pytest.CaptureFixture[str
     assert output["warnings"][0].startswith("EXAMPLE prices, made up: hosted.hosted-large")
     code, _, err = run(capsys, "--init", case)
     assert code == 2
-    assert "exists already" in err
+    assert "exists already; name another file" in err
+    assert "--overwrite" not in err, "an option that this command lacks"
     (tmp_path / "prices.yaml").write_text("prices: mine\n")
     assert run(capsys, "--init", tmp_path / "other.yaml")[0] == 0
     assert (tmp_path / "prices.yaml").read_text() == "prices: mine\n", "prices that are there stay"

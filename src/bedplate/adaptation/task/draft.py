@@ -162,7 +162,6 @@ def task_text(
     name: str | None,
     instructions: str | None,
     bases: Sequence[str],
-    bar: float | None,
     minutes: float,
     usd_per_hour: float,
 ) -> str:
@@ -182,7 +181,7 @@ def task_text(
     if task_draft.group is None:
         group = f"group_by: null, ungrouped_because: {one_line(UNGROUPED)}"
         group_note = "# If several rows come from one document or user, name the column that says so: group_by: COLUMN."
-    bar = task_draft.bar if bar is None else bar
+    bar = task_draft.bar
     if not 0 < bar < 1:
         raise UsageError(f"the bar is {bar:g}; give what {task_draft.metric} must reach as a share, such as 0.8")
     test = task_draft.test_share(bar) or 0.2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,7 @@ def init(
     rows = table_rows(data, "data", "data") if in_memory else read_rows(str(rows_path.absolute()))
     chosen_group = None if group == "none" else group
     task_draft = draft(rows, inputs=inputs, target=target, group=chosen_group, grouped=group != "none")
+    task_draft = task_draft if bar is None else replace(task_draft, bar=bar)
     content = task_text(
         task_draft,
         rows_path,
@@ -65,7 +67,6 @@ def init(
         name=name,
         instructions=instructions,
         bases=list(bases),
-        bar=bar,
         minutes=minutes,
         usd_per_hour=usd_per_hour,
     )

@@ -100,7 +100,8 @@ def _init(arguments: Sequence[str]) -> None:
     if more:
         raise UsageError(f"--init writes one decision file; there are {len(arguments)}: {', '.join(arguments)}")
     paths.new_file(case)
-    paths.free(case, overwrite=False)
+    if case.exists():
+        raise UsageError(f"{case} exists already; name another file: bedplate plan decide --init NAME.yaml")
     drafts, prices = files("bedplate.economics.costs.decisions") / "drafts", case.with_name("prices.yaml")
     if not prices.exists():
         atomic_write(prices, (drafts / "prices.yaml").read_text("utf-8"))

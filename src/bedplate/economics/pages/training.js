@@ -300,7 +300,7 @@ function begin() {
       run.usd === null
         ? ["US dollars", "no price", "give one"]
         : ["US dollars", usd(run.usd.central), rangeOf(run.usd, shortUsd)],
-      ["Time", days(run.days.central), rangeOf(run.days, count)],
+      ["Time", days(run.days.central), rangeOf(run.days, days)],
       ["Device-hours", count(run.gpu_hours.central), rangeOf(run.gpu_hours, count)],
       ["Energy", `${count(run.kwh.central)} kWh`, rangeOf(run.kwh, count)],
       [

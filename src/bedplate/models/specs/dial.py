@@ -63,6 +63,8 @@ def shape_of_width(width: int) -> DecoderShape:
 
 def shape_for(parameters: float, vocabulary: int, tied: bool = True) -> DecoderShape:
     """The shape whose parameters are nearest. ConfigError where no such model is near: under half or over twice."""
+    if parameters <= 0:
+        raise ConfigError(f"a model has more than {parameters:g} parameters; give a size such as 1b")
     widths = (*range(_STEP, _LARGE_WIDTH, _STEP), *range(_LARGE_WIDTH, _WIDEST + 1, 2 * _STEP))
     shapes = [shape_of_width(width) for width in widths]
     best = min(shapes, key=lambda shape: abs(shape.parameters(vocabulary, tied) - parameters))
