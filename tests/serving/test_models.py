@@ -36,7 +36,10 @@ def test_names_that_collide_are_refused(files):
         loaded_server(files.base, [files.skins[0]] * 2),
     ):
         pass
-    with pytest.raises(UsageError, match="two models"), loaded_server(files.base, files.skins[:1], name="prompted"):
+    with (
+        pytest.raises(UsageError, match="'prompted' is a base; a skin cannot take its name"),
+        loaded_server(files.base, files.skins[:1], name="prompted"),
+    ):
         pass
 
 
