@@ -147,7 +147,7 @@ def test_of_a_ladder(
     costs = {"usd_per_1k_calls": 12.3456, "p50_ms": 12345.6, "p95_ms": 23456.7, "train_seconds": 3456.7}
     rows = [{"rung": "continued_pretrain@smollm2-135m", **finished_row, **costs}, {"rung": "full", "status": "skipped"}]
     names = ("accuracy", "interval", "n", "groups", "$/1k calls", "p50 ms", "p95 ms", "fit s")
-    show(("rung", "split", *numbers(*names)), [_cells({"target": {}}, row) for row in rows])
+    show(("rung", "split", *numbers(*names)), [_cells({"target": {}, "not_tried": []}, row) for row in rows])
     points = [
         {"rung": rung, "size": size, "estimate": 0.5, "interval": (0.4, 0.6)}
         for rung in ("probe", "lora")

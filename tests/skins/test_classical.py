@@ -83,7 +83,7 @@ def test_a_skin_gives_scikit_learns_probabilities(
 ) -> None:
     vectorizer, theirs, model = fitted(labels, words, sublinear)
     directory = write_skin(skin(model), tmp_path / "skin")
-    rows = [*TEXTS, "", "  \n", "never seen", "it it is is product"]
+    rows = [*TEXTS, "?", " .\n", "never seen", "it it is is product"]
     expected = theirs.predict_log_proba(vectorizer.transform(rows))
     with load(directory) as loaded:
         assert isinstance(loaded, ClassicalPredictor)

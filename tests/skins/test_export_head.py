@@ -42,7 +42,7 @@ OUTPUTS: dict[str, Output] = {
     "careful": LabelOutput(labels=LABELS, abstain=Abstain(below=0.6, answer="?")),
     "several": LabelsOutput(labels=LABELS, threshold=0.4),
 }
-ROWS = [*TEXTS, "", "  \n", "never seen", "it it is is product", "a\tb\x0bc\x1cd\x85e\u2028f"]
+ROWS = [*TEXTS, "?", " .\n", "never seen", "it it is is product", "a\tb\x0bc\x1cd\x85e\u2028f"]
 # ONNX Runtime and PyTorch convert some numpy scalars in a way that numpy has deprecated
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:onnxruntime")
 
