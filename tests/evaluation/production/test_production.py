@@ -75,8 +75,8 @@ def test_the_running_system_is_estimated_by_its_recorded_answers(tmp_path: Path)
 def test_what_it_did_not_answer_is_no_answer(tmp_path: Path) -> None:
     records = [{**row, "now": None if i % 2 else " "} for i, row in enumerate(rows())]
     assert {e.current for e in read(write(tmp_path, {"current": "now"}, records))[1].valid} == {None}
-    with pytest.raises(DataError, match=r"line 1: the recorded answer \(now\) is 7, not text"):
-        read(write(tmp_path, {"current": "now"}, [{**rows()[0], "now": 7}, *rows()]))
+    with pytest.raises(DataError, match=r"line 1: the recorded answer \(now\) is 7.5, not text"):
+        read(write(tmp_path, {"current": "now"}, [{**rows()[0], "now": 7.5}, *rows()]))
     with pytest.raises(DataError, match="no column 'nov'"):
         read(write(tmp_path, {"current": "nov"}))
 
