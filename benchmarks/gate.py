@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -313,6 +313,23 @@ def options(description: str | None, default: int) -> argparse.ArgumentParser:
     parser.add_argument("--runs", type=int, default=default, help="of each cell")
     parser.add_argument("--seed", type=int, default=0)
     return parser
+
+
+Table = tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]], int]
+"""Heading and header of a table, its lines by runs and seed, and which part of the runs it takes."""
+
+
+def run_tables(description: str | None, tables: Mapping[str, Table], rate: str) -> None:
+    """The command line of a file of tables; exit code 1 where a cell missed its goal. rate: what is to be rare."""
+    parser = options(description, 2000)
+    parser.add_argument("--tables", choices=tables, nargs="+", default=list(tables))
+    arguments = start(parser).options
+    missed = 0
+    for name in arguments.tables:
+        heading, columns, lines, part = tables[name]
+        missed += table(heading, columns, lines(max(arguments.runs // part, 100), arguments.seed))
+    print(f"\n{rate} at most {MOST_FALSE:g}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")
+    sys.exit(missed > 0)
 
 
 def main() -> None:

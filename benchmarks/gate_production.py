@@ -13,7 +13,6 @@ usage: gate_production.py [--runs 2000] [--seed 0] [--tables against lost costs 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -27,7 +26,6 @@ from bedplate.core.statistics import bootstrap, clusters, proportions
 from bedplate.core.statistics.noninferiority import calibration_bounds, mean_drop
 from bedplate.core.statistics.paired import paired_difference
 from bedplate.core.statistics.unequal import InsufficientGroups
-from comparison import start
 from gate import (
     CONFIDENCE,
     CORRELATIONS,
@@ -35,10 +33,10 @@ from gate import (
     LEVEL,
     MOST_FALSE,
     Judged,
+    Table,
     header,
-    options,
     retention_guard,
-    table,
+    run_tables,
 )
 from gate_rows import Floats, Ints, correct, equal, zipf
 
@@ -331,7 +329,7 @@ def calibration_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
             yield f"| {n} | {truth:.3f} | {below / runs:.3f} | {lower_misses / runs:.3f} | {width:.3f} |", wrong
 
 
-TABLES: dict[str, tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]], int]] = {
+TABLES: dict[str, Table] = {
     "against": (
         f"Against what runs today ({TRUTH}): PASS of a skin worse by the margin of {MARGIN} / of an equal one that has "
         "to be better / of an equal one that may be worse by it (power)",
@@ -394,20 +392,8 @@ TABLES: dict[str, tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]
         8,
     ),
 }
-"""Heading and header of each table, its lines, and which part of the runs it takes."""
-
-
-def main() -> None:
-    parser = options(__doc__, 2000)
-    parser.add_argument("--tables", choices=TABLES, nargs="+", default=list(TABLES))
-    arguments = start(parser).options
-    missed = 0
-    for name in arguments.tables:
-        heading, columns, lines, part = TABLES[name]
-        missed += table(heading, columns, lines(max(arguments.runs // part, 100), arguments.seed))
-    print(f"\nPASS at most {MOST_FALSE:g}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")
-    sys.exit(missed > 0)
+"""By name."""
 
 
 if __name__ == "__main__":
-    main()
+    run_tables(__doc__, TABLES, "PASS")

@@ -24,8 +24,7 @@ from bedplate.adaptation.verdict.gate import p95_limit
 from bedplate.core.statistics.proportions import quantile_bounds
 from bedplate.evaluation.ledger import keys_of
 from bedplate.evaluation.ledger.row_keys import matching_rows
-from comparison import start
-from gate import LEVEL, MOST_FALSE, options, table
+from gate import LEVEL, MOST_FALSE, Table, run_tables
 from gate_rows import Floats
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -159,7 +158,7 @@ def _columns(which: str, row: list[str]) -> Mapping[str, str]:
     return {f"x{i}": cell for i, cell in enumerate(row)} if which == "numbers" else {"text": " ".join(row)}
 
 
-TABLES: dict[str, tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]], int]] = {
+TABLES: dict[str, Table] = {
     "calls": (
         "Single calls whose p95 is at its limit: 'within' of any nominee / 'over' of any (by 64 calls taken as "
         "independent, at 95% each)",
@@ -180,20 +179,8 @@ TABLES: dict[str, tuple[str, str, Callable[[int, int], Iterator[tuple[str, int]]
         10,
     ),
 }
-"""Heading and header of each table, its lines, and which part of the runs it takes."""
-
-
-def main() -> None:
-    parser = options(__doc__, 2000)
-    parser.add_argument("--tables", choices=TABLES, nargs="+", default=list(TABLES))
-    arguments = start(parser).options
-    missed = 0
-    for name in arguments.tables:
-        heading, columns, lines, part = TABLES[name]
-        missed += table(heading, columns, lines(max(arguments.runs // part, 100), arguments.seed))
-    print(f"\nwrong at most {MOST_FALSE:g}: {'met in every cell' if not missed else f'MISSED in {missed} cells'}")
-    sys.exit(missed > 0)
+"""By name."""
 
 
 if __name__ == "__main__":
-    main()
+    run_tables(__doc__, TABLES, "wrong")
