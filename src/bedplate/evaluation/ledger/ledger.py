@@ -257,8 +257,8 @@ class TestLedger:
             head, in_head = _head_of(self.path, notes)
             earlier = max(0, len(in_head - known) - len(chains[0].breaks))  # breaks count by themselves
             if earlier:
-                problem = f"lacks {earlier} of the verdicts that it had"
-                notes.append(f"the ledger {self.path} {problem}, by {head}, and no other has them; they count")
+                problem = f"lacks {earlier} of the verdicts that it had, which {head} lists and no other ledger has"
+                notes.append(f"the ledger {self.path} {problem}; they count as verdicts on these rows")
             earlier += sum(_lost(chains[0], chain, verdict_id, notes) for chain in chains[1:])
             earlier += _earlier(keys, verdicts, reported, chains, notes) + sum(len(chain.breaks) for chain in chains)
             number = max((record["number"] for record in verdict_records), default=1 + earlier)

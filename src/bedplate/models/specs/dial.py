@@ -74,6 +74,6 @@ def shape_for(parameters: float, vocabulary: int, tied: bool = True) -> DecoderS
     if not 0.5 <= nearest_count / parameters <= 2:
         raise ConfigError(
             f"no model of about {parameters:,.0f} parameters has a vocabulary of {vocabulary:,}: the nearest has "
-            f"{nearest_count:,}; ask for other `params`, or take a smaller vocabulary"
+            f"{nearest_count:,}; give another number of parameters, or a smaller vocabulary"
         )
     return best
