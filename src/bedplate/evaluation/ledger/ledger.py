@@ -170,6 +170,13 @@ class Opening:
         """Whether these rows had served an earlier verdict."""
         return self.number > 1
 
+    def exploratory_remark(self, rows: str = "rows") -> str:
+        """The sentence with which a verdict on rows that served earlier ones begins, else ""."""
+        if not self.exploratory:
+            return ""
+        earlier = f"{self.number - 1} earlier verdict{'s' if self.number > 2 else ''}"
+        return f"EXPLORATORY: some of these {rows} were used for {earlier}; only fresh rows can confirm."
+
 
 @dataclass(frozen=True)
 class ReportedOpening:
