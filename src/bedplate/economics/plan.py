@@ -108,4 +108,3 @@ def decide(
 ) -> decisions.Decision:
     """The answer to a decision file. prices: instead of the price file that it names. today: for prices' age."""
     return decisions.decide(*decisions.load_case(case, None if prices is None else Path(prices), overrides), today)
-

@@ -407,7 +407,6 @@ class LabelsOutput(JsonText):
         _need_distinct("labels", self.labels)
         return self
 
-
     @property
     def scored_labels(self) -> tuple[str, ...]:
         return () if self.threshold is None else self.labels

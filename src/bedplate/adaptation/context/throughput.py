@@ -55,7 +55,7 @@ class Throughput:
     target: float = 0.0
     first_calls: float = 0.0
     scored: float = 0.0
-    at: float = field(default_factory=lambda: time.monotonic(), compare=False)
+    at: float = field(default_factory=lambda: time.monotonic(), compare=False)  # noqa: PLW0108
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""

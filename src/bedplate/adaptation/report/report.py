@@ -361,7 +361,6 @@ def _one_look(labels: LabelBudget | None) -> tuple[str, ...]:
     )
 
 
-
 def _too_long(tested: Mapping[str, Tested]) -> list[str]:
     return [
         f"{t.too_long} test rows are too long for {name} and count as wrong" for name, t in tested.items() if t.too_long

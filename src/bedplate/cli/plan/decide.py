@@ -135,12 +135,10 @@ def _is_price_file(path: Path) -> bool:
 
 
 def _show(decision: Decision, screen: Console, everything: bool) -> None:
-    from rich.markup import escape
-
     from bedplate.economics.costs.decisions import explanation
 
-    screen.print(f"[bold]{escape(decision.question.title)}[/bold]")
-    screen.print(f"[bold]{escape(explanation.answer(decision))}[/bold]\n")
+    screen.print(decision.question.title, style="bold", markup=False)
+    screen.print(f"{explanation.answer(decision)}\n", style="bold", markup=False)
     _table(decision)
     _list(screen, "why", explanation.reasons(decision))
     _list(screen, "break-even volumes", map(explanation.break_even, decision.break_evens))

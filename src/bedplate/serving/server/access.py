@@ -137,7 +137,6 @@ class AccessLog:
             raise StatusError(431, f"the headers are larger than {limits.header_bytes:,} bytes", "headers_too_large")
 
 
-
 def _shown(client: str) -> str:
     """A client's address as the log has it: a proxy may pass on any text, which could forge a line."""
     return client if _SANE_CLIENT.fullmatch(client) else json.dumps(client[:64])
