@@ -42,8 +42,8 @@ def predict_examples(
 
 
 STOP_ROWS, STOP_SHARE = 16, 0.1
-"""Rows between two looks at the clock, where a fit stops when the time is over: at least these, and as many as take this
-share of what is left, since an engine answers many rows at once in less time for each."""
+"""Rows between two looks at the clock, where a fit stops when the time is over: at least these, and as many as take
+this share of what is left, since an engine answers many rows at once in less time for each."""
 
 
 def predict_in_time(

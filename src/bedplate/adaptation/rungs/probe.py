@@ -90,8 +90,10 @@ class Probe(Rung):
         heads = len(depths) * len(context.backbone.poolings) * (1 if context.labels else len(labels))
         prompts = self._prompts(context)
         costs = {name: _cost(context, prompt, part, layer_rows, heads) for name, prompt in prompts.items()}
-        sizes = {name: cost.rows(context) for name, cost in costs.items()}
         names, cheapest = list(prompts), list(prompts)[-1]
+        sizes = {names[0]: costs[names[0]].rows(context, context.room(SHARE))}
+        seconds = max(context.room(SHARE), costs[names[0]].seconds(sizes[names[0]]))
+        sizes[cheapest] = costs[cheapest].rows(context, seconds)
         chosen = names[0] if sizes[names[0]] * CLEARLY_MORE > sizes[cheapest] else cheapest
         rows, cost = sizes[chosen], costs[chosen]
         if not rows:
@@ -179,12 +181,12 @@ class _Cost:
     def seconds(self, rows: int) -> float:
         return self.fixed + self.row_seconds * rows
 
-    def rows(self, context: Context) -> int:
-        """The train rows that the time is enough for: the rung's share of it, but a few rows more rather than no probe
-        at all. 0 where it is not enough for the fewest."""
+    def rows(self, context: Context, seconds: float) -> int:
+        """The train rows that so many seconds, the rung's share, are enough for; but a few rows more rather than no
+        probe at all. 0 where the time is not enough for the fewest."""
         n = len(context.train)
         preferred_rows = min(FEW_ROWS, n)
-        rows = int(min(n, max(preferred_rows, (context.room(SHARE) - self.fixed) / self.row_seconds)))
+        rows = int(min(n, max(preferred_rows, (seconds - self.fixed) / self.row_seconds)))
         min_rows = min(LEAST_ROWS, preferred_rows)
         while self.seconds(rows) > context.seconds_left and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
