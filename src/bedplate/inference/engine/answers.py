@@ -1,4 +1,4 @@
-"""Defines `Answers`, the protocol of anything that answers requests: a base on this machine, a skin, a hosted endpoint.
+"""Defines `Answers`, the protocol of anything that answers requests: a base on this machine, a skin, a stand-in.
 
 Suites, predictors and the server's routes depend on `Answers`; only the code that loads models depends on the engine.
 """
@@ -18,9 +18,9 @@ from bedplate.text.tokenizer import Tokenizer
 class Facts:
     """The description of an answerer.
 
-    name: of the base, the skin or the endpoint's model. can: the kinds of answers it gives ("generate", "score",
-    "embed", "classify", …), as `Model.can`. context_length: maximum tokens of a prompt with its answer. tokenizer: None
-    where texts are sent as they are; tokens are then the bytes of the text.
+    name: of the base or the skin. can: the kinds of answers it gives ("generate", "score", "embed", "classify", …), as
+    `Model.can`. context_length: maximum tokens of a prompt with its answer. tokenizer: None where texts are sent as
+    they are; tokens are then the bytes of the text.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Facts:
 
 
 class Answers(Protocol):
-    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`.
+    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`.
 
     alive: whether submitted requests still get answers. submit: queues a request; RequestError for one that cannot run,
     BusyError where the queue is full. run: answers requests together and returns their results in order. tokenize:
