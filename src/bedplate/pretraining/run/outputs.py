@@ -101,7 +101,6 @@ class PreparedRun:
     catalogued: bool
 
 
-logger = logging.getLogger("bedplate.pretraining")
 Row = Mapping[str, Any]
 
 
