@@ -191,7 +191,8 @@ def _answers(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> lis
             try:
                 answers.append(_success(predictor.predict([row], tenant=tenant)[0]))
             except row_errors as error:
-                answers.append(_failure(error))
+                param = {"param": error.param} if isinstance(error, RequestError) and error.param else {}
+                answers.append({"error": {"message": error.message, "code": error.code} | param})
         return answers
 
 
@@ -223,11 +224,6 @@ def _success(prediction: Prediction) -> dict[str, Any]:
 
 def _unread(row: BadRow) -> dict[str, Any]:
     return {"line": row.line, "error": {"message": row.message, "code": "invalid_data"}}
-
-
-def _failure(error: BedplateError) -> dict[str, Any]:
-    param = {"param": error.param} if isinstance(error, RequestError) and error.param else {}
-    return {"error": {"message": error.message, "code": error.code} | param}
 
 
 def _count(counts: Counts, answers: list[dict[str, Any]]) -> None:
