@@ -21,7 +21,7 @@ from bedplate.inference.engine.requests.job import EngineResources, PassRequest,
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.sampling import Grammar, Sampling
 from bedplate.inference.engine.token_selection import Alternatives, WritingRow
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 from bedplate.text.json_schema import INVALID
 from bedplate.text.tokenizer import Tokenizer
 
