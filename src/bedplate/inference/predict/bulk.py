@@ -340,7 +340,9 @@ def column_types(rows_format: FileFormat, path: Path) -> dict[str, type]:
     with path.open("rb") as stream:
         for row in rows_format.read(stream, str(path)):
             for name, value in () if isinstance(row, BadRow) else row.value.items():
-                types.setdefault(name, set()).update(() if value is None else (_type_of(value),))
+                value_types = types.setdefault(name, set())
+                if value is not None:  # an integer that a column of floats would round is a text
+                    value_types.add(str if type(value) is int and abs(value) > _EXACT else type(value))
     if rows_format.columns is not None:  # also of a file without rows
         with path.open("rb") as stream:
             types = {name: types.get(name, set[type]()) for name in rows_format.columns(stream)}
@@ -393,11 +395,6 @@ def _parquet(types: Mapping[str, type], cells: Iterator[list[Any]], out: IO[byte
 
 WRITERS: dict[str, Writer] = {".csv": _separated(","), ".tsv": _separated("\t"), ".parquet": _parquet}
 """A table's suffix → how it is written. JSON lines are written as the predictions are made."""
-
-
-def _type_of(value: Any) -> type:
-    """The type of a cell; an integer that a column of floats would round is a text."""
-    return str if type(value) is int and abs(value) > _EXACT else type(value)
 
 
 def _common(value_types: set[type]) -> type:
