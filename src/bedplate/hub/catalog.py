@@ -74,7 +74,7 @@ def _artifact(row: dict[str, Any]) -> Artifact:
     extra = {name: json.dumps(content, indent=2) + "\n" for name, content in row.get("extra_files", {}).items()}
     parts = tuple(DownloadPart(**part) for part in row.get("parts", ()))
     terms = LicenseTerms(**row["terms"]) if "terms" in row else None
-    made = {"members": tuple(row["members"]), "parts": parts, "terms": terms, "extra_files": extra}
+    made: dict[str, Any] = {"members": tuple(row["members"]), "parts": parts, "terms": terms, "extra_files": extra}
     return Artifact(**{**row, **made})
 
 

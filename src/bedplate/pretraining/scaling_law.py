@@ -162,7 +162,8 @@ def _jacobian(form: Form, theta: np.ndarray, inputs: np.ndarray) -> np.ndarray:
     """Jacobian of log losses by the constants [N, K]."""
     from scipy.optimize import approx_fprime
 
-    return np.atleast_2d(approx_fprime(theta, lambda constants: _FORMS[form][0](constants, inputs)))
+    jacobian: Any = approx_fprime(theta, lambda constants: _FORMS[form][0](constants, inputs))
+    return np.atleast_2d(jacobian)
 
 
 @dataclass(frozen=True)
