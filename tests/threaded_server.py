@@ -7,6 +7,7 @@ import asyncio
 import contextlib
 import socket
 import threading
+import time
 from collections.abc import Generator
 from typing import Any
 
@@ -39,7 +40,9 @@ class _Server(uvicorn.Server):
             opened.close()
         for connection in list(self.server_state.connections):
             connection.shutdown()
-        await asyncio.sleep(0)
+        end = time.monotonic() + 0.1
+        while self.server_state.tasks and time.monotonic() < end:
+            await asyncio.sleep(0.005)
 
 
 @contextlib.contextmanager
