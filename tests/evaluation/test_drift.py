@@ -262,8 +262,7 @@ def test_a_level_is_spent_once_over_any_mix_of_looks(monkeypatch: pytest.MonkeyP
         evidence = [(o.worse_evidence.value, o.worse) for o in outcomes if o.worse_evidence is not None]
         enough.append(min(value for value, worse in evidence if worse))
         assert max(value for value, worse in evidence if not worse) < enough[-1]
-    over_looks = [multiplicity.spent_alpha(1.0, look) for look in range(1, 2000)]  # of rows that differ at each
-    on_bounds = spent[0] / over_looks[0] * sum(over_looks)
+    on_bounds = spent[0] * sum(look**-2 for look in range(1, 2000))  # of rows that differ at each look
     assert 1 / min(enough) + on_bounds <= level
     assert 1 / min(enough) > 0.6 * level
 
@@ -271,10 +270,10 @@ def test_a_level_is_spent_once_over_any_mix_of_looks(monkeypatch: pytest.MonkeyP
 def test_looks_of_few_calls_are_held_to_the_rare_texts_once_texts_have_recurred() -> None:
     """One look in four has rare texts only: none that recurs."""
     rng = np.random.default_rng(6)
-    options = {"looks": 160, "calls": 2, "weighted": True, "share": 0.5}
-    runs = [recurring.alarm(rng, 0.98, 0.5, **options) for _ in range(6)]
+    options = {"looks": 90, "calls": 2, "weighted": True, "share": 0.5}
+    runs = [recurring.alarm(rng, 0.98, 0.3, **options) for _ in range(5)]
     by_promise, by_rows_alike = (sum(first is not None for first in firsts) for firsts in zip(*runs, strict=True))
-    assert by_promise >= 5
+    assert by_promise >= 4
     assert by_rows_alike <= 1
 
 

@@ -12,7 +12,7 @@ from bedplate.core.statistics.noninferiority import mean_drop
 
 GIANT = np.repeat(np.arange(801), [230, *[1] * 800])
 """Worth 19.8 groups of one size with the first, 800 without."""
-FEW = np.repeat(np.arange(40), [60, *[1] * 39])
+FEW = np.repeat(np.arange(40), [39, *[1] * 39])
 
 
 def mean_bounds(values: np.ndarray, groups: np.ndarray, confidence: float = 0.97) -> bootstrap.Bootstrap:

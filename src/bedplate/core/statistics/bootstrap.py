@@ -80,6 +80,7 @@ def bca_of_sums(
     check_confidence(confidence)
     sizes = group_sums(w, codes, count)
     rest, alone = set_apart(codes, sizes, w)
+    check_groups(sizes[np.unique(codes[rest])], minimum_groups, len(rows))
     if not rest.all():
         bounds = partial(bca_of_sums, statistic=statistic, confidence=confidence, seed=seed, resamples=resamples)
         bounds = partial(bounds, support=support, unseen=unseen, minimum_groups=minimum_groups)
@@ -87,7 +88,6 @@ def bca_of_sums(
         interval = min(others.interval[0], whole.interval[0]), max(others.interval[1], whole.interval[1])
         lower, upper = min(others.lower, whole.lower), max(others.upper, whole.upper)
         return replace(whole, interval=interval, lower=lower, upper=upper, groups=count)
-    check_groups(sizes, minimum_groups, len(rows))
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, codes, rows)
     total = sums.sum(0)

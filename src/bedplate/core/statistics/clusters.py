@@ -185,12 +185,12 @@ def effective_n_bound(
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
     sizes = group_sums(w, codes, count)
     rest, alone = set_apart(codes, sizes, w)
+    check_groups(sizes[np.unique(codes[rest])], minimum_groups, n)
     if not rest.all():
         bound = partial(effective_n_bound, confidence=confidence, side=side, minimum_groups=minimum_groups)
         others, whole = bound(x[rest], codes[rest]), bound(x, alone)
         value, effect = (min if side == "lower" else max)(others.value, whole.value), n / others.effective_n
         return Bound(value, side, confidence, share, n, count, max(1.0, effect), others.effective_n)
-    check_groups(sizes, minimum_groups, n)
     value, effect, effective = _lower(x if side == "lower" else 1 - x, codes, count, w, confidence)
     return Bound(value if side == "lower" else 1 - value, side, confidence, share, n, count, effect, effective)
 

@@ -114,7 +114,7 @@ def set_apart(codes: Ints, sizes: Floats, row_weights: Floats) -> tuple[NDArray[
     would rest; and the groups' numbers [n] where each row of these few is a group. A bound is then the further of two:
     of the other groups, which holds if groups are drawn anew and their sizes say nothing of their rates; and of all
     rows in the second way, which holds if the few stay what they are. Rows of unequal weight are not set apart."""
-    apart = dominating(sizes)[codes] & (np.ptp(row_weights) <= EQUAL_WEIGHTS)
+    apart = dominating(sizes)[codes] & (np.abs(row_weights - 1) <= EQUAL_WEIGHTS).all()
     return ~apart, np.where(apart, sizes.size + np.arange(codes.size), codes)
 
 
