@@ -134,7 +134,7 @@ def test_other_rows_that_it_gets_wrong_mean_to_climb(
     assert code == 0
     assert "Adapt again: accuracy is 0.000 on the new rows, where the skin's verdict promised 0.360" in printed
     assert "promised at least 0.360 (97.0%, from its verdict). Evidence of a drop: " in printed
-    assert re.search(r"Evidence of a value below the bar: \S+ to 1 \(80 to 1 would show it\)\.", printed)
+    assert re.search(r"Evidence of a value below the bar: \S+ to 1 \(107 to 1 would show it\)\.", printed)
     assert (
         "significantly below the bar and the promise; new rows differ from old ones in inputs, length and labels"
         in printed
