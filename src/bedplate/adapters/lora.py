@@ -20,8 +20,8 @@ from bedplate.core.suggestions import did_you_mean, nearest
 if TYPE_CHECKING:  # a skin says its configuration, and may have no need of torch
     from torch import Generator, Tensor
 
-    from bedplate.adapters.expert_site import ExpertLowRank
     from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, LowRank, Magnitude
+    from bedplate.adapters.site import ExpertLowRank
     from bedplate.models.layers.experts import ExpertLinear
     from bedplate.models.layers.linear import Linear
 
@@ -117,8 +117,8 @@ def attached_experts(
     config: AdapterConfig, path: str, module: ExpertLinear, tensors: Mapping[str, Tensor], trainable: bool
 ) -> ExpertLowRank:
     """A and B at experts, as `LoraConfig.attach` makes those of a linear. UsageError for other kinds of adapters."""
-    from bedplate.adapters.expert_site import ExpertLowRank
     from bedplate.adapters.linear_adapter import stored
+    from bedplate.adapters.site import ExpertLowRank
 
     if not isinstance(config, LoraConfig):
         raise UsageError(f"{path} is experts, which only LoRA adapts")
