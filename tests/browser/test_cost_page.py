@@ -317,7 +317,7 @@ def check_serving(page: Page, values: Mapping[str, float]) -> None:
         share = max(0.0, place - below)
         expected = curve[0].total_p95 + share * (curve[1].total_p95 - curve[0].total_p95)
         assert displayed[name] == pytest.approx(expected, rel=1e-6), (name, values)
-        assert displayed[name] == pytest.approx(load_point.total_p95, rel=0.1), (name, values)
+        assert displayed[name] == pytest.approx(load_point.total_p95, rel=1e-6), (name, values)
 
 
 def test_serving_is_computed_as_python_does(opened: Opener, serving: Path) -> None:
