@@ -105,13 +105,13 @@ class Progress:
     where there is no terminal, what takes longer has a line every LINE_SECONDS. done: units before a resumption."""
 
     def __init__(
-        self, description: str, total: float | None = None, unit: str = "it", *, quiet: bool = False, done: float = 0
+        self, description: str, total: float | None = None, unit: str = "it", *, quiet: bool = False, done: int = 0
     ) -> None:
         self._description = description
         self._total = total
         self._unit = unit
         self._quiet = quiet
-        self._first = self._done = done
+        self._first, self._done = done, float(done)
         self._begun = self._logged = time.monotonic()
         self._task: rich.progress.TaskID | None = None
 
@@ -120,7 +120,7 @@ class Progress:
             display = _display.acquire()
             if display is not None:
                 fields: dict[str, Any] = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
-                self._task = display.add_task(self._description, total=self._total, completed=self._done, **fields)
+                self._task = display.add_task(self._description, total=self._total, completed=self._first, **fields)
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -348,6 +348,7 @@ class _Run(Generic[B]):
         """Reads the metrics of the unread steps and writes their lines; the time is divided evenly among them."""
         started = time.perf_counter()
         read = read_steps(self.unread)
+        shown: dict[str, float | str] = {}
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
         for step, reading in zip(self.unread, read, strict=True):
             about = self.skipped.add(step.number, reading, self.ranks) if reading.skipped else {}

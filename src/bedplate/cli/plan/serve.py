@@ -32,17 +32,8 @@ from bedplate.core.tables import numbers, show
 if TYPE_CHECKING:
     from bedplate.economics.serving.serving_cost import ServingPlan
 
-_MOVED = [
-    "calls_per_day",
-    "calls_per_month",
-    "peak_factor",
-    "spare",
-    "p95_ms",
-    "first_token_ms",
-    "usd_per_hour",
-    "page",
-    "as_json",
-]
+_SLIDERS = ["calls_per_day", "calls_per_month", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour"]
+_MOVED = [*_SLIDERS, "page", "as_json"]
 """What a page's own sliders say, or is none of its matter."""
 _LABELS = {"capacity": "calls/s of a replica, at most", "tokens_per_second": "tokens/s of a full replica"}
 """Figures that need more words than their name."""

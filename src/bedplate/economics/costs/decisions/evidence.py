@@ -286,8 +286,9 @@ def _traffic(tokens: CallTokens[float]) -> Traffic:
     """Calls of these tokens, the repeated ones cached."""
     from bedplate.economics.serving.simulation import TokenLengths, Traffic
 
-    lengths = (max(1, round(count)) for count in (tokens.fresh + tokens.passages, tokens.output))
-    return Traffic(*(TokenLengths("fixed", length, length) for length in lengths), round(tokens.prefix))
+    counts = (max(1, round(count)) for count in (tokens.fresh + tokens.passages, tokens.output))
+    prompt, output = (TokenLengths("fixed", count, count) for count in counts)
+    return Traffic(prompt, output, round(tokens.prefix))
 
 
 def _device_of(entry: MachinePrice, name: str) -> Device:
