@@ -21,7 +21,7 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS, probe
-from bedplate.adaptation.rungs.probe import OneOf, tempered
+from bedplate.adaptation.rungs.linear_head import OneOf, tempered
 from bedplate.adaptation.search.guards import children
 from bedplate.adaptation.task.task_file import load_adapt_task
 from bedplate.adapters.head import Head

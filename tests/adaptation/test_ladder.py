@@ -24,8 +24,8 @@ from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import fit_bias, with_bias
+from bedplate.adaptation.rungs.linear_head import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.lora import DORA
-from bedplate.adaptation.rungs.probe import AnyOf, OneOf, fit_head
 from bedplate.adaptation.rungs.soft_prompt import SOFT_PROMPT
 from bedplate.adaptation.rungs.successive_halving import HalvingStage, row_cost, stages_for
 from bedplate.adaptation.search.start import LOCK_FILE

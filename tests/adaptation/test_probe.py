@@ -10,10 +10,14 @@ import torch
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
-from bedplate.adaptation.rungs.probe import _fastest
+from bedplate.adaptation.context.outcome import Skip
+from bedplate.adaptation.context.throughput import Throughput
+from bedplate.adaptation.rungs.probe import Probe, _fastest
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
+from bedplate.skins.phrasings import text_prompt
+from bedplate.skins.prompt import Prompt
 from bedplate.training import precision
 
 TOKENS = Inputs(torch.tensor([[5, 3, 7, 2, 9]]))
@@ -60,3 +64,49 @@ def test_without_room_the_base_computes_as_it_is(monkeypatch: pytest.MonkeyPatch
     expected = features(model)
     with _fastest(context("float32"), model):
         assert torch.equal(features(model), expected)
+
+
+def planned_on(seconds: float, rows: int = 1000) -> Any:
+    """The plan of a probe where a row of the prompt takes 40 ms and one of the inputs alone 20 ms, and where calls on
+    the mean of a prompt's tokens read its instructions too."""
+    form, alone = Prompt("Rate it.\n{{ review }}\nRating:"), text_prompt(["review"])
+    rows_of_groups = [SimpleNamespace(group=str(i // 2), inputs={}) for i in range(rows)]
+    tokens = {form: [1] * (150 + 40), alone: [1] * 20}
+    stub: Any = SimpleNamespace(
+        task=SimpleNamespace(output=SimpleNamespace(labels=("good", "bad"))),
+        labels=("good", "bad"),
+        fields=["review"],
+        train=rows_of_groups,
+        valid=rows_of_groups[:500],
+        model=SimpleNamespace(base=SimpleNamespace(spec=SimpleNamespace(layers=30))),
+        backbone=SimpleNamespace(
+            poolings=("last", "mean"),
+            shared_tokens=lambda prompt: 150 if prompt == form else 0,
+            tokens=lambda prompt, _: tokens[prompt],
+        ),
+        smallest=False,
+        throughput=Throughput(token=1e-3, call=0.05, tokens=40.0),
+        timing=3.0,
+        seconds_left=seconds,
+        room=lambda share: seconds * share,
+        plain_prompt=lambda: (form, None),
+    )
+    return Probe().plan(stub)
+
+
+def test_with_time_both_prompts_are_read_on_all_rows() -> None:
+    plan = planned_on(2000.0)
+    assert (plan.settings["prompts"], plan.settings["rows"], plan.left_out) == (["form", "text"], 1000, ())
+
+
+def test_the_inputs_alone_are_read_where_they_save_most_of_the_rows() -> None:
+    plan = planned_on(150.0)
+    assert (plan.settings["prompts"], plan.settings["rows"], plan.left_out) == (["text"], 1000, ())
+    assert plan.seconds < 75.0
+
+
+def test_no_probe_is_planned_where_even_the_inputs_alone_take_too_long() -> None:
+    skip = planned_on(10.0)
+    assert isinstance(skip, Skip)
+    assert skip.seconds is not None
+    assert skip.seconds < planned_on(150.0).seconds

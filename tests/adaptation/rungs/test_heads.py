@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from bedplate.adaptation.rungs.probe import one_thread
+from bedplate.adaptation.rungs.linear_head import one_thread
 
 
 def threads() -> set[int]:

@@ -41,8 +41,9 @@ def predict_examples(
     return [answer for at in range(0, len(rows), AT_ONCE) for answer in answers(rows[at : at + AT_ONCE])]
 
 
-STOP_ROWS = 16
-"""Rows between two looks at the clock, where a fit stops when the time is over."""
+STOP_ROWS, STOP_SHARE = 16, 0.1
+"""Rows between two looks at the clock, where a fit stops when the time is over: at least these, and as many as take
+this share of what is left, since an engine answers many rows at once in less time for each."""
 
 
 def predict_in_time(
@@ -52,10 +53,12 @@ def predict_in_time(
     time for. OutOfTime."""
     if math.isinf(context.fit_seconds_left):
         return predict_examples(predictor, examples)
-    predictions, start = list[Prediction | None](), time.perf_counter()
-    for at in range(0, len(examples), STOP_ROWS):
-        predictions += predict_examples(predictor, examples[at : at + STOP_ROWS])
-        following = then if context.smallest else min(STOP_ROWS, len(examples) - len(predictions))
+    predictions, start, size = list[Prediction | None](), time.perf_counter(), STOP_ROWS
+    while len(predictions) < len(examples):
+        predictions += predict_examples(predictor, examples[len(predictions) : len(predictions) + size])
+        seconds_per_row = max(time.perf_counter() - start, 1e-9) / len(predictions)
+        size = max(STOP_ROWS, int(STOP_SHARE * max(context.fit_seconds_left, 0.0) / seconds_per_row))
+        following = then if context.smallest else min(size, len(examples) - len(predictions))
         context.check_time(start, len(predictions), len(examples), following)
     return predictions
 

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from bedplate.adaptation.context.context import LATENCY_CALLS, Context
 from bedplate.adaptation.context.outcome import Latency, RungPlan, RungResult, Skip, latency
 from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
-from bedplate.adaptation.rungs.probe import Floats, Regression, head_outputs, one_thread, wanted_of
+from bedplate.adaptation.rungs.linear_head import Floats, Regression, one_thread
+from bedplate.adaptation.rungs.probe import head_outputs, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.core.values import Values

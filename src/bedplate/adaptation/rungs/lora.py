@@ -13,7 +13,8 @@ from typing import Any, Literal
 from torch import nn
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, fit_head, settled, wanted_of
+from bedplate.adaptation.rungs.linear_head import fit_head
+from bedplate.adaptation.rungs.probe import FOLDS, LAYER_ROWS, features_of, features_on, settled, wanted_of
 from bedplate.adaptation.rungs.tuning import ADAPTER_COST, Settings, TrainingExamples, TuningRecipe, TuningRung
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig

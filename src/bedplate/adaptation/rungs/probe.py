@@ -3,10 +3,6 @@
 Hidden states at a few depths come out of one forward pass, pooled in a few ways: the last token of a prompt or the mean
 of its tokens; the mean or the first token of a text that an encoder reads. Layer and pooling are chosen on valid, and
 so is, where any number of labels may be right, the probability from which one is given.
-
-The head is logistic regression of one label out of some, or of each label by itself. Scale is taken out of the features
-and folded into the head; C is chosen by cross-validation over whole groups. How sure it is, is brought to what other
-rows show (temperature scaling, Guo et al., arXiv 1706.04599).
 """
 
 from __future__ import annotations
@@ -17,8 +13,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cache
-from importlib import import_module
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -31,6 +25,7 @@ from bedplate.adaptation.context.backbone import Pooling
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import KEPT_WITHIN, RungPlan, RungResult, Skip, no_time, rows_left_out
 from bedplate.adaptation.rungs.answers import judged
+from bedplate.adaptation.rungs.linear_head import AnyOf, HeadTargets, OneOf, fit_head, tempered
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.evaluation.examples import Example
@@ -44,159 +39,6 @@ from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import ProbePart
 from bedplate.training.precision import choose, computing, lacks_room
 
-STRENGTHS = (1e-4, 1e-3, 1e-2, 1e-1)
-SURE = 20.0
-"""The log-odds of what every row has, or none."""
-
-Floats = NDArray[np.float64]
-Regression = Callable[[Any, NDArray[Any], float], tuple[Floats, Floats]]
-"""Features [N, D], dense or sparse, classes [N], and C → coefficients and intercepts, as scikit-learn has them."""
-
-
-@dataclass(frozen=True)
-class OneOf:
-    """The right answers of some rows, as a head learns them, where each has one label. codes: which, int [N]."""
-
-    codes: NDArray[np.int64]
-    labels: tuple[str, ...]
-
-    @classmethod
-    def of(cls, targets: Sequence[str], labels: Sequence[str]) -> OneOf:
-        return cls(np.array([labels.index(target) for target in targets]), tuple(labels))
-
-    def __len__(self) -> int:
-        return len(self.codes)
-
-    @property
-    def marks(self) -> Floats:
-        """1 for each label that is right, else 0: [N, C]."""
-        return np.eye(len(self.labels))[self.codes]
-
-    def rows(self, chosen: NDArray[np.intp]) -> OneOf:
-        return OneOf(self.codes[chosen], self.labels)
-
-    def regression(self, x_ND: Any, strength: float, by: Regression | None = None) -> tuple[Floats, Floats]:
-        """Weights [C, D] and biases [C] of logistic regression with C = strength. by: what fits it, where that is not
-        what suits dense features. A label without a row keeps a weight of zero and a bias of -20."""
-        weight, bias = np.zeros((len(self.labels), x_ND.shape[1])), np.full(len(self.labels), -SURE)
-        present = np.unique(self.codes)
-        if len(present) == 1:
-            bias[present[0]] = 0.0
-            return weight, bias
-        coefficients, intercepts = (by or _logistic)(x_ND, self.codes, strength)
-        if len(present) == 2:  # scikit-learn keeps one row for two classes: the second's log-odds
-            weight[present[0]], weight[present[1]] = -coefficients[0] / 2, coefficients[0] / 2
-            bias[present[0]], bias[present[1]] = -intercepts[0] / 2, intercepts[0] / 2
-        else:
-            weight[present], bias[present] = coefficients, intercepts
-        return weight, bias
-
-    def loss(self, logits_NC: Floats) -> float:
-        """Minus the log-likelihood of all rows."""
-        from scipy.special import log_softmax
-
-        return -float(log_softmax(logits_NC, axis=1)[np.arange(len(self)), self.codes].sum())
-
-
-@dataclass(frozen=True)
-class AnyOf:
-    """The same where each row has any of the labels, each by itself. marks: which, 0/1 [N, C]."""
-
-    marks: Floats
-    labels: tuple[str, ...]
-
-    @classmethod
-    def of(cls, chosen: Sequence[Sequence[str]], labels: Sequence[str]) -> AnyOf:
-        marks = [[float(label in row_labels) for label in labels] for row_labels in chosen]
-        return cls(np.array(marks).reshape(len(chosen), len(labels)), tuple(labels))
-
-    def __len__(self) -> int:
-        return len(self.marks)
-
-    def rows(self, chosen: NDArray[np.intp]) -> AnyOf:
-        return AnyOf(self.marks[chosen], self.labels)
-
-    def regression(self, x_ND: Any, strength: float, by: Regression | None = None) -> tuple[Floats, Floats]:
-        """A label that every row has, or none, keeps a weight of zero and a bias of ±20."""
-        weight, bias = np.zeros((len(self.labels), x_ND.shape[1])), np.zeros(len(self.labels))
-        for code, marks in enumerate(self.marks.T):
-            if marks.min() == marks.max():
-                bias[code] = SURE if marks[0] else -SURE
-            else:
-                coefficients, intercepts = (by or _logistic)(x_ND, marks, strength)
-                weight[code], bias[code] = coefficients[0], intercepts[0]
-        return weight, bias
-
-    def loss(self, logits_NC: Floats) -> float:
-        return float((np.logaddexp(0.0, logits_NC) - self.marks * logits_NC).sum())
-
-
-HeadTargets = OneOf | AnyOf
-
-
-def fit_head(
-    features_ND: NDArray[np.float32], targets: HeadTargets, groups: Sequence[str], folds: int
-) -> tuple[Head, float]:
-    """The head on the features as they are (mean and scale folded in), and its C."""
-    from sklearn.model_selection import GroupKFold
-
-    mean, scale = features_ND.mean(axis=0, dtype=np.float64), features_ND.std(axis=0, dtype=np.float64)
-    scale[scale < 1e-6] = 1.0
-    x = (features_ND - mean) / scale
-    folds = min(folds, len(set(groups)))
-    losses: dict[float, float] = {}
-    if folds >= 2:
-        for strength in STRENGTHS:
-            losses[strength] = 0.0
-            for fit, holdout in GroupKFold(folds).split(x, groups=groups):
-                weight, bias = targets.rows(fit).regression(x[fit], strength)
-                losses[strength] += targets.rows(holdout).loss(x[holdout] @ weight.T + bias)
-    strength = min(losses, key=lambda c: losses[c]) if losses else 1e-2
-    weight, bias = targets.regression(x, strength)
-    folded = weight / scale
-    rows, shift = torch.tensor(folded, dtype=torch.float32), torch.tensor(bias - folded @ mean, dtype=torch.float32)
-    return Head(rows, shift, targets.labels), strength
-
-
-def tempered(head: Head, features_ND: NDArray[np.float32], targets: HeadTargets) -> tuple[Head, float]:
-    """The head with its logits divided by the temperature under which these rows are likeliest; no ranking changes."""
-    from scipy.optimize import minimize_scalar
-
-    logits = head(torch.from_numpy(features_ND)).double().numpy()
-
-    def loss(log_t: float) -> float:
-        # a slight pull towards 1, so that rows which are all right do not make the head certain of everything
-        return targets.loss(logits / np.exp(log_t)) / len(targets) + 1e-2 * log_t**2
-
-    best: Any = minimize_scalar(loss, bounds=(-3.0, 3.0), method="bounded")
-    temperature = float(np.exp(float(best.x)))
-    return Head(head.weight / temperature, head.bias / temperature, head.labels), temperature
-
-
-def _logistic(x_ND: Floats, codes: NDArray[Any], strength: float) -> tuple[Floats, Floats]:
-    from sklearn.linear_model import LogisticRegression
-
-    with one_thread():
-        model = LogisticRegression(C=strength, max_iter=400, tol=1e-3).fit(x_ND, codes)
-    return model.coef_, model.intercept_
-
-
-def one_thread() -> AbstractContextManager[object]:
-    """One thread for scikit-learn's products: so small a problem gains nothing from threads, and on a busy machine they
-    wait for each other."""
-    return _pools().limit(limits=1)
-
-
-@cache
-def _pools() -> Any:
-    """The thread pools of this process. They are looked for once: that reads all that the process has mapped, which
-    takes longer than a small fit."""
-    from threadpoolctl import ThreadpoolController
-
-    import_module("sklearn.linear_model")  # whose libraries are to be among them
-    return ThreadpoolController()
-
-
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
 BATCH_TOKENS = 2048
@@ -208,6 +50,9 @@ HEAD_SECONDS = 0.0015  # about what a row takes of the cross-validation of a hea
 
 TRIAL_SHARE = 0.1
 """The inputs alone are tried as well where that takes no more of the time that is left."""
+CLEARLY_MORE, SAMPLE_ROWS = 1.5, 64
+"""Times the train rows from which the inputs alone, which are shorter, are read in place of the task's prompt, for lack
+of time; rows that lengths are estimated from."""
 
 _POOLED = {"last": "last token", "mean": "mean of the tokens", "first": "first token"}
 LAYER_ROWS = 300
@@ -242,28 +87,23 @@ class Probe(Rung):
             smallest = "its smallest version was fitted: no time for more"
             return RungPlan(settings, left_out=(rows_left_out(rows, n) if rows < n else smallest,))
         layer_rows = min(LAYER_ROWS, len(context.valid))
-        # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
-        shared = context.backbone.shared_tokens(self._prompts(context)["form"])
-        whole = 1 + shared / max(1.0, context.throughput.tokens)
-        fixed = context.throughput.passes(layer_rows + len(context.valid) * whole) * part + context.timing * whole
-        # forward, and the cross-validation of each head
         heads = len(depths) * len(context.backbone.poolings) * (1 if context.labels else len(labels))
-        row_seconds = context.throughput.passes(1) * part * 1.2 + heads * HEAD_SECONDS
-        # its share of the time, but a few rows more rather than no probe at all
-        preferred_rows = min(FEW_ROWS, n)
-        rows = int(min(n, max(preferred_rows, (context.room(SHARE) - fixed) / row_seconds)))
-        min_rows = min(LEAST_ROWS, preferred_rows)
-        while fixed + row_seconds * rows > context.seconds_left and rows > min_rows:
-            rows = max(min_rows, int(rows * 0.8))
-        if fixed + row_seconds * rows > context.seconds_left:
-            return no_time(fixed + row_seconds * min_rows)
-        left_out = [rows_left_out(rows, n)] if rows < n else []
-        names, seconds = list(self._prompts(context)), fixed + row_seconds * rows
-        trial = row_seconds * rows + context.throughput.passes(layer_rows) * part
-        if trial > context.seconds_left * TRIAL_SHARE or rows < n:
-            names = names[:1]
+        prompts = self._prompts(context)
+        costs = {name: _cost(context, prompt, part, layer_rows, heads) for name, prompt in prompts.items()}
+        names, cheapest = list(prompts), list(prompts)[-1]
+        sizes = {names[0]: costs[names[0]].rows(context, context.room(SHARE))}
+        seconds = max(context.room(SHARE), costs[names[0]].seconds(sizes[names[0]]))
+        sizes[cheapest] = costs[cheapest].rows(context, seconds)
+        chosen = names[0] if sizes[names[0]] * CLEARLY_MORE > sizes[cheapest] else cheapest
+        rows, cost = sizes[chosen], costs[chosen]
+        if not rows:
+            return no_time(min(c.seconds(min(LEAST_ROWS, n)) for c in costs.values()))
+        trial = costs[cheapest].row_seconds * (rows + layer_rows)
+        both = chosen != cheapest and rows == n and trial <= context.seconds_left * TRIAL_SHARE
         settings = {"depths": depths, "rows": rows, "layer_rows": layer_rows, "folds": min(FOLDS, groups)}
-        return RungPlan({**settings, "prompts": names}, seconds + trial * (len(names) - 1), tuple(left_out))
+        left_out = (rows_left_out(rows, n),) if rows < n else ()
+        names = names if both else [chosen]
+        return RungPlan({**settings, "prompts": names}, cost.seconds(rows) + trial * both, left_out)
 
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
@@ -329,6 +169,41 @@ class Probe(Rung):
         alone, which are shorter, unless the form is no more than them."""
         form, alone = context.plain_prompt()[0], text_prompt(context.fields)
         return {"form": form} if form == alone else {"form": form, "text": alone}
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """Expected seconds of a probe on one prompt: whatever the number of train rows, and for each of them."""
+
+    fixed: float
+    row_seconds: float
+
+    def seconds(self, rows: int) -> float:
+        return self.fixed + self.row_seconds * rows
+
+    def rows(self, context: Context, seconds: float) -> int:
+        """The train rows that so many seconds, the rung's share, are enough for; but a few rows more rather than no
+        probe at all. 0 where the time is not enough for the fewest."""
+        n = len(context.train)
+        preferred_rows = min(FEW_ROWS, n)
+        rows = int(min(n, max(preferred_rows, (seconds - self.fixed) / self.row_seconds)))
+        min_rows = min(LEAST_ROWS, preferred_rows)
+        while self.seconds(rows) > context.seconds_left and rows > min_rows:
+            rows = max(min_rows, int(rows * 0.8))
+        return rows if self.seconds(rows) <= context.seconds_left else 0
+
+
+def _cost(context: Context, prompt: Prompt, part: float, layer_rows: int, heads: int) -> _Cost:
+    """part: of the base's layers, the deepest. heads: that are fitted."""
+    speed, backbone, valid = context.throughput, context.backbone, context.valid
+    shared, sample = backbone.shared_tokens(prompt), valid[:SAMPLE_ROWS]
+    tokens = sum(len(backbone.tokens(prompt, example.inputs)) - shared for example in sample) / len(sample)
+    times = tokens / max(1.0, speed.tokens)  # as many as the rows whose reading was measured
+    # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
+    whole = 1 + shared / max(1.0, tokens)
+    fixed = speed.passes(layer_rows + len(valid) * whole) * part * times + context.timing * times * whole
+    # forward, and the cross-validation of each head
+    return _Cost(fixed, speed.passes(1) * part * times * 1.2 + heads * HEAD_SECONDS)
 
 
 @dataclass

@@ -39,7 +39,7 @@ ANSWER = 64
 """Tokens that the reference mix writes after a prompt of PROMPT."""
 SHORT = 0.25
 """Length of a short prompt, as a share of PROMPT: a sentence to be labelled behind some instructions."""
-VERSION = 3
+VERSION = 4
 _MASKS = ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")
 """Environment variables that keep torch's products from instructions that the processor has."""
 
@@ -53,11 +53,14 @@ CLEAR_RATIO = 1.25  # this far ahead of all others one is taken without more tur
 @dataclass(frozen=True)
 class PlanTimings:
     """Seconds of passes of a whole base, by plan. dropped: plans that were given up after their first turn. brief: the
-    use for which timing ended as soon as its fastest plan was clear; the times themselves need not have agreed."""
+    use for which timing ended as soon as its fastest plan was clear; the times themselves need not have agreed.
+    spread: how many times longer the second best time of a part was than its best, the most of all plans that were
+    timed to the end: plans that differ by less are not told apart."""
 
     seconds: Mapping[ExecutionPlan, Mapping[Pass, float]]
     dropped: tuple[ExecutionPlan, ...] = ()
     brief: Use | None = None
+    spread: float = 1.0
 
     def cost(self, plan: ExecutionPlan, use: Use = "generate") -> float:
         """Seconds of the reference mix: `PROMPT` tokens in and `ANSWER` out, once alone and once as one of sixteen
@@ -113,7 +116,8 @@ def _key(spec: TransformerSpec, plans: Sequence[ExecutionPlan]) -> dict[str, Any
 
 def _to_json(timings: PlanTimings) -> dict[str, Any]:
     seconds = [[list(plan), dict(times)] for plan, times in timings.seconds.items()]
-    return {"seconds": seconds, "dropped": [list(plan) for plan in timings.dropped], "brief": timings.brief}
+    dropped = [list(plan) for plan in timings.dropped]
+    return {"seconds": seconds, "dropped": dropped, "brief": timings.brief, "spread": timings.spread}
 
 
 def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan]) -> PlanTimings:
@@ -122,7 +126,7 @@ def _from_json(record: Mapping[str, Any], plans: Sequence[ExecutionPlan]) -> Pla
     dropped = tuple(ExecutionPlan(*plan) for plan in record["dropped"])
     if set(seconds) != set(plans) or len({frozenset(times) for times in seconds.values()}) != 1:
         raise ValueError("another measurement")
-    return PlanTimings(seconds, dropped, record["brief"])
+    return PlanTimings(seconds, dropped, record["brief"], max(1.0, float(record["spread"])))
 
 
 def _times(times: Mapping[str, Any]) -> dict[Pass, float]:
@@ -156,7 +160,8 @@ def by_turns(
 
     def timings(brief: Use | None = None) -> PlanTimings:
         seconds = {plan: trials[plan].seconds({step: two[0] for step, two in best[plan].items()}) for plan in trials}
-        return PlanTimings(seconds, tuple(plan for plan in trials if plan not in running), brief)
+        spread = max((two[-1] / two[0] for plan in running for two in best[plan].values()), default=1.0)
+        return PlanTimings(seconds, tuple(plan for plan in trials if plan not in running), brief, spread)
 
     for turn in range(MAX_TURNS):
         for plan in running:

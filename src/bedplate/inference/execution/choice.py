@@ -42,8 +42,8 @@ from bedplate.models.specs import TextSpec
 
 log = logging.getLogger("bedplate.inference")
 
-TIE_RATIO = 1.03
-"""Plans whose times differ by less are not told apart."""
+TIE_RATIO, MAX_TIE_RATIO = 1.03, 1.5
+"""Plans whose times differ by less are not told apart; with a disturbed measurement, up to the second."""
 
 
 class Choice(NamedTuple):
@@ -104,10 +104,13 @@ def fitting(spec: TextSpec, plans: Sequence[ExecutionPlan], *, loaded: bool = Fa
 
 
 def pick(spec: TextSpec, timings: PlanTimings, plans: Sequence[ExecutionPlan], use: Use = "generate") -> ExecutionPlan:
-    """The fastest plan; of those as fast, as far as a short measurement can tell, the smallest."""
+    """The fastest plan; of those as fast, as far as the measurement can tell, the one that the roofline expects to be
+    faster, because a pass reads fewer bytes of weights (Williams et al. 2009), and of these the smallest."""
     best = timings.cost(timings.fastest(plans, use), use)
-    tied = [plan for plan in plans if timings.cost(plan, use) <= TIE_RATIO * best]
-    return min(tied, key=lambda plan: (needs(spec, plan), timings.cost(plan, use)))
+    ratios = {plan: timings.cost(plan, use) / best for plan in plans}
+    tie = min(max(TIE_RATIO, timings.spread), MAX_TIE_RATIO)
+    tied = [plan for plan in plans if ratios[plan] <= tie]
+    return min(tied, key=lambda p: (read_bytes(spec.main, p), ratios[p] > TIE_RATIO, needs(spec, p), ratios[p]))
 
 
 def why(timings: PlanTimings, best: ExecutionPlan, use: Use) -> str:
