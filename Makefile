@@ -26,6 +26,7 @@ test-all: $(VENV)/.installed-bench
 # runs/stdlib, runs/completion
 pretrain-demo: $(VENV)/.installed-serve
 	$(BIN)/bedplate pretrain examples/pretrain/stdlib.yaml --out runs/stdlib
+	$(BIN)/python examples/library_rows.py
 	$(BIN)/bedplate adapt examples/pretrain/completion.yaml --out runs/completion || test $$? -ge 3  # whatever the verdict
 	$(BIN)/python examples/pretrain/ask.py runs/stdlib/base runs/completion
 

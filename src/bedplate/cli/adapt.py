@@ -298,8 +298,6 @@ def _cells(report: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]
 
 def show_curve(report: Mapping[str, Any]) -> None:
     """Quality by rung and number of labels, what was left out, and the crossover."""
-    from rich.markup import escape
-
     screen, curve = console(), report["curve"]
     sizes = sorted({point["size"] for point in curve["points"]})
     cells: dict[str, dict[int, str]] = {}
@@ -311,7 +309,7 @@ def show_curve(report: Mapping[str, Any]) -> None:
     screen.print()
     table(("rung", *numbers(*(f"{size:,}" for size in sizes))), rows, title=f"{curve['metric']} on valid, by labels")
     for line in (*curve["left_out"], *curve["says"]):
-        screen.print(escape(line))
+        screen.print(line, markup=False)
 
 
 def _with_interval(report: Mapping[str, Any], point: Mapping[str, Any]) -> str:

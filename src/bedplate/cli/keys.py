@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -11,13 +12,12 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, count, whole
-from bedplate.core.errors import UsageError
+from bedplate.core.errors import BedplateError, UsageError
+from bedplate.core.files import bedplate_home
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.tables import Column, show
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from bedplate.serving.callers.api_keys import Key, KeysFile
 
 
@@ -53,9 +53,6 @@ def keys(
         from bedplate.serving.callers.api_keys import change_keys, key_of, new_secret, read_keys, replace_key
     except ModuleNotFoundError as error:
         raise UsageError(f"serving needs the package {error.name}; install bedplate[serve]") from error
-    from datetime import UTC, datetime
-
-    from bedplate.core.files import bedplate_home
 
     if models and action != "create":
         raise UsageError(f"`bedplate keys {action}` takes {'no name' if action == 'list' else 'one id'}")
@@ -112,7 +109,6 @@ def _models(words: list[str]) -> tuple[str, ...] | Literal["all"]:
 
 def _warn_of_unknown(names: tuple[str, ...]) -> None:
     """A key is often made before its model is, so that a name that nothing has is no error."""
-    from bedplate.core.errors import BedplateError
     from bedplate.hub.catalog import CATALOG
     from bedplate.skins.catalog import Catalog
 
@@ -129,8 +125,6 @@ def _warn_of_unknown(names: tuple[str, ...]) -> None:
 
 
 def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
-    from datetime import UTC, datetime
-
     import pydantic
 
     from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
@@ -158,8 +152,6 @@ def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
 
 def _moment(text: str) -> datetime:
     """A time to come, of `--expires`; without a zone it is UTC."""
-    from datetime import UTC, datetime
-
     try:
         read = datetime.fromisoformat(text)
     except ValueError as error:
@@ -171,8 +163,6 @@ def _moment(text: str) -> datetime:
 
 
 def _list(keys_file: KeysFile, as_json: bool) -> None:
-    from datetime import UTC, datetime
-
     now = datetime.now(UTC)
     if as_json:
         rows = [key.model_dump(mode="json", exclude={"hash"}) | {"state": key.state(now)} for key in keys_file.keys]

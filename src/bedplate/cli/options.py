@@ -82,16 +82,9 @@ def show_lines(lines: Iterable[str], indent: str = "") -> None:
         console().print(f"{indent}- {line}", markup=False)
 
 
-def _show_all_columns(enabled: bool) -> bool:
-    show_wide(enabled)
-    return enabled
-
-
 AllColumns = Annotated[
     bool,
-    typer.Option(
-        "--wide", help="Show every column of a table, however narrow the terminal is.", callback=_show_all_columns
-    ),
+    typer.Option("--wide", help="Show every column of a table, however narrow the terminal is.", callback=show_wide),
 ]
 
 

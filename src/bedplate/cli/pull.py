@@ -11,6 +11,7 @@ import typer
 from bedplate.cli.options import AllColumns
 from bedplate.core.errors import UsageError
 from bedplate.core.tables import Column, show
+from bedplate.hub.catalog import CATALOG
 
 
 def pull(
@@ -28,7 +29,6 @@ def pull(
     if source is None:
         _show_list(as_json)
         return
-    from bedplate.hub.catalog import CATALOG
     from bedplate.hub.pull import pull as pull_item
 
     pulled = pull_item(source, quiet=as_json, accept_licence=accept_licence)
@@ -46,7 +46,6 @@ def pull(
 
 def _show_list(as_json: bool) -> None:
     from bedplate.hub.cache import content_path, is_accepted, is_cached
-    from bedplate.hub.catalog import CATALOG
 
     rows: list[dict[str, Any]] = [
         {

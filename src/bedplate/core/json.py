@@ -100,6 +100,12 @@ def _finite(text: str) -> float:
     return number
 
 
+def plain_number(text: str) -> float | int:
+    """A number in one form: 4.0 and 4 are one JSON number; beyond 2^53 a float no longer names one whole number."""
+    number = _finite(text)
+    return int(number) if number.is_integer() and abs(number) < 2**53 else number
+
+
 def deeper(value: Any, depth: int) -> bool:
     """Whether a value has more levels of objects and lists than so many."""
     level = [value]

@@ -42,9 +42,10 @@ def numbers(*names: str, extra: bool = False) -> list[Column]:
     return [Column(name, right=True, extra=extra) for name in names]
 
 
-def show_wide(enabled: bool) -> None:
-    """Whether tables are printed as wide as they are, whatever the terminal's width."""
+def show_wide(enabled: bool) -> bool:
+    """Whether tables are printed as wide as they are, whatever the terminal's width. Returns it, for an option."""
     _all_columns.set(enabled)
+    return enabled
 
 
 def show(columns: Sequence[Column | str], rows: Sequence[Sequence[str]], *, title: str | None = None) -> None:

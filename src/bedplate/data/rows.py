@@ -4,7 +4,7 @@ INPUTS, the kinds of input that a task may have: a new kind is one class and one
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
@@ -30,7 +30,6 @@ class SourceRows:
     source: str
     path: Path
     licence: str | None = None
-    notes: tuple[str, ...] = field(default=())
     counted: Literal["line", "row"] = "line"
     index: tuple[object, ...] = ()
 

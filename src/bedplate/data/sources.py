@@ -12,7 +12,6 @@ from bedplate.core.errors import DataError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.rows import Row, SourceRows
-from bedplate.data.stdlib import STDLIB_SETS, read_stdlib
 from bedplate.data.tables import FORMATS, good, not_utf8
 from bedplate.hub.catalog import CATALOG
 
@@ -20,11 +19,8 @@ __all__ = ["DATASETS", "FORMATS", "Row", "SourceRows", "read_rows"]
 
 
 def read_rows(source: str, relative_to: Path | str = ".") -> SourceRows:
-    """Rows of a data set by name (of the catalogue, pulled where it is not cached, or of this Python's own library) or
-    of a file, its path taken from `relative_to`. Raises DataError naming the file and the line (or the byte) that
-    cannot be read."""
-    if source in STDLIB_SETS:
-        return read_stdlib(source)
+    """Rows of a data set of the catalogue by name (pulled where it is not cached) or of a file, its path taken from
+    `relative_to`. Raises DataError naming the file and the line (or the byte) that cannot be read."""
     if source in DATASETS or source in SUITE_SETS:
         from bedplate.hub.pull import pull
 
@@ -38,7 +34,7 @@ def read_rows(source: str, relative_to: Path | str = ".") -> SourceRows:
 
 def check_source(source: str, relative_to: Path | str = ".") -> None:
     """DataError for a source that `read_rows` cannot read because it is neither a known data set nor a file."""
-    if source in (*DATASETS, *SUITE_SETS, *STDLIB_SETS):
+    if source in (*DATASETS, *SUITE_SETS):
         return
     _known_suffix(source)
     path = Path(relative_to) / source
@@ -48,12 +44,12 @@ def check_source(source: str, relative_to: Path | str = ".") -> None:
 
 def is_file(source: str) -> bool:
     """Whether a source is a file of the user's, and no data set that has its place elsewhere."""
-    return source not in (*DATASETS, *SUITE_SETS, *STDLIB_SETS) and Path(source).suffix.lower() in FORMATS
+    return source not in (*DATASETS, *SUITE_SETS) and Path(source).suffix.lower() in FORMATS
 
 
 def _known_suffix(source: str) -> None:
     if Path(source).suffix.lower() not in FORMATS:
-        data_sets = (*DATASETS, *SUITE_SETS, *STDLIB_SETS)
+        data_sets = (*DATASETS, *SUITE_SETS)
         known = f"data sets: {', '.join(data_sets)}; files end in {', '.join(FORMATS)}"
         hint = did_you_mean(nearest(source, data_sets), known)
         raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")

@@ -344,7 +344,6 @@ class RowParser:
             self.notes.append(f"{source}: one text with different targets, all copies dropped ({answers})")
         if len(result.contradictions) > 3:
             self.notes.append(f"{source}: {len(result.contradictions) - 3} more such texts were dropped")
-        self.notes += [note for rows in sources.values() for note in rows.notes]
         return result.records
 
     def unique(self, parsed: Sequence[Example], strata: Sequence[str]) -> Deduplicated:

@@ -83,7 +83,6 @@ def load_pool(task: Task) -> LabelPool:
     sources = sources_of(task)
     parsed = [example for part in parser.parse_all(sources).values() for example in part]
     files = {f"file:{rows.source}": rows.sha256 for rows in sources.values()}
-    notes = (*parser.notes, *(note for rows in sources.values() for note in rows.notes))
     licences = [rows.licence for rows in sources.values() if rows.licence]
     targets_by_hash: dict[str, set[str]] = defaultdict(set)
     for example in parsed:
@@ -95,7 +94,7 @@ def load_pool(task: Task) -> LabelPool:
         name: tuple(sorted((parser.examples[record.id] for record in part), key=lambda e: _turn(task.data.seed, e)))
         for name, part in split(records, fractions, task.data.seed).items()
     }
-    return LabelPool(task, drawn, dict(parser.counts), files, notes, tuple(dict.fromkeys(licences)))
+    return LabelPool(task, drawn, dict(parser.counts), files, tuple(parser.notes), tuple(dict.fromkeys(licences)))
 
 
 def _shared(targets: set[str], target: str) -> str:

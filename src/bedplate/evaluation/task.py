@@ -290,13 +290,9 @@ class OutputSpec(Grown):
         return ranked(text) if self.documents is not None else self.form.comparable(text)
 
 
-def _metric_form(value: Any) -> str:
-    return "described" if isinstance(value, Mapping | MetricSpec) else "named"
-
-
 MetricField = Annotated[
     Annotated[str, pydantic.Tag("named")] | Annotated[MetricSpec, pydantic.Tag("described")],
-    pydantic.Discriminator(_metric_form),
+    pydantic.Discriminator(lambda value: "described" if isinstance(value, Mapping | MetricSpec) else "named"),
 ]
 
 

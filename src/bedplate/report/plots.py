@@ -67,7 +67,10 @@ def quality_against_cost(
     axes.set_xlim(left=0)
     axes.set_xlabel("US dollars per 1,000 calls")
     axes.set_ylabel(metric.replace("_", " "))
-    labels += [_point_label(axes, row) for row in priced]
+    for row in priced:
+        at = row["usd_per_1k_calls"], row["estimate"]
+        label = axes.annotate(row["rung"], at, (8, -3), textcoords="offset points", ha="left", va="top", color=INK)
+        labels.append(label)
     bars = [[(row["usd_per_1k_calls"], end) for end in row["interval"]] for row in priced]
     right = axes.get_xlim()[1]
     lines = [*([(0.0, level), (right, level)] for level in levels), list(zip(x, y, strict=True)), *bars]
@@ -80,11 +83,6 @@ def _line_label(axes: Axes, text: str, level: float, colour: str, place: float) 
     side = "right" if place > 0.5 else "left"
     at: dict[str, Any] = {"xycoords": ("axes fraction", "data"), "textcoords": "offset points", "ha": side}
     return axes.annotate(text, (place, level), (0, 3), va="bottom", color=colour, **at)
-
-
-def _point_label(axes: Axes, row: Mapping[str, Any]) -> Annotation:
-    at = row["usd_per_1k_calls"], row["estimate"]
-    return axes.annotate(row["rung"], at, (8, -3), textcoords="offset points", ha="left", va="top", color=INK)
 
 
 _SHIFTS = ((8, -3), (8, 3), (-8, 3), (-8, -3), (8, -16), (8, 16), (-8, 16), (-8, -16), (8, -30), (8, 30))

@@ -245,31 +245,26 @@ class Draw(Part):
     train_seconds: Annotated[float, Field(ge=0)]
 
 
-class Point(Part):
-    """One rung at one number of labels."""
-
-    rung: str
-    size: Annotated[int, Field(ge=1)]
-    """Labels asked for."""
-    labels: Annotated[float, Field(ge=1)]
-    """Labels used: the mean over the draws."""
-    estimate: float
-    """The mean over the draws."""
-    interval: Interval
-    draws: tuple[Draw, ...]
-    usd_per_1k_calls: Annotated[float, Field(ge=0)]
-    train_usd: Annotated[float, Field(ge=0)]
-    """What training (or searching) cost at the machine's price, on average."""
-
-
 class Flat(Part):
     """A rung that learns from no labels of train."""
 
     rung: str
     estimate: float
+    """The mean over the draws, where there are several."""
     interval: Interval
-    usd_per_1k_calls: Annotated[float, Field(ge=0)]
-    train_usd: Annotated[float, Field(ge=0)]
+    usd_per_1k_calls: Dollars
+    train_usd: Dollars
+    """What training (or searching) cost at the machine's price, on average."""
+
+
+class Point(Flat):
+    """One rung at one number of labels."""
+
+    size: Annotated[int, Field(ge=1)]
+    """Labels asked for."""
+    labels: Annotated[float, Field(ge=1)]
+    """Labels used: the mean over the draws."""
+    draws: tuple[Draw, ...]
 
 
 class Difference(Part):

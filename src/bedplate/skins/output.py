@@ -12,6 +12,7 @@ from pydantic import Field, PlainValidator, SerializeAsAny, model_validator
 
 from bedplate.core.config import Grown, Strict
 from bedplate.core.errors import RequestError
+from bedplate.core.json import plain_number
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.text.json_schema import check_schema, labels_rules, schema_form
 
@@ -51,8 +52,8 @@ class OutputForm(Grown):
 
     @property
     def answered_by(self) -> AnsweredBy:
-        """How an answer comes about: the model writes it, scores decide between labels, or its states are it."""
-        return "generate"
+        """How an answer comes about: scores decide between labels, the model writes it, or its states are it."""
+        return "score" if self.scored_labels else "generate"
 
     @property
     def scored_labels(self) -> tuple[str, ...]:
@@ -62,7 +63,7 @@ class OutputForm(Grown):
     @property
     def all_labels(self) -> tuple[str, ...]:
         """The labels that answers consist of, scored or written; () for outputs without labels."""
-        return ()
+        return self.scored_labels
 
     @property
     def label_texts(self) -> tuple[str, ...]:
@@ -191,15 +192,7 @@ class LabelOutput(OutputForm):
         return self
 
     @property
-    def answered_by(self) -> AnsweredBy:
-        return "score"
-
-    @property
     def scored_labels(self) -> tuple[str, ...]:
-        return self.labels
-
-    @property
-    def all_labels(self) -> tuple[str, ...]:
         return self.labels
 
     @property
@@ -390,7 +383,7 @@ class JsonOutput(JsonText):
         wrong = next(Draft202012Validator(self.json_schema).iter_errors(value), None)
         if wrong is not None:
             raise RequestError(f"the output does not fit the schema at {wrong.json_path}: {wrong.message[:200]}")
-        return _compact(value)
+        return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 class LabelsOutput(JsonText):
@@ -413,10 +406,6 @@ class LabelsOutput(JsonText):
     def _distinct(self) -> LabelsOutput:
         _need_distinct("labels", self.labels)
         return self
-
-    @property
-    def answered_by(self) -> AnsweredBy:
-        return "generate" if self.threshold is None else "score"
 
     @property
     def scored_labels(self) -> tuple[str, ...]:
@@ -457,7 +446,8 @@ class LabelsOutput(JsonText):
         for name in sorted(names.difference(self.labels)):
             hint = did_you_mean(nearest(name, self.labels), f"labels: {', '.join(self.labels)}")
             raise RequestError(f"{name!r} is not one of the labels; {hint}")
-        return _compact([label for label in self.labels if label in names])
+        chosen = [label for label in self.labels if label in names]
+        return json.dumps(chosen, ensure_ascii=False, separators=(",", ":"))
 
     def comparable(self, text: str) -> str:
         """A JSON list of labels in canonical form. RequestError where the text is something else or cut off."""
@@ -473,34 +463,19 @@ class LabelsOutput(JsonText):
         assert self.threshold is not None
         if len(scores) != len(self.labels) or any(math.isnan(logit) for logit in scores):
             raise RequestError(f"the head's scores are not one number for each of {len(self.labels)} labels")
-        log_probabilities = {name: -_softplus(-logit) for name, logit in zip(self.labels, scores, strict=True)}
+        # the logarithm of the sigmoid, without overflow
+        values = [-max(-logit, 0.0) - math.log1p(math.exp(-abs(logit))) for logit in scores]
+        log_probabilities = dict(zip(self.labels, values, strict=True))
         least = math.log(self.threshold)
         return self.canonical(name for name, value in log_probabilities.items() if value >= least), log_probabilities
-
-
-def _softplus(x: float) -> float:
-    """log(1 + e^x) without overflow."""
-    return max(x, 0.0) + math.log1p(math.exp(-abs(x)))
 
 
 def _json_value(text: str) -> Any:
     """JSON text as a value. RequestError for anything else, numbers without a finite value included."""
     try:
-        return json.loads(text, parse_float=_finite, parse_constant=_finite)
+        return json.loads(text, parse_float=plain_number, parse_constant=plain_number)
     except (ValueError, RecursionError):
         raise RequestError(f"the output is not JSON, or not the whole of it: {text[:80]!r}…") from None
-
-
-def _finite(text: str) -> float | int:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError(f"{text} is not a finite number")
-    # 4.0 and 4 are one JSON number; beyond 2^53 a float no longer names one whole number
-    return int(number) if number.is_integer() and abs(number) < 2**53 else number
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
 
 
 OUTPUT_KINDS: dict[str, type[OutputForm]] = {

@@ -38,10 +38,6 @@ WRITTEN_BATCH, WRITTEN_CALLS = 16, 4
 """Where answers are written, a row takes many times as long."""
 
 
-def _monotonic() -> float:
-    return time.monotonic()  # looked up at each call, since tests put another clock in its place
-
-
 @dataclass(frozen=True)
 class Throughput:
     """Measured on this machine, base and task. token: seconds per token that is read in batches; call: seconds of one
@@ -59,7 +55,7 @@ class Throughput:
     target: float = 0.0
     first_calls: float = 0.0
     scored: float = 0.0
-    at: float = field(default_factory=_monotonic, compare=False)
+    at: float = field(default_factory=lambda: time.monotonic(), compare=False)  # noqa: PLW0108
 
     def rows(self, n: float, *, tuned: bool = False) -> float:
         """Expected seconds for `n` rows in batches; tuned: answered by a skin that has learned where answers end."""

@@ -99,7 +99,7 @@ def learning_curve(
         rate = context.spec.machine.usd_per_hour
         resamples = Resamples(next(iter(points[0].results.values())).evaluation, context.seed)
         shown_points = [_point(point, resamples, rate) for point in points]
-        shown_flat = [_flat(rung, resamples, rate) for rung in flat]
+        shown_flat = [Flat(**_measures(rung, resamples, rate)) for rung in flat]
         by_rung: dict[str, dict[int, SizedRung]] = {}
         for point in (*points, *flat):
             by_rung.setdefault(point.rung, {})[point.size] = point
@@ -180,14 +180,18 @@ def _keep_results(directory: Path) -> None:
             path.unlink()
 
 
+def _measures(rung: SizedRung, resamples: Resamples, rate: float) -> dict[str, Any]:
+    """The fields of a `Flat`, which every point has as well."""
+    measured, (fit, call) = rung.measured(), rung.cost(rate)
+    values = {"rung": rung.rung, "estimate": measured.estimate, "interval": resamples.interval(measured)}
+    return values | {"usd_per_1k_calls": call * 1000, "train_usd": fit}
+
+
 def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
-    measured, (fit, call) = point.measured(), point.cost(rate)
     return Point(
-        rung=point.rung,
+        **_measures(point, resamples, rate),
         size=point.size,
         labels=point.mean_labels(list(point.results)),
-        estimate=measured.estimate,
-        interval=resamples.interval(measured),
         draws=tuple(
             Draw(
                 seed=draw,
@@ -197,16 +201,7 @@ def _point(point: SizedRung, resamples: Resamples, rate: float) -> Point:
             )
             for draw, result in point.results.items()
         ),
-        usd_per_1k_calls=call * 1000,
-        train_usd=fit,
     )
-
-
-def _flat(rung: SizedRung, resamples: Resamples, rate: float) -> Flat:
-    measured, (fit, call) = rung.measured(), rung.cost(rate)
-    interval = resamples.interval(measured)
-    costs: dict[str, Any] = {"usd_per_1k_calls": call * 1000, "train_usd": fit}
-    return Flat(rung=rung.rung, estimate=measured.estimate, interval=interval, **costs)
 
 
 # --- crossings

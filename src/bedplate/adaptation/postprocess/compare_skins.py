@@ -202,11 +202,7 @@ def _verdict(a: ComparedSkin, b: ComparedSkin, comparison: PairedComparison, ope
         statement = (
             f"Neither {leader.name} nor {runner_up.name} was shown to be better on these {comparison.n} rows ({by})"
         )
-    prefix = ""
-    if opening.exploratory:
-        earlier = f"{opening.number - 1} earlier verdict{'s' if opening.number > 2 else ''}"
-        prefix = f"EXPLORATORY: some of these rows were used for {earlier}; only fresh rows can confirm. "
-    return verdict, f"{prefix}{statement}{_prices(leader, runner_up)}."
+    return verdict, f"{opening.exploratory_remark()} {statement}{_prices(leader, runner_up)}.".lstrip()
 
 
 def _prices(leader: ComparedSkin, runner_up: ComparedSkin) -> str:

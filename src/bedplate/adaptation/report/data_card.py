@@ -113,7 +113,8 @@ def examples(valid: Sequence[Example], answered: Mapping[str, Evaluation], judge
     if judged is not None:
         surest = sorted(answered[judged].rows, key=lambda row: (-max((row.scores or {}).values(), default=0.0), row.id))
         chosen |= dict.fromkeys([row.id for row in surest if row.score < 1][:SHOWN_WRONG], "wrong")
-    evenly = sorted(disagreeing, key=lambda e: (_unevenness([rows[rung][e.id].score for rung in rows]), e.id))
+    mean_scores = {e.id: sum(by_id[e.id].score for by_id in rows.values()) / len(rows) for e in disagreeing}
+    evenly = sorted(disagreeing, key=lambda e: (round(abs(mean_scores[e.id] - 0.5), 9), e.id))
     chosen |= dict.fromkeys([e.id for e in evenly if e.id not in chosen][:SHOWN_DISAGREEING], "disagreement")
     if judged is not None:
         right = [row.id for row in answered[judged].rows if row.score == 1 and row.id not in chosen]
@@ -132,8 +133,3 @@ def _shown(example: Example, why: Why, rows: Mapping[str, Mapping[str, GradedRow
         answers={rung: by_example[example.id].prediction for rung, by_example in rows.items()},
         scores={rung: by_example[example.id].score for rung, by_example in rows.items()},
     )
-
-
-def _unevenness(scores: Sequence[float]) -> float:
-    """0 where half of the rungs are right."""
-    return round(abs(sum(scores) / len(scores) - 0.5), 9)

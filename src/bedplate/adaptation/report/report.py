@@ -26,7 +26,6 @@ from bedplate.core.version import __version__
 from bedplate.evaluation.costs import Scale
 from bedplate.evaluation.evaluated import PairedComparison
 from bedplate.evaluation.harness import Evaluation
-from bedplate.evaluation.ledger import Opening
 from bedplate.report import schema, schema_parts
 from bedplate.report.html import adaptation_page
 from bedplate.report.run_report import Report
@@ -52,6 +51,7 @@ def build_report(run: LadderRun) -> Report:
     compared = gate.compare_with(net, verdict.nomination.nominees, verdict.nomination.versus, context.seed)
     valid = {name: result.evaluation for name, result in results.items()}
     judged = verdict.decision.rung or verdict.nomination.primary
+    focus_split, read = ("test", evaluations) if judged in evaluations else ("valid", valid)
     left_out = (*planner.not_tried(outcomes), *not_tried(run.formats))
     labels = None if run.looking is None else run.looking.record_at(run.alpha, run.opening is not None)
     opening = run.opening
@@ -81,7 +81,7 @@ def build_report(run: LadderRun) -> Report:
         else schema.Ledger(verdict_id=opening.verdict_id, number=opening.number, alpha=run.alpha, notes=opening.notes),
         labels=labels,
         data=_data(run, labels, valid, next(iter(evaluations.values()), None)),
-        focus=None if judged is None else _focus(judged, valid, evaluations),
+        focus=None if judged is None else focus(judged, focus_split, read[judged]),
         examples=examples(context.valid, valid, judged),
         curve=None,
         lineage=_lineage(run.contexts, context.out, outcomes),
@@ -108,6 +108,7 @@ def _verdict(
     run: LadderRun, left_out: Sequence[schema_parts.NotTried], net: Mapping[str, Evaluation]
 ) -> schema.Verdict:
     decision, opening = run.verdict.decision, run.opening
+    remark = None if opening is None else opening.exploratory_remark("test rows")
     passed = None if decision.rung is None else run.results[decision.rung]
     untried = advice.untried(left_out, run.outcomes, decision.status)
     baseline = run.results.get(in_role("classical"))
@@ -116,7 +117,7 @@ def _verdict(
     return schema.Verdict(
         status=decision.status,
         skin=None if passed is None else passed.skin,
-        reason=" ".join(filter(None, [_exploratory(opening), decision.reason, untried, classical])),
+        reason=" ".join(filter(None, [remark, decision.reason, untried, classical])),
         rung=decision.rung,
         exploratory=opening is not None and opening.exploratory,
         kept_out=tuple(
@@ -192,10 +193,6 @@ def _results(run: LadderRun, split: Split, evaluations: Mapping[str, Evaluation]
         )
         for name, evaluation in (({} if current is None else {CURRENT: current}) | dict(evaluations)).items()
     }
-
-
-def _focus(judged: str, valid: Mapping[str, Evaluation], tested: Mapping[str, Evaluation]) -> schema_parts.Focus:
-    return focus(judged, "test", tested[judged]) if judged in tested else focus(judged, "valid", valid[judged])
 
 
 def _comparison(a: str, b: str, comparison: PairedComparison, corrected: float, *, planned: bool) -> schema.Comparison:
@@ -361,15 +358,6 @@ def _one_look(labels: LabelBudget | None) -> tuple[str, ...]:
     return (
         "p-values of comparisons on test are for a single look; several were taken, and only the verdict's bounds "
         "account for that",
-    )
-
-
-def _exploratory(opening: Opening | None) -> str | None:
-    if opening is None or not opening.exploratory:
-        return None
-    return (
-        f"EXPLORATORY: some of these test rows were used for {opening.number - 1} earlier verdict"
-        f"{'s' if opening.number > 2 else ''}; only fresh rows can confirm."
     )
 
 

@@ -135,12 +135,10 @@ def _is_price_file(path: Path) -> bool:
 
 
 def _show(decision: Decision, screen: Console, everything: bool) -> None:
-    from rich.markup import escape
-
     from bedplate.economics.costs.decisions import explanation
 
-    screen.print(f"[bold]{escape(decision.question.title)}[/bold]")
-    screen.print(f"[bold]{escape(explanation.answer(decision))}[/bold]\n")
+    screen.print(decision.question.title, style="bold", markup=False)
+    screen.print(f"{explanation.answer(decision)}\n", style="bold", markup=False)
     _table(decision)
     _list(screen, "why", explanation.reasons(decision))
     _list(screen, "break-even volumes", map(explanation.break_even, decision.break_evens))
@@ -196,11 +194,11 @@ def _table(decision: Decision) -> None:
 
 
 def _bill(outcome: OptionOutcome) -> list[str]:
-    from bedplate.economics.numbers.money import exact_usd, round_columns
+    from bedplate.economics.numbers.money import exact_usd, round_column
 
     padding = f" ({outcome.padding_tokens:,.0f} of them padding, to be cached)" if outcome.padding_tokens else ""
     sorted_lines = sorted(outcome.lines, key=lambda line: -line[2])
-    (amounts,), digits = round_columns([amount for *_, amount in sorted_lines])
+    amounts, digits = round_column([amount for *_, amount in sorted_lines])
     lines = zip(sorted_lines, amounts, strict=True)
     return [
         *(f"{exact_usd(amount, digits)} {label} ({period})" for (period, label, _), amount in lines),

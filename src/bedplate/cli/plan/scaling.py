@@ -11,6 +11,7 @@ import typer
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, unset
 from bedplate.core.errors import UsageError
+from bedplate.core.quantities import parse_count
 from bedplate.core.tables import numbers, show
 
 
@@ -69,8 +70,6 @@ def scaling(
 
 
 def _parse_point(text: str) -> tuple[float, float]:
-    from bedplate.core.quantities import parse_count
-
     parameters, colon, tokens = text.partition(":")
     if not colon:
         raise UsageError(f"--at {text!r}: write PARAMETERS:TOKENS, such as 100M:2B")

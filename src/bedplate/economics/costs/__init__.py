@@ -1,1 +1,1 @@
-"""Who pays what: amortisation, usage, and decisions between options."""
+"""Decisions between options by what they cost."""

@@ -266,13 +266,10 @@ class Prices(LocatedFile):
         hint = did_you_mean(nearest(name, entries, 2)) or f"it has {available}; add one"
         raise ConfigError(f"{self._path or 'the prices'}: no {name!r} in `{section}`, which {needed_by} needs; {hint}")
 
-    def _entry(self, section: str, name: str) -> Dated:
-        return getattr(self, section)[name]
-
     def warnings(self, used: Iterable[tuple[str, str]], today: datetime.date) -> list[str]:
         """One line of all used (section, name) whose source says EXAMPLE, and one for each that is older than
         stale_after_days, or dated ahead of `today`."""
-        prices = {pair: self._entry(*pair) for pair in used}
+        prices: dict[tuple[str, str], Dated] = {pair: getattr(self, pair[0])[pair[1]] for pair in used}
         examples = [f"{section}.{name}" for (section, name), price in prices.items() if EXAMPLE in price.source]
         lines = [f"{EXAMPLE} prices, made up: {', '.join(examples)}; write your own"] if examples else []
         for (section, name), price in prices.items():

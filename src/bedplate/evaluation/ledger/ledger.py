@@ -5,9 +5,9 @@ EXPLORATORY, because what was seen on these rows may have shaped what is judged 
 other do not agree on counts as a verdict more, and is said; so does an opening that a report alone tells of.
 
 Ledgers lie at home, whatever the data is called, and beside the data, whoever opens it from wherever: there it is
-`.bedplate/test-openings.jsonl` in the data file's directory. Data sets of the catalogue and of Python's library have
-none of their own; theirs lies beside the task file. A report names the verdict that its test rows were opened for, and
-the splits of its run, which lie beside it, the rows.
+`.bedplate/test-openings.jsonl` in the data file's directory. Data sets of the catalogue have none of their own; theirs
+lies beside the task file. A report names the verdict that its test rows were opened for, and the splits of its run,
+which lie beside it, the rows.
 
 Each record has its own SHA-256 and that of the record before, so that edits show. What is taken off a file's end does
 not show there; ledgers that know of each other tell that, and of all of them the head in `ledger-heads/` of
@@ -169,6 +169,13 @@ class Opening:
     def exploratory(self) -> bool:
         """Whether these rows had served an earlier verdict."""
         return self.number > 1
+
+    def exploratory_remark(self, rows: str = "rows") -> str:
+        """The sentence with which a verdict on rows that served earlier ones begins, else ""."""
+        if not self.exploratory:
+            return ""
+        earlier = f"{self.number - 1} earlier verdict{'s' if self.number > 2 else ''}"
+        return f"EXPLORATORY: some of these {rows} were used for {earlier}; only fresh rows can confirm."
 
 
 @dataclass(frozen=True)

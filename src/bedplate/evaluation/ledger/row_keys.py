@@ -101,57 +101,72 @@ def words_of(text: str) -> list[str]:
     return _folded(text).translate(_marks).split()
 
 
+@dataclass(frozen=True)
+class _RowKeys:
+    """The keys of one row before they are held against those of the others. cells: its texts, with numbers by their
+    value; alone: of long texts; weak: of short and of edited ones; in_any_order: of all its texts together; by_chance:
+    of what rows of another opening may have as well, by what that is."""
+
+    words: dict[str, list[str]]
+    cells: tuple[str, ...]
+    alone: set[str]
+    weak: set[str]
+    in_any_order: set[str]
+    by_chance: dict[str, set[str]]
+
+
+def _keys_of_row(inputs: Values) -> _RowKeys:
+    words = {field: split_words for field, value in inputs.items() if (split_words := _words(as_text(value)))}
+    letters = ["".join(field_words) for field_words in words.values()]
+    visible = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
+    texts = [folded for value in inputs.values() if (folded := _folded(as_text(value)))]
+    cells = tuple("".join(_words(_NUMBER.sub(_by_value, text))) for text in texts)
+    in_any_order = {_key("row", *sorted(letters)), *_joined(letters)}
+    if any(_NUMBER.search(text) for text in texts):
+        in_any_order |= {_key("row", *sorted(cells)), *_joined(cells)}
+    # what is only nearly the same letters is a key where it is long
+    forms = [("row", text, text) for text in letters]
+    forms += [("seen", text, plain) for text, plain in zip(visible, letters, strict=True)]
+    alone = {_key(form, text) for form, text, _ in forms if len(text) >= LONG}
+    short = {False: set[str](), True: set[str]()}  # by whether it is a number
+    for form, text, plain in forms:
+        if len(text) < LONG:
+            short[any(map(str.isdigit, plain)) and not any(map(str.isalpha, plain))].add(_key(form, text))
+    by_chance = {"cells": short[True], "seen": set[str]()}
+    by_chance |= {f"{count} digits": _first_digits(texts, count) for count in (3, 2)}
+    ordered = "".join(sorted(visible))
+    (in_any_order if len(ordered) >= LONG else by_chance["seen"]).add(_key("seen", ordered))
+    weak = short[False].union(*map(_fuzzy_keys, words.values()))
+    return _RowKeys(words, cells, alone, weak, in_any_order, by_chance)
+
+
 def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     """The keys of rows, each given by its id and its inputs. RequestError for an input that is no text."""
-    old: list[str] = []
-    cells: list[tuple[str, ...]] = []
-    alone: list[set[str]] = []
-    weak: list[set[str]] = []
-    loose: list[set[str]] = []
-    by_chance: dict[str, list[set[str]]] = {name: [] for name in ("cells", "3 digits", "2 digits", "seen")}
-    named: list[tuple[str, list[str]]] = []
-    row_words: list[dict[str, list[str]]] = []
-    for name, inputs in rows:
-        words = {field: split_words for field, value in inputs.items() if (split_words := _words(as_text(value)))}
-        letters = ["".join(field_words) for field_words in words.values()]
-        visible = ["".join(_words(as_seen(as_text(inputs[field])))) for field in words]
-        old.append(row_hash(inputs))
-        texts = [folded for value in inputs.values() if (folded := _folded(as_text(value)))]
-        cells.append(tuple("".join(_words(_NUMBER.sub(_by_value, text))) for text in texts))
-        loose.append({_key("row", *sorted(letters)), *_joined(letters)})
-        if any(_NUMBER.search(text) for text in texts):
-            loose[-1] |= {_key("row", *sorted(cells[-1])), *_joined(cells[-1])}
-        # what is only nearly the same letters is a key where it is long
-        alone.append({_key("row", text) for text in letters if len(text) >= LONG})
-        alone[-1] |= {_key("seen", text) for text in visible if len(text) >= LONG}
-        is_number = [any(map(str.isdigit, text)) and not any(map(str.isalpha, text)) for text in letters]
-        short = [("row", text, digits) for text, digits in zip(letters, is_number, strict=True)]
-        short += [("seen", text, digits) for text, digits in zip(visible, is_number, strict=True)]
-        weak.append({_key(form, text) for form, text, digits in short if len(text) < LONG and not digits})
-        by_chance["cells"].append({_key(form, text) for form, text, digits in short if len(text) < LONG and digits})
-        for count in (3, 2):
-            by_chance[f"{count} digits"].append(_first_digits(texts, count))
-        by_chance["seen"].append(set())
-        in_any_order = "".join(sorted(visible))
-        (loose if len(in_any_order) >= LONG else by_chance["seen"])[-1].add(_key("seen", in_any_order))
-        for field_words in words.values():
-            weak[-1] |= _fuzzy_keys(field_words)
-        named.append((name, [word for field_words in words.values() for word in field_words]))
-        row_words.append(words)
-    for place, remainder in enumerate(_without_template(row_words)):
-        (alone if len(remainder) >= LONG else weak)[place].update({_key("row", remainder)} if remainder else ())
-    exact = [{_key("cells", *row_cells)} for row_cells in cells]
-    if _chance(loose, cells):
-        by_chance["in any order"] = loose
+    rows = list(rows)
+    parsed = [_keys_of_row(inputs) for _, inputs in rows]
+    for row, remainder in zip(parsed, _without_template([row.words for row in parsed]), strict=True):
+        (row.alone if len(remainder) >= LONG else row.weak).update({_key("row", remainder)} if remainder else ())
+    cells, in_any_order = [row.cells for row in parsed], [row.in_any_order for row in parsed]
+    exact, weak = [{_key("cells", *row_cells)} for row_cells in cells], [row.weak for row in parsed]
+    by_chance = [[row.by_chance[name] for row in parsed] for name in ("cells", "3 digits", "2 digits", "seen")]
+    if _chance(in_any_order, cells):
+        by_chance.append(in_any_order)
     else:
-        exact = [a | b for a, b in zip(exact, loose, strict=True)]
-    for keys in by_chance.values():
+        exact = _united(exact, in_any_order)
+    for keys in by_chance:
         if _chance(keys, cells) <= _MOST_BY_CHANCE:
-            weak = [a | b for a, b in zip(weak, keys, strict=True)]
-    strong_keys = [a | b for a, b in zip(exact, _telling(alone), strict=True)]
-    weak = [a | b for a, b in zip(_telling(weak), _of_ids(named), strict=True)]
-    only_weak = (frozenset(w - e) for w, e in zip(weak, strong_keys, strict=True))
-    return Keys(tuple(old), tuple(map(frozenset, strong_keys)), tuple(only_weak))
+            weak = _united(weak, keys)
+    exact = _united(exact, _telling([row.alone for row in parsed]))
+    all_words = [[word for field_words in row.words.values() for word in field_words] for row in parsed]
+    named = [(name, row_words) for (name, _), row_words in zip(rows, all_words, strict=True)]
+    weak = _united(_telling(weak), _of_ids(named))
+    only_weak = (frozenset(w - e) for w, e in zip(weak, exact, strict=True))
+    return Keys(tuple(row_hash(inputs) for _, inputs in rows), tuple(map(frozenset, exact)), tuple(only_weak))
+
+
+def _united(some: Sequence[set[str]], more: Sequence[set[str]]) -> list[set[str]]:
+    """The keys of each row from both."""
+    return [a | b for a, b in zip(some, more, strict=True)]
 
 
 def _chance(keys: Sequence[set[str]], cells: Sequence[tuple[str, ...]]) -> float:
@@ -201,7 +216,7 @@ def _first_digits(texts: Sequence[str], count: int) -> set[str]:
 
 def _words(text: str) -> list[str]:
     """The words of a text; of one that is punctuation alone, that."""
-    return words_of(text) or _bare(text)
+    return words_of(text) or normalise("".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))).split()
 
 
 def _joined(letters: Sequence[str]) -> set[str]:
@@ -231,11 +246,6 @@ def _common(texts: Sequence[list[str]]) -> tuple[int, int]:
 def _agreeing(texts: Sequence[list[str]], places: range) -> int:
     first = texts[0]
     return next((i for i, at in enumerate(places) if any(words[at] != first[at] for words in texts)), len(places))
-
-
-def _bare(text: str) -> list[str]:
-    """The punctuation of a text that has no words."""
-    return normalise("".join(c for c in text if unicodedata.category(c) not in ("Cf", "Mn"))).split()
 
 
 def _key(*parts: str) -> str:

@@ -77,15 +77,12 @@ def _arithmetic() -> Iterator[_Exercise]:
         yield f"{a} {sign} {b} =", (str(right), *(str(distractor) for distractor in distractors[:3])), f"up to {limit}"
 
 
-def _code() -> Iterator[_Exercise]:
-    yield from ((context, (right, wrong), group) for context, right, wrong, group in _DATA["code"])
-
-
 EXERCISES: Mapping[str, Callable[[], Iterator[_Exercise]]] = {
     "grammar": _grammar,  # sentences against the same with one mistake
     "facts": _facts,  # capitals, opposites, kinds of things
     "arithmetic": _arithmetic,  # sums, differences and products of small numbers against near ones
-    "code": _code,  # how a line of Python goes on: with what its syntax and names ask for, or not
+    # how a line of Python goes on: with what its syntax and names ask for, or not
+    "code": lambda: ((context, (right, wrong), group) for context, right, wrong, group in _DATA["code"]),
 }
 
 

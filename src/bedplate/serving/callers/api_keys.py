@@ -40,11 +40,9 @@ Positive = Annotated[int, Field(ge=1)]
 Dollars = Annotated[float, Field(gt=0)]
 
 
-def _in_utc(moment: datetime) -> datetime:
-    return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
-
-
-Moment = Annotated[datetime, AfterValidator(_in_utc)]
+Moment = Annotated[
+    datetime, AfterValidator(lambda time: time.replace(tzinfo=UTC) if time.tzinfo is None else time.astimezone(UTC))
+]
 """A time; without a zone it is UTC."""
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
-from bedplate.inference.engine.answers import Answers
+from bedplate.inference.engine.answers import Answers, Facts
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -24,6 +24,7 @@ from bedplate.inference.engine.requests import (
     RequestTiming,
     Result,
     Sampling,
+    Stream,
     Usage,
 )
 from bedplate.inference.predict.text_reading import (
@@ -204,6 +205,38 @@ class Served(ABC):
     def pieces(self) -> Callable[[str], str]:
         """For one stream: from the text that the model gives to the text that the client gets."""
         return str
+
+
+@dataclass(frozen=True)
+class ImmediateAnswer(Request):
+    """A request whose result is there. tokens: one for each word, all of them the request's own number, so that no two
+    are taken for the same prompt."""
+
+    result: Classification
+
+
+class ImmediateAnswers:
+    """The answerer of requests that are answered already. facts: of the model whose name they are asked under."""
+
+    alive = True
+
+    def __init__(self, facts: Facts) -> None:
+        self._facts = facts
+
+    def submit(self, request: Request) -> Stream:
+        stream = Stream(request)
+        stream.finish(cast("ImmediateAnswer", request).result)
+        return stream
+
+    def run(self, requests: Sequence[Request]) -> list[Result]:
+        return [cast("ImmediateAnswer", request).result for request in requests]
+
+    def tokenize(self, text: str) -> list[int]:
+        """UsageError: there is no tokenizer."""
+        return self._facts.need_tokenizer().encode_prompt(text)
+
+    def describe(self) -> Facts:
+        return self._facts
 
 
 class ServedBase(Served):

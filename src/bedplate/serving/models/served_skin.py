@@ -6,7 +6,7 @@ import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
@@ -20,7 +20,6 @@ from bedplate.inference.engine.requests import (
     LookupContext,
     Request,
     Result,
-    Stream,
 )
 from bedplate.inference.predict.callable_skin import is_unsure
 from bedplate.inference.predict.classical import ClassicalPredictor
@@ -33,6 +32,8 @@ from bedplate.serving.models.served import (
     PLAIN,
     Answer,
     AnswerPlan,
+    ImmediateAnswer,
+    ImmediateAnswers,
     PlanResult,
     Served,
     Stripped,
@@ -410,38 +411,6 @@ class ServedCascade(ServedSkin):
         passed_on = len(plan_result.steps) > 1
         answer = (self.second if passed_on else self.first).answer(plan_result)
         return replace(answer, usage=plan_result.usage, extension={**(answer.extension or {}), "passed_on": passed_on})
-
-
-@dataclass(frozen=True)
-class ImmediateAnswer(Request):
-    """A request whose result is there. tokens: one for each word, all of them the request's own number, so that no two
-    are taken for the same prompt."""
-
-    result: Classification
-
-
-class ImmediateAnswers:
-    """The answerer of requests that are answered already. facts: of the model whose name they are asked under."""
-
-    alive = True
-
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
-
-    def submit(self, request: Request) -> Stream:
-        stream = Stream(request)
-        stream.finish(cast(ImmediateAnswer, request).result)
-        return stream
-
-    def run(self, requests: Sequence[Request]) -> list[Result]:
-        return [cast(ImmediateAnswer, request).result for request in requests]
-
-    def tokenize(self, text: str) -> list[int]:
-        """UsageError: there is no tokenizer."""
-        return self._facts.need_tokenizer().encode_prompt(text)
-
-    def describe(self) -> Facts:
-        return self._facts
 
 
 class ServedClassical(ServedSkin):

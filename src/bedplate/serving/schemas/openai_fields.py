@@ -407,7 +407,7 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
         if name in _HOUSEKEEPING and name not in model.model_fields:
             continue
         if name in _NOT_SERVED and name not in model.model_fields:
-            if value is not None and not any(_is_identical(value, neutral) for neutral in _NOT_SERVED[name]):
+            if value is not None and (type(value), value) not in ((type(v), v) for v in _NOT_SERVED[name]):
                 allowed = " or ".join(map(repr, _NOT_SERVED[name])) or "null"
                 message = f"{name} is not supported here (only {allowed}, which changes nothing)"
                 instead = _INSTEAD.get(name, "leave it out")
@@ -429,7 +429,3 @@ def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:
         if head in names:
             error.param = names[head]
         raise
-
-
-def _is_identical(value: Any, neutral: Any) -> bool:
-    return type(value) is type(neutral) and value == neutral

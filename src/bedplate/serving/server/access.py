@@ -106,7 +106,8 @@ class AccessLog:
                 method=scope["method"],
                 # As it was sent, percent-encoded: a decoded path could forge lines.
                 path=(scope.get("raw_path") or b"").decode("ascii", "replace"),
-                route=_route_of(scope),
+                # The path template of the route that took the request.
+                route=route.path if isinstance(route := scope.get("route"), Route) else "",
                 status=status,
                 began=began,
                 seconds=time.perf_counter() - start,
@@ -134,12 +135,6 @@ class AccessLog:
             raise StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
             raise StatusError(431, f"the headers are larger than {limits.header_bytes:,} bytes", "headers_too_large")
-
-
-def _route_of(scope: Scope) -> str:
-    """The path template of the route that took the request."""
-    route = scope.get("route")
-    return route.path if isinstance(route, Route) else ""
 
 
 def _shown(client: str) -> str:

@@ -31,11 +31,6 @@ def _runs_elsewhere(option: Option) -> bool:
     return option.weights == "hosted" or (option.retrieval is not None and option.retrieval.embedder is not None)
 
 
-def _gives_data_away(option: Option) -> bool:
-    hosted_retrieval = option.retrieval is not None and _runs_elsewhere(option)
-    return hosted_retrieval or (option.weights == "hosted" and option.tuning is not None)
-
-
 RULES: Mapping[Constraint, ConstraintRule] = {
     "regulatory_isolation": ConstraintRule(
         "only weights trained here, on known data, and run here: hosted models and others' open weights are out",
@@ -47,7 +42,10 @@ RULES: Mapping[Constraint, ConstraintRule] = {
     "highly_proprietary_data": ConstraintRule(
         "no training data and no corpus may be given to another: tuning a hosted model and retrieval that sends "
         "passages or their texts elsewhere are out",
-        _gives_data_away,
+        lambda option: (
+            (option.retrieval is not None and _runs_elsewhere(option))
+            or (option.weights == "hosted" and option.tuning is not None)
+        ),
     ),
     "frontier_research": ConstraintRule(
         "the pretraining is itself what is studied: whatever is not pretrained here is out",
