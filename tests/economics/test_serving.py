@@ -71,8 +71,9 @@ def test_latency_at_a_rate_is_what_the_page_has_between_its_loads() -> None:
     one = replica()
     for calls in (864_000, 2_600_000, 2_000):
         plan = plan_serving(one, lengths(), calls, peak_factor=1.0)
-        place = max(1.0, plan.at_peak.calls_per_second / plan.saturated_calls_per_second * 128)
-        low, high = load_curve(one, lengths(), plan, loads=(int(place) / 128, (int(place) + 1) / 128))
+        place = plan.at_peak.calls_per_second / plan.saturated_calls_per_second * 128
+        parts = [part for part in (int(place), int(place) + 1) if part]
+        low, high = [plan.alone, *load_curve(one, lengths(), plan, loads=[part / 128 for part in parts])][-2:]
         expected = low.total_p95 + (place - int(place)) * (high.total_p95 - low.total_p95)
         assert plan.at_peak.total_p95 == pytest.approx(expected, rel=1e-9)
 

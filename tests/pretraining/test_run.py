@@ -170,7 +170,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     resumed = pretrain(tiny_run(tmp_path), tmp_path / "out")
     assert resumed.result.resumed_at == 6
     log = capsys.readouterr().err
-    assert "tiny resumes after step 6; 9 steps of 256 tokens, in " in log
+    assert re.search(r"tiny resumes after step 6 of 9 steps of 256 tokens, [\d,]+ parameters, in ", log)
     assert re.search(r"tiny: 9 of 9 steps, loss \d\.\d+, tokens/s [\d,]+, 0:00 left\n", log)
     assert "step 9 is saved" in log
     assert load_base(resumed.base).identity.weights_id == load_base(pretrained.base).identity.weights_id

@@ -141,7 +141,7 @@ def adapt(
         with clock.paused():
             set_up(spec)
         if clock.seconds is not None and clock.outside > TOLD_SECONDS:
-            notice(f"that took {clock.outside:.0f} s; the time limit of {clock.seconds:.0f} s begins now")
+            notice(f"set-up took {clock.outside:.0f} s; the time limit of {clock.seconds:.0f} s begins now")
         with (
             clock.measuring.applied(),
             Countdown("adapt: time limit", None if exhaustive else clock.seconds),

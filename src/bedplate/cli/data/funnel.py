@@ -90,7 +90,7 @@ def explain(
             pieces[outcome] += len(fate.pieces)
         for outcome, count in counts.most_common():
             cut = f", cut into {pieces[outcome]:,}" if pieces[outcome] else ""
-            print(f"{outcome}: {count:,} documents{cut}")
+            print(f"{outcome}: {count:,} document{'s' * (count > 1)}{cut}")
         return
     for fate in fates:
         print(fate.line)

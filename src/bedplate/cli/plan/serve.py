@@ -162,7 +162,12 @@ def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
     cases = ("low", "high") if len(plans) > 1 else ()  # one that is missing does not meet the target
     ends = [dict(_figures(plans[case])) if case in plans else dict.fromkeys(figures, "never") for case in cases]
     rows: list[tuple[str, ...]] = [
-        (_LABELS.get(name, name.replace("_", " ")), value, " to ".join(dict.fromkeys(end[name] for end in ends)))
+        # a slow replica does less, and costs more
+        (
+            _LABELS.get(name, name.replace("_", " ")),
+            value,
+            " to ".join(dict.fromkeys(end[name] for end in (ends if name in _LABELS else reversed(ends)))),
+        )
         for name, value in figures.items()
     ]
     show(("figure", *numbers("value", "range")), rows)

@@ -116,9 +116,9 @@ class RunOutputs:
         """The run goes on from step `start_step` while it is open."""
         self.record("running")
         sizes = self._planned.sizes
-        begin = f"resumes after step {start_step:,}" if start_step else f"begins, {sizes.parameters:,} parameters"
-        step = f"{sizes.steps:,} steps of {sizes.batch * sizes.length:,} tokens"
-        log_line(f"{self._planned.run.run} {begin}; {step}, in {self._out}")
+        steps = f"{sizes.steps:,} steps of {sizes.batch * sizes.length:,} tokens, {sizes.parameters:,} parameters"
+        begin = f"resumes after step {start_step:,} of" if start_step else "begins:"
+        log_line(f"{self._planned.run.run} {begin} {steps}, in {self._out}")
         with TensorBoard(self._out / places.TENSORBOARD, start_step) as self._tensorboard:
             yield
 
