@@ -15,9 +15,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from bedplate.adapters.expert_site import ExpertLowRank
 from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable, AdapterConfig, LowRank, Magnitude, row_norms, stored
 from bedplate.adapters.modules import are_experts
+from bedplate.adapters.site import ExpertLowRank
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest

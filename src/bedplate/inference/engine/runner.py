@@ -29,8 +29,7 @@ from bedplate.inference.engine.scheduled_tokens import ScheduledTokens, build_ba
 from bedplate.inference.engine.scheduler import Admission
 from bedplate.inference.engine.stats import Counters
 from bedplate.inference.engine.token_selection import WritingRow, choose
-from bedplate.inference.forward.adapters import LoadedAdapter
-from bedplate.inference.forward.batch import FlatBatch, PassOutput, VectorInput
+from bedplate.inference.forward.batch import FlatBatch, LoadedAdapter, PassOutput, VectorInput
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span

@@ -17,8 +17,14 @@ import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
-from bedplate.inference.forward.adapters import LoadedAdapter
-from bedplate.inference.forward.batch import EncoderSource, FlatBatch, LatentInput, PassOutput, VectorInput
+from bedplate.inference.forward.batch import (
+    EncoderSource,
+    FlatBatch,
+    LatentInput,
+    LoadedAdapter,
+    PassOutput,
+    VectorInput,
+)
 from bedplate.inference.forward.cuda_graphs import RecordedDecode, Recorder
 from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.kv_cache import KVCache
