@@ -158,6 +158,6 @@ def test_a_log_has_a_line_of_a_long_job_now_and_then(
         now += 60
         bar.advance(1)
     assert capsys.readouterr().err.splitlines() == [
-        "run: 25 of 50 steps, loss 2.5, speed fast, 0:50 left",
-        "run: 40 of 50 steps, loss 4, speed fast, 0:20 left",
+        "run: 25 of 50 steps, loss 2.5, speed fast, 0:00:50 left",
+        "run: 40 of 50 steps, loss 4, speed fast, 0:00:20 left",
     ]

@@ -171,7 +171,7 @@ def test_a_stopped_run_goes_on_bit_by_bit(
     assert resumed.result.resumed_at == 6
     log = capsys.readouterr().err
     assert re.search(r"tiny resumes after step 6 of 9 steps of 256 tokens, [\d,]+ parameters, in ", log)
-    assert re.search(r"tiny: 9 of 9 steps, loss \d\.\d+, tokens/s [\d,]+, 0:00 left\n", log)
+    assert re.search(r"tiny: 9 of 9 steps, loss \d\.\d+, tokens/s [\d,]+, 0:00:00 left\n", log)
     assert "step 9 is saved" in log
     assert load_base(resumed.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
     ours, theirs = (read_jsonl(result.directory / "metrics.jsonl") for result in (resumed, pretrained))

@@ -10,6 +10,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -145,7 +146,11 @@ class Progress:
             return
         self._logged = now
         left = (now - self._begun) / new * (self._total - self._done)
-        parts = (f"{self._done:,.0f} of {self._total:,.0f} {self._unit}", *metrics, f"{_time(left)} left")
+        parts = (
+            f"{self._done:,.0f} of {self._total:,.0f} {self._unit}",
+            *metrics,
+            f"{timedelta(seconds=round(left))} left",
+        )
         log_line(f"{self._description}: {', '.join(parts)}")
 
 
