@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation import ladder
@@ -16,6 +18,7 @@ from bedplate.adaptation.context import clock
 from bedplate.adaptation.context.outcome import no_time
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
+from bedplate.core.errors import DataError
 from bedplate.inference.native import library
 
 
@@ -106,3 +109,35 @@ def test_what_test_takes_beyond_the_limit_is_said_before(
     adapt(task, tmp_path / "out", rungs=["majority", "probe"], budget=60)
     shown = capsys.readouterr().err
     assert re.search(r"test takes about 100 s, \d\d s beyond the time limit: it is not cut short", shown)
+
+
+def test_a_label_that_test_lacks_or_has_hardly_is_told_before_anything_is_tried(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """macro-F1 weighs every label alike: with one that no row of test has, nothing can be told of any skin."""
+    task = write_task(tmp_path / "task", tiny_base, groups=100, rungs=["majority"])
+    rows = [json.loads(line) for line in (task.parent / "rows.jsonl").read_text().splitlines()]
+    values = yaml.safe_load(task.read_text())
+    values["metric"], values["output"]["labels"] = "macro_f1", ["negative", "positive", "positiv"]
+
+    def written(times: int) -> None:
+        changed = [row | {"label": "positiv"} if i < times else row for i, row in enumerate(rows)]
+        (task.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+        task.write_text(yaml.safe_dump(values))
+
+    written(0)
+    with pytest.raises(
+        DataError, match=r"^no row has the label 'positiv'; add such rows, or take it off output\.labels"
+    ):
+        adapt(task, tmp_path / "none")
+    written(2)  # of one group, which is in train
+    with pytest.raises(DataError, match=r"no verdict is possible by macro_f1.* of 25 test groups 0 have the label"):
+        adapt(task, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    written(24)
+    report = adapt(task, tmp_path / "few")
+    told = (
+        r"no verdict is possible by macro_f1.* of 25 test groups [1-9] have the label 'positiv', and at least 10 must\."
+    )
+    assert re.search(told, capsys.readouterr().err)
+    assert report.verdict["status"] in ("INSUFFICIENT_DATA", "FAIL")
