@@ -8,8 +8,8 @@ between 0 and 1. Power of one nominee above its bar with groups of one size, bes
 G - 1 degrees of freedom has (which lets more than 5% pass at bars from 0.95 on). Nominees that have lost all that their
 guards allow. Rows that a verdict says are needed, and the power that as many rows have.
 
-"Worth" is n²/Σm², how many groups of one size groups are as good as. Needs nothing but a processor; 4,000 runs of all
-tables take hours of it, so they may be asked for one by one.
+"Worth" is n²/Σm², how many groups of one size groups are as good as. Needs nothing but a processor; tables may be
+asked for one by one.
 
 usage: gate.py [--runs 4000] [--seed 0] [--bars 0.9 0.95 0.98 0.99] [--tables pass scores power guards needed]
 """
@@ -34,7 +34,7 @@ from bedplate.core.statistics import bootstrap, clusters, multiplicity, proporti
 from bedplate.core.statistics.proportions import Side
 from bedplate.report.schema_parts import GuardRow
 from comparison import start
-from gate_rows import Floats, Ints, correct, equal, layouts, scores
+from gate_rows import Floats, Ints, beyond, correct, covers, equal, layouts, same_resamples, scores
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -76,7 +76,7 @@ class Cell:
 def nearest(right: NDArray[np.bool_], sizes: Ints, level: float, side: Side) -> Floats:
     """Bounds [...] of right answers [..., n] in groups that stand one after the other, at the nearest: by the spread of
     the groups alone. What verdicts use is no nearer, and is asked for where these are beyond the bar."""
-    if sizes.max() == 1:
+    if sizes.max() == 1 or unequal.dominating(sizes.astype(float)).any():
         return np.full(right.shape[:-1], 1.0 if side == "lower" else 0.0)  # exact, and quick as it is
     sums = np.add.reduceat(right, np.cumsum(sizes) - sizes, axis=-1, dtype=np.float64)
     return grouped.bounds(sums, sizes, level, side)
@@ -91,20 +91,15 @@ def binary_cell(sizes: Ints, bar: float, icc: float, runs: int, seed: int) -> Ce
     nominee_level, half = 1 - (1 - LEVEL) / NOMINEES, 1 - (1 - CONFIDENCE) / 2
     for right in correct(rng, sizes, bar, icc, runs, NOMINEES):
         first = right[:, 0]
-        beyond = (nearest(first, sizes, half, "lower") > bar) | (nearest(first, sizes, half, "upper") < bar)
-        cell.covered += int((~beyond).sum())
-        for answers in first[beyond].astype(np.float64):
-            low, high = clusters.effective_n_interval(answers, codes, CONFIDENCE, minimum_groups=2)
-            cell.covered += low <= bar <= high
+        far = (nearest(first, sizes, half, "lower") > bar) | (nearest(first, sizes, half, "upper") < bar)
+        cell.covered += int((~far).sum())
+        cell.covered += sum(covers(bar, answers, codes, CONFIDENCE) for answers in first[far].astype(np.float64))
         if not enough:
             cell.refused += len(right)
             continue
         clearing = nearest(right, sizes, nominee_level, "lower") > bar
         for nominees, clear_mask in zip(right.astype(np.float64), clearing, strict=True):
-            lower = (
-                clusters.effective_n_bound(nominee, codes, nominee_level).value for nominee in nominees[clear_mask]
-            )
-            cell.passed += any(value > bar for value in lower)
+            cell.passed += any(beyond(bar, nominee, codes, nominee_level) for nominee in nominees[clear_mask])
     return cell
 
 
@@ -113,20 +108,19 @@ def scored_cell(sizes: Ints, mean: float, correlation: float, runs: int, seed: i
     rng = np.random.default_rng([seed, sizes.size, round(100 * correlation), round(1000 * mean)])
     n, codes = int(sizes.sum()), np.repeat(np.arange(sizes.size), sizes).tolist()
     cell = Cell(f"{correlation:g}", runs=runs)
-    for _ in range(runs):
-        normal = np.sqrt(correlation) * rng.standard_normal(sizes.size)[codes] + np.sqrt(
-            1 - correlation
-        ) * rng.standard_normal(n)
-        rows = np.stack([scores(ndtr(normal), mean), np.ones(n)], axis=1)
-        shown, judged = (
-            bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, codes, level, resamples=1500, minimum_groups=2)
-            for level in (CONFIDENCE, LEVEL)
-        )
-        cell.covered += shown.interval[0] <= mean <= shown.interval[1]
-        if unequal.enough_groups(codes):
-            cell.passed += judged.lower > mean
-        else:
-            cell.refused += 1
+    enough = unequal.enough_groups(codes)
+    with same_resamples():
+        for _ in range(runs):
+            shared, individual = rng.standard_normal(sizes.size)[codes], rng.standard_normal(n)
+            normal = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * individual
+            rows = np.stack([scores(ndtr(normal), mean), np.ones(n)], axis=1)
+            shown, judged = (
+                bootstrap.bca_of_sums(rows, bootstrap.mean_of_sums, codes, level, resamples=1500, minimum_groups=2)
+                for level in (CONFIDENCE, LEVEL)
+            )
+            cell.covered += shown.interval[0] <= mean <= shown.interval[1]
+            cell.passed += enough and judged.lower > mean
+            cell.refused += not enough
     return cell
 
 
@@ -150,7 +144,7 @@ def power(sizes: Ints, bar: float, truth: float, icc: float, runs: int, seed: in
     for right in correct(rng, sizes, truth, icc, runs, 1):
         clearing = nearest(right[:, 0], sizes, LEVEL, "lower") > bar
         for answers, clears in zip(right[:, 0].astype(np.float64), clearing, strict=True):
-            current += bool(clears) and clusters.effective_n_bound(answers, codes, LEVEL).value > bar
+            current += bool(clears) and beyond(bar, answers, codes, LEVEL)
             before += counted_alike(answers, sizes, LEVEL) > bar
     return current / runs, before / runs
 
@@ -181,7 +175,7 @@ def binary_lines(bar: float, runs: int, seed: int) -> Iterator[tuple[str, int]]:
 
 def scored_lines(mean: float, runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for layout, sizes in layouts():
-        if sizes.sum() == 600 or layout == "singletons":
+        if sizes.sum() == 600 or layout in ("singletons", "a giant"):
             cells = SCORE_CORRELATIONS[: 1 if layout == "singletons" else 3]
             yield line_of(layout, sizes, [scored_cell(sizes, mean, correlation, runs, seed) for correlation in cells])
 

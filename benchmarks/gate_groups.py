@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -45,12 +45,17 @@ TASK = Task.model_validate(
 )
 
 
+@lru_cache(maxsize=2)
+def _rate_quantiles(icc: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Normal deviates, and those of the Beta rates of groups that they stand for."""
+    grid, spread = np.linspace(-6, 6, 4001), 1 / icc - 1
+    return grid, ndtri(betaincinv(BAR * spread, (1 - BAR) * spread, ndtr(grid)))
+
+
 def passes(rng: np.random.Generator, rows: int, groups: int, icc: float, *, declared: bool) -> bool:
     """Whether any nominee passes. Not declared: valid and test have the same groups, and rows count as independent."""
     codes = np.repeat(np.arange(groups), equal(rows, groups))
-    grid = np.linspace(-6, 6, 4001)
-    spread = 1 / icc - 1
-    quantiles = ndtri(betaincinv(BAR * spread, (1 - BAR) * spread, ndtr(grid)))
+    grid, quantiles = _rate_quantiles(icc)
 
     def normals(size: int) -> NDArray[np.float64]:
         individual = rng.standard_normal((CANDIDATES, size))

@@ -1,12 +1,21 @@
-"""Rows in groups where the truth is known, for simulations of the gate: layouts of groups, right and wrong answers."""
+"""Rows in groups where the truth is known, for simulations of the gate: layouts of groups, right and wrong answers, and
+whether their bounds are beyond a bar."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from unittest.mock import patch
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import betaincinv, ndtr, ndtri
+
+from bedplate.core.statistics import bootstrap, clusters
+from bedplate.core.statistics.missed import FewFailures, missed_groups_bound
+from bedplate.core.statistics.proportions import Side
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, dominating
 
 SHARED = 0.6
 """Of the variance behind rates of groups and behind rows, what all candidates have in common."""
@@ -39,6 +48,10 @@ def zipf(rows: int, groups: int) -> Ints:
     return sizes
 
 
+GIANT = np.array([200, *[1] * 800])
+"""One group that dominates the others: verdicts set it apart."""
+
+
 def layouts() -> Iterator[tuple[str, Ints]]:
     yield "singletons", equal(200, 200)
     for rows in (200, 600, 2000):
@@ -47,6 +60,7 @@ def layouts() -> Iterator[tuple[str, Ints]]:
                 yield "equal", equal(rows, groups)
                 yield "Zipf", zipf(rows, groups)
     yield "the demo's", np.array(DEMO)
+    yield "a giant", GIANT
 
 
 def correct(
@@ -76,3 +90,67 @@ def scores(u: Floats, mean: float = 0.75) -> Floats:
     """Of evenly spread `u`: what is not 1 is 0 in a quarter and evenly between in the rest."""
     below_one = (1 - mean) / 0.625
     return np.where(u < below_one / 4, 0.0, np.where(u > below_one, 1.0, (u - below_one / 4) / (0.75 * below_one)))
+
+
+def beyond(
+    bar: float,
+    answers: Floats,
+    codes: Ints,
+    level: float,
+    side: Side = "lower",
+    *,
+    weights: Floats | None = None,
+    minimum_groups: int = MINIMUM_GROUPS,
+) -> bool:
+    """Whether the bound that verdicts use is beyond the bar. That of `effective_n_bound`, which is spared looking for
+    the mean at which what missed groups could hide has the error: of one mean it is asked whether it has less."""
+
+    def decided(failures: Floats, sizes: Floats, rows: float, start: float, confidence: float) -> float:
+        edge, few_failures = bar if side == "lower" else 1 - bar, list[FewFailures]()
+        if start <= edge:
+            return start
+
+        def one_below(few: FewFailures, start: float, _error: float) -> float:
+            few_failures.append(few)
+            return start - 1
+
+        with patch.object(FewFailures, "lower", one_below):
+            part = start - missed_groups_bound(failures, sizes, rows, start, confidence)  # of what it moves the bound
+        if not few_failures:
+            return start
+        least = start - (start - edge) / part
+        return start if least <= 0 or few_failures[0].chance(least) <= 1 - confidence else edge - 1e-9
+
+    apart = dominating(np.bincount(codes).astype(float)).any()  # then there are several bounds
+    with patch.object(clusters, "missed_groups_bound", missed_groups_bound if apart else decided):
+        options = {"minimum_groups": minimum_groups, "weights": weights}
+        value = clusters.effective_n_bound(answers, codes, level, side, **options).value
+    return value > bar if side == "lower" else value < bar
+
+
+def same_resamples() -> AbstractContextManager[object]:
+    """Bootstraps of as many groups draw the same resamples; here they draw them once."""
+    draw: Callable[[int, int, int], Iterator[Ints]] = vars(bootstrap)["_times_drawn"]
+
+    @lru_cache(maxsize=2)
+    def drawn(count: int, resamples: int, seed: int) -> list[Floats]:
+        return [times.astype(np.float64) for times in draw(count, resamples, seed)]
+
+    return patch.object(bootstrap, "_times_drawn", drawn)
+
+
+def covers(
+    bar: float,
+    answers: Floats,
+    codes: Ints,
+    confidence: float,
+    *,
+    weights: Floats | None = None,
+    minimum_groups: int = 2,
+) -> bool:
+    """Whether the two-sided interval that reports show holds the bar."""
+    level = 1 - (1 - confidence) / 2
+    return not any(
+        beyond(bar, answers, codes, level, side, weights=weights, minimum_groups=minimum_groups)
+        for side in ("lower", "upper")
+    )

@@ -9,6 +9,8 @@ import heapq
 import itertools
 import os
 import signal
+import ssl
+import subprocess
 import sys
 from collections import Counter, defaultdict
 
@@ -94,6 +96,15 @@ def unsynced() -> Iterator[None]:
     """Files wait for no disk: no test cuts the power, and processes that are killed leave what they have written."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda file: None)
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def certificates_read_once() -> Iterator[None]:
+    """Each client of httpx reads all certificates that it would trust, for which it takes longer than a request does.
+    No server of a test has one."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ssl, "create_default_context", functools.cache(ssl.create_default_context))
         yield
 
 
@@ -198,9 +209,26 @@ def pytest_unconfigure() -> None:
     gc.unfreeze()
 
 
+def _build_kernels(config: pytest.Config) -> None:
+    """What collecting tests asks of a kernel is built where tests have theirs, not in the user's own home. Where all
+    tests run, in several workers, it is built beside them, and no worker waits for another's compiler."""
+    cache: pytest.Cache | None = getattr(config, "cache", None)
+    if cache is None:
+        return
+    home = str(cache.mkdir("native").parent)
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):
+        os.environ["BEDPLATE_HOME"] = home
+    elif config.args_source is pytest.Config.ArgsSource.TESTPATHS:
+        code = "from bedplate.inference.native.library import load; load()"
+        environment = {**os.environ, "BEDPLATE_HOME": home}
+        builder = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL, env=environment)
+        config.add_cleanup(builder.wait)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     import hypothesis
 
+    _build_kernels(config)
     # as many examples as a test says; of those that say nothing, more where the slow tests run as well. No deadline: a
     # busy machine is no failure
     max_examples = 40 if config.getoption("-m") == "not slow" else 100

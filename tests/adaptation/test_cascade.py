@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.adaptation.conftest import write_rows, write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_rows, write_task
 from tests.adaptation.test_bases import endpoint
 from tests.homes import new_home
 from tests.inference.fake_labeller import Labeller
@@ -88,7 +88,10 @@ def test_without_probabilities_there_is_none():
 @pytest.fixture(scope="module")
 def bases(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     place = tmp_path_factory.mktemp("two")
-    return write_tiny_base(place / "one"), write_tiny_base(place / "two", seed=5, layers=4)
+    return (
+        write_tiny_base(place / "one", **NATIVE_SHAPE),
+        write_tiny_base(place / "two", seed=5, layers=4, **NATIVE_SHAPE),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.adaptation.conftest import write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_task
 from tests.adaptation.test_gate import evaluation, rate
 from tests.tiny import write_tiny_base
 
@@ -36,13 +36,13 @@ from bedplate.report.schema_parts import Guard, GuardRow
 
 @pytest.fixture(scope="module")
 def parent(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("bases") / "parent", seed=1)
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "parent", seed=1, **NATIVE_SHAPE)
 
 
 @pytest.fixture(scope="module")
 def forgotten_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base that has forgotten everything its parent knew: other weights."""
-    return write_tiny_base(tmp_path_factory.mktemp("bases") / "other", seed=2)
+    return write_tiny_base(tmp_path_factory.mktemp("bases") / "other", seed=2, **NATIVE_SHAPE)
 
 
 def write_files(directory: Path, parent: Path, count: int = 60) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tests.adaptation.conftest import write_rows, write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_rows, write_task
 from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
@@ -45,7 +45,7 @@ def finished_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(place / "home")))
         patch.setattr(LORA, "recipe", replace(LORA.recipe, seeds=1))
-        base = write_tiny_base(place / "base" / "tiny")
+        base = write_tiny_base(place / "base" / "tiny", **NATIVE_SHAPE)
         (place / "task").mkdir()
         rows = write_rows(place / "task" / "rows.jsonl", groups=60)
         task = write_task(place / "task", base, rows=rows, rungs=RUNGS)
@@ -161,7 +161,7 @@ def test_what_is_not_what_it_was_is_named(finished_run: tuple[Path, Report], run
 
     rows.write_text("\n".join(lines) + "\n")
     shutil.rmtree(tmp_path / "other" / "base" / "tiny")
-    write_tiny_base(tmp_path / "other" / "base" / "tiny", seed=7)
+    write_tiny_base(tmp_path / "other" / "base" / "tiny", seed=7, **NATIVE_SHAPE)
     code, reproduction = run("skins", "reproduce", skin, "--out", tmp_path / "a", "--task", settings)
     assert code == 1
     assert [difference["what"] for difference in reproduction["differences"] if difference["decides"]] == [

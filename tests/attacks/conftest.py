@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-import uvicorn
 from tests.serving.conftest import Files, Server, files, running
+from tests.threaded_server import served
 
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.server.app import loaded_server, server_config
@@ -52,18 +51,9 @@ def target(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
 def listening(app: Any, buffer: int | None = None) -> Generator[int]:
     """An ASGI application behind connections as the server has them, in a thread; its port. buffer: bytes of its
     sockets' send buffers."""
-    settings: Any = {"http": TimedConnection, "log_config": None, "lifespan": "off", "interface": "asgi3"}
-    server = uvicorn.Server(uvicorn.Config(app, loop="asyncio", **settings))
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        if buffer is not None:
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, buffer)
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield listener.getsockname()[1]
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join()
+    settings: Any = {"http": TimedConnection, "lifespan": "off", "interface": "asgi3", "loop": "asyncio"}
+    with served(app, buffer=buffer, **settings) as port:
+        yield port
 
 
 def head(tenant: str) -> dict[str, str]:

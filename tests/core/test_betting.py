@@ -124,7 +124,7 @@ def test_a_sample_against_one_that_stays_keeps_its_level_and_sees_a_shift() -> N
         unshifted = [betting.gains_apart(rng.random((25, 3)), None, bounds) for _ in range(40)]
         alarms += max(betting.log_capital(unshifted)) >= math.log(20)
         shifted = [betting.gains_apart(np.sqrt(rng.random((60, 3))), None, bounds) for _ in range(4)]
-        detected_at.append(next((j for j in range(1, 5) if betting.evidence(shifted[:j]).against(0.05)), 9))
+        detected_at.append(next((j for j in range(1, 5) if betting.evidence(shifted[:j]).value >= 20), 9))
     assert alarms <= stats.binom.ppf(0.999, 60, 0.1)
     assert np.median(detected_at) <= 2
 

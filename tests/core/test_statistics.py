@@ -326,10 +326,10 @@ def test_a_giant_group_costs_no_more_power_than_leaving_it_out_and_passes_nothin
 
 
 def test_groups_are_set_apart_only_where_the_others_are_worth_far_more_without_them() -> None:
-    assert clusters.dominating(np.bincount(GIANT).astype(float)).nonzero()[0].tolist() == [0]
-    assert clusters.dominating(np.array([150.0, 150.0, *[1.0] * 700])).sum() == 2
+    assert unequal.dominating(np.bincount(GIANT).astype(float)).nonzero()[0].tolist() == [0]
+    assert unequal.dominating(np.array([150.0, 150.0, *[1.0] * 700])).sum() == 2
     for sizes in ([10.0] * 60, [40.0] * 10 + [1.0] * 200, [600.0, *[1.0] * 400], (1142 / np.arange(1, 301)).tolist()):
-        assert not clusters.dominating(np.array(sizes)).any(), sizes[:3]
+        assert not unequal.dominating(np.array(sizes)).any(), sizes[:3]
     x = (np.random.default_rng(1).random(1000) < 0.9).astype(float)
     lower, upper = (clusters.effective_n_bound(x, GIANT, 0.97, side) for side in ("lower", "upper"))
     flipped = clusters.effective_n_bound(1 - x, GIANT, 0.97)
@@ -350,7 +350,7 @@ def test_a_group_set_apart_does_not_count_among_the_groups_that_are_needed() -> 
 def test_an_interval_that_asks_for_two_groups_asks_no_more_of_those_beside_a_group_set_apart() -> None:
     groups = np.repeat(np.arange(36), [70, *[2] * 35])
     x = (np.arange(140) % 9 > 0).astype(float)
-    assert clusters.dominating(np.bincount(groups).astype(float)).sum() == 1
+    assert unequal.dominating(np.bincount(groups).astype(float)).sum() == 1
     low, high = clusters.effective_n_interval(x, groups, minimum_groups=2)
     assert 0 < low < x.mean() < high < 1
     with pytest.raises(unequal.InsufficientGroups, match="35 groups are too few"):

@@ -9,7 +9,7 @@ import numpy as np
 
 from bedplate.core.statistics import clusters, multiplicity
 from bedplate.core.statistics.betting import Gains
-from bedplate.evaluation.drift import Levels, Promise, quality
+from bedplate.evaluation.drift import Levels, Promise, quality, texts_recur
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
 
@@ -32,13 +32,22 @@ def judged(scores: Sequence[float], texts: Sequence[int]) -> Evaluation:
 
 
 def alarm(
-    rng: np.random.Generator, popular: float, rare: float, *, looks: int, calls: int, weighted: bool, drop: float = 0.0
+    rng: np.random.Generator,
+    popular: float,
+    rare: float,
+    *,
+    looks: int,
+    calls: int,
+    weighted: bool,
+    drop: float = 0.0,
+    share: float = SHARE,
 ) -> tuple[int | None, int | None]:
     """The first of the looks at which the skin is called worse or under its bar: by the promise as it is, and by the
-    test rows that new ones are like. popular, rare: how often it is right on texts of either sort; weighted: whether
-    the promise counts copies; drop: what the skin has lost since."""
+    test rows that new ones are like, where texts recur. popular, rare: how often it is right on texts of either sort;
+    weighted: whether the promise counts copies; drop: what the skin has lost since; share: of the calls that popular
+    texts have."""
     sorts = np.repeat([0, 1], [POPULAR, RARE])
-    popularity = np.array([SHARE / POPULAR, (1 - SHARE) / RARE])[sorts]
+    popularity = np.array([share / POPULAR, (1 - share) / RARE])[sorts]
     right = rng.random(sorts.size) < np.array([popular, rare])[sorts]
     now = right & (rng.random(sorts.size) >= drop)
     copies = Counter(rng.choice(sorts.size, CALLS, p=popularity).tolist())
@@ -56,13 +65,19 @@ def alarm(
         unseen = [text for text in texts if text not in copies]
         if unseen:
             after, bets = judged(now[unseen].tolist(), unseen), [text not in seen for text in unseen]
-            alike = [(float(right[text]), str(text)) for text in test if copies[text] == 1 and text not in seen]
+            alike = None
+            if texts_recur(set(texts), seen, copies.keys()):
+                once = [text for text in test if copies[text] == 1]
+                rows = [(float(right[text]), str(text)) for text in once if text not in seen]
+                alike = rows, len(once) - len(rows)
             for which, reference in enumerate((None, alike)):
+                if first[which] is not None:
+                    continue
                 measured = quality(
                     after, promise, level, look=look, unseen=bets, earlier=before[which], alike=reference
                 )
                 before[which].append(measured.gains)
-                if first[which] is None and (measured.worse or measured.below_bar):
+                if measured.worse or measured.below_bar:
                     first[which] = look
-        seen.update(texts)
+            seen.update(texts)  # a look at which every text was in the data is refused, and not counted
     return first[0], first[1]

@@ -14,7 +14,7 @@ from tests.evaluation import recurring
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics import betting, multiplicity, proportions
 from bedplate.core.statistics.betting import BettingEvidence
-from bedplate.evaluation.drift import Aspect, Levels, Promise, Quality, Sample, Shift, quality, shifts
+from bedplate.evaluation.drift import Aspect, Levels, Promise, Quality, Sample, Shift, quality, shifts, texts_recur
 from bedplate.evaluation.drift_verdict import decide
 from bedplate.evaluation.grading import GradedRow
 from bedplate.evaluation.harness import Evaluation
@@ -246,9 +246,55 @@ def test_where_texts_recur_an_unchanged_skin_is_not_called_worse(weighted: bool)
     assert all(first is not None for first in changed)
 
 
+def test_a_level_is_spent_once_over_any_mix_of_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What bets may err by, by the least evidence that is enough at looks of either sort, and what is spent on the
+    bounds of test rows at all looks at which texts recur."""
+    level, spent = 0.04, list[float]()
+
+    def floor(_scores: object, _groups: object, alpha: float) -> tuple[float, float]:
+        spent.append(alpha / 2)
+        return 1.0, 1.0
+
+    monkeypatch.setattr(betting, "mean_bounds", floor)
+    enough: list[float] = []
+    for alike in (None, ([(1.0, "a")], 0)):
+        outcomes = [quality(evaluation(right, 200), promise(180, 200), level, alike=alike) for right in range(100, 180)]
+        evidence = [(o.worse_evidence.value, o.worse) for o in outcomes if o.worse_evidence is not None]
+        enough.append(min(value for value, worse in evidence if worse))
+        assert max(value for value, worse in evidence if not worse) < enough[-1]
+    on_bounds = spent[0] * sum(look**-2 for look in range(1, 2000))  # of rows that differ at each look
+    assert 1 / min(enough) + on_bounds <= level
+    assert 1 / min(enough) > 0.4 * level
+
+
+def test_looks_of_few_calls_are_held_to_the_rare_texts_once_texts_have_recurred() -> None:
+    """One look in four has rare texts only: none that recurs."""
+    rng = np.random.default_rng(6)
+    options = {"looks": 90, "calls": 2, "weighted": True, "share": 0.5}
+    runs = [recurring.alarm(rng, 0.98, 0.3, **options) for _ in range(5)]
+    by_promise, by_rows_alike = (sum(first is not None for first in firsts) for firsts in zip(*runs, strict=True))
+    assert by_promise >= 4
+    assert by_rows_alike <= 1
+
+
+@pytest.mark.parametrize(
+    ("rows", "judged", "recur"),
+    [
+        ({"a", "b"}, set(), False),
+        ({"a", "x"}, set(), True),  # x is the task's
+        ({"a", "b"}, {"c", "x"}, True),
+        ({"a", "b"}, {"c"}, False),
+        ({"a", "b"}, {"b", "c"}, True),
+        ({"a", "b", "c"}, {"b", "c"}, False),  # a file that grows
+    ],
+)
+def test_texts_recur_where_the_task_or_another_look_had_them(rows: set[str], judged: set[str], recur: bool) -> None:
+    assert texts_recur(rows, judged, {"x", "y"}) is recur
+
+
 def test_without_rows_alike_nothing_is_worse() -> None:
     assert quality(evaluation(0, 60), promise(), 0.01).worse
-    assert not quality(evaluation(0, 60), promise(), 0.01, alike=[]).worse
+    assert not quality(evaluation(0, 60), promise(), 0.01, alike=([], 0)).worse
 
 
 def test_macro_f1_is_bounded_at_each_look_by_itself() -> None:

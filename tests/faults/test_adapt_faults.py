@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
-from tests.adaptation.conftest import write_rows, write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_rows, write_task
 from tests.forked import Command
 from tests.tiny import write_tiny_base
 
@@ -19,7 +19,7 @@ from bedplate.models.families import FAMILIES
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", layers=2)
+    return write_tiny_base(tmp_path_factory.mktemp("base") / "tiny", layers=2, **NATIVE_SHAPE)
 
 
 def start(task: Path, out: Path, *arguments: str) -> Command:

@@ -21,7 +21,7 @@ from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
 CHAT = "/v1/chat/completions"
-ROWS = 120
+ROWS = 60
 
 
 def body(number: int) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
                 id_ = client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
             else:
                 assert completed_rows(client, id_) >= progress  # nothing that was seen done is lost
-            goal = progress + draw.randint(5, 20)
+            goal = progress + draw.randint(3, 10)
             wait_for(lambda id_=id_, goal=goal, client=client: completed_rows(client, id_) >= goal)
             progress = completed_rows(client, id_)
             assert progress < ROWS, f"the batch was over before kill {kill}"

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import socket
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import uvicorn
+from tests.threaded_server import served
 
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 ODD = "line\u2028sep \u0085 ü 😀 \x1b[31mred\x0b"
@@ -160,14 +159,6 @@ class Fake:
 def fake_server(fake: Fake | None = None) -> Iterator[Fake]:
     """The server, running in a thread."""
     fake = Fake() if fake is None else fake
-    config = uvicorn.Config(fake, log_config=None, access_log=False, lifespan="off")  # pyright: ignore[reportArgumentType]
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        fake.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield fake
-        finally:
-            server.should_exit = server.force_exit = True
-            thread.join()
+    with served(fake, lifespan="off") as port:
+        fake.url = f"http://127.0.0.1:{port}"
+        yield fake

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
-import threading
 import time
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-import uvicorn
+from tests.threaded_server import served
 from tests.tiny import write_tiny_base
 
 from bedplate.adapters.bank import Bank
@@ -172,18 +170,8 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 @contextlib.contextmanager
 def running(state: ServerState, grace: int | None = None) -> Generator[str]:
     """The URL of a real server in a thread. At the end it waits for requests as long as `grace` says, or not at all."""
-    config = uvicorn.Config(
-        create_app(state), log_config=None, access_log=False, lifespan="on", timeout_graceful_shutdown=grace
-    )
-    server = uvicorn.Server(config)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        finally:
-            server.should_exit, server.force_exit = True, grace is None
-            thread.join()
+    with served(create_app(state), grace, lifespan="on") as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 @pytest.fixture(scope="session")

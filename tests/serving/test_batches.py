@@ -206,7 +206,7 @@ def test_a_batch_stands_still_while_the_disk_is_full_and_goes_on_after(files, tm
     monkeypatch.setattr(BatchStore, "record", record)
     monkeypatch.setattr(batch_worker, "_UNKEPT", 5)
     with serving(files, tmp_path) as server:
-        file = upload(server.client, *(line(f"r{i}", max_tokens=1) for i in range(120)))
+        file = upload(server.client, *(line(f"r{i}", max_tokens=1) for i in range(60)))
         batch = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h")
         wait_for(lambda: called)
         time.sleep(1.0)
@@ -214,11 +214,11 @@ def test_a_batch_stands_still_while_the_disk_is_full_and_goes_on_after(files, tm
         assert server.client.batches.retrieve(batch.id).request_counts.completed == 0
         room.set()
         finished_batch = ended(server.client, batch.id)
-        assert (finished_batch.status, finished_batch.request_counts.completed) == ("completed", 120)
+        assert (finished_batch.status, finished_batch.request_counts.completed) == ("completed", 60)
         assert [row["custom_id"] for row in rows(server.client, finished_batch.output_file_id)] == [
-            f"r{i}" for i in range(120)
+            f"r{i}" for i in range(60)
         ]
-        assert len(called) == 120
+        assert len(called) == 60
 
 
 @given(st.text())

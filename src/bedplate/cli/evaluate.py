@@ -199,7 +199,7 @@ def _quality(quality: Quality) -> str:
     by = "verdict" if promise.by_verdict else f"{promise.split} interval"
     summary += f"; the skin's report promised at least {promise.floor:.3f} ({promise.confidence:.1%}, from its {by})."
     if quality.worse_evidence is not None:
-        needed = f"to 1 ({1 / quality.level:.0f} to 1 would show it)"
+        needed = f"to 1 ({quality.enough:.0f} to 1 would show it)"
         summary += f" Evidence of a drop: {quality.worse_evidence.value:.2g} {needed}."
         if quality.bar_evidence is not None:
             summary += f" Evidence of a value below the bar: {quality.bar_evidence.value:.2g} {needed}."

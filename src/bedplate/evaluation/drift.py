@@ -13,13 +13,14 @@ fallen below, over all looks; other metrics are bounded at each look by itself, 
 
 Where texts recur, the new rows that are judged are those whose text came in neither the task's data nor an earlier
 look. They are to the traffic what texts are that came once in the data (Good 1953, Biometrika 40:237): nothing is
-called worse that is not worse than the skin was on those of the test rows.
+called worse that is not worse than the skin was on those of the test rows. Once texts have recurred, a look in which
+none does by chance is one at rarer texts as well.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Sequence, Set
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
@@ -40,6 +41,9 @@ COMPONENTS = 8
 """Directions in which the old rows' vectors vary that are looked at, beside their mean and what is left."""
 WORDS = 3
 """Words that are named on either side."""
+RECURRING_SHARE = 0.25
+"""Of the error of a claim over all looks, what is for the bounds of test rows where texts recur; bets have the rest at
+every look. A quarter takes 4/3 of the evidence; the first bound is then 2.9 standard errors off (a half: 2.7)."""
 Floats = NDArray[np.float64]
 
 
@@ -329,6 +333,11 @@ class Quality:
     gains: dict[str, Gains]
 
     @property
+    def enough(self) -> float:
+        """The evidence that shows it to be less than promised, or under the bar."""
+        return 1 / ((1 - RECURRING_SHARE) * self.level)
+
+    @property
     def above_bar(self) -> bool:
         """Whether this look shows it to be over the bar."""
         return self.promise is not None and self.bounds is not None and self.bounds[0] > self.promise.bar
@@ -341,6 +350,12 @@ class Quality:
         return {**plain, "above_bar": self.above_bar}
 
 
+def texts_recur(rows: Set[object], judged: Set[object], task_rows: Set[object]) -> bool:
+    """Whether texts come again: one of a look (`rows`), or of those that earlier looks `judged`, is among the task's,
+    or the look has some of the judged ones. A file that grows has all of these."""
+    return not (task_rows.isdisjoint(rows | judged) and (judged <= rows or judged.isdisjoint(rows)))
+
+
 def quality(
     after: Evaluation,
     promise: Promise | None,
@@ -350,18 +365,17 @@ def quality(
     unseen: Sequence[bool] | None = None,
     earlier: Sequence[dict[str, Gains]] = (),
     largest: int = 1,
-    alike: Sequence[tuple[float, str]] | None = None,
+    alike: tuple[Sequence[tuple[float, str]], int] | None = None,
 ) -> Quality:
     """The metric on new rows against the promise and the bar, each with an error of `level` over all looks. unseen: the
     rows that no earlier look had; by default all. earlier: what earlier looks gained. largest: rows of a group that are
-    bet on at most. alike: where texts recur, scores and groups of the test rows that new ones are like; None where none
-    do. UsageError where the promise is of another metric."""
+    bet on at most. alike: where texts recur, scores and groups of the test rows that new ones are like, and how many
+    more there were before earlier looks; None where none do. UsageError where the promise is of another metric."""
     if promise is not None and promise.metric != after.metric:
         raise UsageError(
             f"the skin's report tells of {promise.metric}, but the task scores {after.metric}; give the task file that "
             "the skin was made for"
         )
-    level = level if alike is None else level / 2  # the other half is for what the test rows show
     bounds, reason = None, None
     try:
         bounds = _bounds(after, level)
@@ -372,7 +386,8 @@ def quality(
         return plain
     floors = {"promise": promise.floor, "bar": promise.target}
     if alike is not None:
-        mean = _lowest_mean(after, alike, multiplicity.spent_alpha(level, look))
+        rows, left_out = alike  # the same rows are bounded, and paid for, once
+        mean = _lowest_mean(after, rows, multiplicity.spent_alpha(RECURRING_SHARE * level, min(look, 1 + left_out)))
         floors = {name: None if floor is None else min(floor, mean) for name, floor in floors.items()}
     floors = {name: floor for name, floor in floors.items() if floor is not None}
     if after.scoring == "counts":
@@ -384,7 +399,7 @@ def quality(
         gained = {name: _gains(after, floor, unseen, largest) for name, floor in floors.items()}
         bets = {name: [*(look[name] for look in earlier if name in look), gained[name]] for name in floors}
         evidence_by_floor = {name: betting.evidence(bets[name]) for name in floors}
-        below = {name: bet is not None and bet.against(level) for name, bet in evidence_by_floor.items()}
+        below = {name: bet is not None and bet.value >= plain.enough for name, bet in evidence_by_floor.items()}
     return replace(
         plain,
         promise=promise,

@@ -55,10 +55,5 @@ def test_another_procedure_on_the_same_rows_is_the_next_verdict(tiny_base: Path,
         assert len(report.data["nominees"]["nominees"]) == 2
         return report.data["ledger"]["number"]
 
-    assert [number("a", "holm"), number("b", "holm"), number("c", "best_first"), number("d", "best_first")] == [
-        1,
-        1,
-        2,
-        2,
-    ]
-    assert number("e", "cheapest_first") == 3
+    procedures = {"a": "holm", "b": "holm", "c": "best_first", "d": "cheapest_first"}
+    assert [number(out, testing) for out, testing in procedures.items()] == [1, 1, 2, 3]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.adaptation.conftest import write_rows, write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_rows, write_task
 from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
@@ -31,7 +31,7 @@ from bedplate.skins.lookup_index import read_vectors
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose best prompt is plain and short, so that there is room beside it."""
-    return write_tiny_base(tmp_path_factory.mktemp("plain") / "tiny", layers=2)
+    return write_tiny_base(tmp_path_factory.mktemp("plain") / "tiny", seed=1, layers=2, **NATIVE_SHAPE)
 
 
 @pytest.fixture(scope="module")
@@ -226,7 +226,7 @@ def test_an_interrupted_embedding_goes_on_part_by_part(
 
 
 def test_rows_too_long_to_be_shown_are_counted_and_few_make_a_skip(tmp_path: Path):
-    base = write_tiny_base(tmp_path / "base")
+    base = write_tiny_base(tmp_path / "base", **NATIVE_SHAPE)
     rows = write_rows(tmp_path / "rows.jsonl", groups=60)
     lines = [json.loads(line) for line in rows.read_text().splitlines()]
     for line in lines[::10]:

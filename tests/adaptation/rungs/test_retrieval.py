@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.adaptation.conftest import write_task
+from tests.adaptation.conftest import NATIVE_SHAPE, write_task
 from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.serving.conformance.conftest import write_tiny_encoder
@@ -30,7 +30,7 @@ WORDS = "the answer is yes or no and the question was asked by the user"
 @pytest.fixture(scope="module")
 def tiny_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One whose best prompt is plain and short, so that there is room beside it."""
-    return write_tiny_base(tmp_path_factory.mktemp("plain") / "tiny", layers=2)
+    return write_tiny_base(tmp_path_factory.mktemp("plain") / "tiny", seed=1, layers=2, **NATIVE_SHAPE)
 
 
 @pytest.fixture(scope="module")

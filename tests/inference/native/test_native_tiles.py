@@ -31,6 +31,8 @@ from bedplate.models.gguf_header import TYPES
 
 NEVER, BF16 = 1000, 30
 REAL = Level("amx over plain", flags=tuple(f"-m{name}" for name in TILES), defines=(*EMULATED.defines, "AMX"))
+compiles = pytest.mark.slow
+"""Of what takes a quarter of a minute to compile, for a level that nobody gets unasked: `make kernels` runs it."""
 pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler")
 x86 = pytest.mark.skipif(
     machine() != "x86_64" or not sys.platform.startswith("linux"), reason="AMX is of x86-64, and the traps of Linux"
@@ -101,6 +103,7 @@ def in_the_tiles_order(x_TK: Tensor, w_OK: Tensor) -> Tensor:
     return total
 
 
+@compiles
 @pytest.mark.parametrize("tokens", [1, 15, 16, 17, 32, 40])
 @pytest.mark.parametrize("out", [16, 40])
 def test_pairs_are_added_in_the_manuals_order(tiles: ctypes.CDLL, tokens: int, out: int) -> None:
@@ -111,6 +114,7 @@ def test_pairs_are_added_in_the_manuals_order(tiles: ctypes.CDLL, tokens: int, o
     assert not actual[:, out:].any()
 
 
+@compiles
 @pytest.mark.parametrize("tokens", [1, 5, 16, 23, 32, 50])
 @pytest.mark.parametrize("source", sorted(SOURCES))
 def test_bytes_are_the_same_bits_without_tiles(tiles: ctypes.CDLL, source: str, tokens: int) -> None:
@@ -128,6 +132,7 @@ def relative(x: Tensor, reference: Tensor) -> float:
     return float((x - reference).norm() / reference.norm()) if reference.numel() else 0.0
 
 
+@compiles
 def test_each_call_loads_its_own_shapes(tiles: ctypes.CDLL) -> None:
     """Another library loaded others since, or released the registers: the emulator ends a process that then goes on."""
     out = torch.zeros(3, 16)
@@ -135,12 +140,14 @@ def test_each_call_loads_its_own_shapes(tiles: ctypes.CDLL) -> None:
     assert torch.equal(out, torch.full((3, 16), 32.0))
 
 
+@compiles
 def test_from_how_many_tokens_on_is_measured(tiles: ctypes.CDLL) -> None:
     """The emulation is slow, and so is not chosen."""
     assert tiles.tiles_measured(1) == 33
 
 
 @x86
+@compiles
 def test_what_compilers_make_of_the_real_tiles(tiles: ctypes.CDLL, trapped: Callable[[], int]) -> None:
     real = built("native_tiles.cpp", *defined(REAL))
     for tokens in (1, 16, 32, 37):

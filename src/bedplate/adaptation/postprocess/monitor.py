@@ -27,7 +27,7 @@ from bedplate.core.files import sha256_json
 from bedplate.core.progress import progress
 from bedplate.core.statistics.betting import Gains
 from bedplate.data.splits import SplitRecord, subsample
-from bedplate.evaluation.drift import Levels, Quality, Sample, Shift, parts, quality, shifts
+from bedplate.evaluation.drift import Levels, Quality, Sample, Shift, parts, quality, shifts, texts_recur
 from bedplate.evaluation.drift_verdict import Drift, decide
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -192,21 +192,23 @@ class _Look:
         }
         return evaluation, quality(evaluation, promise, self.levels.quality, **bounds)
 
-    def _alike(self, unseen: Sequence[Example], copies: Mapping[str, int]) -> list[tuple[float, str]] | None:
-        """Scores and groups of the test rows that came once and in no earlier look, where texts of the new rows recur;
-        None where none do."""
+    def _alike(
+        self, unseen: Sequence[Example], copies: Mapping[str, int]
+    ) -> tuple[list[tuple[float, str]], int] | None:
+        """Scores and groups of the test rows that came once and in no earlier look, where texts of the new rows recur,
+        or those of earlier looks did, and how many of those that came once were in one; None where none do."""
         judged, rows = self.earlier.judged, {e.row_hash for e in self.fresh.examples}
-        again = len(unseen) < len(rows) or not (judged <= rows or judged.isdisjoint(rows))  # a file that grows has all
-        if not again and not self.origin.run_task.data.traffic.duplicates:
+        task_rows = rows.difference(e.row_hash for e in unseen) | (self.origin.splits or {}).keys()
+        if not (self.origin.run_task.data.traffic.duplicates or texts_recur(rows, judged, task_rows)):
             return None
-        tested = tested_rows(self.origin)
-        alike = [(score, group) for row, score, group in tested if copies.get(row) == 1 and row not in judged]
+        tested = [result for result in tested_rows(self.origin) if copies.get(result[0]) == 1]
+        alike = [(score, group) for row, score, group in tested if row not in judged]
         standard = f"the {len(alike)} of test that came once" if alike else "nothing, as no such row of test is there"
         self.notes.append(
             "texts recur: those that came neither in the task's data nor in an earlier look are judged; they are the "
             f"rarer ones, and are compared with {standard}"
         )
-        return alike
+        return alike, len(tested) - len(alike)
 
     def shifts(self, old: Sequence[Example], elsewhere: set[str]) -> tuple[Shift, ...]:
         """Copies count as often as they came, as both samples have theirs. What the task has beside the old rows (in

@@ -46,10 +46,6 @@ class BettingEvidence:
     p_value: float
     looks: int
 
-    def against(self, alpha: float) -> bool:
-        """Whether it refutes the claim, with an error of `alpha` over all looks."""
-        return self.value >= 1 / alpha
-
 
 def gains(
     scores: ArrayLike, groups: Sequence[Hashable] | None, floor: float, largest: int = 1, times: ArrayLike | None = None

@@ -12,15 +12,16 @@ Only groups that the statistic can see are counted: a ratio says nothing of grou
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from bedplate.core.errors import UsageError
-from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
+from bedplate.core.statistics.clusters import Groups, checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import MINIMUM_GROUPS, Floats, Ints, check_groups, stretch, worth
+from bedplate.core.statistics.unequal import MINIMUM_GROUPS, Floats, Ints, check_groups, set_apart, stretch, worth
 
 SumStatistic = Callable[[Floats], Floats]
 UnseenEnds = Callable[[float], tuple[float, float]]
@@ -47,7 +48,7 @@ class Bootstrap:
 def bca_of_sums(
     rows: Floats,
     statistic: SumStatistic,
-    groups: Sequence[Hashable],
+    groups: Groups,
     confidence: float = 0.95,
     *,
     seed: int = 0,
@@ -62,7 +63,8 @@ def bca_of_sums(
     `support` is the range the statistic can take. No bound is nearer to the estimate than what a share 1 - alpha^(1/G)
     of unseen groups at the far end of it would make it; with `unseen` False (a difference is hardly ever at its far
     end) that holds only where every resample gives the same value, so that no width is zero. Raises InsufficientGroups
-    under `minimum_groups` groups, or where they are worth less than half of that.
+    under `minimum_groups` groups, or where they are worth less than half of that; few that dominate are
+    `set_apart`.
 
     rows: what each row adds [n, d] (for a mean: its value and 1); rows that add nothing are left out, so that their
     groups are not counted. `statistic` takes sums [..., d] and gives [...]. unseen: True, or further ends that no bound
@@ -76,20 +78,31 @@ def bca_of_sums(
     w = checked_weights(None if weights is None else weights[row_indices], len(rows))
     codes, count = group_codes(groups)
     check_confidence(confidence)
-    check_groups(group_sums(w, codes, count), minimum_groups, len(rows))
+    sizes = group_sums(w, codes, count)
+    rest, alone = set_apart(codes, sizes, w)
+    check_groups(sizes[np.unique(codes[rest])], minimum_groups, len(rows))
+    if not rest.all():
+        bounds = partial(bca_of_sums, statistic=statistic, confidence=confidence, seed=seed, resamples=resamples)
+        bounds = partial(bounds, support=support, unseen=unseen, minimum_groups=minimum_groups)
+        others, whole = bounds(rows[rest], groups=codes[rest]), bounds(rows, groups=alone)
+        interval = min(others.interval[0], whole.interval[0]), max(others.interval[1], whole.interval[1])
+        lower, upper = min(others.lower, whole.lower), max(others.upper, whole.upper)
+        return replace(whole, interval=interval, lower=lower, upper=upper, groups=count)
     sums = np.zeros((count, rows.shape[1]))
     np.add.at(sums, codes, rows)
     total = sums.sum(0)
-    rng = np.random.Generator(np.random.PCG64(seed))
-    draws = np.empty(resamples)
-    step = max(1, _AT_ONCE // count)
+    draws = np.concatenate([statistic(times @ sums) for times in _times_drawn(count, resamples, seed)])
+    shape = _shape(codes, intraclass_correlation(influence(rows, statistic) / w, codes), w)
+    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen, shape)
+
+
+def _times_drawn(count: int, resamples: int, seed: int) -> Iterator[Ints]:
+    """How often each group is in each resample, some resamples at once [r, G]."""
+    rng, step = np.random.Generator(np.random.PCG64(seed)), max(1, _AT_ONCE // count)
     for start in range(0, resamples, step):
         drawn = rng.integers(0, count, (min(step, resamples - start), count))
         places = drawn + count * np.arange(len(drawn))[:, None]
-        times = np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        draws[start : start + len(drawn)] = statistic(times @ sums)
-    shape = _shape(codes, intraclass_correlation(influence(rows, statistic) / w, codes), w)
-    return _bootstrap(float(statistic(total)), draws, statistic(total - sums), confidence, support, unseen, shape)
+        yield np.bincount(places.ravel(), minlength=drawn.size).reshape(drawn.shape)
 
 
 def influence(rows: Floats, statistic: SumStatistic) -> Floats:

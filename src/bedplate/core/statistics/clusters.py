@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import Side, binomial_lower, binomial_upper, check_confidence, values_needed
 from bedplate.core.statistics.unequal import (
+    EQUAL_WEIGHTS,
     MINIMUM_GROUPS,
     NO_TREND,
     Floats,
@@ -32,6 +34,7 @@ from bedplate.core.statistics.unequal import (
     check_groups,
     heavy_jump,
     robust,
+    set_apart,
     size_trend,
     skewness,
     worth,
@@ -40,7 +43,6 @@ from bedplate.core.statistics.unequal import (
 SKEWNESS_SHARE = 0.75
 """The share of the correction for skewness that is made. Whole, it costs 3.4 points of power where 60 equal groups have
 a correlation of 0.2; without it, candidates at a bar of 0.9 pass in over 5% with 40 of them (benchmarks/gate.py)."""
-_EQUAL = 1e-12  # what rounding makes of equal weights
 Groups = Sequence[Hashable] | NDArray[np.generic]
 
 
@@ -107,7 +109,7 @@ def robust_mean(values: ArrayLike, groups: Groups, weights: Floats | None = None
         return RobustMean(mean, math.nan, 0.0, x.size, 1, 1.0)
     icc = _correlation(x, codes, count)
     robust_fit = robust(group_sums(w * (x - mean), codes, count), sizes, icc, squares)
-    jump = heavy_jump(sizes, squares, 0.0 if count == x.size else icc) if np.ptp(w) > _EQUAL else 0.0
+    jump = heavy_jump(sizes, squares, 0.0 if count == x.size else icc) if np.ptp(w) > EQUAL_WEIGHTS else 0.0
     return RobustMean(mean, math.sqrt(robust_fit.variance), robust_fit.freedom, x.size, count, worth(sizes), jump)
 
 
@@ -167,7 +169,7 @@ def effective_n_bound(
     groups None, or every row its own group: rows are independent and the bound is exact binomial. weights: of the rows
     [n], where they differ; the proportion is then Σwx / Σw, and rows without groups are groups of one.
     Raises InsufficientGroups under `minimum_groups` groups, or where they are worth less than half of that; the few
-    that dominate the others (`dominating`) do not count. The width is never zero (20 of 20 is not certainty).
+    that dominate the others (`set_apart`) do not count. The width is never zero (20 of 20 is not certainty).
     """
     x = np.asarray(successes, dtype=float)
     check_confidence(confidence)
@@ -178,14 +180,17 @@ def effective_n_bound(
     x, codes, count = _checked(x, groups)
     w = checked_weights(weights, x.size)
     n, share = int(x.size), min(float(w @ x) / x.size, 1.0)  # what rounding adds to a sum of weights is no success
-    if count == n and np.ptp(w) <= _EQUAL:
+    if count == n and np.ptp(w) <= EQUAL_WEIGHTS:
         value = (binomial_lower if side == "lower" else binomial_upper)(float(x.sum()), n, confidence)
         return Bound(value, side, confidence, share, n, count, 1.0, float(n))
     sizes = group_sums(w, codes, count)
-    apart = dominating(sizes) if np.ptp(w) <= _EQUAL else np.zeros(count, dtype=bool)
-    check_groups(sizes[~apart], minimum_groups, n)
-    if apart.any():
-        return _with_groups_apart(x, codes, apart[codes], confidence, side, minimum_groups)
+    rest, alone = set_apart(codes, sizes, w)
+    check_groups(sizes[np.unique(codes[rest])], minimum_groups, n)
+    if not rest.all():
+        bound = partial(effective_n_bound, confidence=confidence, side=side, minimum_groups=minimum_groups)
+        others, whole = bound(x[rest], codes[rest]), bound(x, alone)
+        value, effect = (min if side == "lower" else max)(others.value, whole.value), n / others.effective_n
+        return Bound(value, side, confidence, share, n, count, max(1.0, effect), others.effective_n)
     value, effect, effective = _lower(x if side == "lower" else 1 - x, codes, count, w, confidence)
     return Bound(value if side == "lower" else 1 - value, side, confidence, share, n, count, effect, effective)
 
@@ -196,7 +201,7 @@ def _lower(x: Floats, codes: Ints, count: int, w: Floats, confidence: float) -> 
 
     n, share = x.size, min(float(w @ x) / x.size, 1.0)
     sizes, squares, cubes = (group_sums(w**power, codes, count) for power in (1, 2, 3))
-    sums, weighted = group_sums(w * x, codes, count), bool(np.ptp(w) > _EQUAL)
+    sums, weighted = group_sums(w * x, codes, count), bool(np.ptp(w) > EQUAL_WEIGHTS)
     icc = _correlation(x, codes, count) if count < n else 0.0
     robust_fit = robust(sums - share * sizes, sizes, icc, squares)
     plain = share * (1 - share) / (n - 1)
@@ -235,37 +240,6 @@ def _heavy_failure(share: float, variance: float, jump: float, confidence: float
 
     effective = (1 - share + jump) / (variance / share + jump**2)
     return 1 - float(betaincinv(effective * (1 - share + jump), effective * share, confidence))
-
-
-DOMINANCE = 8.0
-"""Groups are set apart where the others are worth so many times as many groups as all of them."""
-
-
-def dominating(sizes: Floats) -> NDArray[np.bool_]:
-    """The few largest groups [G], with at most half of the rows, that are worth less than nothing: without them the
-    others are worth `DOMINANCE` times as many groups. None in most layouts."""
-    order = np.argsort(-sizes, kind="stable")
-    rows = sizes.sum() - np.cumsum(sizes[order])[:-1]
-    worths = np.where(rows >= sizes.sum() / 2, rows**2 / ((sizes @ sizes) - np.cumsum(sizes[order] ** 2)[:-1]), 0.0)
-    apart = np.zeros(sizes.size, dtype=bool)
-    if worths.size and worths.max() >= DOMINANCE * worth(sizes):
-        apart[order[: int(worths.argmax()) + 1]] = True
-    return apart
-
-
-def _with_groups_apart(
-    x: Floats, codes: Ints, apart: NDArray[np.bool_], confidence: float, side: Side, minimum_groups: int
-) -> Bound:
-    """The bound where few groups dominate: nothing tells how groups like these vary, on which the variance of all rows
-    would rest. It is the further of two: that of the other groups, which holds if groups are drawn anew and their sizes
-    say nothing of their rates; and that of all rows with the rates of the groups apart taken as they are, the bounds of
-    both parts added, which holds if these groups stay what they are. apart: of the rows [n]."""
-    others = effective_n_bound(x[~apart], codes[~apart], confidence, side, minimum_groups=minimum_groups)
-    share, bound = float(apart.mean()), binomial_lower if side == "lower" else binomial_upper
-    same_groups = (1 - share) * others.value + share * bound(float(x[apart].sum()), int(apart.sum()), confidence)
-    value = (min if side == "lower" else max)(others.value, same_groups)
-    count, effective = int(codes.max()) + 1, others.effective_n
-    return Bound(value, side, confidence, float(x.mean()), x.size, count, max(1.0, x.size / effective), effective)
 
 
 def groups_needed(bar: float, confidence: float) -> int:

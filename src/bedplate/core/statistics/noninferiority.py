@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import product
 
 import numpy as np
@@ -24,7 +25,7 @@ from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import checked_weights, group_codes, group_sums, intraclass_correlation
 from bedplate.core.statistics.missed import missed_groups_bound
 from bedplate.core.statistics.proportions import check_confidence
-from bedplate.core.statistics.unequal import Floats, InsufficientGroups, Ints, check_groups, heavy_jump, robust, worth
+from bedplate.core.statistics.unequal import Floats, Ints, check_groups, enough, heavy_jump, robust, set_apart, worth
 
 
 @dataclass(frozen=True)
@@ -76,21 +77,30 @@ def mean_drop(
     Nor are they nearer than what groups that were missed could hide of the rows that lost something, or gained
     (`missed`), where few groups hold any, unless changes are known to be `scattered` over the groups, as those are that
     come of rounding. weights: of the rows [n], where they differ; bounds are then as far as one more changed row among
-    the heavy ones makes them. No bounds where `check_groups`
-    finds too few.
+    the heavy ones makes them. Few groups that dominate are `set_apart`. No bounds where there are too few groups.
     """
     x, y, codes, count = _pair(before, after, groups, confidence)
     if not ((x >= 0) & (x <= 1) & (y >= 0) & (y <= 1)).all():
         raise UsageError("scores must lie between 0 and 1")
     w = checked_weights(weights, x.size)
-    effective_groups = worth(group_sums(w, codes, count))
-    unseen = hidden(effective_groups if units is None else units, confidence)
+    sizes = group_sums(w, codes, count)
+    rest, alone = set_apart(codes, sizes, w)
+    if not rest.all():
+        bounds = partial(mean_drop, confidence=confidence, scattered=scattered)
+        rest_units = None if units is None else units * float(rest.mean())
+        others = bounds(x[rest], y[rest], codes[rest].tolist(), units=rest_units)
+        whole = bounds(x, y, alone.tolist(), units=units)
+        if others.lower is None or others.upper is None or whole.lower is None or whole.upper is None:
+            return replace(whole, lower=None, upper=None, groups=count)
+        lower, upper = min(others.lower, whole.lower), max(others.upper, whole.upper)
+        return replace(whole, lower=lower, upper=upper, groups=count)
+    unseen = hidden(worth(sizes) if units is None else units, confidence)
     drop = bounded_change(x - y, codes, confidence, unseen, weights)
     if scattered or drop.lower is None or drop.upper is None:
         return drop
     lost, gained = (group_sums(w * change, codes, count) for change in (np.maximum(x - y, 0.0), np.maximum(y - x, 0.0)))
     worse, better = (group_sums(w * mask, codes, count) for mask in (x > y, y > x))
-    sizes, rows = group_sums(w, codes, count), float(x.size**2 / (w @ w))
+    rows = float(x.size**2 / (w @ w))
     upper = _not_nearer(drop.upper, (worse, lost, gained), sizes, rows, confidence)
     lower = -_not_nearer(-drop.lower, (better, gained, lost), sizes, rows, confidence)
     return replace(drop, lower=lower, upper=upper)
@@ -183,9 +193,7 @@ def _drop(
     residuals = group_sums(change - value * weights, codes, count)[weighted_groups]
     robust_fit = robust(residuals, sizes[weighted_groups], icc, None if squares is None else squares[weighted_groups])
     se = math.sqrt(robust_fit.variance)
-    try:
-        check_groups(sizes[weighted_groups])
-    except InsufficientGroups:
+    if not enough(sizes[weighted_groups]):
         return Drop(value, None, None, se, confidence, change.size, count)
     t_quantile = float(stdtrit(robust_fit.freedom, confidence))
     # changes of one kind only lean, and t with them: where hardly any were seen their spread reads too small as well

@@ -27,6 +27,7 @@ with fewer groups of one size, at a bar of 0.9 and a correlation of 0.2, candida
 ones are held by their degrees of freedom down to a worth of about 10, but then a handful of groups says everything."""
 
 
+EQUAL_WEIGHTS = 1e-12  # what rounding makes of equal weights
 FARTHEST = 3.0
 """How many times the largest group a further one may be taken to be (`size_trend`)."""
 
@@ -77,13 +78,44 @@ def check_groups(weights: Floats, minimum: int = MINIMUM_GROUPS, rows: int | Non
         raise InsufficientGroups(weights.size, minimum, effective_groups, rows)
 
 
-def enough_groups(groups: Sequence[Hashable]) -> bool:
-    """Whether rows with these groups [n] allow a bound."""
+def enough(weights: Floats) -> bool:
+    """Whether groups of these sizes [G] allow a bound."""
     try:
-        check_groups(np.array(list(Counter(groups).values()), dtype=np.float64))
+        check_groups(weights)
     except InsufficientGroups:
         return False
     return True
+
+
+def enough_groups(groups: Sequence[Hashable]) -> bool:
+    """Whether rows with these groups [n] allow a bound; the few that dominate the others do not count."""
+    sizes = np.array(list(Counter(groups).values()), dtype=np.float64)
+    return enough(sizes[~dominating(sizes)])
+
+
+DOMINANCE = 8.0
+"""Groups are set apart where the others are worth so many times as many groups as all of them."""
+
+
+def dominating(sizes: Floats) -> NDArray[np.bool_]:
+    """The few largest groups [G], with at most half of the rows, that are worth less than nothing: without them the
+    others are worth `DOMINANCE` times as many groups. None in most layouts."""
+    order = np.argsort(-sizes, kind="stable")
+    rows = sizes.sum() - np.cumsum(sizes[order])[:-1]
+    worths = np.where(rows >= sizes.sum() / 2, rows**2 / ((sizes @ sizes) - np.cumsum(sizes[order] ** 2)[:-1]), 0.0)
+    apart = np.zeros(sizes.size, dtype=bool)
+    if worths.size and worths.max() >= DOMINANCE * worth(sizes):
+        apart[order[: int(worths.argmax()) + 1]] = True
+    return apart
+
+
+def set_apart(codes: Ints, sizes: Floats, row_weights: Floats) -> tuple[NDArray[np.bool_], Ints]:
+    """Which rows [n] are not of few groups that dominate, on whose variance, of which nothing tells, that of all rows
+    would rest; and the groups' numbers [n] where each row of these few is a group. A bound is then the further of two:
+    of the other groups, which holds if groups are drawn anew and their sizes say nothing of their rates; and of all
+    rows in the second way, which holds if the few stay what they are. Rows of unequal weight are not set apart."""
+    apart = dominating(sizes)[codes] & (np.abs(row_weights - 1) <= EQUAL_WEIGHTS).all()
+    return ~apart, np.where(apart, sizes.size + np.arange(codes.size), codes)
 
 
 def robust(residuals: Floats, weights: Floats, icc: float, squares: Floats | None = None) -> Robust:
