@@ -110,12 +110,9 @@ def decide(
 ) -> decisions.Decision:
     """The answer to a decision file. prices: instead of the price file that it names. today: for prices' age."""
     return decisions.decide(*decisions.load_case(case, None if prices is None else Path(prices), overrides), today)
-<<<<<<< HEAD
-=======
 
 
 @checked
 def amortise(account: Path | str, overrides: Sequence[str] = ()) -> amortisation.Statement:
     """Profit and loss by skin and tenant over the period of an amortisation file."""
     return amortisation.amortise(AmortisationFile.load(account, overrides))
->>>>>>> parent of 22ba2e4d (plan amortise goes: /metrics and the access log have what skins and tenants cost, and the docs say how they add up)
