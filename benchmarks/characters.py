@@ -34,11 +34,10 @@ import shaped
 from bedplate.data.packing import DocumentPiece
 from bedplate.data.stdlib import read_modules
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import PackedBatch
+from bedplate.training.batch import PackedBatch, rows_batch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import NextToken
-from bedplate.training.packing import rows_batch
 from comparison import Row, need, report, start
 
 LENGTH, ROWS = 64, 12

@@ -27,11 +27,10 @@ from bedplate.models.specs.transformer import (
     Rope,
     TransformerSpec,
 )
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, pack_examples
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives.language import NextToken
 from bedplate.training.optimizers import Optimization
-from bedplate.training.packing import pack_examples
 from comparison import Row, best_seconds, interleaved, need, report, start
 from peers import THREADS
 

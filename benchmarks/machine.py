@@ -93,8 +93,7 @@ def kernel_peaks() -> dict[str, float]:
     the first position of a sequence of its own, so that attention costs next to nothing. Empty where there is none."""
     import torch
 
-    from bedplate.inference.native.native_decoder import NativeDecoder
-    from bedplate.inference.native.packed_weights import unsupported
+    from bedplate.inference.native.packed_weights import NativeDecoder, unsupported
     from bedplate.models.decoder import Decoder
     from bedplate.models.specs.presets import PRESETS
 

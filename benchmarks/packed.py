@@ -24,10 +24,9 @@ from bedplate.data.packing import pack_documents
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import AttentionSpec, FeedForwardSpec, PositionSpec, Rope, TransformerSpec
-from bedplate.training.batch import PackedBatch
+from bedplate.training.batch import PackedBatch, rows_batch
 from bedplate.training.objectives.language import NextToken
 from bedplate.training.objectives.token_term import token_losses
-from bedplate.training.packing import rows_batch
 from comparison import Row, report, start
 
 ROW = 2048

@@ -37,8 +37,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure.server import measure_server
-from bedplate.inference.measure.speeds import load_of, measure_engine
-from bedplate.inference.measure.training_speed import StepKind, fastest_steps, measure_tuning
+from bedplate.inference.measure.speeds import StepKind, fastest_steps, load_of, measure_engine, measure_tuning
 from bedplate.models.checkpoints.base import Base
 from comparison import start
 from peers import BASE, our_base

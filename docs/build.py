@@ -130,7 +130,7 @@ def _script(name: str) -> ModuleType:
 
 
 def _families() -> str:
-    from bedplate.inference.measure.support import supported
+    from bedplate.inference.measure.parity import supported
 
     head = ("family", "kind", "can", "adapters", "kernel", "gguf", "text of")
     rows = (

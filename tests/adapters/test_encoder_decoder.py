@@ -24,9 +24,8 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import completion_example
+from bedplate.training.batch import completion_example, pack_examples
 from bedplate.training.objectives.language import Sft
-from bedplate.training.packing import pack_examples
 
 SOURCES = ((5, 9, 11, 40, 7), (60, 8, 8), (3, 4, 5, 6, 7, 8, 9, 10, 11))
 ANSWERS = ((20, 21, 1), (30, 1), (11, 10, 9, 8, 1))

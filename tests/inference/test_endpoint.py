@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import email.utils
 import itertools
-import threading
 import time
 from collections.abc import Iterator
-from typing import cast
 
 import pytest
 from hypothesis import given
@@ -24,10 +22,7 @@ from bedplate.core.errors import (
     UnknownModelError,
     UsageError,
 )
-from bedplate.inference.engine.answers import Answers
-from bedplate.inference.engine.requests import Generate, Generation, Sampling, Score
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, _retry_after, event_data
-from bedplate.inference.remote.remote_model import RemoteModel
 
 HI = [{"role": "user", "content": "hi"}]
 
@@ -198,71 +193,3 @@ def test_events_are_the_same_however_they_are_cut(texts: list[str], cuts: list[i
     places = sorted({0, *(min(cut, len(content)) for cut in cuts), len(content)})
     parts = [content[a:b] for a, b in itertools.pairwise(places)]
     assert list(event_data(parts)) == texts
-
-
-def test_a_remote_model_answers_like_a_local_one(fake: Fake) -> None:
-    with RemoteModel(Endpoint(fake.url), "ok") as remote:
-        model: Answers = remote
-        facts = model.describe()
-        assert (facts.name, facts.can, facts.tokenizer) == ("ok", {"generate"}, None)
-        request = Generate(tuple(model.tokenize("grüß dich")), Sampling(max_tokens=9, temperature=0.5, stop=("\n",)))
-        stream = model.submit(request)
-        steps = list(stream)
-        assert [step.text for step in steps] == ["Hel", "lo", ""]
-        assert [step.finish_reason for step in steps] == [None, None, "stop"]
-        result = stream.result()
-        assert isinstance(result, Generation)
-        assert (result.text, bytes(result.token_ids), result.finish_reason) == ("Hello", b"Hello", "stop")
-        assert (result.usage.prompt_tokens, result.usage.completion_tokens) == (7, 3)
-        body = fake.requests[0]
-        assert body["messages"] == [{"role": "user", "content": "grüß dich"}]
-        assert (body["max_tokens"], body["temperature"], body["stop"]) == (9, 0.5, ["\n"])
-        assert [cast(Generation, found).text for found in model.run([request, request])] == ["Hello", "Hello"]
-        with pytest.raises(RequestError, match="generates text only"):
-            model.submit(Score((1,), ((2,),)))
-    with RemoteModel(Endpoint(fake.url), "full") as refusing, pytest.raises(ContextLengthExceeded):
-        refusing.submit(request).result()
-
-
-@pytest.mark.parametrize(
-    ("sampling", "adapter", "tokens", "param"),
-    [
-        (Sampling(top_k=5), None, (65,), "top_k"),
-        (Sampling(stop_token_ids=(3,)), None, (65,), "stop_token_ids"),
-        (Sampling(ignore_eos=True), None, (65,), "ignore_eos"),
-        (Sampling(logprobs=2), None, (65,), "logprobs"),
-        (Sampling(), "a", (65,), "model"),
-        (Sampling(), None, (65, 256), "prompt"),
-    ],
-)
-def test_what_a_remote_model_cannot_send_is_refused(
-    fake: Fake, sampling: Sampling, adapter: str | None, tokens: tuple[int, ...], param: str
-) -> None:
-    with RemoteModel(Endpoint(fake.url), "ok") as model:
-        with pytest.raises(RequestError) as caught:
-            model.submit(Generate(tokens, sampling, adapter=adapter))
-        assert caught.value.param == param
-    assert not fake.requests
-
-
-def test_queued_requests_of_a_remote_model_end_where_it_is_closed_or_they_are_cancelled(fake: Fake) -> None:
-    model = RemoteModel(Endpoint(fake.url), "slow", concurrency=1)
-    running, cancelled, second = (model.submit(Generate((65,))) for _ in range(3))
-    steps = iter(running)
-    next(steps)
-    cancelled.cancel()
-    running.cancel()
-    with pytest.raises(RequestError) as caught:
-        cancelled.result(30)
-    assert caught.value.code == "cancelled"
-    next(iter(second))  # is being answered, so that the last one waits
-    waiting = model.submit(Generate((65,)))
-    closer = threading.Thread(target=model.close)
-    closer.start()
-    with pytest.raises(UsageError, match="closed before"):
-        waiting.result(30)
-    second.cancel()
-    closer.join(30)
-    assert len(fake.requests) == 2
-    with pytest.raises(UsageError, match="is closed"):
-        model.submit(Generate((65,)))

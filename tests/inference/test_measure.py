@@ -20,10 +20,8 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure import speeds as measure
-from bedplate.inference.measure import training_speed as measure_tuning
 from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
-from bedplate.inference.measure.speeds import MeasuredStep, fit_engine, load_of, measure_engine
-from bedplate.inference.measure.training_speed import StepKind
+from bedplate.inference.measure.speeds import MeasuredStep, StepKind, fit_engine, load_of, measure_engine
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.serving.server.app import loaded_server
 
@@ -126,18 +124,18 @@ def test_a_tiny_bases_engine_is_measured(base: Base, monkeypatch: pytest.MonkeyP
 def test_training_steps_are_measured_and_leave_the_base_as_it_was(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: p.clone() for name, p in base.model.named_parameters()}
     times = [0.5 + 0.01 * t + 1e-5 * p + 0.02 * n for t, p, n in _sizes()]
-    real = measure_tuning.fastest_steps(base, "tiny", [StepKind(2, 8, 1), StepKind(1, 4, 2)], rank=2)
+    real = measure.fastest_steps(base, "tiny", [StepKind(2, 8, 1), StepKind(1, 4, 2)], rank=2)
     assert len(real) == 2
     assert all(0 < seconds < 60 for seconds in real)
     assert all(torch.equal(before[name], p) for name, p in base.model.named_parameters())
-    monkeypatch.setattr(measure_tuning, "fastest_steps", lambda *_: times)
-    speed = measure_tuning.measure_tuning(base, "tiny", rank=2)
+    monkeypatch.setattr(measure, "fastest_steps", lambda *_: times)
+    speed = measure.measure_tuning(base, "tiny", rank=2)
     # Costs that were made up are found again: 100 tokens in 10 examples, 10 of them learned.
     assert speed.seconds(100, 550, 10) == pytest.approx(0.5 + 1.0 + 5.5e-3 + 0.2, rel=1e-3)
 
 
 def _sizes() -> list[tuple[float, float, float]]:
-    return [k.loads for k in measure_tuning.STEP_SHAPES]
+    return [k.loads for k in measure.STEP_SHAPES]
 
 
 def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +219,7 @@ def test_an_encoder_has_no_steps_to_measure(minilm_dir: Path) -> None:
     with pytest.raises(UsageError, match="is an encoder"):
         measure_engine(encoder, "minilm")
     with pytest.raises(UsageError, match="is an encoder"):
-        measure_tuning.fastest_steps(encoder, "minilm", [StepKind(1, 4, 1)])
+        measure.fastest_steps(encoder, "minilm", [StepKind(1, 4, 1)])
 
 
 def test_records_are_plain() -> None:

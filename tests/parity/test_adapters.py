@@ -26,9 +26,8 @@ from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_base
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import PackedBatch, TrainingExample
+from bedplate.training.batch import PackedBatch, TrainingExample, pack_examples
 from bedplate.training.objectives import OBJECTIVES
-from bedplate.training.packing import pack_examples
 
 TOKENS = torch.randint(3, 90, (2, 20), generator=torch.Generator().manual_seed(0))
 WRITTEN = TOKENS.flip(1)[:, :13]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from bedplate.pretraining.run.tensorboard import TensorBoard
+from bedplate.pretraining.run.outputs import TensorBoard
 
 
 def row(step: int) -> dict[str, Any]:

@@ -22,22 +22,24 @@ from bedplate.text.bpe import train_bpe
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
 from bedplate.training.objectives.contrastive import Crops
-from bedplate.training.objectives.fill_in_middle import FIM_TOKENS, FillInMiddle
+from bedplate.training.objectives.corruption import (
+    FIM_TOKENS,
+    SENTINELS,
+    Denoiser,
+    FillInMiddle,
+    Masked,
+    MixtureOfDenoisers,
+    SpanCorruption,
+    cut_out,
+    starts_word,
+)
 from bedplate.training.objectives.language import NextToken
-from bedplate.training.objectives.masked import Masked, starts_word
 from bedplate.training.objectives.objective import (
     CorruptedSource,
     Corrupting,
     CorruptionVocabulary,
     corrupted,
     documents_of,
-)
-from bedplate.training.objectives.span_corruption import (
-    SENTINELS,
-    Denoiser,
-    MixtureOfDenoisers,
-    SpanCorruption,
-    cut_out,
 )
 from bedplate.training.objectives.token_term import token_term
 from bedplate.training.sources import DocumentSource

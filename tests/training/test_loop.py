@@ -11,11 +11,11 @@ import torch
 
 from bedplate.core.errors import DataError, TrainingError, UsageError
 from bedplate.models.inputs import Inputs
+from bedplate.training.batch import pack_examples
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives.language import NextToken, Sft
 from bedplate.training.objectives.objective import Term
-from bedplate.training.packing import pack_examples
 from bedplate.training.sources import DocumentSource, ExampleSource
 
 PLAIN = TrainConfig(learning_rate=0.01, schedule="constant", warmup=0.0, clip=None, save_seconds=None)

@@ -17,10 +17,10 @@ from bedplate.adapters.bank import Bank
 from bedplate.adapters.linear_adapter import MAGNITUDE
 from bedplate.adapters.lora import LoraConfig
 from bedplate.models.inputs import Inputs
+from bedplate.training.batch import pack_examples
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
-from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 
 STEPS, RATE = 5, 0.01

@@ -11,11 +11,10 @@ from bedplate.core.errors import DataError
 from bedplate.data.packing import pack_documents
 from bedplate.models.decoder import Decoder
 from bedplate.models.families import FAMILIES
-from bedplate.training.batch import NO_TARGET, completion_example
+from bedplate.training.batch import NO_TARGET, completion_example, pack_examples, rows_batch
 from bedplate.training.objectives import OBJECTIVES
 from bedplate.training.objectives.language import NextToken, Sft
 from bedplate.training.objectives.token_term import token_losses
-from bedplate.training.packing import pack_examples, rows_batch
 
 FLOAT32_LOSS = {"rtol": 1e-5, "atol": 1e-6}
 """transformers computes its loss in float32 in a float64 model too."""

@@ -13,8 +13,7 @@ from bedplate.core.errors import TrainingError
 from bedplate.training.config import MuonConfig, Rates, TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
-from bedplate.training.optimizers import Optimization, averaged, kinds_of
-from bedplate.training.optimizers.muon import orthogonalised
+from bedplate.training.optimizers import Optimization, averaged, kinds_of, orthogonalised
 from bedplate.training.ranks import ALONE
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import StateFile

@@ -16,9 +16,8 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.packed.placement import Placement
-from bedplate.training.batch import NO_TARGET, TrainingExample
+from bedplate.training.batch import NO_TARGET, TrainingExample, common_prefix, pack_examples, rows_batch
 from bedplate.training.objectives.language import NextToken, Sft
-from bedplate.training.packing import common_prefix, pack_examples, rows_batch
 
 
 @st.composite

@@ -21,10 +21,10 @@ from bedplate.models.layers.recomputation import recomputing
 from bedplate.models.specs.parts import DeltaRule, LatentAttention
 from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, TransformerSpec
+from bedplate.training.batch import pack_examples
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
-from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 
 SETTINGS: tuple[Recompute, ...] = ("none", "selective", "full")

@@ -19,13 +19,12 @@ from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.experts import Router
 from bedplate.models.specs.transformer import Experts
-from bedplate.training.batch import MicroBatch, TrainingExample
+from bedplate.training.batch import MicroBatch, TrainingExample, pack_examples
 from bedplate.training.config import RouterConfig, TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.contrastive import Crops, TextPair, pack_pairs
 from bedplate.training.objectives.language import Sft
 from bedplate.training.objectives.objective import CorruptedSource, CorruptionVocabulary, documents_of
-from bedplate.training.packing import pack_examples
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers
 from bedplate.training.sources import DocumentSource, ExampleSource

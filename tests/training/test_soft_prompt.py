@@ -21,11 +21,10 @@ from bedplate.core.errors import UsageError
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, pack_examples
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import evaluate_loss, train
 from bedplate.training.objectives.language import Sft
-from bedplate.training.packing import pack_examples
 from bedplate.training.sources import ExampleSource
 
 P, STEPS, RATE = 5, 4, 0.05

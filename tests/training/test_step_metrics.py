@@ -22,13 +22,12 @@ from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Scales
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, pack_examples, rows_batch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import MultiTokenPrediction, NextToken, Sft
 from bedplate.training.objectives.objective import Term
 from bedplate.training.optimizers import Optimization
-from bedplate.training.packing import pack_examples, rows_batch
 from bedplate.training.sources import DocumentSource, ExampleSource
 
 READS = ("item", "tolist", "numpy", "__float__", "__int__", "__bool__", "__index__")

@@ -13,11 +13,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from bedplate.adapters.expert_site import ExpertLowRank, ExpertSite
 from bedplate.adapters.fixed import FixedPlaces
 from bedplate.adapters.linear_adapter import AdapterConfig, LinearAdapter, LowRank
 from bedplate.adapters.modules import adaptable, check_tensors, initial_tensors
-from bedplate.adapters.site import BASE_ROW, AdapterRows, Site
+from bedplate.adapters.site import BASE_ROW, AdapterRows, ExpertLowRank, ExpertSite, Site
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.layers.fused.linears import FusedLinears
 from bedplate.models.layers.linear import Linear

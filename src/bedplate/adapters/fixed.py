@@ -20,9 +20,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bedplate.adapters.expert_site import ExpertSite
 from bedplate.adapters.linear_adapter import LowRank, without_bias
-from bedplate.adapters.site import Site
+from bedplate.adapters.site import ExpertSite, Site
 from bedplate.core.errors import UsageError
 from bedplate.models.layers.linear import LowRankHook
 

@@ -13,14 +13,15 @@ from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import pydantic
 import regex
 from pydantic import ValidationError
 from torch import Tensor
 
 from bedplate.adapters.fused import is_part, joined, row_counts, split_fused
 from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable
-from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
-from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
+from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, match_targets
+from bedplate.adapters.modules import check_tensors, hf_module_name
 from bedplate.adapters.peft_experts import (
     expert_keys,
     from_peft,
@@ -29,16 +30,23 @@ from bedplate.adapters.peft_experts import (
     parameter_names,
     to_peft,
 )
-from bedplate.adapters.tensor_files import read_json_object, read_metadata, read_tensors, tensor_bytes
-from bedplate.core.errors import SkinError, UnsupportedModelError
+from bedplate.adapters.tensor_files import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    read_json_object,
+    read_metadata,
+    read_tensors,
+    tensor_bytes,
+)
+from bedplate.core.errors import BedplateError, SkinError, UnsupportedModelError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.families.weights import WeightMap
 from bedplate.models.specs import TextSpec
-from bedplate.models.specs.serialization import spec_of, spec_text
+from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
+from bedplate.models.specs.flat import grouped_stacks, plain_fields
+from bedplate.models.specs.transformer import TransformerSpec
 
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
 SPEC = "bedplate.spec"
 """In the tensors' metadata: the model's shape, where rows must be cut by it."""
 _KEY = re.compile(
@@ -427,3 +435,21 @@ def in_order(names: Iterable[str]) -> list[str]:
 def natural(name: str) -> list[tuple[int, int | str]]:
     """Sort key under which layer 10 comes after layer 9."""
     return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
+
+
+_ADAPTER: pydantic.TypeAdapter[TransformerSpec | EncoderDecoderSpec] = pydantic.TypeAdapter(
+    TransformerSpec | EncoderDecoderSpec, config=None
+)
+
+
+def spec_text(spec: TransformerSpec | EncoderDecoderSpec) -> str:
+    """JSON (with Infinity as a number), the same for the same spec."""
+    return json.dumps(plain_fields(spec), sort_keys=True, separators=(",", ":"))
+
+
+def spec_of(text: str) -> TransformerSpec | EncoderDecoderSpec:
+    """The inverse. UnsupportedModelError for anything else."""
+    try:
+        return _ADAPTER.validate_python(grouped_stacks(TransformerSpec, json.loads(text)))
+    except (ValueError, TypeError, AttributeError, RecursionError, BedplateError) as error:
+        raise UnsupportedModelError("the text does not describe a model") from error

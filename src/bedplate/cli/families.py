@@ -62,7 +62,7 @@ def families(
 
 
 def _list(selected: Sequence[str], as_json: bool) -> None:
-    from bedplate.inference.measure.support import supported
+    from bedplate.inference.measure.parity import supported
 
     selected_families = [family for family in supported() if family.family in selected]
     if as_json:

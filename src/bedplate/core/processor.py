@@ -76,10 +76,11 @@ def processor() -> Processor:
 def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = None) -> Processor:
     """The processor of the machine whose /proc and /sys lie under `root`; `allowed`: the affinity mask's logical
     processors (default: this process's own)."""
-    online = _online(root)
+    online = cpu_list(text(root / _CPUS / "online") or "") or set(range(os.cpu_count() or 1))
     if allowed is None:
         allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else online
     mask = sorted(allowed) or [0]
+    packages = {text(root / _CPUS / f"cpu{cpu}" / "topology" / "physical_package_id") or "0" for cpu in mask}
     return Processor(
         name=processor_name(root),
         architecture=platform.machine(),
@@ -87,7 +88,7 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
         allowed=len(mask),
         cores=len({_core(root, cpu) for cpu in mask}),
         quota=_quota(root),
-        sockets=len({_package(root, cpu) for cpu in mask}),
+        sockets=len(packages),
         nodes=max(_nodes(root, mask), 1),
         caches=_caches(root, mask[0]),
         load=load_average(),
@@ -148,11 +149,6 @@ def _first(root: Path) -> dict[str, str]:
 # --- cores
 
 
-def _online(root: Path) -> set[int]:
-    listed = cpu_list(text(root / _CPUS / "online") or "")
-    return listed or set(range(os.cpu_count() or 1))
-
-
 def _core(root: Path, cpu: int) -> object:
     """What hyperthreads of one core have in common; a processor of its own where the system does not say."""
     topology = root / _CPUS / f"cpu{cpu}" / "topology"
@@ -162,10 +158,6 @@ def _core(root: Path, cpu: int) -> object:
             return frozenset(siblings)
     package, core = text(topology / "physical_package_id"), text(topology / "core_id")
     return (package, core) if core else cpu
-
-
-def _package(root: Path, cpu: int) -> str:
-    return text(root / _CPUS / f"cpu{cpu}" / "topology" / "physical_package_id") or "0"
 
 
 def _nodes(root: Path, mask: Collection[int]) -> int:

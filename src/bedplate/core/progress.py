@@ -126,7 +126,7 @@ class Progress:
 
 
 class Countdown(Progress):
-    """A bar of time: how much of a limit has passed, and how much is left. It moves by itself (`Bars`)."""
+    """A bar of time: how many seconds of a limit have passed. It moves by itself (`Bars`)."""
 
     def __init__(self, description: str, seconds: float | None) -> None:
         super().__init__(description, seconds, "s", quiet=seconds is None)
@@ -174,19 +174,6 @@ class _Display:
                     return rich.text.Text(f"{task.completed:,.0f}{unit}" if task.completed else "")
                 return rich.text.Text(f"{task.completed:,.0f}/{task.total:,.0f}{unit}")
 
-        class Times(bars.ProgressColumn):
-            """The time since it began, and that which is left."""
-
-            max_refresh = 0.5
-
-            def render(self, task: bars.Task) -> rich.text.Text:
-                passed = _time(task.finished_time if task.finished else task.elapsed or 0.0)
-                remaining = task.time_remaining
-                if task.fields["of_time"]:
-                    remaining = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
-                has_estimate = remaining is not None and task.total is not None and not task.finished
-                return rich.text.Text(f"{passed}, {_time(remaining or 0.0)} left" if has_estimate else passed)
-
         class Bars(bars.Progress):
             def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
                 for task in tasks:
@@ -198,7 +185,8 @@ class _Display:
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(bar_width=20),
             Count(),
-            Times(),
+            bars.TimeElapsedColumn(),
+            bars.TimeRemainingColumn(compact=True),
             bars.TextColumn("{task.fields[metrics]}", markup=False),
             console=console(stderr=True),
             refresh_per_second=5,
@@ -211,13 +199,6 @@ class _Display:
         except rich.errors.LiveError:  # the caller's own live display is running: stay out of its way
             return None
         return live
-
-
-def _time(seconds: float | None) -> str:
-    """As 0:07, 12:30 and 1:02:03."""
-    minutes, remainder = divmod(round(seconds or 0.0), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{remainder:02}" if hours else f"{minutes}:{remainder:02}"
 
 
 _display = _Display()

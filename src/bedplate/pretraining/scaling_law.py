@@ -102,14 +102,6 @@ def _inputs(points: Sequence[ScalingPoint]) -> np.ndarray:
     return np.log([[p.flops / 1e12, p.parameters / 1e6, p.tokens / 1e6] for p in points])
 
 
-def _power(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return theta[0] - theta[1] * x[:, 0]
-
-
-def _floor(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return np.logaddexp(theta[2], theta[0] - theta[1] * x[:, 0])
-
-
 def _chinchilla(theta: np.ndarray, x: np.ndarray) -> np.ndarray:
     terms = np.logaddexp(theta[0] - theta[1] * x[:, 1], theta[2] - theta[3] * x[:, 2])
     return np.logaddexp(theta[4], terms)
@@ -119,10 +111,6 @@ def _power_constants(t: np.ndarray) -> dict[str, float]:
     return {"a": float(np.exp(t[0] + t[1] * np.log(1e12))), "alpha": float(t[1])}
 
 
-def _floor_constants(t: np.ndarray) -> dict[str, float]:
-    return {**_power_constants(t), "floor": float(np.exp(t[2]))}
-
-
 def _chinchilla_constants(t: np.ndarray) -> dict[str, float]:
     a, b = np.exp(t[0] + t[1] * np.log(1e6)), np.exp(t[2] + t[3] * np.log(1e6))
     return {"a": float(a), "alpha": float(t[1]), "b": float(b), "beta": float(t[3]), "floor": float(np.exp(t[4]))}
@@ -130,8 +118,11 @@ def _chinchilla_constants(t: np.ndarray) -> dict[str, float]:
 
 _Log = Callable[[np.ndarray, np.ndarray], np.ndarray]
 _FORMS: dict[Form, tuple[_Log, Callable[[np.ndarray], dict[str, float]]]] = {
-    "power": (_power, _power_constants),
-    "floor": (_floor, _floor_constants),
+    "power": (lambda theta, x: theta[0] - theta[1] * x[:, 0], _power_constants),
+    "floor": (
+        lambda theta, x: np.logaddexp(theta[2], theta[0] - theta[1] * x[:, 0]),
+        lambda theta: {**_power_constants(theta), "floor": float(np.exp(theta[2]))},
+    ),
     "chinchilla": (_chinchilla, _chinchilla_constants),
 }
 """Form: log loss of (constants, inputs), and the constants by name, as the law is written."""
@@ -168,13 +159,11 @@ def _starts(form: Form, losses: np.ndarray) -> list[np.ndarray]:
 
 
 def _jacobian(form: Form, theta: np.ndarray, inputs: np.ndarray) -> np.ndarray:
-    """Jacobian of log losses by the constants [N, K], by central differences."""
-    log_loss, columns = _FORMS[form][0], list[np.ndarray]()
-    for place in range(len(theta)):
-        step = np.zeros(len(theta))
-        step[place] = 1e-5 * max(1.0, abs(theta[place]))
-        columns.append((log_loss(theta + step, inputs) - log_loss(theta - step, inputs)) / (2 * step[place]))
-    return np.stack(columns, axis=1)
+    """Jacobian of log losses by the constants [N, K]."""
+    from scipy.optimize import approx_fprime
+
+    jacobian: Any = approx_fprime(theta, lambda constants: _FORMS[form][0](constants, inputs))
+    return np.atleast_2d(jacobian)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 1. `train` opens the run's directory, finds a saved state and chooses the arithmetic (precision.py).
 2. The models are converted to it, gradients are recorded for the trained parameters only, and masters and moments are
-   made (optimizers/); a saved state is loaded into them (`_Run.restore`).
+   made (`optimizers.py`); a saved state is loaded into them (`_Run.restore`).
 3. `_step` sums each term's weight over micro-batches and ranks before the first forward pass (`_weights`).
 4. `_backward` runs a micro-batch through the objective (objectives/) and collects its gradients in float32.
 5. The gradient is added up over ranks (ranks.py) and clipped; the guard decides on the device whether the step is

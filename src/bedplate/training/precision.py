@@ -37,12 +37,11 @@ from bedplate.models.model import Model
 from bedplate.models.packed.block_attention import BlockAttention
 from bedplate.models.precision import DTYPES, dtype_name
 from bedplate.models.specs.transformer import TransformerSpec
-from bedplate.training.batch import TrainingExample
+from bedplate.training.batch import TrainingExample, pack_examples
 from bedplate.training.config import DtypeChoice, TrainConfig
 from bedplate.training.objectives.language import Sft
 from bedplate.training.objectives.objective import AnyModel, Models
 from bedplate.training.optimizers import Optimization
-from bedplate.training.packing import pack_examples
 from bedplate.training.ranks import Ranks
 
 TrainedPart = Literal["adapters", "weights"]

@@ -19,8 +19,17 @@ from bedplate.core.errors import DataError, TrainingError
 from bedplate.core.files import sha256_json
 from bedplate.data.loader import CorpusLoader, rank_share
 from bedplate.data.packing import PackedRows, pack_documents
-from bedplate.training.batch import LabelledText, MicroBatch, PackedBatch, TextBatch, TrainingExample, pack_texts
-from bedplate.training.packing import check_length, pack_examples, rows_batch
+from bedplate.training.batch import (
+    LabelledText,
+    MicroBatch,
+    PackedBatch,
+    TextBatch,
+    TrainingExample,
+    check_length,
+    pack_examples,
+    pack_texts,
+    rows_batch,
+)
 
 Shuffling = Literal["given", "shuffled", "length"]
 Shard = tuple[int, int]

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bedplate.core.closing import Closing
+from bedplate.core.display import join_names
 from bedplate.core.errors import TrainingError
 from bedplate.training.config import GuardConfig
 from bedplate.training.ranks import Ranks
@@ -201,7 +202,7 @@ class Skipped:
             why = f"the gradient's norm is {reading.norm}"
         else:
             why = f"a spike of the loss or of the gradient, whose norm is {reading.norm:.4g}"
-        self._steps.append((number, f"step {number}: {why}, on the examples {_shown(ids)}"))
+        self._steps.append((number, f"step {number}: {why}, on the examples {join_names(ids, _SHOWN_IDS)}"))
         return {"skipped": why, "skipped_examples": ids}
 
     def error(self) -> TrainingError:
@@ -213,8 +214,3 @@ class Skipped:
             f"{'; '.join(recent[-_SHOWN_STEPS:])}.{allowed} The state before this step is kept; "
             "lower the learning rate, or look at these examples"
         )
-
-
-def _shown(ids: Sequence[str]) -> str:
-    remainder = f" and {len(ids) - _SHOWN_IDS} more" if len(ids) > _SHOWN_IDS else ""
-    return ", ".join(ids[:_SHOWN_IDS]) + remainder

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling
-from bedplate.inference.engine.speculate import COOLDOWN, LONGEST, MAX_DRAFT, SHORTEST, Drafter
+from bedplate.inference.engine.requests.generate import COOLDOWN, LONGEST, MAX_DRAFT, SHORTEST, Drafter
 from bedplate.models.checkpoints.base import load_base
 
 

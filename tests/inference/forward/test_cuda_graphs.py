@@ -30,8 +30,7 @@ from bedplate.inference.engine import engine as engine_module
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Sampling
 from bedplate.inference.forward import cuda_graphs
-from bedplate.inference.forward.adapters import LoadedAdapter
-from bedplate.inference.forward.batch import FlatBatch
+from bedplate.inference.forward.batch import FlatBatch, LoadedAdapter
 from bedplate.inference.forward.cuda_graphs import CudaRecorder, RecordedDecode, Run
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span

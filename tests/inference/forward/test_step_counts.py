@@ -21,8 +21,7 @@ from bedplate.inference.engine.requests.job import RequestJob
 from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.forward import kv_cache
-from bedplate.inference.forward.adapters import LoadedAdapter
-from bedplate.inference.forward.batch import FlatBatch
+from bedplate.inference.forward.batch import FlatBatch, LoadedAdapter
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.inference.forward.spans import Span

@@ -13,8 +13,7 @@ from torch import Tensor
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native import library
 from bedplate.inference.native.levels import LEVELS
-from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.packed_weights import WeightFormat
+from bedplate.inference.native.packed_weights import Forwarded, NativeDecoder, WeightFormat
 from bedplate.inference.native.quantize import quantise_int4, quantise_int8
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder

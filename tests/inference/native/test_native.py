@@ -38,8 +38,7 @@ from bedplate.inference.native import compiler
 from bedplate.inference.native import library as kernel_library
 from bedplate.inference.native.levels import FEATURES, LEVELS, machine
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import NativeAdapter, WeightFormat, unsupported
+from bedplate.inference.native.packed_weights import NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs

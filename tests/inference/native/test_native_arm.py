@@ -25,8 +25,13 @@ from torch import Tensor
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.levels import LEVELS, features_of, levels_of, machine, runs
 from bedplate.inference.native.library import load
-from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.packed_weights import NativeAdapter, NativeEncoder, WeightFormat
+from bedplate.inference.native.packed_weights import (
+    Forwarded,
+    NativeAdapter,
+    NativeDecoder,
+    NativeEncoder,
+    WeightFormat,
+)
 from bedplate.inference.native.prebuild import prebuild
 from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.build import build

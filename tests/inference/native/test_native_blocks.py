@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import NativeDecoder
 from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.layers.experts import ExpertLinear

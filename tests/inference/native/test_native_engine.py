@@ -18,12 +18,12 @@ from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.modules import block_linears
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Generation, Grammar, Sampling, Score, Scores
-from bedplate.inference.engine.speculate import Drafter
+from bedplate.inference.engine.requests.generate import Drafter
 from bedplate.inference.execution.plan import Weights
 from bedplate.inference.forward import native
 from bedplate.inference.forward.native import NativeForward
 from bedplate.inference.native.library import load
-from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import NativeDecoder
 from bedplate.inference.predict.opening import OpenOptions, open_base
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.export import export_gguf

@@ -21,8 +21,7 @@ from tests.inference.native.native_specs import EXPERTS, spec_of
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import WeightFormat, unsupported
+from bedplate.inference.native.packed_weights import NativeDecoder, WeightFormat, unsupported
 from bedplate.models.specs.transformer import Experts
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")

@@ -26,8 +26,7 @@ from tests.inference.native.test_native import random_adapter
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import WeightFormat
+from bedplate.inference.native.packed_weights import NativeDecoder, WeightFormat
 from bedplate.models.inputs import Inputs
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")

@@ -25,8 +25,7 @@ from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.measure.parity import reference_of
 from bedplate.inference.native.description import matrices
 from bedplate.inference.native.library import load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import unsupported
+from bedplate.inference.native.packed_weights import NativeDecoder, unsupported
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.conversion import write_parameters
 from bedplate.models.checkpoints.gguf import write_gguf

@@ -8,8 +8,7 @@ from tests.inference.native.native_models import Cache, base_dtype, logits, rand
 from tests.inference.native.native_specs import spec_of
 
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import Forwarded, NativeDecoder
-from bedplate.inference.native.packed_weights import WeightFormat
+from bedplate.inference.native.packed_weights import Forwarded, NativeDecoder, WeightFormat
 from bedplate.models.decoder import Decoder
 from bedplate.models.specs.transformer import Scales
 

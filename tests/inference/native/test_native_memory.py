@@ -38,7 +38,7 @@ SPEC = TransformerSpec.from_fields(
 )
 LOAD = """
 import sys, torch
-from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import NativeDecoder
 from bedplate.inference.execution.choice import stored_blocks
 from bedplate.models.checkpoints.base import load_base
 torch.ones(8, 8) @ torch.ones(8, 8)

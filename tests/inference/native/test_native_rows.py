@@ -17,8 +17,7 @@ from tests.inference.native.native_models import (
 from tests.inference.native.native_specs import EXPERTS, FAMILIES
 
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import WeightFormat
+from bedplate.inference.native.packed_weights import NativeDecoder, WeightFormat
 
 pytestmark = pytest.mark.skipif(isinstance(load(), str), reason=f"no native kernel here: {load()}")
 ROW_SPECS = {

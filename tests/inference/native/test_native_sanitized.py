@@ -76,7 +76,7 @@ BEYOND = """
 import tests.inference.native.sanitized
 from tests.inference.native.native_specs import spec_of
 from tests.inference.native.native_models import Cache, make
-from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import NativeDecoder
 spec = spec_of()
 native, cache = NativeDecoder(make(spec), "int4", threads=1), Cache(spec, rows=4)
 native._check = lambda *_: None

@@ -20,8 +20,7 @@ from tests.rows import first_of_each
 
 from bedplate.inference.native.allowed import refused_field
 from bedplate.inference.native.library import load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import NativeEncoder
+from bedplate.inference.native.packed_weights import NativeDecoder, NativeEncoder
 from bedplate.models.families import FAMILIES
 from bedplate.models.inputs import Inputs
 from bedplate.models.specs.transformer import LongRopeScaling, TransformerSpec

@@ -24,8 +24,7 @@ from bedplate.inference.native import compiler
 from bedplate.inference.native import library as kernel_library
 from bedplate.inference.native.levels import FEATURES, LEVELS, TILES, Level, machine
 from bedplate.inference.native.library import Library, load
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import WeightFormat
+from bedplate.inference.native.packed_weights import NativeDecoder, WeightFormat
 from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.gguf_header import TYPES
 

@@ -127,7 +127,7 @@ def test_the_wheel_holds_every_level_and_says_what_it_needs(installed: Path) -> 
 RUN = """
 import torch
 from bedplate.inference.native.compiler import build
-from bedplate.inference.native.native_decoder import NativeDecoder
+from bedplate.inference.native.packed_weights import NativeDecoder
 from bedplate.inference.native.levels import LEVELS
 from bedplate.inference.native.library import load, native_absent
 from bedplate.models.build import build as build_model

@@ -17,7 +17,7 @@ from bedplate.core import files as core_files
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.execution.plan import lossless_dtypes, read_stored
-from bedplate.models.checkpoints import weight_loading
+from bedplate.models.checkpoints import base as base_loading
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.checkpoints.identity import WeightsHash
 from bedplate.models.families import FAMILIES
@@ -37,7 +37,7 @@ def rewritten(directory: Path, name: str, change: Callable[[Tensor], Tensor]) ->
 @pytest.fixture
 def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of tensors, as they are hashed; small and new files are kept like large and old ones."""
-    monkeypatch.setattr(weight_loading, "_KEPT_FROM", 0)
+    monkeypatch.setattr(base_loading, "_KEPT_FROM", 0)
     monkeypatch.setattr(core_files, "_TICK_NS", 0)
     names: list[str] = []
     add = WeightsHash.add

@@ -15,10 +15,9 @@ from torch.nn.attention.flex_attention import flex_attention
 
 from bedplate.core.errors import UnsupportedModelError
 from bedplate.models.layers.attention_options import PLAIN, AttentionOptions, plain_attention
-from bedplate.models.packed import flex, packed_attention
+from bedplate.models.packed import packed_attention
 from bedplate.models.packed.block_attention import BlockAttention
-from bedplate.models.packed.flex import FlexAttention
-from bedplate.models.packed.packed_attention import VarlenAttention
+from bedplate.models.packed.packed_attention import FlexAttention, VarlenAttention
 from bedplate.models.packed.placement import Placement
 
 
@@ -61,7 +60,7 @@ def test_flex_attention_gives_what_the_blocks_give(how: str, causal: bool, monke
     """With padding, long documents and a prefix; where all see each other, without one. Compiled, but for sinks, whose
     sums torch's CPU kernels do not give."""
     if HOWS[how].sinks is not None:
-        monkeypatch.setattr(flex, "_compiled", lambda changing: flex_attention)
+        monkeypatch.setattr(packed_attention, "_compiled", lambda changing: flex_attention)
     rows = LONG if causal else ((0, LONG[0][1]), (0, LONG[1][1]))
     placement = Placement.of(segments_of(rows))
     q, k, v = random_qkv(4, placement.shape[1], B=len(rows), value=D)

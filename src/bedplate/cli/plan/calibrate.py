@@ -71,7 +71,7 @@ def _measured_speeds(
     opened: Opened, base: str, rank: int, tuning: bool, url: str | None
 ) -> Iterator[EngineSpeed | TuningSpeed]:
     """Measures one thing after the other."""
-    from bedplate.inference.measure.speeds import measure_engine
+    from bedplate.inference.measure.speeds import measure_engine, measure_tuning
 
     loaded, settings = opened.base, opened.load_format
     speed = measure_engine(loaded, base, weights=settings.weights, kernel=settings.kernel, adapter_rank=rank)
@@ -81,8 +81,6 @@ def _measured_speeds(
 
         yield speed.model_copy(update={"server": measure_server(url, base, speed, loaded.spec.vocab_size)})
     if tuning:
-        from bedplate.inference.measure.training_speed import measure_tuning
-
         yield measure_tuning(loaded, base, rank=rank)
 
 

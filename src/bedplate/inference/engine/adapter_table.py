@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 
 from bedplate.core.errors import RequestError, UsageError
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 
 
 class Adapters:

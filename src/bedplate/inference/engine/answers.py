@@ -1,4 +1,4 @@
-"""Defines `Answers`, the protocol of anything that answers requests: a base on this machine, a skin, a hosted endpoint.
+"""Defines `Answers`, the protocol of anything that answers requests: a base on this machine, a skin, a stand-in.
 
 Suites, predictors and the server's routes depend on `Answers`; only the code that loads models depends on the engine.
 """
@@ -7,20 +7,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.requests import Request, Result, Stream
 from bedplate.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from bedplate.inference.engine.engine import Engine
 
 
 @dataclass(frozen=True)
 class Facts:
     """The description of an answerer.
 
-    name: of the base, the skin or the endpoint's model. can: the kinds of answers it gives ("generate", "score",
-    "embed", "classify", …), as `Model.can`. context_length: maximum tokens of a prompt with its answer. tokenizer: None
-    where texts are sent as they are; tokens are then the bytes of the text.
+    name: of the base or the skin. can: the kinds of answers it gives ("generate", "score", "embed", "classify", …), as
+    `Model.can`. context_length: maximum tokens of a prompt with its answer. tokenizer: None where texts are sent as
+    they are; tokens are then the bytes of the text.
     """
 
     name: str
@@ -36,7 +39,7 @@ class Facts:
 
 
 class Answers(Protocol):
-    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`, an endpoint's `RemoteModel`.
+    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`.
 
     alive: whether submitted requests still get answers. submit: queues a request; RequestError for one that cannot run,
     BusyError where the queue is full. run: answers requests together and returns their results in order. tokenize:
@@ -50,3 +53,35 @@ class Answers(Protocol):
     def run(self, requests: Sequence[Request], /) -> list[Result]: ...
     def tokenize(self, text: str, /) -> list[int]: ...
     def describe(self) -> Facts: ...
+
+
+class EngineAnswers:
+    """What a base and a skin on an engine of this machine have alike: they answer requests, each as `_on_weights` has
+    it."""
+
+    engine: Engine
+
+    def _on_weights(self, request: Request) -> Request:
+        """The request, on the weights that are asked."""
+        return request
+
+    @property
+    def alive(self) -> bool:
+        """Whether submitted requests still get answers."""
+        return self.engine.alive
+
+    def submit(self, request: Request, /) -> Stream:
+        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
+        return self.engine.submit(self._on_weights(request))
+
+    def run(self, requests: Sequence[Request], /) -> list[Result]:
+        """Answers requests together and returns their results in order."""
+        return self.engine.run([self._on_weights(request) for request in requests])
+
+    def tokenize(self, text: str, /) -> list[int]:
+        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
+        return self.engine.tokenize(text)
+
+    def describe(self) -> Facts:
+        """The base's name, abilities, context length and tokenizer."""
+        return self.engine.describe()

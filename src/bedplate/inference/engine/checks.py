@@ -34,17 +34,13 @@ def check_prompt(base: Base, tokens: Sequence[int], virtual: int, new_tokens: in
         _check_sides(base, len(tokens), new_tokens)
     elif len(tokens) + virtual + new_tokens > base.spec.context_length:
         behind = f" behind {virtual} of a soft prompt" if virtual else ""
+        longest = extended_context(base)
+        longer = f"; what `bedplate convert --long-context` writes of this base has {longest}" if longest else ""
         raise ContextLengthExceeded(
             f"the prompt has {len(tokens)} tokens{behind} and {new_tokens} more are asked for, but the context of "
-            f"{base.name} is {base.spec.context_length} tokens; shorten the prompt or ask for fewer{_longer(base)}",
+            f"{base.name} is {base.spec.context_length} tokens; shorten the prompt or ask for fewer{longer}",
             param="max_tokens" if new_tokens else "prompt",
         )
-
-
-def _longer(base: Base) -> str:
-    """Advice on how to get a longer context, where that is possible."""
-    longest = extended_context(base)
-    return "" if longest is None else f"; what `bedplate convert --long-context` writes of this base has {longest}"
 
 
 def _check_sides(base: Base, prompt: int, new_tokens: int) -> None:

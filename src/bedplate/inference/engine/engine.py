@@ -47,7 +47,7 @@ from bedplate.inference.engine.stats import Counters, OnStep, Stats
 from bedplate.inference.engine.steps import Steps
 from bedplate.inference.execution.choice import choose_forward, torch_base
 from bedplate.inference.execution.plan import Kernel, Weights
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.forward.cuda_graphs import recorder
 from bedplate.inference.forward.torch import TorchForward

@@ -19,7 +19,7 @@ from bedplate.core.errors import UsageError
 from bedplate.inference.engine.adapter_table import Adapters
 from bedplate.inference.engine.checks import check_vectors
 from bedplate.inference.engine.runner import Runner
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.torch import Forward, TorchForward
 from bedplate.models.checkpoints.base import Base

@@ -7,8 +7,7 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 from bedplate.inference.engine.requests.job import PassRequest, RequestJob
-from bedplate.inference.forward.adapters import LoadedAdapter
-from bedplate.inference.forward.batch import EncoderSource, FlatBatch, LatentInput, VectorInput
+from bedplate.inference.forward.batch import EncoderSource, FlatBatch, LatentInput, LoadedAdapter, VectorInput
 from bedplate.inference.forward.spans import Span
 
 

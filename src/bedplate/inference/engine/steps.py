@@ -49,7 +49,7 @@ class Steps:
         self._step_budget = StepBudget()
         self.began: float | None = None
         """The start time of the running step; None between steps."""
-        runner.put_back = self._put_back
+        runner.put_back = lambda job: self._scheduler.put_back(_queue(job), job)
 
     def add(self, jobs: Sequence[RequestJob]) -> None:
         """Queues new jobs, in order; from one caller at a time."""
@@ -161,9 +161,6 @@ class Steps:
                 ending.append(job)
         if ending:
             self._end(ending)
-
-    def _put_back(self, job: RequestJob) -> None:
-        self._scheduler.put_back(_queue(job), job)
 
     def _end(self, jobs: list[RequestJob]) -> None:
         self._runner.leave(jobs)

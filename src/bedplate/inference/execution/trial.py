@@ -17,7 +17,7 @@ from torch import nn
 
 from bedplate.core.processor import processor
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.spans import Span

@@ -1,4 +1,4 @@
-"""The input and output of a forward pass: `FlatBatch` and `PassOutput`.
+"""The input and output of a forward pass: `FlatBatch` and `PassOutput`; and the loaded adapters that its rows run on.
 
 Shapes: N tokens of a flat batch, W of them whose logits are needed, V vocabulary, D features, P vectors, T patches and
 C channels of a latent, S conditioning states.
@@ -6,13 +6,41 @@ C channels of a latent, S conditioning states.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.adapters.bank import BASE_ROW
+from bedplate.adapters.linear_adapter import AdapterConfig
 from bedplate.inference.forward.spans import Span
+
+
+@dataclass(eq=False)
+class LoadedAdapter:
+    """One version of an adapter or soft prompt, or the base (key None); also the namespace of its cached prefixes.
+
+    slot: in the bank. virtual: number of soft-prompt tokens. parent: the adapter whose slot a soft prompt uses. users:
+    number of requests and soft prompts that use it. config: its shape, for updates. fingerprint: SHA-256 of its
+    weights, once computed.
+    """
+
+    key: str | None
+    slot: int = BASE_ROW
+    virtual: int = 0
+    parent: LoadedAdapter | None = None
+    users: int = 0
+    retired: bool = False
+    config: AdapterConfig | None = None
+    version: int = 1
+    fingerprint: str | None = None
+    freed: threading.Event = field(default_factory=threading.Event)
+
+    @property
+    def virtual_tokens(self) -> tuple[int, ...]:
+        """Placeholder ids of the soft prompt's vectors, outside of every vocabulary."""
+        return tuple(range(-self.virtual, 0))
 
 
 @dataclass(frozen=True)

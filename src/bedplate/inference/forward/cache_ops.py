@@ -10,7 +10,7 @@ b tokens of a block, K keys, H query heads, G key-value heads, D features of a k
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -23,6 +23,7 @@ from bedplate.models.layers.attention import masked_attention
 from bedplate.models.layers.attention_options import AttentionOptions
 from bedplate.models.layers.fused.custom_ops import operation
 
+_KERNELS = "bedplate.inference.forward.triton_kernels"
 TILE = 16
 """Tokens of one row that a kernel program processes, where a row has more than one."""
 
@@ -35,16 +36,10 @@ def write_kv_reference(
     values_XYGV[at_N, place_N] = v_NGV
 
 
-def _write_kernel() -> Callable[..., None]:
-    from bedplate.inference.forward.triton_kernels import write_kv
-
-    return write_kv
-
-
 write_kv = operation(
     "write_kv(Tensor(a!) keys, Tensor(b!) values, Tensor at, Tensor place, Tensor k, Tensor v) -> ()",
     write_kv_reference,
-    _write_kernel,
+    _KERNELS,
 )
 """write_kv(keys [X, Y, G, D], values [X, Y, G, V], at [N], place [N], k [N, G, D], v [N, G, V])"""
 
@@ -114,18 +109,12 @@ def _attended(
     return masked_attention(q_NHD[:, None], k_NKGD, v_NKGV, seen_NK[:, None], options, distance_NK[:, None])[:, 0]
 
 
-def _attention_kernel() -> Callable[..., Tensor]:
-    from bedplate.inference.forward.triton_kernels import paged_attention
-
-    return paged_attention
-
-
 paged_attention = operation(
     "paged_attention(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor table, Tensor row, "
     "Tensor position, Tensor span, Tensor tile, int tokens, int most, float? scale, float? cap, int? window, "
     "Tensor? sinks) -> Tensor",
     _attended,
-    _attention_kernel,
+    _KERNELS,
 )
 """→ [N, H, V]. table [S, W]: each row's blocks in order. row, position [N], span [3, S] (begin, start, length) and tile
 [2, U]: as `Places` has them. tokens: maximum in a tile. max_keys: maximum of a row. k, v: of the new tokens, which are

@@ -9,8 +9,7 @@ from bedplate.adapters.bank import BASE_ROW, Bank
 from bedplate.inference.forward.batch import FlatBatch, Greedy, PassOutput
 from bedplate.inference.forward.kv_cache import SlotCache
 from bedplate.inference.forward.torch import Forward
-from bedplate.inference.native.native_decoder import NativeDecoder
-from bedplate.inference.native.packed_weights import NativeAdapter, NativeEncoder, WeightFormat
+from bedplate.inference.native.packed_weights import NativeAdapter, NativeDecoder, NativeEncoder, WeightFormat
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
 from bedplate.models.model import Model
 

@@ -1,36 +1,34 @@
 """A file of rows → a file of predictions, in memory that does not grow with the rows, going on where it was killed.
 
-Rows are read from any of FORMATS, predictions are JSON lines, or a table (`prediction_tables`) that is made of them at
-the end. While it runs, the predictions grow in `OUT.partial`, beside the `OUT.partial.json` that says which run they
-belong to; a finished run renames them to `OUT`. Batches are cut by position, so a resumed run writes the same bytes.
+Rows are read from any of FORMATS, predictions are JSON lines, or a table (CSV, TSV, Parquet) that is made of them at
+the end: every column of the rows, then the answer, its probability and the error of a row that has none. While it runs,
+the predictions grow in `OUT.partial`, beside the `OUT.partial.json` that says which run they belong to; a finished run
+renames them to `OUT`. Batches are cut by position, so a resumed run writes the same bytes.
 """
 
 from __future__ import annotations
 
 import contextlib
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, BinaryIO
+from typing import IO, Any, BinaryIO, TypeAlias
 
-from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
+from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.files import atomic_write, sha256_json, writable
 from bedplate.core.progress import notice
-from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading
+from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading, arrow
 from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor, columns_for
-from bedplate.inference.predict.prediction_tables import WRITERS, column_types, write_table
-from bedplate.inference.predict.predictor import Predictor
-from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
-_OF_A_ROW = (RequestError, TemplateError, SkinError)
-"""Errors that one row can be at fault for, whatever answers; others end the run, which can be resumed."""
 SHOWN = 5
 """Rows with errors that are named when a run is over."""
 
@@ -140,10 +138,7 @@ def predict_file(
     run: dict[str, Any] = {"input_sha256": sha256, "skin": skin_id(predictor.skin), "batch": batch}
     if source.keep_going:
         run["keep_going"] = True
-    if isinstance(predictor, Predictor):
-        engine = predictor.engine
-        run |= {"base": engine.base.identity.weights_id, "dtype": dtype_name(engine.base.dtype)}
-        run |= {"weights": engine.weights, "kernel": engine.kernel}
+    run |= predictor.execution
     if out.suffix in WRITERS:
         column_types(source.row_format, source.path)  # refuses names that clash before anything is computed
     with _partial(out, run, source, overwrite) as file:
@@ -180,16 +175,16 @@ def write_stream(
 def _answers(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     """Answers rows together; where one cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
-    row_errors = BedplateError if isinstance(predictor, Predictor) else _OF_A_ROW
     try:
         return [_success(prediction) for prediction in predictor.predict(rows, tenant=tenant)]
-    except row_errors:
+    except predictor.row_errors:
         answers: list[dict[str, Any]] = []
         for row in rows:
             try:
                 answers.append(_success(predictor.predict([row], tenant=tenant)[0]))
-            except row_errors as error:
-                answers.append(_failure(error))
+            except predictor.row_errors as error:
+                param = {"param": error.param} if isinstance(error, RequestError) and error.param else {}
+                answers.append({"error": {"message": error.message, "code": error.code} | param})
         return answers
 
 
@@ -221,11 +216,6 @@ def _success(prediction: Prediction) -> dict[str, Any]:
 
 def _unread(row: BadRow) -> dict[str, Any]:
     return {"line": row.line, "error": {"message": row.message, "code": "invalid_data"}}
-
-
-def _failure(error: BedplateError) -> dict[str, Any]:
-    param = {"param": error.param} if isinstance(error, RequestError) and error.param else {}
-    return {"error": {"message": error.message, "code": error.code} | param}
 
 
 def _count(counts: Counts, answers: list[dict[str, Any]]) -> None:
@@ -324,3 +314,93 @@ def _resume(file: BinaryIO, batch: int) -> Counts:
     file.truncate(end)
     file.seek(end)
     return counts
+
+
+Writer: TypeAlias = Callable[[Mapping[str, type], Iterator[list[Any]], IO[bytes]], None]
+ADDED_COLUMNS = ("answer", "probability", "error")
+_ROWS_AT_ONCE = 1000
+_EXACT = 2**53
+"""Up to here an integer is a float as well."""
+
+
+def column_types(rows_format: FileFormat, path: Path) -> dict[str, type]:
+    """Every column of a file of rows, with the type that holds all of its values: bool, int, float or else str.
+
+    DataError where a column already has the name of one that is added.
+    """
+    types: dict[str, set[type]] = {}
+    with path.open("rb") as stream:
+        for row in rows_format.read(stream, str(path)):
+            for name, value in () if isinstance(row, BadRow) else row.value.items():
+                value_types = types.setdefault(name, set())
+                if value is not None:  # an integer that a column of floats would round is a text
+                    value_types.add(str if type(value) is int and abs(value) > _EXACT else type(value))
+    if rows_format.columns is not None:  # also of a file without rows
+        with path.open("rb") as stream:
+            types = {name: types.get(name, set[type]()) for name in rows_format.columns(stream)}
+    taken = next((name for name in ADDED_COLUMNS if name in types), None)
+    if taken is not None:
+        raise DataError(
+            f"{path}: the rows have a column {taken!r}, which the predictions add; rename it, or write .jsonl"
+        )
+    return {name: _common(value_types) for name, value_types in types.items()}
+
+
+def write_table(predictions: Path, rows_format: FileFormat, rows: Path, out: IO[bytes], suffix: str) -> None:
+    """Writes the rows of the file `rows` with their predictions (JSON lines, in the same order) as a table."""
+    types = column_types(rows_format, rows)
+    with rows.open("rb") as row_stream, predictions.open("rb") as prediction_stream:
+        pairs = zip(rows_format.read(row_stream, str(rows)), prediction_stream, strict=True)
+        cells = (
+            [None if isinstance(row, BadRow) else row.value.get(name) for name in types] + _added(json.loads(line))
+            for row, line in pairs
+        )
+        WRITERS[suffix](types, cells, out)
+
+
+def _separated(delimiter: str) -> Writer:
+    def write(types: Mapping[str, type], cells: Iterator[list[Any]], out: IO[bytes]) -> None:
+        text = io.TextIOWrapper(out, "utf-8", newline="", write_through=True)
+        writer = csv.writer(text, delimiter=delimiter)
+        writer.writerow([*types, *ADDED_COLUMNS])
+        writer.writerows([_text(cell) for cell in row] for row in cells)
+        text.detach()  # the file is its opener's to close
+
+    return write
+
+
+def _parquet(types: Mapping[str, type], cells: Iterator[list[Any]], out: IO[bytes]) -> None:
+    parquet = arrow()
+    import pyarrow
+
+    arrow_types = {bool: pyarrow.bool_(), int: pyarrow.int64(), float: pyarrow.float64(), str: pyarrow.string()}
+    columns = {**types, **dict(zip(ADDED_COLUMNS, (str, float, str), strict=True))}
+    schema = pyarrow.schema([(name, arrow_types[column_type]) for name, column_type in columns.items()])
+    with parquet.ParquetWriter(out, schema) as writer:
+        while rows := list(islice(cells, _ROWS_AT_ONCE)):
+            arrays = [
+                [_text(cell) if column_type is str else cell for cell in column]
+                for column_type, column in zip(columns.values(), zip(*rows, strict=True), strict=True)
+            ]
+            writer.write_table(pyarrow.table(dict(zip(columns, arrays, strict=True)), schema=schema))
+
+
+WRITERS: dict[str, Writer] = {".csv": _separated(","), ".tsv": _separated("\t"), ".parquet": _parquet}
+"""A table's suffix → how it is written. JSON lines are written as the predictions are made."""
+
+
+def _common(value_types: set[type]) -> type:
+    if value_types == {int, float}:
+        return float
+    return next(iter(value_types)) if len(value_types) == 1 and value_types <= {bool, int, float} else str
+
+
+def _added(prediction: dict[str, Any]) -> list[Any]:
+    answer, error = prediction.get("output"), prediction.get("error")
+    return [answer, prediction.get("probabilities", {}).get(answer), None if error is None else error["message"]]
+
+
+def _text(value: Any) -> Any:
+    """A cell as text; lists and mappings are JSON."""
+    text = value if isinstance(value, str) or value is None else json.dumps(value, ensure_ascii=False)
+    return text if text is None else text.encode("utf-8", "backslashreplace").decode()

@@ -43,7 +43,9 @@ def export_base(
     with atomic_directory(directory, replace) as draft:
         write_safetensors(draft, _stored(base, family, stored), shard_bytes)
         config = family.to_config(base.spec) | {"dtype": dtype_name(stored)} | _starts(base) | _token_ids(base)
-        config |= _headless_fields(config) if base.headless else {}
+        if base.headless:  # the fields by which a decoder without its head is known
+            stem = str(config["architectures"][0]).split("For")[0]
+            config |= {"architectures": [f"{stem}Model"], "tie_word_embeddings": False}
         atomic_write(draft / "config.json", json.dumps(config, indent=2) + "\n")
         if base.tokenizer is not None:
             base.tokenizer.save(draft, types=base.spec.main.token_types > 1)
@@ -156,9 +158,3 @@ def _token_ids(base: Base) -> dict[str, Any]:
         return {}
     ids = {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
     return {name: value for name, value in ids.items() if value is not None}
-
-
-def _headless_fields(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of config.json by which a decoder without its head is known."""
-    stem = str(config["architectures"][0]).split("For")[0]
-    return {"architectures": [f"{stem}Model"], "tie_word_embeddings": False}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -238,7 +238,8 @@ def write_sentence(directory: Path, sentence: SentenceLayers, hidden_size: int) 
         if isinstance(step, Dense):
             place = directory / f"{number}_{module_type}"
             _write(place / "config.json", _dense_config(step))
-            write_safetensors(place, _tensors(next(weights)))
+            tensors = next(weights).named_parameters()
+            write_safetensors(place, ((f"linear.{name}", tensor) for name, tensor in tensors))
     listed = [
         {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{module_class}"}
         for number, (module_class, place) in enumerate(modules)
@@ -273,10 +274,6 @@ def _dense_config(step: Dense) -> dict[str, Any]:
         "bias": step.bias,
         "activation_function": activation,
     }
-
-
-def _tensors(linear: Any) -> Iterator[tuple[str, Tensor]]:
-    yield from ((f"linear.{name}", parameter) for name, parameter in linear.named_parameters())
 
 
 def _write(path: Path, content: Any) -> None:

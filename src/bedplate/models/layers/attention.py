@@ -315,7 +315,8 @@ class LatentAttentionLayer(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         part = self.part
-        q_BTHQ = self._queries(x_BTD).unflatten(-1, (self.heads, part.key_dim))
+        queries = self.q(x_BTD) if part.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTD)))
+        q_BTHQ = queries.unflatten(-1, (self.heads, part.key_dim))
         q_BTHN, q_BTHP = q_BTHQ.split((part.nope_dim, part.rope_dim), dim=-1)
         latent_BTC, key_BTP = self.kv_down(x_BTD).split((part.kv_rank, part.rope_dim), dim=-1)
         latent_BTC, key_BT1P = self.kv_norm(latent_BTC), key_BTP[:, :, None]
@@ -323,9 +324,6 @@ class LatentAttentionLayer(nn.Module):
             q_BTHP, key_BT1P = rotate(q_BTHP, rotation), rotate(key_BT1P, rotation)
         mix = self.absorbed if attend.is_cached else self.naive
         return self.o(mix(q_BTHN, q_BTHP, latent_BTC, key_BT1P, attend).flatten(2))
-
-    def _queries(self, x_BTD: Tensor) -> Tensor:
-        return self.q(x_BTD) if self.part.q_rank is None else self.q_up(self.q_norm(self.q_down(x_BTD)))
 
     def naive(self, q_BTHN: Tensor, q_BTHP: Tensor, latent_BTC: Tensor, key_BT1P: Tensor, attend: Attend) -> Tensor:
         """Attention with the projected keys and values of every head: [B, T, H, V]."""

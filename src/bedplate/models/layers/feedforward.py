@@ -43,13 +43,7 @@ def _gated(gate_up: Tensor, activation: Activation) -> Tensor:
     return ACTIVATIONS[activation](gate) * up
 
 
-def _kernel() -> Callable[..., Tensor]:
-    from bedplate.models.layers.fused.triton_kernels import gated
-
-    return gated
-
-
-_GATED = operation("gated(Tensor both, str activation) -> Tensor", _gated, _kernel)
+_GATED = operation("gated(Tensor both, str activation) -> Tensor", _gated)
 """act(gate) ⊙ up of [..., gate and up behind it]."""
 
 

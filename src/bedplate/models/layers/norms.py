@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -117,14 +115,8 @@ def _added(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: floa
     return total, _rms_normed(total, weight, eps, offset)
 
 
-def _kernel() -> Callable[..., tuple[Tensor, Tensor]]:
-    from bedplate.models.layers.fused.triton_kernels import add_norm
-
-    return add_norm
-
-
 _ADD_NORM = operation(
-    "add_norm(Tensor x, Tensor y, Tensor? weight, float eps, float offset) -> (Tensor, Tensor)", _added, _kernel
+    "add_norm(Tensor x, Tensor y, Tensor? weight, float eps, float offset) -> (Tensor, Tensor)", _added
 )
 
 Norm = RMSNorm | LayerNorm

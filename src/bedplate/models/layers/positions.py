@@ -8,7 +8,6 @@ Shapes: B rows, T tokens, S keys, H heads, D features of one head, R of them tha
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -123,13 +122,7 @@ def _rotated(x_BTHD: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Ten
     return x_BTHD * cos + torch.cat((-second, first), dim=-1) * sin
 
 
-def _kernel() -> Callable[..., Tensor]:
-    from bedplate.models.layers.fused.triton_kernels import rotate
-
-    return rotate
-
-
-_ROTATE = operation("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor", _rotated, _kernel)
+_ROTATE = operation("rotate(Tensor x, Tensor cos, Tensor sin, bool interleaved) -> Tensor", _rotated)
 
 
 class Rotations:

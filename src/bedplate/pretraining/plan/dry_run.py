@@ -108,7 +108,11 @@ def _on_devices(run: RunFile, spec: TextSpec, sizes: RunSizes, name: str) -> dic
         "device_hours": plan.gpu_hours.central,
         "usd": plan_values["usd"],
         "usd_range": plan_values["usd_range"],
-        "notes": list(map(_as_keys, notes)),
+        "notes": [
+            # options as the run file has them
+            note.replace("--usd-per-hour", "hardware.usd_per_hour").replace("--precision ", "hardware.precision=")
+            for note in notes
+        ],
     }
 
 
@@ -117,11 +121,6 @@ def _layout(run: RunFile, sizes: RunSizes, axes: Mapping[Axis, int]) -> str:
     rows = math.ceil(sizes.batch / (axes["data"] * axes["shard"] * axes["expert"]))
     micro = f"micro-batch {min(rows, sizes.micro):,} of a rank's {rows:,} rows"
     return f"{shared}, {micro}, recompute {run.recompute}"
-
-
-def _as_keys(note: str) -> str:
-    """A note of the cost model, with the options that it names as the run file has them."""
-    return note.replace("--usd-per-hour", "hardware.usd_per_hour").replace("--precision ", "hardware.precision=")
 
 
 def _single_pass_tokens(run: RunFile) -> int | None:

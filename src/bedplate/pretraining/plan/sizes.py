@@ -27,7 +27,7 @@ from bedplate.models.specs.dial import shape_for
 from bedplate.pretraining.runfile.file import ModelPart, RunFile
 from bedplate.training.config import Axis, TrainConfig
 from bedplate.training.objectives import OBJECTIVES
-from bedplate.training.objectives.masked import Masked
+from bedplate.training.objectives.corruption import Masked
 
 CONTINUED_RATE = 1e-4
 """Learning rate of continued pretraining where the file gives none: the one that the ladder's rung takes."""

@@ -193,7 +193,8 @@ def read_source(source: TextsPart, directory: Path) -> SourceText:
         documents = tuple(Document(name, text) for name, text in read_modules() if text.strip())
         licence = licence or LICENCE
         digest = sha256_json([[document.id, sha256_bytes(document.text.encode())] for document in documents])
-    elif _is_text(source, directory):
+    elif source.column == "text" and not (directory / Path(source.source).expanduser()).is_dir():
+        # Rows of one document belong together only where nothing else is said of the column.
         read = read_whole_documents(source.source, directory)
         documents, digest = read.documents, read.sha256
     else:
@@ -205,11 +206,6 @@ def read_source(source: TextsPart, directory: Path) -> SourceText:
         raise DataError(f"data source {source.name!r} ({source.source}): it holds no text")
     named = tuple(Document(f"{source.name}:{document.id}", document.text) for document in documents)
     return SourceText(source.name, named, digest, licence, source.general, source.tokens)
-
-
-def _is_text(source: TextsPart, directory: Path) -> bool:
-    """Whether rows of one document belong together: only where nothing else is said of the column."""
-    return source.column == "text" and not (directory / Path(source.source).expanduser()).is_dir()
 
 
 def _parts(document: Document, lines: int) -> Iterator[Document]:

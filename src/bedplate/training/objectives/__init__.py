@@ -36,10 +36,10 @@ class Deferred:
 
 OBJECTIVES: dict[str, Callable[..., TextObjective]] = {
     "next_token": Deferred("language:NextToken"),
-    "masked": Deferred("masked:Masked"),
-    "span_corruption": Deferred("span_corruption:SpanCorruption"),
-    "mixture_of_denoisers": Deferred("span_corruption:MixtureOfDenoisers"),
-    "fill_in_middle": Deferred("fill_in_middle:FillInMiddle"),
+    "masked": Deferred("corruption:Masked"),
+    "span_corruption": Deferred("corruption:SpanCorruption"),
+    "mixture_of_denoisers": Deferred("corruption:MixtureOfDenoisers"),
+    "fill_in_middle": Deferred("corruption:FillInMiddle"),
     "contrastive": Deferred("contrastive:Crops"),
 }
 """By name; called without arguments, or with their settings."""

@@ -24,8 +24,7 @@ from bedplate.models.inputs import Inputs, Outputs
 from bedplate.models.layers.attention import Attend
 from bedplate.models.packed.placement import PlacedDocument
 from bedplate.text.tokenizer import Tokenizer
-from bedplate.training.batch import MicroBatch, PackedBatch
-from bedplate.training.packing import rows_batch
+from bedplate.training.batch import MicroBatch, PackedBatch, rows_batch
 from bedplate.training.ranks import Ranks
 from bedplate.training.sources import BatchSource, MappedSource
 

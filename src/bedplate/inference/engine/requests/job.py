@@ -27,8 +27,7 @@ from bedplate.inference.engine.requests.base import (
     Usage,
 )
 from bedplate.inference.engine.token_selection import WritingRow
-from bedplate.inference.forward.adapters import LoadedAdapter
-from bedplate.inference.forward.batch import LatentInput, PassOutput
+from bedplate.inference.forward.batch import LatentInput, LoadedAdapter, PassOutput
 from bedplate.inference.forward.radix import Key, media_tokens
 from bedplate.models.checkpoints.base import Base
 

@@ -20,7 +20,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_depth, not_finite
 from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, R, RequestJob
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 from bedplate.models.specs.sentence import Pooling
 
 

@@ -13,7 +13,7 @@ from bedplate.core.errors import RequestError
 from bedplate.inference.engine.checks import check_decoder, check_ids, check_prompt, not_finite
 from bedplate.inference.engine.requests.base import Request, Result
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
-from bedplate.inference.forward.adapters import LoadedAdapter
+from bedplate.inference.forward.batch import LoadedAdapter
 
 
 @dataclass(frozen=True)

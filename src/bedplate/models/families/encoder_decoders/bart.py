@@ -10,7 +10,7 @@ from typing import Any
 from bedplate.models.families.family import hf_family
 from bedplate.models.families.field_map import Field, Values, constant, ignored, named_value, only, size, written
 from bedplate.models.families.fields import Fields
-from bedplate.models.families.weights import LAYER, Rule, Tensors, WeightMap, renamed, renames
+from bedplate.models.families.weights import LAYER, Rule, WeightMap, renamed, renames
 from bedplate.models.specs.encoder_decoder import EncoderDecoderSpec
 from bedplate.models.specs.parts import Activation
 from bedplate.models.specs.transformer import Scales, TransformerSpec
@@ -57,14 +57,6 @@ TINY: dict[str, Any] = {
 }
 
 
-def _row(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
-    return [tensor[None] for tensor in tensors]
-
-
-def _vector(tensors: Tensors, spec: EncoderDecoderSpec) -> Tensors:
-    return [tensor.reshape(-1) for tensor in tensors]
-
-
 def weight_map(*front: tuple[str, str], ignorable: tuple[str, ...] = (), shared: bool = True) -> WeightMap:
     """front: what stands before the first block on each side, in our names and theirs. shared: one token table."""
     tables = {"embedding": "model.shared"}
@@ -79,7 +71,7 @@ def weight_map(*front: tuple[str, str], ignorable: tuple[str, ...] = (), shared:
                 for side, names in _SIDES
                 for rule in renames(*names, ours=f"{side}.{LAYER}", theirs=f"model.{side}.{LAYER}")
             ),
-            Rule(("head_bias",), (_BIAS,), _row, _vector),
+            Rule(("head_bias",), (_BIAS,), lambda bias, _: [bias[0][None]], lambda bias, _: [bias[0].reshape(-1)]),
             renamed("lm_head.weight", "lm_head.weight"),
         ),
         ignorable=ignorable,

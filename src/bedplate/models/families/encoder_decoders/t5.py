@@ -83,10 +83,6 @@ def _read_depths(fields: Fields, values: Values) -> Values:
     return {"layers": depth, "decoder_layers": fields.layers("num_decoder_layers", depth)}
 
 
-def _depths(flat: Values, spec: EncoderDecoderSpec) -> Values:
-    return {"num_layers": spec.stack.layers, "num_decoder_layers": spec.decoder.layers}
-
-
 def _read_feedforward(fields: Fields, values: Values) -> Values:
     """Whether it is gated, and by what. "gated-gelu" has always meant the approximation by tanh."""
     text = fields.text("feed_forward_proj", "relu")
@@ -108,10 +104,6 @@ def _read_scales(fields: Fields, values: Values) -> Values:
     # Version 5 of transformers writes the one, earlier ones the other; files of T5 itself neither.
     scaled = fields.flag("scale_decoder_outputs", values["tied_head"])
     return {"scales": Scales(attention=1.0, head=values["hidden_size"] ** -0.5 if scaled else 1.0)}
-
-
-def _scale_fields(flat: Values, spec: EncoderDecoderSpec) -> Values:
-    return {"scale_decoder_outputs": (flat["scales"] or Scales()).head != 1}
 
 
 T5 = row.constant(position_rows=0, embedding_norm=False, final_norm=True)
@@ -139,7 +131,7 @@ FIELDS = (
     row.size("d_model", "hidden_size"),
     row.size("d_kv", "head_dim"),
     row.size("d_ff", "feedforward_size"),
-    Field(_read_depths, _depths),
+    Field(_read_depths, lambda _, spec: {"num_layers": spec.stack.layers, "num_decoder_layers": spec.decoder.layers}),
     row.size("num_heads", "heads"),
     Field(lambda _, values: {"kv_heads": values["heads"]}),
     row.whole("n_positions", "context_length", 512),
@@ -152,7 +144,7 @@ FIELDS = (
         row.whole("relative_attention_max_distance", "max_distance", 128),
     ),
     row.flag("tie_word_embeddings", "tied_head", True),
-    Field(_read_scales, _scale_fields),
+    Field(_read_scales, lambda flat, _: {"scale_decoder_outputs": (flat["scales"] or Scales()).head != 1}),
     row.only("is_decoder", False),
     row.ignored(*_HINTS),
 )

@@ -87,18 +87,6 @@ SPARSE = Field(_read_sparse, _sparse_fields)
 """Which layers have experts."""
 
 
-def _read_shared(fields: Fields, values: Values) -> Values:
-    return {"shared_size": values["feedforward_size"] * fields.whole("n_shared_experts", 1, null=0)}
-
-
-def _shared_fields(flat: Values, spec: TransformerSpec) -> Values:
-    return {"n_shared_experts": flat["shared_size"] // flat["feedforward_size"]}
-
-
-def _read_modules(fields: Fields, values: Values) -> Values:
-    return {"prediction_modules": fields.layers("num_nextn_predict_layers", fields.layers("num_mtp_layers", 0))}
-
-
 def sigmoid_experts(*, size: int, first_dense: int, scale: float, groups: int, groups_chosen: int) -> tuple[Field, ...]:
     """DeepSeek-V3's router and experts (https://arxiv.org/abs/2412.19437, section 2.1.2), and its modules that predict
     further tokens. The arguments are what holds where the config says nothing."""
@@ -113,14 +101,23 @@ def sigmoid_experts(*, size: int, first_dense: int, scale: float, groups: int, g
             count("n_routed_experts", "num_local_experts"),
             row.converted("num_experts_per_tok", "per_token", lambda fields, name, _: fields.size(name)),
             expert_size(size),
-            Field(_read_shared, _shared_fields),
+            Field(
+                lambda fields, values: {
+                    "shared_size": values["feedforward_size"] * fields.whole("n_shared_experts", 1, null=0)
+                },
+                lambda flat, _: {"n_shared_experts": flat["shared_size"] // flat["feedforward_size"]},
+            ),
             row.whole("first_k_dense_replace", "first_dense", first_dense, null=0),
             renormalised(True),
             row.real("routed_scaling_factor", "scale", scale),
             row.whole("n_group", "groups", groups, null=1),
             row.whole("topk_group", "groups_chosen", groups_chosen, null=1),
         ),
-        Field(_read_modules, lambda flat, _: {"num_nextn_predict_layers": flat["prediction_modules"]}),
+        row.converted(
+            "num_nextn_predict_layers",
+            "prediction_modules",
+            lambda fields, name, _: fields.layers(name, fields.layers("num_mtp_layers", 0)),
+        ),
         row.ignored(*TRAINING),
     )
 

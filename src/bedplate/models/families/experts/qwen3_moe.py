@@ -10,7 +10,7 @@ from bedplate.models.families.field_map import Field, Values, constant, ignored,
 from bedplate.models.families.fields import Fields
 from bedplate.models.families.gguf_family import experts, gguf_family
 from bedplate.models.families.rope import rope
-from bedplate.models.specs.transformer import Experts, TransformerSpec
+from bedplate.models.specs.transformer import Experts
 
 _TINY = tiny(head_dim=16, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)
 EXAMPLES = (
@@ -25,10 +25,6 @@ def _read_window(fields: Fields, values: Values) -> Values:
     return {"windows": (window,) if is_used and window is not None else ()}
 
 
-def _window_fields(flat: Values, spec: TransformerSpec) -> Values:
-    return {"use_sliding_window": spec.window(0) is not None, "sliding_window": spec.window(0)}
-
-
 _COUNT = moe.count("num_experts", "num_local_experts")
 FIELDS = (
     *sizes(context=32_768),
@@ -36,7 +32,10 @@ FIELDS = (
     constant(qk_norm="head"),
     rope(writes_theta=False),
     ATTENTION_BIAS,
-    Field(_read_window, _window_fields),
+    Field(
+        _read_window,
+        lambda _, spec: {"use_sliding_window": spec.window(0) is not None, "sliding_window": spec.window(0)},
+    ),
     SILU,
     part("experts", Experts, _COUNT, moe.chosen(8), moe.expert_size(768), moe.renormalised(False), moe.SPARSE),
     ignored(*moe.TRAINING, "max_window_layers"),

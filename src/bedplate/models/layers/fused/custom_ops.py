@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("bedplate", "FRAGMENT")
+_KERNELS = "bedplate.models.layers.fused.triton_kernels"
 
 
 class Refused(Exception):
@@ -27,18 +29,18 @@ def has_triton() -> bool:
     return find_spec("triton") is not None
 
 
-def operation(schema: str, plain: Callable[..., Any], kernel: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+def operation(schema: str, plain: Callable[..., Any], kernels: str = _KERNELS) -> Callable[..., Any]:
     """Registers an operation under this schema and returns it.
 
-    plain: the reference function. kernel: imports and returns a function of the same arguments that runs as one kernel
-    on a CUDA device, or raises `Refused` before it has written anything.
+    plain: the reference function. kernels: the module, imported on first use, whose function of the operation's name
+    runs as one kernel on a CUDA device, or raises `Refused` before it has written anything.
     """
     name = schema.split("(", 1)[0]
 
     def on_cuda(*args: Any) -> Any:
         if has_triton():
             try:
-                return kernel()(*args)
+                return getattr(import_module(kernels), name)(*args)
             except Refused:
                 pass
         return plain(*args)

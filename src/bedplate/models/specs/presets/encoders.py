@@ -6,7 +6,7 @@ from typing import Any
 
 from bedplate.models.specs import AudioSpec, EncoderDecoderSpec
 from bedplate.models.specs.position import RelativeBias
-from bedplate.models.specs.presets.preset import BIASED, Preset, decoder, stack
+from bedplate.models.specs.presets.decoders import BIASED, Preset, decoder, stack
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 

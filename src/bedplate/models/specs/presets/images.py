@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bedplate.models.specs import DiffusionSpec, MultimodalSpec, Projector, TextCondition, VisionSpec
-from bedplate.models.specs.presets.dense import gemma3, llama2, qwen2
-from bedplate.models.specs.presets.preset import BIASED, Preset, stack
+from bedplate.models.specs.presets.decoders import BIASED, Preset, gemma3, llama2, qwen2, stack
 from bedplate.models.specs.transformer import Rope, TransformerSpec
 
 

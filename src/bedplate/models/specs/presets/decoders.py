@@ -1,12 +1,55 @@
-"""Dense decoders, as their publishers configure them."""
+"""Decoders as their publishers configure them: dense ones, mixtures of experts, and those of which some layers keep a
+state in the place of attention."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
+from bedplate.models.specs import Spec
+from bedplate.models.specs.parts import DeltaRule, LatentAttention, Mamba2, ShortConvolution
 from bedplate.models.specs.position import LinearScaling, Llama3Scaling, YarnScaling
-from bedplate.models.specs.presets.preset import BIASED, Preset, Sizes, decoder
-from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
+from bedplate.models.specs.transformer import Experts, Rope, Scales, TransformerSpec
+
+Sizes = tuple[int, int, int, int, int]
+"""Hidden size, layers, heads, key-value heads and feed-forward size."""
+
+BIASED: dict[str, Any] = {"norm": "layer", "gated": False, "attention_bias": True, "feedforward_bias": True}
+"""What the first transformers have: layer norms, no gate, biases everywhere."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published model: its architecture, where it is published, and the parameters that its publisher prints.
+
+    total, active: in billions as printed, rounding and all; None: not printed, or printed of something else.
+    """
+
+    spec: Spec
+    source: str
+    total: str | None = None
+    active: str | None = None
+
+
+def stack(
+    kind: Literal["decoder", "encoder", "tower"], sizes: Sizes, vocab_size: int, context_length: int, **fields: Any
+) -> TransformerSpec:
+    """A stack of these sizes; head_dim from the first."""
+    hidden, layers, heads, kv_heads, feedforward = sizes
+    return TransformerSpec.from_fields(
+        kind=kind,
+        vocab_size=vocab_size,
+        hidden_size=hidden,
+        layers=layers,
+        heads=heads,
+        kv_heads=kv_heads,
+        **{"head_dim": hidden // heads, "feedforward_size": feedforward, "context_length": context_length, **fields},
+    )
+
+
+def decoder(sizes: Sizes, vocab_size: int, context_length: int, **fields: Any) -> TransformerSpec:
+    """A decoder of these sizes."""
+    return stack("decoder", sizes, vocab_size, context_length, **fields)
 
 
 def gpt(hidden: int, layers: int, heads: int, context_length: int) -> TransformerSpec:
@@ -88,6 +131,75 @@ _OLMO3 = {
     "windows": (4096, 4096, 4096, None),
 }
 
+
+def lfm2(hidden: int, heads: int, feedforward: int) -> TransformerSpec:
+    """LFM2: six layers of sixteen are attention, the others short convolutions."""
+    attention = (2, 5, 8, 10, 12, 14)
+    return decoder(
+        (hidden, 16, heads, 8, feedforward),
+        65_536,
+        128_000,
+        rope=Rope(1_000_000.0),
+        qk_norm="head",
+        state=ShortConvolution(),
+        state_layers=tuple(layer not in attention for layer in range(16)),
+    )
+
+
+def granite4(sizes: Sizes, mamba_heads: int, scales: Scales, experts: Experts | None) -> TransformerSpec:
+    """Granite 4.0: nine layers of ten are Mamba-2, and no layer has positions."""
+    return decoder(
+        sizes,
+        100_352,
+        131_072,
+        scales=scales,
+        experts=experts,
+        state=Mamba2(mamba_heads, 2 * sizes[0] // mamba_heads, 1, 128),
+        state_layers=tuple(layer != 5 for layer in range(10)),
+    )
+
+
+def gpt_oss(layers: int, experts: int) -> TransformerSpec:
+    """gpt-oss: a window of 128 in every other layer, attention sinks, biases everywhere."""
+    return decoder(
+        (2880, layers, 64, 8, 2880),
+        201_088,
+        131_072,
+        head_dim=64,
+        rope=Rope(150_000.0, YarnScaling(32.0, 4096)),
+        activation="clamped_silu",
+        attention_bias=True,
+        attention_sinks=True,
+        windows=(128, None),
+        tied_head=False,
+        experts=Experts(experts, 4, 2880, router_bias=True, bias=True, scoring="softmax_chosen"),
+    )
+
+
+def mixtral(sizes: Sizes, context: int) -> TransformerSpec:
+    """Mixtral: two of eight experts."""
+    return llama2(sizes, context_length=context, rope=Rope(1_000_000.0), experts=Experts(8, 2, sizes[-1]))
+
+
+def deepseek(sizes: Sizes, vocab_size: int, yarn_scale: float, q_rank: int | None, experts: Experts) -> TransformerSpec:
+    """DeepSeek-V2 and V3: latent attention; experts beside a shared one, behind dense layers."""
+    return llama2(
+        *(sizes, vocab_size, 163_840),
+        head_dim=192,
+        rope=Rope(10_000.0, YarnScaling(40.0, 4096, scale=yarn_scale, scale_all=yarn_scale)),
+        norm_eps=1e-6,
+        latent=LatentAttention(kv_rank=512, nope_dim=128, rope_dim=64, value_dim=128, q_rank=q_rank),
+        experts=experts,
+    )
+
+
+_V3_ROUTER: dict[str, Any] = {
+    "selection_bias": True,
+    "scoring": "sigmoid",
+    "scale": 2.5,
+    "groups": 8,
+    "groups_chosen": 4,
+}
 LLAMA1 = "https://arxiv.org/abs/2302.13971"
 LLAMA2 = "https://arxiv.org/abs/2307.09288"
 LLAMA3 = "https://arxiv.org/abs/2407.21783"
@@ -97,8 +209,9 @@ QWEN3 = "https://arxiv.org/abs/2505.09388"
 GEMMA2 = "https://arxiv.org/abs/2408.00118"
 OLMO2 = "https://arxiv.org/abs/2501.00656"
 OLMO3 = "https://arxiv.org/abs/2512.13961"
+LFM2 = "https://arxiv.org/abs/2511.23404"
 
-DENSE: dict[str, Preset] = {
+DECODERS: dict[str, Preset] = {
     "gpt2": Preset(gpt(768, 12, 12, 1024), "https://github.com/openai/gpt-2 (model card)", "0.124"),
     "gpt2-medium": Preset(gpt(1024, 24, 16, 1024), "https://github.com/openai/gpt-2 (model card)", "0.355"),
     "gpt2-large": Preset(gpt(1280, 36, 20, 1024), "https://github.com/openai/gpt-2 (model card)", "0.774"),
@@ -196,5 +309,75 @@ DENSE: dict[str, Preset] = {
             scales=Scales(logit_cap=15.0),
         ),
         "https://github.com/karpathy/nanochat (dev/LEADERBOARD.md, run 1)",
+    ),
+    "mixtral-8x7b": Preset(
+        mixtral((4096, 32, 32, 8, 14_336), 32_768), "https://arxiv.org/abs/2401.04088", "46.7", "12.9"
+    ),
+    "mixtral-8x22b": Preset(
+        mixtral((6144, 56, 48, 8, 16_384), 65_536), "https://mistral.ai/news/mixtral-8x22b", "141", "39"
+    ),
+    "qwen3-30b-a3b": Preset(qwen3((2048, 48, 32, 4, 6144), False, experts=Experts(128, 8, 768)), QWEN3, "30.5", "3.3"),
+    "qwen3-235b-a22b": Preset(
+        qwen3((4096, 94, 64, 4, 12_288), False, experts=Experts(128, 8, 1536)), QWEN3, "235", "22"
+    ),
+    "deepseek-v2-lite": Preset(
+        deepseek(
+            *((2048, 27, 16, 16, 10_944), 102_400, 0.707, None),
+            Experts(64, 6, 1408, shared_size=2 * 1408, first_dense=1, renormalise=False),
+        ),
+        "https://arxiv.org/abs/2405.04434",
+        "15.7",
+        "2.4",
+    ),
+    # Without the module that predicts a second token in training: `prediction_modules=1` has it (14 billion more).
+    "deepseek-v3": Preset(
+        deepseek(
+            *((7168, 61, 128, 128, 18_432), 129_280, 1.0, 1536),
+            Experts(256, 8, 2048, shared_size=2048, first_dense=3, **_V3_ROUTER),
+        ),
+        "https://arxiv.org/abs/2412.19437",
+        "671",
+        "37",
+    ),
+    "gpt-oss-20b": Preset(gpt_oss(24, 32), "https://arxiv.org/abs/2508.10925, table 1", "20.91", "3.61"),
+    "gpt-oss-120b": Preset(gpt_oss(36, 128), "https://arxiv.org/abs/2508.10925, table 1", "116.83", "5.13"),
+    "lfm2-350m": Preset(lfm2(1024, 16, 4608), LFM2, "0.35"),
+    "lfm2-700m": Preset(lfm2(1536, 24, 6912), LFM2, "0.74"),
+    "lfm2-1.2b": Preset(lfm2(2048, 32, 8192), LFM2, "1.17"),
+    "granite-4.0-h-micro": Preset(
+        granite4((2048, 40, 32, 8, 8192), 64, Scales(12.0, 0.015625, residual=0.22, head=1 / 8), None),
+        "https://www.ibm.com/granite/docs/models/granite",
+        "3",
+    ),
+    "granite-4.0-h-tiny": Preset(
+        granite4(
+            (1536, 40, 12, 4, 1024),
+            48,
+            Scales(12.0, 0.0078125, residual=0.22, head=1 / 6),
+            Experts(64, 6, 512, shared_size=1024, scoring="softmax_chosen"),
+        ),
+        "https://www.ibm.com/granite/docs/models/granite",
+        "7",
+        "1",
+    ),
+    "qwen3-next-80b-a3b": Preset(
+        decoder(
+            (2048, 48, 16, 2, 5632),
+            151_936,
+            262_144,
+            head_dim=256,
+            rope=Rope(10_000_000.0, fraction=0.25),
+            norm_eps=1e-6,
+            norm_offset=1.0,
+            qk_norm="head",
+            attention_gate=True,
+            tied_head=False,
+            experts=Experts(512, 10, 512, shared_size=512, shared_gate=True),
+            state=DeltaRule(heads=32, key_heads=16, key_dim=128, value_dim=128),
+            state_layers=(True, True, True, False),
+        ),
+        "https://qwen.ai/blog?id=qwen3-next",
+        "80",
+        "3",
     ),
 }
