@@ -22,6 +22,8 @@ from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.sampler import sample
+from bedplate.serving.request.events import until_disconnect
+from bedplate.serving.schemas.http_errors import ClientGone
 from bedplate.serving.server.app import loaded_server, serve
 
 from .conftest import Server, running
@@ -85,6 +87,87 @@ def test_a_client_that_leaves_the_queue_is_dropped(files, slow_steps):
         assert server.idle(1.0)
 
 
+def test_work_goes_on_in_the_round_in_which_what_it_awaits_is_there():
+    """It had a task of its own, and came back six rounds of the loop later: under load each is as long as what the loop
+    does for all other calls together."""
+    rounds = 0
+
+    async def never() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def run() -> None:
+        nonlocal rounds
+        loop = asyncio.get_running_loop()
+        arrived: asyncio.Future[int] = loop.create_future()
+
+        async def work() -> int:
+            return await arrived
+
+        def tick() -> None:
+            nonlocal rounds
+            rounds += 1
+            ticking.append(loop.call_soon(tick))
+
+        ticking = [loop.call_soon(tick)]
+        loop.call_soon(arrived.set_result, 7)
+        assert await until_disconnect(never, work()) == 7
+        ticking[-1].cancel()
+
+    asyncio.run(run())
+    assert rounds <= 2
+
+
+def test_who_leaves_ends_the_work_and_who_is_cancelled_or_late_is_told_so():
+    ended: list[str] = []
+
+    async def work(name: str) -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            ended.append(name)
+
+    async def gone() -> dict[str, str]:
+        return {"type": "http.disconnect"}
+
+    async def fails() -> dict[str, str]:
+        raise OSError
+
+    async def never() -> dict[str, str]:
+        await asyncio.Event().wait()
+        return {}
+
+    async def run() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        for receive in (gone, fails):
+            with pytest.raises(ClientGone):
+                await until_disconnect(receive, work(receive.__name__))
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await until_disconnect(never, work("late"))
+        with pytest.raises(ClientGone):
+            async with asyncio.timeout(60):
+                await until_disconnect(gone, work("in time"))
+        with pytest.raises(ValueError, match="its own"):
+            await until_disconnect(gone, swallows())
+        assert task.cancelling() == 0
+        cancelled = asyncio.ensure_future(until_disconnect(never, work("cancelled")))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+
+    async def swallows() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise ValueError("its own") from None
+
+    asyncio.run(run())
+    assert ended == ["gone", "fails", "late", "in time", "cancelled"]
+
+
 def test_a_reader_that_takes_nothing_holds_nobody_up(server):
     connections = [send(server, {**ENDLESS, "stream": True}) for _ in range(4)]
     try:
@@ -98,7 +181,6 @@ def test_a_reader_that_takes_nothing_holds_nobody_up(server):
 def test_a_reader_that_stalls_is_given_up(server, monkeypatch):
     """Its socket is full and nothing is read: the reply is broken off after a while."""
     from bedplate.serving.request import events
-    from bedplate.serving.schemas.http_errors import ClientGone
 
     monkeypatch.setattr(events, "STALL_SECONDS", 0.1)
     closed: list[bool] = []

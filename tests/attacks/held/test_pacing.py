@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -63,26 +65,62 @@ def test_equal_tenants_do_not_wait_however_much_they_ask() -> None:
 
 
 def test_what_the_loop_does_for_a_call_is_spent_on_its_tenant_and_thrice_if_it_comes_to_nothing() -> None:
+    """Only what came before its first pause was: of a call that is prepared beside the loop, computed, and answered, a
+    small part."""
     clocks = Clocks()
     pacing = clocks.pacing()
 
     async def call(tenant: str, seconds: float, refused: bool) -> None:
         await pacing.turn(tenant)
-        clocks.used += seconds
+        for _ in range(4):
+            await asyncio.sleep(0)
+            clocks.used += seconds / 4
         if refused:
+            clocks.used += seconds
             pacing.refused(tenant)
-        await asyncio.sleep(0)
-        clocks.used += 100.0  # for somebody else
+
+    async def somebody_else() -> None:
+        for _ in range(10):
+            clocks.used += 100.0
+            await asyncio.sleep(0)
 
     async def calls() -> None:
-        await asyncio.gather(call("answered", 0.2, False), call("refused", 0.2, True))
-        for _ in range(3):
-            await asyncio.sleep(0)
+        answered, refused = (
+            pacing.metered(name, call(name, 0.2, name == "refused")) for name in ("answered", "refused")
+        )
+        await asyncio.gather(answered, refused, somebody_else())
 
     asyncio.run(calls())
     assert pacing.wait("answered") == 0.0
     wait_time = pacing.wait("refused")
-    assert wait_time == pytest.approx(SECONDS * math.log(REFUSED * 0.2 / (TIMES * 0.2)))
+    spent = 0.2 + REFUSED * 0.2 + (REFUSED - 1) * 0.05  # with what the loop did for it in the same moment
+    assert wait_time == pytest.approx(SECONDS * math.log(spent / (TIMES * 0.2)))
+
+
+def test_a_metered_call_is_cancelled_and_fails_like_any_other() -> None:
+    pacing, seen = Clocks().pacing(), list[str]()
+
+    async def fails() -> int:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise ValueError("its own") from None
+        return 1
+
+    async def run() -> None:
+        task = asyncio.ensure_future(pacing.metered("us", fails()))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(ValueError, match="its own"):
+            await task
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await pacing.metered("us", asyncio.sleep(60))
+        assert await pacing.metered("us", asyncio.sleep(0.001, 7)) == 7
+
+    asyncio.run(run())
+    assert seen == ["cancelled"]
 
 
 def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
@@ -129,6 +167,22 @@ def test_a_server_makes_only_the_one_wait_that_has_had_too_much(files: Files, tm
         assert "turn" in late.json()["error"]["message"]
         for _ in range(3):
             assert client.post(path, json=body, headers=head("us")).status_code == 200
+
+
+def test_a_server_counts_all_that_its_loop_does_for_a_call(
+    files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each time that the loop goes on with it takes a second, on this clock."""
+    ticks, spent = itertools.count(), Counter[str]()
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+    with attacked(files, tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        pacing = server.state.pacing
+        monkeypatch.setattr(pacing, "_used", lambda: float(next(ticks)))
+        monkeypatch.setattr(pacing, "spent", lambda tenant, seconds: spent.update({tenant: round(seconds)}))
+        assert client.post("/v1/chat/completions", json=body, headers=head("us")).status_code == 200
+        assert client.get("/health").status_code == 200
+    assert spent.keys() == {"us"}
+    assert spent["us"] >= 3  # when its prompt was made, when its answer was there, and at the beginning
 
 
 def test_requests_that_come_at_once_begin_a_few_in_a_round_of_the_loop_and_callers_take_turns() -> None:

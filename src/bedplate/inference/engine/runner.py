@@ -14,6 +14,7 @@ Called by one thread at a time. The texts of an encoder are whole documents and 
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ from bedplate.inference.forward.batch import FlatBatch, LoadedAdapter, PassOutpu
 from bedplate.inference.forward.kv_cache import KVCache
 from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span
-from bedplate.inference.forward.torch import Forward, TorchForward
+from bedplate.inference.forward.torch import Forward, TorchForward, one_thread
 
 # Rows beside those for generations; requests of one pass use theirs for a step or two.
 ONE_PASS_ROWS = 48
@@ -167,13 +168,21 @@ class Runner:
                 need_failure(error)
                 _fail(part, error)
             else:
-                self._attempt(fitting, computed)
+                with one_thread() if self._is_small(fitting) else contextlib.nullcontext():
+                    self._attempt(fitting, computed)
         seconds, total = time.perf_counter() - began, sum(count for _, count in computed)
         for job, count in computed:
             job.compute += seconds * count / total
             if self._prefixes is not None:
                 self._prefixes.keep_in_time(job)
         return [job for job in self.active if job.ended is not None or job.failed is not None]
+
+    def _is_small(self, work: Sequence[ScheduledTokens]) -> bool:
+        """Whether torch computes a part of a step, and chooses its tokens, faster on one thread."""
+        if self.forward is not self.torch_forward or any(share.job.source and not share.job.reads for share in work):
+            return False
+        spans = [(share.tokens, share.end) for share in work if share.job.is_sequence]
+        return len(spans) == len(work) and self.torch_forward.is_small(spans)
 
     def _attempt(self, work: list[ScheduledTokens], computed: list[tuple[RequestJob, int]]) -> None:
         """Runs jobs as one batch; if that fails, each alone, so that a bad request fails without its neighbours."""

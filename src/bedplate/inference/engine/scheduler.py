@@ -1,23 +1,24 @@
-"""Shares the token budget of a step fairly between queues, by deficit round robin (Shreedhar and Varghese 1995).
+"""Shares the token budget of a step fairly between tenants, by start-time fair queueing (Goyal, Vin and Cheng 1996), as
+for language models in https://arxiv.org/abs/2401.00588.
 
-1. Running generations come first, one token each; their queues are charged for it (`charge`).
-2. What is left of the budget goes to the queues in turn (`plan`): a queue is one skin and tenant, with a credit of its
-   own.
+1. Running generations come first, one token each; their tenants are charged for it (`charge`).
+2. What is left of the budget goes to the queues (`plan`), a visit's credit at a time to the tenant for which least was
+   computed, of its queues to that for which least was: a queue is one skin and tenant. A tenant that comes is behind
+   none of those that are there, and before those that have just been served.
 3. A queue serves its admitted requests in order, in chunks of up to its credit (`_serve`).
 4. Then it admits waiting ones in order of arrival (`admit`); one whose prefix is just being computed lets others pass.
 5. A request whose prompt is computed leaves its queue's list and decodes (`started`).
 
 The budget is in the unit of `Scheduled.cost`: for sequences, tokens. Where a step is limited, because tenants share it,
-tokens count by what computing them takes (`weigh`), and the queues of one tenant share its part. The scheduler knows no
-model and no cache. What tenants may hold of rows and of the queue is max-min fair (Bertsekas and Gallager, Data
-Networks, 6.5.2).
+tokens count by what computing them takes (`weigh`). The scheduler knows no model and no cache. What tenants may hold of
+rows and of the queue is max-min fair (Bertsekas and Gallager, Data Networks, 6.5.2).
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -31,6 +32,8 @@ __all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream", "weigh"]
 LOOKAHEAD = 32
 # How many requests may start ahead of one that the adapter cap keeps out, before the others wait for it.
 MOST_OVERTAKEN = 32
+MOST_REMEMBERED = 1024
+"""Tenants without requests for which it is still known that they are ahead of others."""
 
 
 class Admission(enum.Enum):
@@ -68,14 +71,15 @@ Admit = Callable[[I_], Admission]
 
 @dataclass(eq=False)
 class Queue(Generic[I_]):
-    """The requests of one skin and tenant. running: admitted ones whose prompts are not computed yet, in order. credit:
-    how much it may compute now. overtaken: admissions since it was refused as CAPPED. queued: ids of the waiting ones.
+    """The requests of one skin and tenant. running: admitted ones whose prompts are not computed yet, in order. taken:
+    what was computed for it. overtaken: admissions since it was refused as CAPPED. queued: ids of the waiting ones.
     """
 
     name: Hashable
+    tenant: Hashable
+    taken: int
     waiting: deque[I_] = field(default_factory=deque)
     running: list[I_] = field(default_factory=list)
-    credit: int = 0
     overtaken: int = 0
     queued: set[int] = field(default_factory=set[int])
 
@@ -97,7 +101,10 @@ class Scheduler(Generic[I_]):
         self._whole, self._tenant_of = whole, tenant_of
         self._limited = False
         self._queues: dict[Hashable, Queue[I_]] = {}
-        self._ring: deque[Queue[I_]] = deque()
+        self._taken: dict[Hashable, int] = {}
+        """By tenant, what was computed for it, or would have been if it had always asked: its start tag."""
+        self._now = 0
+        """The least of the tenants that ask: the virtual time, at which those begin that come."""
         self._waiting = 0
 
     @property
@@ -105,7 +112,7 @@ class Scheduler(Generic[I_]):
         return self._waiting
 
     def pending(self) -> list[I_]:
-        return [request for queue in self._ring for request in queue.waiting]
+        return [request for queue in self._queues.values() for request in queue.waiting]
 
     def add(self, name: Hashable, request: I_) -> None:
         """Appends a new request to its queue."""
@@ -137,57 +144,42 @@ class Scheduler(Generic[I_]):
         self._retire(queue)
 
     def charge(self, name: Hashable, cost: int) -> None:
-        """Subtracts the tokens of a queue's running generations from its credit; at most one visit's credit is owed."""
+        """Counts the tokens of a queue's running generations, which bring its tenant at most a visit's credit ahead."""
         queue = self._queues.get(name)
         if queue is not None:
-            queue.credit = max(queue.credit - cost, -self.quantum)
+            taken = self._taken[queue.tenant]
+            self._taken[queue.tenant] = max(taken, min(taken + cost, self._now + self.quantum))
 
     def plan(self, reserved: int, admit: Admit[I_], limit: int | None = None) -> list[tuple[I_, int]]:
         """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: of all
         shares together, weighed, where tenants share the step."""
-        budget, quantum, self._limited = self.budget - reserved, self.quantum, limit is not None
+        budget, credit, self._limited = self.budget - reserved, self.quantum, limit is not None
         if limit is not None:
-            budget, quantum = min(budget, limit), min(quantum, max(limit // 2, 1))
-            for queue in self._ring:
-                queue.credit = min(queue.credit, quantum)
-        queues = Counter(self._tenant_of(queue.name) for queue in self._ring)
-        quanta = {queue.name: max(quantum // queues[self._tenant_of(queue.name)], 1) for queue in self._ring}
+            budget, credit = min(budget, limit), min(credit, max(limit // 2, 1))
         shares: dict[int, tuple[I_, int]] = {}
-        idle = unserved = 0
-        while budget > 0 and idle < len(self._ring):
-            if unserved >= len(self._ring):
-                unserved = 0
-                self._pass_rounds(quanta)
-            queue = self._ring[0]
-            # A queue that was interrupted by the end of the budget continues with its remaining credit.
-            if queue.credit <= 0:
-                queue.credit += quanta[queue.name]
-            before, credit = budget, queue.credit
-            budget = self._serve(queue, budget, admit, shares)
-            unserved = 0 if budget < before else unserved + 1
-            idle = 0 if budget < before or credit <= 0 else idle + 1
-            if budget > 0 or queue.credit <= 0:
-                queue.credit = min(queue.credit, 0)
-                self._ring.rotate(-1)
-            self._retire(queue)
+        ready = list(self._queues.values())
+        self._now = max([self._now, *sorted(self._taken[queue.tenant] for queue in ready)[:1]])
+        while budget > 0 and ready:
+            queue = min(ready, key=lambda queue: (self._taken[queue.tenant], queue.taken))
+            taken = self._serve(queue, budget, credit, admit, shares)
+            if not taken:
+                ready.remove(queue)
+            budget -= taken
+            queue.taken += taken
+            self._taken[queue.tenant] += taken
         return list(shares.values())
 
-    def _pass_rounds(self, quanta: Mapping[Hashable, int]) -> None:
-        """Gives queues that owe the credit of all rounds that would serve nobody, which may be thousands."""
-        owing = [queue for queue in self._ring if queue.credit < 0]
-        rounds = min((-queue.credit // quanta[queue.name] for queue in owing), default=0)
-        for queue in owing:
-            queue.credit += rounds * quanta[queue.name]
-
-    def _serve(self, queue: Queue[I_], budget: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]) -> int:
-        """Grants the queue's requests their shares; returns the rest of the budget."""
+    def _serve(
+        self, queue: Queue[I_], budget: int, credit: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]
+    ) -> int:
+        """Grants the queue's requests their shares, as far as budget and credit go; returns what these take."""
+        taken = 0
         for request in list(queue.running):
-            granted = self._grant(queue, request, budget, shares)
-            budget -= granted
+            taken += self._grant(request, budget - taken, credit - taken, shares)
             if request.cost > shares.get(id(request), (request, 0))[1]:
-                return budget  # no credit or budget is left for those behind it
+                return taken  # no credit or budget is left for those behind it
         examined = skipped = 0
-        while budget > 0 and queue.credit > 0 and skipped < len(queue.waiting) and examined < LOOKAHEAD:
+        while taken < min(budget, credit) and skipped < len(queue.waiting) and examined < LOOKAHEAD:
             request = queue.waiting[skipped]
             examined += 1
             answer = self._admit(queue, request, admit)
@@ -201,13 +193,13 @@ class Scheduler(Generic[I_]):
             self._waiting -= 1
             examined = skipped
             queue.running.append(request)
-            budget -= self._grant(queue, request, budget, shares)
+            taken += self._grant(request, budget - taken, credit - taken, shares)
             if request.cost > shares.get(id(request), (request, 0))[1]:
                 break
-        return budget
+        return taken
 
     def _admit(self, queue: Queue[I_], request: I_, admit: Admit[I_]) -> Admission:
-        held_up = next((q for q in self._ring if q.overtaken >= MOST_OVERTAKEN and q is not queue), None)
+        held_up = next((q for q in self._queues.values() if q.overtaken >= MOST_OVERTAKEN and q is not queue), None)
         if held_up is not None:
             return Admission.FULL
         answer = admit(request)
@@ -215,28 +207,26 @@ class Scheduler(Generic[I_]):
             queue.overtaken = max(queue.overtaken, 1)
         elif answer is Admission.IN:
             queue.overtaken = 0
-            for peer in self._ring:
+            for peer in self._queues.values():
                 peer.overtaken += peer.overtaken > 0
         return answer
 
-    def _grant(self, queue: Queue[I_], request: I_, budget: int, shares: dict[int, tuple[I_, int]]) -> int:
-        """Grants a request what its queue's credit and the budget allow; returns what that takes of them."""
+    def _grant(self, request: I_, budget: int, credit: int, shares: dict[int, tuple[I_, int]]) -> int:
+        """Grants a request what credit and budget allow; returns what that takes of them."""
         had = shares.get(id(request), (request, 0))[1]
-        needed, available = request.cost - had, min(budget, queue.credit)
+        needed, available = request.cost - had, min(budget, credit)
         if available <= 0 or needed <= 0:
             return 0
         if self._whole:
-            # The queue owes what its credit does not cover. Alone in a step, a text may take more than the limit.
+            # Its tenant is ahead by what the credit does not cover. A text alone may take more than the limit.
             fits = weigh(request, needed) <= budget or not shares if self._limited else needed <= budget
             granted = needed if fits else 0
         else:
             granted = min(needed, max(int(available / request.weight), 1) if self._limited else available)
         if not granted:
             return 0
-        taken = weigh(request, granted) if self._limited else granted
-        queue.credit -= taken
         shares[id(request)] = (request, had + granted)
-        return taken
+        return weigh(request, granted) if self._limited else granted
 
     def started(self, name: Hashable, request: I_) -> None:
         """Removes a request whose prompt is computed: it decodes from now on, or has ended."""
@@ -247,15 +237,20 @@ class Scheduler(Generic[I_]):
 
     def _queue(self, name: Hashable) -> Queue[I_]:
         if name not in self._queues:
-            self._queues[name] = Queue(name)
-            self._ring.append(self._queues[name])
+            tenant = self._tenant_of(name)
+            self._taken[tenant] = max(self._taken.get(tenant, 0), self._now)
+            least = min((queue.taken for queue in self._queues.values() if queue.tenant == tenant), default=0)
+            self._queues[name] = Queue(name, tenant, least)
         return self._queues[name]
 
     def _retire(self, queue: Queue[I_]) -> None:
-        """Deletes a queue without requests, and its credit with it."""
+        """Deletes a queue without requests. How far its tenant is ahead is remembered, lest it be rid of that by asking
+        for the next whole text a little later."""
         if not queue.waiting and not queue.running and queue.name in self._queues:
             del self._queues[queue.name]
-            self._ring.remove(queue)
+            if len(self._taken) > MOST_REMEMBERED:
+                tenants = {queue.tenant for queue in self._queues.values()}
+                self._taken = {tenant: taken for tenant, taken in self._taken.items() if tenant in tenants}
 
 
 def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:

@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Callable
 
-SLOWDOWN, PROMPT_SLOWDOWN = 2.5, 8.0
+SLOWDOWN, PROMPT_SLOWDOWN = 2.0, 8.0
 MIN_TOKENS = 16
 """At least so many in a step, and each row of it counts as so many: fewer are computed no faster."""
 FIRST_TOKENS, PROMPT_TOKENS = 64, 128

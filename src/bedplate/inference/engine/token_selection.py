@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.forward.batch import Greedy
+from bedplate.inference.forward.torch import one_thread
 
 Alternatives = tuple[tuple[int, float], ...]
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
@@ -66,18 +67,6 @@ class WritingRow:
         return continues and guessed
 
 
-@contextlib.contextmanager
-def _one_thread() -> Generator[None]:
-    """Runs torch on one thread: its second thread, woken for a moment, would keep spinning on a core that the native
-    kernel's threads need (a step under a grammar then takes half as long again)."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
     """Chooses each row's next token, and further ones along its draft while the choices agree with it."""
     active, step = list(rows), 0
@@ -101,7 +90,7 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
         if drawn:
             assert logits_WV is not None
             at = [row.at + step for row in drawn]
-            with contextlib.nullcontext() if greedy is None else _one_thread():
+            with contextlib.nullcontext() if greedy is None else one_thread():
                 # Usually the rows are contiguous, and need no copy.
                 together = at == list(range(at[0], at[0] + len(at)))
                 logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]

@@ -6,9 +6,11 @@ Shapes: N tokens of a flat batch, W of them whose logits are needed, V vocabular
 
 from __future__ import annotations
 
+import contextlib
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Generator, Hashable, Sequence
 from dataclasses import replace
+from functools import cached_property
 from itertools import accumulate
 from typing import Protocol
 
@@ -17,6 +19,7 @@ import torch
 from torch import Tensor
 
 from bedplate.adapters.bank import BASE_ROW, Bank
+from bedplate.economics.model.footprint import forward_flops, pair_flops
 from bedplate.inference.forward.batch import (
     EncoderSource,
     FlatBatch,
@@ -34,6 +37,23 @@ from bedplate.models.inputs import Inputs
 from bedplate.models.layers.fused.linears import fuse_linears
 from bedplate.models.model import Model
 from bedplate.models.packed.packed_attention import WholeTexts
+
+CORE_FLOPS, CORE_BYTES, SMALL_SECONDS = 3e10, 1e10, 1.5e-3
+"""Operations, and bytes of weights read, in a second of one core; and a pass of up to so many seconds on one core takes
+longer on several, whose threads meet after each of its hundred products, and spin in between."""
+
+
+@contextlib.contextmanager
+def one_thread() -> Generator[None]:
+    """Runs torch on one thread, for what is small: a second one, woken for a moment, goes on spinning on a core that
+    others need (a step of the native kernel under a grammar then takes half as long again, and a server's event loop
+    waits for a processor)."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Forward(Protocol):
@@ -135,6 +155,23 @@ class TorchForward(Forward):
             return PassOutput(None, hidden_ND)
         rows_WD = hidden_ND if logit_indices is None else hidden_ND.index_select(0, logit_indices.tensor)
         return PassOutput(model.head(rows_WD).float(), hidden_ND)
+
+    def is_small(self, spans: Sequence[tuple[int, int]]) -> bool:
+        """Whether one core computes a pass in less time than it takes to divide each of its products. spans: (tokens,
+        end) of each."""
+        if self._base.device.type != "cpu":
+            return False
+        token, pair, weights = self._costs
+        seconds = sum(count * (token + pair * end) for count, end in spans) / CORE_FLOPS
+        return weights / CORE_BYTES + seconds < SMALL_SECONDS
+
+    @cached_property
+    def _costs(self) -> tuple[float, float, int]:
+        """Operations of a token and of a pair of tokens, in all layers, and bytes of weights."""
+        model = self._base.model
+        spec = model.spec.main
+        weights = sum(parameter.nbytes for parameter in model.parameters())
+        return forward_flops(spec, 1, 1), spec.layers * pair_flops(spec, 0), weights
 
     def complete(self) -> None:
         """Reads the weights that are still in the base's file."""

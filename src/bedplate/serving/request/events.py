@@ -82,24 +82,34 @@ async def results(answerer: Answers, streams: Sequence[Stream]) -> list[Result]:
 
 
 async def until_disconnect(receive: Callable[[], Awaitable[Any]], work: Coroutine[Any, Any, T]) -> T:
-    """Runs `work`; where the client goes away first, cancels it and raises ClientGone."""
+    """Runs `work`; where the client goes away first, cancels it and raises ClientGone.
 
-    async def disconnected() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
+    The work stays in its task, as under `asyncio.timeout`: to go over to another and back takes several rounds of the
+    event loop, each of which is as long as what all other calls do in it.
+    """
+    task, gone = asyncio.current_task(), False
+    assert task is not None
+    before = task.cancelling()
 
-    task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(disconnected())
+    async def watch() -> None:
+        nonlocal gone
+        with contextlib.suppress(Exception):
+            while (await receive())["type"] != "http.disconnect":
+                pass
+        gone = True
+        task.cancel()
+
+    watching = asyncio.ensure_future(watch())
     try:
-        await asyncio.wait((task, disconnect), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        raise ClientGone
+        return await work
+    except asyncio.CancelledError:
+        if gone and task.cancelling() == before + 1:
+            raise ClientGone from None
+        raise
     finally:
-        for future in (task, disconnect):
-            future.cancel()
-        with contextlib.suppress(asyncio.CancelledError, Exception):
-            await asyncio.gather(task, disconnect, return_exceptions=True)
+        watching.cancel()
+        if gone:
+            task.uncancel()
 
 
 class _Wake:

@@ -12,9 +12,10 @@ import math
 import queue
 import threading
 import time
+import types
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Generator
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,8 +24,10 @@ from bedplate.core.memory import give_back
 from bedplate.inference.engine.scheduler import fair_shares, may_queue
 from bedplate.serving.schemas.http_errors import LimitError
 
-PART = 0.15
-"""Seconds of processor in a second that reading all tenants' calls may take before one of them waits."""
+T = TypeVar("T")
+
+PART = 0.25
+"""Seconds of processor in a second that all tenants' calls may take, beside the engines, before one of them waits."""
 TIMES = 2.0
 """Nobody waits who has had at most so many times what the others have had on average."""
 REFUSED = 3.0
@@ -59,12 +62,11 @@ class Pacing:
         self._since = clock()
         self.lines: dict[str, _Line] = {}
         """Lines of the tenants whose calls wait or pass just now."""
-        self._current: str | None = None
         self._began = 0.0
+        """When the coroutine that is metered just now was resumed, by the processor's clock."""
 
     async def turn(self, tenant: str) -> None:
-        """Returns when it is the tenant's turn. What the loop does before it looks at anything else is spent on the
-        tenant. LimitError where too many of its calls wait already."""
+        """Returns when it is the tenant's turn. LimitError where too many of its calls wait already."""
         line = self.lines.setdefault(tenant, _Line())
         if line.calls >= MOST_IN_LINE:
             raise LimitError("too many of your requests are waiting here; wait for some to be answered", 1.0)
@@ -77,13 +79,28 @@ class Pacing:
             line.calls -= 1
             if not line.calls:
                 del self.lines[tenant]
-        self._end()
-        self._current, self._began = tenant, self._used()
-        asyncio.get_running_loop().call_soon(self._end)
+
+    @types.coroutine
+    def metered(self, tenant: str, work: Awaitable[T]) -> Generator[Any, None, T]:
+        """What `work` gives. What the loop's thread computes for it, each time that it goes on, is spent on the
+        tenant."""
+        steps, error = work.__await__(), None
+        while True:
+            began = self._began = self._used()
+            try:
+                awaited = steps.send(None) if error is None else steps.throw(error)
+            except StopIteration as ended:
+                return ended.value
+            finally:
+                error = None
+                self.spent(tenant, self._used() - began)
+            try:
+                yield awaited
+            except BaseException as thrown:  # for the work to judge
+                error = thrown
 
     def wait(self, tenant: str) -> float:
         """Seconds until what was spent on the tenant has become its part; 0 where it has."""
-        self._end()
         self._decay()
         mine, total = self._spent.get(tenant, 0.0), sum(self._spent.values())
         rival_count = len(self._spent) - 1
@@ -99,15 +116,13 @@ class Pacing:
         """Seconds of processor that were spent on the tenant, in the loop or beside it."""
         self._spent[tenant] = self._spent.get(tenant, 0.0) + seconds
 
+    @property
+    def tenants(self) -> int:
+        return len(self._spent)  # who have asked lately
+
     def refused(self, tenant: str) -> None:
         """The call of the tenant that the loop is at came to nothing."""
-        if self._current == tenant:
-            self.spent(tenant, (REFUSED - 1.0) * (self._used() - self._began))
-
-    def _end(self) -> None:
-        if self._current is not None:
-            self.spent(self._current, self._used() - self._began)
-            self._current = None
+        self.spent(tenant, (REFUSED - 1.0) * (self._used() - self._began))
 
     def _decay(self) -> None:
         current_time = self._clock()
@@ -157,10 +172,9 @@ class Door:
             asyncio.get_running_loop().call_soon(self._open)
 
 
-T = TypeVar("T")
-
-THREADS = 16
-"""At work at once; half of them for one tenant."""
+THREADS, FEWEST_THREADS = 16, 2
+"""At work at once; half of them for one tenant, or its part where many have asked lately: threads that compute wait for
+the interpreter one behind the other, and the event loop behind all of them."""
 BODIES = 4
 """Request bodies of the largest size that are worked on at once; half of them for one tenant."""
 WAITING_BODIES, WAITING = 16, 1024
@@ -256,9 +270,15 @@ def _work_on(waiting: _Work) -> None:
 class Preparation:
     """The turns of one server. Used from its event loop only."""
 
-    def __init__(self, body_bytes: int, spent: Callable[[str, float], None] = lambda *_: None) -> None:
-        """body_bytes: of the largest request. spent: told how many seconds of processor a tenant's work took."""
-        self._body_bytes, self._spent = body_bytes, spent
+    def __init__(
+        self,
+        body_bytes: int,
+        spent: Callable[[str, float], None] = lambda *_: None,
+        tenants: Callable[[], int] = lambda: 1,
+    ) -> None:
+        """body_bytes: of the largest request. spent: told how many seconds of processor a tenant's work took. tenants:
+        how many have asked lately."""
+        self._body_bytes, self._spent, self._tenants = body_bytes, spent, tenants
         self._threads = _Threads(THREADS, "bedplate-preparing")
         self._waiting: dict[str, deque[_Turn]] = {}
         self._calls: Counter[str] = Counter()
@@ -316,6 +336,7 @@ class Preparation:
 
     def _begin(self) -> None:
         """Begins what fits, a turn of each tenant after the other."""
+        most = max(THREADS // max(self._tenants() + 1, 2), FEWEST_THREADS)
         began = True
         while began:
             began = False
@@ -325,8 +346,8 @@ class Preparation:
                     turns.popleft()
                 if not turns:
                     del self._waiting[tenant]
-                elif self._fits(self._calls[tenant], self._bytes[tenant] + turns[0].size, 2):
-                    if not self._fits(self._calls.total(), self._bytes.total() + turns[0].size, 1):
+                elif self._fits(self._calls[tenant], most, self._bytes[tenant] + turns[0].size, BODIES // 2):
+                    if not self._fits(self._calls.total(), THREADS, self._bytes.total() + turns[0].size, BODIES):
                         return  # it is the next, however much smaller those behind it are
                     began = True
                     turn = turns.popleft()
@@ -335,9 +356,9 @@ class Preparation:
                     self._bytes[tenant] += turn.size
                     turn.begun.set_result(None)
 
-    def _fits(self, calls: int, size: int, parts: int) -> bool:
-        """Whether one more fits the part of the threads, and so many bytes that of the bodies, or stand alone."""
-        return calls < THREADS // parts and (calls == 0 or size <= BODIES * self._body_bytes // parts)
+    def _fits(self, calls: int, most: int, size: int, bodies: int) -> bool:
+        """Whether one more call fits beside `calls`, and so many bytes into `bodies`, or it stands alone."""
+        return calls < most and (calls == 0 or size <= bodies * self._body_bytes)
 
     def _end(self, turn: _Turn) -> None:
         self._spent(turn.tenant, turn.seconds)

@@ -170,7 +170,7 @@ class ServerState:
     def __post_init__(self) -> None:
         self.leases: Leases = self.registry
         self.door, self.pacing = Door(), Pacing()
-        self.preparation = Preparation(self.config.limits.body_bytes, self.pacing.spent)
+        self.preparation = Preparation(self.config.limits.body_bytes, self.pacing.spent, lambda: self.pacing.tenants)
         self._parts: dict[type, object] = {}
 
     def add(self, part: T) -> T:

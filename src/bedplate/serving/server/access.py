@@ -81,10 +81,12 @@ class AccessLog:
             await send(message)
 
         try:
+            tenant = "" if scope["path"] in PROBES else self._caller(scope)
             if scope["path"] not in PROBES:
-                await self._state.door.enter(self._caller(scope) or client)
+                await self._state.door.enter(tenant or client)
             self._check_head(scope)
-            await self._app(scope, receive, counted)
+            answering = self._app(scope, receive, counted)
+            await (self._state.pacing.metered(tenant, answering) if tenant else answering)
         except ClientGone:
             status = CLIENT_GONE
         except asyncio.CancelledError:
