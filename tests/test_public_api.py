@@ -91,7 +91,7 @@ def test_plan_decides_from_files() -> None:
 
 
 PAGE = (Path(__file__).parents[1] / "docs/python-api.md").read_text("utf-8")
-RETURNED = ("inference.predict.local:LocalModel", "inference.predict.loaded:LoadedSkin", "report.run_report:Report")
+RETURNED = ("inference.predict.local:LocalModel", "inference.predict.skin_bases:LoadedSkin", "report.run_report:Report")
 """Classes of what the API returns, whose methods are as public as its functions."""
 
 
@@ -110,7 +110,7 @@ def functions() -> dict[str, Callable[..., object]]:
 
 FUNCTIONS = functions()
 UNCHECKED = {("adapt", "data"), ("adapt", "executor"), ("adapt", "task")}
-UNCHECKED |= {("evaluate", "data"), ("evaluate", "model"), ("evaluate", "task"), ("init", "data")}
+UNCHECKED |= {("evaluate", "data"), ("evaluate", "model"), ("evaluate", "task"), ("init", "data"), ("compare", "rows")}
 """Tables of any library, and whatever predicts or runs jobs: what is none is said by what asks them."""
 
 

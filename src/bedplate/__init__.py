@@ -9,6 +9,7 @@ from bedplate.core.version import __version__
 
 if TYPE_CHECKING:
     from bedplate.adaptation.ladder import adapt
+    from bedplate.adaptation.postprocess.compare_skins import compare
     from bedplate.adaptation.postprocess.evaluate import evaluate
     from bedplate.adaptation.task.proposal import init
     from bedplate.economics import plan
@@ -27,6 +28,7 @@ __all__ = [
     "Task",
     "__version__",
     "adapt",
+    "compare",
     "evaluate",
     "init",
     "load",
@@ -41,6 +43,7 @@ _MODULES: dict[str, str] = {
     "Skin": "bedplate.skins.skin",
     "Task": "bedplate.evaluation.task",
     "adapt": "bedplate.adaptation.ladder",
+    "compare": "bedplate.adaptation.postprocess.compare_skins",
     "evaluate": "bedplate.adaptation.postprocess.evaluate",
     "init": "bedplate.adaptation.task.proposal",
     "load": "bedplate.inference.predict.loaded",

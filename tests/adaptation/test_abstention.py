@@ -24,8 +24,9 @@ from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import AbstainSpec, Task, load_task
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.skins.output import Abstain, LabelOutput
 
 

@@ -29,7 +29,8 @@ from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.evaluation.examples import load_examples
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.skins.catalog import Catalog
 
 PICK = ["majority", "zero_shot", "probe"]

@@ -26,8 +26,9 @@ from bedplate.evaluation.examples import Example, load_examples
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.predict.callable_skin import CascadePredictor
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.skin import cascaded
 

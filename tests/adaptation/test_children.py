@@ -27,7 +27,8 @@ from bedplate.adaptation.task.adapt_parts import inputs_in
 from bedplate.core.errors import BedplateError, ConfigError, UsageError
 from bedplate.data.documents import read_whole_documents
 from bedplate.evaluation.examples import Example
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.skins.files import read_skin

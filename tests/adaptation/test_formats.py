@@ -42,8 +42,9 @@ from bedplate.inference.execution import choice
 from bedplate.inference.execution.calibration import PlanTimings
 from bedplate.inference.execution.plan import ExecutionPlan
 from bedplate.inference.native.library import load as library
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.skins.files import read_skin
 
 RUNGS = ["zero_shot", "probe", "lora"]

@@ -36,8 +36,9 @@ from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.predictor import Prediction
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.report import plots
 from bedplate.skins.catalog import Catalog
 from bedplate.skins.files import read_identified

@@ -378,7 +378,7 @@ def test_rows_that_one_of_them_had_are_no_fresh_data(
         assert code == 1
         assert "give fresh rows" in complaint
     code, _, complaint = run_cli(capsys, "skins", "compare", a, b, write(tmp_path / "bare.jsonl", rows(200, 9), "y"))
-    assert code == 1
+    assert code == 2
     assert "no column 'y'" in complaint
     code, _, complaint = run_cli(capsys, "skins", "compare", a, a, write(tmp_path / "new.jsonl", rows(200, 9)))
     assert code == 2

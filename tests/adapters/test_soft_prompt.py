@@ -15,8 +15,9 @@ from tests.near import assert_near
 from tests.references import reference_llama
 
 from bedplate.adapters.peft import CONFIG_FILE
-from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, SoftPrompt, prompt_peft_files
+from bedplate.adapters.soft_prompt import SoftPrompt, prompt_peft_files
 from bedplate.adapters.soft_prompt import read_soft_prompt as read
+from bedplate.adapters.tensor_files import SOFT_PROMPT_FILE
 from bedplate.core.errors import SkinError
 from bedplate.models.families import FAMILIES
 

@@ -13,7 +13,8 @@ from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.data.corpus.fates import fates_of
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.run.data import built_corpus
 from bedplate.skins.files import write_skin

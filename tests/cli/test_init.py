@@ -19,9 +19,11 @@ from tests.terminals import shown_on
 from bedplate.adaptation.task.draft import guess_group, guess_inputs, guess_target
 from bedplate.adaptation.task.task_file import check_task_file
 from bedplate.cli.main import main
+from bedplate.core.errors import ConfigError
 from bedplate.data.profile import profiles
 from bedplate.data.sources import read_rows
-from bedplate.evaluation.examples import load_examples
+from bedplate.evaluation.examples import load_examples, sources_of
+from bedplate.evaluation.leaks.hidden_groups import grouping_of
 from bedplate.evaluation.task import load_task
 
 WORDS = ("card", "transfer", "pending", "refund", "charge", "limit", "declined", "statement", "fee", "currency", "pin")
@@ -198,7 +200,7 @@ def test_on_a_terminal_it_asks(tmp_path: Path) -> None:
     assert values["adapt"]["budget"] == {"train_minutes": 1.5}
 
 
-def test_rows_without_a_text_are_not_counted_as_usable_and_a_missing_label_says_what_to_do(
+def test_rows_without_a_text_or_a_label_are_named_and_not_counted_as_usable(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tickets(tmp_path / "tickets.csv")
@@ -209,10 +211,16 @@ def test_rows_without_a_text_are_not_counted_as_usable_and_a_missing_label_says_
     assert match is not None
     usable, *parts = map(int, match.groups())
     assert usable == sum(parts)
-    data.write_text(data.read_text("utf-8") + "where is my card,,c202\n", "utf-8")
-    code, _, error = run(capsys, data, "--out", tmp_path / "more.yaml", "--yes")
-    assert code == 1
-    assert "line 407: the label in column 'category' is empty; fill it in or take the row out" in error
+    data.write_text(data.read_text("utf-8") + "where is my card,,c202\nand mine, ,c203\n", "utf-8")
+    code, printed, error = run(capsys, data, "--out", tmp_path / "more.yaml", "--yes")
+    assert (code, error) == (0, "")
+    assert (
+        "Rows without category are left out: 2 of 407 rows (lines 407, 408). Fill it in if they are to count."
+        in printed
+    )
+    assert f"{usable} of 407 rows can be used" in printed
+    task = load_task(tmp_path / "more.yaml")
+    assert (task.labels, load_examples(task).counts["unlabelled"]) == (("billing", "delivery", "other"), 2)
 
 
 @pytest.mark.parametrize(
@@ -243,3 +251,30 @@ def test_the_splits_are_of_a_size_that_allows_a_verdict(
     assert design in " ".join(shown.split())
     splits = load_examples(task).test
     assert design.startswith("No") or (splits.groups >= 40 and f"bar of {check_task_file(out).target.value:g}" in shown)
+
+
+def test_what_stands_for_an_empty_label_is_asked_about(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"text": f"message {i} of a customer", "label": ("card", "fee", "nan")[min(i % 40, 2)]} for i in range(90)]
+    code, shown, _ = run(capsys, lines(tmp_path / "r.jsonl", rows), "--out", tmp_path / "task.yaml", "--json")
+    assert code == 0
+    assert any(note.startswith("Labels that may stand for none: 'nan' (") for note in json.loads(shown)["notes"])
+
+
+def test_what_adapt_would_stop_at_is_said_before_the_next_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = random.Random(3)
+    texts = [" ".join(draw.choices(WORDS, k=14)) for _ in range(60)]
+    rows = [{"text": f"{texts[i // 2]} {'now' if i % 2 else 'then'}", "label": "ab"[i // 2 % 2]} for i in range(120)]
+    out = tmp_path / "task.yaml"
+    code, shown, _ = run(capsys, lines(tmp_path / "r.jsonl", rows), "--out", out, "--yes")
+    assert code == 0
+    first, following = shown.splitlines()[-2:]
+    assert first.startswith(f"first: in {out}, under data,")
+    assert 'not_groups: {"near_duplicates": "..."}' in first
+    assert following.startswith("next: ")
+    task = load_task(out)
+    with pytest.raises(ConfigError, match="near_duplicates"):
+        grouping_of(task, sources_of(task))
+    answered = load_task(out, ['data.not_groups={near_duplicates: "two wordings"}'])
+    assert grouping_of(answered, sources_of(answered)).found[0].answer == "two wordings"

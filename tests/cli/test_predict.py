@@ -18,8 +18,9 @@ from bedplate.cli.main import main
 from bedplate.core.errors import SkinError, TemplateError
 from bedplate.data.tables import FileRow
 from bedplate.inference.predict import bulk
-from bedplate.inference.predict.callable_skin import Prediction
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.skins.files import read_skin
 from bedplate.skins.skin import Skin
 
@@ -92,6 +93,7 @@ class Answering:
     """Skins that no engine answers alone: one row's prompt cannot be made, another's skin cannot be."""
 
     warnings: tuple[str, ...] = ()
+    row_errors = SkinPredictor.row_errors
 
     def __init__(self, skin: Skin) -> None:
         self.skin, self.tenants = skin, list[str]()
@@ -236,7 +238,7 @@ def test_tables_are_read_by_the_columns_that_the_skin_takes(
         assert {label: math.log(p) for label, p in row["probabilities"].items()} == pytest.approx(row["scores"])
     frame.drop(columns="review").to_csv(tmp_path / "less.csv", index=False)
     code, _, error = run(capsys, skin_dir, tmp_path / "less.csv", "--out", tmp_path / "less.jsonl")
-    assert (code, "no column 'review' for the skin's input" in error) == (1, True)
+    assert (code, "no column 'review' for the skin's input" in error) == (2, True)
 
 
 def test_keep_going_reports_the_rows_that_cannot_be_read(

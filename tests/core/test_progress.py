@@ -109,8 +109,8 @@ def test_a_skin_that_is_opened_shows_it_until_its_engine_stands(
     (tmp_path / loaded.SKIN_FILE).touch()
     skin = SimpleNamespace(name="mine", is_remote=False, cascade=None, classical=None, evaluated_with=None, base=None)
     monkeypatch.setattr(loaded, "read_skin", lambda _: skin)
-    monkeypatch.setattr(loaded, "held_as", lambda *_, **__: None)
-    monkeypatch.setattr("bedplate.inference.predict.loaded._Bases.model", engine)
+    monkeypatch.setattr("bedplate.inference.predict.skin_bases.held_as", lambda *_, **__: None)
+    monkeypatch.setattr("bedplate.inference.predict.skin_bases._Bases.model", engine)
     monkeypatch.setattr(loaded, "Progress", Bar)
     with pytest.raises(UsageError, match=r"built: \['opening mine'\]"):
         loaded.load(tmp_path)

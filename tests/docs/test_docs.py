@@ -32,7 +32,8 @@ from bedplate.economics.numbers.prices import Prices
 from bedplate.evaluation.costs import MetricSpec
 from bedplate.evaluation.metrics_judge import judge_metric
 from bedplate.evaluation.task import load_task
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.pretraining.runfile.file import load_run
 from bedplate.serving.server.app import loaded_server

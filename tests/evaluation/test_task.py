@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -270,14 +271,20 @@ def test_a_bad_row_is_named(tmp_path: Path, row: dict, message: str) -> None:
         (rows(g="one"), {"data__group_by": "g"}, "the valid split is empty: 50 usable rows in 1 groups"),
         (rows(2), {}, "split is empty"),
         (rows(7), {"output__labels": ["no", "yes", "maybe"]}, "the valid split has [12] rows for 3 labels"),
-        (rows(), {"output__labels": ["no", "yes", "maybe"]}, "no row of the train split has the label 'maybe'"),
+        (
+            rows(),
+            {"output__labels": ["no", "yes", "maybe"]},
+            "^no row has the label 'maybe'; add such rows, or take it off output.labels",
+        ),
         (rows(), {"data__source": "none.jsonl"}, "none.jsonl: the data file does not exist"),
     ],
 )
 def test_data_that_cannot_be_used_is_named(tmp_path: Path, data: list[dict], changes: dict, message: str) -> None:
     task = load_task(write(tmp_path, data, **changes))
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as refused:
         load_examples(task)
+    # what the task file names and is not there is a mistake in the task file, as the exit code says
+    assert refused.value.exit_code == (2 if "no column" in message or "does not exist" in message else 1)
 
 
 def test_splits_from_files_are_checked_for_leaks(tmp_path: Path) -> None:
@@ -370,3 +377,19 @@ def test_several_sources_are_one_set_of_rows(tmp_path: Path) -> None:
     assert single.hashes["file:rows.jsonl"] == loaded.hashes["file:rows.jsonl"]
     with pytest.raises(ConfigError, match="a source is named twice"):
         load_task(write(tmp_path, rows(), data__source=["rows.jsonl", "rows.jsonl"]))
+
+
+def test_rows_without_an_answer_are_dropped_and_named_where_the_task_says_so(tmp_path: Path) -> None:
+    gaps = [{"text": "one", "y": ""}, {"text": "two", "y": " "}, {"text": "", "y": ""}, {"text": "three"}]
+    listed = r"3 of 54 rows \(lines 51, 52, 54\)"
+    with pytest.raises(
+        DataError, match=rf"line 51: the label in column 'y' is empty, as it is in {listed}; fill it in"
+    ):
+        load_examples(load_task(write(tmp_path, [*rows(), *gaps])))
+    loaded = load_examples(load_task(write(tmp_path, [*rows(), *gaps], data__unlabelled="drop")))
+    assert (loaded.counts["unlabelled"], loaded.counts["empty_text"]) == (3, 1)
+    assert sum(loaded.counts[name] for name in ("train", "valid", "test")) == 50
+    assert any(re.search(f"rows without 'y' were dropped: {listed}", note) for note in loaded.notes)
+    plain = load_task(write(tmp_path, rows()))
+    assert "unlabelled" not in load_examples(plain).counts
+    assert plain.hash == load_task(write(tmp_path, rows(), data__unlabelled="refuse")).hash

@@ -22,7 +22,8 @@ from bedplate.inference.chat import (
     run_command,
 )
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin

@@ -129,7 +129,7 @@ def test_a_rung_that_was_made_smaller_is_marked_and_what_test_was_opened_for_is_
     assert made_smaller(values) == {smaller}
     page = adaptation_page(values)
     assert f">{smaller}*</th>" in page
-    assert "had the time for a part of its train rows only" in page
+    assert "had the time for a part of its rows only" in page
     assert "Test was opened for the nominees fixed before" in page
     assert "zero-shot and the references" not in page
     values["ledger"] = {**(values["ledger"] or {}), "number": 2}

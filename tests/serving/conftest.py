@@ -148,9 +148,9 @@ def make_skins(base: Base) -> list[Skin]:
 def words_model() -> Classical:
     """A model that knows some words of INPUTS."""
     terms = ("broke", "great", "product is", "terrible", "ü")
-    weight = torch.tensor([[2.0, -1.0, 0.5, 1.5, 0.1], [-2.0, 1.5, -0.5, -1.0, 0.7]])
+    weight = np.array([[2.0, -1.0, 0.5, 1.5, 0.1], [-2.0, 1.5, -0.5, -1.0, 0.7]], np.float32)
     idf = np.array([1.5, 1.25, 2.0, 1.75, 3.0], np.float32)
-    return Classical(terms, idf, Head(weight, torch.tensor([0.25, -0.25]), LABELS))
+    return Classical(terms, idf, weight, np.array([0.25, -0.25], np.float32), LABELS)
 
 
 @dataclass(frozen=True)

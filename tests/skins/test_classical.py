@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from bedplate.adapters.head import Head
+from bedplate.adapters.tensor_files import tensor_bytes
 from bedplate.cli.main import main
 from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError, UsageError
 from bedplate.core.files import sha256_file
@@ -58,9 +61,9 @@ def fitted(labels: tuple[str, ...] = LABELS, words: tuple[int, int] = (1, 2), su
     weight, bias = model.coef_, model.intercept_
     if len(labels) == 2:
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
-    head = Head(torch.tensor(weight, dtype=torch.float32), torch.tensor(bias, dtype=torch.float32), labels)
     terms = tuple(str(term) for term in vectorizer.get_feature_names_out())
-    return vectorizer, model, Classical(terms, vectorizer.idf_.astype(np.float32), head, words, sublinear)
+    numbers = (np.asarray(array, np.float32) for array in (vectorizer.idf_, weight, bias))
+    return vectorizer, model, Classical(terms, *numbers, labels, words, sublinear)
 
 
 def skin(model: Classical, output: Output | None = None, **fields: Any) -> Skin:
@@ -247,8 +250,39 @@ def test_a_model_that_would_not_be_read_is_not_written(tmp_path: Path, monkeypat
 
 
 def test_half_a_surrogate_pair_is_a_word_that_comes_back(tmp_path: Path) -> None:
-    head = Head(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.zeros(2), ("a", "b"))
-    odd = skin(Classical(("\ud83d", "x"), np.ones(2, np.float32), head))
+    numbers = np.ones(2, np.float32), np.eye(2, dtype=np.float32), np.zeros(2, np.float32)
+    odd = skin(Classical(("\ud83d", "x"), *numbers, ("a", "b")))
     read = read_skin(write_skin(odd, tmp_path / "skin"))
     assert skin_id(read) == skin_id(odd)
     assert ClassicalPredictor(read)("\ud83d") == "a"
+
+
+# --- what is not needed
+
+
+def test_it_is_written_as_torch_would_and_answers_without_torch(tmp_path: Path) -> None:
+    model = fitted()[2]
+    directory = write_skin(skin(model), tmp_path / "skin")
+    arrays = {name: getattr(model, name) for name in ("idf", "weight", "bias")}
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    assert (directory / CLASSICAL_FILE).read_bytes() == tensor_bytes(tensors)
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"review": text}) + "\n" for text in TEXTS))
+    code = (
+        "import sys, bedplate\n"
+        "from bedplate.cli.main import main\n"
+        "loaded = bedplate.load(sys.argv[1])\n"
+        "print(loaded(['it works', 'it broke']), loaded.predict_proba(['it works']), loaded.predict(['it works']))\n"
+        "try: main(['predict', *sys.argv[1:3], '--out', sys.argv[3]])\n"
+        "finally: assert not {'torch', 'scipy', 'sklearn', 'transformers'} & set(sys.modules)\n"
+    )
+    paths = [str(directory), str(tmp_path / "rows.jsonl"), str(tmp_path / "out.csv")]
+    ran = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, timeout=60, check=False)
+    assert ran.returncode == 0, ran.stderr
+    with (tmp_path / "out.csv").open(newline="") as file:
+        assert [row["review"] for row in csv.DictReader(file)] == TEXTS
+
+
+def test_a_row_that_is_too_long_is_named_with_its_length() -> None:
+    predictor = ClassicalPredictor(skin(fitted()[2], limits=Limits(max_prompt_tokens=3)))
+    with pytest.raises(ContextLengthExceeded, match=r"^rows\[1\]: the text has 4 words and marks, more than the 3"):
+        predictor.predict(["a, b", "a, b c", "a"])

@@ -87,8 +87,8 @@ def probe(size: int = 4) -> dict[str, Any]:
 
 
 def words() -> dict[str, Any]:
-    head = Head(numbers(2, 3), numbers(2), LABELS)
-    model = Classical(("bad", "ok", "ok !"), np.array([1.0, 1.5, 2.0], np.float32), head)
+    weight, bias = numbers(2, 3).numpy(), numbers(2).numpy()
+    model = Classical(("bad", "ok", "ok !"), np.array([1.0, 1.5, 2.0], np.float32), weight, bias, LABELS)
     return {"classical": model, "output": LABEL, "bases": {}, "prompt": Prompt("{{ review }}"), "evaluated_with": None}
 
 

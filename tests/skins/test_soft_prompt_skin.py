@@ -9,7 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, SoftPrompt
+from bedplate.adapters.soft_prompt import SoftPrompt
+from bedplate.adapters.tensor_files import SOFT_PROMPT_FILE
 from bedplate.core.errors import SkinError
 from bedplate.core.files import sha256_file
 from bedplate.skins.files import SKIN_FILE, read_skin, skin_id, write_skin

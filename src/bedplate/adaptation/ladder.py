@@ -130,9 +130,10 @@ def adapt(
         taken_over = None if parent is None else read_parent(parent, resolved)
         data = rows_of(resolved, looking, None if taken_over is None else taken_over.assigned, memory_rows)
         check_bar(second_labels(resolved, data, spec.target.confidence), spec.target.value, str(resolved.path))
-        few = None if looking is not None else gate.too_few_rows(resolved, spec, data.test.n, data.test.groups)
-        if few is not None:
-            notice(few)
+        if looking is None:
+            few = gate.too_few_rows(resolved, spec, data.test.n, data.test.groups)
+            for reason in filter(None, (few, gate.too_rare_label(resolved, data.test))):
+                notice(reason)
         if curve:
             possible_sizes(curve, len(data.train))
         options: dict[str, Any] = {"exhaustive": exhaustive, "parent": taken_over, "executor": executor}
@@ -207,7 +208,11 @@ class _Ladder:
         only, and a verdict now would cost one that follows on the same rows. Empty where test may be opened."""
         run, looking, enough = self.run, self.run.looking, min(FEW_ROWS, len(self.context.train))
         models = {name for name, candidate in run.candidates.items() if candidate.base is not None} & run.results.keys()
-        whole = any(run.results[name].details.get("rows", enough) >= enough for name in models)
+        whole = any(
+            run.results[name].details.get("rows", enough) >= enough
+            and run.results[name].evaluation.n == len(self.context.valid)
+            for name in models
+        )
         if not self._untimed() or whole or not (looking is None or looking.first):
             return {}
         skins = [name for name, result in run.results.items() if result.skin is not None]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch.nn.functional as F
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bedplate.adapters.tensor_files import read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HEAD_FILE = "head.safetensors"
 
@@ -23,19 +25,13 @@ class Head:
     labels: tuple[str, ...]
 
     def __post_init__(self) -> None:
-        count = len(self.labels)
-        if count < 2 or len(set(self.labels)) != count:
-            raise SkinError(f"a head needs at least two different labels, got {list(self.labels)}")
-        if self.weight.dim() != 2 or self.weight.shape[0] != count or self.bias.shape != (count,):
-            raise SkinError(
-                f"a head of {count} labels needs a weight [{count}, D] and a bias [{count}], "
-                f"got {list(self.weight.shape)} and {list(self.bias.shape)}"
-            )
-        if not bool(self.weight.isfinite().all() and self.bias.isfinite().all()):
-            raise SkinError("the head's weights hold NaN or infinity")
+        finite = bool(self.weight.isfinite().all() and self.bias.isfinite().all())
+        check_head(self.labels, self.weight.shape, self.bias.shape, finite)
 
     def __call__(self, features_ND: Tensor) -> Tensor:
         """Features [N, D] of any floating type → logits float32 [N, C]. SkinError when D is not the head's."""
+        import torch.nn.functional as F
+
         if features_ND.shape[-1] != self.weight.shape[1]:
             raise SkinError(f"the head reads {self.weight.shape[1]} features, the base gives {features_ND.shape[-1]}")
         device = features_ND.device
@@ -44,6 +40,18 @@ class Head:
     def to_bytes(self) -> bytes:
         """The content of `head.safetensors`: weight, bias. The labels are part of the skin's output."""
         return tensor_bytes({"weight": self.weight.float(), "bias": self.bias.float()})
+
+
+def check_head(labels: Sequence[str], weight: Sequence[int], bias: Sequence[int], finite: bool) -> None:
+    """SkinError unless these are the shapes of a head that tells the labels apart, and its numbers are finite."""
+    count = len(labels)
+    if count < 2 or len(set(labels)) != count:
+        raise SkinError(f"a head needs at least two different labels, got {list(labels)}")
+    if len(weight) != 2 or weight[0] != count or tuple(bias) != (count,):
+        shapes = f"got {list(weight)} and {list(bias)}"
+        raise SkinError(f"a head of {count} labels needs a weight [{count}, D] and a bias [{count}], {shapes}")
+    if not finite:
+        raise SkinError("the head's weights hold NaN or infinity")
 
 
 def read_head(path: Path, labels: tuple[str, ...], content: bytes | None = None) -> Head:

@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
 
-from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable, AdapterConfig, LowRank, Magnitude, row_norms, stored
-from bedplate.adapters.modules import are_experts
-from bedplate.adapters.site import ExpertLowRank
 from bedplate.core.config import Grown
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.models.layers.experts import ExpertLinear
-from bedplate.models.layers.linear import Linear
+
+if TYPE_CHECKING:  # a skin says its configuration, and may have no need of torch
+    from torch import Generator, Tensor
+
+    from bedplate.adapters.linear_adapter import Adaptable, AdapterConfig, LowRank, Magnitude
+    from bedplate.adapters.site import ExpertLowRank
+    from bedplate.models.layers.experts import ExpertLinear
+    from bedplate.models.layers.linear import Linear
 
 ALL_LINEAR = "all-linear"
 
@@ -68,6 +69,9 @@ class LoraConfig(Grown):
 
     def shapes(self, path: str, module: Adaptable) -> dict[str, tuple[int, ...]]:
         """A [r, in], B [out, r], and with DoRA magnitudes [out]; of experts A [experts, r, in], B [experts, out, r]."""
+        from bedplate.adapters.linear_adapter import MAGNITUDE
+        from bedplate.models.layers.experts import ExpertLinear
+
         r, out = self.rank(path), module.out_features
         if isinstance(module, ExpertLinear):
             self._check_experts(path)
@@ -80,8 +84,12 @@ class LoraConfig(Grown):
             feature = "magnitudes (dora)" if self.dora else f"dropout ({self.dropout})"
             raise UsageError(f"LoRA with {feature} is not supported on experts, as {path} is; leave it out")
 
-    def initial(self, path: str, module: Adaptable, generator: torch.Generator) -> dict[str, Tensor]:
+    def initial(self, path: str, module: Adaptable, generator: Generator) -> dict[str, Tensor]:
         """A Kaiming-uniform with a=√5, so U(±1/√in); B zeros; the magnitudes those of the weights."""
+        import torch
+
+        from bedplate.adapters.linear_adapter import MAGNITUDE, row_norms
+
         bound, shapes = 1.0 / math.sqrt(module.in_features), self.shapes(path, module)
         a = torch.empty(shapes["lora_A"]).uniform_(-bound, bound, generator=generator)
         tensors = {"lora_A": a, "lora_B": torch.zeros(shapes["lora_B"])}
@@ -92,12 +100,16 @@ class LoraConfig(Grown):
 
     def attach(self, path: str, module: Linear, tensors: Mapping[str, Tensor], trainable: bool) -> LowRank:
         """Frozen, B is held by columns, which is how the native decoder reads it; magnitudes are always float32."""
+        import torch
+
+        from bedplate.adapters.linear_adapter import MAGNITUDE, LowRank, Magnitude, stored
+
         a = stored(tensors["lora_A"], module, trainable)
         b = stored(tensors["lora_B"], module, trainable, by_columns=not trainable)
         magnitude: Magnitude | None = None
         if self.dora:
             lengths = tensors[MAGNITUDE].to(module.weight.device, torch.float32, copy=True)
-            magnitude = Magnitude(nn.Parameter(lengths, requires_grad=trainable), module)
+            magnitude = Magnitude(torch.nn.Parameter(lengths, requires_grad=trainable), module)
         return LowRank(a, b, self.scaling(path), self.dropout, magnitude)
 
 
@@ -105,10 +117,18 @@ def attached_experts(
     config: AdapterConfig, path: str, module: ExpertLinear, tensors: Mapping[str, Tensor], trainable: bool
 ) -> ExpertLowRank:
     """A and B at experts, as `LoraConfig.attach` makes those of a linear. UsageError for other kinds of adapters."""
+    from bedplate.adapters.linear_adapter import stored
+    from bedplate.adapters.site import ExpertLowRank
+
     if not isinstance(config, LoraConfig):
         raise UsageError(f"{path} is experts, which only LoRA adapts")
     a, b = (stored(tensors[name], module, trainable) for name in ("lora_A", "lora_B"))
     return ExpertLowRank(a, b, config.scaling(path))
+
+
+def are_experts(path: str) -> bool:
+    """Whether a module path is that of experts (`….experts.down`)."""
+    return path.split(".")[-2:-1] == ["experts"]
 
 
 def match_targets(

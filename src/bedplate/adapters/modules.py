@@ -23,11 +23,6 @@ def adaptable(model: nn.Module) -> dict[str, Adaptable]:
     }
 
 
-def are_experts(path: str) -> bool:
-    """Whether a module path is that of experts (`….experts.down`)."""
-    return path.split(".")[-2:-1] == ["experts"]
-
-
 def block_linears(model: nn.Module) -> dict[str, Linear]:
     """Every `Linear` inside a model's blocks (below a `layers` list), by module path, in the model's order."""
     return {path: module for path, module in adaptable(model).items() if isinstance(module, Linear)}

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bedplate.adapters.fused import is_part, joined, row_counts, split_fused
 from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable
-from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, match_targets
-from bedplate.adapters.modules import are_experts, check_tensors, hf_module_name
+from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, match_targets
+from bedplate.adapters.modules import check_tensors, hf_module_name
 from bedplate.adapters.peft_experts import (
     expert_keys,
     from_peft,
@@ -30,7 +30,14 @@ from bedplate.adapters.peft_experts import (
     parameter_names,
     to_peft,
 )
-from bedplate.adapters.tensor_files import read_json_object, read_metadata, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import (
+    CONFIG_FILE,
+    TENSORS_FILE,
+    read_json_object,
+    read_metadata,
+    read_tensors,
+    tensor_bytes,
+)
 from bedplate.core.errors import BedplateError, SkinError, UnsupportedModelError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.families.weights import WeightMap
@@ -40,8 +47,6 @@ from bedplate.models.specs.flat import grouped_stacks, plain_fields
 from bedplate.models.specs.transformer import TransformerSpec
 
 TaskType = Literal["CAUSAL_LM", "SEQ_2_SEQ_LM", "FEATURE_EXTRACTION"]
-CONFIG_FILE = "adapter_config.json"
-TENSORS_FILE = "adapter_model.safetensors"
 SPEC = "bedplate.spec"
 """In the tensors' metadata: the model's shape, where rows must be cut by it."""
 _KEY = re.compile(

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bedplate.adapters.modules import are_experts
+from bedplate.adapters.lora import are_experts
 from bedplate.core.errors import SkinError
 from bedplate.models.families.weights import Rule, WeightMap
 

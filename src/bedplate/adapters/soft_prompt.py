@@ -14,14 +14,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
-from bedplate.adapters.tensor_files import read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import CONFIG_FILE, TENSORS_FILE, read_tensors, tensor_bytes
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.models.inputs import Inputs
 from bedplate.models.model import Model
 from bedplate.models.specs import TextSpec
 
-SOFT_PROMPT_FILE = "soft_prompt.safetensors"
 _NATIVE, _PEFT = "soft_prompt", "prompt_embeddings"
 
 

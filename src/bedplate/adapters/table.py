@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from bedplate.adapters.head import HEAD_FILE
-from bedplate.adapters.linear_adapter import AdapterConfig
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import CONFIG_FILE, TENSORS_FILE
-from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE
+from bedplate.adapters.tensor_files import CONFIG_FILE, SOFT_PROMPT_FILE, TENSORS_FILE
+
+if TYPE_CHECKING:
+    from bedplate.adapters.linear_adapter import AdapterConfig
 
 
 @dataclass(frozen=True)

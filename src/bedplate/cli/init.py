@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bedplate.data.profile import Profile
     from bedplate.data.rows import SourceRows
     from bedplate.evaluation.examples import TaskData
+    from bedplate.report.schema_parts import HiddenGroups
 
 
 def init(
@@ -124,14 +125,15 @@ def init(
         minutes=budget / 60,
         usd_per_hour=usd_per_hour,
     )
-    split, group_notes = _checked(content, data, out)
+    split, findings = _checked(content, data, out)
+    group_notes = [f"`adapt` will ask: {finding.says}." for finding in findings]
     design = task_draft.design(task_draft.bar, split.test.n, split.test.groups)
     task_draft = replace(task_draft, notes=(*task_draft.notes, *group_notes, design))
     atomic_write(out, content)
     if as_json:
         print(json.dumps(_values(task_draft, split, out), ensure_ascii=False))
         return
-    _show(task_draft, split, out)
+    _show(task_draft, split, out, [finding.name for finding in findings])
 
 
 def _share(reply: str | float) -> float:
@@ -157,7 +159,7 @@ def _prompt_column(
         print(f"There is no column {reply!r}; the columns are {', '.join(columns)}")
 
 
-def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
+def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[HiddenGroups]]:
     """The rows as the task file will have them read, so that what cannot work is said now, and what looks like groups
     beside those it names. ConfigError, DataError."""
     from bedplate.core.config import parse_config
@@ -169,8 +171,7 @@ def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[str]]:
     task = parse_config(content, Task, str(out), [f"data.source={json.dumps(str(data.absolute()))}"])
     sources = sources_of(task)
     hidden, _ = hidden_groups(table_of(task, sources))
-    group_notes = [f"`adapt` will ask: {finding.says}." for finding in hidden if finding.strong]
-    return load_examples(task, loaded_rows=sources), group_notes
+    return load_examples(task, loaded_rows=sources), [finding for finding in hidden if finding.strong]
 
 
 def _values(task_draft: TaskDraft, split: TaskData, out: Path) -> dict[str, Any]:
@@ -199,7 +200,7 @@ def _shortened(value: str) -> str:
     return text if len(text) <= 30 else text[:30].rpartition(" ")[0] + " …" if " " in text[:30] else text[:29] + "…"
 
 
-def _show(task_draft: TaskDraft, split: TaskData, out: Path) -> None:
+def _show(task_draft: TaskDraft, split: TaskData, out: Path, unanswered: Sequence[str]) -> None:
     screen = console()
     answers = f"one of {len(task_draft.labels)} labels" if task_draft.kind == "label" else task_draft.kind
     asked = f"asked with {', '.join(task_draft.inputs)}"
@@ -210,4 +211,7 @@ def _show(task_draft: TaskDraft, split: TaskData, out: Path) -> None:
         screen.print(f"- {note}", markup=False)
     read = f"read it through, above all the instructions and the bar ({task_draft.metric} {task_draft.bar:g})"
     screen.print(f"\nwritten to {out}; {read}", markup=False)
+    if unanswered:  # else the next command would stop at once
+        reasons = json.dumps(dict.fromkeys(unanswered, "..."), ensure_ascii=False)
+        print(f"first: in {out}, under data, say which rows belong together (group_by), or not_groups: {reasons}")
     print(f"next: {program()} adapt {out} --out runs/{out.stem if out.stem != 'task' else 'first'}")

@@ -67,16 +67,19 @@ def predict(
       bedplate predict runs/x/skins/lora - --out - < rows.jsonl
     """
     _check(rows, out, format, overwrite, as_json)
-    from bedplate.inference.execution.threads import use_cores
     from bedplate.inference.predict.bulk import RowSource
+    from bedplate.inference.predict.callable_skin import SkinPredictor
     from bedplate.inference.predict.loaded import load
-    from bedplate.inference.predict.local import LocalModel
+    from bedplate.skins.manifest import read_manifest
 
-    use_cores()
+    if read_manifest(skin).bases:
+        from bedplate.inference.execution.threads import use_cores
+
+        use_cores()
     start = time.perf_counter()
     options: dict[str, Any] = {"dtype": dtype, "device": device, "base": base, "weights": weights, "kernel": kernel}
     predictor = load(skin, **options, allow_other_weights=allow_other_weights)
-    assert not isinstance(predictor, LocalModel)
+    assert isinstance(predictor, SkinPredictor)
     with contextlib.closing(predictor):
         for warning in predictor.warnings:
             print(f"warning: {warning}", file=sys.stderr)

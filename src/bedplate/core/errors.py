@@ -39,6 +39,10 @@ class DataError(BedplateError, status=400, code="invalid_data"):
     """Rows, encodings, labels or splits that cannot be used."""
 
 
+class UnknownDataError(DataError, exit_code=2):
+    """A file or a column of data is named that is not there."""
+
+
 class HubError(BedplateError, code="hub_error"):
     """An item could not be pulled."""
 
@@ -99,6 +103,11 @@ class RequestError(BedplateError, exit_code=2, status=400, code="invalid_request
         self.param = param
         if code is not None:
             self.code = code
+        self.row: int | None = None
+        """Which one of several rows is wrong."""
+
+    def __str__(self) -> str:
+        return super().__str__() if self.row is None else f"rows[{self.row}]: {super().__str__()}"
 
 
 class ContextLengthExceeded(RequestError, code="context_length_exceeded"):

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from bedplate.core.errors import DataError
+from bedplate.core.errors import DataError, UnknownDataError
 from bedplate.core.files import check_folders, read_text, sha256_bytes, sha256_json
 from bedplate.data.sources import SourceRows, read_rows
 
@@ -106,7 +106,8 @@ def _rows(rows: SourceRows, column: str, id: str | None, missing: str | None = N
     """Each row's name, its place among those of one name, and its text; missing: of a row without one."""
     for name in filter(None, (column, id)):
         if name not in rows.columns:
-            raise DataError(f"{rows.path}: no column {name!r} for documents; the columns are {', '.join(rows.columns)}")
+            names = ", ".join(rows.columns)
+            raise UnknownDataError(f"{rows.path}: no column {name!r} for documents; the columns are {names}")
     for row, line in zip(rows.rows, rows.lines, strict=True):
         text = row.get(column, missing)
         if not isinstance(text, str):

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, Protocol
 
+from bedplate.core.display import join_names
 from bedplate.core.errors import DataError
 from bedplate.core.values import Media, Value, as_text
 
@@ -58,6 +59,12 @@ class SourceRows:
         """A row's place, for messages."""
         index = f" (index {self.index[line - 1]!r})" if self.index else ""
         return f"{self.path}, {self.name(line)}{index}"
+
+    def listed(self, lines: Sequence[int]) -> str:
+        """How many of the rows these are, and the first of them by name."""
+        names = [repr(self.index[line - 1]) if self.index else str(line) for line in lines]
+        counted = "index" if self.index else f"{self.counted}s"
+        return f"{len(lines):,} of {len(self.rows):,} rows ({counted} {join_names(names)})"
 
 
 def blank(value: Any) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from bedplate.core.errors import DataError
+from bedplate.core.errors import DataError, UnknownDataError
 from bedplate.core.files import sha256_bytes
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.rows import Row, SourceRows
@@ -39,7 +39,7 @@ def check_source(source: str, relative_to: Path | str = ".") -> None:
     _known_suffix(source)
     path = Path(relative_to) / source
     if not path.is_file():
-        raise DataError(f"{path}: the data file {'is a directory' if path.is_dir() else 'does not exist'}")
+        raise UnknownDataError(f"{path}: the data file {'is a directory' if path.is_dir() else 'does not exist'}")
 
 
 def is_file(source: str) -> bool:
@@ -52,7 +52,7 @@ def _known_suffix(source: str) -> None:
         data_sets = (*DATASETS, *SUITE_SETS)
         known = f"data sets: {', '.join(data_sets)}; files end in {', '.join(FORMATS)}"
         hint = did_you_mean(nearest(source, data_sets), known)
-        raise DataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
+        raise UnknownDataError(f"{source!r} is neither a data set of the catalogue nor a data file; {hint}")
 
 
 Reader = Callable[[str, str], tuple[list[dict[str, Any]], list[int], dict[str, int]]]
@@ -62,7 +62,7 @@ def _read(path: Path, source: str, licence: str | None) -> SourceRows:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise DataError(f"{path}: the data file does not exist") from None
+        raise UnknownDataError(f"{path}: the data file does not exist") from None
     except OSError as error:
         raise DataError(f"{path}: the data file cannot be read: {error.strerror}") from error
     dropped: Mapping[str, int] = {}

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bedplate.core import display
-from bedplate.core.errors import DataError, RequestError, UsageError
+from bedplate.core.errors import DataError, RequestError, UnknownDataError, UsageError
 from bedplate.core.statistics.unequal import worth
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import Values
@@ -132,6 +132,11 @@ class TestHandle:
     @property
     def groups(self) -> int:
         return len(self.group_names)
+
+    def label_groups(self, several: bool) -> Counter[str]:
+        """In how many groups each label is the answer, or where there may be several among them."""
+        labels = [(e.group, json.loads(e.target) if several else [e.target]) for e in self._examples]
+        return Counter(name for _, name in {(group, name) for group, names in labels for name in names})
 
     @property
     def row_hashes(self) -> tuple[str, ...]:
@@ -298,10 +303,10 @@ class RowParser:
         for column in (*needed, *data.group_columns):
             if column not in rows.columns:
                 hint = did_you_mean(nearest(column, rows.columns), f"the columns are {', '.join(rows.columns)}")
-                raise DataError(f"{rows.path}: no column {column!r}; {hint}")
-        if self._labelled and not self._gaps and self._task.labels:
-            self._check_labels(rows)
-        examples = [self._example(row, line, rows) for row, line in zip(rows.rows, rows.lines, strict=True)]
+                raise UnknownDataError(f"{rows.path}: no column {column!r}; {hint}")
+        unlabelled = self._unlabelled(rows) if self._labelled and not self._gaps else set[int]()
+        numbered = [(row, line) for row, line in zip(rows.rows, rows.lines, strict=True) if line not in unlabelled]
+        examples = [self._example(row, line, rows) for row, line in numbered]
         parsed = [example for example in examples if example is not None]
         if empty := len(examples) - len(parsed):
             self.notes.append(f"{rows.source}: {empty} rows without text were dropped")
@@ -315,21 +320,27 @@ class RowParser:
         parsed = _linked(parsed) if len(data.group_columns) > 1 else parsed
         return [replace(example, id=prefix + example.id) for example in parsed]
 
-    def _check_labels(self, rows: SourceRows) -> None:
-        """DataError where rows that have text have no label."""
-        target, columns = self._task.data.target, [spec.column for spec in self._task.inputs.values()]
-        numbered = [
-            (row, line)
+    def _unlabelled(self, rows: SourceRows) -> set[int]:
+        """The lines of rows with text and without an answer, where these are dropped; DataError where not."""
+        data, columns = self._task.data, [spec.column for spec in self._task.inputs.values()]
+        if self.documents is not None or self._task.output.form.json_targets:
+            return set()  # nothing is one of the answers there
+        lines = [
+            line
             for row, line in zip(rows.rows, rows.lines, strict=True)
-            if not all(blank(row.get(column)) for column in columns)
+            if blank(row.get(data.target)) and not all(blank(row.get(column)) for column in columns)
         ]
-        unlabelled = [line for row, line in numbered if blank(row.get(target))]
-        if unlabelled:
-            count = f", as it is in {len(unlabelled):,} of {len(numbered):,} rows" if len(unlabelled) > 1 else ""
+        if lines and data.unlabelled == "drop":
+            self.notes.append(f"{rows.source}: rows without {data.target!r} were dropped: {rows.listed(lines)}")
+            self.counts["unlabelled"] += len(lines)
+            return set(lines)
+        if lines and self._task.labels:
+            count = f", as it is in {rows.listed(lines)}" if len(lines) > 1 else ""
             raise DataError(
-                f"{rows.location(unlabelled[0])}: the label in column {target!r} is empty{count}; fill it in or take "
-                "the row out (only `bedplate adapt --label-budget` takes rows without a label)"
+                f"{rows.location(lines[0])}: the label in column {data.target!r} is empty{count}; fill it in, take the "
+                "row out, or leave such rows out (data.unlabelled: drop); `bedplate adapt --label-budget` buys labels"
             )
+        return set()
 
     def distinct(
         self, parsed_by_prefix: Mapping[str, Sequence[Example]], sources: Mapping[str, SourceRows]
@@ -457,12 +468,12 @@ def check_splits(task: Task, parts: Mapping[str, Sequence[SplitRecord]]) -> list
             )
         if len(part) < len(task.labels):
             raise DataError(f"the {name} split has {len(part)} rows for {len(task.labels)} labels; add labelled rows")
+    present = {name: {record.target for record in part} for name, part in parts.items()}
     for name in SPLITS:
-        present = {record.target for record in parts[name]}
-        absent = [label for label in task.labels if label not in present]
+        absent = [label for label in task.labels if label not in present[name]]
         if absent and name == "train":
-            advice = "add such rows or take it off the list"
-            raise DataError(f"no row of the train split has the label {absent[0]!r}; {advice}")
+            where = " of the train split" if any(absent[0] in labels for labels in present.values()) else ""
+            raise DataError(f"no row{where} has the label {absent[0]!r}; add such rows, or take it off output.labels")
         if absent:
             notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
     if task.output.form.several_labels:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from bedplate.core.config import Strict
-from bedplate.core.errors import DataError, RequestError
+from bedplate.core.errors import DataError, RequestError, UnknownDataError
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values, as_text
 from bedplate.data.sources import read_rows
@@ -35,7 +35,7 @@ class RankedDocuments(Strict):
         rows = read_rows(self.source, relative_to)
         for column in (self.column, self.id):
             if column not in rows.columns:
-                raise DataError(f"{rows.path}: no column {column!r}; the columns are {', '.join(rows.columns)}")
+                raise UnknownDataError(f"{rows.path}: no column {column!r}; the columns are {', '.join(rows.columns)}")
         texts: dict[str, str] = {}
         for row, line in zip(rows.rows, rows.lines, strict=True):
             name, text = as_id(row.get(self.id)), row.get(self.column)

@@ -149,6 +149,15 @@ def by_metric(evaluation: Evaluation, rows: Sequence[GradedRow], metric: str) ->
     return _of(evaluation, rows, metric, scoring)
 
 
+def on_shared_rows(a: Evaluation, b: Evaluation) -> tuple[Evaluation, Evaluation]:
+    """Both on the rows that both answered: of valid, some candidates are asked a part alone."""
+    shared = {row.row_hash for row in a.rows} & {row.row_hash for row in b.rows}
+    if a.split_hash == b.split_hash or a.split != b.split or not shared:
+        return a, b
+    ours, theirs = (by_metric(e, [row for row in e.rows if row.row_hash in shared], e.metric) for e in (a, b))
+    return replace(ours, split_hash=a.split_hash), replace(theirs, split_hash=a.split_hash)
+
+
 def coverage_of(evaluation: Evaluation, rows: Sequence[GradedRow]) -> Evaluation:
     """The share of these rows that is answered, as an evaluation."""
     abstained_ids = {row.id for row, out in zip(evaluation.rows, evaluation.abstained.tolist(), strict=True) if out}

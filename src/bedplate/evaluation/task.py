@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 from pydantic import Field, field_validator, model_validator
@@ -116,9 +116,10 @@ class DataSpec(Grown):
     group_by: the column of what must not be split, or several: rows that share a value of any of them, directly or
     through other rows, are one group. ungrouped_because: why there is none, which a task that is adapted says.
     not_groups: what looks like groups and is none (a column, `near_duplicates`, `order`), with the reason of each.
+    unlabelled: whether rows with text and without an answer are dropped and counted, or refused.
     """
 
-    LATE = ("current", "slices", "traffic", "second_label", "ungrouped_because", "not_groups")
+    LATE = ("current", "slices", "traffic", "second_label", "ungrouped_because", "not_groups", "unlabelled")
 
     source: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     target: Annotated[str, Field(min_length=1)]
@@ -132,6 +133,7 @@ class DataSpec(Grown):
     slices: tuple[str, ...] = ()
     traffic: TrafficSpec = TrafficSpec()
     second_label: Annotated[str, Field(min_length=1)] | None = None
+    unlabelled: Literal["refuse", "drop"] = "refuse"
 
     @field_validator("slices")
     @classmethod

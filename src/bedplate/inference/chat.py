@@ -120,7 +120,7 @@ class LocalSkin(Partner):
     """A skin on this machine. One that writes text on one base streams it; any other answers in one piece."""
 
     def __init__(self, predictor: SkinPredictor) -> None:
-        from bedplate.inference.predict.loaded import LoadedSkin
+        from bedplate.inference.predict.skin_bases import LoadedSkin
 
         skin, output = predictor.skin, predictor.skin.output
         self._predictor, self.warnings = predictor, predictor.warnings

@@ -16,11 +16,10 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from bedplate.adapters.head import Head
-from bedplate.adapters.tensor_files import read_json_object, read_tensors, tensor_bytes
+from bedplate.adapters.head import check_head
+from bedplate.adapters.tensor_files import array_bytes, read_arrays, read_json_object
 from bedplate.core.errors import SkinError
 
 CLASSICAL_FILE = "classical.safetensors"
@@ -42,7 +41,7 @@ _WORD = re.compile(WORD)
 @dataclass(frozen=True, eq=False)
 class Classical:
     """terms: V different ones, each of one or several words of lower-case text with a space between them. idf: float32
-    [V], above 0. head: weight [C, V] and bias [C] on the features, one row for each label.
+    [V], above 0. weight: float32 [C, V], and bias: float32 [C], on the features, one row for each of the C labels.
 
     words: of how many words a term has, the fewest and the most. sublinear: a term's count n weighs 1 + log n, instead
     of n. SkinError for shapes that do not fit, NaN, an idf that is not above 0, and for terms that no text can have.
@@ -50,7 +49,9 @@ class Classical:
 
     terms: tuple[str, ...]
     idf: NDArray[np.float32]
-    head: Head
+    weight: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    labels: tuple[str, ...]
     words: tuple[int, int] = (1, 2)
     sublinear: bool = True
 
@@ -58,11 +59,13 @@ class Classical:
         low, high = self.words
         if not 1 <= low <= high <= MOST_WORDS:
             raise SkinError(f"a classical model's terms have 1 to {MOST_WORDS} words, not {low} to {high}")
-        count, labels = len(self.terms), len(self.head.labels)
+        finite = bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
+        check_head(self.labels, self.weight.shape, self.bias.shape, finite)
+        count, labels = len(self.terms), len(self.labels)
         check_size(count, labels)
-        if self.idf.shape != (count,) or self.head.weight.shape[1] != count:
+        if self.idf.shape != (count,) or self.weight.shape[1] != count:
             message = f"a classical model of {count:,} terms needs an idf [{count}] and a weight [{labels}, {count}],"
-            raise SkinError(f"{message} got {list(self.idf.shape)} and {list(self.head.weight.shape)}")
+            raise SkinError(f"{message} got {list(self.idf.shape)} and {list(self.weight.shape)}")
         if self.idf.dtype != np.float32 or not bool((np.isfinite(self.idf) & (self.idf > 0)).all()):
             raise SkinError("a classical model's idf are finite float32 numbers above 0")
         if len(set(self.terms)) != count:
@@ -72,10 +75,6 @@ class Classical:
         if odd is not None:
             raise SkinError(f"{odd[:60]!r} in a classical model's vocabulary is not {low} to {high} words of a text")
 
-    @property
-    def labels(self) -> tuple[str, ...]:
-        return self.head.labels
-
     def logits(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """The head's number for each text and label, [N, C]. A text without a known term gets the biases."""
         return np.stack([self.logits_of(words_of(text)) for text in texts])
@@ -83,7 +82,7 @@ class Classical:
     def logits_of(self, words: Sequence[str]) -> NDArray[np.float64]:
         """The same of one text's words, [C]."""
         columns, values = self.features(words)
-        return self._bias + values @ self._weight_VC[columns]
+        return self.bias.astype(np.float64) + values @ self._weight_VC[columns]
 
     def features(self, words: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
         """The terms of a text's words by number, ascending, and their weights, together of unit length."""
@@ -109,19 +108,14 @@ class Classical:
     @cached_property
     def _weight_VC(self) -> NDArray[np.float32]:
         """A text has few of many terms: their rows then lie together."""
-        return np.ascontiguousarray(self.head.weight.float().numpy().T)
-
-    @cached_property
-    def _bias(self) -> NDArray[np.float64]:
-        return self.head.bias.double().numpy()
+        return np.ascontiguousarray(self.weight.T)
 
     def files(self) -> dict[str, bytes]:
         """File name → content: idf, weight and bias; and the terms in their order."""
-        weight, bias = self.head.weight.float(), self.head.bias.float()
-        tensors = {"idf": torch.from_numpy(self.idf), "weight": weight, "bias": bias}
+        arrays = {"idf": self.idf, "weight": self.weight, "bias": self.bias}
         # half a surrogate pair, which is no UTF-8, is a word too: JSON has an escape for it
         terms = json.dumps({"terms": self.terms}, ensure_ascii=False).encode("utf-8", "backslashreplace")
-        return {CLASSICAL_FILE: tensor_bytes(tensors), VOCABULARY_FILE: terms + b"\n"}
+        return {CLASSICAL_FILE: array_bytes(arrays), VOCABULARY_FILE: terms + b"\n"}
 
 
 def words_of(text: str) -> list[str]:
@@ -157,8 +151,7 @@ def read_classical(
     if size > max_bytes:  # before anything of it takes memory
         need = f"{len(listed):,} terms and {len(labels)} labels need"
         raise SkinError(f"{weights} has {size:,} bytes, more than the {max_bytes:,} that {need}")
-    tensors = read_tensors(weights, contents[CLASSICAL_FILE])
-    if tensors.keys() != _NAMES:
-        raise SkinError(f"{weights} must hold exactly {', '.join(sorted(_NAMES))}, not {sorted(tensors)}")
-    head = Head(tensors["weight"], tensors["bias"], labels)
-    return Classical(tuple(listed), tensors["idf"].numpy(), head, words, sublinear)
+    arrays = read_arrays(weights, contents[CLASSICAL_FILE])
+    if arrays.keys() != _NAMES:
+        raise SkinError(f"{weights} must hold exactly {', '.join(sorted(_NAMES))}, not {sorted(arrays)}")
+    return Classical(tuple(listed), arrays["idf"], arrays["weight"], arrays["bias"], labels, words, sublinear)

@@ -122,12 +122,12 @@ def head_fields(skin: Skin) -> dict[str, Any]:
     return {"layer": int(skin.probe.layer.removeprefix("layers.")), "pooling": skin.probe.pooling}
 
 
-def _arrays(head: Head, output: Any) -> dict[str, NDArray[np.float32]]:
+def _arrays(head: Head | Classical, output: Any) -> dict[str, NDArray[np.float32]]:
     """weight [C, F] and bias [C], what the output adds to each label's score included."""
-    bias = head.bias.double().numpy()
+    bias = np.asarray(head.bias, np.float64)
     if output.is_one_label:
         bias = bias + np.asarray(output.bias)
-    return {"weight": head.weight.float().numpy(), "bias": bias.astype(np.float32)}
+    return {"weight": np.asarray(head.weight, np.float32), "bias": bias.astype(np.float32)}
 
 
 def _graph(skin: Skin, arrays: dict[str, NDArray[np.float32]]) -> bytes:

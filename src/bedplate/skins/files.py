@@ -15,10 +15,15 @@ from typing import cast
 
 from bedplate.adapters.head import HEAD_FILE, read_head
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.peft import CONFIG_FILE, peft_files, read_peft, read_spec, task_type_of
-from bedplate.adapters.soft_prompt import SOFT_PROMPT_FILE, read_soft_prompt
 from bedplate.adapters.table import ADAPTERS
-from bedplate.adapters.tensor_files import MAX_JSON_BYTES, MAX_TENSOR_BYTES, read_bytes, read_json_object
+from bedplate.adapters.tensor_files import (
+    CONFIG_FILE,
+    MAX_JSON_BYTES,
+    MAX_TENSOR_BYTES,
+    SOFT_PROMPT_FILE,
+    read_bytes,
+    read_json_object,
+)
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
@@ -115,6 +120,8 @@ def _part_files(skin: Skin) -> dict[str, bytes]:
         rows = [{"inputs": dict(d.inputs), "answer": d.answer} for d in skin.demonstrations]
         files[DEMONSTRATIONS_FILE] = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
     if skin.lora is not None:
+        from bedplate.adapters.peft import peft_files, task_type_of
+
         family = family_of(skin.base.family)
         weights = family.weights_with(skin.lora.tensors)
         files |= peft_files(
@@ -289,6 +296,11 @@ def _assemble(directory: Path, manifest: SkinManifest, contents: Mapping[str, by
         chunks = tuple(Chunk(row.document, row.start, row.text) for row in rows)
         vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
         passages = Passages(vectors, chunks, retrieval.k, retrieval.pooling, retrieval.depth)
+    soft_prompt = None
+    if SOFT_PROMPT_FILE in required:
+        from bedplate.adapters.soft_prompt import read_soft_prompt
+
+        soft_prompt = read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE])
     embedded = manifest.knn or manifest.retrieval
     return Skin(
         name=manifest.name,
@@ -299,9 +311,7 @@ def _assemble(directory: Path, manifest: SkinManifest, contents: Mapping[str, by
         demonstrations=_demonstrations(directory / DEMONSTRATIONS_FILE, contents.get(DEMONSTRATIONS_FILE, b"")),
         lora=None if manifest.lora is None else _lora(directory, manifest, manifest.lora, contents),
         probe=_probe(directory, manifest, contents),
-        soft_prompt=None
-        if SOFT_PROMPT_FILE not in required
-        else read_soft_prompt(directory / SOFT_PROMPT_FILE, contents[SOFT_PROMPT_FILE]),
+        soft_prompt=soft_prompt,
         neighbours=neighbours,
         passages=passages,
         cascade=cascade,
@@ -343,6 +353,8 @@ def _demonstrations(path: Path, content: bytes) -> tuple[Demonstration, ...]:
 
 def _lora(directory: Path, manifest: SkinManifest, config: LoraConfig, contents: Mapping[str, bytes]) -> LoraPart:
     """The adapter, with `skin.json`'s configuration, which must say what the PEFT files say."""
+    from bedplate.adapters.peft import read_peft, read_spec
+
     main = cast("BaseReference", manifest.bases["main"])  # of no endpoint: its manifest says so
     peft_config, tensors = read_peft(directory, family_of(main.family).weights, contents=contents)
     for path in cast("tuple[str, ...]", peft_config.targets):

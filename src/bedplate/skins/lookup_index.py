@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import torch
 
-from bedplate.adapters.tensor_files import MAX_TENSOR_BYTES, read_bytes, read_tensors, tensor_bytes
+from bedplate.adapters.tensor_files import array_bytes, read_arrays
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values, as_text
@@ -69,15 +68,15 @@ def nearest(vectors: np.ndarray, query_D: np.ndarray, k: int) -> list[int]:
 
 def vector_bytes(vectors: np.ndarray) -> bytes:
     """The content of `index/vectors.safetensors`."""
-    return tensor_bytes({_TENSOR: torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))})
+    return array_bytes({_TENSOR: vectors.astype(np.float32, copy=False)})
 
 
 def read_vectors(path: Path, content: bytes | None = None) -> np.ndarray:
     """Vectors float32 [N, D]. SkinError where the file is corrupt, or holds anything else."""
-    tensors = read_tensors(path, read_bytes(path, MAX_TENSOR_BYTES) if content is None else content)
-    if tensors.keys() != {_TENSOR}:
-        raise SkinError(f"{path} must hold exactly {_TENSOR!r}, not {sorted(tensors)}")
-    return tensors[_TENSOR].numpy()
+    arrays = read_arrays(path, content)
+    if arrays.keys() != {_TENSOR}:
+        raise SkinError(f"{path} must hold exactly {_TENSOR!r}, not {sorted(arrays)}")
+    return arrays[_TENSOR]
 
 
 ROWS_FILE = f"{INDEX_DIRECTORY}/rows.jsonl"

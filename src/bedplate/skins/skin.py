@@ -5,25 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
-from torch import Tensor
 
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
-from bedplate.adapters.soft_prompt import SoftPrompt
 from bedplate.core import display
 from bedplate.core.config import Grown, Strict
 from bedplate.core.endpoint_spec import EndpointSpec, api_address
 from bedplate.core.errors import SkinError
 from bedplate.data.rows import check_input_kind
-from bedplate.models.checkpoints.identity import Identity
 from bedplate.models.specs import TextSpec
 from bedplate.skins.classical import Classical
 from bedplate.skins.lookup_index import Neighbours, Passages
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Demonstration, Prompt
+
+if TYPE_CHECKING:  # a skin may have no need of torch
+    from torch import Tensor
+
+    from bedplate.adapters.soft_prompt import SoftPrompt
+    from bedplate.models.checkpoints.identity import Identity
 
 PARTS = ("cascade", "hosted", "classical", "lora", "soft_prompt", "knn", "retrieval", "probe", "embed")
 """What a skin may have besides its prompt, in the order in which its kind names them."""
@@ -300,10 +303,10 @@ class Skin(display.Displayable):
         return self.neighbours if self.passages is None else self.passages
 
     @property
-    def head(self) -> Head | None:
+    def head(self) -> Head | Classical | None:
         """What tells the labels apart: a probe's, or a bag-of-words model's."""
         if self.classical is not None:
-            return self.classical.head
+            return self.classical
         return None if self.probe is None else self.probe.head
 
     @property

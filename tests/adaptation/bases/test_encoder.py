@@ -21,7 +21,8 @@ from tests.serving.conftest import Server, running
 from bedplate.adaptation.context.backbone import Encoder
 from bedplate.adaptation.ladder import adapt
 from bedplate.core.values import Values
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.merge import merge_skin

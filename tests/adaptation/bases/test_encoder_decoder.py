@@ -18,8 +18,9 @@ from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from bedplate.adaptation.ladder import adapt
 from bedplate.evaluation.suites.general_text import GeneralText
 from bedplate.inference.engine.requests import Generation
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
 from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin

@@ -159,7 +159,7 @@ def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(machine: Machine,
     assert report.data["ledger"] is None
     assert report.verdict["status"] == "OUT_OF_BUDGET"
     assert report.verdict["reason"].startswith(
-        "No rung with a base had the time for more than a few train rows, so test stays closed. Continue with --budget "
+        "No rung with a base had the time for more than a few rows, so test stays closed. Continue with --budget "
     )
     assert report.verdict["reason"].endswith("Or judge what there is: --rungs from_scratch,probe.")
     (reason,) = (part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe")

@@ -223,8 +223,8 @@ def test_what_was_left_out_is_planned_again_at_the_pace_and_speed_of_now(
     assert context.throughput.call == 0.12
 
 
-def scored(estimate: float) -> Any:
-    evaluation = SimpleNamespace(estimate=estimate, scale=SimpleNamespace(format_score="{:.3f}".format))
+def scored(estimate: float, n: int = 40) -> Any:
+    evaluation = SimpleNamespace(estimate=estimate, n=n, scale=SimpleNamespace(format_score="{:.3f}".format))
 
     @dataclass(frozen=True)
     class Result:
@@ -234,9 +234,9 @@ def scored(estimate: float) -> Any:
     return Result(evaluation)
 
 
-@pytest.mark.parametrize(("estimate", "stands"), [(0.9, "larger"), (0.7, "first")])
+@pytest.mark.parametrize(("estimate", "rows", "stands"), [(0.9, 40, "larger"), (0.7, 40, "first"), (0.7, 20, "larger")])
 def test_the_better_fit_stands_in_the_rungs_own_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimate: float, stands: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, estimate: float, rows: int, stands: str
 ):
     for directory, text in ((tmp_path, "first"), (tmp_path / "larger", "larger")):
         for folder in ("skins", "rungs"):
@@ -255,9 +255,9 @@ def test_the_better_fit_stands_in_the_rungs_own_place(
         finish=lambda result: result,
         rung_result=lambda result: result,
     )
-    first = RungOutcome("lora", "done", "fitted", scored(0.8), 10.0)
+    first = RungOutcome("lora", "done", "fitted", scored(0.8, rows), 10.0)  # of 20 rows it says less than of all
     outcome = climb_larger(candidate, Timed(tmp_path / "larger"), first)  # type: ignore[arg-type]
-    assert (outcome.result.evaluation.estimate, outcome.seconds) == (max(estimate, 0.8), 30.0)  # type: ignore[union-attr]
+    assert (outcome.result.evaluation.estimate, outcome.seconds) == (0.8 if stands == "first" else estimate, 30.0)  # type: ignore[union-attr]
     assert ("a smaller fit before scored 0.800" in outcome.reason) == (stands == "larger")
     assert written == [(tmp_path / "rungs" / "lora", "config", 30.0, outcome.result)]
     for folder in ("skins", "rungs"):

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from tests.adaptation.conftest import write_task
 
 from bedplate.adaptation.context import clock
 from bedplate.adaptation.context.outcome import no_time
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.rungs import RUNGS
+from bedplate.core.errors import DataError
 from bedplate.inference.native import library
 
 
@@ -93,3 +97,35 @@ def test_what_a_look_at_test_costs_is_said_before(
     assert "needs 98.5% confidence instead of 93.9%: about 58% more rows for the same power" in shown
     adapt(task, tmp_path / "out", rungs=["probe", "lora"], budget=120)
     assert "opening" not in capsys.readouterr().err  # the same question costs nothing again
+
+
+def test_a_label_that_test_lacks_or_has_hardly_is_told_before_anything_is_tried(
+    tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """macro-F1 weighs every label alike: with one that no row of test has, nothing can be told of any skin."""
+    task = write_task(tmp_path / "task", tiny_base, groups=100, rungs=["majority"])
+    rows = [json.loads(line) for line in (task.parent / "rows.jsonl").read_text().splitlines()]
+    values = yaml.safe_load(task.read_text())
+    values["metric"], values["output"]["labels"] = "macro_f1", ["negative", "positive", "positiv"]
+
+    def written(times: int) -> None:
+        changed = [row | {"label": "positiv"} if i < times else row for i, row in enumerate(rows)]
+        (task.parent / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+        task.write_text(yaml.safe_dump(values))
+
+    written(0)
+    with pytest.raises(
+        DataError, match=r"^no row has the label 'positiv'; add such rows, or take it off output\.labels"
+    ):
+        adapt(task, tmp_path / "none")
+    written(2)  # of one group, which is in train
+    with pytest.raises(DataError, match=r"no verdict is possible by macro_f1.* of 25 test groups 0 have the label"):
+        adapt(task, tmp_path / "one")
+    assert not (tmp_path / "one").exists()
+    written(24)
+    report = adapt(task, tmp_path / "few")
+    told = (
+        r"no verdict is possible by macro_f1.* of 25 test groups [1-9] have the label 'positiv', and at least 10 must\."
+    )
+    assert re.search(told, capsys.readouterr().err)
+    assert report.verdict["status"] in ("INSUFFICIENT_DATA", "FAIL")

@@ -207,17 +207,29 @@ def test_a_table_that_cannot_be_used_leaves_nothing_and_an_earlier_run_as_it_was
     frame: pd.DataFrame, tiny_base: Path, tmp_path: Path
 ) -> None:
     options: dict[str, Any] = {"target": "label", "rungs": ["majority"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
-    unlabelled = frame.assign(label=frame["label"].where(~frame.index.isin([5, 8]))).rename(index="r{}".format)
-    named = r"task, row 6 \(index 'r5'\): the label in column 'label' is empty, as it is in 2 of 120 rows; fill it in"
+    odd, named = frame.assign(id="same"), "the id 'same' is on more than one row"
     with pytest.raises(DataError, match=named):
-        bedplate.adapt(unlabelled, tmp_path / "runs" / "out", **options)
+        bedplate.adapt(odd, tmp_path / "runs" / "out", **options)
     assert not list(tmp_path.glob("runs/*"))
     bedplate.adapt(frame, tmp_path / "runs" / "out", **options)
     files = [tmp_path / "runs" / f"out.task.{suffix}" for suffix in ("yaml", "jsonl")]
     before = [file.read_bytes() for file in files]
-    with pytest.raises(DataError, match="the label in column 'label' is empty"):
-        bedplate.adapt(unlabelled, tmp_path / "runs" / "out", **options)
+    with pytest.raises(DataError, match=named):
+        bedplate.adapt(odd, tmp_path / "runs" / "out", **options)
     assert [file.read_bytes() for file in files] == before
+
+
+def test_rows_of_a_table_without_a_label_are_named_by_its_index_and_left_out(
+    frame: pd.DataFrame, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    unlabelled = frame.assign(label=frame["label"].where(~frame.index.isin([5, 8]))).rename(index="r{}".format)
+    options: dict[str, Any] = {"rungs": ["majority"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
+    report = bedplate.adapt(unlabelled, tmp_path / "out", target="label", **options)
+    assert "Rows without label are left out: 2 of 120 rows (index 'r5', 'r8')." in capsys.readouterr().err
+    counts = report.data["data"]["counts"]
+    assert (counts["read"], counts["unlabelled"]) == (120, 2)
+    assert sum(counts[name] for name in ("train", "valid", "test")) == 118
+    assert load_task(tmp_path / "out.task.yaml").labels == ("negative", "positive")
 
 
 @pytest.mark.parametrize("target_type", ["int64", "float64", "bool"])
@@ -243,7 +255,7 @@ def test_what_is_wrong_with_rows_or_bar_is_told_when_the_file_is_drafted(
         bedplate.init(frame, tmp_path / "task.yaml", target="label", bar=80)
     assert not list(tmp_path.glob("task.*"))
     bedplate.init(frame.assign(label=frame["label"].where(frame.index > 1)), tmp_path / "task.yaml", target="label")
-    assert "Rows without label: 2." in capsys.readouterr().err
+    assert "Rows without label are left out: 2 of 120 rows (rows 1, 2)." in capsys.readouterr().err
 
 
 def test_init_drafts_the_commands_task_file(frame: pd.DataFrame, task: Path, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import math
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -15,13 +16,13 @@ from sklearn.pipeline import make_pipeline
 from tests.adaptation.conftest import write_rows, write_task
 from tests.homes import new_home
 
+import bedplate
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.postprocess.compare_skins import side_by_side
 from bedplate.adaptation.postprocess.monitor import drift
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.cli.main import main
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.harness import evaluate
 from bedplate.evaluation.task import load_task
@@ -132,9 +133,16 @@ def test_it_is_evaluated_predicted_with_compared_and_looked_after(
     answers = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [answer["output"] for answer in answers] == ["positive", "negative"]
     fresh = write_rows(tmp_path / "fresh.jsonl", groups=60, seed=77)
-    comparison = side_by_side(place / "out" / SKIN, place / "out" / "skins" / "probe", fresh, usd_per_hour=1.0)
+    comparison = bedplate.compare(place / "out" / SKIN, place / "out" / "skins" / "probe", fresh, usd_per_hour=1.0)
     assert comparison.a.evaluation.estimate > 0.85
     assert comparison.a.usd_per_1k_calls > 0  # type: ignore[operator]
+    frame = pd.read_json(fresh, lines=True)
+    by_table = bedplate.compare(place / "out" / SKIN, place / "out" / "skins" / "probe", frame)
+    assert by_table.comparison.difference == comparison.comparison.difference
+    assert by_table.exploratory  # the same rows again
+    assert repr(by_table).startswith("<comparison EXPLORATORY")
+    with pytest.raises(DataError, match="rows has no column 'label' with the right answers; add it"):
+        bedplate.compare(place / "out" / SKIN, place / "out" / "skins" / "probe", frame.drop(columns="label"))
     watched = drift(place / "out" / SKIN, fresh)
     assert any("compared by their words" in note for note in watched.notes)
     assert watched.quality is not None

@@ -22,7 +22,8 @@ from bedplate.adaptation.rungs import successive_halving
 from bedplate.core.errors import ConfigError, HubError, SkinError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 from bedplate.skins.lookup_index import read_vectors

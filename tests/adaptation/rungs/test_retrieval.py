@@ -20,7 +20,8 @@ from bedplate.adaptation.task.adapt_parts import DocumentsSpec, task_documents
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin
 

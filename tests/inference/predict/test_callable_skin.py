@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,10 +14,10 @@ import pytest
 from tests.tiny import write_tiny_base
 
 import bedplate
-from bedplate.core.errors import DataError, RequestError, UsageError
+from bedplate.core.errors import ContextLengthExceeded, DataError, RequestError, UsageError
 from bedplate.inference.predict.callable_skin import Prediction, Predictions
-from bedplate.inference.predict.loaded import LoadedSkin
 from bedplate.inference.predict.local import LocalModel
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 from bedplate.skins.output import EmbeddingOutput, LabelOutput, Output, TextOutput
@@ -80,6 +81,14 @@ def test_an_empty_input_is_refused_by_its_row(skin: LoadedSkin) -> None:
             skin(["fine", empty])
 
 
+def test_a_row_that_does_not_fit_is_named_with_its_length(skin: LoadedSkin) -> None:
+    long = "works " * 5_000
+    with pytest.raises(ContextLengthExceeded, match=r"^the prompt has [\d,]+ tokens"):
+        skin(long)
+    with pytest.raises(ContextLengthExceeded, match=r"^rows\[2\]: the prompt has [\d,]+ tokens"):
+        skin(["fine", "well", long, "good"])
+
+
 def test_long_predictions_print_their_ends() -> None:
     def printed(count: int) -> list[str]:
         return repr(Predictions(Prediction(f"answer {n}", "") for n in range(count))).splitlines()
@@ -90,6 +99,19 @@ def test_long_predictions_print_their_ends() -> None:
     assert "answer 4'" in lines[4]
     assert lines[5] == " … 3,990 more …,"
     assert "answer 3995'" in lines[6]
+
+
+def test_predictions_are_a_table_in_a_notebook() -> None:
+    answers = [
+        Prediction(f"<b>answer {n}</b>", "", {f"<b>answer {n}</b>": math.log(0.25)}, seconds=0.5) for n in range(40)
+    ]
+    page = Predictions(answers)._repr_html_()
+    assert page.startswith("<div><strong>40 predictions</strong>")
+    assert page.count("<tr>") == 1 + 11
+    assert "<tr><td>0</td><td>&lt;b&gt;answer 0&lt;/b&gt;</td><td>0.250</td><td>500.0 ms</td></tr>" in page
+    assert "… 30 more …" in page
+    assert [n for n in (4, 5, 34, 35) if f"answer {n}&lt;" in page] == [4, 35]
+    assert "answer 7" in answers[7]._repr_html_()
 
 
 def test_many_inputs_give_the_answers_of_each(skin: LoadedSkin) -> None:

@@ -20,9 +20,9 @@ from bedplate.core.errors import ContextLengthExceeded, RequestError, SkinError
 from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.native.library import load as load_library
-from bedplate.inference.predict.loaded import LoadedSkin
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.predictor import Predictor
+from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.files import write_skin
 from bedplate.skins.lookup_index import Neighbours

@@ -64,9 +64,9 @@ def no_time(seconds: float) -> Skip:
     return Skip(f"it needs about {seconds:.0f} s", "budget", seconds)
 
 
-def rows_left_out(rows: int, n: int) -> str:
-    """What a larger budget would add to a fit on so many of the n train rows."""
-    return f"{n - rows} of {n} train rows were left out: no time"
+def rows_left_out(rows: int, n: int, split: str = "train") -> str:
+    """What a larger budget would add to a fit on so many of the n rows of a split."""
+    return f"{n - rows} of {n} {split} rows were left out: no time"
 
 
 class OutOfTime(Exception):

@@ -94,7 +94,7 @@ def learning_curve(
     if points:
         for name, candidate in shown.items():
             result = outcomes[name].result
-            if not candidate.traits.learns and result is not None:
+            if not candidate.traits.learns and result is not None and result.evaluation.n == len(context.valid):
                 flat.append(SizedRung(name, 0, {0: result}, {}))
         rate = context.spec.machine.usd_per_hour
         resamples = Resamples(next(iter(points[0].results.values())).evaluation, context.seed)

@@ -18,12 +18,15 @@ from bedplate.adaptation.context.outcome import Latency, latency
 from bedplate.adaptation.postprocess.origin import Origin, origin_of
 from bedplate.adaptation.rungs.answers import predict_examples, single_calls
 from bedplate.adaptation.task.spec import MachineSpec
-from bedplate.core.errors import DataError, UsageError
+from bedplate.core import display
+from bedplate.core.arguments import checked
+from bedplate.core.errors import DataError, UnknownDataError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.data.splits import SplitRecord, split_hash
 from bedplate.economics.numbers.money import figures
-from bedplate.evaluation.evaluated import PairedComparison, compare
+from bedplate.evaluation import evaluated
+from bedplate.evaluation.evaluated import PairedComparison
 from bedplate.evaluation.examples import SPLITS, Example
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.in_memory import fresh_rows
@@ -49,7 +52,7 @@ class ComparedSkin:
     usd_per_1k_calls: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SideBySide:
     """Every comparison is a minus b. comparison: by the task's metric, which the verdict is by, at the confidence that
     is left for these rows; others: by further metrics of such outputs, for orientation only. left_out: rows that a
@@ -66,23 +69,27 @@ class SideBySide:
     left_out: dict[str, dict[str, int]]
     notes: tuple[str, ...]
 
+    def __repr__(self) -> str:
+        return display.line("comparison", self.sentence)
+
     def to_json(self) -> dict[str, Any]:
         """Plain values, both evaluations with their rows."""
         return asdict(self)
 
 
-def side_by_side(
+@checked
+def compare(
     a: Path | str,
     b: Path | str,
-    rows: Path | str,
+    rows: Any,
     *,
-    task_file: Path | None = None,
+    task_file: Path | str | None = None,
     usd_per_hour: float | None = None,
     confidence: float = 0.95,
     seed: int = 0,
 ) -> SideBySide:
-    """Compare two skins on new rows with targets. task_file: by default that of the run which made a. usd_per_hour:
-    what the machine costs; by default what the task file says.
+    """Compare two skins, by their directories, on new rows with targets: a file of them, or a table. task_file: by
+    default that of the run which made a. usd_per_hour: what the machine costs; by default what the task file says.
 
     The rows are recorded in the test ledger before they are asked. Raises UsageError for skins that answer different
     things, DataError for rows without targets or that one of the skins had, all of them.
@@ -97,14 +104,15 @@ def side_by_side(
     task.scorer.ready()
     fresh = fresh_rows(task, rows)
     if not fresh.labelled:
-        raise DataError(f"{rows} has no column {task.data.target!r} with the right answers; add it")
+        raise UnknownDataError(f"{fresh.source} has no column {task.data.target!r} with the right answers; add it")
     notes = [*fresh.notes]
     for origin in origins:
         notes += [f"{note}: some of these rows may be among them" for note in origin.notes]
     examples, left_out = _unseen(fresh.examples, origins, notes)
     if not examples:
         raise DataError(
-            f"every row of {rows} is in the data of {origins[0].skin.name} or {origins[1].skin.name}; give fresh rows"
+            f"every row of {fresh.source} is in the data of {origins[0].skin.name} or {origins[1].skin.name}; give "
+            "fresh rows"
         )
     opening = _opened(task, rows, examples, origins)
     notes += opening.notes
@@ -117,11 +125,11 @@ def side_by_side(
         predictions.append(answered)
         sides.append(side)
     level = 1 - spent_alpha(1 - confidence, opening.number)
-    comparison = compare(sides[0].evaluation, sides[1].evaluation, seed, level)
+    comparison = evaluated.compare(sides[0].evaluation, sides[1].evaluation, seed, level)
     secondary_comparisons: list[PairedComparison] = []
     for variant_task in _by_other_metrics(task):
         first, second = (evaluate_predictions(variant_task, examples, p, split="new", seed=seed) for p in predictions)
-        secondary_comparisons.append(compare(first, second, seed))
+        secondary_comparisons.append(evaluated.compare(first, second, seed))
     verdict, sentence = _verdict(sides[0], sides[1], comparison, opening)
     comparisons = comparison, tuple(secondary_comparisons)
     exploratory, number = opening.exploratory, opening.number
@@ -143,12 +151,13 @@ def _unseen(
     return [e for e, *splits in zip(examples, *memberships, strict=True) if not any(splits)], left_out
 
 
-def _opened(task: Task, source: Path | str, examples: Sequence[Example], origins: Sequence[Origin]) -> Opening:
+def _opened(task: Task, source: Any, examples: Sequence[Example], origins: Sequence[Origin]) -> Opening:
     rows = split_hash([SplitRecord(e.id, e.row_hash, e.target, e.group) for e in examples])
     question = {"compare": sorted(origin.id for origin in origins), "task": task.hash, "rows": rows}
     reason = f"compare {origins[0].skin.name} with {origins[1].skin.name}"
     keys = keys_of((e.id, e.inputs) for e in examples)
-    return ledger_for(None, source).open(sha256_json(question), keys, task=task.task, reason=reason)
+    files = [source] if isinstance(source, str | Path) else []
+    return ledger_for(None, *files).open(sha256_json(question), keys, task=task.task, reason=reason)
 
 
 def _names(origins: Sequence[Origin]) -> list[str]:

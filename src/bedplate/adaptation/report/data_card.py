@@ -108,13 +108,14 @@ def examples(valid: Sequence[Example], answered: Mapping[str, Evaluation], judge
     """Valid rows with their texts, each once: the judged rung's surest mistakes, then rows on which the rungs disagree
     (most evenly first), then some that it has right. Test texts stay closed. answered: rung → evaluation on valid."""
     rows = {rung: {row.id: row for row in evaluation.rows} for rung, evaluation in answered.items()}
-    disagreeing = [e for e in valid if len({rows[rung][e.id].score for rung in rows}) > 1]
+    scores = {e.id: [by_id[e.id].score for by_id in rows.values() if e.id in by_id] for e in valid}
+    disagreeing = [e for e in valid if len(set(scores[e.id])) > 1]
     chosen: dict[str, Why] = {}
     if judged is not None:
         surest = sorted(answered[judged].rows, key=lambda row: (-max((row.scores or {}).values(), default=0.0), row.id))
         chosen |= dict.fromkeys([row.id for row in surest if row.score < 1][:SHOWN_WRONG], "wrong")
-    mean_scores = {e.id: sum(by_id[e.id].score for by_id in rows.values()) / len(rows) for e in disagreeing}
-    evenly = sorted(disagreeing, key=lambda e: (round(abs(mean_scores[e.id] - 0.5), 9), e.id))
+    means = {e.id: sum(scores[e.id]) / len(scores[e.id]) for e in disagreeing}
+    evenly = sorted(disagreeing, key=lambda e: (round(abs(means[e.id] - 0.5), 9), e.id))
     chosen |= dict.fromkeys([e.id for e in evenly if e.id not in chosen][:SHOWN_DISAGREEING], "disagreement")
     if judged is not None:
         right = [row.id for row in answered[judged].rows if row.score == 1 and row.id not in chosen]
@@ -125,11 +126,12 @@ def examples(valid: Sequence[Example], answered: Mapping[str, Evaluation], judge
 
 
 def _shown(example: Example, why: Why, rows: Mapping[str, Mapping[str, GradedRow]]) -> ExampleRow:
+    answered = {rung: by_example[example.id] for rung, by_example in rows.items() if example.id in by_example}
     return ExampleRow(
         id=example.id,
         why=why,
         text=text_of(example),
         target=example.target,
-        answers={rung: by_example[example.id].prediction for rung, by_example in rows.items()},
-        scores={rung: by_example[example.id].score for rung, by_example in rows.items()},
+        answers={rung: row.prediction for rung, row in answered.items()},
+        scores={rung: row.score for rung, row in answered.items()},
     )

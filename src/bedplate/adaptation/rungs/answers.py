@@ -168,8 +168,8 @@ def judged(
 ) -> RungResult:
     """The rung's skin written and read back, and what it does on valid: its calls, its longest prompt, its answers.
 
-    by_id, evaluation: those that it was chosen by, where they are known. skin_context: the context of the base that it
-    stands on, where the rung made one.
+    by_id, evaluation: those that it was chosen by, where they are known; of a part of valid, where that is all.
+    skin_context: the context of the base that it stands on, where the rung made one.
     """
     place = context.out / "skins" / rung
     skin = export(skin, place)
@@ -182,8 +182,8 @@ def judged(
         calls = single_calls(predictor, sample, seconds=context.timing_limit)
         longest = longest_prompt(predictor, context.valid)
     if evaluation is None:
-        answers = [by_id[e.id] for e in context.valid]
-        evaluation = evaluate_predictions(context.task, context.valid, answers, seed=context.seed)
+        asked = [e for e in context.valid if e.id in by_id]
+        evaluation = evaluate_predictions(context.task, asked, [by_id[e.id] for e in asked], seed=context.seed)
     return RungResult(
         rung=rung,
         evaluation=evaluation,

@@ -129,7 +129,9 @@ class _Opened(CascadePredictor):
 
 def best_pair(context: Context) -> CascadePair | str:
     """The cheapest cascade that is as good on valid as the best candidate, or why there is none."""
-    eligible = {name: climbed for name, climbed in context.climbed.items() if climbed.result.skin is not None}
+    climbed_skins = [climbed for climbed in context.climbed.values() if climbed.result.skin is not None]
+    # rows decide the threshold one by one: of two skins, all of valid
+    eligible = {c.name: c for c in climbed_skins if c.result.evaluation.n == len(context.valid)}
     if len(eligible) < 2:
         return "a cascade needs two skins that were made before it"
     best = max(eligible.values(), key=lambda climbed: (climbed.result.evaluation.estimate, -_price(context, climbed)))

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import LATENCY_CALLS, Context
@@ -20,7 +19,6 @@ from bedplate.adaptation.rungs.answers import agreement, export, predict_example
 from bedplate.adaptation.rungs.linear_head import Floats, Regression, one_thread
 from bedplate.adaptation.rungs.probe import head_outputs, wanted_of
 from bedplate.adaptation.rungs.rung import Rung, Traits
-from bedplate.adapters.head import Head
 from bedplate.core.values import Values
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Predicts, evaluate_predictions
@@ -65,9 +63,8 @@ class FromScratch(Rung):
         x = vectorizer.fit_transform(_texts(context, range(len(context.train))))
         weight, bias = targets.regression(x, best, _regressed(context.seed))
         terms = sorted(vectorizer.vocabulary_, key=vectorizer.vocabulary_.__getitem__)
-        rows, shift = (torch.tensor(part, dtype=torch.float32) for part in (weight, bias))
-        head = Head(rows, shift, targets.labels)
-        model = Classical(tuple(terms), vectorizer.idf_.astype(np.float32), head, WORDS)
+        idf, rows, shift = (np.asarray(part, np.float32) for part in (vectorizer.idf_, weight, bias))
+        model = Classical(tuple(terms), idf, rows, shift, targets.labels, WORDS)
         output = _output(context, model)
         skin = Skin(
             name=context.skin_name(self.name),

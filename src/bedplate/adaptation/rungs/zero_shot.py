@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time
+from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, no_time, rows_left_out
 from bedplate.adaptation.rungs import successive_halving as halving
 from bedplate.adaptation.rungs.answers import judged, with_bias
 from bedplate.adaptation.rungs.rung import Rung, Traits
@@ -20,6 +20,8 @@ from bedplate.skins.files import read_skin
 from bedplate.skins.prompt import Format
 
 FIRST_ROWS = 80
+LEAST_ROWS = 64
+"""The fewest rows of valid that a prompt is judged on."""
 SHARE = 0.3
 """At most so much of the time that is left."""
 
@@ -45,14 +47,20 @@ class ZeroShot(Rung):
             if seconds <= room or len(names) == 1:
                 break
             left_out.append(f"the phrasing {names.pop()} was not tried: no time")
+        if seconds <= context.seconds_left:
+            return RungPlan({"variants": names, "first_rows": first_rows}, seconds, tuple(left_out))
+        asked, seconds = rows_in_time(context)
         if seconds > context.seconds_left:
             return no_time(seconds)
-        return RungPlan({"variants": names, "first_rows": first_rows}, seconds, tuple(left_out))
+        left_out.append(rows_left_out(asked, n, "valid"))
+        return RungPlan({"variants": names, "first_rows": first_rows, "rows": asked}, seconds, tuple(left_out))
 
     def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
         start = time.perf_counter()
         variants = [self._variant(context, name) for name in plan.settings["variants"]]
+        rows = plan.settings.get("rows")
         stages = halving.stages_for(len(context.valid), plan.settings["first_rows"])
+        stages = stages if rows is None else [halving.HalvingStage(rows, 1)]
         winner, order, tried = halving.choose(context, variants, stages)
         context.chosen.prompt = (winner.prompt, winner.output)
         details = {"phrasings": halving.spread(variants)}
@@ -67,6 +75,15 @@ class ZeroShot(Rung):
     def _variant(context: Context, name: str) -> halving.Variant:
         prompt_format: Format = "chat" if name == "chat" else "plain"
         return halving.Variant(name, *context.task_prompt(prompt_format, name.partition("/")[2] or "form"))
+
+
+def rows_in_time(context: Context, times: float = 1.0) -> tuple[int, float]:
+    """How many rows of valid there is the time to ask, a few at least, and the seconds of that and timing. times:
+    what a row takes of one with the plain prompt."""
+    rows, least = len(context.valid), min(LEAST_ROWS, len(context.valid))
+    while (seconds := times * (context.throughput.rows(rows) + context.timing)) > context.seconds_left and rows > least:
+        rows = max(least, int(rows * 0.8))
+    return rows, seconds
 
 
 def finish(
@@ -92,8 +109,9 @@ def finish(
     )
     shown = f", {len(winner.demonstrations)} demonstrations" if winner.demonstrations else ""
     best = f": the best of {len(tried)} on valid" if len(tried) > 1 else ""
-    reason = f"{winner.name}{shown}{best}{bias}{beyond if written.beyond else ''}"
-    by_id = {e.id: p for e, p in zip(order, predictions, strict=True)}
+    part = "" if len(predictions) == len(order) else f"; judged on {len(predictions)} of {len(order)} valid rows"
+    reason = f"{winner.name}{shown}{best}{bias}{part}{beyond if written.beyond else ''}"
+    by_id = {e.id: p for e, p in zip(order[: len(predictions)], predictions, strict=True)}
     facts = {"variant": winner.name, "uncalibrated": winner.raw_estimate, "bias": list(winner.bias)}
     return replace(
         judged(context, rung, skin, seconds, reason, by_id),
@@ -120,11 +138,13 @@ class OwnPromptRung(Rung):
         plain, _ = context.default_prompt()
         tokenizer = context.model.tokenizer
         share = len(prompt_spec.prompt.tokens(tokenizer, row)) / max(1, len(plain.tokens(tokenizer, row)))
-        rows = len(context.valid) * max(1.0, share)
-        seconds = context.throughput.rows(rows) + context.timing * max(1.0, share)
+        n, (rows, seconds) = len(context.valid), rows_in_time(context, max(1.0, share))
         if seconds > context.seconds_left:
             return no_time(seconds)
-        return RungPlan({"format": prompt_spec.format}, seconds)
+        settings = {"format": prompt_spec.format}
+        if rows == n:
+            return RungPlan(settings, seconds)
+        return RungPlan({**settings, "rows": rows}, seconds, (rows_left_out(rows, n, "valid"),))
 
     def settings(self, context: Context) -> Any:
         return None if context.spec.prompt is None else context.spec.prompt.model_dump(mode="json")
@@ -136,5 +156,5 @@ class OwnPromptRung(Rung):
         variant = halving.Variant(
             "own", prompt_spec.prompt, task_output(context.task, context.written, prompt_spec.format)
         )
-        winner, order, tried = halving.choose(context, [variant], [halving.HalvingStage(None, 1)])
+        winner, order, tried = halving.choose(context, [variant], [halving.HalvingStage(plan.settings.get("rows"), 1)])
         return finish(context, self.name, winner, order, tried, plan, start)

@@ -311,7 +311,8 @@ def climb_larger(candidate: Candidate, context: Context, outcome: RungOutcome) -
     if result is None:
         return replace(outcome, seconds=outcome.seconds + refit.seconds)
     score = result.evaluation.scale.format_score
-    if before is not None and result.evaluation.estimate < before.evaluation.estimate:
+    rows = 0 if before is None else before.evaluation.n
+    if before is not None and rows == result.evaluation.n and result.evaluation.estimate < before.evaluation.estimate:
         scored = score(result.evaluation.estimate)
         reason = f"{before.reason}; a larger fit in the time that was left scored {scored} on valid"
         result, winner = candidate.rung_result(before), outcome

@@ -56,7 +56,11 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
     made again."""
     rung = RUNGS[name].on(context)
     config = rung_files.config_of(context, rung)
-    reused = rung_files.read_result(directory, config, context.valid)
+    reused, limits = rung_files.read_result(directory, config, context.valid), rung_files.limits_of(context, config)
+    within = directory / rung_files.WITHIN_FILE
+    if reused is not None and _is_part(context, reused[0]) and rung_files.read_saved(within, limits) is None:
+        shutil.rmtree(directory)  # under other limits there may be the time for all rows
+        reused = None
     if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
         result, seconds = reused
         rung.remember(context, result)
@@ -66,7 +70,6 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
         return RungOutcome(name, "done", result.reason, result, seconds, plan, reused=True)
     spent = rung_files.read_spent(directory, config)
     context.clock.add(spent)
-    limits = rung_files.limits_of(context, config)
     left_out = rung_files.read_skip(directory, limits) if context.outer_clock is None else None
     if left_out is not None:
         skipped, seconds = left_out
@@ -103,6 +106,8 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
             name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
         )
     assert outcome.value is not None
+    if _is_part(context, outcome.value):
+        rung_files.write_saved(within, limits, {})
     rung_files.write_result(directory, config, outcome.seconds, outcome.value)
     context.clock.charge(outcome.value.usd)
     plan, result = rung_files.read_plan(directory, config), outcome.value
@@ -152,6 +157,11 @@ def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str,
     return written[0]
 
 
+def _is_part(context: Context, result: RungResult) -> bool:
+    """Whether there was the time for a part of valid alone."""
+    return result.evaluation.n < len(context.valid)
+
+
 def _skin_is_whole(context: Context, result: RungResult) -> bool:
     if result.skin is None:
         return True
@@ -193,7 +203,8 @@ def abstaining(context: Context, result: RungResult) -> RungResult:
     write_skin(skin, directory, replace=True)
     by_id = {row.id: row for row in result.evaluation.rows}
     predictions: list[Prediction | None] = []
-    for example in context.valid:
+    asked = [example for example in context.valid if example.id in by_id]
+    for example in asked:
         row = by_id[example.id]
         if row.prediction is None:
             predictions.append(None)
@@ -201,7 +212,7 @@ def abstaining(context: Context, result: RungResult) -> RungResult:
         confidence = own_probability(row.scores, row.prediction)
         answer = spec.answer if confidence is not None and confidence < below else row.prediction
         predictions.append(Prediction(answer, answer, row.scores or {}, seconds=row.seconds or 0.0))
-    evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
+    evaluation = evaluate_predictions(context.task, asked, predictions, seed=context.seed)
     facts = _facts(evaluation) | {"abstains_below": below}
     right = evaluation.answered
     return replace(

@@ -24,6 +24,7 @@ from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import Evaluation
 
 RESULT_FILE, PLAN_FILE, SKIP_FILE, SPENT_FILE = "result.json", "plan.json", "skip.json", "spent.json"
+WITHIN_FILE = "within.json"
 
 
 def read_saved(path: Path, key: str, field: str = "key") -> dict[str, Any] | None:

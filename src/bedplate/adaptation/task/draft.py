@@ -42,6 +42,8 @@ _MACRO_ROWS = 5 * MINIMUM_LABEL_GROUPS
 """Rows of the rarest label with which a fifth of the rows, test, has enough of it for a bound of macro-F1."""
 _MISSPELT = 0.85
 """Likeness of a rare label to one with ten times its rows, from which it is taken for a misspelling."""
+_NO_LABELS = ("nan", "none", "null", "n/a", "na", "<na>")
+"""What programs write in the place of an empty cell."""
 
 JSON_TYPES: dict[type, str] = {
     bool: "boolean",
@@ -72,6 +74,7 @@ class TaskDraft:
     rows: int = 0
     usable: int = 0
     groups: int | None = None
+    unlabelled: int = 0
     notes: tuple[str, ...] = field(default=())
 
     def test_share(self, bar: float) -> float | None:
@@ -133,12 +136,21 @@ def draft(
         group = guess_group(columns, (*chosen, target))
     answer = _answer(rows, columns[target])
     records: list[SplitRecord] = []
-    for number, row in enumerate(rows.rows):
+    unlabelled: list[int] = []
+    for line, row in zip(rows.lines, rows.rows, strict=True):
         texts = {name: str(row.get(name) or "") for name in chosen}
-        if any(text.strip() for text in texts.values()):  # without any input a row is left out
-            records.append(SplitRecord(str(number), row_hash(texts), str(row.get(target)), ""))
+        if not any(text.strip() for text in texts.values()):  # without any input a row is left out
+            continue
+        if answer["kind"] in ("label", "text") and blank(row.get(target)):
+            unlabelled.append(line)
+            continue
+        records.append(SplitRecord(str(line), row_hash(texts), str(row.get(target)), ""))
     duplicates = deduplicate(records)
-    notes = [*_notes(rows, columns, chosen, target, group, answer)]
+    notes = [*_notes(columns, chosen, target, group, answer)]
+    if unlabelled:
+        notes.insert(
+            0, f"Rows without {target} are left out: {rows.listed(unlabelled)}. Fill it in if they are to count."
+        )
     if duplicates.duplicates:
         notes.append(f"Copies of a text are left out: {duplicates.duplicates:,}.")
     if duplicates.contradictory:
@@ -146,9 +158,9 @@ def draft(
             f"Copies of a text with different values of {target} are all left out, because nobody knows which is "
             f"right: {duplicates.contradictory:,}. Correct them if you can."
         )
+    counts: dict[str, Any] = {"rows": len(rows.rows), "usable": len(duplicates.records), "unlabelled": len(unlabelled)}
     groups = None if group is None else columns[group].distinct
-    counts: dict[str, Any] = {"rows": len(rows.rows), "usable": len(duplicates.records), "groups": groups}
-    return TaskDraft(chosen, target, group, **answer, **counts, notes=tuple(notes))
+    return TaskDraft(chosen, target, group, **answer, **counts, groups=groups, notes=tuple(notes))
 
 
 # --- the file
@@ -185,6 +197,7 @@ def task_text(
     if not 0 < bar < 1:
         raise UsageError(f"the bar is {bar:g}; give what {task_draft.metric} must reach as a share, such as 0.8")
     test = task_draft.test_share(bar) or 0.2
+    unlabelled = ", unlabelled: drop" if task_draft.unlabelled else ""
     return f"""\
 # What goes in, what comes out, where the rows are, and when a skin is good enough. docs/task-file.md has every key.
 task: {one_line(name)}
@@ -202,7 +215,7 @@ instructions: {one_line(instructions or default_instructions(task_draft))}
 data:
   {{source: {one_line(source)}, target: {one_line(task_draft.target)},
    {group},
-   split: {{train: {0.8 - test:.2g}, valid: 0.2, test: {test:g}}}, seed: 0}}
+   split: {{train: {0.8 - test:.2g}, valid: 0.2, test: {test:g}}}, seed: 0{unlabelled}}}
 
 # What is measured. Also possible: {", ".join(alternatives) or "a function of your own (docs/task-file.md)"}.
 metric: {task_draft.metric}
@@ -285,7 +298,7 @@ def guess_group(columns: Mapping[str, Profile], without: Sequence[str]) -> str |
 
 def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
     """Kind, labels, schema and metric, from the values of the target."""
-    values = [row.get(target.name) for row in rows.rows if row.get(target.name) not in (None, "")]
+    values = [row.get(target.name) for row in rows.rows if not blank(row.get(target.name))]
     if not values:
         raise DataError(f"{rows.source}: the column {target.name!r} is empty; the answers belong there")
     if target.column_type == "mixed":
@@ -367,7 +380,6 @@ def _separator(values: Sequence[str]) -> str | None:
 
 
 def _notes(
-    rows: SourceRows,
     columns: Mapping[str, Profile],
     inputs: Sequence[str],
     target: str,
@@ -378,8 +390,14 @@ def _notes(
     for name in inputs:
         if columns[name].empty:
             notes.append(f"Rows without {name}: {columns[name].empty:,}. Rows without any input are left out.")
-    if columns[target].empty:
+    if columns[target].empty and answer["kind"] not in ("label", "text"):
         notes.append(f"Rows without {target}: {columns[target].empty:,}. Fill it in, or take them out of the file.")
+    gaps = [(name, count) for name, count in columns[target].commonest if name.lower() in _NO_LABELS]
+    if answer["kind"] == "label" and gaps:
+        shown = ", ".join(f"{name!r} ({count:,})" for name, count in gaps)
+        notes.append(
+            f"Labels that may stand for none: {shown}. Leave the cells empty if so, and the rows are left out."
+        )
     if answer["kind"] == "label":
         if not columns[target].as_text:
             notes.append(

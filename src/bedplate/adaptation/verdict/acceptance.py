@@ -17,6 +17,7 @@ from bedplate.adaptation.verdict.requirements import (
     Priced,
     ReferenceLevel,
     RequirementResult,
+    compared,
     requirements_of,
 )
 from bedplate.core.errors import DataError, UsageError
@@ -48,7 +49,11 @@ class Bar:
     def judged(self, evaluation: Evaluation, price: CallPrice = NO_PRICE) -> Priced | ReferenceLevel:
         """An evaluation in the form that the gate bounds: the metric itself, or its difference from the reference."""
         priced = Priced(evaluation, price)
-        return priced if self.target.value is not None else ReferenceLevel(priced, self.references[evaluation.split])
+        return (
+            priced
+            if self.target.value is not None
+            else ReferenceLevel(*compared(priced, self.references[evaluation.split]))
+        )
 
     def price(self, result: RungResult, timing: Latency, usd_per_hour: float) -> CallPrice:
         """The price of a call with these timings; NO_PRICE where the task's score does not include it."""

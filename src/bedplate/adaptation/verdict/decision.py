@@ -37,7 +37,7 @@ _SHAPES = {
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 Condition = Guard | Limit | Requirement
 POSTPONED = "not judged before a rung with a base has a result"
-POSTPONED_ROWS = "not judged before a rung with a base has learned from more rows"
+POSTPONED_ROWS = "not judged before a rung with a base has had the time for more rows"
 """The reasons that a nomination gives for each skin where test stays closed until there is time for a base."""
 WAYS_SHOWN = 3
 """Ways out of the budget that the verdict's sentence names."""
@@ -303,7 +303,7 @@ class GateVerdict:
             longer = f" Continue with --budget {math.ceil(minutes[0])}m: what is finished is kept." if minutes else ""
             text = f"Nothing fits the budget: {_ways_out(self.kept_out)}{reasons}.{longer}"
             if (reasons_given := {*self.nomination.reasons.values()}) & {POSTPONED, POSTPONED_ROWS}:
-                rows = " for more than a few train rows" if POSTPONED_ROWS in reasons_given else ""
+                rows = " for more than a few rows" if POSTPONED_ROWS in reasons_given else ""
                 text = f"No rung with a base had the time{rows}, so test stays closed."
                 text += longer or f" Of the budget, {_ways_out(self.kept_out)}."
                 text += f" Or judge what there is: --rungs {','.join(self.nomination.reasons)}."

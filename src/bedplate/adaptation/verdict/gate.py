@@ -19,12 +19,15 @@ import numpy as np
 from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.decision import Nominable, Nomination, infeasible
+from bedplate.core.errors import DataError
 from bedplate.core.statistics import multiplicity, proportions, unequal
 from bedplate.core.statistics.clusters import units_to_show
 from bedplate.core.statistics.multiplicity import spent_alpha
 from bedplate.evaluation.costs import PLAIN, Scale
-from bedplate.evaluation.evaluated import PairedComparison, compare
+from bedplate.evaluation.evaluated import MINIMUM_LABEL_GROUPS, PairedComparison, compare
+from bedplate.evaluation.examples import TestHandle
 from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.metrics import METRICS
 from bedplate.evaluation.task import Task
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Limit
@@ -236,6 +239,26 @@ def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | N
         f"no PASS is possible on {counted}: at least {needed} {unit} are needed to show {task.metric_name} {value:g}. "
         "Label more, or lower the bar; the run goes on, to INSUFFICIENT_DATA at best"
     )
+
+
+def too_rare_label(task: Task, test: TestHandle) -> str | None:
+    """Why no verdict is possible by a metric that weighs every label alike: a label is too rare in test. None if one
+    is. DataError for a label that no row of test has: nothing could be told then, whatever was tried."""
+    labels = task.output.labels or ()
+    if not labels or not isinstance(task.metric, str) or not METRICS[task.metric].per_label:
+        return None
+    counts = test.label_groups(task.output.form.several_labels)
+    label, unit = min(labels, key=lambda name: counts[name]), "rows" if test.groups == test.n else "groups"
+    if counts[label] >= MINIMUM_LABEL_GROUPS:
+        return None
+    reason = (
+        f"no verdict is possible by {task.metric}, which weighs every label alike: of {test.groups:,} test {unit} "
+        f"{counts[label]} have the label {label!r}, and at least {MINIMUM_LABEL_GROUPS} must. Label more, take it off "
+        "output.labels, or measure accuracy"
+    )
+    if not counts[label]:
+        raise DataError(reason)
+    return f"{reason}; the run goes on, to INSUFFICIENT_DATA at best"
 
 
 def testing_question(testing: Testing, nomination: Nomination) -> dict[str, str]:

@@ -34,6 +34,7 @@ from bedplate.evaluation.slices import (
     calibration_error,
     calibration_of,
     coverage_of,
+    on_shared_rows,
     rows_of,
     sure,
     values_of,
@@ -159,6 +160,12 @@ class Calibrated:
             return None
         reach = 1 + float(ndtri(POWER) / ndtri(confidence))
         return max(self.n, round(self.n * (reach * width / (self.estimate - bar)) ** 2))
+
+
+def compared(nominee: Priced, reference: Priced) -> tuple[Priced, Priced]:
+    """The two on the rows that both answered."""
+    ours, theirs = on_shared_rows(nominee.evaluation, reference.evaluation)
+    return replace(nominee, evaluation=ours), replace(reference, evaluation=theirs)
 
 
 @dataclass(frozen=True)
@@ -352,7 +359,7 @@ def _against(target: TargetSpec, nominee: Priced, reference: Priced) -> Requirem
         words = f"better than {name} by more than {money}{target.better_by:g}"
     else:
         words = f"better than {name}"
-    measured = ReferenceComparison(nominee, reference)
+    measured = ReferenceComparison(*compared(nominee, reference))
     metric = nominee.evaluation.metric
     return RequirementResult(words, metric, None, -allowed, measured, nominee.n, scale=scale, is_difference=True)
 

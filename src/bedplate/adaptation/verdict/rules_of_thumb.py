@@ -19,6 +19,7 @@ from bedplate.adaptation.rungs.rung import Side
 from bedplate.core.files import atomic_write
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.harness import Evaluation
+from bedplate.evaluation.slices import on_shared_rows
 
 PREDICTIONS_FILE = "predictions.json"
 MANY_LABELS = 1000
@@ -142,7 +143,7 @@ def _better(
         result = outcomes[name].result
         assert result is not None
         pair.append(tested[name].evaluation if on_test else result.evaluation)
-    comparison = compare(pair[0], pair[1], seed)
+    comparison = compare(*on_shared_rows(pair[0], pair[1]), seed)
     low, high = comparison.interval
     outcome: RuleOutcome = "true" if low > 0 else "false" if high < 0 else "undecided"
     to_difference = pair[0].scale.difference

@@ -287,10 +287,10 @@ def compare(
       bedplate skins compare runs/x/skins/probe runs/x/skins/lora october.jsonl
     """
     paths.free(out, overwrite)
-    from bedplate.adaptation.postprocess.compare_skins import side_by_side
+    from bedplate.adaptation.postprocess import compare_skins
     from bedplate.core.files import atomic_write
 
-    result = side_by_side(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)
+    result = compare_skins.compare(a, b, rows, task_file=task, usd_per_hour=usd_per_hour)
     report = result.to_json()
     if out is not None:
         atomic_write(out, json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False) + "\n")

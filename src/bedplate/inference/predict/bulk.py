@@ -22,17 +22,13 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any, BinaryIO, TypeAlias
 
-from bedplate.core.errors import BedplateError, DataError, RequestError, SkinError, TemplateError, UsageError
+from bedplate.core.errors import DataError, RequestError, UsageError
 from bedplate.core.files import atomic_write, sha256_json, writable
 from bedplate.core.progress import notice
 from bedplate.data.tables import FORMATS, BadRow, FileFormat, FileRow, Reading, arrow
 from bedplate.inference.predict.callable_skin import Prediction, SkinPredictor, columns_for
-from bedplate.inference.predict.predictor import Predictor
-from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 
-_OF_A_ROW = (RequestError, TemplateError, SkinError)
-"""Errors that one row can be at fault for, whatever answers; others end the run, which can be resumed."""
 SHOWN = 5
 """Rows with errors that are named when a run is over."""
 
@@ -142,10 +138,7 @@ def predict_file(
     run: dict[str, Any] = {"input_sha256": sha256, "skin": skin_id(predictor.skin), "batch": batch}
     if source.keep_going:
         run["keep_going"] = True
-    if isinstance(predictor, Predictor):
-        engine = predictor.engine
-        run |= {"base": engine.base.identity.weights_id, "dtype": dtype_name(engine.base.dtype)}
-        run |= {"weights": engine.weights, "kernel": engine.kernel}
+    run |= predictor.execution
     if out.suffix in WRITERS:
         column_types(source.row_format, source.path)  # refuses names that clash before anything is computed
     with _partial(out, run, source, overwrite) as file:
@@ -182,15 +175,14 @@ def write_stream(
 def _answers(predictor: SkinPredictor, group: list[FileRow], tenant: str) -> list[dict[str, Any]]:
     """Answers rows together; where one cannot be answered, each is tried alone."""
     rows = [_inputs(predictor, row.value) for row in group]
-    row_errors = BedplateError if isinstance(predictor, Predictor) else _OF_A_ROW
     try:
         return [_success(prediction) for prediction in predictor.predict(rows, tenant=tenant)]
-    except row_errors:
+    except predictor.row_errors:
         answers: list[dict[str, Any]] = []
         for row in rows:
             try:
                 answers.append(_success(predictor.predict([row], tenant=tenant)[0]))
-            except row_errors as error:
+            except predictor.row_errors as error:
                 param = {"param": error.param} if isinstance(error, RequestError) and error.param else {}
                 answers.append({"error": {"message": error.message, "code": error.code} | param})
         return answers

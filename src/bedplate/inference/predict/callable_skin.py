@@ -8,22 +8,32 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias, cast, overload
+from typing import Any, ClassVar, TypeAlias, TypeVar, cast, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core import display
 from bedplate.core.closing import Closing
-from bedplate.core.errors import DataError, RequestError, SkinError, UsageError
+from bedplate.core.errors import (
+    BedplateError,
+    DataError,
+    RequestError,
+    SkinError,
+    TemplateError,
+    UnknownDataError,
+    UsageError,
+)
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import TaskInput, Value, Values, as_text
 from bedplate.data.rows import blank
 from bedplate.data.tables import is_table, records
 from bedplate.skins.skin import Skin
+
+R, T = TypeVar("R"), TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,10 +61,18 @@ class Prediction:
     finish_reason: str | None = None
 
     def __repr__(self) -> str:
+        output, sure, duration = self.shown
+        return display.line("prediction", repr(output), sure and f"probability {sure}", duration)
+
+    def _repr_html_(self) -> str:
+        return display.table("prediction", _COLUMNS, [self.shown])
+
+    @property
+    def shown(self) -> tuple[str, str, str]:
+        """The answer, its probability where there is one, and its time, for people."""
         sure = self.probabilities.get(self.output)
-        confidence = None if sure is None else f"probability {sure:.3f}"
-        output = repr(display.shortened(self.output, 80))
-        return display.line("prediction", output, confidence, f"{1000 * self.seconds:.1f} ms")
+        duration = f"{1000 * self.seconds:.1f} ms"
+        return display.shortened(self.output, 80), "" if sure is None else f"{sure:.3f}", duration
 
     @property
     def probabilities(self) -> dict[str, float]:
@@ -62,6 +80,7 @@ class Prediction:
         return {label: math.exp(score) for label, score in self.scores.items()}
 
 
+_COLUMNS = ("answer", "probability", "time")
 PRINTED = 5
 """Predictions at either end that are printed of many."""
 
@@ -71,10 +90,16 @@ class Predictions(list[Prediction]):
     scikit-learn take it: `accuracy_score(y, skin.predict(rows))`. Printed are the first and the last."""
 
     def __repr__(self) -> str:
-        lines = [repr(prediction) for prediction in self]
-        if len(self) > 2 * PRINTED:
-            lines[PRINTED:-PRINTED] = [f"… {len(self) - 2 * PRINTED:,} more …"]
-        return "[" + ",\n ".join(lines) + "]"
+        return "[" + ",\n ".join(self._ends([repr(prediction) for prediction in self], str)) + "]"
+
+    def _repr_html_(self) -> str:
+        rows = [(str(number), *prediction.shown) for number, prediction in enumerate(self)]
+        ends = self._ends(rows, lambda more: ("", more, "", ""))
+        return display.table(f"{len(self):,} predictions", ("row", *_COLUMNS), ends)
+
+    def _ends(self, shown: list[R], left_out: Callable[[str], R]) -> list[R]:
+        more = len(self) - 2 * PRINTED
+        return shown if more <= 0 else [*shown[:PRINTED], left_out(f"… {more:,} more …"), *shown[-PRINTED:]]
 
     @property
     def answers(self) -> NDArray[np.object_]:
@@ -96,6 +121,8 @@ class SkinPredictor(Closing, display.Displayable):
 
     skin: Skin
     warnings: list[str]
+    row_errors: ClassVar[tuple[type[BedplateError], ...]] = (RequestError, TemplateError, SkinError)
+    """Errors that one row can be at fault for; others end the work, which can be resumed."""
 
     @abstractmethod
     def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions: ...
@@ -130,6 +157,11 @@ class SkinPredictor(Closing, display.Displayable):
             if prediction.scores:
                 table[row] = [math.exp(prediction.scores[label]) for label in labels]
         return table
+
+    @property
+    def execution(self) -> dict[str, str]:
+        """What its answers depend on besides the skin: of an engine its base, and how that is computed."""
+        return {}
 
     @property
     def facts(self) -> Mapping[str, str]:
@@ -169,7 +201,7 @@ def columns_for(inputs: Sequence[str], columns: Sequence[str], location: str) ->
         column_by_input[name] = "text" if alone else name
         if column_by_input[name] not in columns:
             hint = did_you_mean(nearest(name, columns), f"the columns are {', '.join(columns)}")
-            raise DataError(f"{location}: no column {name!r} for the skin's input of this name; {hint}")
+            raise UnknownDataError(f"{location}: no column {name!r} for the skin's input of this name; {hint}")
     return column_by_input
 
 
@@ -207,14 +239,19 @@ def inputs_of(skin: Skin, row: TaskInput) -> Values:
 
 def inputs_of_rows(skin: Skin, rows: Sequence[TaskInput]) -> list[Values]:
     """`inputs_of` each row. Of several, a RequestError names the row."""
-    inputs: list[Values] = []
+    return for_each(rows, lambda row: inputs_of(skin, row))
+
+
+def for_each(rows: Sequence[R], compute: Callable[[R], T]) -> list[T]:
+    """What is computed of each row, in order. Of several, a RequestError names the row."""
+    results: list[T] = []
     for number, row in enumerate(rows):
         try:
-            inputs.append(inputs_of(skin, row))
+            results.append(compute(row))
         except RequestError as error:
-            place = f"rows[{number}]: " if len(rows) > 1 else ""
-            raise RequestError(f"{place}{error.message}", param=error.param) from None
-    return inputs
+            error.row = number if len(rows) > 1 else error.row
+            raise
+    return results
 
 
 class CascadePredictor(SkinPredictor):
@@ -235,7 +272,12 @@ class CascadePredictor(SkinPredictor):
         predictions = self.first.predict(inputs, one_by_one=one_by_one, tenant=tenant)
         unsure = [i for i, prediction in enumerate(predictions) if is_unsure(self.parts.threshold, prediction)]
         if unsure:
-            second_predictions = self.second.predict([inputs[i] for i in unsure], one_by_one=one_by_one, tenant=tenant)
+            try:
+                rest = [inputs[i] for i in unsure]
+                second_predictions = self.second.predict(rest, one_by_one=one_by_one, tenant=tenant)
+            except RequestError as error:
+                error.row = unsure[error.row or 0] if len(inputs) > 1 else None
+                raise
             for i, prediction in zip(unsure, second_predictions, strict=True):
                 predictions[i] = merge_predictions(predictions[i], prediction)
         return predictions

@@ -4,16 +4,17 @@ template makes of the inputs."""
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import cast
 
 from bedplate.core.errors import ContextLengthExceeded, SkinError
-from bedplate.core.values import TaskInput
-from bedplate.inference.engine.requests import Classification, RequestTiming, Usage
+from bedplate.core.values import TaskInput, Values
 from bedplate.inference.predict.callable_skin import (
     Prediction,
     Predictions,
     RowsLike,
     SkinPredictor,
+    for_each,
     inputs_of,
     inputs_of_rows,
     rows_for,
@@ -35,28 +36,28 @@ class ClassicalPredictor(SkinPredictor):
 
     def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
         """Predictions for rows, in order. They are computed one after the other, whatever is asked for."""
-        results = map(self.classified, inputs_of_rows(self.skin, rows_for(self.skin, rows)))
-        return Predictions(self.read(result, result.timing.total) for result in results)
+        return Predictions(for_each(inputs_of_rows(self.skin, rows_for(self.skin, rows)), self._timed))
 
-    def classified(self, row: TaskInput) -> Classification:
-        """The scores of one input, in the form that an engine returns."""
+    def _timed(self, inputs: Values) -> Prediction:
         start = time.perf_counter()
-        text = cast(str, self.skin.prompt.text(inputs_of(self.skin, row)))
-        words, limit = words_of(text), self.skin.limits.max_prompt_tokens
+        scores, words = self.scored(inputs)
+        return self.prediction(scores, words, time.perf_counter() - start)
+
+    def scored(self, row: TaskInput) -> tuple[tuple[float, ...], int]:
+        """The model's number for each label, and how many words and marks the input has."""
+        words = words_of(cast(str, self.skin.prompt.text(inputs_of(self.skin, row))))
+        limit = self.skin.limits.max_prompt_tokens
         if limit is not None and len(words) > limit:
             raise ContextLengthExceeded(
                 f"the text has {len(words):,} words and marks, more than the {limit:,} that the skin takes; shorten it",
                 param="input",
             )
-        scores = tuple(self._model.logits_of(words).tolist())
-        seconds = time.perf_counter() - start
-        timing = RequestTiming(0.0, seconds, seconds, seconds)
-        return Classification(scores, usage=Usage(len(words)), timing=timing)
+        return tuple(self._model.logits_of(words).tolist()), len(words)
 
-    def read(self, result: Classification, seconds: float = 0.0) -> Prediction:
-        """A result, parsed."""
-        label, scores = self.skin.output.read_scores(result.scores)
-        return Prediction(label, label, scores, result.usage.prompt_tokens, seconds=seconds)
+    def prediction(self, scores: Sequence[float], words: int, seconds: float = 0.0) -> Prediction:
+        """The answer that these numbers of a text of so many words and marks give."""
+        label, label_scores = self.skin.output.read_scores(scores)
+        return Prediction(label, label, label_scores, words, seconds=seconds)
 
     def close(self) -> None:
         """Does nothing; no engine is open."""

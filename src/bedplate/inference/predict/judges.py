@@ -11,7 +11,8 @@ from bedplate.core.errors import ConfigError
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.inference.predict.classical import ClassicalPredictor
-from bedplate.inference.predict.loaded import LoadedSkin, load
+from bedplate.inference.predict.loaded import load
+from bedplate.inference.predict.skin_bases import LoadedSkin
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from bedplate.inference.engine.requests import (
     Result,
     Stream,
 )
+from bedplate.inference.predict.callable_skin import for_each
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.skins.lookup_index import Neighbours, PoolPooling, text_of
 from bedplate.skins.prompt import Demonstration, Passage
@@ -142,19 +143,25 @@ def embedded(
     only; DeadlineError after their deadline."""
     base = engine.base
     tokenizer, limit = base.need_tokenizer(), base.spec.context_length
+
+    def request(text: str) -> Embed:
+        ids = text_tokens(tokenizer, text)
+        if not ids:
+            raise RequestError("the input has no tokens, so nothing is near to it", param="input")
+        if len(ids) > limit:
+            raise ContextLengthExceeded(
+                f"the input has {len(ids):,} tokens for {base.name}, which embeds {limit:,} at most; shorten it",
+                param="input",
+            )
+        how = None if pooling == "own" else pooling
+        return Embed(ids, how, depth, True, skin=skin, tenant=terms.tenant, deadline=terms.deadline)
+
     for start in range(0, len(texts), _AT_ONCE):
-        requests: list[Embed] = []
-        for text in texts[start : start + _AT_ONCE]:
-            ids = text_tokens(tokenizer, text)
-            if not ids:
-                raise RequestError("the input has no tokens, so nothing is near to it", param="input")
-            if len(ids) > limit:
-                raise ContextLengthExceeded(
-                    f"the input has {len(ids):,} tokens for {base.name}, which embeds {limit:,} at most; shorten it",
-                    param="input",
-                )
-            how = None if pooling == "own" else pooling
-            requests.append(Embed(ids, how, depth, True, skin=skin, tenant=terms.tenant, deadline=terms.deadline))
+        try:
+            requests = for_each(texts[start : start + _AT_ONCE], request)
+        except RequestError as error:
+            error.row = start + (error.row or 0) if len(texts) > 1 else None
+            raise
         for result in _queued(engine, requests) if queued else engine.run(requests):
             yield cast(Embedding, result)
 

@@ -10,7 +10,7 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from bedplate.core.errors import ContextLengthExceeded, RequestError
+from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
 from bedplate.core.values import TaskInput, Values
 from bedplate.inference.engine.answers import EngineAnswers, Facts
@@ -36,11 +36,13 @@ from bedplate.inference.predict.callable_skin import (
     Predictions,
     RowsLike,
     SkinPredictor,
+    for_each,
     inputs_of_rows,
     rows_for,
 )
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
+from bedplate.models.precision import dtype_name
 from bedplate.skins.files import skin_id
 from bedplate.skins.skin import ADAPTED, Skin
 from bedplate.skins.verify import verify_skin
@@ -54,6 +56,8 @@ class Predictor(EngineAnswers, SkinPredictor):
     skin's second base, if it has one, on the same compute lock. Raises SkinError for a skin of another base, or judged
     with other weights or another kernel; RequestError, TemplateError for settings or a prompt that cannot be.
     """
+
+    row_errors = (BedplateError,)
 
     def __init__(
         self,
@@ -174,9 +178,9 @@ class Predictor(EngineAnswers, SkinPredictor):
         otherwise the caller's does."""
         inputs = inputs_of_rows(self.skin, rows)
         if self._lookup is None:
-            return [self._request(row_inputs, None, sampling) for row_inputs in inputs]
+            return for_each(inputs, lambda values: self._request(values, None, sampling))
         lookups = self._lookup.retrieve(inputs, queued=queued, terms=terms)
-        return [self._request(values, lookup, sampling) for values, lookup in zip(inputs, lookups, strict=True)]
+        return for_each(list(zip(inputs, lookups, strict=True)), lambda pair: self._request(*pair, sampling))
 
     def _request(self, inputs: Values, lookup_result: LookupResult | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer
@@ -268,6 +272,13 @@ class Predictor(EngineAnswers, SkinPredictor):
     def _on_weights(self, request: Request) -> Request:
         """The request on the skin's weights, under its name."""
         return replace(request, adapter=self.adapter, skin=self.skin.name)
+
+    @property
+    def execution(self) -> dict[str, str]:
+        """Its base, and how that is computed."""
+        base = self.engine.base
+        how = {"dtype": dtype_name(base.dtype), "weights": self.engine.weights, "kernel": self.engine.kernel}
+        return {"base": base.identity.weights_id} | how
 
     def describe(self) -> Facts:
         """The base's facts, under the skin's name."""

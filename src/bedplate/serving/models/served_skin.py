@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
@@ -19,7 +20,9 @@ from bedplate.inference.engine.requests import (
     Generation,
     LookupContext,
     Request,
+    RequestTiming,
     Result,
+    Usage,
 )
 from bedplate.inference.predict.callable_skin import is_unsure
 from bedplate.inference.predict.classical import ClassicalPredictor
@@ -464,13 +467,17 @@ class ServedClassical(ServedSkin):
         self._refuse(reading)
         requests: list[Request] = []
         for raw_input in inputs:
-            result = self._classifier.classified(self._input(raw_input))
-            tokens = (next(_serial),) * result.usage.prompt_tokens
+            start = time.perf_counter()
+            scores, words = self._classifier.scored(self._input(raw_input))
+            seconds = time.perf_counter() - start
+            timing = RequestTiming(0.0, seconds, seconds, seconds)
+            result, tokens = Classification(scores, usage=Usage(words), timing=timing), (next(_serial),) * words
             requests.append(ImmediateAnswer(tokens, skin=self.name, result=result))
         return AnswerPlan(self.answerer, requests)
 
     def read(self, result: Result) -> Prediction:
-        return self._classifier.read(cast(Classification, result))
+        result = cast(Classification, result)
+        return self._classifier.prediction(result.scores, result.usage.prompt_tokens)
 
     @property
     def _classifier(self) -> ClassicalPredictor:
