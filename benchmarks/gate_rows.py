@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import lru_cache
+from functools import lru_cache, partial
 from unittest.mock import patch
 
 import numpy as np
@@ -123,8 +123,8 @@ def beyond(
 
     apart = dominating(np.bincount(codes).astype(float)).any()  # then there are several bounds
     with patch.object(clusters, "missed_groups_bound", missed_groups_bound if apart else decided):
-        options = {"minimum_groups": minimum_groups, "weights": weights}
-        value = clusters.effective_n_bound(answers, codes, level, side, **options).value
+        bound = partial(clusters.effective_n_bound, answers, codes, level, side)
+        value = bound(minimum_groups=minimum_groups, weights=weights).value
     return value > bar if side == "lower" else value < bar
 
 

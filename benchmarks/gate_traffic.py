@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.signal import lfilter
@@ -102,7 +103,7 @@ def recurring_lines(runs: int, seed: int) -> Iterator[tuple[str, int]]:
     for popular, rare in ((0.98, 0.5), (0.95, 0.7), (0.85, 0.85), (0.7, 0.95)):
         for weighted, (share, looks, calls) in product((True, False), LOOKED_AT):
             rng = np.random.default_rng([seed, round(100 * popular), weighted])
-            options = {"looks": looks, "calls": calls, "weighted": weighted, "share": share}
+            options: dict[str, Any] = {"looks": looks, "calls": calls, "weighted": weighted, "share": share}
             looked = [recurring.alarm(rng, popular, rare, **options) for _ in range(runs)]
             by_promise, by_rows = (
                 sum(first is not None for first in firsts) / runs for firsts in zip(*looked, strict=True)

@@ -83,11 +83,12 @@ def test_plan_serves_as_the_command_line_does(capsys: pytest.CaptureFixture[str]
         plan.serve("smollm2-135m", traffic, 100)
 
 
-def test_plan_decides_from_files() -> None:
+def test_plan_decides_and_amortises_from_files() -> None:
     root = Path(__file__).parents[1] / "examples"
     case = root / "decide/hosted_at_low_volume.yaml"
     assert bedplate.plan.decide(case).answer == "prompt-large"
     assert bedplate.plan.decide(case, ["traffic.calls_per_day=50000"]).answer != "prompt-large"
+    assert bedplate.plan.amortise(root / "amortise/account.yaml").hours == 1
 
 
 PAGE = (Path(__file__).parents[1] / "docs/python-api.md").read_text("utf-8")
@@ -226,6 +227,7 @@ def test_results_of_the_cost_model_are_shown_short() -> None:
         plan.budget(1e5, h100, 8),
         fleet["central"],
         plan.decide(root / "decide/hosted_at_low_volume.yaml"),
+        plan.amortise(root / "amortise/account.yaml"),
     ]
     for result in shown:
         assert len(repr(result)) < 500, repr(result)

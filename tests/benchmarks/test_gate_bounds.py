@@ -6,6 +6,7 @@ import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -30,7 +31,7 @@ def test_a_bound_is_beyond_a_bar_where_its_value_is(gate_rows: ModuleType, truth
         for _ in range(4):
             answers = (rng.random(codes.size) < truth).astype(float)
             for side in ("lower", "upper"):
-                options = {"minimum_groups": 2, "weights": weights}
+                options: dict[str, Any] = {"minimum_groups": 2, "weights": weights}
                 value = clusters.effective_n_bound(answers, codes, 0.9, side, **options).value
                 for bar in (value - 0.01, value - 1e-3, value + 1e-3, value + 0.01):
                     is_beyond = value > bar if side == "lower" else value < bar

@@ -98,6 +98,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
         ("export", "smollm2-135m", "skin", "--overwrite"),
         "skin is a directory without base.json, and --overwrite does not",
     ),
+    (("plan", "amortise", "none.yaml"), "none.yaml does not exist"),
     (("plan", "decide", "none.yaml"), "none.yaml"),
     (("plan", "decide", "report.json"), "report.json is a ladder's report; an option of a decision file names it"),
     (("plan", "decide", "none.yaml", "--prices", "no.yaml"), "no.yaml does not exist"),

@@ -26,6 +26,7 @@ COMMANDS: dict[str, list[str]] = {
     "plan serve": ["plan", "serve", "llama-3.1-8b", "--device", "h100", "--calls-per-day", "1M", "--formulas"],
     "plan serve, here": ["plan", "serve", "small", "--machine", "MACHINE", "--usd-per-hour", "0.5"],
     "plan decide": ["plan", "decide", *DECIDE],
+    "plan amortise": ["plan", "amortise", str(ROOT / "examples/amortise/account.yaml")],
     "pull": ["pull", "--list"],
     "families": ["families"],
     "keys": ["keys", "list", "--file", "KEYS"],

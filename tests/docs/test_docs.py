@@ -26,6 +26,7 @@ from bedplate.cli.main import VERBS
 from bedplate.core.config import load_config
 from bedplate.data.corpus.curate.presets import checked
 from bedplate.data.corpus.recipe import load_recipe
+from bedplate.economics.costs.amortisation import AmortisationFile, amortise
 from bedplate.economics.costs.decisions import decide, load_case
 from bedplate.economics.hardware.devices import HardwareFile, find_device_in
 from bedplate.economics.numbers.prices import Prices
@@ -184,6 +185,7 @@ def _file(directory: Path, text: str) -> None:
         "devices": _devices,
         "metric": _metric,
         "target": lambda path: TargetSpec.model_validate(yaml.safe_load(path.read_text("utf-8"))["target"]),
+        "amortise": lambda path: amortise(AmortisationFile.load(path)),
         "corpus": lambda path: checked(load_recipe(path).rules),
         "run": load_run,
     }

@@ -14,6 +14,7 @@ import pytest
 
 from bedplate.cli.main import main
 from bedplate.cli.plan import ACTIONS
+from bedplate.economics.costs.amortisation import AmortisationFile
 from bedplate.economics.costs.decisions.decision_file import (
     Case,
     CaseTraffic,
@@ -92,11 +93,22 @@ def _decide(result: dict[str, Any]) -> Phrases:
     ]
 
 
+def _amortise(result: dict[str, Any]) -> Phrases:
+    idle = next(row["machine_usd"] for row in result["skins"] if row["kind"] == "idle")
+    revenue = sum(row["revenue_usd"] for row in result["skins"])
+    return [
+        f"brought in {usd(revenue)} and cost {usd(result['bill_usd'])} of machine",
+        f"{usd(result['base_usd'])} of the base",
+        f"{idle / result['bill_usd']:.0%} of the machine's bill",
+    ]
+
+
 FIGURES: dict[str, Callable[[dict[str, Any]], Phrases]] = {
     "plan train llama": _train,
     "plan train --budget-usd": _budget,
     "plan serve": _serve,
     "plan decide": _decide,
+    "plan amortise": _amortise,
 }
 NOT_RUN = {"plan calibrate", "plan scaling"}  # it measures; it reads runs: their options are checked with all commands'
 
@@ -130,6 +142,7 @@ def test_the_page_says_what_the_command_answers(
 @pytest.mark.parametrize(
     "model",
     [
+        AmortisationFile,
         QualityBar,
         Case,
         HardwareFile,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -270,7 +270,7 @@ def test_a_level_is_spent_once_over_any_mix_of_looks(monkeypatch: pytest.MonkeyP
 def test_looks_of_few_calls_are_held_to_the_rare_texts_once_texts_have_recurred() -> None:
     """One look in four has rare texts only: none that recurs."""
     rng = np.random.default_rng(6)
-    options = {"looks": 90, "calls": 2, "weighted": True, "share": 0.5}
+    options: dict[str, Any] = {"looks": 90, "calls": 2, "weighted": True, "share": 0.5}
     runs = [recurring.alarm(rng, 0.98, 0.3, **options) for _ in range(5)]
     by_promise, by_rows_alike = (sum(first is not None for first in firsts) for firsts in zip(*runs, strict=True))
     assert by_promise >= 4

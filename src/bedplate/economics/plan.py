@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bedplate.core.arguments import checked
-from bedplate.economics.costs import decisions
+from bedplate.economics.costs import amortisation, decisions
+from bedplate.economics.costs.amortisation import AmortisationFile
 from bedplate.economics.hardware.devices import Device, find_device_in
 from bedplate.economics.model.footprint import WeightFormat
 from bedplate.economics.serving.replica import ReplicaEngine, replicas_of
@@ -30,6 +31,7 @@ __all__ = [
     "Traffic",
     "TrainingPlan",
     "TuningPlan",
+    "amortise",
     "budget",
     "decide",
     "device",
@@ -108,3 +110,9 @@ def decide(
 ) -> decisions.Decision:
     """The answer to a decision file. prices: instead of the price file that it names. today: for prices' age."""
     return decisions.decide(*decisions.load_case(case, None if prices is None else Path(prices), overrides), today)
+
+
+@checked
+def amortise(account: Path | str, overrides: Sequence[str] = ()) -> amortisation.Statement:
+    """Profit and loss by skin and tenant over the period of an amortisation file."""
+    return amortisation.amortise(AmortisationFile.load(account, overrides))

@@ -42,7 +42,7 @@ from bedplate.training.precision import choose, computing, lacks_room
 DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
 BATCH_TOKENS = 2048
-SHARE = 0.5
+SHARE = 0.75
 FEW_ROWS, LEAST_ROWS = 300, 64
 """Rows that the time is used for beyond a rung's share, and the fewest that a head is fitted on. So many are read
 between two looks at whether the time is enough for more."""

@@ -14,6 +14,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
         "bedplate.cli.plan.decide",
         "Prompt, tune, retrieve, buy or build: what is cheapest, and what would flip it.",
     ),
+    "amortise": ("bedplate.cli.plan.amortise", "Who carries a base's cost: profit and loss by skin and tenant."),
     "scaling": ("bedplate.cli.plan.scaling", "A law from a ladder of small runs: what a larger one reaches."),
     "calibrate": ("bedplate.cli.plan.calibrate", "Measure this machine, for predictions of its latency and prices."),
 }

@@ -194,11 +194,11 @@ def _table(decision: Decision) -> None:
 
 
 def _bill(outcome: OptionOutcome) -> list[str]:
-    from bedplate.economics.numbers.money import exact_usd, round_column
+    from bedplate.economics.numbers.money import exact_usd, round_columns
 
     padding = f" ({outcome.padding_tokens:,.0f} of them padding, to be cached)" if outcome.padding_tokens else ""
     sorted_lines = sorted(outcome.lines, key=lambda line: -line[2])
-    amounts, digits = round_column([amount for *_, amount in sorted_lines])
+    (amounts,), digits = round_columns([amount for *_, amount in sorted_lines])
     lines = zip(sorted_lines, amounts, strict=True)
     return [
         *(f"{exact_usd(amount, digits)} {label} ({period})" for (period, label, _), amount in lines),

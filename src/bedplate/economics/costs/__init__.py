@@ -1,1 +1,1 @@
-"""Decisions between options by what they cost."""
+"""Who pays what: amortisation, usage, and decisions between options."""

@@ -50,12 +50,13 @@ def figures(value: float, count: int) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
-def round_column(column: Sequence[float]) -> tuple[list[float], int]:
-    """Dollars rounded so that they add up to their rounded sum, and how many digits behind the point they are to be
-    shown with: cents, three figures of a sum below a dollar, whole dollars from ten thousand on."""
-    total = abs(math.fsum(column))
-    digits = 0 if total >= 1e4 else 2 if total >= 1 or not total else min(6, 2 - math.floor(math.log10(total)))
-    return adding_up(column, digits), digits
+def round_columns(*columns: Sequence[float]) -> tuple[list[list[float]], int]:
+    """Columns of dollars, each rounded so that it adds up to its rounded sum, and how many digits behind the point they
+    are to be shown with: cents, three figures of the largest sum where that is below a dollar, whole dollars from ten
+    thousand on."""
+    largest = max((abs(math.fsum(column)) for column in columns), default=0.0)
+    digits = 0 if largest >= 1e4 else 2 if largest >= 1 or not largest else min(6, 2 - math.floor(math.log10(largest)))
+    return [adding_up(column, digits) for column in columns], digits
 
 
 def exact_usd(value: float, digits: int) -> str:
