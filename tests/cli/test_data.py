@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from itertools import pairwise
 from pathlib import Path
 
@@ -75,6 +76,28 @@ def test_build_funnel_explain_verify(recipe: Path, capsys: pytest.CaptureFixture
     assert json.loads(capsys.readouterr().out)[0]["rule"] == "length"
     assert run("data", "verify", out) == 0
     assert "are whole" in capsys.readouterr().out
+
+
+def test_a_folder_is_explained_by_reasons(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Copies of different documents are one line, and documents that a text was cut into are counted."""
+    folder = tmp_path / "notes" / "sub"
+    folder.mkdir(parents=True)
+    for number in range(6):
+        (folder / f"{number}.txt").write_text(f"It is number {number} that {'abcdef'[number]} says. " * 12)
+        (folder / f"{number} again.txt").write_text((folder / f"{number}.txt").read_text())
+    (tmp_path / "notes" / "other.txt").write_text("Something else altogether.")
+    (tmp_path / "recipe.yaml").write_text(f"{RECIPE}cut: {{characters: 100}}\nsplit: {{valid: 0}}\n")
+    out = tmp_path / "corpus"
+    assert run("data", "build", tmp_path / "recipe.yaml", "--out", out, "--processes", "1") == 0
+    capsys.readouterr()
+    lines: list[list[str]] = []
+    for name in ("sub", "notes"):
+        assert run("data", "explain", out, name) == 0
+        lines.append(sorted(capsys.readouterr().out.splitlines()))
+    assert lines[0][0] == "notes: sub: dropped by exact_duplicate (copy): 6 documents"
+    assert re.fullmatch(r"notes: sub: kept, in train: 6 documents, cut into \d\d", lines[0][1])
+    assert len(lines[0]) == 2
+    assert lines[1][1].startswith("notes: notes: kept, in train: 7 documents, cut into ")
 
 
 def test_mistakes(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -286,3 +286,28 @@ def test_key_path_spells_any_key(path: list[str], value: int) -> None:
         assert list(nested) == [key]
         nested = nested[key]
     assert nested == value
+
+
+class Volume(Strict):
+    calls_per_day: float
+
+
+class Served(Strict):
+    traffic: Volume
+
+
+def test_calls_of_a_month_are_read_where_there_are_calls_of_a_day() -> None:
+    for text in ("{calls_per_month: 365k}", "{calls_per_month: 365_000}", "{calls_per_day: 12000}"):
+        assert parse_config(f"traffic: {text}", Served, "case.yaml").traffic.calls_per_day == pytest.approx(12_000)
+    for text, message in (
+        ("{calls_per_month: 1, calls_per_day: 1}", "both given: give one"),
+        ("{calls_per_month: many}", "calls_per_month is 'many'; a number such as 1.5M"),
+        ("{calls_per_week: 3}", "did you mean|the keys here"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            parse_config(f"traffic: {text}", Served, "case.yaml")
+    for override, calls in (("traffic.calls_per_day=7", 7), ("traffic.calls_per_month=730", 24)):
+        served = parse_config("traffic: {calls_per_month: 1M}", Served, "case.yaml", [override])
+        assert served.traffic.calls_per_day == pytest.approx(calls)
+    with pytest.raises(ConfigError, match="unknown key 'calls_per_month'"):
+        parse_config(f"{GOOD}calls_per_month: 3", Task, "task.yaml")

@@ -10,9 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from tests.core.clocks import set_monotonic
 
+from bedplate.core import progress as module
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import Progress, console, progress
+from bedplate.core.progress import Progress, console, progress, silent
 from bedplate.inference.predict import loaded
 
 CODE = """
@@ -140,3 +142,22 @@ def test_console_without_terminal_has_no_colour(capsys: pytest.CaptureFixture[st
     captured = capsys.readouterr()
     assert captured.out == "text\n"
     assert captured.err == "other\n"
+
+
+def test_a_log_has_a_line_of_a_long_job_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    set_monotonic(monkeypatch, module, lambda: now)
+    with Progress("run", 50, "steps", done=10) as bar, Progress("quiet", 50, quiet=True) as quiet, silent(False):
+        for step in range(11, 51):
+            now += 2
+            bar.advance(1, loss=step / 10, speed="fast")
+            quiet.advance(1)
+    with silent(), Progress("silent", 2) as bar:
+        now += 60
+        bar.advance(1)
+    assert capsys.readouterr().err.splitlines() == [
+        "run: 25 of 50 steps, loss 2.5, speed fast, 0:00:50 left",
+        "run: 40 of 50 steps, loss 4, speed fast, 0:00:20 left",
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -27,13 +28,19 @@ from bedplate.economics.training.device_layout import (
     shape_of,
     step_time,
 )
-from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout, layouts
+from bedplate.economics.training.layout_search import DoesNotFit, TrainingJob, describe, find_layout
 from bedplate.models.specs import TransformerSpec
 
 H100 = find_device("h100")
 LLAMA_8B = resolve("llama-3.1-8b")[1]
 LLAMA_70B = resolve("llama-3.1-70b")[1]
 LLAMA_405B = resolve("llama-3.1-405b")[1]
+
+
+def layouts(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:
+    """All that a search may price."""
+    for degrees in layout_search._degrees(job, shape):
+        yield from layout_search._variants(job, shape, degrees)
 
 
 def layout(**changes: object) -> DeviceLayout:

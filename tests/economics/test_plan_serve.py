@@ -59,6 +59,8 @@ def test_a_range_end_that_misses_the_target_is_said(capsys: pytest.CaptureFixtur
     code, out, _ = call(capsys, *H100, "--p95-ms", "900")
     assert code == 0
     assert "never to" in out
+    assert "$0.0000" in out  # as on the page
+    assert "e-05" not in out
 
 
 @pytest.mark.parametrize(

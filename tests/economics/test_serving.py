@@ -67,6 +67,17 @@ def test_a_plan_by_hand() -> None:
     assert doubled.usd_per_day == pytest.approx(24 * doubled.replicas)
 
 
+def test_latency_at_a_rate_is_what_the_page_has_between_its_loads() -> None:
+    one = replica()
+    for calls in (864_000, 2_600_000, 2_000):
+        plan = plan_serving(one, lengths(), calls, peak_factor=1.0)
+        place = plan.at_peak.calls_per_second / plan.saturated_calls_per_second * 128
+        parts = [part for part in (int(place), int(place) + 1) if part]
+        low, high = [plan.alone, *load_curve(one, lengths(), plan, loads=[part / 128 for part in parts])][-2:]
+        expected = low.total_p95 + (place - int(place)) * (high.total_p95 - low.total_p95)
+        assert plan.at_peak.total_p95 == pytest.approx(expected, rel=1e-9)
+
+
 def test_a_target_is_met_at_the_capacity_and_not_much_above() -> None:
     traffic, target = lengths(), LatencyTarget(total_seconds=0.15)
     plan = plan_serving(replica(), traffic, 1000, target=target)

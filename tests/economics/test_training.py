@@ -185,6 +185,34 @@ def test_a_price_that_is_not_known_is_none_not_a_number() -> None:
     assert plan(device=DEVICES["gb200"], devices=8, usd_per_hour=5).usd is not None
 
 
+@pytest.mark.parametrize("sequences", [8, 61, 100, 1024])
+def test_a_step_is_what_the_layout_holds(sequences: int) -> None:
+    for devices in (8, 12, 48):
+        if sequences < devices:
+            continue
+        found = plan(devices=devices, global_batch_tokens=sequences * 1024)
+        layout = found.layout
+        held = layout.data * layout.micro_batch * layout.micro_batches
+        assert found.global_batch_tokens == held * 1024 >= sequences * 1024
+        said = [note for note in found.suggestions if f"takes {held} sequences" in note.replace(",", "")]
+        assert len(said) == (held != sequences)
+
+
+def test_idle_pipeline_stages_lower_the_share_of_the_peak() -> None:
+    """As the published runs' do not: a step of few sequences over many stages."""
+    changes: dict[str, object] = {"model": "llama-3.1-405b", "tokens": 1e12, "devices": 2048}
+    full, idle = (plan(**changes, global_batch_tokens=8192 * count) for count in (8192, 64))
+    share = mfu("h100", 2048)
+    assert full.bubble_share < 0.15
+    assert full.mfu == share
+    assert idle.bubble_share > 0.3
+    assert idle.mfu.central == pytest.approx(share.central * (1 - idle.bubble_share) / 0.85)
+    assert idle.gpu_hours.central == pytest.approx(full.gpu_hours.central * share.central / idle.mfu.central)
+    assert any("the MFU is lower" in note for note in idle.suggestions)
+    measured = plan(**changes, global_batch_tokens=8192 * 64, mfu_share=0.2)
+    assert measured.mfu.central == 0.2
+
+
 def test_the_default_batch_leaves_no_device_idle() -> None:
     training_plan = plan(tokens=1e9, devices=4096)
     assert training_plan.global_batch_tokens >= training_plan.layout.data * 1024

@@ -8,18 +8,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
-from tests.pretraining.runs import tiny_run, write_text
+from tests.pretraining.runs import run_values, tiny_run, write_text
 
+from bedplate.core import progress
 from bedplate.core.errors import ConfigError, DataError, TrainingError, UsageError
 from bedplate.core.files import file_lock, read_jsonl
 from bedplate.models.checkpoints.base import load_base
 from bedplate.models.inputs import Inputs
 from bedplate.pretraining.page.page import TOKENS_PREFIX, same_documents
 from bedplate.pretraining.plan.sizes import RowShape
-from bedplate.pretraining.run import outputs
+from bedplate.pretraining.run import baselines, outputs
 from bedplate.pretraining.run.data import texts_data
 from bedplate.pretraining.run.directory import evaluations, opened, read_record
 from bedplate.pretraining.run.pretrain import Pretrained, pretrain
@@ -112,6 +114,27 @@ def test_the_page_fetches_nothing_and_shows_the_run(pretrained: Pretrained) -> N
         assert shown in page
 
 
+def test_the_n_gram_model_reads_what_the_run_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three steps their tokens, of many epochs each text once."""
+    streams: list[np.ndarray] = []
+
+    class Recorded(baselines.NgramModel):
+        def __init__(self, stream: np.ndarray, *sizes: int) -> None:
+            streams.append(np.asarray(stream))
+            super().__init__(stream, *sizes)
+
+    monkeypatch.setattr(baselines, "NgramModel", Recorded)
+    part = pretrain(tiny_run(tmp_path, tokens=768, evaluation={}), tmp_path / "part")
+    tokens = part.judged["tokens"]
+    available = read_record(part.directory)["data"]["sources"]["lines"]["tokens"]
+    assert tokens < available / 2
+    assert len(streams[0]) == tokens
+    data = {"sources": [{"name": "lines", "source": "text.txt", "lines": 8}], "weights": {"lines": 2.0}}
+    changes = {"data": {**run_values()["data"], **data}, "tokens": 5 * available, "batch": {"tokens": 2048}}
+    pretrain(tiny_run(tmp_path, **changes, evaluation={}), tmp_path / "epochs")
+    assert len(streams[1]) == available
+
+
 def test_a_finished_run_is_only_loaded(pretrained: Pretrained) -> None:
     before = load_base(pretrained.base).identity.weights_id
     reloaded = pretrain(tiny_run(pretrained.directory.parent), pretrained.directory)
@@ -121,9 +144,10 @@ def test_a_finished_run_is_only_loaded(pretrained: Pretrained) -> None:
 
 
 def test_a_stopped_run_goes_on_bit_by_bit(
-    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pretrained: Pretrained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Stopped twice between a save and its evaluation; weights, metrics and judgements are those of the other."""
+    """Stopped twice between a save and its evaluation; weights, metrics and judgements are those of the other. A log,
+    which is no terminal, has lines of how it goes."""
     write_text(tmp_path / "text.txt")
     whole = outputs.RunOutputs._judge
 
@@ -135,14 +159,20 @@ def test_a_stopped_run_goes_on_bit_by_bit(
 
         monkeypatch.setattr(outputs.RunOutputs, "_judge", judge)
 
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.0)
     for step in (3, 6):
         stop_at(step)
         with pytest.raises(KeyboardInterrupt):
             pretrain(tiny_run(tmp_path), tmp_path / "out")
         assert read_record(tmp_path / "out")["status"].startswith("stopped")
     monkeypatch.setattr(outputs.RunOutputs, "_judge", whole)
+    capsys.readouterr()
     resumed = pretrain(tiny_run(tmp_path), tmp_path / "out")
     assert resumed.result.resumed_at == 6
+    log = capsys.readouterr().err
+    assert re.search(r"tiny resumes after step 6 of 9 steps of 256 tokens, [\d,]+ parameters, in ", log)
+    assert re.search(r"tiny: 9 of 9 steps, loss \d\.\d+, tokens/s [\d,]+, 0:00:00 left\n", log)
+    assert "step 9 is saved" in log
     assert load_base(resumed.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
     ours, theirs = (read_jsonl(result.directory / "metrics.jsonl") for result in (resumed, pretrained))
     assert [(row["step"], row["loss"]) for row in ours] == [(row["step"], row["loss"]) for row in theirs]

@@ -66,6 +66,8 @@ from bedplate.report.run_report import Report
 from bedplate.report.schema_parts import Limit
 
 NOMINATION_FILE = "nomination.json"
+TOLD_SECONDS = 5.0
+"""Seconds beside the time limit from which on they are told."""
 
 
 @checked
@@ -139,6 +141,8 @@ def adapt(
         options: dict[str, Any] = {"exhaustive": exhaustive, "parent": taken_over, "executor": executor}
         with clock.paused():
             set_up(spec)
+        if clock.seconds is not None and clock.outside > TOLD_SECONDS:
+            notice(f"set-up took {clock.outside:.0f} s; the time limit of {clock.seconds:.0f} s begins now")
         with (
             clock.measuring.applied(),
             Countdown("adapt: time limit", None if exhaustive else clock.seconds),
@@ -384,6 +388,9 @@ class _Ladder:
                 # what stands on one base stays in memory together, and takes turns
                 alone = result.parts or result.child is not None
                 turns.setdefault(name if alone else candidate.context.at.suffix, {})[name] = judged
+        late = run.reserved - self.context.clock.seconds_left
+        if late > TOLD_SECONDS:
+            notice(f"test takes about {run.reserved:.0f} s, {late:.0f} s beyond the time limit: it is not cut short")
         for together in turns.values():
             self._take_turns(together)
         run.criteria.open_test(examples, run.tested, run.results)

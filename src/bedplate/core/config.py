@@ -20,7 +20,7 @@ from yaml.constructor import SafeConstructor
 from bedplate.core.display import shortened
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.core.files import read_text
-from bedplate.core.quantities import SECONDS, count_of, seconds_of
+from bedplate.core.quantities import DAYS_PER_MONTH, SECONDS, count_of, seconds_of
 from bedplate.core.suggestions import did_you_mean, nearest, path_hint
 
 M = TypeVar("M", bound=pydantic.BaseModel)
@@ -30,7 +30,7 @@ class Strict(pydantic.BaseModel):
     """Base of every configuration: frozen, no unknown keys, no NaN or infinity, no boolean where a number is wanted.
 
     A number may be written as people write it: 50k, 15.6T; and where the field's name ends in a unit of time, as a
-    time: `train_minutes: 90s` is one and a half.
+    time: `train_minutes: 90s` is one and a half. `calls_per_month` is read where there is a field `calls_per_day`.
     """
 
     model_config = pydantic.ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -42,6 +42,8 @@ class Strict(pydantic.BaseModel):
             return values
         fields = {field.alias or name: field for name, field in cls.model_fields.items()} | cls.model_fields
         numbers: dict[Any, Any] = {}
+        if DAILY in fields and MONTHLY in values:
+            values = _daily(cast("Mapping[Any, Any]", values))
         for key, value in cast("Mapping[Any, Any]", values).items():
             field = fields.get(key) if isinstance(key, str) else None
             if field is None and cls.model_config.get("extra") == "forbid":
@@ -58,6 +60,26 @@ class Strict(pydantic.BaseModel):
             if isinstance(value, str) and str not in members:
                 numbers[key] = _quantity(key, value)
         return {**values, **numbers} if numbers else values
+
+
+DAILY, MONTHLY = "calls_per_day", "calls_per_month"
+
+
+def _daily(values: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Calls of a month, or their range, by the day."""
+    if DAILY in values:
+        raise ValueError(f"{DAILY} and {MONTHLY} are both given: give one of them")
+
+    def of_a_day(volume: Any) -> Any:
+        count = count_of(volume) if isinstance(volume, str) else volume
+        if isinstance(count, bool) or not isinstance(count, int | float):
+            raise ValueError(f"{MONTHLY} is {volume!r}; a number such as 1.5M is wanted")
+        return count / DAYS_PER_MONTH
+
+    monthly = values[MONTHLY]
+    is_range = isinstance(monthly, Mapping)
+    daily = {end: of_a_day(volume) for end, volume in monthly.items()} if is_range else of_a_day(monthly)
+    return {name: value for name, value in values.items() if name != MONTHLY} | {DAILY: daily}
 
 
 def _members(annotation: Any) -> list[Any]:
@@ -323,6 +345,8 @@ def _set(data: dict[Any, Any], keys: tuple[str | int, ...], value: Any, override
             raise ConfigError(f"override {override!r}: {place} is {container!r}; it has no {key!r} inside")
         if last:
             container[key] = value
+            if isinstance(container, dict) and key in (DAILY, MONTHLY):  # over the file's, however that counts
+                cast("dict[Any, Any]", container).pop(MONTHLY if key == DAILY else DAILY, None)
         else:
             container[key] = copy.copy(container[key])
             container = container[key]

@@ -6,9 +6,11 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Generator, Iterable, Iterator, Sized
+import time
+from collections.abc import Generator, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from contextvars import ContextVar
+from datetime import timedelta
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -24,6 +26,8 @@ _MARGIN = re.compile(r"\s*(?:- )?")
 _SPEED_SECONDS = 600.0  # what the time left is estimated from: pauses such as evaluations are part of it
 _AFTER = 0.3
 """Seconds after which a bar is shown: what is over sooner does not flicker."""
+LINE_SECONDS = 30.0
+"""Between two lines of progress where there is no terminal."""
 _PIPE_WIDTH = 120  # rich assumes 80 columns where there is no terminal, which folds our tables
 
 
@@ -81,6 +85,12 @@ def notice(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def log_line(text: str) -> None:
+    """Prints a line on stderr where that is no terminal, which shows bars in its place."""
+    if not sys.stderr.isatty():
+        notice(text)
+
+
 @contextmanager
 def silent(enabled: bool = True) -> Generator[None]:
     """No bars while it is open, where that is enabled: of several processes on one terminal one shows its own."""
@@ -92,13 +102,18 @@ def silent(enabled: bool = True) -> Generator[None]:
 
 
 class Progress:
-    """One bar, used as a context. Bars may nest and may run in several threads: they share one live display."""
+    """One bar, used as a context. Bars may nest and may run in several threads: they share one live display. In a log,
+    where there is no terminal, what takes longer has a line every LINE_SECONDS. done: units before a resumption."""
 
-    def __init__(self, description: str, total: float | None = None, unit: str = "it", *, quiet: bool = False) -> None:
+    def __init__(
+        self, description: str, total: float | None = None, unit: str = "it", *, quiet: bool = False, done: int = 0
+    ) -> None:
         self._description = description
         self._total = total
         self._unit = unit
         self._quiet = quiet
+        self._first, self._done = done, float(done)
+        self._begun = self._logged = time.monotonic()
         self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> Self:
@@ -106,7 +121,7 @@ class Progress:
             display = _display.acquire()
             if display is not None:
                 fields: dict[str, Any] = {"unit": self._unit, "metrics": "", "of_time": isinstance(self, Countdown)}
-                self._task = display.add_task(self._description, total=self._total, **fields)
+                self._task = display.add_task(self._description, total=self._total, completed=self._first, **fields)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -116,13 +131,27 @@ class Progress:
 
     def advance(self, n: float = 1, **metrics: float | str) -> None:
         """Move on by `n` units and show the metrics beside the bar."""
+        self._done += n
+        shown = [f"{name} {v if isinstance(v, str) else format(v, '.4g')}" for name, v in metrics.items()]
         if self._task is None or _display.live is None:
-            return
-        if metrics:
-            shown = "  ".join(f"{k} {v if isinstance(v, str) else format(v, '.4g')}" for k, v in metrics.items())
-            _display.live.update(self._task, advance=n, metrics=shown)
+            self._log(shown)
+        elif shown:
+            _display.live.update(self._task, advance=n, metrics="  ".join(shown))
         else:
             _display.live.advance(self._task, n)
+
+    def _log(self, metrics: Sequence[str]) -> None:
+        now, new = time.monotonic(), self._done - self._first
+        if self._quiet or self._total is None or new <= 0 or now - self._logged < LINE_SECONDS:
+            return
+        self._logged = now
+        left = (now - self._begun) / new * (self._total - self._done)
+        parts = (
+            f"{self._done:,.0f} of {self._total:,.0f} {self._unit}",
+            *metrics,
+            f"{timedelta(seconds=round(left))} left",
+        )
+        log_line(f"{self._description}: {', '.join(parts)}")
 
 
 class Countdown(Progress):

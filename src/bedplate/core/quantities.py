@@ -15,6 +15,7 @@ from bedplate.core.errors import UsageError
 _SIZES = {"": 1.0, "k": 1e3, "m": 1e6, "b": 1e9, "g": 1e9, "t": 1e12}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 """The units of times, in seconds."""
+DAYS_PER_MONTH = 365.0 / 12
 _WHOLE = r"\d{1,3}(?:,\d{3})+|\d[\d_]*"  # a comma only between thousands: 1,5M is not 15M
 _NUMBER = rf"[-+]?(?:(?:{_WHOLE})(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _COUNT = re.compile(rf"\s*({_NUMBER})\s*([kKmMbBgGtT]?)\s*")

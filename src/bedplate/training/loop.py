@@ -231,10 +231,9 @@ class _Run(Generic[B]):
         """Trains to the end of the run."""
         with (
             MetricsLog(self.out / METRICS_FILE, self.metrics_at, self.ranks.main) as log,
-            Progress(description, self.total, "steps", quiet=not self.ranks.main) as bar,
+            Progress(description, self.total, "steps", quiet=not self.ranks.main, done=self.tally.step) as bar,
             Interrupts() as interrupts,
         ):
-            bar.advance(self.tally.step)
             self._steps(log, bar, interrupts)
         counters = dict(vars(self.tally))
         return TrainResult(
@@ -349,6 +348,7 @@ class _Run(Generic[B]):
         """Reads the metrics of the unread steps and writes their lines; the time is divided evenly among them."""
         started = time.perf_counter()
         read = read_steps(self.unread)
+        shown: dict[str, float | str] = {}
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
         for step, reading in zip(self.unread, read, strict=True):
             about = self.skipped.add(step.number, reading, self.ranks) if reading.skipped else {}
@@ -378,12 +378,13 @@ class _Run(Generic[B]):
             log.write(row)
             if self.on_row is not None:
                 self.on_row(row)
-            bar.advance(1, loss=sum(losses.values()))
             self.tally.step = step.number
             self.tally.examples += counts["examples"]
             self.tally.tokens += counts["tokens"]
             self.tally.seconds += seconds
             self.tally.losses = self.tally.losses if reading.skipped else losses
+            shown = {"loss": sum(losses.values()), "tokens/s": f"{counts['tokens'] / seconds:,.0f}"}
+        bar.advance(len(read), **shown)
         self.unread, self.unread_seconds = [], 0.0
 
     def _save(self, log: MetricsLog) -> None:

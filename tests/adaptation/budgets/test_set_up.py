@@ -13,6 +13,7 @@ import pytest
 import yaml
 from tests.adaptation.conftest import write_task
 
+from bedplate.adaptation import ladder
 from bedplate.adaptation.context import clock
 from bedplate.adaptation.context.outcome import no_time
 from bedplate.adaptation.ladder import adapt
@@ -22,7 +23,7 @@ from bedplate.inference.native import library
 
 
 def test_a_kernel_that_has_to_be_compiled_takes_none_of_the_time(
-    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     passed, open_level = [0.0], library._open
     later = SimpleNamespace(**vars(time) | {"monotonic": lambda: time.monotonic() + passed[0]})
@@ -35,6 +36,7 @@ def test_a_kernel_that_has_to_be_compiled_takes_none_of_the_time(
     monkeypatch.setattr(library, "_open", compiling)
     report = adapt(toy_task, tmp_path / "out", rungs=["majority", "probe"], budget=300)
     assert passed == [500.0]
+    assert re.search(r"set-up took 5\d\d s; the time limit of 300 s begins now", capsys.readouterr().err)
     assert report.row("probe")["status"] == "done"
     assert report.data["timing"]["seconds"] < 300
 
@@ -97,6 +99,16 @@ def test_what_a_look_at_test_costs_is_said_before(
     assert "needs 98.5% confidence instead of 93.9%: about 58% more rows for the same power" in shown
     adapt(task, tmp_path / "out", rungs=["probe", "lora"], budget=120)
     assert "opening" not in capsys.readouterr().err  # the same question costs nothing again
+
+
+def test_what_test_takes_beyond_the_limit_is_said_before(
+    tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = write_task(tmp_path / "task", tiny_base, groups=160)
+    monkeypatch.setattr(ladder, "seconds_on_test", lambda *_: 100.0)
+    adapt(task, tmp_path / "out", rungs=["majority", "probe"], budget=60)
+    shown = capsys.readouterr().err
+    assert re.search(r"test takes about 100 s, \d\d s beyond the time limit: it is not cut short", shown)
 
 
 def test_a_label_that_test_lacks_or_has_hardly_is_told_before_anything_is_tried(

@@ -62,6 +62,25 @@ def test_a_paragraph_goes_before_a_line_and_a_line_before_a_word() -> None:
     assert all(piece.strip().split() == ["word"] * len(piece.split()) for piece in words)
 
 
+@pytest.mark.parametrize(
+    ("sentence", "end"),
+    [
+        ("The cat sat on the mat, and it stayed. ", "."),
+        ('She said: "Is it so?" ', '"'),
+        ("这是一个没有空格的句子。", "。"),
+    ],
+)
+def test_a_text_without_line_breaks_is_cut_between_sentences(sentence: str, end: str) -> None:
+    draw = random.Random(0)
+    parts = [*["word"] * draw.randrange(9), sentence] if " " in sentence else [sentence]
+    text = "".join(f"{' '.join(parts)}" for _ in range(200))
+    pieces = cut_text(text, 300, characters)
+    assert "".join(pieces) == text
+    assert len(pieces) > 5
+    assert all(piece.rstrip().endswith(end) for piece in pieces)
+    assert all(150 <= len(piece) <= 450 for piece in pieces)
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     (tmp_path / "books").mkdir()
@@ -112,8 +131,12 @@ def test_a_piece_is_explained_by_its_name(place: Path) -> None:
     [piece] = fates_of(place / "out", "00.txt#2")
     first, second = whole.pieces[:2]
     assert f"00.txt#2 ({second} characters): kept, in {whole.split} (characters {first + 1} to" in piece.line
-    with pytest.raises(DataError, match="read no document"):
+    with pytest.raises(
+        DataError, match=rf"no piece '00.txt#\d+': books: 00.txt .* cut into {len(whole.pieces)} documents"
+    ):
         fates_of(place / "out", f"00.txt#{len(whole.pieces) + 1}")
+    with pytest.raises(DataError, match=r"no piece 'short.txt#1': books: short.txt"):
+        fates_of(place / "out", "short.txt#1")
 
 
 def test_other_cuts_are_other_corpora_and_none_leaves_a_build_as_it_was(place: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
@@ -37,6 +37,7 @@ TEXT = st.text(
 
 @settings(max_examples=150, deadline=None)
 @given(TEXT)
+@example("1 2٣ 1.2.3 ４ 5a 6b ٣٤ 1,234,567.8")
 def test_words_are_those_of_datatroves_simplified_text(text: str) -> None:
     theirs = pytest.importorskip("datatrove.utils.text").simplify_text
     assert simplified(text) == " ".join(theirs(text).split())
@@ -45,7 +46,7 @@ def test_words_are_those_of_datatroves_simplified_text(text: str) -> None:
 
 
 def test_what_is_remembered_of_words_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(words, "_CACHE_SIZE", 40)
+    monkeypatch.setattr(words._remembered, "most", 40)
     first = word_hashes("as it was " + "y" * 64)
     for number in range(300):
         word_hashes(f"{word(number)} {'x' * 65}{number} {'y' * 64}")
@@ -196,3 +197,33 @@ def test_what_an_evaluation_says_is_found_and_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(DataError, match=message):
             Contamination.of([name], tmp_path, 13)
+
+
+def table_of_figures(seed: int, rows: int = 12, columns: int = 6) -> str:
+    draw = random.Random(seed)
+    lines = (" ".join(f"{draw.uniform(0, 900):,.1f}" for _ in range(columns)) for _ in range(rows))
+    return "\n".join(f"{label} {line}" for label, line in zip("abcdefghijkl", lines, strict=False))
+
+
+def test_tables_of_other_figures_are_no_copies_and_of_the_same_are() -> None:
+    draw = random.Random(5)
+    matrices = [" ".join(draw.choices("01", k=200)) for _ in range(2)]
+    quarters = [f"Results of the quarter in full\n{table_of_figures(seed)}" for seed in range(3)]
+    again = quarters[0].replace("Results", "Figures")
+    fate, of = _ours([*matrices, *quarters, again], Dedup())
+    assert fate.tolist() == [UNIQUE] * 5 + [NEAR]
+    assert of[5] == 2
+    dated = [f"On 2026-0{month}-01 at 12:30 {' '.join(word(i) for i in range(60))}" for month in (1, 2)]
+    assert _ours(dated, Dedup())[0].tolist() == [UNIQUE, NEAR]  # other numbers in a text leave it the same
+
+
+def test_figures_of_an_evaluation_are_no_contamination(tmp_path: Path) -> None:
+    question = "In {} a baker sells {} loaves in the morning and some more in the afternoon of each day"
+    (tmp_path / "a.txt").write_text(f"{question.format(1999, 12)}\n{table_of_figures(0)}\n{list(range(40))}")
+    (tmp_path / "table.txt").write_text(table_of_figures(1))
+    index = Contamination.of(["a.txt"], tmp_path, 13)
+    assert index.found_in(f"{table_of_figures(2)} {list(range(60))}") is None
+    quote = index.found_in(f"{table_of_figures(3)} {question.format(2026, 480)}")
+    assert quote == "a.txt: 7 runs of 13 words, the first from word 84"
+    with pytest.raises(DataError, match="not mostly numbers"):
+        Contamination.of(["table.txt"], tmp_path, 13)

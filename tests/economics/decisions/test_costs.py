@@ -9,7 +9,17 @@ from itertools import pairwise
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.economics.decisions.builders import HOSTED, MACHINE, PRICES, bills, decided, outcome, totals
+from tests.economics.decisions.builders import (
+    HOSTED,
+    MACHINE,
+    PRICES,
+    bills,
+    case_values,
+    decided,
+    outcome,
+    parsed,
+    totals,
+)
 
 from bedplate.core.errors import BedplateError
 from bedplate.economics.costs.decisions.explanation import as_values, reasons
@@ -74,6 +84,13 @@ def test_without_padding_calls_that_wait_take_the_batch_price() -> None:
     padded, plain = (decision.outcome(name) for name in ("padded", "plain"))
     assert padded.padding_tokens == 100, "a padded call is cheaper than one that waits"
     assert padded.padding_saves_usd == pytest.approx(plain.total_usd - padded.total_usd)
+
+
+def test_calls_of_a_month_with_their_range() -> None:
+    traffic = {"horizon_days": 100, "calls_per_month": {"value": "365k", "low": 36_500, "high": "730k"}}
+    case, _ = parsed(case_values({"it": HOSTED}, traffic=traffic))
+    calls = case.traffic.calls_per_day
+    assert (calls.low, calls.value, calls.high) == pytest.approx((1200, 12_000, 24_000))
 
 
 def test_no_cached_price_is_the_price_of_any_input() -> None:

@@ -29,6 +29,8 @@ class Clock:
         self._per_second = usd_per_hour / 3600
         self._start = time.monotonic()
         self._before = 0.0
+        self.outside = 0.0
+        """Seconds that were taken beside the limit."""
         self._charged = 0.0
         self._parent = parent
 
@@ -45,7 +47,9 @@ class Clock:
         try:
             yield
         finally:
-            self._before -= time.monotonic() - start
+            seconds = time.monotonic() - start
+            self._before -= seconds
+            self.outside += seconds
 
     def charge(self, usd: float) -> None:
         """Count what an endpoint charged."""

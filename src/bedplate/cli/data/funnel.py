@@ -69,7 +69,8 @@ def explain(
     id: Annotated[
         str,
         typer.Argument(
-            metavar="ID", help="The document: its path in its source, or what its row is named by; or a folder."
+            metavar="ID",
+            help="The document: its path in its source, or what its row is named by; or a folder or source.",
         ),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
@@ -81,10 +82,15 @@ def explain(
     if as_json:
         print(json.dumps([{**asdict(fate), "kept": fate.rule is None} for fate in fates]))
         return
-    if not any(fate.is_called(id) for fate in fates):  # a folder
-        outcomes = Counter(f"{fate.source}: {id}: {fate.outcome}" for fate in fates)
-        for outcome, count in outcomes.most_common():
-            print(f"{outcome}: {count:,} documents")
+    if not any(fate.is_called(id) for fate in fates):  # a folder or source
+        counts, pieces = Counter[str](), Counter[str]()
+        for fate in fates:
+            outcome = f"{fate.source}: {id}: {fate.reason}"
+            counts[outcome] += 1
+            pieces[outcome] += len(fate.pieces)
+        for outcome, count in counts.most_common():
+            cut = f", cut into {pieces[outcome]:,}" if pieces[outcome] else ""
+            print(f"{outcome}: {count:,} document{'s' * (count > 1)}{cut}")
         return
     for fate in fates:
         print(fate.line)

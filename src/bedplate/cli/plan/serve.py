@@ -26,12 +26,14 @@ from bedplate.cli.options import (
 )
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
+from bedplate.core.quantities import DAYS_PER_MONTH
 from bedplate.core.tables import numbers, show
 
 if TYPE_CHECKING:
     from bedplate.economics.serving.serving_cost import ServingPlan
 
-_MOVED = ["calls_per_day", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour", "page", "as_json"]
+_SLIDERS = ["calls_per_day", "calls_per_month", "peak_factor", "spare", "p95_ms", "first_token_ms", "usd_per_hour"]
+_MOVED = [*_SLIDERS, "page", "as_json"]
 """What a page's own sliders say, or is none of its matter."""
 _LABELS = {"capacity": "calls/s of a replica, at most", "tokens_per_second": "tokens/s of a full replica"}
 """Figures that need more words than their name."""
@@ -43,7 +45,8 @@ def serve(
     model: Annotated[
         str, typer.Argument(help="A measured base, a preset, a size (7b), or the path of a config.json or a base.")
     ],
-    calls_per_day: Annotated[float, count(help="Calls of an average day, such as 50k.")] = 50_000,
+    calls_per_day: Annotated[float | None, count(help="Calls of an average day. Default: 50k.")] = None,
+    calls_per_month: Annotated[float | None, count(help="In its place: of a twelfth of a year, such as 1.5M.")] = None,
     prompt_tokens: Annotated[
         str, typer.Option(help="300 or 1.5k (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
     ] = "300",
@@ -93,6 +96,11 @@ def serve(
     from bedplate.economics.serving.serving_cost import LatencyTarget, plan_cases
     from bedplate.economics.serving.simulation import Traffic, parse_lengths
 
+    if calls_per_day is not None and calls_per_month is not None:
+        raise UsageError("--calls-per-day and --calls-per-month are both given: give one of them")
+    calls = 50_000.0 if calls_per_day is None else calls_per_day
+    if calls_per_month is not None:
+        calls = calls_per_month / DAYS_PER_MONTH
     row = None
     if device is not None:
         from bedplate.economics.hardware.devices import find_device_in
@@ -104,9 +112,7 @@ def serve(
     traffic = Traffic(*lengths, skin_tokens, skins)
     usual = LOCAL_ENGINE if row is None else ON_DEVICES
     engine = replace(
-        usual,
-        max_rows=max_rows or usual.max_rows,
-        fitted=max_rows is None,
+        usual.with_rows(max_rows),
         max_step_tokens=max_step_tokens or usual.max_step_tokens,
         adapter_rank=adapter_rank,
         drafted=drafted,
@@ -126,12 +132,12 @@ def serve(
     p95, first_token = (None if limit is None else limit / 1000 for limit in (p95_ms, first_token_ms))
     target = LatencyTarget(p95, first_token)
     demand: dict[str, Any] = {"peak_factor": peak_factor, "target": target, "spare": spare}
-    plans = plan_cases(replicas, traffic, calls_per_day, **demand)
+    plans = plan_cases(replicas, traffic, calls, **demand)
     if page is not None:
         from bedplate.economics.pages.cost_pages import serving_page
 
         command = as_given(context, without=_MOVED)
-        html = serving_page(model, replicas, traffic, calls_per_day, **demand, devices=devices, command=command)
+        html = serving_page(model, replicas, traffic, calls, **demand, devices=devices, command=command)
         write_page(page, html)
     if as_json:
         traffic_fields = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
@@ -156,7 +162,12 @@ def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
     cases = ("low", "high") if len(plans) > 1 else ()  # one that is missing does not meet the target
     ends = [dict(_figures(plans[case])) if case in plans else dict.fromkeys(figures, "never") for case in cases]
     rows: list[tuple[str, ...]] = [
-        (_LABELS.get(name, name.replace("_", " ")), value, " to ".join(dict.fromkeys(end[name] for end in ends)))
+        # a slow replica does less, and costs more
+        (
+            _LABELS.get(name, name.replace("_", " ")),
+            value,
+            " to ".join(dict.fromkeys(end[name] for end in (ends if name in _LABELS else reversed(ends)))),
+        )
         for name, value in figures.items()
     ]
     show(("figure", *numbers("value", "range")), rows)
@@ -179,14 +190,16 @@ def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
 
 
 def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:
+    from bedplate.economics.numbers.money import usd
+
     yield "replicas", f"{plan.replicas:,}"
     yield "capacity", f"{plan.capacity_calls_per_second:.3g}"
     yield "tokens_per_second", f"{plan.saturated_tokens_per_second:,.0f}"
     if plan.usd_per_call is not None and plan.usd_per_million_tokens is not None:
-        yield "usd_per_call", f"${plan.usd_per_call:.3g}"
-        yield "usd_per_million_tokens", f"${plan.usd_per_million_tokens:.3g}"
+        yield "usd_per_call", usd(plan.usd_per_call)
+        yield "usd_per_million_tokens", usd(plan.usd_per_million_tokens)
         yield "usd_per_day", f"${plan.usd_per_day:,.2f}"
-        yield "floor_usd_per_call", f"${plan.floor_usd_per_call:.3g}"
+        yield "floor_usd_per_call", usd(plan.floor_usd_per_call or 0.0)
 
 
 def _notes(plan: ServingPlan) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -45,6 +46,11 @@ class Fate:
         """Whether it was kept, and where or why."""
         outcome = f"kept, in {self.split or 'no split'}" if self.rule is None else f"dropped by {self.rule}"
         return outcome + (f" ({self.detail})" if self.detail else "")
+
+    @property
+    def reason(self) -> str:
+        """The outcome by the word that a funnel counts under."""
+        return replace(self, detail="" if self.rule is None else self.detail.partition(":")[0]).outcome
 
     @property
     def line(self) -> str:
@@ -188,14 +194,15 @@ def read_fates(path: Path) -> Iterator[Fate]:
 
 
 def fates_of(directory: Path, id: str) -> list[Fate]:
-    """What became of the documents of this id, or whose id ends in it behind a `/` or `#`, or of those in the folder of
-    this name; of several sources there may be several. DataError where there is none, with the nearest."""
+    """What became of the documents of this id, or whose id ends in it behind a `/` or `#`, or of those in the folder or
+    source of this name; of several sources there may be several. DataError where there is none, with the nearest."""
     folder = directory / "fates"
     files = sorted(folder.glob("*.jsonl.gz"))
     if not files:
         raise DataError(f"{directory} has no fates: it is not a corpus made by `bedplate data build`")
     fates: list[Fate] = []
     inside: list[Fate] = []
+    texts: list[Fate] = []
     similar_ids: list[str] = []
     for path in files:
         ids: list[str] = []
@@ -203,11 +210,15 @@ def fates_of(directory: Path, id: str) -> list[Fate]:
             piece = fate.piece(id)
             if piece is not None or fate.is_called(id):
                 fates.append(piece or fate)
-            elif f"/{id.strip('/')}/" in f"/{fate.id}":
+            elif f"/{id.strip('/')}/" in f"/{fate.id}" or id.strip("/") == fate.source:
                 inside.append(fate)
+            elif re.fullmatch(r".+#\d+", id) and fate.is_called(id.rpartition("#")[0]):
+                texts.append(fate)
             ids.append(fate.id)
         similar_ids += nearest(id, ids, 2) if not fates and len(ids) < 20_000 else []
     exact = [fate for fate in fates if fate.id == id]
+    if not fates and not inside and texts:
+        raise DataError(f"{directory} has no piece {id!r}: {texts[0].line}")
     if not fates and not inside:
         hint = did_you_mean(nearest(id, similar_ids, 3)) or "`bedplate data funnel` shows ids"
         raise DataError(f"{directory} read no document {id!r}; {hint}")

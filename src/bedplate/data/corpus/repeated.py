@@ -3,10 +3,11 @@
 Copies are found by hash, near-duplicates by MinHash (Broder, 1997) with locality-sensitive bands; of each cluster the
 first document stays. Documents that agree in all hashes of a band are one cluster. Hash functions are multiply-shift
 (Dietzfelbinger et al., 1997) over hashes of n-grams of words: lower case, all numbers alike, without punctuation and
-accents, as `datatrove.utils.text.simplify_text` has them.
+accents, as `datatrove.utils.text.simplify_text` has them. Tables of figures are not alike: numbers in a row are told by
+their values, and n-grams of numbers alone are left out.
 
 Contaminated documents share so many words in a row with an evaluation (13 in GPT-3's appendix C,
-https://arxiv.org/abs/2005.14165).
+https://arxiv.org/abs/2005.14165), of which at least half are no numbers.
 
 Shapes: D documents, S shingles of one, H = bands × rows hashes, B bands.
 """
@@ -20,7 +21,7 @@ import io
 import re
 import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,8 @@ from bedplate.data.corpus.recipe import Dedup, MinHashSettings
 from bedplate.data.corpus.shards import save_arrays
 
 _BASE = np.uint64(0x9E3779B97F4A7C15)
-_CACHE_SIZE, _LONGEST = 1 << 20, 64
-"""Stretches that are remembered, and the characters that one may have."""
+_LONGEST = 64
+"""Characters of a stretch that is remembered."""
 PUNCTUATION = "!/—”:％１〈&(、━\\【#%「」，】；+^]~“《„';’{|∶´[=-`*．（–？！：$～«〉,><》)?）。…@_.\"}►»" + "".join(
     map(chr, (x for a, b in ((0, 9), (11, 13), (13, 32), (127, 160)) for x in range(a, b)))
 )
@@ -44,29 +45,52 @@ _SPACES = str.maketrans(PUNCTUATION, " " * len(PUNCTUATION))
 _NUMBER = re.compile(r"\d+(?:[.,،٫⎖⎗⎘]\d+)?")
 
 
-class _Remembered(dict[str, bytes]):
-    """Stretch between white space → hashes of its words, of eight bytes each."""
+class Remembered(dict[str, bytes]):
+    """Stretch between white space → numbers of its words, of eight bytes each, made on first sight. most: stretches
+    that are remembered before all are forgotten."""
+
+    def __init__(self, encode: Callable[[str], bytes], most: float) -> None:
+        super().__init__()
+        self.encode, self.most = encode, most
 
     def __missing__(self, stretch: str) -> bytes:
-        hashes = b"".join(map(_hash, simplified(stretch).split()))
+        encoding = self.encode(stretch)
         if len(stretch) <= _LONGEST:
-            if len(self) >= _CACHE_SIZE:
+            if len(self) >= self.most:
                 self.clear()
-            self[stretch] = hashes
-        return hashes
+            self[stretch] = encoding
+        return encoding
 
 
-_remembered = _Remembered()
+_remembered = Remembered(lambda stretch: b"".join(map(_hash, simplified(stretch).split())), 1 << 20)
 
 
 def word_hashes(text: str) -> NDArray[np.uint64]:
-    """[W], in order."""
-    return np.frombuffer(b"".join(map(_remembered.__getitem__, text.split())), "<u8").astype(np.uint64, copy=False)
+    """[W], in order. Numbers are alike, but for those of a table: FIGURES or more in a row."""
+    return _words(text)[0]
 
 
-def simplified(text: str) -> str:
-    """The words of a text between single spaces."""
-    text = _NUMBER.sub("0", text.lower()).translate(_SPACES)
+def _words(text: str) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
+    """Their hashes [W], and which are numbers."""
+    stretches = text.split()
+    hashes = _joined(map(_remembered.__getitem__, stretches))
+    numbers = hashes == _ANY_NUMBER
+    if np.count_nonzero(numbers) >= FIGURES:
+        window = np.ones(FIGURES, np.int8)
+        figures = np.convolve(np.convolve(numbers, window, "valid") == FIGURES, window) > 0
+        if figures.any():
+            by_value = (simplified(stretch, lambda number: _hash(number[0]).hex()) for stretch in stretches)
+            hashes = np.where(figures, _joined(_hash(word) for words in by_value for word in words.split()), hashes)
+    return hashes, numbers
+
+
+def _joined(hashes: Iterable[bytes]) -> NDArray[np.uint64]:
+    return np.frombuffer(b"".join(hashes), "<u8").astype(np.uint64, copy=False)
+
+
+def simplified(text: str, number: str | Callable[[re.Match[str]], str] = "0") -> str:
+    """The words of a text between single spaces. number: what stands for each number, of letters and digits."""
+    text = _NUMBER.sub(number, text.lower()).translate(_SPACES)
     if not text.isascii():
         text = unicodedata.normalize("NFD", " ".join(text.split()))
         text = "".join(c for c in text if unicodedata.category(c) != "Mn")
@@ -86,9 +110,21 @@ def longer(grams: NDArray[np.uint64], hashes: NDArray[np.uint64], size: int) -> 
     return grams[:-1] * _BASE + hashes[size:]
 
 
+def shingles(text: str, size: int, least: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    """Hashes of the n-grams of `size` words of which at least `least` are no numbers, and where each begins."""
+    hashes, numbers = _words(text)
+    before = np.concatenate([[0], np.cumsum(~numbers)])
+    starts = np.flatnonzero(before[size:] - before[:-size] >= least)
+    return n_grams(hashes, size)[starts], starts
+
+
 def _hash(word: str) -> bytes:
     return hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 
+
+_ANY_NUMBER = np.frombuffer(_hash("0"), "<u8")[0]
+FIGURES = 4
+"""Numbers in a row that are told by their values: a date has three."""
 
 _TOGETHER = 2048
 """Shingles whose hashes are computed at once."""
@@ -107,13 +143,14 @@ class MinHash:
         self._b = generator.integers(0, top, count, np.uint64, endpoint=True)
 
     def bands(self, text: str) -> NDArray[np.uint64] | None:
-        """One number for each band [B]; None for a text shorter than a shingle, which is like no other."""
-        shingles = n_grams(word_hashes(text), self.settings.words)
-        if not len(shingles):
+        """One number for each band [B]; None for a text shorter than a shingle or of numbers alone, which is like no
+        other."""
+        grams, _ = shingles(text, self.settings.words, least=1)
+        if not len(grams):
             return None
         signature = np.full(len(self._a), np.iinfo(np.uint64).max, np.uint64)
-        for start in range(0, len(shingles), _TOGETHER):
-            some_SH = shingles[start : start + _TOGETHER, None] * self._a
+        for start in range(0, len(grams), _TOGETHER):
+            some_SH = grams[start : start + _TOGETHER, None] * self._a
             some_SH += self._b
             some_SH >>= np.uint64(24)  # the high bits are the good ones
             np.minimum(signature, some_SH.min(axis=0), out=signature)
@@ -193,16 +230,20 @@ class Contamination:
 
     @classmethod
     def of(cls, against: Sequence[str], directory: Path, words: int) -> Contamination:
-        """Read every text of the evaluations. A text of fewer words than `words` cannot be told and is not looked for.
+        """Read every text of the evaluations. A text of fewer words than `words`, or mostly of numbers, cannot be told
+        and is not looked for.
         DataError for what is not a file, folder or suite, or holds no text of such a length."""
         grams: list[NDArray[np.uint64]] = []
         owners: list[NDArray[np.int32]] = []
         for number, name in enumerate(against):
             texts = (text for path in files(name, directory) for text in _texts(path))
-            gram_arrays = [np.empty(0, np.uint64), *(n_grams(word_hashes(text), words) for text in texts)]
+            gram_arrays = [np.empty(0, np.uint64), *(_telling_grams(text, words)[0] for text in texts)]
             unique_grams = np.unique(np.concatenate(gram_arrays))
             if not len(unique_grams):
-                raise DataError(f"decontaminate: {name} holds no text of {words} words, so nothing could be told by it")
+                raise DataError(
+                    f"decontaminate: {name} holds no text of {words} words (not mostly numbers), so nothing could be "
+                    "told by it"
+                )
             grams.append(unique_grams)
             owners.append(np.full(len(unique_grams), number, np.int32))
         if not grams:
@@ -225,13 +266,17 @@ class Contamination:
         """The evaluation that a text has words of, and which."""
         if not len(self.grams):
             return None
-        grams = n_grams(word_hashes(text), self.words)
+        grams, starts = _telling_grams(text, self.words)
         at = np.minimum(np.searchsorted(self.grams, grams), len(self.grams) - 1)
         hit = np.flatnonzero(self.grams[at] == grams)
         if not len(hit):
             return None
         name = self.names[self.owners[at[hit[0]]]]
-        return f"{name}: {len(hit)} runs of {self.words} words, the first from word {int(hit[0])}"
+        return f"{name}: {len(hit)} runs of {self.words} words, the first from word {int(starts[hit[0]])}"
+
+
+def _telling_grams(text: str, words: int) -> tuple[NDArray[np.uint64], NDArray[np.int64]]:
+    return shingles(text, words, least=(words + 1) // 2)
 
 
 def files(name: str, directory: Path) -> list[Path]:

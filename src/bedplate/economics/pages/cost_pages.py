@@ -143,7 +143,7 @@ def _layouts(
             except UsageError as error:
                 cell: dict[str, Any] = {"error": str(error)}
             else:
-                figures = ("global_batch_tokens", "bubble_share", "communication_share")
+                figures = ("global_batch_tokens", "bubble_share", "communication_share", "mfu_factor")
                 cell = {name: getattr(candidate, name) for name in figures}
                 cell |= {"text": describe(candidate.layout), "bytes": asdict(candidate.bytes)}
             if cell not in cells:

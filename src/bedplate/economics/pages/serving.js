@@ -3,14 +3,14 @@
 
 const SECONDS_PER_DAY = 86400;
 
-/** A figure of one replica at a rate of calls a second, straight between the loads next to it; null beyond them. */
+/** A figure of one replica at a rate of calls a second, straight between the loads next to it (the least: a call alone);
+ * null beyond them. */
 function atRate(replica, name, rate) {
-  const column = replica.loads[name];
+  const column = [replica.alone[name], ...replica.loads[name]];
   const place = (rate / replica.saturated_calls_per_second) * DATA.grid;
   if (place > DATA.grid * (1 + 1e-9)) return null;
-  if (place <= 1) return column[0];
   const below = Math.min(DATA.grid - 1, Math.floor(place));
-  return column[below - 1] + (place - below) * (column[below] - column[below - 1]);
+  return column[below] + (place - below) * (column[below + 1] - column[below]);
 }
 
 /** Why no number of replicas helps, or null. */

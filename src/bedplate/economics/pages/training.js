@@ -3,10 +3,13 @@
 const PRICE = DATA.price ?? { low: 0, central: 0, high: 0 };
 const exactly = (value) => ({ low: value, central: value, high: value });
 
-/** The share of the peak that so many devices reach, at the middle of its range. */
-const curve = (devices) => DATA.mfu.given ?? MODEL.curve.at(devices) * DATA.mfu_factor;
-const lowest = (devices) => curve(devices) * DATA.mfu.low;
-const highest = (devices) => Math.min(1, curve(devices) * DATA.mfu.high);
+/** The share of the peak that so many devices reach with the layout of so many tokens, at the middle of its range. */
+function curve({ tokens, devices }) {
+  const layout = layoutOf(tokens * DATA.flops_per_token, nearest(DATA.devices.counts, devices));
+  return DATA.mfu.given ?? MODEL.curve.at(devices) * DATA.mfu_factor * (layout?.mfu_factor ?? 1);
+}
+const lowest = (values) => curve(values) * DATA.mfu.low;
+const highest = (values) => Math.min(1, curve(values) * DATA.mfu.high);
 
 /** A run's figures. changed: names of what was moved, which is taken as exact; what was not has its own range. */
 function training(values, changed) {
@@ -49,7 +52,7 @@ function sliders() {
   const { tokens, devices, price, mfu } = DATA;
   const at = price?.central ?? 1;
   const wide = (values) =>
-    `${percent(lowest(values.devices))} to ${percent(highest(values.devices))} ${mfu.given === null ? "are reached on so many" : "around what was given"}`;
+    `${percent(lowest(values))} to ${percent(highest(values))} ${mfu.given === null ? "are reached on so many" : "around what was given"}`;
   return [
     {
       name: "tokens", label: "Tokens", scale: "log", ...tokens,
@@ -61,8 +64,8 @@ function sliders() {
       hint: `one of ${devices.counts.length} numbers whose layouts were searched; what is typed goes to the nearest`,
     },
     {
-      name: "mfu", label: "MFU, share of the peak", scale: "linear", stated: (values) => curve(values.devices),
-      low: (values) => lowest(values.devices), high: (values) => highest(values.devices), hint: wide, show: percent,
+      name: "mfu", label: "MFU, share of the peak", scale: "linear", stated: curve, low: lowest, high: highest,
+      hint: wide, show: percent,
       read: (text) => (text.includes("%") ? parsed(text) : parsed(text) > 1 ? parsed(text) / 100 : parsed(text)),
     },
     {
@@ -176,15 +179,16 @@ function showDevices(plots, values, run) {
     scale: "log", low: counts[0], high: counts.at(-1), whole: true, label: "devices", unit: "devices",
     show: (n) => (n >= 1e6 ? count(n) : grouped(n)),
   };
-  const place = values.mfu / curve(values.devices); // within the range: kept on other numbers of devices
+  const on = (n) => ({ tokens: values.tokens, devices: n });
+  const place = values.mfu / curve(values); // within the range: kept on other numbers of devices
   const hours = (n, share) => (run.gpu_hours.central * values.mfu) / Math.min(1, share);
   const draw = (plot, of, y, colour) =>
     plot.draw({
       x, y: { scale: "log", loose: true, ...y }, height: 280, start: values.devices,
-      lines: [{ name: y.label, colour, at: (n) => of(hours(n, curve(n) * place), n) }],
+      lines: [{ name: y.label, colour, at: (n) => of(hours(n, curve(on(n)) * place), n) }],
       bands: run.exact
         ? []
-        : [{ colour, low: (n) => of(hours(n, highest(n)), n), high: (n) => of(hours(n, lowest(n)), n) }],
+        : [{ colour, low: (n) => of(hours(n, highest(on(n))), n), high: (n) => of(hours(n, lowest(on(n))), n) }],
       points: [
         {
           x: values.devices, y: of(run.gpu_hours.central, values.devices),

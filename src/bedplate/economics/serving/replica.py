@@ -184,6 +184,10 @@ class ReplicaEngine:
         whole(max_rows=self.max_rows, max_step_tokens=self.max_step_tokens)
         at_least(0, adapter_rank=self.adapter_rank, drafted=self.drafted)
 
+    def with_rows(self, rows: int | None) -> ReplicaEngine:
+        """With exactly so many rows; None: as it is."""
+        return self if rows is None else replace(self, max_rows=rows, fitted=False)
+
     def service(self, steps: StepModel, call_seconds: float) -> ServiceModel:
         """The engine behind its queue, as it is simulated."""
         sizes = (self.max_rows, self.max_step_tokens, call_seconds, self.drafted, self.accepted)

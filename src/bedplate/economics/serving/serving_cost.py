@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
 from bedplate.core.arguments import need_fields
@@ -191,8 +191,8 @@ def plan_serving(
         saturated_tokens_per_second=full_tokens,
         capacity_calls_per_second=capacity,
         replicas=int(fleet["replicas"]),
-        at_peak=_latency(service, traffic, fleet["peak_rate"]),
-        at_mean=_latency(service, traffic, fleet["mean_rate"]),
+        at_peak=_between(service, traffic, fleet["peak_rate"], saturated, alone),
+        at_mean=_between(service, traffic, fleet["mean_rate"], saturated, alone),
         calls_per_day=calls_per_day,
         peak_factor=peak_factor,
         tokens_per_call=tokens,
@@ -288,6 +288,17 @@ def _steady(service: ServiceModel, traffic: Traffic, rate: float) -> Simulated:
 
 def _latency(service: ServiceModel, traffic: Traffic, rate: float) -> RateLatency:
     return _percentiles(_steady(service, traffic, rate), rate)
+
+
+def _between(service: ServiceModel, traffic: Traffic, rate: float, saturated: float, alone: Simulated) -> RateLatency:
+    """Latency at a rate, straight between the two nearest of the loads that capacities are told in, as a plan's page
+    has it: the least of them is a call alone."""
+    place = rate / saturated * PARTS
+    below = min(PARTS - 1, math.floor(place))
+    loads = [part / PARTS * saturated for part in (below, below + 1)]
+    ends = (astuple(_latency(service, traffic, load) if load else _percentiles(alone, 0.0)) for load in loads)
+    values = [low + (place - below) * (high - low) for low, high in zip(*ends, strict=True)]
+    return replace(RateLatency(*values), calls_per_second=rate)
 
 
 def _percentiles(outcome: Simulated, rate: float) -> RateLatency:

@@ -119,6 +119,11 @@ class DeviceLayout:
         return self.data * self.tensor * self.pipeline * self.context
 
     @property
+    def sequences(self) -> int:
+        """Of one step, all micro-batches full."""
+        return self.data * self.micro_batch * self.micro_batches
+
+    @property
     def replicas(self) -> int:
         """Devices that hold the same part of the model: what ZeRO shards over."""
         return self.data * self.context
@@ -229,8 +234,7 @@ def step_time(
     """Seconds of a step over `batch_tokens` tokens in sequences of `tokens`, with `peak` operations per second."""
     # Attention's own forward pass is a third of its training operations.
     factor = {"none": 1.0, "selective": 1 + shape.attention_share / 3, "full": 4 / 3}[layout.recompute]
-    sequences = layout.micro_batch * layout.micro_batches * layout.data  # the last micro-batch may be short, but waits
-    padded_tokens = max(batch_tokens, sequences * tokens)
+    padded_tokens = max(batch_tokens, layout.sequences * tokens)  # the last micro-batch may be short, but waits
     compute = factor * shape.flops_per_token * padded_tokens / (layout.devices * peak * PRODUCT_SHARE)
     compute += START_SECONDS * 2 * factor * layout.micro_batches * shape.layers / layout.pipeline
     if layout.recompute == "none":

@@ -132,12 +132,12 @@ def find_layout(job: TrainingJob, name: str = "the model") -> Fitted:
             f"{job.sequence_tokens:,} tokens in a step; take fewer devices (a multiple of "
             f"{job.device.devices_per_node}), or a larger global batch"
         )
-    missing, would = nearest.bytes.total - job.usable_bytes, tuple(_would_fit(job))
+    missing, would = nearest.bytes.total - usable_bytes, tuple(_would_fit(job))
     remedy = f"it would fit with {', or '.join(would)}" if would else "no number of such devices that was tried fits"
     raise DoesNotFit(
         f"{name} does not fit {job.devices:,} × {job.device.name}: the smallest layout ({describe(nearest.layout)}) "
         f"needs {nearest.bytes.total / 1e9:,.1f} GB on a device, {missing / 1e9:,.1f} GB more than the "
-        f"{job.usable_bytes / 1e9:,.1f} GB that {job.margin:.0%} of reserve leave; {remedy}",
+        f"{usable_bytes / 1e9:,.1f} GB that {job.margin:.0%} of reserve leave; {remedy}",
         nearest,
         missing,
         would,
@@ -159,12 +159,6 @@ def _smallest(
     tried = [replace(degrees, zero_stage=stage, recompute=recompute) for stage, recompute in choices]
     sized = [(layout, device_bytes(shape, layout, states, job.sequence_tokens)) for layout in tried]
     return min(sized, key=lambda pair: pair[1].total)
-
-
-def layouts(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:
-    """All layouts that use every device and whose degrees divide what they divide."""
-    for degrees in _degrees(job, shape):
-        yield from _variants(job, shape, degrees)
 
 
 def _degrees(job: TrainingJob, shape: LayoutShape) -> Iterator[DeviceLayout]:

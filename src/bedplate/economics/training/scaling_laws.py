@@ -11,8 +11,8 @@ models, trained longer. Both are of the MassiveText-like data and the tokenizer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from bedplate.core.errors import UsageError
 from bedplate.economics.numbers.formula import at_least, positive
@@ -75,6 +75,8 @@ def compute_optimal(flops: float, fit: ScalingFit = EPOCH) -> Optimum:
 def inference_aware(loss: float, inference_tokens: float, fit: ScalingFit = EPOCH) -> Optimum:
     """The size and tokens that reach `loss` with the least training and use together. inference_tokens: read and
     written over the model's life. UsageError for a loss that no size reaches."""
+    from scipy.optimize import minimize_scalar
+
     positive(loss=loss)
     at_least(0, inference_tokens=inference_tokens)
     if loss <= fit.floor:
@@ -90,24 +92,8 @@ def inference_aware(loss: float, inference_tokens: float, fit: ScalingFit = EPOC
         parameters, tokens = size(log_ratio)
         return 6 * parameters * tokens + 2 * parameters * inference_tokens
 
-    return _optimum(*size(_minimize(cost, -20.0, 20.0)), inference_tokens, fit)
-
-
-def _minimize(cost: Callable[[float], float], low: float, high: float) -> float:
-    """Where a function with one valley has its floor: golden-section search."""
-    ratio = (math.sqrt(5) - 1) / 2
-    left, right = high - ratio * (high - low), low + ratio * (high - low)
-    at_left, at_right = cost(left), cost(right)
-    while high - low > 1e-7:
-        if at_left <= at_right:
-            high, right, at_right = right, left, at_left
-            left = high - ratio * (high - low)
-            at_left = cost(left)
-        else:
-            low, left, at_left = left, right, at_right
-            right = low + ratio * (high - low)
-            at_right = cost(right)
-    return (low + high) / 2
+    least: Any = minimize_scalar(cost, bounds=(-20.0, 20.0), method="bounded", options={"xatol": 1e-9})
+    return _optimum(*size(least.x), inference_tokens, fit)
 
 
 def _optimum(parameters: float, tokens: float, inference_tokens: float, fit: ScalingFit) -> Optimum:

@@ -40,6 +40,8 @@ DEFAULT_PUE = 1.2
 DEFAULT_USD_PER_KWH = 0.10
 DEFAULT_SEQUENCE_TOKENS = 8192
 BATCH_SCALE, BATCH_EXPONENT = 0.292, 0.3271
+USUAL_BUBBLE = 0.15
+"""Share of a step in which the pipeline stages of published runs idle: what is beyond that, no curve has."""
 
 TRAINING_FORMULAS: dict[str, tuple[str, str]] = {
     "parameters": ("every weight of the architecture, tied ones once", "the spec; checked against built models"),
@@ -48,7 +50,8 @@ TRAINING_FORMULAS: dict[str, tuple[str, str]] = {
         "Kaplan et al. 2001.08361; attention of decoders counted causally, windows bounded, recomputation not counted",
     ),
     "mfu": (
-        "(floor + (first − floor) · (8 / devices)^0.2) × execution × 1.28 in fp8; range × 0.8 to 1.25",
+        "(floor + (first − floor) · (8 / devices)^0.2) × execution × 1.28 in fp8 × what of a bubble over 15% is left, "
+        "(1 − bubble) / 0.85; range × 0.8 to 1.25",
         "one curve for each kind of device, from measured throughputs; factors from torchtitan 2410.06511",
     ),
     "gpu_hours": (
@@ -84,6 +87,7 @@ class DevicePrice:
 @dataclass(frozen=True, repr=False)
 class TrainingPlan(Brief):
     """One run. mfu: of the clean steps, over the dense peak of `peak_number`; gpu_hours with the overhead in it.
+    mfu_factor: what idle pipeline stages leave of the curve's. global_batch_tokens: as many as the layout holds.
 
     usd is None where no price is known. energy_usd is no part of usd: rent includes power. bytes: on the fullest one.
     """
@@ -104,6 +108,7 @@ class TrainingPlan(Brief):
     peak_flops_per_second: float
     mfu: Range
     mfu_source: str
+    mfu_factor: float
     overhead: float
     gpu_hours: Range
     days: Range
@@ -196,13 +201,16 @@ def plan_training(
     reached, peak = mfu_of(device, devices, precision, execution, mfu_share), peak_of(device, precision)
     price = price_of(device, usd_per_hour)
     hourly = Range.exactly(0.0) if price is None else price.usd_per_hour
-    figures = run_figures(flops, peak, device.watts * pue, devices, reached, overhead, hourly, usd_per_kwh)
-    usd = figures.pop("usd")
     sequences = _sequences(global_batch_tokens, flops, sequence)
     job = TrainingJob(spec, device, devices, sequence, sequences, precision, optimizer, margin=margin)
     if global_batch_tokens is None and not usable(job):  # the default must not leave devices without a sequence
         job = replace(job, sequences=1 << (devices - 1).bit_length())
     fitted = find_layout(job, name)
+    bubble = fitted.step.bubble / fitted.step.total
+    factor = 1.0 if mfu_share is not None else min(1.0, (1 - bubble) / (1 - USUAL_BUBBLE))
+    reached = reached.scaled(factor)
+    figures = run_figures(flops, peak, device.watts * pue, devices, reached, overhead, hourly, usd_per_kwh)
+    usd = figures.pop("usd")
     count = parameters(spec)
     return TrainingPlan(
         model=name,
@@ -210,7 +218,7 @@ def plan_training(
         active_parameters=count.active,
         tokens=tokens,
         sequence_tokens=sequence,
-        global_batch_tokens=job.sequences * sequence,
+        global_batch_tokens=fitted.layout.sequences * sequence,
         device=device,
         devices=devices,
         precision=precision,
@@ -221,13 +229,14 @@ def plan_training(
         peak_flops_per_second=peak,
         mfu=reached,
         mfu_source=CURVES[device.mfu].source if mfu_share is None else "given",
+        mfu_factor=factor,
         overhead=overhead,
         price=price,
         usd=None if price is None else usd,
         **figures,
         layout=fitted.layout,
         bytes=fitted.bytes,
-        bubble_share=fitted.step.bubble / fitted.step.total,
+        bubble_share=bubble,
         communication_share=fitted.step.communication / fitted.step.total,
         suggestions=tuple(_suggestions(job, fitted, count.total, tokens, flops)),
     )
@@ -338,8 +347,16 @@ def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, fl
                 f"{ratio:.0f} tokens a parameter, against {optimal:.0f} of the least training compute: it pays where "
                 "the model is used much (2401.00448)"
             )
-    if step.bubble > 0.15 * step.total:
-        yield "pipeline stages idle for over 15% of a step: a larger global batch or fewer devices shorten it"
+    if (held := fitted.layout.sequences) != job.sequences:
+        yield (
+            f"the layout takes {held:,} sequences a step, full micro-batches of its {fitted.layout.data:,} replicas, "
+            f"for the {job.sequences:,} of the batch"
+        )
+    if step.bubble > USUAL_BUBBLE * step.total:
+        yield (
+            f"pipeline stages idle for {step.bubble / step.total:.0%} of a step, and the MFU is lower by what of that "
+            f"is over {USUAL_BUBBLE:.0%}: a larger global batch or fewer devices shorten it"
+        )
     if step.communication > 0.15 * step.total:
         yield "communication is waited for over 15% of a step: fewer devices or a larger batch shorten it"
     if job.precision == "bf16" and "fp8" in device.peak_flops_per_second and device.mfu in {"h100", "blackwell"}:

@@ -262,8 +262,8 @@ def _fuzzy_keys(words: Sequence[str]) -> set[str]:
     if len(words) >= LIKE_FROM:
         # digits tell rows apart, which word hashes take for one number: they are spelled as letters
         bands = _minhash().bands(" ".join(words).translate(_AS_LETTERS))
-        assert bands is not None
-        return {ordered, *sketch, *(_key("band", str(place), str(band)) for place, band in enumerate(bands.tolist()))}
+        signature = [] if bands is None else bands.tolist()  # of digits of another script there is none
+        return {ordered, *sketch, *(_key("band", str(place), str(band)) for place, band in enumerate(signature))}
     without = (" ".join([*words[:place], *words[place + 1 :]]) for place in range(len(words)))
     return {ordered, *sketch, *(_key("words", phrase) for phrase in (" ".join(words), *without))}
 

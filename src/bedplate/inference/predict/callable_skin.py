@@ -33,7 +33,8 @@ from bedplate.data.rows import blank
 from bedplate.data.tables import is_table, records
 from bedplate.skins.skin import Skin
 
-R, T = TypeVar("R"), TypeVar("T")
+R = TypeVar("R")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, repr=False)

@@ -180,7 +180,8 @@ class Predictor(EngineAnswers, SkinPredictor):
         if self._lookup is None:
             return for_each(inputs, lambda values: self._request(values, None, sampling))
         lookups = self._lookup.retrieve(inputs, queued=queued, terms=terms)
-        return for_each(list(zip(inputs, lookups, strict=True)), lambda pair: self._request(*pair, sampling))
+        pairs = list(zip(inputs, lookups, strict=True))
+        return for_each(pairs, lambda pair: self._request(pair[0], pair[1], sampling))
 
     def _request(self, inputs: Values, lookup_result: LookupResult | None, sampling: Sampling | None) -> Request:
         skin, tokenizer = self.skin, self._tokenizer

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import lzma
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from bedplate.pretraining.run.data import MOST_COUNTED, HeldOut
+from bedplate.pretraining.run.data import HeldOut
 
 
 @dataclass(frozen=True)
@@ -126,11 +126,8 @@ def ngram_bits(model: NgramModel, holdout: HeldOut) -> float:
     return sum(model.bits(ids) for ids in holdout.ids) / holdout.bytes
 
 
-def baselines(
-    stream: Callable[[], np.ndarray], holdouts: Sequence[HeldOut], vocabulary: int
-) -> dict[str, dict[str, float]]:
-    """Bits a byte by held-out text, then by name. stream: makes the training tokens, of which the first `MOST_COUNTED`
-    are counted."""
-    model = NgramModel(stream()[:MOST_COUNTED], vocabulary, ORDER)
+def baselines(stream: np.ndarray, holdouts: Sequence[HeldOut], vocabulary: int) -> dict[str, dict[str, float]]:
+    """Bits a byte by held-out text, then by name. stream: the tokens that the run trained on."""
+    model = NgramModel(stream, vocabulary, ORDER)
     bits = {holdout.name: ngram_bits(model, holdout) for holdout in holdouts}
     return {holdout.name: {**compressors(holdout.texts), f"{ORDER}-gram": bits[holdout.name]} for holdout in holdouts}

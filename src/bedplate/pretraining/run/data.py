@@ -7,10 +7,13 @@ is memory-mapped, mixed as the run file says, and evaluated on its held-out text
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ from bedplate.data.stdlib import LICENCE, read_modules
 from bedplate.inference.predict.judges import judges_of
 from bedplate.models.checkpoints.checkpoint import locate
 from bedplate.pretraining.page.page import TOKENS_PREFIX
-from bedplate.pretraining.plan.sizes import RowShape
+from bedplate.pretraining.plan.sizes import RowShape, RunSizes
 from bedplate.pretraining.run.directory import CORPUS, TOKENIZER
 from bedplate.pretraining.runfile.file import STDLIB, RunFile, TextsPart
 from bedplate.text.bpe import train_bpe
@@ -45,7 +48,7 @@ from bedplate.training.objectives.objective import (
     evaluate_loss,
 )
 from bedplate.training.raw_text import encode_text, first_tokens, heldout_batches
-from bedplate.training.sources import BatchSource, CorpusSource, DocumentSource, MappedSource, Shard
+from bedplate.training.sources import ALONE, BatchSource, CorpusSource, DocumentSource, MappedSource, Shard
 
 
 @dataclass(frozen=True)
@@ -134,8 +137,7 @@ MakeSource = Callable[[RowShape, int, Shard], BatchSource[PackedBatch]]
 
 @dataclass(frozen=True)
 class RunData:
-    """tokens, bytes: by source, of what there is to learn. hashes: of what was read. stream: all tokens to learn, one
-    document after the other, for models of counts."""
+    """tokens, bytes: by source, of what there is to learn. hashes: of what was read."""
 
     tokenizer: Tokenizer
     make_source: MakeSource
@@ -145,8 +147,6 @@ class RunData:
     documents: Mapping[str, int]
     hashes: Mapping[str, str]
     licences: Mapping[str, str | None]
-    stream: Callable[[], np.ndarray]
-    notes: Sequence[str] = ()
     about: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     @property
@@ -253,7 +253,6 @@ def texts_data(run: RunFile, out: Path, tokenizer: Tokenizer | None) -> RunData:
         documents={name: len(documents) for name, documents in learned.items()},
         hashes=hashes,
         licences={source.name: source.licence for source in sources},
-        stream=lambda: np.concatenate([ids for documents in learned.values() for ids in documents.values()]),
     )
 
 
@@ -326,7 +325,9 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
 
 logger = logging.getLogger("bedplate.pretraining")
 MOST_COUNTED = 20_000_000
-"""Tokens that are counted at most: each takes some 80 bytes while it is."""
+"""Tokens that a model of counts reads at most: each takes some 80 bytes while it does."""
+_PASS = re.compile(r"@\d+$")
+"""Behind the name of a document that a weight has read again."""
 MOST_HASHED = 16e9
 """Bytes of shards that are held against their hashes before a run: 10 to 20 seconds of reading at most."""
 MOST_HELD = 4_000_000
@@ -384,7 +385,6 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
         documents={name: len(corpus.documents(name, "train")) for name in names},
         hashes=dict.fromkeys(names, corpus.sha256),
         licences={name: corpus.sources[name].licence for name in names},
-        stream=lambda: _stream(corpus, names),
         about={"corpus": str(directory), "sha256": corpus.sha256, "recipe": corpus.manifest.recipe},
     )
 
@@ -413,14 +413,19 @@ def _corpus_maker(run: RunFile, corpus: Corpus, names: Sequence[str]) -> MakeSou
     return make_source
 
 
-def _stream(corpus: Corpus, names: Sequence[str]) -> np.ndarray:
-    """The first training tokens of every source, as many of each as it has a share of."""
-    whole = sum(corpus.tokens(name, "train") for name in names)
-    parts: list[np.ndarray] = []
-    for name in names:
-        remaining = int(corpus.tokens(name, "train") * min(1.0, MOST_COUNTED / whole))
-        for shard in corpus.shards(name, "train"):
-            ids = corpus.mapped(shard)[0][:remaining]
-            parts.append(np.asarray(ids, dtype=np.int32))
-            remaining -= len(ids)
-    return np.concatenate(parts)
+def learned_tokens(data: RunData, sizes: RunSizes) -> np.ndarray:
+    """The first `MOST_COUNTED` tokens that the steps of a run train on, one piece of a document after the other: each
+    once, however often the run reads it."""
+    pieces: dict[tuple[str, bytes], np.ndarray] = {}
+    read = 0
+    source = data.make_source(sizes, sizes.steps, ALONE)
+    for batch in chain.from_iterable(islice(source, sizes.steps)):
+        ids = batch.tokens.numpy().reshape(-1).astype(np.int32)
+        for name, place in zip(batch.ids, batch.placement.documents, strict=True):
+            piece = ids[place.start : place.stop][: MOST_COUNTED - read]
+            read += len(piece)
+            digest = hashlib.blake2b(piece.tobytes(), digest_size=16).digest()
+            pieces.setdefault((_PASS.sub("", name), digest), piece)
+        if read >= MOST_COUNTED:
+            break
+    return np.concatenate(list(pieces.values()))

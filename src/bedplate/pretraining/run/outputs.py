@@ -19,7 +19,7 @@ from bedplate.core.closing import Closing
 from bedplate.core.display import Brief
 from bedplate.core.errors import TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl, atomic_write, read_jsonl
-from bedplate.core.progress import console
+from bedplate.core.progress import console, log_line
 from bedplate.evaluation.suites.suite import run_suite
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.build import build
@@ -31,7 +31,7 @@ from bedplate.pretraining.page.page import measure_of, model_card, texts_tokens,
 from bedplate.pretraining.plan.sizes import RunSizes
 from bedplate.pretraining.run import directory as places
 from bedplate.pretraining.run.baselines import baselines
-from bedplate.pretraining.run.data import HeldBatches, RunData
+from bedplate.pretraining.run.data import HeldBatches, RunData, learned_tokens
 from bedplate.pretraining.run.directory import RunDirectory, evaluations, machine
 from bedplate.pretraining.runfile.file import RunFile
 from bedplate.skins.catalog import Catalog
@@ -167,6 +167,10 @@ class RunOutputs:
     def followed(self, start_step: int) -> Generator[None]:
         """The run goes on from step `start_step` while it is open."""
         self.record("running")
+        sizes = self._planned.sizes
+        steps = f"{sizes.steps:,} steps of {sizes.batch * sizes.length:,} tokens, {sizes.parameters:,} parameters"
+        begin = f"resumes after step {start_step:,} of" if start_step else "begins:"
+        log_line(f"{self._planned.run.run} {begin} {steps}, in {self._out}")
         with TensorBoard(self._out / places.TENSORBOARD, start_step) as self._tensorboard:
             yield
 
@@ -189,6 +193,7 @@ class RunOutputs:
 
     def checkpoint(self, base: Base, step: int) -> None:
         """The base as it is after this step."""
+        log_line(f"step {step:,} is saved; evaluating it")
         number = -(-step // (self._planned.config.save_steps or 1))
         self._judge(base, step, self._holdouts, lambda: self._save_base(base, step, number))
         attempt("the page", self._page)
@@ -196,6 +201,7 @@ class RunOutputs:
     def at_the_end(self, base: Base, result: TrainResult) -> dict[str, Any]:
         """On all of the held-out texts, or as many as the file says; the row."""
         self.record("judged at the end")
+        log_line(f"step {result.steps:,} is saved; evaluating the end on its held-out texts")
         return self._judge(base, result.steps, self._holdout_batches(self._planned.run.evaluation.end_tokens))
 
     def _judge(
@@ -362,7 +368,7 @@ class RunOutputs:
         limit = planned.run.evaluation.end_tokens
         tokenizer = planned.data.tokenizer
         holdouts = [holdout.first_documents(limit, tokenizer) for holdout in planned.data.holdouts]
-        return baselines(planned.data.stream, holdouts, tokenizer.vocab_size)
+        return baselines(learned_tokens(planned.data, planned.sizes), holdouts, tokenizer.vocab_size)
 
     def _export(self, base: Base, result: TrainResult) -> Path:
         """The base, with its run as lineage; one that a finished run wrote stays whole until this one is."""

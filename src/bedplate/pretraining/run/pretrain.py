@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bedplate.core.arguments import checked
 from bedplate.core.errors import ConfigError
-from bedplate.core.progress import silent
+from bedplate.core.progress import log_line, silent
 from bedplate.models.build import build
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.models.checkpoints.identity import Identity
@@ -74,6 +74,7 @@ def _planned(run: RunFile, directory: RunDirectory, world: int, catalogued: bool
     """Reads all that the run begins with. What is trained or built for it is kept in its directory, where the next one
     that asks finds it."""
     axes = run.parallel.sizes(world)
+    log_line(f"{run.run} reads its data")
     parent = None if run.base is None else load_base(run.base_source)
     data = data_of(run, directory.path, parent)
     base = parent or _new_base(run, data, directory.path)

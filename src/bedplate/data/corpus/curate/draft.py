@@ -7,6 +7,7 @@ those of `datatrove.utils.text.split_into_words`.
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bedplate.core.errors import UsageError
+from bedplate.data.corpus.repeated import Remembered
 
 _BITS = (1 << 64) - 1
 _CACHE_SIZE, _LONGEST = 1 << 18, 64
@@ -32,20 +34,6 @@ STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
 """Gopher's (https://arxiv.org/abs/2112.11446, appendix A1.1)."""
 
 
-class _Remembered(dict[str, bytes]):
-    """Stretch → numbers of its words, of eight bytes each, made on first sight."""
-
-    def __init__(self, encode: Callable[[str], bytes]) -> None:
-        super().__init__()
-        self._encode = encode
-
-    def __missing__(self, stretch: str) -> bytes:
-        encoding = self._encode(stretch)
-        if len(stretch) <= _LONGEST:
-            self[stretch] = encoding
-        return encoding
-
-
 class WordTable:
     """Words by number, with what rules ask of each. Languages that spaCy does not split at white space are tokenised
     as a whole, in datatrove's way. UsageError where datatrove and spaCy are not installed, or have no such language."""
@@ -58,7 +46,7 @@ class WordTable:
 
     def _forget(self) -> None:
         self._numbers: dict[str | bytes, int] = {}
-        self._remembered = _Remembered(self._of_stretch)
+        self._remembered = Remembered(self._of_stretch, math.inf)
         self._split, self._sentence_ends = (
             _spacy(self._language, self._tokenizer) if self._splits_on_spaces else (None, frozenset())
         )

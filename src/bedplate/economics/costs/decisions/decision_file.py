@@ -21,6 +21,7 @@ from pydantic import Field, model_validator
 
 from bedplate.core.config import Strict, key_path
 from bedplate.core.errors import ConfigError
+from bedplate.core.quantities import DAYS_PER_MONTH
 from bedplate.economics.numbers.formula import ZERO, Formula, call
 from bedplate.economics.numbers.prices import (
     Amount,
@@ -62,9 +63,9 @@ class Days(Amount):
 
 
 class CaseTraffic(Strict):
-    """calls_per_day: on the first day; they grow by growth_per_year, compounded. peak_to_mean: the busiest calls per
-    second over the day's mean. waiting_share: of the calls, how many may wait for a batch price. cached_share: of the
-    calls, how many find the repeated part of their prompt in a cache."""
+    """calls_per_day (or calls_per_month): on the first day; they grow by growth_per_year, compounded. peak_to_mean: the
+    busiest calls per second over the day's mean. waiting_share: of the calls, how many may wait for a batch price.
+    cached_share: of the calls, how many find the repeated part of their prompt in a cache."""
 
     calls_per_day: CallsPerDay
     horizon_days: Days
@@ -213,25 +214,27 @@ class Pretraining(Strict):
 
 
 class MeasuredEngine(Strict):
-    """An engine of the machine's machine.json: base and weights as there, batch: sequences at once."""
+    """An engine of the machine's machine.json: base and weights as there, batch: sequences at once, by default as in
+    `bedplate plan serve`."""
 
     base: str
     weights: str | None = None
-    batch: Annotated[int, Field(ge=1)] = 1
+    batch: Annotated[int, Field(ge=1)] | None = None
 
 
 class DataSheetDecoder(Strict):
     """A decoder on the devices of the machine, by their data sheet, with the range of what engines reach of it. model:
-    as for `bedplate plan serve`; batch: sequences at once."""
+    as for `bedplate plan serve`; batch: sequences at once, by default as many as there."""
 
     model: str
     weights: Literal["float32", "bfloat16", "float16", "fp8", "int8", "int4"] = "bfloat16"
-    batch: Annotated[int, Field(ge=1)]
+    batch: Annotated[int, Field(ge=1)] | None = None
 
 
 class MachineUse(Strict):
     """Where open or own weights run. How long a call keeps the machine: seconds_per_call, or both speeds (of all
-    sequences together, at a batch that meets the latency), or `measured`, or `planned`, or the report.
+    sequences together, at a batch that meets the latency), or `measured`, or `planned` (as `bedplate plan serve` says
+    of a full machine), or the report.
 
     paid: `reserved` machines are paid day and night, as many as the peak wants; `by_use` is a share of machines that
     others keep busy too. utilisation: of the reserved ones, the most that queueing allows at the peak; of the shared
@@ -350,7 +353,6 @@ def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[
 
 
 DAYS_PER_YEAR = 365.0
-DAYS_PER_MONTH = DAYS_PER_YEAR / 12
 _RESIZINGS = 4  # times over the horizon that the number of reserved machines is set, where calls grow
 _NO_GROWTH = 1e-30  # added to a growth of 0, for which (e^x - 1) / x is not defined; it is lost in any other
 

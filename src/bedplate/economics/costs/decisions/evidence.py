@@ -10,22 +10,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 
-from bedplate.core.errors import BedplateError, ConfigError, DataError
+from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.economics.costs.decisions.decision_file import (
-    DataSheetDecoder,
     LadderEvidence,
-    MeasuredEngine,
+    MachineUse,
     Method,
     TrainingRun,
 )
 from bedplate.economics.numbers.formula import Number
-from bedplate.economics.numbers.prices import Amount, Prices, Share
+from bedplate.economics.numbers.prices import Amount, MachinePrice, Prices, Share
 
 if TYPE_CHECKING:
     from bedplate.economics.hardware.devices import Device
-    from bedplate.economics.serving.simulation import StepModel
+    from bedplate.economics.serving.simulation import ServiceModel, Traffic
 
 Part = Mapping[str, Any]  # a JSON object of a report
 
@@ -256,90 +255,70 @@ class Speeds(NamedTuple):
     source: str | None
 
 
-def measured_speeds(
-    measured: MeasuredEngine, prices: Prices, machine: str, tokens: CallTokens[float], needed_by: str
-) -> Speeds:
-    """Reads an engine's speeds from the machine's machine.json. ConfigError where it was not measured."""
+def machine_speeds(use: MachineUse, prices: Prices, tokens: CallTokens[float], needed_by: str) -> Speeds:
+    """Of a machine that is `measured`, or `planned` by its data sheet over the range that engines reach. ConfigError
+    where it was not measured, or does not fit."""
     from bedplate.economics.hardware.machine import read_machine
-    from bedplate.economics.serving.replica import MeasuredSteps
+    from bedplate.economics.serving.replica import LOCAL_ENGINE, ON_DEVICES, measured_replica, on_devices
 
-    file = prices.machine(machine, needed_by).measured
+    traffic, planned, measured = _traffic(tokens), use.planned, use.measured
+    place, entry = f"{needed_by}.machine.{'planned' if planned else 'measured'}", prices.machine(use.name, needed_by)
     try:
-        speed = read_machine(None if file is None else prices.resolve_path(file)).engine(
-            measured.base, measured.weights
-        )
-    except BedplateError as error:
-        raise ConfigError(f"{needed_by}.machine.measured: {error}") from error
-    prefill, decode = _tokens_per_second(MeasuredSteps(speed), tokens, measured.batch)
-    return Speeds(Amount.exactly(prefill), Amount.exactly(decode), f"measured {speed.measured_at}: {speed.base}")
-
-
-def planned_speeds(
-    planned: DataSheetDecoder, prices: Prices, machine: str, tokens: CallTokens[float], needed_by: str
-) -> Speeds:
-    """Plans a decoder on the machine's devices by the roofline, over the range that engines reach. ConfigError where it
-    does not fit."""
-    from bedplate.economics.model.footprint import kv_bytes, weight_bytes
-    from bedplate.economics.model.named_model import resolve
-    from bedplate.economics.serving.replica import MARGIN, REACHED, RooflineSteps, decoder_of
-
-    place = f"{needed_by}.machine.planned"
-    device, devices = _devices(prices, machine, needed_by, place)
-    try:
-        name, model = resolve(planned.model)
-        spec, context = decoder_of(model, name), round(tokens.prompt + tokens.output)
-        needed = weight_bytes(spec, planned.weights) + planned.batch * kv_bytes(spec, max(1, context))
-        usable = device.memory_bytes * devices * (1 - MARGIN)
-        if needed > usable:
-            raise ConfigError(
-                f"{planned.model} in {planned.weights} with {planned.batch} sequences of {context:,} tokens takes "
-                f"{needed / 1e9:.1f} GB, {(needed - usable) / 1e9:.1f} GB more than a machine holds; take smaller "
-                "weights, a smaller batch, or a machine with more devices"
-            )
-        cases = [
-            RooflineSteps(spec, device, devices, planned.weights, reached=REACHED[case])
-            for case in ("central", "low", "high")
-        ]
-        speeds = [_tokens_per_second(steps, tokens, planned.batch) for steps in cases]
+        if planned is not None:
+            engine, device = ON_DEVICES.with_rows(planned.batch), _device_of(entry, use.name)
+            replicas = on_devices(planned.model, device, entry.devices, planned.weights, traffic, engine)
+            source = f"planned: {planned.model} in {planned.weights}, "
+        else:
+            assert measured is not None
+            machine = read_machine(None if entry.measured is None else prices.resolve_path(entry.measured))
+            engine, source = LOCAL_ENGINE.with_rows(measured.batch), ""
+            replicas = {"central": measured_replica(machine, measured.base, measured.weights, traffic, engine)}
+        speeds = [_tokens_per_second(replica.service, tokens, traffic) for replica in replicas.values()]
     except BedplateError as error:
         raise ConfigError(f"{place}: {error}") from error
-    prefill, decode = (Amount(value=value, low=low, high=high) for value, low, high in zip(*speeds, strict=True))
-    return Speeds(prefill, decode, f"planned: {name} in {planned.weights}, {cases[0].basis}")
+    values = speeds[list(replicas).index("central")]
+    ranges = zip(values, zip(*speeds, strict=True), strict=True)
+    prefill, decode = (Amount(value=value, low=min(ends), high=max(ends)) for value, ends in ranges)
+    return Speeds(prefill, decode, source + replicas["central"].basis)
 
 
-def _devices(prices: Prices, machine: str, needed_by: str, place: str) -> tuple[Device, int]:
-    """The devices of a machine of the price file."""
+def _traffic(tokens: CallTokens[float]) -> Traffic:
+    """Calls of these tokens, the repeated ones cached."""
+    from bedplate.economics.serving.simulation import TokenLengths, Traffic
+
+    counts = (max(1, round(count)) for count in (tokens.fresh + tokens.passages, tokens.output))
+    prompt, output = (TokenLengths("fixed", count, count) for count in counts)
+    return Traffic(prompt, output, round(tokens.prefix))
+
+
+def _device_of(entry: MachinePrice, name: str) -> Device:
     from bedplate.economics.hardware.devices import find_device
 
-    entry = prices.machine(machine, needed_by)
     if entry.device is None:
-        raise ConfigError(f"{place}: the price file does not say which `device` {machine!r} has")
-    try:
-        return find_device(entry.device), entry.devices
-    except BedplateError as error:
-        raise ConfigError(f"{place}: {error}") from error
+        raise UsageError(f"the price file does not say which `device` {name!r} has")
+    return find_device(entry.device)
 
 
-def _tokens_per_second(steps: StepModel, tokens: CallTokens[float], batch: int) -> tuple[float, float]:
-    """Speeds of one prompt at a time behind its cached prefix, and of `batch` sequences half-way through their
-    answers."""
-    from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds
-    from bedplate.economics.serving.simulation import ServiceModel
+def _tokens_per_second(service: ServiceModel, tokens: CallTokens[float], traffic: Traffic) -> tuple[float, float]:
+    """Prompt and output tokens a second of a replica that is always full: together a call takes what `plan serve`
+    simulates; they share that as a prompt alone, and `max_rows` sequences half-way through their answers."""
+    from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds, saturated_rates
 
-    service = ServiceModel(steps, max_rows=batch)
-    cached, fresh = round(tokens.prefix), max(1, round(tokens.fresh + tokens.passages))
-    context = max(1, round(cached + fresh + tokens.output / 2))
+    cached, fresh, output = traffic.skin_tokens, traffic.prompt.low, traffic.output.low
     prefill = fresh / prefill_seconds(service, cached + fresh, cached)
-    return prefill, decode_tokens_per_second(service, batch, context)
+    decode = decode_tokens_per_second(service, service.max_rows, cached + fresh + output // 2)
+    calls_per_second, _ = saturated_rates(service, traffic)
+    scale = calls_per_second * ((tokens.fresh + tokens.passages) / prefill + tokens.output / decode)
+    return prefill * scale, decode * scale
 
 
 def hours_per_token(run: TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:
     """Device hours per token of a training run, over the range of its utilisation, and where they are from."""
     from bedplate.economics.training.training_cost import plan_training
 
-    device, _ = _devices(prices, run.machine, needed_by, needed_by)
-    tokens = run.tokens.value
+    entry, tokens = prices.machine(run.machine, needed_by), run.tokens.value
     try:
+        device = _device_of(entry, run.machine)
         plan = plan_training(run.model, tokens, device, run.devices)
     except BedplateError as error:
         raise ConfigError(f"{needed_by}: {error}") from error

@@ -33,8 +33,7 @@ from bedplate.economics.costs.decisions.evidence import (
     CallTokens,
     Speeds,
     hours_per_token,
-    measured_speeds,
-    planned_speeds,
+    machine_speeds,
     read_evidence,
 )
 from bedplate.economics.numbers.formula import ZERO, Formula, as_formula, call, total
@@ -278,12 +277,10 @@ class OptionCosts:
         """Stated, measured, or planned from a data sheet at the tokens that the files state."""
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
             return Speeds(use.prefill_tokens_per_second, use.decode_tokens_per_second, None)
+        if use.measured is None and use.planned is None:
+            return None
         tokens = CallTokens(*(part(self._shared.values) for part in self._tokens))
-        if use.measured is not None:
-            return measured_speeds(use.measured, self._prices, use.name, tokens, self._place)
-        if use.planned is not None:
-            return planned_speeds(use.planned, self._prices, use.name, tokens, self._place)
-        return None
+        return machine_speeds(use, self._prices, tokens, self._place)
 
     # --- people, labels, tuning, retrieval, pretraining
 
