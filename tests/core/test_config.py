@@ -107,14 +107,15 @@ def test_files_are_read_with_libyaml_as_without(monkeypatch: pytest.MonkeyPatch)
     """Which takes a tenth of the time. What it refuses is said in the words of the other parser."""
     root = Path(__file__).parents[2]
     texts = [path.read_text("utf-8") for path in (*root.glob("examples/**/*.yaml"), *root.glob("src/**/*.yaml"))]
-    texts = [text for text in texts if "\n---\n" not in text]  # no file of several documents, which is refused
+    # no file of several documents, which is refused, and none that takes seconds without
+    texts = [text for text in texts if "\n---\n" not in text and len(text) < 5_000]
     assert len(texts) > 10
     mistakes = [
         GOOD + "task: again\n",
         "a: [",
         "a: \x07",
         "a: 2026-13-45",
-        "[" * 5000,
+        "[" * 1500,
         "a: *b",
         "- 1",
         "a: {b: 1, b: 2}",
@@ -174,7 +175,7 @@ def test_duplicate_key_names_both_lines() -> None:
         ("task: \x07\n", "not valid YAML"),
         ("task: 2026-13-45\n", "not valid YAML"),
         ("task: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
-        ("a: " + "[" * 5000, "nested too deeply"),
+        ("a: " + "[" * 1500, "nested too deeply"),
         ("? [a, b]\n: 1\n", "not valid YAML"),
     ],
 )
