@@ -204,8 +204,6 @@ class _Loader(_UniqueKeys, yaml.SafeLoader):
 _PARSER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _FastLoader = cast("type[_Loader]", type("_FastLoader", (_UniqueKeys, _PARSER), {}))
 """As `_Loader`, with libyaml's parser where PyYAML has it: ten times as fast, with other words for mistakes."""
-FAST_CHARACTERS = 64 * 1024
-"""A longer file, such as one of thousands of API keys, is first read with libyaml."""
 
 
 class _Dumper(yaml.SafeDumper):
@@ -248,11 +246,8 @@ def _parse_yaml(text: str, source: str) -> tuple[yaml.Node | None, dict[Any, Any
 
 
 def _loaded(text: str) -> tuple[yaml.Node | None, Any]:
-    if len(text) > FAST_CHARACTERS:
-        with contextlib.suppress(
-            ConfigError, yaml.YAMLError, ValueError, RecursionError
-        ):  # `_Loader` says what is wrong
-            return _constructed(_FastLoader(text))
+    with contextlib.suppress(ConfigError, yaml.YAMLError, ValueError, RecursionError):  # `_Loader` says what is wrong
+        return _constructed(_FastLoader(text))
     return _constructed(_Loader(text))
 
 
