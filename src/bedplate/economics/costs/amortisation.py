@@ -254,8 +254,8 @@ def _machine_usd(account: AmortisationFile, seconds: Sequence[float] | None, bus
     paid, spent = answered * per_second, max(answered, busy or 0.0) * per_second
     if spent > account.bill_usd * _EXCESS:
         raise UsageError(
-            f"the calls took {spent:.6f} USD of the machines, more than their bill of {account.bill_usd:.6f} USD: check "
-            "period, machines, machine.usd_per_hour and server_usd_per_hour"
+            f"the calls took {spent:.6f} USD of the machines, more than their bill of {account.bill_usd:.6f} USD: "
+            "check period, machines, machine.usd_per_hour and server_usd_per_hour"
         )
     return round(min(paid, account.bill_usd), DIGITS), round(min(spent, account.bill_usd), DIGITS)
 
@@ -296,7 +296,11 @@ def _warnings(account: AmortisationFile, use: Use, logged: Use | None) -> Iterat
 
 def as_values(statement: Statement) -> dict[str, Any]:
     """For --json: USD to the millionth."""
-    values = {"amortise": statement.account.amortise, **vars(statement), "warnings": list(statement.warnings)}
+    values: dict[str, Any] = {
+        "amortise": statement.account.amortise,
+        **vars(statement),
+        "warnings": list(statement.warnings),
+    }
     del values["account"]
     return values | {group: [_row_values(row) for row in values[group]] for group in ("skins", "tenants")}
 
