@@ -12,7 +12,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 from matplotlib.figure import Figure
-from tests.tiny import write_tiny_base
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.adaptation import ladder
 from bedplate.adaptation.context import context, outcome
@@ -26,8 +26,6 @@ from bedplate.adaptation.verdict import gate
 from bedplate.report import plots
 from bedplate.report.schema import report_schema
 
-NATIVE_SHAPE = {"hidden_size": 64, "heads": 4, "head_dim": 16, "feedforward_size": 96}
-"""One that the native kernel runs, whose passes over so little take a tenth of torch's."""
 OF_P95 = ("test_ladder.py", "test_gate.py", "test_call_limits.py", "test_advice.py", "test_requirements.py")
 GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
 

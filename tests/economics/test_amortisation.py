@@ -241,3 +241,17 @@ def test_the_example_adds_up() -> None:
     assert {row.name for row in account.tenants} == {"shop", "press", "key:3f9c2a7be410", "(unanswered)", "(idle)"}
     skins, tenants = (sum(row.calls for row in rows) for rows in (account.skins, account.tenants))
     assert skins == tenants == 60
+
+
+@pytest.mark.parametrize("by", ["compute", "tokens", "calls"])
+def test_a_period_without_calls_is_all_idle(tmp_path: Path, by: str) -> None:
+    account = statement(tmp_path, f"by={by}", after=BEFORE, busy=(20, 20))
+    assert [row.machine_usd for row in account.skins] == [0, 0, account.bill_usd]
+
+
+def test_what_failed_calls_took_is_the_same_in_both_tables() -> None:
+    account = amortise(AmortisationFile.load(Path(__file__).parents[2] / "examples/amortise/account.yaml"))
+    skins, tenants = (
+        [row.machine_usd for row in rows if row.row_type == "unanswered"] for rows in (account.skins, account.tenants)
+    )
+    assert skins == tenants

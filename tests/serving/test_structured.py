@@ -15,7 +15,7 @@ import pydantic
 import pytest
 from tests.rows import slow_unless
 from tests.serving.conftest import Server, running
-from tests.tiny import write_tiny_base
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.serving.server.app import loaded_server
 
@@ -46,7 +46,7 @@ CLOCK_TOOL = {"type": "function", "function": {"name": "now"}}
 @pytest.fixture(scope="module")
 def roomy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A base whose context holds the tools as well, which cost a byte-sized vocabulary hundreds of tokens."""
-    directory = write_tiny_base(tmp_path_factory.mktemp("roomy") / "tiny", context_length=2048)
+    directory = write_tiny_base(tmp_path_factory.mktemp("roomy") / "tiny", context_length=2048, **NATIVE_SHAPE)
     with loaded_server(directory, state=tmp_path_factory.mktemp("state")) as state, running(state) as url:
         yield Server(url, state, {})
 

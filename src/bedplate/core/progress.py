@@ -203,6 +203,20 @@ class _Display:
                     return rich.text.Text(f"{task.completed:,.0f}{unit}" if task.completed else "")
                 return rich.text.Text(f"{task.completed:,.0f}/{task.total:,.0f}{unit}")
 
+        class Times(bars.ProgressColumn):
+            """The time since it began, and that which is left."""
+
+            max_refresh = 0.5
+
+            def render(self, task: bars.Task) -> rich.text.Text:
+                seconds = task.finished_time if task.finished else task.elapsed
+                passed, remaining = f"{timedelta(seconds=round(seconds or 0.0))}", task.time_remaining
+                if task.fields["of_time"]:
+                    remaining = max((task.total or 0.0) - (task.elapsed or 0.0), 0.0)
+                has_estimate = remaining is not None and task.total is not None and not task.finished
+                left = timedelta(seconds=round(remaining or 0.0))
+                return rich.text.Text(f"{passed}, {left} left" if has_estimate else passed)
+
         class Bars(bars.Progress):
             def make_tasks_table(self, tasks: Iterable[bars.Task]) -> rich.table.Table:
                 for task in tasks:
@@ -214,8 +228,7 @@ class _Display:
             bars.TextColumn("{task.description}", markup=False),
             bars.BarColumn(bar_width=20),
             Count(),
-            bars.TimeElapsedColumn(),
-            bars.TimeRemainingColumn(compact=True),
+            Times(),
             bars.TextColumn("{task.fields[metrics]}", markup=False),
             console=console(stderr=True),
             refresh_per_second=5,

@@ -11,41 +11,36 @@ Amounts are rounded to millionths of a dollar so that rows add up.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from bedplate.core.config import Strict
 from bedplate.core.display import Brief
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.quantities import adding_up
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.costs.usage import (
-    AccessLogUse,
-    MeteredUse,
-    ServerUse,
-    combine,
-    read_access_logs,
-    use_between,
-    utc,
-)
+from bedplate.economics.costs.usage import MeteredUse, Use, combine, read_access_logs, use_between, utc
 from bedplate.economics.numbers.prices import Dated, LocatedFile
 
 Basis = Literal["compute", "tokens", "calls"]
-
-HOURS_PER_MONTH = 730.0
-
 Positive = Annotated[float, Field(gt=0)]
 ZeroOrMore = Annotated[float, Field(ge=0)]
+Time = Annotated[datetime.datetime, AfterValidator(utc)]
+
+HOURS_PER_MONTH = 730.0
+DIGITS = 6
+_EXCESS = 1.001  # clocks of two snapshots and of a bill do not agree to the second
 
 
 class Period(Strict):
     """What the bill covers, from `begins` until before `ends`; without a zone it is UTC."""
 
-    begins: datetime.datetime
-    ends: datetime.datetime
+    begins: Time
+    ends: Time
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -55,7 +50,7 @@ class Period(Strict):
 
     @property
     def hours(self) -> float:
-        return (utc(self.ends) - utc(self.begins)).total_seconds() / 3600
+        return (self.ends - self.begins).total_seconds() / 3600
 
 
 class BilledMachine(Dated):
@@ -97,7 +92,7 @@ class Revenue(Strict):
 
     def usd(self, usage: MeteredUse, hours: float) -> float:
         by_use = self.usd_per_call * usage.calls + self.usd_per_million_tokens * usage.tokens / 1e6
-        return by_use + self.usd_per_month * hours / HOURS_PER_MONTH
+        return round(by_use + self.usd_per_month * hours / HOURS_PER_MONTH, DIGITS)
 
 
 class RevenueTable(Strict):
@@ -138,9 +133,16 @@ class AmortisationFile(LocatedFile):
         """USD per hour that the servers charge their calls with."""
         return self.server_usd_per_hour or self.machine.usd_per_hour
 
+    @property
+    def bill_usd(self) -> float:
+        """What the machines cost in the period."""
+        return round(self.machine.usd_per_hour * self.machine.machines * self.period.hours, DIGITS)
 
-DIGITS = 6
-_EXCESS = 1.001  # clocks of two snapshots and of a bill do not agree to the second
+    @property
+    def base_usd(self) -> float:
+        """What of the base's price falls on the period."""
+        share = 0.0 if self.base is None else min(1.0, self.period.hours / 24 / self.base.horizon_days)
+        return 0.0 if self.base is None else round(self.base.usd * share, DIGITS)
 
 
 @dataclass(frozen=True)
@@ -181,161 +183,126 @@ class Statement(Brief):
 
 def amortise(account: AmortisationFile) -> Statement:
     """The statement of a period. ConfigError, DataError for files; UsageError where figures cannot belong together."""
-    period, base, logged = account.period, account.base, None
+    period, path, logged = account.period, account.resolve_path, None
     if account.access_logs:
-        paths = [account.resolve_path(name) for name in account.access_logs]
-        logged = read_access_logs(paths, utc(period.begins), utc(period.ends))
-    use = _use_of(account, logged)
-    warnings = [*use.warnings, *_differences(use, logged, account)]
-    bill = round(account.machine.usd_per_hour * account.machine.machines * period.hours, DIGITS)
-    base_usd = 0.0 if base is None else round(base.usd * min(1.0, period.hours / 24 / base.horizon_days), DIGITS)
-    division = _Division(account, bill, base_usd, use.busy_seconds, warnings)
-    skins, tenants = division.rows("skin", use.by_skin, account.revenue.skins), list[StatementRow]()
-    if logged is not None:
-        tenants = division.rows("tenant", logged.by_tenant, account.revenue.tenants)
-    elif account.revenue.tenants:
-        warnings.append("revenue of tenants is left out: only `access_logs` say what they used")
-    return Statement(account, period.hours, bill, base_usd, tuple(skins), tuple(tenants), tuple(warnings))
-
-
-def _use_of(account: AmortisationFile, logged: AccessLogUse | None) -> ServerUse:
-    """By skin: from /metrics, else from the log, else as expected."""
+        logged = read_access_logs(map(path, account.access_logs), period.begins, period.ends)
     if account.servers:
-        return combine(
-            use_between(server.before and account.resolve_path(server.before), account.resolve_path(server.after))
-            for server in account.servers
-        )
-    if logged is not None:
-        return ServerUse(logged.by_skin)
-    days, by_skin = account.period.hours / 24, dict[str, MeteredUse]()
+        use = combine(use_between(pair.before and path(pair.before), path(pair.after)) for pair in account.servers)
+    else:
+        use = logged or _planned(account)
+    skins = _rows(account, "skin", use.by_skin, use.busy_seconds)
+    tenants = _rows(account, "tenant", logged.by_tenant, use.busy_seconds) if logged else []
+    warnings = (*use.warnings, *_warnings(account, use, logged))
+    return Statement(account, period.hours, account.bill_usd, account.base_usd, tuple(skins), tuple(tenants), warnings)
+
+
+def _planned(account: AmortisationFile) -> Use:
+    use = Use()
     for name, expected in account.expected.items():
-        calls = expected.calls_per_day * days
-        usd = expected.seconds_per_call * calls * account.server_rate / 3600
-        tokens = expected.tokens_per_call * calls
-        by_skin[name] = MeteredUse(calls, tokens, 0.0, usd if expected.seconds_per_call else None)
-    return ServerUse(by_skin)
+        calls = expected.calls_per_day * account.period.hours / 24
+        usd = calls * expected.seconds_per_call * account.server_rate / 3600
+        use.by_skin[name] = MeteredUse(calls, expected.tokens_per_call * calls, 0.0, usd or None)
+    return use
 
 
-@dataclass(frozen=True)
-class _Division:
-    """Divides the bill and the base's price over the skins, or the tenants, of a period. busy_seconds: of the engines'
-    steps, None where they were not counted."""
-
-    account: AmortisationFile
-    bill: float
-    base_usd: float
-    busy_seconds: float | None
-    warnings: list[str]
-
-    def rows(
-        self, row_type: Literal["skin", "tenant"], by_name: Mapping[str, MeteredUse], revenue: Mapping[str, Revenue]
-    ) -> list[StatementRow]:
-        account = self.account
-        use = dict(sorted(by_name.items(), key=lambda pair: (-(pair[1].cost_usd or 0.0), pair[0])))
-        for name in revenue:
-            if name not in by_name:
-                hint = did_you_mean(nearest(name, by_name))
-                self.warnings.append(
-                    f"revenue.{row_type}s.{name}: it answered no call in this time{hint and f'; {hint}'}"
-                )
-                use[name] = MeteredUse()
-        usages = list(use.values())
-        # Compute seconds of each, from what the server says they cost; None where it had no price.
-        seconds: list[float] | None = None
-        if all(usage.cost_usd is not None or not usage.calls for usage in usages):
-            seconds = [(usage.cost_usd or 0.0) * 3600 / account.server_rate for usage in usages]
-
-        def parts(by: Basis, key: str) -> list[float]:
-            """What each is charged in proportion to."""
-            if by == "compute" and seconds is None:
-                raise ConfigError(f"{key}: compute needs what calls cost: set `price` in the server's file")
-            values = seconds or [] if by == "compute" else [getattr(usage, by) for usage in usages]
-            if not sum(values):
-                raise ConfigError(f"{key}: {by} is zero for everybody; divide by something else")
-            return values
-
-        machine, unanswered = self._machine_shares(seconds, parts)
-        base = [0.0] * len(use)
-        if account.base is not None:
-            base = _proportional(self.base_usd, parts(account.base.by, "base.by"))
-        rows = [
-            StatementRow(
-                name,
-                row_type,
-                usage.calls,
-                usage.tokens,
-                0.0 if seconds is None else seconds[place],
-                machine[place],
-                base[place],
-                round(revenue[name].usd(usage, account.period.hours), DIGITS) if name in revenue else 0.0,
-            )
-            for place, (name, usage) in enumerate(use.items())
-        ]
-        if unanswered:
-            rows.append(StatementRow("(unanswered)", "unanswered", machine_usd=unanswered))
-        idle = round(self.bill - sum(machine) - unanswered, DIGITS)
-        return [*rows, StatementRow("(idle)", "idle", machine_usd=idle)]
-
-    def _machine_shares(
-        self, seconds: list[float] | None, parts: Callable[[Basis, str], list[float]]
-    ) -> tuple[list[float], float]:
-        """What each pays of the bill, and what engine steps took that no answered call paid for."""
-        account, busy, unanswered = self.account, self.busy_seconds, 0.0
-        per_second = account.machine.usd_per_hour / 3600
-        if account.by == "compute":
-            if seconds is None:
-                raise ConfigError(
-                    "by: compute needs what calls cost: set `price` in the server's file, or divide by tokens or calls"
-                )
-            shares = [round(each * per_second, DIGITS) for each in seconds]
-            # A step's seconds belong to the calls in it; the rest is of calls that failed or whose clients left.
-            if busy is not None:
-                unanswered = max(0.0, round(busy * per_second - sum(shares), DIGITS))
-        else:
-            if busy is None and seconds is None:
-                raise ConfigError(
-                    f"by: {account.by} needs how long the engines were busy: give `servers` with "
-                    "bedplate:engine_step_seconds_total, or set `price` in the server's file"
-                )
-            spent = (sum(seconds or ()) if busy is None else busy) * per_second
-            shares = _proportional(spent, parts(account.by, "by"))
-        used = sum(shares) + unanswered
-        if used > self.bill * _EXCESS:
-            raise UsageError(
-                f"the calls took {used:.6f} USD of the machines, more than their bill of {self.bill:.6f} USD: check "
-                "period, machines, machine.usd_per_hour and server_usd_per_hour"
-            )
-        return (_proportional(self.bill, shares), 0.0) if used > self.bill else (shares, unanswered)
+def _rows(
+    account: AmortisationFile,
+    row_type: Literal["skin", "tenant"],
+    by_name: Mapping[str, MeteredUse],
+    busy: float | None,
+) -> list[StatementRow]:
+    """The bill and the base's price divided over the skins, or the tenants: who took most is first, who pays but made
+    no call is last. busy: seconds of the engines' steps, None where they were not counted."""
+    revenue = account.revenue.skins if row_type == "skin" else account.revenue.tenants
+    pairs = {**dict.fromkeys(revenue, MeteredUse()), **by_name}.items()
+    use = dict(sorted(pairs, key=lambda pair: (pair[0] not in by_name, -(pair[1].cost_usd or 0.0), pair[0])))
+    usages, seconds = list(use.values()), None
+    if all(usage.cost_usd is not None or not usage.calls for usage in usages):  # else the server had no price
+        seconds = [(usage.cost_usd or 0.0) * 3600 / account.server_rate for usage in usages]
+    paid, spent = _machine_usd(account, seconds, busy)
+    machine = _divided(paid, "by", account.by, usages, seconds)
+    base = _divided(account.base_usd, "base.by", account.base.by if account.base else "calls", usages, seconds)
+    rows = [
+        StatementRow(
+            name,
+            row_type,
+            usage.calls,
+            usage.tokens,
+            seconds[place] if seconds else 0.0,
+            machine[place],
+            base[place],
+            revenue[name].usd(usage, account.period.hours) if name in revenue else 0.0,
+        )
+        for place, (name, usage) in enumerate(use.items())
+    ]
+    if spent > paid:
+        rows.append(StatementRow("(unanswered)", "unanswered", machine_usd=round(spent - paid, DIGITS)))
+    return [*rows, StatementRow("(idle)", "idle", machine_usd=round(account.bill_usd - spent, DIGITS))]
 
 
-def _proportional(amount: float, parts: Sequence[float]) -> list[float]:
-    """`amount` in proportion to `parts`, in whole millionths that add up to it."""
-    whole = sum(parts)
-    return adding_up([amount * part / whole for part in parts], DIGITS)
+def _machine_usd(account: AmortisationFile, seconds: Sequence[float] | None, busy: float | None) -> tuple[float, float]:
+    """What the calls pay of the machines' bill, and that with what engine steps took for calls that failed or whose
+    clients left."""
+    if account.by != "compute" and busy is None and seconds is None:
+        raise ConfigError(
+            f"by: {account.by} needs how long the engines were busy: give `servers` with "
+            "bedplate:engine_step_seconds_total, or set `price` in the server's file"
+        )
+    answered, per_second = math.fsum(seconds or ()), account.machine.usd_per_hour / 3600
+    if account.by != "compute" and busy is not None:
+        answered = busy
+    paid, spent = answered * per_second, max(answered, busy or 0.0) * per_second
+    if spent > account.bill_usd * _EXCESS:
+        raise UsageError(
+            f"the calls took {spent:.6f} USD of the machines, more than their bill of {account.bill_usd:.6f} USD: "
+            "check period, machines, machine.usd_per_hour and server_usd_per_hour"
+        )
+    return round(min(paid, account.bill_usd), DIGITS), round(min(spent, account.bill_usd), DIGITS)
 
 
-def _differences(use: ServerUse, logged: AccessLogUse | None, account: AmortisationFile) -> Iterator[str]:
-    """Where metrics and log do not cover the same calls."""
+def _divided(
+    usd: float, key: str, by: Basis, usages: Sequence[MeteredUse], seconds: Sequence[float] | None
+) -> list[float]:
+    """`usd` in proportion to compute seconds, tokens or calls, in whole millionths that add up to it."""
+    parts = seconds if by == "compute" else [getattr(usage, by) for usage in usages]
+    if parts is None:
+        raise ConfigError(
+            f"{key}: compute needs what calls cost: set `price` in the server's file, or divide by tokens or calls"
+        )
+    whole = math.fsum(parts)
+    if usd and not whole:
+        raise ConfigError(f"{key}: {by} is zero for everybody; divide by something else")
+    return adding_up([usd * part / whole if whole else 0.0 for part in parts], DIGITS)
+
+
+def _warnings(account: AmortisationFile, use: Use, logged: Use | None) -> Iterator[str]:
+    """Where metrics, log and revenue do not speak of the same calls."""
     if logged is not None and logged.outside:
         yield f"{logged.outside} calls of the access logs are outside the period and left out"
     if logged is not None and account.servers:
-        log, metrics = (sum(usage.tokens for usage in by_skin.values()) for by_skin in (logged.by_skin, use.by_skin))
+        log, metrics = (sum(usage.tokens for usage in source.by_skin.values()) for source in (logged, use))
         if abs(log - metrics) > 0.01 * max(log, metrics):
             tokens = f"the access logs have {log:,.0f} tokens, the metrics {metrics:,.0f}"
             yield f"{tokens}: they do not cover the same calls"
+    users = {"skins": use.by_skin, **({"tenants": logged.by_tenant} if logged is not None else {})}
+    for group, by_name in users.items():
+        for name in getattr(account.revenue, group):
+            if name not in by_name:
+                hint = did_you_mean(nearest(name, by_name))
+                yield f"revenue.{group}.{name}: it answered no call in this time{hint and f'; {hint}'}"
+    if logged is None and account.revenue.tenants:
+        yield "revenue of tenants is left out: only `access_logs` say what they used"
 
 
 def as_values(statement: Statement) -> dict[str, Any]:
     """For --json: USD to the millionth."""
-    return {
+    values: dict[str, Any] = {
         "amortise": statement.account.amortise,
-        "hours": statement.hours,
-        "bill_usd": statement.bill_usd,
-        "base_usd": statement.base_usd,
-        "skins": [_row_values(row) for row in statement.skins],
-        "tenants": [_row_values(row) for row in statement.tenants],
+        **vars(statement),
         "warnings": list(statement.warnings),
     }
+    del values["account"]
+    return values | {group: [_row_values(row) for row in values[group]] for group in ("skins", "tenants")}
 
 
 def _row_values(row: StatementRow) -> dict[str, Any]:

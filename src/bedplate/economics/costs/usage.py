@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -58,13 +58,21 @@ class MeteredUse:
         )
 
 
-@dataclass(frozen=True)
-class ServerUse:
-    """Between two snapshots of a server. busy_seconds: of its engines' steps, None where they are not there."""
+def _nobody() -> dict[str, MeteredUse]:
+    """What each name used, nothing until it is added to."""
+    return defaultdict(MeteredUse)
 
-    by_skin: Mapping[str, MeteredUse]
+
+@dataclass
+class Use:
+    """Between two snapshots of a server, or in a period of its access log, which alone knows tenants. busy_seconds: of
+    its engines' steps, None where they are not there. outside: calls of the log before or after the period."""
+
+    by_skin: dict[str, MeteredUse] = field(default_factory=_nobody)
+    by_tenant: dict[str, MeteredUse] = field(default_factory=_nobody)
     busy_seconds: float | None = None
     warnings: tuple[str, ...] = ()
+    outside: int = 0
 
 
 def read_metrics(path: Path) -> Samples:
@@ -92,86 +100,67 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\.", lambda pair: _ESCAPES.get(pair[0], pair[0]), text)
 
 
-def use_between(before: Path | str | None, after: Path) -> ServerUse:
+def use_between(before: Path | str | None, after: Path) -> Use:
     """What was counted from one snapshot to the next; without `before`, since the server began."""
     later, earlier = read_metrics(after), read_metrics(Path(before)) if before else Samples()
+    calls = next((name for name in _CALLS if name in later), _CALLS[0])
     restarted = False
-
-    def growth(name: str) -> dict[str, float]:
-        """How much a family's counters grew, by skin."""
-        nonlocal restarted
-        old, new, by_model = earlier.get(name, {}), later.get(name, {}), defaultdict[str, float](float)
-        restarted |= any(labels not in new for labels in old)
+    growth = {name: defaultdict[str, float](float) for name in (calls, *_COUNTERS, _BUSY)}
+    for name, by_model in growth.items():
+        old, new = earlier.get(name, {}), later.get(name, {})
+        restarted |= any(new.get(labels, -math.inf) < value for labels, value in old.items())
         for labels, value in new.items():
-            fell = value < old.get(labels, 0.0)
-            restarted |= fell
-            by_model[dict(labels).get("model_name", "")] += value if fell else value - old.get(labels, 0.0)
-        return by_model
-
-    calls = growth(next((name for name in _CALLS if name in later), _CALLS[0]))
-    counters = [calls, *map(growth, _COUNTERS)]
-    by_skin: dict[str, MeteredUse] = {}
+            since = old.get(labels, 0.0)
+            by_model[dict(labels).get("model_name", "")] += value - since if since <= value else value
+    *counters, busy = growth.values()
+    use = Use(busy_seconds=sum(busy.values()) if _BUSY in later else None)
     for name in sorted(set[str]().union(*counters)):
-        answered, prompt, generated, cost = (counter.get(name, 0.0) for counter in counters)
-        by_skin[name] = MeteredUse(answered, prompt, generated, cost if counters[-1] else None)
-    busy = sum(growth(_BUSY).values()) if _BUSY in later else None
-    warning = f"{after}: the server was restarted after {before}: what it counted in between is missing"
-    return ServerUse(by_skin, busy, (warning,) if restarted else ())
+        answered, prompt, generated, usd = (counter.get(name, 0.0) for counter in counters)
+        use.by_skin[name] = MeteredUse(answered, prompt, generated, usd if counters[-1] else None)
+    if restarted:
+        use.warnings = (f"{after}: the server was restarted after {before}: what it counted in between is missing",)
+    return use
 
 
-def combine(uses: Iterable[ServerUse]) -> ServerUse:
+def combine(uses: Iterable[Use]) -> Use:
     """The use of several servers."""
-    uses, by_skin = list(uses), defaultdict[str, MeteredUse](MeteredUse)
+    uses, whole = list(uses), Use()
     for use in uses:
         for name, usage in use.by_skin.items():
-            by_skin[name] += usage
+            whole.by_skin[name] += usage
+        whole.warnings += use.warnings
     busy = [use.busy_seconds for use in uses if use.busy_seconds is not None]
-    warnings = tuple(warning for use in uses for warning in use.warnings)
-    return ServerUse(dict(by_skin), sum(busy) if len(busy) == len(uses) else None, warnings)
+    whole.busy_seconds = sum(busy) if len(busy) == len(uses) else None
+    return whole
 
 
-# --- the access log
-
-
-@dataclass
-class AccessLogUse:
-    """Answered model calls of an access log. outside: calls before or after the period."""
-
-    by_tenant: dict[str, MeteredUse] = field(default_factory=lambda: defaultdict[str, MeteredUse](MeteredUse))
-    by_skin: dict[str, MeteredUse] = field(default_factory=lambda: defaultdict[str, MeteredUse](MeteredUse))
-    outside: int = 0
-
-
-def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> AccessLogUse:
+def read_access_logs(paths: Iterable[Path], begins: datetime.datetime, ends: datetime.datetime) -> Use:
     """Calls from `begins` until before `ends`. DataError where a log is text: only JSON says whose a value is."""
-    logged = AccessLogUse()
+    logged = Use()
     for path in paths:
-        calls = 0
-        for line in filter(str.strip, read_text(path).split("\n")):
-            fields = _fields(line)
-            if "model" not in fields or "completion" not in fields:
-                continue
-            calls += 1
-            try:
-                inside = begins <= utc(datetime.datetime.fromisoformat(str(fields.get("time")))) < ends
-            except ValueError:  # a call whose time cannot be read counts
-                inside = True
-            if not inside:
-                logged.outside += 1
-                continue
-            prompt, completion, usd = (_number(fields.get(name)) for name in ("prompt", "completion", "cost_usd"))
-            usage = MeteredUse(1.0, prompt or 0.0, completion or 0.0, usd)
-            logged.by_tenant[str(fields.get("tenant") or fields.get("key") or NO_TENANT)] += usage
-            logged.by_skin[str(fields["model"])] += usage
+        calls = [
+            fields for fields in map(_fields, read_text(path).split("\n")) if {"model", "completion"} <= fields.keys()
+        ]
         if not calls:
             raise DataError(
                 f"{path}: there is no answered model call in it; it must be the access log as JSON lines "
                 "(`logs: {format: json}` in the server's file)"
             )
+        for fields in calls:
+            try:
+                inside = begins <= utc(datetime.datetime.fromisoformat(str(fields.get("time")))) < ends
+            except ValueError:  # a call whose time cannot be read counts
+                inside = True
+            logged.outside += not inside
+            if inside:
+                prompt, completion, usd = (_number(fields.get(name)) for name in ("prompt", "completion", "cost_usd"))
+                usage = MeteredUse(1.0, prompt or 0.0, completion or 0.0, usd)
+                logged.by_tenant[str(fields.get("tenant") or fields.get("key") or NO_TENANT)] += usage
+                logged.by_skin[str(fields["model"])] += usage
     return logged
 
 
-def _fields(line: str) -> Mapping[str, Any]:
+def _fields(line: str) -> dict[str, Any]:
     """A line's JSON object; empty where it is none."""
     try:
         fields = json.loads(line)
