@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
+from tests.servers.threaded import served
 from tests.serving.conftest import Files, Server, files, running
-from tests.threaded_server import served
 
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
 from bedplate.serving.server.app import loaded_server, server_config

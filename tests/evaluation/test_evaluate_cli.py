@@ -110,7 +110,7 @@ def test_what_was_withheld_is_told(
     [
         (["--split", "dev"], 2, "no split 'dev'"),
         (["metric=f1"], 2, "no metric 'f1'"),
-        (["data.source=none.csv"], 1, "does not exist"),
+        (["data.source=none.csv"], 2, "does not exist"),
     ],
 )
 def test_bad_input_is_one_line(

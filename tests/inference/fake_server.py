@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.threaded_server import served
+from tests.servers.threaded import served
 
 Send = Callable[[Mapping[str, Any]], Awaitable[None]]
 ODD = "line\u2028sep \u0085 ü 😀 \x1b[31mred\x0b"

@@ -14,7 +14,7 @@ import numpy as np
 import openai
 import pytest
 import torch
-from tests.threaded_server import served
+from tests.servers.threaded import served
 from tests.tiny import write_tiny_base
 
 from bedplate.adapters.bank import Bank

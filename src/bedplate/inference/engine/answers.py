@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from bedplate.core.errors import UsageError
 from bedplate.inference.engine.requests import Request, Result, Stream
 from bedplate.text.tokenizer import Tokenizer
-
-if TYPE_CHECKING:
-    from bedplate.inference.engine.engine import Engine
 
 
 @dataclass(frozen=True)
@@ -53,35 +50,3 @@ class Answers(Protocol):
     def run(self, requests: Sequence[Request], /) -> list[Result]: ...
     def tokenize(self, text: str, /) -> list[int]: ...
     def describe(self) -> Facts: ...
-
-
-class EngineAnswers:
-    """What a base and a skin on an engine of this machine have alike: they answer requests, each as `_on_weights` has
-    it."""
-
-    engine: Engine
-
-    def _on_weights(self, request: Request) -> Request:
-        """The request, on the weights that are asked."""
-        return request
-
-    @property
-    def alive(self) -> bool:
-        """Whether submitted requests still get answers."""
-        return self.engine.alive
-
-    def submit(self, request: Request, /) -> Stream:
-        """Queues a request. RequestError for one that cannot run, BusyError where the queue is full."""
-        return self.engine.submit(self._on_weights(request))
-
-    def run(self, requests: Sequence[Request], /) -> list[Result]:
-        """Answers requests together and returns their results in order."""
-        return self.engine.run([self._on_weights(request) for request in requests])
-
-    def tokenize(self, text: str, /) -> list[int]:
-        """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
-        return self.engine.tokenize(text)
-
-    def describe(self) -> Facts:
-        """The base's name, abilities, context length and tokenizer."""
-        return self.engine.describe()

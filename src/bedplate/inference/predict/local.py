@@ -13,7 +13,6 @@ from bedplate.core import display
 from bedplate.core.arguments import checked
 from bedplate.core.closing import Closing
 from bedplate.core.errors import ContextLengthExceeded, RequestError
-from bedplate.inference.engine.answers import EngineAnswers
 from bedplate.inference.engine.engine import Compute, Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -26,6 +25,7 @@ from bedplate.inference.engine.requests import (
     Scores,
 )
 from bedplate.inference.execution.plan import Kernel, Weights
+from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.text_reading import embed_requests, label_requests, label_scores, prompt_of, text_tokens
 from bedplate.models.checkpoints.base import Base
 from bedplate.models.inputs import Inputs

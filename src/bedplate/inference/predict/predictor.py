@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
 from bedplate.core.values import TaskInput, Values
-from bedplate.inference.engine.answers import EngineAnswers, Facts
+from bedplate.inference.engine.answers import Facts
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     NO_TERMS,
@@ -40,6 +40,7 @@ from bedplate.inference.predict.callable_skin import (
     inputs_of_rows,
     rows_for,
 )
+from bedplate.inference.predict.engine_answers import EngineAnswers
 from bedplate.inference.predict.lookup import Lookup, LookupResult, citations
 from bedplate.inference.predict.text_reading import text_tokens
 from bedplate.models.precision import dtype_name
