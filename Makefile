@@ -38,7 +38,7 @@ mutation: $(VENV)/.installed-test
 kernels: $(VENV)/.installed-test
 	$(PYTEST) -m slow -rs tests/inference/native/test_native.py tests/inference/native/test_native_arm.py \
 		tests/inference/native/test_native_wheel.py tests/inference/native/test_native_tiles.py
-	$(PYTEST) -m "slow or not slow" -k "amx_emulated or plain" tests/inference/native
+	$(PYTEST) -m "slow or not slow" -k "(amx_emulated or plain) and not test_native_arm" tests/inference/native
 
 check: $(VENV)/.installed-test $(VENV)/.installed-dev
 	$(BIN)/ruff check .
