@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,8 @@ from tests.tiny import tiny_spec
 
 from bedplate.adaptation.context.outcome import Skip
 from bedplate.adaptation.context.throughput import Throughput
-from bedplate.adaptation.rungs.probe import Probe, _fastest
+from bedplate.adaptation.rungs import answers
+from bedplate.adaptation.rungs.probe import Probe, _fastest, _Pace
 from bedplate.models.build import build
 from bedplate.models.decoder import Decoder
 from bedplate.models.inputs import Inputs
@@ -110,3 +112,37 @@ def test_no_probe_is_planned_where_even_the_inputs_alone_take_too_long() -> None
     assert isinstance(skip, Skip)
     assert skip.seconds is not None
     assert skip.seconds < planned_on(150.0).seconds
+
+
+def test_a_slower_machine_is_seen_by_what_the_prompt_that_is_read_should_take() -> None:
+    """Rows of the inputs alone that take as long as those of the whole prompt should."""
+    slowdowns: list[float] = []
+    stub: Any = SimpleNamespace(
+        throughput=Throughput(token=1e-3, call=0.05, tokens=40.0),
+        valid=[None] * 10,
+        timing=1.0,
+        fit_room=lambda slower: slowdowns.append(slower) or 1e9,
+    )
+    row_seconds = 40e-3 * 5 / 6
+    assert not _Pace(stub, heads=6, times=0.5).ends(64, row_seconds)
+    assert not _Pace(stub, heads=6).ends(64, row_seconds)
+    assert slowdowns == pytest.approx([2.0, 1.0])
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(math.inf, [600]), (1000.0, [16, 584]), (8.0, [16] * 37 + [8])])
+def test_rows_are_answered_in_parts_that_leave_time_to_stop(
+    monkeypatch: pytest.MonkeyPatch, seconds: float, sizes: list[int]
+) -> None:
+    """A row takes 0.05 s: a tenth of 1,000 s is all of them, a tenth of 8 s is 16."""
+    clock, asked = [0.0], list[int]()
+
+    def predict(_: Any, examples: list[Any]) -> list[None]:
+        asked.append(len(examples))
+        clock[0] += 0.05 * len(examples)
+        return [None] * len(examples)
+
+    monkeypatch.setattr(answers, "predict_examples", predict)
+    monkeypatch.setattr(answers, "time", SimpleNamespace(perf_counter=lambda: clock[0]))
+    stub: Any = SimpleNamespace(smallest=False, fit_seconds_left=seconds, check_time=lambda *_: None)
+    assert len(answers.predict_in_time(stub, None, [object()] * 600)) == 600  # type: ignore[arg-type]
+    assert asked == sizes

@@ -111,9 +111,10 @@ class Probe(Rung):
         names = [f"layers.{depth}" for depth in plan.settings["depths"]]
         chosen_on = context.ordered(context.valid, "layer")[: plan.settings["layer_rows"]]
         poolings, labels = context.backbone.poolings, context.task.output.labels or ()
-        pace = _Pace(context, len(names) * len(poolings) * (1 if context.labels else len(labels)))
         prompts, tried, planned_rows = self._prompts(context), list[_Tried](), len(train)
         chosen_prompts = plan.settings.get("prompts", ("form",))
+        read_first = _times_as_long(context, prompts[chosen_prompts[0]])
+        pace = _Pace(context, len(names) * len(poolings) * (1 if context.labels else len(labels)), read_first)
         heads = plan.settings.get("heads", len(names) * len(poolings) * len(chosen_prompts))
         for prompt_name in chosen_prompts:
             prompt = prompts[prompt_name]
@@ -195,29 +196,36 @@ class _Cost:
 
 def _cost(context: Context, prompt: Prompt, part: float, layer_rows: int, heads: int) -> _Cost:
     """part: of the base's layers, the deepest. heads: that are fitted."""
-    speed, backbone, valid = context.throughput, context.backbone, context.valid
-    shared, sample = backbone.shared_tokens(prompt), valid[:SAMPLE_ROWS]
-    tokens = sum(len(backbone.tokens(prompt, example.inputs)) - shared for example in sample) / len(sample)
-    times = tokens / max(1.0, speed.tokens)  # as many as the rows whose reading was measured
+    speed, times = context.throughput, _times_as_long(context, prompt)
     # features share the prompt's beginning, calls of a head on the mean of the tokens read all of it
-    whole = 1 + shared / max(1.0, tokens)
-    fixed = speed.passes(layer_rows + len(valid) * whole) * part * times + context.timing * times * whole
+    whole = 1 + context.backbone.shared_tokens(prompt) / max(1.0, times * speed.tokens)
+    fixed = speed.passes(layer_rows + len(context.valid) * whole) * part * times + context.timing * times * whole
     # forward, and the cross-validation of each head
     return _Cost(fixed, speed.passes(1) * part * times * 1.2 + heads * HEAD_SECONDS)
 
 
+def _times_as_long(context: Context, prompt: Prompt) -> float:
+    """Tokens of a row on this prompt, without those that all rows share, for each of the rows whose reading was
+    measured."""
+    shared, sample = context.backbone.shared_tokens(prompt), context.valid[:SAMPLE_ROWS]
+    tokens = sum(len(context.backbone.tokens(prompt, example.inputs)) - shared for example in sample) / len(sample)
+    return tokens / max(1.0, context.throughput.tokens)
+
+
 @dataclass
 class _Pace:
-    """Whether a fit has the time to go on, by what reading a row has taken: what follows are its heads, and valid."""
+    """Whether a fit has the time to go on, by what reading a row has taken: what follows are its heads, and valid.
+    times: `_times_as_long` of the prompt that is read first, the longest."""
 
     context: Context
     heads: int
+    times: float = 1.0
     row_seconds: float = 0.0
 
     def ends(self, rows: int, row_seconds: float = 0.0) -> bool:
         """Whether no time is left for more rows than these, or for another head on them. row_seconds: as it is now."""
         context, self.row_seconds = self.context, max(self.row_seconds, row_seconds)
-        slower = max(1.0, self.row_seconds / max(context.throughput.passes(1) * DEPTHS[-1], 1e-9))
+        slower = max(1.0, self.row_seconds / max(context.throughput.passes(1) * self.times * DEPTHS[-1], 1e-9))
         follows = (LEAST_ROWS + len(context.valid)) * self.row_seconds
         follows += slower * (context.timing + self.heads * (rows + LEAST_ROWS) * HEAD_SECONDS)
         return context.fit_room(slower) < follows
