@@ -33,3 +33,13 @@ def test_a_path_is_suggested_from_what_its_folders_hold(tmp_path: Path, monkeypa
     assert path_hint(Path("recipe/other")) == "did you mean 'recipes'?"
     assert path_hint(Path("a/b/c"), "or else") == "or else"
     assert path_hint(tmp_path / "recipez") == f"did you mean '{tmp_path}/recipes'?"
+
+
+def test_a_missing_file_is_none_of_another_format_nor_a_hidden_one(tmp_path: Path) -> None:
+    for name in (".pre-commit-config.yaml", ".missing.yaml", "missing.json", "mixture.yaml", "reviews.yaml"):
+        (tmp_path / name).touch()
+    assert path_hint(tmp_path / "missing.yaml", "or else") == "or else"
+    assert path_hint(tmp_path / "reveiws.yaml") == f"did you mean '{tmp_path}/reviews.yaml'?"
+    assert path_hint(tmp_path / "reviews.jsonl") == ""
+    assert path_hint(tmp_path / ".pre-comit-config.yaml") == f"did you mean '{tmp_path}/.pre-commit-config.yaml'?"
+    assert path_hint(tmp_path / "reviews.yaml/task.yaml") == ""

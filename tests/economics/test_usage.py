@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bedplate.core.errors import DataError
-from bedplate.economics.costs.usage import (
+from bedplate.economics.costs.amortisation import (
     NO_TENANT,
     MeteredUse,
     combine,

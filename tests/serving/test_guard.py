@@ -35,8 +35,7 @@ from bedplate.serving.callers.api_keys import (
     new_secret,
     read_keys,
 )
-from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for
-from bedplate.serving.callers.limits import KeyWindows, Spending, SpendLedger
+from bedplate.serving.callers.caller_guard import Caller, CallerGuard, KeyWindows, Spending, SpendLedger, guard_for
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
 from bedplate.serving.server.app import assembled

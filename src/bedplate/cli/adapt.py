@@ -12,7 +12,7 @@ import typer
 
 from bedplate.adaptation.task.rung_table import RUNG_TABLE
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overrides, program
+from bedplate.cli.options import AllColumns, Overrides, output_directory, output_file, program
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import parse_count, parse_seconds
@@ -87,10 +87,7 @@ long as there is none.
 
 def adapt(
     task_file: Annotated[Path, typer.Argument(metavar="TASK.yaml", help="The task file.", callback=paths.existing)],
-    out: Annotated[
-        Path,
-        typer.Option(help="The run's directory; the same command resumes the run there.", callback=paths.directory),
-    ],
+    out: Annotated[Path, output_directory(help="The run's directory; the same command resumes the run there.")],
     overrides: Overrides = None,
     rungs: Annotated[str | None, typer.Option(help="Only these, as a,b,c. By default what the task file says.")] = None,
     budget: Annotated[
@@ -122,12 +119,8 @@ def adapt(
         Literal["auto", "torch", "native"] | None,
         typer.Option(help="What computes. Default: adapt.kernel, else the measured faster."),
     ] = None,
-    junit: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write JUnit XML, for builds.", callback=paths.new_file)
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Also write a summary in Markdown.", callback=paths.new_file)
-    ] = None,
+    junit: Annotated[Path | None, output_file(metavar="FILE", help="Also write JUnit XML, for builds.")] = None,
+    markdown: Annotated[Path | None, output_file(metavar="FILE", help="Also write a summary in Markdown.")] = None,
     label_budget: Annotated[
         int | None, typer.Option(metavar="N", help="Buy at most N labels, in files to be filled in; below.")
     ] = None,

@@ -35,14 +35,9 @@ def evaluate(
     overrides: options.Overrides = None,
     split: Annotated[str | None, typer.Option(help="Of a task: train, valid or test. Default: valid.")] = None,
     task: Annotated[
-        Path | None,
-        typer.Option(
-            help="New rows: the task file. By default that of the run which made the skin.", callback=paths.existing
-        ),
+        Path | None, options.input_file(help="New rows: the task file. By default that of the run which made the skin.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
-    ] = None,
+    out: Annotated[Path | None, options.output_file(help="Write everything as JSON here, every row included.")] = None,
     overwrite: options.Overwrite = False,
     suite: Annotated[
         list[str] | None, typer.Option(help="Of a base, instead of rows: a suite, or core for four. Repeatable.")

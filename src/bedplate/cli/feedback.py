@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overwrite
+from bedplate.cli.options import AllColumns, Overwrite, input_directory, input_file, output_file
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.tables import numbers, show
@@ -23,22 +23,16 @@ def feedback(
     skin: Annotated[
         str | None, typer.Argument(help="export, purge: the model name that the skin was served under.")
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="export: the .jsonl file to write.", callback=paths.new_file)] = None,
+    out: Annotated[Path | None, output_file(help="export: the .jsonl file to write.")] = None,
     task: Annotated[
-        Path | None,
-        typer.Option(
-            help="export: the task file whose columns the rows get. Default: the input names.", callback=paths.existing
-        ),
+        Path | None, input_file(help="export: the task file whose columns the rows get. Default: the input names.")
     ] = None,
     target: Annotated[str, typer.Option(help="export: the target's column, where no task names it.")] = "target",
     id: Annotated[list[str] | None, typer.Option(help="purge: a reply's id. Repeatable.")] = None,
     tenant: Annotated[list[str] | None, typer.Option(help="purge: everything of a tenant. Repeatable.")] = None,
     everything: Annotated[bool, typer.Option("--everything", help="purge: all that was kept of the skin.")] = False,
     state: Annotated[
-        Path | None,
-        typer.Option(
-            help="The server's state directory. Default: serve/ in BEDPLATE_HOME.", callback=paths.existing_directory
-        ),
+        Path | None, input_directory(help="The server's state directory. Default: serve/ in BEDPLATE_HOME.")
     ] = None,
     overwrite: Overwrite = False,
     all_columns: AllColumns = False,

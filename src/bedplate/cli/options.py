@@ -6,6 +6,7 @@ import math
 import shutil
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,6 +18,12 @@ from bedplate.core.files import atomic_write
 from bedplate.core.progress import console
 from bedplate.core.quantities import count_of, seconds_of
 from bedplate.core.tables import Column, show, show_wide
+
+# Options for a path, which is checked while the command line is read.
+input_file = partial(typer.Option, callback=paths.existing)
+input_directory = partial(typer.Option, callback=paths.existing_directory)
+output_file = partial(typer.Option, callback=paths.new_file)
+output_directory = partial(typer.Option, callback=paths.directory)
 
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Values that override the file's.", show_default=False)
@@ -64,9 +71,7 @@ CorpusDirectory = Annotated[
     Path,
     typer.Argument(metavar="DIR", help="The corpus directory.", show_default=False, callback=paths.existing_directory),
 ]
-Hardware = Annotated[
-    Path | None, typer.Option(help="A YAML file of your own devices.", show_default=False, callback=paths.existing)
-]
+Hardware = Annotated[Path | None, input_file(help="A YAML file of your own devices.", show_default=False)]
 Formulas = Annotated[bool, typer.Option("--formulas", help="Also how each figure is computed, and the source.")]
 
 

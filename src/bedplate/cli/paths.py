@@ -73,12 +73,10 @@ def base(source: str | None) -> str | None:
 
 
 def skin_or_base(source: str | None) -> str | None:
-    """A skin's directory, or a base."""
     return source if source is not None and Path(source).is_dir() else base(source)
 
 
 def skin_directory(path: Path | str) -> Path | str:
-    """A skin's directory."""
     if not (Path(path) / "skin.json").is_file():
         remark = "`bedplate adapt` makes skins"
         skins = sorted(str(file.parent) for at in ("*", "skins/*") for file in Path(path).glob(f"{at}/skin.json"))
@@ -89,7 +87,6 @@ def skin_directory(path: Path | str) -> Path | str:
 
 
 def skin_directories(paths: Sequence[str] | None) -> Sequence[str] | None:
-    """Directories of skins."""
     for path in paths or ():
         skin_directory(path)
     return paths

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overrides
+from bedplate.cli.options import AllColumns, Overrides, output_directory
 from bedplate.core.errors import RankError
 from bedplate.core.tables import numbers, show
 
@@ -24,10 +24,7 @@ def pretrain(
     run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="The run file.", callback=paths.existing)],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.", callback=paths.directory
-        ),
+        Path | None, output_directory(help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.")
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Say what it takes (parameters, memory, time, cost) and train nothing.")

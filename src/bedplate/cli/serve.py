@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import duration, whole
+from bedplate.cli.options import duration, input_directory, input_file, whole
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import left_alone
 from bedplate.core.progress import Progress
@@ -40,11 +40,7 @@ def serve(
         ),
     ] = None,
     config: Annotated[
-        Path | None,
-        typer.Option(
-            help="A server's YAML file, instead of a base and the options but --skin and --json.",
-            callback=paths.existing,
-        ),
+        Path | None, input_file(help="A server's YAML file, instead of a base and the options but --skin and --json.")
     ] = None,
     skin: Annotated[
         list[str] | None,
@@ -53,11 +49,7 @@ def serve(
         ),
     ] = None,
     skins_directory: Annotated[
-        Path | None,
-        typer.Option(
-            help="Serve every skin below it, and take more from it while the server runs.",
-            callback=paths.existing_directory,
-        ),
+        Path | None, input_directory(help="Serve every skin below it, and take more from it while the server runs.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
@@ -85,9 +77,7 @@ def serve(
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
     ] = False,
-    keys: Annotated[
-        Path | None, typer.Option(help="The file of API keys (`bedplate keys`).", callback=paths.existing)
-    ] = None,
+    keys: Annotated[Path | None, input_file(help="The file of API keys (`bedplate keys`).")] = None,
     open_to_all: Annotated[
         bool, typer.Option("--open", help="Without keys, serve other machines than this one too.")
     ] = False,

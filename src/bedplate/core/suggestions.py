@@ -6,6 +6,9 @@ import difflib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+PATH_CUTOFF = 0.6
+"""The least likeness of a path that is suggested, without its suffix."""
+
 
 def nearest(name: str, candidates: Iterable[str], limit: int = 1, cutoff: float = 0.5) -> list[str]:
     """At most so many of the known names that look like this one, the likest first. cutoff: the least likeness."""
@@ -19,10 +22,21 @@ def did_you_mean(names: Iterable[str], remark: str = "", *, show: Callable[[str]
 
 
 def path_hint(path: Path, remark: str = "") -> str:
-    """As `did_you_mean`, of a path that does not exist: with what its folder holds, or a folder like its."""
+    """As `did_you_mean`, for a path that does not exist: with a file of its folder that has its suffix and nearly its
+    name, or a folder with nearly its name. Hidden ones are meant only by a name that begins with a dot."""
     child = path = path.expanduser()
     while not child.parent.is_dir():
         child = child.parent
-    names = nearest(child.name, (place.name for place in child.parent.glob("*")))
-    meant = [place for name in names for place in (child.parent / name / path.relative_to(child), child.parent / name)]
+    candidates = {
+        place.name if place.is_dir() else place.stem: place
+        for place in child.parent.glob("*")
+        if place.name.startswith(".") == child.name.startswith(".")
+        and (place.is_dir() or (child == path and _format(place) == _format(path)))
+    }
+    closest = [candidates[name] for name in nearest(child.stem, candidates, cutoff=PATH_CUTOFF)]
+    meant = [place for near in closest for place in (near / path.relative_to(child), near)]
     return did_you_mean([str(place) for place in meant if place.exists()][:1], remark)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.lower().replace(".yml", ".yaml")

@@ -95,8 +95,6 @@ def text_of(row: Row, column: str, location: str) -> str:
 
 
 class InputKind(Protocol):
-    """One kind of input."""
-
     def read(self, row: Row, column: str, location: str) -> Value:
         """The value in a row's cell. DataError naming the location."""
         ...

@@ -129,7 +129,6 @@ class Evaluation(display.Brief):
 
     @property
     def scale(self) -> Scale:
-        """How its numbers are said."""
         return Scale(self.worst_usd)
 
     @property

@@ -152,7 +152,6 @@ class TaskRow(SingleTurn[object, Values, PredictionLike | str | None, GradedRow]
     example: Example
 
     def requests(self, _: object, /) -> list[Values]:
-        """Its inputs."""
         return [self.example.inputs]
 
     def grade(self, answers: Sequence[PredictionLike | str | None], /) -> GradedRow:

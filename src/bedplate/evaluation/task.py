@@ -354,7 +354,6 @@ class Task(Strict):
 
     @property
     def path(self) -> Path | None:
-        """The file this task was read from."""
         return self._path
 
     @property
@@ -385,7 +384,6 @@ class Task(Strict):
 
     @property
     def scale(self) -> Scale:
-        """How the metric's numbers are said."""
         if isinstance(self.metric, str) or (self.metric.costs is None and self.metric.cost is None):
             return costs.PLAIN
         scorer = self.scorer

@@ -85,7 +85,6 @@ def cell(value: Any) -> str:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> list[str]:
-    """Its lines."""
     names = list(head)
     return [_line(names), f"|{'---|' * len(names)}", *map(_line, rows)]
 

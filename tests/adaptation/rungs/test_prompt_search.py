@@ -14,7 +14,7 @@ from tests.inference.fake_server import Fake, fake_server
 
 from bedplate.adaptation.ladder import adapt
 from bedplate.adaptation.report.report import Report
-from bedplate.adaptation.rungs import proposals, successive_halving
+from bedplate.adaptation.rungs import prompt_search, successive_halving
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.files import read_jsonl
 from bedplate.skins.files import read_skin
@@ -168,4 +168,4 @@ def test_proposers_that_cannot_be(tmp_path: Path, tiny_base: Path, proposer: dic
     ],
 )
 def test_what_a_proposer_says_is_cleaned(answer: str, text: str | None):
-    assert proposals.cleaned(answer) == text
+    assert prompt_search.cleaned(answer) == text

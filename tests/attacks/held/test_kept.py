@@ -15,7 +15,7 @@ import pytest
 from tests.attacks.conftest import attacked, head
 
 from bedplate.serving.api import openai
-from bedplate.serving.callers.limits import Spending, SpendLedger
+from bedplate.serving.callers.caller_guard import Spending, SpendLedger
 from bedplate.serving.durable import feedback_service
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import KeptResponse, ResponseStore

@@ -9,9 +9,8 @@ import pytest
 
 from bedplate.core.config import parse_config
 from bedplate.data.corpus.build import build
-from bedplate.data.corpus.curate.classifiers import LanguageSettings, language
 from bedplate.data.corpus.curate.draft import DraftDocument, Tools
-from bedplate.data.corpus.curate.presets import rules_of
+from bedplate.data.corpus.curate.presets import LanguageSettings, language, rules_of
 from bedplate.data.corpus.fates import fates_of, read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus

@@ -11,9 +11,8 @@ from typing import Any
 import pytest
 
 from bedplate.core.errors import ConfigError
-from bedplate.data.corpus.curate.classifiers import JudgedSettings, judged
 from bedplate.data.corpus.curate.draft import DraftDocument, Rule, Tools
-from bedplate.data.corpus.curate.presets import PRESETS, RULES, checked, rules_of
+from bedplate.data.corpus.curate.presets import PRESETS, RULES, JudgedSettings, checked, judged, rules_of
 from bedplate.data.corpus.curate.quality import (
     C4Settings,
     CodeSettings,

@@ -56,7 +56,6 @@ class BaseFacts:
     size: int
 
     def to_json(self) -> dict[str, Any]:
-        """For report.json."""
         return {
             "name": self.name,
             "kind": self.architecture,
@@ -144,7 +143,6 @@ class TaskBase:
             self._formats.pop(weights).close()
 
     def close(self) -> None:
-        """Leaves memory."""
         self.close_formats()
         model, self._model = self._model, None
         if model is not None:

@@ -133,7 +133,6 @@ class Context:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Ids of the skins that new ones take over from."""
         return () if self.parent is None else (self.parent.id,)
 
     @property
@@ -229,7 +228,6 @@ class Context:
 
     @property
     def latency_calls(self) -> int:
-        """Single calls that a skin is timed by."""
         return self._calls_within(LEAST_CALLS, LATENCY_CALLS)
 
     def _calls_within(self, least: int, most: int) -> int:
@@ -370,7 +368,6 @@ class Context:
         return self.clock.usd_left - self.test_reserve * self.spec.machine.usd_per_hour / 3600
 
     def skin_name(self, rung: str) -> str:
-        """What a rung's skin is called."""
         return "-".join(filter(None, (self.task.task, rung.replace("_", "-"), self.suffix)))
 
     def skin(
@@ -403,7 +400,6 @@ class Context:
         )
 
     def provenance(self, rung: str, seed: int, parents: tuple[str, ...] = ()) -> Provenance:
-        """What a rung's skin is made from."""
         files = {k: v for k, v in self.hashes.items() if k.startswith("file:")}
         splits = {k: v for k, v in self.hashes.items() if k not in files}
         made: dict[str, Any] = {"task": self.task.task, "rung": rung, "data": files, "splits": splits, "seed": seed}

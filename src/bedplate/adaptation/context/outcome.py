@@ -233,7 +233,6 @@ class Climbed:
 
     @property
     def directory(self) -> Path:
-        """The skin's."""
         assert self.rung_result.skin is not None
         return self.out / self.rung_result.skin
 

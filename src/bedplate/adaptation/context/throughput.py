@@ -238,7 +238,6 @@ def _new_tokens(predictions: Sequence[Prediction]) -> float:
 
 
 def call_seconds(predictor: Predictor, rows: Sequence[Values], tenant: str = "timing") -> list[float]:
-    """Seconds of each single call."""
     # as another tenant, for whom these rows are new, as those of calls are
     return [p.seconds for p in predictor.predict(rows, one_by_one=True, tenant=tenant)]
 

@@ -180,7 +180,6 @@ def _predict(context: Context, variant: Variant, rows: Sequence[Example]) -> lis
 
 
 def variant_skin(context: Context, rung: str, variant: Variant, output: Output) -> Skin:
-    """The skin of a variant, with this output."""
     return context.skin(
         rung,
         variant.prompt,

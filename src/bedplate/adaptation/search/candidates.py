@@ -59,7 +59,6 @@ class Candidate:
 
     @property
     def climbed(self) -> Climbed:
-        """What it left, once it was climbed."""
         return self.context.climbed[self.name]
 
     def finish(self, result: RungResult) -> RungResult:

@@ -175,7 +175,6 @@ the pace that prompts are read at."""
 
 
 def usd_per_second(context: Context) -> float:
-    """What this machine's time costs."""
     return context.spec.machine.usd_per_hour / 3600
 
 

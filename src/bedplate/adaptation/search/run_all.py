@@ -152,7 +152,6 @@ class Schedule:
         return context.clock.used + max(whole, self.minimum_seconds(candidate) + max(room, 0.0) / len(bases))
 
     def _remaining(self) -> list[Candidate]:
-        """Candidates that were not climbed yet."""
         return [candidate for name, candidate in self.candidates.items() if name not in self.outcomes]
 
     def _waits(self, candidate: Candidate) -> bool:

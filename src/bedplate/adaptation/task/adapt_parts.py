@@ -126,7 +126,6 @@ class ProposerSpec(Strict):
 
     @property
     def endpoint(self) -> EndpointSpec | None:
-        """The endpoint, where it is one."""
         named = self.model_dump(include=set(EndpointSpec.model_fields))
         return None if self.url is None else EndpointSpec.model_validate(named)
 
@@ -156,7 +155,6 @@ class HostedSpec(EndpointSpec):
 
     @property
     def reference(self) -> EndpointReference:
-        """The endpoint as a skin names it."""
         from bedplate.skins.skin import EndpointReference  # a task file is read without torch
 
         return EndpointReference(**self.model_dump(include=set(EndpointSpec.model_fields)))
@@ -190,7 +188,6 @@ class FormatsSpec(Strict):
 
     @property
     def allowed(self) -> tuple[Format, ...]:
-        """The formats that may be tried."""
         return FORMATS if self.weights == "auto" else self.weights
 
 

@@ -167,7 +167,6 @@ class AdaptSpec(Strict):
         return hosted
 
     def opening(self, task: Task) -> OpenOptions:
-        """How the task's bases are to be opened."""
         from bedplate.inference.predict.opening import OpenOptions  # a task file is read without torch
 
         return OpenOptions(
@@ -175,5 +174,4 @@ class AdaptSpec(Strict):
         )
 
     def includes(self, rung: str) -> bool:
-        """Whether a rung is to be climbed."""
         return self.rungs == "auto" or rung in self.rungs

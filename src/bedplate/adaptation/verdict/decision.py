@@ -171,7 +171,6 @@ class Nomination:
     reasons: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        """The nomination as JSON values."""
         return {**asdict(self), "nominees": list(self.nominees)}
 
     def write(self, path: Path, results: Mapping[str, RungResult], test: str) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overrides
+from bedplate.cli.options import AllColumns, Overrides, output_directory
 from bedplate.core.progress import console
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ def build(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", callback=paths.existing)],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None,
-        typer.Option(help="The corpus directory. By default corpora/NAME of the recipe.", callback=paths.directory),
+        Path | None, output_directory(help="The corpus directory. By default corpora/NAME of the recipe.")
     ] = None,
     processes: Annotated[
         int | None,

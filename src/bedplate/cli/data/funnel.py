@@ -41,7 +41,6 @@ def funnel(
 
 
 def show(report: Mapping[str, Any]) -> None:
-    """The tables on the terminal."""
     screen = console()
     rows: list[tuple[str, ...]] = [("read", "", "", f"{report['documents']:,}", f"{report['bytes'] / 1e6:,.1f} MB")]
     for step in report["steps"]:

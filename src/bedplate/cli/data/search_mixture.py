@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overrides
+from bedplate.cli.options import AllColumns, Overrides, output_directory
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import parse_count
@@ -26,10 +26,7 @@ def search_mixture(
     ],
     overrides: Overrides = None,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The search's directory. By default mixtures/NAME of the run file.", callback=paths.directory
-        ),
+        Path | None, output_directory(help="The search's directory. By default mixtures/NAME of the run file.")
     ] = None,
     runs: Annotated[
         int | None, typer.Option(min=1, help="Small runs. By default 4 for each source and 4 more.")

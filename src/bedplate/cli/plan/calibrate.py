@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights, unset
+from bedplate.cli.options import AllColumns, Dtype, Kernel, Weights, output_file, unset
 from bedplate.core.errors import UsageError
 from bedplate.core.processor import is_busy, load_average
 from bedplate.core.progress import console
@@ -33,9 +33,7 @@ def calibrate(
     url: Annotated[
         str | None, unset("A running server of this base here: measures what it adds to its engine.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Default: machine/machine.json in BEDPLATE_HOME.", callback=paths.new_file)
-    ] = None,
+    out: Annotated[Path | None, output_file(help="Default: machine/machine.json in BEDPLATE_HOME.")] = None,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, PageFile, as_given, show_lines, write_page
+from bedplate.cli.options import AllColumns, PageFile, as_given, input_file, show_lines, write_page
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write, read_text
 from bedplate.core.progress import console
@@ -39,10 +39,7 @@ def decide(
         bool, typer.Option("--init", help="Write a commented decision file and a price file of EXAMPLE prices.")
     ] = False,
     prices: Annotated[
-        Path | None,
-        typer.Option(
-            help="The price file. Default: the one that each case names.", show_default=False, callback=paths.existing
-        ),
+        Path | None, input_file(help="The price file. Default: the one that each case names.", show_default=False)
     ] = None,
     everything: Annotated[
         bool, typer.Option("--all", help="Also what does not flip the answer, and the bill of each option.")

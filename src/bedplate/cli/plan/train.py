@@ -46,8 +46,7 @@ def train(
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
     devices: Annotated[int, whole(help="How many of them.", shown=True)] = 8,
     sequence_length: Annotated[
-        int | None,
-        whole(help="Tokens of a sequence. Default: 8192, or the model's context."),
+        int | None, whole(help="Tokens of a sequence. Default: 8192, or the model's context.")
     ] = None,
     global_batch_tokens: Annotated[
         str | None, unset("Tokens of an optimizer step. Default: DeepSeek LLM's fit.")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from bedplate.cli import paths
-from bedplate.cli.options import AllColumns, Overwrite
+from bedplate.cli.options import AllColumns, Overwrite, input_file, output_directory, output_file
 from bedplate.core import tables
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _target = typer.Argument(help="A directory, or a name or id in the catalogue.", 
 Target = Annotated[str, _target]
 Directory = Annotated[str, typer.Argument(help="A skin's directory.", callback=paths.skin_directory)]
 Base = Annotated[str | None, typer.Option(help="Where the skin's base is now.", callback=paths.base)]
-Out = Annotated[Path, typer.Option(help="The directory to write.", callback=paths.directory)]
+Out = Annotated[Path, output_directory(help="The directory to write.")]
 
 _BRANCH, _BELOW = {False: "├── ", True: "└── "}, {False: "│   ", True: "    "}
 _DETAIL_KEYS = ("kind", "rung", "seed", "code_version", "parent")
@@ -260,17 +260,12 @@ def compare(
         ),
     ],
     task: Annotated[
-        Path | None,
-        typer.Option(
-            help="The task file. By default that of the run which made the first skin.", callback=paths.existing
-        ),
+        Path | None, input_file(help="The task file. By default that of the run which made the first skin.")
     ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What an hour of this machine costs. Default: as the task file says.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Write everything as JSON here, every row included.", callback=paths.new_file)
-    ] = None,
+    out: Annotated[Path | None, output_file(help="Write everything as JSON here, every row included.")] = None,
     overwrite: Overwrite = False,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
@@ -328,14 +323,10 @@ def compare(
 def reproduce(
     skin: Target,
     out: Annotated[
-        Path | None,
-        typer.Option(
-            help="The new run's directory. By default the skin's name with -again, here.", callback=paths.directory
-        ),
+        Path | None, output_directory(help="The new run's directory. By default the skin's name with -again, here.")
     ] = None,
     task: Annotated[
-        Path | None,
-        typer.Option(help="The task file, where the run is gone or its task file has moved.", callback=paths.existing),
+        Path | None, input_file(help="The task file, where the run is gone or its task file has moved.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -390,7 +390,6 @@ def weights(spec: Spec) -> tuple[Weight, ...]:
 
 @lru_cache(maxsize=256)
 def parameters(spec: Spec) -> Parameters:
-    """The counts of a spec."""
     all_weights = weights(spec)
     passed = stack_weights(spec.language) if isinstance(spec, MultimodalSpec) else all_weights
     unused = sum(weight.size * max(0, weight.copies - weight.used) for weight in all_weights)

@@ -43,7 +43,6 @@ class LocatedFile(Strict):
 
     @property
     def path(self) -> Path | None:
-        """The file that this was read from."""
         return self._path
 
     def resolve_path(self, name: str) -> Path:

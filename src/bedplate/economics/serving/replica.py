@@ -83,13 +83,11 @@ class MeasuredSteps:
     served: bool = True
 
     def seconds(self, load: Load) -> float:
-        """Seconds of one step."""
         alone, server = step_seconds(self.speed, load, self.shape), self.speed.server
         return served_seconds(server, load, alone) if self.served and server else alone
 
     @property
     def basis(self) -> str:
-        """Where the numbers are from."""
         speed = self.speed
         description = f"measured {speed.measured_at}: {speed.base}, {speed.weights}, {speed.kernel} kernel"
         return description if self.shape is None else f"extrapolated by size from what was {description}"
@@ -147,7 +145,6 @@ class RooflineSteps:
 
     @property
     def basis(self) -> str:
-        """Where the numbers are from."""
         shares = f"{self.reached.compute:.0%} of peak, {self.reached.bandwidth:.0%} of bandwidth"
         return f"data sheet of {self.device.title}, {shares}"
 

@@ -48,7 +48,6 @@ class TokenLengths:
     values: tuple[int, ...] = ()
 
     def draw(self, generator: random.Random) -> int:
-        """One length."""
         if self.distribution == "listed":
             return generator.choice(self.values)
         if self.distribution == "lognormal":
@@ -61,7 +60,6 @@ class TokenLengths:
 
     @property
     def mean(self) -> float:
-        """The expected length."""
         if self.distribution == "listed":
             return sum(self.values) / len(self.values)
         if self.distribution == "lognormal":

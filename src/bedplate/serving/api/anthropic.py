@@ -103,8 +103,6 @@ Json = dict[str, Any]
 
 
 class MessageReply:
-    """One reply in the making."""
-
     def __init__(self, call: ApiCall, request: MessagesRequest) -> None:
         self.call, self._request = call, request
 

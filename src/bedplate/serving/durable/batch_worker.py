@@ -367,7 +367,6 @@ class Batches:
         return self._open()[0]
 
     def wake(self) -> None:
-        """Tells the worker that something has changed."""
         self._open()[1].wake()
 
     def _open(self) -> tuple[BatchStore, BatchWorker]:

@@ -62,7 +62,6 @@ class ResponseStore:
         return self._responses.get(tenant, {}).get(name)
 
     def remove(self, tenant: str, name: str) -> None:
-        """Forgets what `get` gives."""
         size = self._responses[tenant].pop(name).size
         del self._order[tenant, name]
         self._sizes[tenant] -= size

@@ -283,7 +283,6 @@ class ServedBase(Served):
         return {**self.facts(), "architecture": "encoder", "dimensions": self.dimensions, **prompts}
 
     def facts(self) -> dict[str, Any]:
-        """What every base says of itself."""
         return {"kind": "base", "context_length": self.engine.base.spec.context_length}
 
 

@@ -53,7 +53,6 @@ class WordTable:
         self._facts = {name: np.zeros(1 << 12, dtype) for name, dtype in _FACTS.items()}
 
     def words(self, text: str) -> TextWords:
-        """The words of a text."""
         if self._splits_on_spaces:
             numbers = self._numbered(text.split())
         else:

@@ -43,8 +43,6 @@ def length(settings: LengthSettings, tools: Tools) -> Rule:
 
 
 class GopherSettings(Strict):
-    """Gopher's thresholds."""
-
     min_words: int = 50
     max_words: int = 100_000
     min_word_length: float = 3
@@ -97,8 +95,6 @@ def gopher(settings: GopherSettings, tools: Tools) -> Rule:
 
 
 class FineWebSettings(Strict):
-    """FineWeb's thresholds."""
-
     min_punctuated_lines: float = 0.12
     punctuated_lines_may_be_none: bool = False
     max_short_lines: float = 0.67

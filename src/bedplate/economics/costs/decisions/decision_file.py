@@ -397,7 +397,6 @@ class DecisionInputs:
 
     @property
     def values(self) -> list[float]:
-        """As stated."""
         return [row.value for row in self.rows]
 
     def draws(self, count: int, seed: int) -> dict[int, list[float]]:

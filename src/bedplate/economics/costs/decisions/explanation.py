@@ -117,7 +117,6 @@ def reasons(decision: Decision) -> list[str]:
 
 
 def padded(outcome: OptionOutcome) -> str:
-    """One line."""
     billed, padding = number(outcome.billed_prompt_tokens), number(outcome.padding_tokens)
     without = usd(outcome.total_usd + outcome.padding_saves_usd)
     reason = f"{padding} are padding, with which its repeated prompt is cached"
@@ -148,7 +147,6 @@ def _more(outcome: OptionOutcome, best: OptionOutcome) -> str:
 
 
 def break_even(point: BreakEvenVolume) -> str:
-    """One line."""
     line, days = f"{point.option} against {point.against}: ", point.days
     if point.calls_per_day is None:
         line += f"never; {point.reason}"

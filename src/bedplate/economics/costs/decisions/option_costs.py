@@ -178,7 +178,6 @@ class OptionCosts:
             self.lines.append(CostLine(period, part, usd))
 
     def _call_line(self, part: str, usd: Formula) -> None:
-        """What every call costs."""
         if usd != ZERO:
             self.per_call[part] = usd
         self._line("calls", part, usd * self._shared.calls)

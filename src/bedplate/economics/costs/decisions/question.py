@@ -97,7 +97,6 @@ class Question:
 
     @property
     def values(self) -> list[float]:
-        """As stated."""
         return [row.value for row in self.inputs]
 
     @property
