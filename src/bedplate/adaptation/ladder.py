@@ -37,18 +37,8 @@ from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, chec
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.proposal import task_file_of
 from bedplate.adaptation.task.task_file import load_adapt_task
-from bedplate.adaptation.verdict import gate, rules_of_thumb
+from bedplate.adaptation.verdict import decision, gate, rules_of_thumb
 from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
-from bedplate.adaptation.verdict.decision import (
-    POSTPONED,
-    POSTPONED_ROWS,
-    GateVerdict,
-    Nominable,
-    Nomination,
-    admissions,
-    infeasible,
-    over,
-)
 from bedplate.adaptation.verdict.label_ceiling import check_bar, second_labels
 from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.arguments import checked
@@ -188,7 +178,7 @@ class _Ladder:
         run.take_results()
         run.criteria.settle(run.outcomes)
         postponed = self._postponed()
-        nomination = Nomination((), None, None, postponed) if postponed else self._nominated()
+        nomination = decision.Nomination((), None, None, postponed) if postponed else self._nominated()
         self._open_test(nomination)
         self._fill_verdict(nomination)
         report = build_report(run)
@@ -220,7 +210,7 @@ class _Ladder:
         if not self._untimed() or whole or not (looking is None or looking.first):
             return {}
         skins = [name for name, result in run.results.items() if result.skin is not None]
-        return dict.fromkeys(skins, POSTPONED_ROWS if models else POSTPONED)
+        return dict.fromkeys(skins, decision.POSTPONED_ROWS if models else decision.POSTPONED)
 
     def _untimed(self) -> list[str]:
         """Candidates that were left out for lack of time, or of the money that time costs."""
@@ -239,7 +229,7 @@ class _Ladder:
             f"about {more_rows(now, later):.0%} more rows for the same power."
         )
 
-    def _nominated(self) -> Nomination:
+    def _nominated(self) -> decision.Nomination:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room
         for another, before test is opened. Each is nominated by the weights that it will be served in, which then are
         those of `results`; what these make cheaper may be nominated in the place of another."""
@@ -270,15 +260,15 @@ class _Ladder:
                     climbed.base.close_formats(but=served_formats)
                 return nomination
 
-    def _nominate(self) -> Nomination:
+    def _nominate(self) -> decision.Nomination:
         """Nominees, fixed on valid and on disk before test is opened."""
         run, path = self.run, self.out / NOMINATION_FILE
         repeated = run.looking is not None and not run.looking.first and path.is_file()
-        nomination = Nomination.read(path, run.results) if repeated else self._nomination()
+        nomination = decision.Nomination.read(path, run.results) if repeated else self._nomination()
         nomination.write(path, run.results, run.data.test.split_hash)
         return nomination
 
-    def _nomination(self) -> Nomination:
+    def _nomination(self) -> decision.Nomination:
         looking = self.run.looking
         return gate.nominate(
             self._nominables(),
@@ -290,18 +280,18 @@ class _Ladder:
             scale=self.task.scale,
         )
 
-    def _nominables(self) -> list[Nominable]:
+    def _nominables(self) -> list[decision.Nominable]:
         results = self.run.results
         self.run.criteria.compare(results)
         servable = [name for name, result in results.items() if result.skin is not None]
         return [self._nominable(name) for name in servable if name != self.spec.target.against]
 
-    def _nominable(self, name: str, times: float = 1.0) -> Nominable:
+    def _nominable(self, name: str, times: float = 1.0) -> decision.Nominable:
         """A skin as nomination looks at it. times: as fast as it was measured to be."""
         result, latency = self.run.results[name], self.run.results[name].latency.scaled(1 / times)
         p95_floor, _ = latency.p95_bounds(self.spec.target.confidence)
         judged = self.run.criteria.judged(result)
-        return Nominable(
+        return decision.Nominable(
             name,
             judged.estimate,
             judged.design_effect,
@@ -314,7 +304,7 @@ class _Ladder:
             self.run.criteria.short(result),
         )
 
-    def _to_time(self, nomination: Nomination) -> list[str]:
+    def _to_time(self, nomination: decision.Nomination) -> list[str]:
         """Candidates whose calls are timed once more: nominees, and those above the target that only what a call takes
         keeps out."""
         slow = [
@@ -322,12 +312,12 @@ class _Ladder:
             for nominable in self._nominables()
             if nominable.broken is None
             and nominable.estimate > self.run.criteria.score
-            and (keys := {key for key, _, _ in over(nominable, self.spec.budget)})
+            and (keys := {key for key, _, _ in decision.over(nominable, self.spec.budget)})
             and keys <= {"p95_ms", "usd_per_1k_calls"}
         ]
         return [*nomination.nominees, *slow]
 
-    def _untried(self, nomination: Nomination) -> list[str]:
+    def _untried(self, nomination: decision.Nomination) -> list[str]:
         """Candidates whose formats are to be looked at: nominees, and those above the target that only a call's time or
         price keeps out, where a format could change that. The cheapest nominee comes first, for time may end: it is the
         one that is served if it passes."""
@@ -344,7 +334,11 @@ class _Ladder:
         times, budget = self.run.candidates[name].context.format_gain, self.spec.budget
         current, quantized = self._nominable(name), self._nominable(name, times)
         is_above = current.estimate > self.run.criteria.score
-        return is_above and infeasible(current, budget) is not None and infeasible(quantized, budget) is None
+        return (
+            is_above
+            and decision.infeasible(current, budget) is not None
+            and decision.infeasible(quantized, budget) is None
+        )
 
     def _baseline(self) -> str | None:
         """What superiority is claimed over: the task's first base as it is, or the first that can be asked so."""
@@ -355,7 +349,7 @@ class _Ladder:
 
     # --- step 4: test
 
-    def _open_test(self, nomination: Nomination) -> None:
+    def _open_test(self, nomination: decision.Nomination) -> None:
         """The nominees on test, with the baseline and the references beside them; one opening, in the ledger first."""
         if not nomination.nominees:
             return
@@ -409,7 +403,7 @@ class _Ladder:
 
     # --- step 5: the verdict
 
-    def _fill_verdict(self, nomination: Nomination) -> None:
+    def _fill_verdict(self, nomination: decision.Nomination) -> None:
         """Bounds, guards, limits and requirements at the level of each nominee, and what the budget kept out."""
         run, nominees, error = self.run, nomination.nominees, 1 - self.spec.target.confidence
         earlier = guards_asked(run.candidates, nominees, run.results, run.guards)
@@ -439,7 +433,7 @@ class _Ladder:
         levels = {confirmation.rung: looking.level(confirmation.lower_confidence) for confirmation in confirmations}
         run.guards |= {n: [guard.at(levels[n], claims) for guard in run.guards[n]] for n in levels if n in run.guards}
         seconds = self.context.clock.seconds
-        run.verdict = GateVerdict(
+        run.verdict = decision.GateVerdict(
             nomination,
             confirmations,
             metric=self.task.metric_name,
@@ -450,7 +444,7 @@ class _Ladder:
             guards=run.guards,
             limits={name: limits(name, levels[name]) for name in nominees if self.spec.budget.p95_ms is not None},
             requirements=nominees_on_test.at(levels),
-            kept_out=admissions(
+            kept_out=decision.admissions(
                 self._nominables(),
                 run.outcomes,
                 self.spec.budget,

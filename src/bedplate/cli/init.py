@@ -76,14 +76,7 @@ def init(
     chosen = bases or ["smollm2-135m"]
     for base in chosen:
         paths.base(base)
-    from bedplate.adaptation.task.draft import (
-        default_instructions,
-        draft,
-        guess_group,
-        guess_inputs,
-        guess_target,
-        task_text,
-    )
+    from bedplate.adaptation.task import draft
     from bedplate.core.files import atomic_write
     from bedplate.data.profile import profiles
     from bedplate.data.sources import read_rows
@@ -97,17 +90,19 @@ def init(
     group = group if grouped else None
     if interactive:
         if target is None:
-            target = _prompt_column("Which column is the answer?", guess_target(columns, inputs), columns)
+            target = _prompt_column("Which column is the answer?", draft.guess_target(columns, inputs), columns)
         if not inputs:
-            guessed = guess_inputs(columns, target or "", group)
+            guessed = draft.guess_inputs(columns, target or "", group)
             inputs = [_prompt_column("Which column is it asked with?", guessed[0] if guessed else None, columns) or ""]
         if group is None and grouped:
-            guess = guess_group(columns, (*inputs, target or ""))
+            guess = draft.guess_group(columns, (*inputs, target or ""))
             group = _prompt_column("Which column says what rows belong together (none)?", guess, columns, optional=True)
             grouped = group is not None
-    task_draft = draft(rows, inputs=inputs, target=target, group=group, grouped=grouped)
+    task_draft = draft.draft(rows, inputs=inputs, target=target, group=group, grouped=grouped)
     if interactive and instructions is None:
-        instructions = typer.prompt("What is to be done, in a sentence?", default=default_instructions(task_draft))
+        instructions = typer.prompt(
+            "What is to be done, in a sentence?", default=draft.default_instructions(task_draft)
+        )
     if interactive and bar is None:
         question = f"Which {task_draft.metric} must be shown for a PASS (the bar)?"
         bar = typer.prompt(question, default=task_draft.bar, value_proc=_share)
@@ -115,7 +110,7 @@ def init(
         budget = typer.prompt("How long may the whole search take?", default="10m", value_proc=to_seconds)
     budget = 600.0 if budget is None else budget
     task_draft = task_draft if bar is None else replace(task_draft, bar=bar)
-    content = task_text(
+    content = draft.task_text(
         task_draft,
         data,
         out,

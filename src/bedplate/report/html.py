@@ -10,15 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from bedplate.report.formatting import (
-    calibration_remark,
-    costs,
-    made_smaller,
-    shown_bar,
-    shown_estimate,
-    shown_status,
-    timing_remark,
-)
+from bedplate.report import formatting
 from bedplate.report.pages import page
 
 SECTIONS = {
@@ -44,12 +36,14 @@ def adaptation_page(report: Mapping[str, Any]) -> str:
         plots=drawn,
         contents=list(_contents(report)),
         headline=headline(report),
-        status=shown_status(report).replace("_", " "),
-        said=partial(shown_estimate, report),
-        bar=shown_bar(report),
-        costs=costs(report),
-        smaller=made_smaller(report),
-        remarks=[remark for remark in (calibration_remark(report), timing_remark(report)) if remark],
+        status=formatting.shown_status(report).replace("_", " "),
+        said=partial(formatting.shown_estimate, report),
+        bar=formatting.shown_bar(report),
+        costs=formatting.costs(report),
+        smaller=formatting.made_smaller(report),
+        remarks=[
+            remark for remark in (formatting.calibration_remark(report), formatting.timing_remark(report)) if remark
+        ],
         climbed=_climbed(report),
         bounds={confirmation["rung"]: confirmation for confirmation in report["nominees"]["confirmations"]},
         confusions=confusions(report),
@@ -68,16 +62,15 @@ def _contents(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 def headline(report: Mapping[str, Any]) -> str:
     """The verdict in one sentence, for who reads one sentence."""
     verdict, target = report["verdict"], report["target"]
-    metric, bar = target["metric"].replace("_", " "), shown_bar(report)
+    metric, bar = target["metric"].replace("_", " "), formatting.shown_bar(report)
     by_rung = {c["rung"]: c for c in report["nominees"]["confirmations"]}
     if verdict["status"] == "PASS":
         won = by_rung[verdict["rung"]]
         row = next(r for r in report["rungs"] if r["rung"] == verdict["rung"] and r["split"] == "test")
-        side, word = ("upper", "at most") if costs(report) else ("lower", "at least")
-        return (
-            f"{verdict['rung']} clears the bar of {bar}: {metric} {shown_estimate(report, won['estimate'])}, {word} "
-            f"{shown_estimate(report, won[side])}, at ${row['usd_per_1k_calls']:.4f} per 1,000 calls."
-        )
+        side, word = ("upper", "at most") if formatting.costs(report) else ("lower", "at least")
+        estimate, end = (formatting.shown_estimate(report, won[name]) for name in ("estimate", side))
+        cost = f"${row['usd_per_1k_calls']:.4f} per 1,000 calls"
+        return f"{verdict['rung']} clears the bar of {bar}: {metric} {estimate}, {word} {end}, at {cost}."
     if verdict["status"] == "OUT_OF_BUDGET":
         first = next(iter(verdict.get("kept_out", ())), None)
         would = ""
@@ -86,8 +79,8 @@ def headline(report: Mapping[str, Any]) -> str:
         return f"Nothing that fits the budget is shown to reach {metric} {bar}{would}."
     if not by_rung:
         return f"No skin could be judged, so none could be shown to reach {metric} {bar}."
-    best = (min if costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
-    best_score = f"the best, {best['rung']}, scores {shown_estimate(report, best['estimate'])} on test"
+    best = (min if formatting.costs(report) else max)(by_rung.values(), key=lambda c: c["estimate"])
+    best_score = f"the best, {best['rung']}, scores {formatting.shown_estimate(report, best['estimate'])} on test"
     if verdict["status"] == "FAIL":
         return f"No adaptation that was tested reaches {metric} {bar}: {best_score}."
     return f"The test rows do not decide whether an adaptation reaches {metric} {bar}: {best_score}."
@@ -128,8 +121,8 @@ def _climbed(report: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
     from bedplate.report import plots
 
-    rows, smaller = dict[str, dict[str, Any]](), made_smaller(report)
-    side = "upper" if costs(report) else "lower"
+    rows, smaller = dict[str, dict[str, Any]](), formatting.made_smaller(report)
+    side = "upper" if formatting.costs(report) else "lower"
     confirmed = {confirmation["rung"]: confirmation[side] for confirmation in report["nominees"]["confirmations"]}
     for row in report["rungs"]:  # a test row replaces the rung's valid row
         if row["status"] == "done":
@@ -141,7 +134,7 @@ def _plots(report: Mapping[str, Any]) -> dict[str, str | None]:
     calibration = None if focus is None else focus["calibration"]
     return {
         "cost": plots.quality_against_cost(
-            list(rows.values()), target["value"], target["metric"], lower_is_better=costs(report)
+            list(rows.values()), target["value"], target["metric"], lower_is_better=formatting.costs(report)
         ),
         "seeds": plots.seed_spread(seeds, target["metric"]),
         "calibration": None if calibration is None else plots.reliability(calibration["bins"]),

@@ -27,6 +27,7 @@ from bedplate.adapters.tensor_files import (
 from bedplate.core.errors import BedplateError, SkinError
 from bedplate.core.files import atomic_directory, sha256_bytes
 from bedplate.models.families import FAMILIES, Family
+from bedplate.skins import lookup_index
 from bedplate.skins.classical import (
     CLASSICAL_FILE,
     MAX_CLASSICAL_BYTES,
@@ -34,17 +35,6 @@ from bedplate.skins.classical import (
     VOCABULARY_FILE,
     Classical,
     read_classical,
-)
-from bedplate.skins.lookup_index import (
-    INDEX_DIRECTORY,
-    MAX_ROWS_BYTES,
-    PASSAGES_FILE,
-    ROWS_FILE,
-    VECTORS_FILE,
-    Chunk,
-    Neighbours,
-    Passages,
-    read_vectors,
 )
 from bedplate.skins.manifest import (
     EXTRAS,
@@ -85,8 +75,8 @@ DEMONSTRATIONS_FILE = "demonstrations.jsonl"
 _OF_PART = {
     "lora": ADAPTERS["lora"].files,
     "soft_prompt": ADAPTERS["soft_prompt"].files,
-    "knn": (VECTORS_FILE, ROWS_FILE),
-    "retrieval": (VECTORS_FILE, PASSAGES_FILE),
+    "knn": (lookup_index.VECTORS_FILE, lookup_index.ROWS_FILE),
+    "retrieval": (lookup_index.VECTORS_FILE, lookup_index.PASSAGES_FILE),
     "probe": ADAPTERS["head"].files,
     "classical": (CLASSICAL_FILE, VOCABULARY_FILE),
 }
@@ -95,8 +85,8 @@ _FILE_NAMES = frozenset((PROMPT_FILE, DEMONSTRATIONS_FILE, *EXTRAS, *chain.from_
 CASCADED = ("first", "second")
 """Directories of a cascade's two skins."""
 _LIMITS = {
-    ROWS_FILE: MAX_ROWS_BYTES,
-    PASSAGES_FILE: MAX_ROWS_BYTES,
+    lookup_index.ROWS_FILE: lookup_index.MAX_ROWS_BYTES,
+    lookup_index.PASSAGES_FILE: lookup_index.MAX_ROWS_BYTES,
     CLASSICAL_FILE: MAX_CLASSICAL_BYTES,
     VOCABULARY_FILE: MAX_VOCABULARY_BYTES,
 }
@@ -262,12 +252,12 @@ def _is_known(name: str) -> bool:
     return inner_name in {SKIN_FILE, *_FILE_NAMES} - set(EXTRAS) if place in CASCADED else name in _FILE_NAMES
 
 
-def _entries(directory: Path, inner: Sequence[str] = (INDEX_DIRECTORY, *CASCADED)) -> list[Path]:
+def _entries(directory: Path, inner: Sequence[str] = (lookup_index.INDEX_DIRECTORY, *CASCADED)) -> list[Path]:
     """What lies in a skin's directory and in those within it, which must be directories and no links to some."""
     entries: list[Path] = []
     for path in sorted(directory.iterdir()):
         if path.name in inner and path.is_dir() and not path.is_symlink():
-            entries += _entries(path, (INDEX_DIRECTORY,) if path.name in CASCADED else ())
+            entries += _entries(path, (lookup_index.INDEX_DIRECTORY,) if path.name in CASCADED else ())
         else:
             entries.append(path)
     return entries
@@ -288,14 +278,14 @@ def _assemble(directory: Path, manifest: SkinManifest, contents: Mapping[str, by
         raise SkinError(f"{directory / PROMPT_FILE} is not UTF-8 at byte {error.start}") from error
     neighbours = passages = None
     if (knn := manifest.knn) is not None:
-        rows = _demonstrations(directory / ROWS_FILE, contents[ROWS_FILE])
-        vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
-        neighbours = Neighbours(vectors, rows, knn.k, knn.order, knn.pooling, knn.depth)
+        rows = _demonstrations(directory / lookup_index.ROWS_FILE, contents[lookup_index.ROWS_FILE])
+        vectors = lookup_index.read_vectors(directory / lookup_index.VECTORS_FILE, contents[lookup_index.VECTORS_FILE])
+        neighbours = lookup_index.Neighbours(vectors, rows, knn.k, knn.order, knn.pooling, knn.depth)
     if (retrieval := manifest.retrieval) is not None:
-        rows = _rows(ChunkRow, directory / PASSAGES_FILE, contents[PASSAGES_FILE])
-        chunks = tuple(Chunk(row.document, row.start, row.text) for row in rows)
-        vectors = read_vectors(directory / VECTORS_FILE, contents[VECTORS_FILE])
-        passages = Passages(vectors, chunks, retrieval.k, retrieval.pooling, retrieval.depth)
+        rows = _rows(ChunkRow, directory / lookup_index.PASSAGES_FILE, contents[lookup_index.PASSAGES_FILE])
+        chunks = tuple(lookup_index.Chunk(row.document, row.start, row.text) for row in rows)
+        vectors = lookup_index.read_vectors(directory / lookup_index.VECTORS_FILE, contents[lookup_index.VECTORS_FILE])
+        passages = lookup_index.Passages(vectors, chunks, retrieval.k, retrieval.pooling, retrieval.depth)
     soft_prompt = None
     if SOFT_PROMPT_FILE in required:
         from bedplate.adapters.soft_prompt import read_soft_prompt

@@ -13,21 +13,10 @@ from bedplate.adapters.tensor_files import read_json_object
 from bedplate.core.config import Strict
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_bytes
+from bedplate.skins import skin
 from bedplate.skins.lookup_index import Order, PoolPooling
 from bedplate.skins.output import Output
 from bedplate.skins.prompt import Format
-from bedplate.skins.skin import (
-    BaseReference,
-    Digest,
-    EndpointReference,
-    EvaluatedWith,
-    InputField,
-    Limits,
-    Provenance,
-    check_parts,
-    kind_of,
-    name_parts,
-)
 
 SCHEMA_VERSION = 1
 SKIN_FILE = "skin.json"
@@ -53,20 +42,20 @@ class KnnFields(Strict):
     order: Order
     pooling: PoolPooling
     depth: Annotated[int, Field(ge=0)] | None = None
-    embedded_with: EvaluatedWith | None = None
+    embedded_with: skin.EvaluatedWith | None = None
 
 
 class RetrievalFields(Strict):
     k: Annotated[int, Field(ge=1)]
     pooling: PoolPooling
     depth: Annotated[int, Field(ge=0)] | None = None
-    embedded_with: EvaluatedWith | None = None
+    embedded_with: skin.EvaluatedWith | None = None
 
 
 class CascadeFields(Strict):
     threshold: Annotated[float, Field(gt=0, le=1)]
-    first: Digest
-    second: Digest
+    first: skin.Digest
+    second: skin.Digest
 
 
 class ClassicalFields(Strict):
@@ -100,8 +89,8 @@ class SkinManifest(Strict):
     schema_version: int
     name: str
     kind: str
-    bases: dict[str, BaseReference | EndpointReference]
-    inputs: dict[str, InputField]
+    bases: dict[str, skin.BaseReference | skin.EndpointReference]
+    inputs: dict[str, skin.InputField]
     output: Annotated[Output, Field()]
     prompt: PromptFields
     lora: LoraConfig | None = None
@@ -110,24 +99,26 @@ class SkinManifest(Strict):
     retrieval: RetrievalFields | None = None
     cascade: CascadeFields | None = None
     classical: ClassicalFields | None = None
-    provenance: Provenance = Provenance()
+    provenance: skin.Provenance = skin.Provenance()
     generation: dict[str, Any] = Field(default_factory=dict)
-    limits: Limits = Limits()
-    evaluated_with: EvaluatedWith | None = None
-    files: dict[str, Digest] = Field(default_factory=dict)
+    limits: skin.Limits = skin.Limits()
+    evaluated_with: skin.EvaluatedWith | None = None
+    files: dict[str, skin.Digest] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _kind_of_the_parts(self) -> SkinManifest:
-        if self.kind != kind_of(self.parts):
-            raise ValueError(f"the kind {self.kind!r} does not fit the parts, which are of a {kind_of(self.parts)!r}")
-        check_parts(self.name, self.bases, self.parts)
+        if self.kind != skin.kind_of(self.parts):
+            raise ValueError(
+                f"the kind {self.kind!r} does not fit the parts, which are of a {skin.kind_of(self.parts)!r}"
+            )
+        skin.check_parts(self.name, self.bases, self.parts)
         return self
 
     @property
     def parts(self) -> tuple[str, ...]:
         own = {name: getattr(self, name) for name in ("cascade", "classical", "lora", "knn", "retrieval", "probe")}
         soft_prompt = True if "soft_prompt" in self.kind.split("+") else None
-        return name_parts(self.bases, self.output, soft_prompt=soft_prompt, **own)
+        return skin.name_parts(self.bases, self.output, soft_prompt=soft_prompt, **own)
 
 
 def manifest_bytes(manifest: SkinManifest) -> bytes:

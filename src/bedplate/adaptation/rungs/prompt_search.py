@@ -25,14 +25,7 @@ from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.rungs.zero_shot import finish
 from bedplate.adaptation.task.adapt_parts import ProposerSpec
 from bedplate.adaptation.task.task_prompt import task_prompt
-from bedplate.core.errors import (
-    BusyError,
-    ConfigError,
-    ContextLengthExceeded,
-    DeadlineError,
-    EndpointError,
-    RequestError,
-)
+from bedplate.core import errors
 from bedplate.core.files import append_jsonl, read_jsonl
 from bedplate.core.progress import progress
 from bedplate.evaluation.examples import Example
@@ -86,7 +79,7 @@ def propose(context: Context, number: int, cache_file: Path) -> tuple[list[Propo
                     prompt_text, answer = proposer(i)
                     answers.append(answer)
                     append_jsonl(cache_file, [{"number": i, "question": prompt_text, "answer": answer}])
-    except (EndpointError, DeadlineError, BusyError, RequestError) as error:
+    except (errors.EndpointError, errors.DeadlineError, errors.BusyError, errors.RequestError) as error:
         failure = f"the proposer failed after {len(answers)} of {number} proposals: {error.message}"
     listed: dict[str, Proposal] = {}
     for rewrite in rewrites(context):
@@ -145,7 +138,9 @@ class _Asker:
             return
         self._local = context.model if spec.base is None else context.embedder(source_of(spec.base, context.task))
         if not self._local.base.writes:
-            raise ConfigError(f"{context.task.path}: adapt.proposer.base: {spec.base} is an encoder and writes nothing")
+            raise errors.ConfigError(
+                f"{context.task.path}: adapt.proposer.base: {spec.base} is an encoder and writes nothing"
+            )
 
     def __call__(self, number: int) -> tuple[str, str]:
         """The question, with as many rows as fit, and what was answered."""
@@ -153,7 +148,7 @@ class _Asker:
             prompt_text = question(self._context, number, max_rows)
             try:
                 return prompt_text, self._answer(prompt_text, self._context.seed * 1000 + number)
-            except ContextLengthExceeded:
+            except errors.ContextLengthExceeded:
                 if max_rows == 1:
                     raise
         raise AssertionError("the last attempt returns or raises")
@@ -167,7 +162,7 @@ class _Asker:
         while True:
             try:
                 return self._endpoint.complete(self._model, messages, **self._settings).text
-            except RequestError as error:
+            except errors.RequestError as error:
                 # what some servers have no such field for is not what the proposal depends on
                 if error.param not in self._settings:
                     raise

@@ -9,16 +9,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.context import outcome
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import (
-    KEPT_WITHIN,
-    OutOfTime,
-    RungPlan,
-    RungResult,
-    Skip,
-    no_time,
-    rows_left_out,
-)
 from bedplate.adaptation.rungs.answers import export, judged, predict_in_time
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
@@ -95,7 +87,7 @@ def best_of(trained: Sequence[Trained]) -> Trained:
     by_prompt = {fit.prompt: max((t for t in trained if t.prompt == fit.prompt), key=_standing) for fit in trained}
     best = max(by_prompt.values(), key=_standing)
     bare = by_prompt.get("bare", best)
-    return bare if bare.evaluation.estimate >= best.evaluation.estimate - KEPT_WITHIN else best
+    return bare if bare.evaluation.estimate >= best.evaluation.estimate - outcome.KEPT_WITHIN else best
 
 
 def _standing(fit: Trained) -> tuple[float, int]:
@@ -153,7 +145,7 @@ class TuningRung(Rung):
 
     # --- how much
 
-    def plan(self, context: Context) -> RungPlan | Skip:
+    def plan(self, context: Context) -> outcome.RungPlan | outcome.Skip:
         recipe, n, seconds_left = self.recipe, len(context.train), context.seconds_left
         before = context.before or {}
         finished = int(before["seeds"]) if before.get("rows") == n else 0
@@ -172,7 +164,7 @@ class TuningRung(Rung):
         while not fits(rows, 1) and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
         if not fits(rows, 1):
-            return no_time(expected(rows, 1))
+            return outcome.no_time(expected(rows, 1))
         max_seeds = recipe.seeds if context.most_seeds is None else min(recipe.seeds, context.most_seeds)
         if rows == usual_rows and fits(rows, min(2, max_seeds)):
             seeds = min(2, max_seeds)
@@ -181,7 +173,7 @@ class TuningRung(Rung):
             seeds = max_seeds if rows == n and fits(rows, max_seeds) else seeds
         left_out: list[str] = []
         if rows < n:
-            left_out.append(rows_left_out(rows, n))
+            left_out.append(outcome.rows_left_out(rows, n))
         if seeds < max_seeds:
             left_out.append(f"{max_seeds - seeds} of {max_seeds} seeds were left out: no time")
         how = {"batch": recipe.batch, "learning_rate": recipe.learning_rate, "epochs": recipe.epochs}
@@ -189,7 +181,7 @@ class TuningRung(Rung):
         settings = {"rows": rows, "seeds": seeds, "prompts": list(order)[:seeds], **how}
         if rows == n and 0 < finished < seeds:
             settings["takes_over"] = finished
-        return RungPlan(settings, expected(rows, seeds), tuple(left_out))
+        return outcome.RungPlan(settings, expected(rows, seeds), tuple(left_out))
 
     def _order(self, context: Context) -> list[str]:
         """The prompts of the first fits: the one that the base chose, then the others. One whose calls would be over
@@ -266,11 +258,11 @@ class TuningRung(Rung):
     def described(self, context: Context) -> str:
         """What is trained, in a few words."""
 
-    def fit(self, context: Context, plan: RungPlan, directory: Path) -> RungResult:
+    def fit(self, context: Context, plan: outcome.RungPlan, directory: Path) -> outcome.RungResult:
         settings, trained = plan.settings, list[Trained]()
         try:
             self._fit_seeds(context, plan, directory, trained)
-        except OutOfTime:
+        except outcome.OutOfTime:
             if not trained:
                 raise
             left_out = f"{settings['seeds'] - len(trained)} of {settings['seeds']} seeds were left out: no time"
@@ -283,7 +275,7 @@ class TuningRung(Rung):
             StateFile(seed_fit.skin.directory.parent).remove()
         return result
 
-    def _fit_seeds(self, context: Context, plan: RungPlan, directory: Path, trained: list[Trained]) -> None:
+    def _fit_seeds(self, context: Context, plan: outcome.RungPlan, directory: Path, trained: list[Trained]) -> None:
         """Fits one seed after the other into `trained`. OutOfTime."""
         settings, prompts = plan.settings, self.prompts(context)
         names = [name for name in settings.get("prompts", ("chosen",)) if name in prompts] or ["chosen"]
@@ -335,7 +327,9 @@ class TuningRung(Rung):
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
 
-    def _finish(self, context: Context, plan: RungPlan, best: Trained, trained: Sequence[Trained]) -> RungResult:
+    def _finish(
+        self, context: Context, plan: outcome.RungPlan, best: Trained, trained: Sequence[Trained]
+    ) -> outcome.RungResult:
         seeds: list[dict[str, Any]] = []
         for fit in trained:
             estimate = {"estimate": fit.evaluation.estimate, "interval": list(fit.evaluation.interval)}
@@ -366,6 +360,6 @@ class TuningRung(Rung):
             child=self.child(),
         )
 
-    def predictor(self, context: Context, result: RungResult) -> Predicts:
+    def predictor(self, context: Context, result: outcome.RungResult) -> Predicts:
         assert result.skin is not None
         return self.standing(context).predictor(read_skin(context.out / result.skin))

@@ -25,20 +25,10 @@ from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.paired import independent_difference
 from bedplate.core.statistics.proportions import Side
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS, InsufficientGroups, worth
+from bedplate.evaluation import slices
 from bedplate.evaluation.costs import PLAIN, Scale
 from bedplate.evaluation.evaluated import Evaluation, drop_between
 from bedplate.evaluation.grading import GradedRow
-from bedplate.evaluation.slices import (
-    ROW_SCORE,
-    by_metric,
-    calibration_error,
-    calibration_of,
-    coverage_of,
-    on_shared_rows,
-    rows_of,
-    sure,
-    values_of,
-)
 from bedplate.evaluation.task import LABEL
 from bedplate.report.schema_parts import Requirement
 
@@ -130,7 +120,7 @@ class Calibrated:
 
     @cached_property
     def _scored_rows(self) -> list[GradedRow]:
-        return sure(self.rows)
+        return slices.sure(self.rows)
 
     @property
     def n(self) -> int:
@@ -142,10 +132,10 @@ class Calibrated:
 
     @property
     def estimate(self) -> float:
-        return 1 - calibration_error(self._scored_rows)
+        return 1 - slices.calibration_error(self._scored_rows)
 
     def bound(self, confidence: float, side: Side = "lower") -> float:
-        calibration = calibration_of(self._scored_rows, confidence)
+        calibration = slices.calibration_of(self._scored_rows, confidence)
         return 1 - (calibration.upper if side == "lower" else calibration.lower)
 
     def needed(self, bar: float, confidence: float) -> int | None:
@@ -164,7 +154,7 @@ class Calibrated:
 
 def compared(nominee: Priced, reference: Priced) -> tuple[Priced, Priced]:
     """The two on the rows that both answered."""
-    ours, theirs = on_shared_rows(nominee.evaluation, reference.evaluation)
+    ours, theirs = slices.on_shared_rows(nominee.evaluation, reference.evaluation)
     return replace(nominee, evaluation=ours), replace(reference, evaluation=theirs)
 
 
@@ -372,7 +362,7 @@ def _from_spec(spec: RequirementSpec, evaluation: Evaluation, price: CallPrice) 
     if spec.where is not None:
         values: Sequence[str] = [spec.where[column]]
     else:
-        values = evaluation.labels if column == LABEL else values_of(evaluation, column)
+        values = evaluation.labels if column == LABEL else slices.values_of(evaluation, column)
     for value in values:
         yield _requirement_on(spec, evaluation, price, (column, value))
 
@@ -381,13 +371,13 @@ def _requirement_on(
     spec: RequirementSpec, evaluation: Evaluation, price: CallPrice, part: tuple[str, str] | None
 ) -> RequirementResult:
     """One requirement on all rows, or on those of one slice."""
-    rows = evaluation.rows if part is None else rows_of(evaluation, *part)
+    rows = evaluation.rows if part is None else slices.rows_of(evaluation, *part)
     named = None if part is None else f"{part[0]}: {part[1] or '(none)'}"
     is_task_metric = spec.metric in (None, evaluation.metric)
     scale = evaluation.scale if is_task_metric else PLAIN
     threshold = spec.at_most if spec.at_least is None else spec.at_least
     assert threshold is not None
-    plain = ROW_SCORE if part is not None and evaluation.scoring == "counts" else evaluation.metric
+    plain = slices.ROW_SCORE if part is not None and evaluation.scoring == "counts" else evaluation.metric
     by = spec.metric or plain
     metric = by.replace("_", " ")
     side = "at least" if spec.at_least is not None else "at most"
@@ -398,12 +388,12 @@ def _requirement_on(
     measured: MetricEstimate | None = None
     nothing = f"no test row has {named}; label such rows"
     if rows and spec.metric == CALIBRATION:
-        measured = Calibrated(rows) if sure(rows) else None
+        measured = Calibrated(rows) if slices.sure(rows) else None
         nothing = "its answers carry no probabilities"
     elif rows and spec.metric == COVERAGE:
-        measured = Priced(coverage_of(evaluation, rows))
+        measured = Priced(slices.coverage_of(evaluation, rows))
     elif rows:
-        measured = Priced(by_metric(evaluation, rows, by), price if is_task_metric else NO_PRICE)
+        measured = Priced(slices.by_metric(evaluation, rows, by), price if is_task_metric else NO_PRICE)
     if error and isinstance(measured, Priced):
         measured = _Flipped(measured)
     return RequirementResult(

@@ -10,20 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import (
-    AllColumns,
-    Formulas,
-    Hardware,
-    PageFile,
-    as_given,
-    count,
-    milliseconds,
-    show_formulas,
-    show_lines,
-    unset,
-    whole,
-    write_page,
-)
+from bedplate.cli import options
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import DAYS_PER_MONTH
@@ -45,45 +32,51 @@ def serve(
     model: Annotated[
         str, typer.Argument(help="A measured base, a preset, a size (7b), or the path of a config.json or a base.")
     ],
-    calls_per_day: Annotated[float | None, count(help="Calls of an average day. Default: 50k.")] = None,
-    calls_per_month: Annotated[float | None, count(help="In its place: of a twelfth of a year, such as 1.5M.")] = None,
+    calls_per_day: Annotated[float | None, options.count(help="Calls of an average day. Default: 50k.")] = None,
+    calls_per_month: Annotated[
+        float | None, options.count(help="In its place: of a twelfth of a year, such as 1.5M.")
+    ] = None,
     prompt_tokens: Annotated[
         str, typer.Option(help="300 or 1.5k (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
     ] = "300",
     output_tokens: Annotated[str, typer.Option(help="Of an answer, written like --prompt-tokens.")] = "100",
     skin_tokens: Annotated[
-        int, whole(help="Of the skin's own prompt before each call's, cached.", minimum=0, shown=True)
+        int, options.whole(help="Of the skin's own prompt before each call's, cached.", minimum=0, shown=True)
     ] = 0,
-    skins: Annotated[int, whole(help="Different skins, asked evenly.", shown=True)] = 1,
+    skins: Annotated[int, options.whole(help="Different skins, asked evenly.", shown=True)] = 1,
     adapter_rank: Annotated[int, typer.Option(help="Of each skin's LoRA weights; 0: none.")] = 0,
     p95_ms: Annotated[
-        float | None, milliseconds(help="Target: 95% of calls end within it, such as 500 or 0.5s.")
+        float | None, options.milliseconds(help="Target: 95% of calls end within it, such as 500 or 0.5s.")
     ] = None,
     first_token_ms: Annotated[
-        float | None, milliseconds(help="Target: 95% of calls have a first token by then.")
+        float | None, options.milliseconds(help="Target: 95% of calls have a first token by then.")
     ] = None,
     peak_factor: Annotated[float, typer.Option(help="The busiest hour's rate over the mean.")] = 3.0,
     spare: Annotated[int, typer.Option(help="Replicas beyond need.")] = 0,
-    device: Annotated[str | None, unset("A device of the table, or of --hardware. Default: this machine.")] = None,
-    devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
-    weights: Annotated[_Formats | None, unset("What products read. Default: what was measured last; bfloat16.")] = None,
-    max_rows: Annotated[
-        int | None, whole(help="Generations at once. Default: 16; 128 on a GPU; fewer where those do not fit.")
+    device: Annotated[
+        str | None, options.unset("A device of the table, or of --hardware. Default: this machine.")
     ] = None,
-    max_step_tokens: Annotated[int | None, whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
+    devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
+    weights: Annotated[
+        _Formats | None, options.unset("What products read. Default: what was measured last; bfloat16.")
+    ] = None,
+    max_rows: Annotated[
+        int | None, options.whole(help="Generations at once. Default: 16; 128 on a GPU; fewer where those do not fit.")
+    ] = None,
+    max_step_tokens: Annotated[int | None, options.whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
     drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
     usd_per_hour: Annotated[
-        float | None, unset("Of one machine or device. Default: the device's dated example.")
+        float | None, options.unset("Of one machine or device. Default: the device's dated example.")
     ] = None,
-    like: Annotated[str | None, unset("This machine: the measured base to extrapolate from.")] = None,
+    like: Annotated[str | None, options.unset("This machine: the measured base to extrapolate from.")] = None,
     machine: Annotated[
         Path | None, typer.Option(help="Measurements (`bedplate plan calibrate`). Default: this machine's.")
     ] = None,
-    hardware: Hardware = None,
-    page: PageFile = None,
-    formulas: Formulas = False,
-    all_columns: AllColumns = False,
+    hardware: options.Hardware = None,
+    page: options.PageFile = None,
+    formulas: options.Formulas = False,
+    all_columns: options.AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What serving takes: latency, throughput, replicas and dollars a call, from a simulation of the engine's scheduler
@@ -136,9 +129,9 @@ def serve(
     if page is not None:
         from bedplate.economics.pages.cost_pages import serving_page
 
-        command = as_given(context, without=_MOVED)
+        command = options.as_given(context, without=_MOVED)
         html = serving_page(model, replicas, traffic, calls, **demand, devices=devices, command=command)
-        write_page(page, html)
+        options.write_page(page, html)
     if as_json:
         traffic_fields = {"prompt": prompt_tokens, "output": output_tokens, "skin_tokens": skin_tokens, "skins": skins}
         report = {"model": model, "traffic": traffic_fields} | plans["central"].as_json()
@@ -184,9 +177,9 @@ def _show(model: str, plans: dict[str, ServingPlan], formulas: bool) -> None:
     ]
     names = ("calls/s", "first token s, p50 / p95", "answer s, p50 / p95 / p99", "busy")
     show(("one replica", *numbers(*names)), rows)
-    show_lines(_notes(plan))
+    options.show_lines(_notes(plan))
     if formulas:
-        show_formulas({name: SERVING_FORMULAS[name] for name in figures if name in SERVING_FORMULAS})
+        options.show_formulas({name: SERVING_FORMULAS[name] for name in figures if name in SERVING_FORMULAS})
 
 
 def _figures(plan: ServingPlan) -> Iterator[tuple[str, str]]:

@@ -9,18 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from bedplate.cli.options import (
-    AllColumns,
-    Formulas,
-    Hardware,
-    PageFile,
-    as_given,
-    show_formulas,
-    show_lines,
-    unset,
-    whole,
-    write_page,
-)
+from bedplate.cli import options
 from bedplate.core.errors import UsageError
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up, parse_count
@@ -42,14 +31,14 @@ def train(
         str | None,
         typer.Argument(help="A preset, a size (7b), or the path of a config.json or a base.", show_default=False),
     ] = None,
-    tokens: Annotated[str | None, unset("Tokens to train on: 15.6T, 300B or 1e12.")] = None,
+    tokens: Annotated[str | None, options.unset("Tokens to train on: 15.6T, 300B or 1e12.")] = None,
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
-    devices: Annotated[int, whole(help="How many of them.", shown=True)] = 8,
+    devices: Annotated[int, options.whole(help="How many of them.", shown=True)] = 8,
     sequence_length: Annotated[
-        int | None, whole(help="Tokens of a sequence. Default: 8192, or the model's context.")
+        int | None, options.whole(help="Tokens of a sequence. Default: 8192, or the model's context.")
     ] = None,
     global_batch_tokens: Annotated[
-        str | None, unset("Tokens of an optimizer step. Default: DeepSeek LLM's fit.")
+        str | None, options.unset("Tokens of an optimizer step. Default: DeepSeek LLM's fit.")
     ] = None,
     precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Of products.")] = "bf16",
     execution: Annotated[
@@ -58,17 +47,21 @@ def train(
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Whose states are kept.")
     ] = "adamw",
-    usd_per_hour: Annotated[float | None, unset("Of one device. Default: a dated example.")] = None,
+    usd_per_hour: Annotated[float | None, options.unset("Of one device. Default: a dated example.")] = None,
     usd_per_kwh: Annotated[float, typer.Option(help="Of energy, which rent includes.")] = 0.10,
     pue: Annotated[float, typer.Option(help="What the data centre takes over its devices.")] = 1.2,
     overhead: Annotated[float, typer.Option(help="All of a run over its clean steps: restarts, evaluation.")] = 1.1,
-    mfu: Annotated[float | None, unset("A measured share of the dense peak, instead of the curve.")] = None,
-    budget_usd: Annotated[str | None, unset("A sum instead of --tokens: what it trains, and which size.")] = None,
-    inference_tokens: Annotated[str | None, unset("With --budget-usd: tokens of the model's use, in all.")] = None,
-    hardware: Hardware = None,
-    page: PageFile = None,
-    formulas: Formulas = False,
-    all_columns: AllColumns = False,
+    mfu: Annotated[float | None, options.unset("A measured share of the dense peak, instead of the curve.")] = None,
+    budget_usd: Annotated[
+        str | None, options.unset("A sum instead of --tokens: what it trains, and which size.")
+    ] = None,
+    inference_tokens: Annotated[
+        str | None, options.unset("With --budget-usd: tokens of the model's use, in all.")
+    ] = None,
+    hardware: options.Hardware = None,
+    page: options.PageFile = None,
+    formulas: options.Formulas = False,
+    all_columns: options.AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """What training a model takes: layout, memory, hours, energy and dollars; --formulas says how each is computed.
@@ -122,8 +115,8 @@ def train(
     if page is not None:
         from bedplate.economics.pages.cost_pages import training_page
 
-        command = as_given(context, without=_MOVED)
-        write_page(page, training_page(model, count, row, devices, command=command, **common))
+        command = options.as_given(context, without=_MOVED)
+        options.write_page(page, training_page(model, count, row, devices, command=command, **common))
     if as_json:
         _print(plan.as_json() | ({} if budget is None else {"budget": budget.as_json()}))
         return
@@ -162,9 +155,9 @@ def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
     rows = [(name, f"{size:,.2f}") for name, size in zip(parts, sizes, strict=True)]
     rows += [("total", f"{sum(sizes):,.2f}"), ("of", f"{plan.device.memory_bytes / 1e9:,.2f}")]
     show(("a device holds", *numbers("GB")), rows)
-    show_lines(_notes(plan))
+    options.show_lines(_notes(plan))
     if formulas:
-        show_formulas({name: TRAINING_FORMULAS[name] for name, *_ in figures if name in TRAINING_FORMULAS})
+        options.show_formulas({name: TRAINING_FORMULAS[name] for name, *_ in figures if name in TRAINING_FORMULAS})
 
 
 def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
@@ -211,9 +204,9 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     columns = numbers("parameters", "tokens", "loss, nats a token", "operations, training + use")
     show((Column("least", prose=True), *columns), rows)
     if formulas:
-        show_formulas(BUDGET_FORMULAS)
-    show_lines([f"price: {usd_an_hour(plan.price.usd_per_hour.central)} an hour ({plan.price.source})"])
-    show_lines(dict.fromkeys(plan.optimal.warnings))
+        options.show_formulas(BUDGET_FORMULAS)
+    options.show_lines([f"price: {usd_an_hour(plan.price.usd_per_hour.central)} an hour ({plan.price.source})"])
+    options.show_lines(dict.fromkeys(plan.optimal.warnings))
 
 
 def _optimum(optimum: Optimum) -> tuple[str, str, str, str]:

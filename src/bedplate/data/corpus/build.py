@@ -28,17 +28,9 @@ from bedplate.core.files import atomic_write, file_lock, sha256_bytes, sha256_fi
 from bedplate.core.processor import processor
 from bedplate.core.progress import Progress
 from bedplate.core.version import __version__
+from bedplate.data.corpus import encode
 from bedplate.data.corpus.curate.draft import Judge
 from bedplate.data.corpus.curate.presets import checked
-from bedplate.data.corpus.encode import (
-    COPY,
-    TRAIN,
-    VALID,
-    ShardGroup,
-    encoded,
-    make_tokenizer,
-    resolve_tokenizer,
-)
 from bedplate.data.corpus.fates import Fate, Tally, card, funnel_of, write_fates
 from bedplate.data.corpus.filter_part import SiftedPart, finished
 from bedplate.data.corpus.readers import READERS
@@ -142,7 +134,7 @@ class _Build:
     def _tokenizer_identity(self) -> list[str]:
         """What changes when the tokenizer does that the recipe names."""
         use = self._recipe.tokenizer.use
-        return [] if use is None else [resolve_tokenizer(use, self._directory).identity]
+        return [] if use is None else [encode.resolve_tokenizer(use, self._directory).identity]
 
     def _judge(self) -> list[str]:
         """What changes when the skin does that judges: its skin.json has the hashes of its files and of its base."""
@@ -245,12 +237,12 @@ class _Build:
         names = ("hashes", "bands", "has")
         hashes, bands, has = (np.concatenate([part.array(name) for part in sifted]) for name in names)
         fate, of = copies(self._recipe.dedup, hashes, bands, has)
-        place = np.where(fate == 0, TRAIN, COPY).astype(np.int8)
+        place = np.where(fate == 0, encode.TRAIN, encode.COPY).astype(np.int8)
         sizes = [len(part.array("hashes")) for part in sifted]
         names = np.repeat([part.source for part in self._parts], sizes)
         for source in dict.fromkeys(part.source for part in self._parts):
-            train_indices = np.flatnonzero((names == source) & (place == TRAIN))
-            place[train_indices[self._held_out(hashes[train_indices, 0])]] = VALID
+            train_indices = np.flatnonzero((names == source) & (place == encode.TRAIN))
+            place[train_indices[self._held_out(hashes[train_indices, 0])]] = encode.VALID
         for part, placement in zip(self._parts, np.split(place, np.cumsum(sizes)[:-1]), strict=True):
             self._splits[part.name] = placement
             save_array(self._work / "splits" / f"{part.name}.npy", placement)
@@ -267,7 +259,7 @@ class _Build:
     def _refuse_empty_sources(self) -> None:
         for source in (spec.name for spec in self._recipe.sources):
             names = [part.name for part in self._parts if part.source == source]
-            if any((self._splits[name] == TRAIN).any() for name in names):
+            if any((self._splits[name] == encode.TRAIN).any() for name in names):
                 continue
             total = Tally()
             for name in names:
@@ -292,11 +284,13 @@ class _Build:
         cut = self._values.get("cut")
         record = self._work / "tokenizer.json"
         if not record.is_file() or record.read_text("utf-8") != key or not (self._out / "tokenizer.json").is_file():
-            trained = (part.array("sizes")[self._splits[name] == TRAIN, 1] for name, part in self._sifted.items())
+            trained = (
+                part.array("sizes")[self._splits[name] == encode.TRAIN, 1] for name, part in self._sifted.items()
+            )
             weight = sum(int(sizes.sum()) for sizes in trained)
             choice, chosen = self._recipe.tokenizer, [(part.name, self._splits[part.name]) for part in self._parts]
             with Progress("tokenizer", 1, "vocabulary", quiet=self._quiet):
-                make_tokenizer(choice, self._work, chosen, weight, self._directory).save(self._out)
+                encode.make_tokenizer(choice, self._work, chosen, weight, self._directory).save(self._out)
             atomic_write(record, key)
         groups = self._groups()
         keys = {group.name: sha256_json([key, group.parts, *([cut] if cut else [])]) for group in groups}
@@ -305,13 +299,13 @@ class _Build:
         jobs = [
             Job(group.name, function, {**arguments, "group": asdict(group), "key": keys[group.name]})
             for group in groups
-            if encoded(self._work, self._out, group.name, keys[group.name]) is None
+            if encode.encoded(self._work, self._out, group.name, keys[group.name]) is None
         ]
         sizes = {group.name: sum(self._sifted[p].tally.kept_bytes for p in group.parts) / 1e6 for group in groups}
         self._work_off(self._encoder, jobs, "encoding", sizes)
         entries_by_source: dict[str, list[dict[str, ShardEntry]]] = {}
         for group in groups:
-            result = encoded(self._work, self._out, group.name, keys[group.name])
+            result = encode.encoded(self._work, self._out, group.name, keys[group.name])
             places = np.concatenate([self._splits[name] for name in group.parts])
             expected = {split: int((places == number).sum()) for number, split in enumerate(SPLITS)}
             shards, cuts = result or ({}, {})
@@ -325,21 +319,21 @@ class _Build:
             entries_by_source.setdefault(group.source, []).append(shards)
         return entries_by_source
 
-    def _groups(self) -> list[ShardGroup]:
-        groups: list[ShardGroup] = []
+    def _groups(self) -> list[encode.ShardGroup]:
+        groups: list[encode.ShardGroup] = []
         for source in dict.fromkeys(part.source for part in self._parts):
             names, size, number = list[str](), 0.0, 0
             for part in self._parts:
-                if part.source != source or (self._splits[part.name] == COPY).all():
+                if part.source != source or (self._splits[part.name] == encode.COPY).all():
                     continue
                 weight = self._sifted[part.name].tally.kept_bytes / BYTES_PER_TOKEN
                 if names and size + weight > self._recipe.shard_tokens:
-                    groups.append(ShardGroup(source, number, tuple(names)))
+                    groups.append(encode.ShardGroup(source, number, tuple(names)))
                     names, size, number = [], 0.0, number + 1
                 names.append(part.name)
                 size += weight
             if names:
-                groups.append(ShardGroup(source, number, tuple(names)))
+                groups.append(encode.ShardGroup(source, number, tuple(names)))
         return groups
 
     def _write_records(
@@ -394,7 +388,7 @@ class _Build:
                     written.append(document_fate)
                     continue
                 offset = next(places)
-                if splits[offset] != COPY:
+                if splits[offset] != encode.COPY:
                     pieces = cuts.get(offset, ())
                     tally.cut(len(pieces))
                     written.append(replace(document_fate, split=SPLITS[int(splits[offset])], pieces=pieces))

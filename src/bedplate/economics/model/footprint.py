@@ -24,19 +24,7 @@ from functools import lru_cache
 from typing import Literal
 
 from bedplate.core.errors import UsageError
-from bedplate.economics.model.parameters import (
-    Per,
-    Weight,
-    attends,
-    audio_weights,
-    diffusion_weights,
-    projector_weights,
-    recurrent_flops,
-    stack_weights,
-    state_values,
-    vision_weights,
-)
-from bedplate.economics.model.parameters import weights as weights_of
+from bedplate.economics.model import parameters
 from bedplate.economics.numbers.formula import whole
 from bedplate.models.specs import (
     AudioSpec,
@@ -95,27 +83,28 @@ def encoder_decoder_flops(spec: EncoderDecoderSpec, source_tokens: int, target_t
 def image_flops(spec: VisionSpec | MultimodalSpec) -> float:
     """Operations of one image through its tower (and projector), without the language model's on its tokens."""
     vision = spec.vision if isinstance(spec, MultimodalSpec) else spec
-    amounts: dict[Per, float] = {"token": vision.tokens, "input": vision.patches, "sequence": 1}
-    flops = _products(vision_weights(vision), amounts) + attention_flops(vision.tower, vision.tokens)
+    amounts: dict[parameters.Per, float] = {"token": vision.tokens, "input": vision.patches, "sequence": 1}
+    flops = _products(parameters.vision_weights(vision), amounts) + attention_flops(vision.tower, vision.tokens)
     if vision.pooling == "map":  # one query over all tokens
         flops += 4 * vision.tower.hidden_size * vision.tokens
     if isinstance(spec, MultimodalSpec):
-        flops += _products(projector_weights(spec), {"token": spec.image_tokens})
+        flops += _products(parameters.projector_weights(spec), {"token": spec.image_tokens})
     return flops
 
 
 def audio_flops(spec: AudioSpec) -> float:
     """Operations of the tower over one window of sound."""
-    amounts: dict[Per, float] = {"token": spec.window_tokens, "input": spec.frames, "sequence": 1}
-    return _products(audio_weights(spec), amounts) + attention_flops(spec.tower, spec.window_tokens)
+    amounts: dict[parameters.Per, float] = {"token": spec.window_tokens, "input": spec.frames, "sequence": 1}
+    return _products(parameters.audio_weights(spec), amounts) + attention_flops(spec.tower, spec.window_tokens)
 
 
 def denoise_flops(spec: DiffusionSpec) -> float:
     """Operations of one image through the transformer once: a forward pass at one timestep."""
     source = 0 if spec.text is None else spec.text.tokens
-    amounts: dict[Per, float] = {"token": spec.tokens, "input": spec.tokens, "source": source, "sequence": 1}
+    amounts: dict[parameters.Per, float] = {"token": spec.tokens, "input": spec.tokens, "source": source, "sequence": 1}
     return (
-        _products(diffusion_weights(spec), amounts) + 4 * spec.hidden_size * spec.layers * (spec.tokens + source) ** 2
+        _products(parameters.diffusion_weights(spec), amounts)
+        + 4 * spec.hidden_size * spec.layers * (spec.tokens + source) ** 2
     )
 
 
@@ -125,15 +114,15 @@ def source_tokens_of(spec: EncoderDecoderSpec, source_tokens: int) -> int:
 
 
 @lru_cache(maxsize=256)
-def _per(spec: TransformerSpec) -> dict[Per, int]:
+def _per(spec: TransformerSpec) -> dict[parameters.Per, int]:
     """A stack's weights in products, by what passes through them."""
-    counts: dict[Per, int] = dict.fromkeys(("token", "row", "source", "input", "sequence"), 0)
-    for weight in stack_weights(spec):
+    counts: dict[parameters.Per, int] = dict.fromkeys(("token", "row", "source", "input", "sequence"), 0)
+    for weight in parameters.stack_weights(spec):
         counts[weight.per] += weight.passed
     return counts
 
 
-def _products(weights: tuple[Weight, ...], amounts: dict[Per, float]) -> float:
+def _products(weights: tuple[parameters.Weight, ...], amounts: dict[parameters.Per, float]) -> float:
     return 2 * sum(weight.passed * amounts[weight.per] for weight in weights)
 
 
@@ -144,9 +133,11 @@ def attention_flops(spec: TransformerSpec, tokens: int) -> float:
     """Operations of self-attention over all layers, for one sequence; and of the recurrences of layers that have one in
     its place."""
     pairs_of = causal_pairs if spec.kind == "decoder" else two_sided_pairs
-    states = sum(not attends(spec, layer) for layer in range(spec.layers)) if spec.state.mixer is not None else 0
+    states = (
+        sum(not parameters.attends(spec, layer) for layer in range(spec.layers)) if spec.state.mixer is not None else 0
+    )
     pairs = sum(layers * pair * pairs_of(tokens, window) for window, pair, layers in _windows(spec))
-    return pairs + states * recurrent_flops(spec) * tokens
+    return pairs + states * parameters.recurrent_flops(spec) * tokens
 
 
 def causal_pairs(tokens: int, window: int | None) -> int:
@@ -168,7 +159,7 @@ def two_sided_pairs(tokens: int, window: int | None) -> int:
 def _windows(spec: TransformerSpec) -> tuple[tuple[int | None, int, int], ...]:
     """The windows of layers with attention, each with the operations of a pair there, and the number of layers that
     have both; prediction modules see all."""
-    layers = (layer for layer in range(spec.layers) if attends(spec, layer))
+    layers = (layer for layer in range(spec.layers) if parameters.attends(spec, layer))
     layer_counts = Counter((spec.window(layer), pair_flops(spec, layer)) for layer in layers)
     if spec.prediction_modules:
         layer_counts[None, pair_flops(spec, spec.layers)] += spec.prediction_modules
@@ -197,10 +188,10 @@ BYTES_PER_PARAMETER: dict[WeightFormat, float] = {
 
 def weight_bytes(spec: Spec, weights: WeightFormat = "bfloat16") -> float:
     """Bytes of all weights, as one copy of the model keeps them."""
-    return sum(weight.stored * _value_bytes(weight, weights) for weight in weights_of(spec))
+    return sum(weight.stored * _value_bytes(weight, weights) for weight in parameters.weights(spec))
 
 
-def _value_bytes(weight: Weight, weights: WeightFormat) -> float:
+def _value_bytes(weight: parameters.Weight, weights: WeightFormat) -> float:
     value_bytes = BYTES_PER_PARAMETER[weights]
     return max(value_bytes, 2.0) if weight.role == "vector" else value_bytes
 
@@ -220,7 +211,7 @@ def step_reads(spec: Spec, weights: WeightFormat = "bfloat16") -> Callable[[int]
     rows = {"value_tables": kv_size, "layer_inputs": inputs}
     tables: list[tuple[float, float]] = []
     experts: Counter[tuple[int, int, float]] = Counter()  # those of one shape are counted together
-    for weight in weights_of(stack):
+    for weight in parameters.weights(stack):
         value = _value_bytes(weight, weights)
         if weight.per == "source" or weight.name.startswith("prediction."):
             continue
@@ -288,7 +279,7 @@ def layer_activation_bytes(
     """Bytes a token that one block keeps."""
     if recompute == "full":
         return spec.hidden_size * bytes_per_value
-    mixed = _attention_values(spec, layer) if attends(spec, layer) else state_values(spec)
+    mixed = _attention_values(spec, layer) if parameters.attends(spec, layer) else parameters.state_values(spec)
     norms = (2 if spec.attention.cross_size is None else 3) * (2 if spec.norm.placement == "sandwich" else 1)
     values = norms * spec.hidden_size + mixed + spec.hidden_size
     values += _feedforward_values(spec, layer, 4 if spec.feedforward.gated else 2, 2, 1)
@@ -296,7 +287,7 @@ def layer_activation_bytes(
         # The gate's input, the last norm's, and what is given, before and after its own norm, the gate, its activation,
         # and their product.
         values += 2 * spec.hidden_size + 5 * spec.layer_input_size
-    if not attends(spec, layer):
+    if not parameters.attends(spec, layer):
         return values * bytes_per_value
     if recompute == "none":
         window = spec.window(layer)
@@ -424,7 +415,7 @@ def _layer(spec: TransformerSpec, layer: int, size: float, recompute: Recompute)
     # What a norm before a part gives is the input of the part's products.
     recomputes_norms = selective and spec.norm.placement in ("pre", "sandwich")
     inputs = 0 if recomputes_norms else 2 + (spec.attention.cross_size is not None)
-    mixed = _attention(spec, layer) if attends(spec, layer) else float(state_values(spec))
+    mixed = _attention(spec, layer) if parameters.attends(spec, layer) else float(parameters.state_values(spec))
     # Of each expert a router keeps a logit and a score, with what sigmoid or softmax made of it.
     per_feature, copies = (2 if spec.feedforward.gated else 1) + (not selective), 1 if selective else 2
     feedforward = _feedforward_values(spec, layer, per_feature, copies, 2)
@@ -462,5 +453,7 @@ def lora_parameters(spec: Spec, rank: int) -> int:
     """Parameters of a LoRA adapter on every linear map inside the blocks: rank · (inputs + outputs) a map (2106.09685).
     Routed experts, tables and the head have none, as with our own `adapters.lora` and with peft's "all-linear"."""
     whole(rank=rank)
-    weights = (weight for stack in stacks_of(spec) for weight in stack_weights(stack) if weight.layer is not None)
+    weights = (
+        weight for stack in stacks_of(spec) for weight in parameters.stack_weights(stack) if weight.layer is not None
+    )
     return rank * sum(weight.features for weight in weights if not weight.name.startswith("prediction."))

@@ -16,15 +16,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-from bedplate.models.specs import (
-    AudioSpec,
-    DiffusionSpec,
-    EncoderDecoderSpec,
-    MultimodalSpec,
-    Spec,
-    TransformerSpec,
-    VisionSpec,
-)
+from bedplate.models import specs
 from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution
 
 Role = Literal["product", "table", "vector"]
@@ -69,19 +61,19 @@ def affine(name: str, inputs: int, outputs: int, bias: bool = False, **fields: o
         yield replace(Weight(f"{name}.bias", outputs, "vector"), **fields)
 
 
-def _norm(spec: TransformerSpec, name: str, size: int | None = None) -> Weight:
+def _norm(spec: specs.TransformerSpec, name: str, size: int | None = None) -> Weight:
     parts = spec.norm.weight + (spec.norm.type == "layer" and spec.norm.bias)
     return Weight(name, (size or spec.hidden_size) * parts, "vector")
 
 
 @lru_cache(maxsize=256)
-def stack_weights(spec: TransformerSpec) -> tuple[Weight, ...]:
+def stack_weights(spec: specs.TransformerSpec) -> tuple[Weight, ...]:
     """All weights of a stack of blocks, with its tables and its head."""
     blocks = (replace(weight, layer=layer) for layer in range(spec.layers) for weight in _block(spec, layer))
     return (*_tables(spec), *blocks, *_ends(spec), *_prediction(spec))
 
 
-def _tables(spec: TransformerSpec) -> Iterator[Weight]:
+def _tables(spec: specs.TransformerSpec) -> Iterator[Weight]:
     hidden, attention = spec.hidden_size, spec.attention
     rows = {"embedding": spec.vocab_size, "positions": spec.positions, "token_types": spec.token_types}
     yield from (Weight(name, count * hidden, "table") for name, count in rows.items() if count)
@@ -99,7 +91,7 @@ def _tables(spec: TransformerSpec) -> Iterator[Weight]:
         yield _norm(spec, "embedding_norm")
 
 
-def _ends(spec: TransformerSpec) -> Iterator[Weight]:
+def _ends(spec: specs.TransformerSpec) -> Iterator[Weight]:
     hidden, masked, classifier = spec.hidden_size, spec.masked_head, spec.classifier
     if spec.norms_output:
         yield _norm(spec, "norm")
@@ -121,7 +113,7 @@ def _ends(spec: TransformerSpec) -> Iterator[Weight]:
         yield from affine("classifier.out", hidden, len(classifier.labels), True, per="sequence")
 
 
-def _prediction(spec: TransformerSpec) -> Iterator[Weight]:
+def _prediction(spec: specs.TransformerSpec) -> Iterator[Weight]:
     """DeepSeek-V3's modules: the state and the next token's embedding, each normalised, side by side to `hidden`."""
     hidden = spec.hidden_size
     for module in range(spec.prediction_modules):
@@ -131,7 +123,7 @@ def _prediction(spec: TransformerSpec) -> Iterator[Weight]:
             yield replace(weight, name=f"prediction.{weight.name}", layer=spec.layers + module)
 
 
-def _block(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
+def _block(spec: specs.TransformerSpec, layer: int) -> Iterator[Weight]:
     """One block's weights: norms, what mixes tokens, the feed-forward, and what each layer is given."""
     crosses, sandwich = spec.attention.cross_size is not None, spec.norm.placement == "sandwich"
     for part in ("attention", *(("cross",) if crosses else ()), "feedforward"):
@@ -150,12 +142,12 @@ def _block(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
         yield _norm(spec, "layer_input_norm")
 
 
-def attends(spec: TransformerSpec, layer: int) -> bool:
+def attends(spec: specs.TransformerSpec, layer: int) -> bool:
     """Whether a layer has attention, which sees every token by itself."""
     return spec.mixer(layer) in ("attention", "latent")
 
 
-def _attention(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
+def _attention(spec: specs.TransformerSpec, layer: int) -> Iterator[Weight]:
     part, size, hidden = spec.attention, spec.head_dim_of(layer), spec.hidden_size
     q, kv = part.heads * size, spec.kv_heads_of(layer) * size
     has_keys = spec.keys_of(layer) == layer
@@ -185,7 +177,7 @@ def _attention(spec: TransformerSpec, layer: int) -> Iterator[Weight]:
         yield from affine("cross.o", q, hidden, spec.has_output_bias)
 
 
-def _latent(spec: TransformerSpec) -> Iterator[Weight]:
+def _latent(spec: specs.TransformerSpec) -> Iterator[Weight]:
     part, hidden, heads, bias = spec.attention.latent, spec.hidden_size, spec.attention.heads, spec.attention.bias
     assert part is not None
     queries = heads * part.key_dim
@@ -201,13 +193,13 @@ def _latent(spec: TransformerSpec) -> Iterator[Weight]:
     yield from affine("attention.o", heads * part.value_dim, hidden, spec.has_output_bias)
 
 
-def _dense(spec: TransformerSpec, name: str, size: int, bias: bool, **fields: object) -> Iterator[Weight]:
+def _dense(spec: specs.TransformerSpec, name: str, size: int, bias: bool, **fields: object) -> Iterator[Weight]:
     for part in ("gate", "up") if spec.feedforward.gated else ("up",):
         yield from affine(f"{name}.{part}", spec.hidden_size, size, bias, **fields)
     yield from affine(f"{name}.down", size, spec.hidden_size, bias, **fields)
 
 
-def _experts(spec: TransformerSpec) -> Iterator[Weight]:
+def _experts(spec: specs.TransformerSpec) -> Iterator[Weight]:
     """Routed experts are no linear maps that adapters are put on; nor are routers and gates."""
     part, hidden = spec.experts, spec.hidden_size
     assert part is not None
@@ -228,7 +220,7 @@ def _experts(spec: TransformerSpec) -> Iterator[Weight]:
 # --- layers that keep a state in the place of attention
 
 
-def _state_mixer(spec: TransformerSpec) -> Iterator[Weight]:
+def _state_mixer(spec: specs.TransformerSpec) -> Iterator[Weight]:
     part, hidden = spec.state.mixer, spec.hidden_size
     vectors: dict[str, int] = {}
     if isinstance(part, ShortConvolution):
@@ -249,7 +241,7 @@ def _state_mixer(spec: TransformerSpec) -> Iterator[Weight]:
     yield from (Weight(f"attention.{name}", size, "vector") for name, size in vectors.items())
 
 
-def recurrent_flops(spec: TransformerSpec) -> int:
+def recurrent_flops(spec: specs.TransformerSpec) -> int:
     """Operations of one token in one layer, beside its linear maps, as the recurrence's formula stands: what is written
     into a head's matrix and what is read of it, 2 operations a value each, and once more for the delta rule, which
     reads before it writes. Chunked forms do more."""
@@ -259,7 +251,7 @@ def recurrent_flops(spec: TransformerSpec) -> int:
     return 4 * part.inner * part.state_dim if isinstance(part, Mamba2) else 0
 
 
-def state_values(spec: TransformerSpec) -> int:
+def state_values(spec: specs.TransformerSpec) -> int:
     """Values of one token that a layer keeps for its gradients: what goes into its linear maps and comes out of them,
     and what goes into the convolution's activation; the recurrence is computed again."""
     return sum(weight.features for weight in _state_mixer(spec))
@@ -275,7 +267,7 @@ def _affines(maps: Iterable[tuple[str, int, int]], **fields: object) -> Iterator
 
 
 @lru_cache(maxsize=64)
-def audio_weights(spec: AudioSpec) -> tuple[Weight, ...]:
+def audio_weights(spec: specs.AudioSpec) -> tuple[Weight, ...]:
     """A stem of two convolutions with biases, and the tower."""
     hidden = spec.tower.hidden_size
     first = affine("stem.0", spec.kernel * spec.mel_bins, hidden, True, per="input")
@@ -283,7 +275,7 @@ def audio_weights(spec: AudioSpec) -> tuple[Weight, ...]:
 
 
 @lru_cache(maxsize=64)
-def vision_weights(spec: VisionSpec) -> tuple[Weight, ...]:
+def vision_weights(spec: specs.VisionSpec) -> tuple[Weight, ...]:
     """The patches' projection, the class token, the tower, and what makes one vector of it."""
     tower, hidden = spec.tower, spec.tower.hidden_size
     pixels, size = spec.patch_size**2 * spec.channels * spec.frames, tower.feedforward.size
@@ -305,7 +297,7 @@ def vision_weights(spec: VisionSpec) -> tuple[Weight, ...]:
 
 
 @lru_cache(maxsize=64)
-def projector_weights(spec: MultimodalSpec) -> tuple[Weight, ...]:
+def projector_weights(spec: specs.MultimodalSpec) -> tuple[Weight, ...]:
     """From the tower's states to the language model; its tokens are those that the language model sees."""
     part, tower = spec.projector, spec.vision.tower.hidden_size
     inner = () if part.hidden_size is None else (part.hidden_size,)
@@ -317,7 +309,7 @@ def projector_weights(spec: MultimodalSpec) -> tuple[Weight, ...]:
 
 
 @lru_cache(maxsize=64)
-def diffusion_weights(spec: DiffusionSpec) -> tuple[Weight, ...]:
+def diffusion_weights(spec: specs.DiffusionSpec) -> tuple[Weight, ...]:
     """DiT, or MMDiT where there is text. Norms have no weights: the modulation gives them scale and shift."""
     hidden, text = spec.hidden_size, spec.text
     patch = spec.patch_size**2
@@ -340,7 +332,7 @@ def diffusion_weights(spec: DiffusionSpec) -> tuple[Weight, ...]:
     return tuple(weights)
 
 
-def _dit_stream(spec: DiffusionSpec, per: Per, goes_on: bool) -> Iterator[Weight]:
+def _dit_stream(spec: specs.DiffusionSpec, per: Per, goes_on: bool) -> Iterator[Weight]:
     """One stream's weights in a block."""
     hidden, size = spec.hidden_size, spec.feedforward_size
     yield from affine("modulation", hidden, (6 if goes_on else 2) * hidden, True, per="sequence")
@@ -370,28 +362,28 @@ class Parameters:
     head: int
 
 
-def weights(spec: Spec) -> tuple[Weight, ...]:
+def weights(spec: specs.Spec) -> tuple[Weight, ...]:
     """Every weight of the model, towers included."""
-    if isinstance(spec, TransformerSpec):
+    if isinstance(spec, specs.TransformerSpec):
         return stack_weights(spec)
-    if isinstance(spec, EncoderDecoderSpec):
+    if isinstance(spec, specs.EncoderDecoderSpec):
         source = weights(spec.encoder)
         if spec.shared_embedding:
             source = tuple(weight for weight in source if weight.name != "embedding")
         return (*source, *stack_weights(spec.decoder))
-    if isinstance(spec, AudioSpec):
+    if isinstance(spec, specs.AudioSpec):
         return audio_weights(spec)
-    if isinstance(spec, VisionSpec):
+    if isinstance(spec, specs.VisionSpec):
         return vision_weights(spec)
-    if isinstance(spec, DiffusionSpec):
+    if isinstance(spec, specs.DiffusionSpec):
         return diffusion_weights(spec)
     return (*vision_weights(spec.vision), *projector_weights(spec), *stack_weights(spec.language))
 
 
 @lru_cache(maxsize=256)
-def parameters(spec: Spec) -> Parameters:
+def parameters(spec: specs.Spec) -> Parameters:
     all_weights = weights(spec)
-    passed = stack_weights(spec.language) if isinstance(spec, MultimodalSpec) else all_weights
+    passed = stack_weights(spec.language) if isinstance(spec, specs.MultimodalSpec) else all_weights
     unused = sum(weight.size * max(0, weight.copies - weight.used) for weight in all_weights)
     return Parameters(
         total=total(all_weights),
@@ -432,7 +424,7 @@ def is_block_matrix(weight: Weight) -> bool:
     return weight.role == "product" and weight.layer is not None and weight.name not in _NO_MATRICES
 
 
-def optimizer_bytes(spec: Spec, optimizer: Optimizer = "adamw", *, master: bool = True) -> float:
+def optimizer_bytes(spec: specs.Spec, optimizer: Optimizer = "adamw", *, master: bool = True) -> float:
     """Bytes of the optimizer's states. master: with the float32 copy that weights of 16 bits need."""
     state_bytes, all_weights = OPTIMIZERS[optimizer], weights(spec)
     matrices = total(weight for weight in all_weights if is_block_matrix(weight))

@@ -43,20 +43,9 @@ from bedplate.economics.serving.serving_cost import (
     slack,
 )
 from bedplate.economics.serving.simulation import Traffic
+from bedplate.economics.training import training_cost
 from bedplate.economics.training.layout_search import MARGIN, describe
 from bedplate.economics.training.scaling_laws import EPOCH
-from bedplate.economics.training.training_cost import (
-    BATCH_EXPONENT,
-    BATCH_SCALE,
-    DEFAULT_PUE,
-    DEFAULT_USD_PER_KWH,
-    TRAINING_FORMULAS,
-    TrainingPlan,
-    batch_doublings,
-    plan_training,
-    run_figures,
-    tokens_per_second,
-)
 from bedplate.models.specs import TransformerSpec
 from bedplate.report.pages import interactive_page
 
@@ -76,12 +65,12 @@ def training_page(
 ) -> str:
     """The page as HTML. Arguments and errors as of `plan_training`. command: what answers the same in the terminal,
     without what the sliders say."""
-    plan = plan_training(model, tokens, device, devices, **options)
+    plan = training_cost.plan_training(model, tokens, device, devices, **options)
     low, high = 10 ** math.floor(math.log10(tokens) - 1.5), 10 ** math.ceil(math.log10(tokens) + 0.7)
     fewest, most = max(1, devices // _FEWER), max(devices * _LARGER, 64)
     powers = {n for power in range(most.bit_length()) for n in (2**power, 3 * 2**power // 2)}
     counts = sorted(n for n in {devices, *powers} if fewest <= n <= most)
-    spec, pue = resolve(model)[1], options.get("pue", DEFAULT_PUE)
+    spec, pue = resolve(model)[1], options.get("pue", training_cost.DEFAULT_PUE)
     dense = isinstance(spec, TransformerSpec) and spec.kind == "decoder" and spec.experts is None
     facts = ("model", "parameters", "active_parameters", "sequence_tokens", "precision", "execution", "optimizer")
     facts += ("flops_per_token", "peak_flops_per_second", "overhead")
@@ -97,11 +86,11 @@ def training_page(
         "devices": {"stated": devices, "counts": counts},
         "mfu": mfu,
         "price": None if plan.price is None else {**asdict(plan.price.usd_per_hour), "source": plan.price.source},
-        "usd_per_kwh": options.get("usd_per_kwh", DEFAULT_USD_PER_KWH),
+        "usd_per_kwh": options.get("usd_per_kwh", training_cost.DEFAULT_USD_PER_KWH),
         "pue": pue,
         "watts": device.watts * pue,
         "mfu_factor": EXECUTION[plan.execution] * (FP8_FACTOR if plan.precision == "fp8" else 1.0),
-        "formulas": formula_values(TRAINING_FORMULAS),
+        "formulas": formula_values(training_cost.TRAINING_FORMULAS),
         "command": list(command),
     }
     return _page(
@@ -109,9 +98,9 @@ def training_page(
         "training",
         data,
         curve=CURVES[device.mfu],
-        run_figures=run_figures,
-        tokens_per_second=tokens_per_second,
-        batch_doublings=batch_doublings,
+        run_figures=training_cost.run_figures,
+        tokens_per_second=training_cost.tokens_per_second,
+        batch_doublings=training_cost.batch_doublings,
         fit=EPOCH if dense else None,
     )
 
@@ -119,7 +108,7 @@ def training_page(
 def _layouts(
     model: str,
     device: Device,
-    plan: TrainingPlan,
+    plan: training_cost.TrainingPlan,
     counts: Sequence[int],
     tokens_range: tuple[float, float],
     options: Mapping[str, Any],
@@ -129,17 +118,21 @@ def _layouts(
 
     tokens_by_batch = {"given": plan.tokens}
     if options.get("global_batch_tokens") is None:
-        first, last = (batch_doublings(plan.flops_per_token * end, plan.sequence_tokens) for end in tokens_range)
+        first, last = (
+            training_cost.batch_doublings(plan.flops_per_token * end, plan.sequence_tokens) for end in tokens_range
+        )
         batches = {str(n): 1.1 * 2**n * plan.sequence_tokens for n in range(first, last + 1)}
         # Tokens that lead to each batch: layouts depend on nothing else of them.
-        inverse = 1 / BATCH_EXPONENT
-        tokens_by_batch = {n: (b / BATCH_SCALE) ** inverse / plan.flops_per_token for n, b in batches.items()}
+        inverse = 1 / training_cost.BATCH_EXPONENT
+        tokens_by_batch = {
+            n: (b / training_cost.BATCH_SCALE) ** inverse / plan.flops_per_token for n, b in batches.items()
+        }
     cells: list[dict[str, Any]] = []
     table: dict[str, dict[str, int]] = {}
     for count in progress(counts, "layouts"):
         for batch, tokens in tokens_by_batch.items():
             try:
-                candidate = plan_training(model, tokens, device, count, **options)
+                candidate = training_cost.plan_training(model, tokens, device, count, **options)
             except UsageError as error:
                 cell: dict[str, Any] = {"error": str(error)}
             else:

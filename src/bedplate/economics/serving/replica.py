@@ -28,16 +28,7 @@ from bedplate.economics.hardware.machine import (
     served_seconds,
     step_seconds,
 )
-from bedplate.economics.model.footprint import (
-    BYTES_PER_PARAMETER,
-    WeightFormat,
-    kv_bytes,
-    kv_bytes_per_token,
-    lora_parameters,
-    pair_flops,
-    step_reads,
-    weight_bytes,
-)
+from bedplate.economics.model import footprint
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.economics.numbers.formula import at_least, whole
@@ -47,7 +38,7 @@ from bedplate.models.specs import Spec, TransformerSpec
 
 ALLREDUCE_SECONDS = 10e-6  # latency of one small all-reduce between the devices of a node, whatever its size
 MARGIN = 0.1  # share of a device's memory that is left to buffers, fragmentation and the runtime
-_FORMATS: tuple[WeightFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
+_FORMATS: tuple[footprint.WeightFormat, ...] = ("bfloat16", "fp8", "int8", "int4")
 
 
 @dataclass(frozen=True)
@@ -100,7 +91,7 @@ class RooflineSteps:
     spec: TransformerSpec
     device: Device
     devices: int = 1
-    weights: WeightFormat = "bfloat16"
+    weights: footprint.WeightFormat = "bfloat16"
     reached: Reached = CENTRAL
     adapter_bytes: float = 0.0
 
@@ -122,7 +113,7 @@ class RooflineSteps:
         read = self._weight_bytes(load.tokens) + self.adapter_bytes * load.adapters
         context = max(1, round(load.keys / max(load.rows, 1)))
         if load.keys and any(self.spec.attention.windows):  # layers with a window read no more than it
-            key = kv_bytes(self.spec, context) / context
+            key = footprint.kv_bytes(self.spec, context) / context
         read += load.keys * key
         reached, peaks = self.reached, self.device.peak_flops_per_second
         # Products are made in 8 bits where weights and device have them, else in 16.
@@ -136,12 +127,12 @@ class RooflineSteps:
     def _counts(self) -> tuple[int, int, int, float]:
         """Weights of blocks and head in products, operations of a pair, bytes of a key, over all layers."""
         counts = parameters(self.spec)
-        pair = sum(pair_flops(self.spec, layer) for layer in range(self.spec.layers))
-        return counts.products - counts.head, counts.head, pair, kv_bytes_per_token(self.spec)
+        pair = sum(footprint.pair_flops(self.spec, layer) for layer in range(self.spec.layers))
+        return counts.products - counts.head, counts.head, pair, footprint.kv_bytes_per_token(self.spec)
 
     @cached_property
     def _weight_bytes(self) -> Callable[[int], float]:
-        return step_reads(self.spec, self.weights)
+        return footprint.step_reads(self.spec, self.weights)
 
     @property
     def basis(self) -> str:
@@ -155,7 +146,7 @@ def shape_of(spec: TransformerSpec) -> StepShape:
     return StepShape(
         blocks=counts.products - counts.head,
         head=counts.head,
-        key_features=round(kv_bytes_per_token(spec, 1.0)),
+        key_features=round(footprint.kv_bytes_per_token(spec, 1.0)),
         query_features=spec.attention.heads * sum(map(spec.head_dim_of, range(spec.layers))),
     )
 
@@ -223,7 +214,7 @@ def replicas_of(
     on: Device | None = None,
     devices: int = 1,
     *,
-    weights: WeightFormat | None = None,
+    weights: footprint.WeightFormat | None = None,
     engine: ReplicaEngine | None = None,
     usd_per_hour: float | None = None,
     like: str | None = None,
@@ -265,7 +256,7 @@ def measured_replica(
     steps = MeasuredSteps(speed, None if spec is None else shape_of(spec))
     memory: Mapping[str, float] = {}
     basis = steps.basis
-    if spec is not None and speed.weights in BYTES_PER_PARAMETER:
+    if spec is not None and speed.weights in footprint.BYTES_PER_PARAMETER:
         engine, note = _fitted(spec, speed.weights, traffic, engine, machine.memory_bytes)
         basis += note
         memory = check_fits(spec, speed.weights, traffic, engine, machine.memory_bytes, "this machine")
@@ -277,7 +268,7 @@ def on_devices(
     model: str,
     device: Device,
     devices: int,
-    weights: WeightFormat,
+    weights: footprint.WeightFormat,
     traffic: Traffic,
     engine: ReplicaEngine,
     *,
@@ -293,7 +284,7 @@ def on_devices(
     price = price_of(device, usd_per_hour)
     usd = None if price is None else price.usd_per_hour.central * devices
     source = "no price known; give --usd-per-hour" if price is None else price.source
-    adapter = 2.0 * lora_parameters(spec, engine.adapter_rank) if engine.adapter_rank else 0.0
+    adapter = 2.0 * footprint.lora_parameters(spec, engine.adapter_rank) if engine.adapter_rank else 0.0
     replicas: dict[str, Replica] = {}
     for case, reached in REACHED.items():
         steps = RooflineSteps(spec, device, devices, weights, reached, adapter)
@@ -302,16 +293,18 @@ def on_devices(
 
 
 def held_bytes(
-    spec: TransformerSpec, weights: WeightFormat, traffic: Traffic, engine: ReplicaEngine
+    spec: TransformerSpec, weights: footprint.WeightFormat, traffic: Traffic, engine: ReplicaEngine
 ) -> dict[str, float]:
     """Bytes that a replica holds: weights, the keys and values of running sequences of mean length, skins' prompts,
     adapters."""
     context = math.ceil(traffic.tokens_per_call)
     return {
-        "weights": weight_bytes(spec, weights),
-        "sequences": engine.max_rows * kv_bytes(spec, context),
-        "skin_prompts": traffic.skins * kv_bytes(spec, traffic.skin_tokens),
-        "adapters": 2.0 * lora_parameters(spec, engine.adapter_rank) * traffic.skins if engine.adapter_rank else 0.0,
+        "weights": footprint.weight_bytes(spec, weights),
+        "sequences": engine.max_rows * footprint.kv_bytes(spec, context),
+        "skin_prompts": traffic.skins * footprint.kv_bytes(spec, traffic.skin_tokens),
+        "adapters": 2.0 * footprint.lora_parameters(spec, engine.adapter_rank) * traffic.skins
+        if engine.adapter_rank
+        else 0.0,
     }
 
 
@@ -322,7 +315,7 @@ def _rows_that_fit(sizes: Mapping[str, float], engine: ReplicaEngine, room: floa
 
 
 def _fitted(
-    spec: TransformerSpec, weights: WeightFormat, traffic: Traffic, engine: ReplicaEngine, memory_bytes: float
+    spec: TransformerSpec, weights: footprint.WeightFormat, traffic: Traffic, engine: ReplicaEngine, memory_bytes: float
 ) -> tuple[ReplicaEngine, str]:
     """The engine with as many rows as fit, where it may have fewer than it has, and what is said of that."""
     rows = _rows_that_fit(held_bytes(spec, weights, traffic, engine), engine, memory_bytes * (1 - MARGIN))
@@ -333,7 +326,7 @@ def _fitted(
 
 def check_fits(
     spec: TransformerSpec,
-    weights: WeightFormat,
+    weights: footprint.WeightFormat,
     traffic: Traffic,
     engine: ReplicaEngine,
     memory_bytes: float,

@@ -20,13 +20,7 @@ from functools import lru_cache
 from typing import get_args
 
 from bedplate.economics.hardware.devices import Device
-from bedplate.economics.model.footprint import (
-    Recompute,
-    attention_flops,
-    layer_activation_bytes,
-    stacks_of,
-    training_flops_per_token,
-)
+from bedplate.economics.model import footprint
 from bedplate.economics.model.parameters import total, weights
 from bedplate.models.specs import Spec, TransformerSpec
 
@@ -44,7 +38,7 @@ class LayoutShape:
     """
 
     def __init__(self, spec: Spec, sequence_tokens: int, value_bytes: float = 2.0) -> None:
-        stacks, all_weights = stacks_of(spec), weights(spec)
+        stacks, all_weights = footprint.stacks_of(spec), weights(spec)
         main = stacks[-1]
         decodes, experts, layers = main.kind == "decoder", main.experts, range(main.layers)
         self.layers, self.heads, self.hidden = main.layers, main.attention.heads, main.hidden_size
@@ -64,18 +58,20 @@ class LayoutShape:
         self.expert_features = 0 if experts is None else experts.per_token * main.hidden_size
         self.kv_features = 2 * max(main.kv_heads_of(n) * main.head_dim_of(n) for n in layers)
 
-        def activations(stack: TransformerSpec, recompute: Recompute) -> list[float]:
+        def activations(stack: TransformerSpec, recompute: footprint.Recompute) -> list[float]:
             every = range(stack.layers)
-            return [layer_activation_bytes(stack, n, sequence_tokens, value_bytes, recompute) for n in every]
+            return [footprint.layer_activation_bytes(stack, n, sequence_tokens, value_bytes, recompute) for n in every]
 
-        recomputes: tuple[Recompute, ...] = get_args(Recompute)
+        recomputes: tuple[footprint.Recompute, ...] = get_args(footprint.Recompute)
         self.activation_bytes = {name: sum(sum(activations(stack, name)) for stack in stacks) for name in recomputes}
         self.block_activation_bytes = max(activations(main, "selective"))
         # The last norm's input and the head's; what the loss holds: logits in 16 and in 32 bits, and their gradients.
         self.logit_bytes = main.hidden_size * (main.norms_output + decodes) * value_bytes
         self.logit_bytes += (2 * value_bytes + 8.0) * main.vocab_size if decodes else 0.0
-        self.flops_per_token = training_flops_per_token(spec, sequence_tokens)
-        attention = sum(3 * attention_flops(stack, sequence_tokens) / sequence_tokens for stack in stacks) / len(stacks)
+        self.flops_per_token = footprint.training_flops_per_token(spec, sequence_tokens)
+        attention = sum(
+            3 * footprint.attention_flops(stack, sequence_tokens) / sequence_tokens for stack in stacks
+        ) / len(stacks)
         self.attention_share = min(1.0, attention / self.flops_per_token)
 
 
@@ -109,7 +105,7 @@ class DeviceLayout:
     context: int
     expert: int
     zero_stage: int
-    recompute: Recompute
+    recompute: footprint.Recompute
     micro_batch: int
     micro_batches: int
     interleave: int

@@ -17,14 +17,7 @@ from bedplate.core.errors import BusyError, need_failure
 from bedplate.inference.engine.answers import Answers
 from bedplate.inference.engine.requests import Request, Result, Step
 from bedplate.inference.engine.scheduler import Stream
-from bedplate.serving.schemas.http_errors import (
-    ClientGone,
-    ErrorShape,
-    StoppingError,
-    error_object,
-    log_failure,
-    note_error,
-)
+from bedplate.serving.schemas import http_errors
 from bedplate.serving.schemas.strict_json import dump_json
 
 # How often a wait looks whether the engine's thread still lives.
@@ -104,7 +97,7 @@ async def until_disconnect(receive: Callable[[], Awaitable[Any]], work: Coroutin
         return await work
     except asyncio.CancelledError:
         if gone and task.cancelling() == before + 1:
-            raise ClientGone from None
+            raise http_errors.ClientGone from None
         raise
     finally:
         watching.cancel()
@@ -179,7 +172,7 @@ class EventStream(Response):
         *,
         with_terminator: bool = True,
         error_name: str | None = None,
-        error_shape: ErrorShape = error_object,
+        error_shape: http_errors.ErrorShape = http_errors.error_object,
     ) -> None:
         super().__init__(headers=_HEADERS)
         del self.headers["content-length"]
@@ -194,7 +187,7 @@ class EventStream(Response):
         self._close = close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._failed = partial(note_error, scope)
+        self._failed = partial(http_errors.note_error, scope)
         try:
             await until_disconnect(receive, self._pump(send))
         finally:
@@ -208,11 +201,11 @@ class EventStream(Response):
             if self._with_terminator:
                 await self._send(send, b"[DONE]")
         except TimeoutError:
-            raise ClientGone from None
+            raise http_errors.ClientGone from None
         except asyncio.CancelledError:
             if self._started:
                 with contextlib.suppress(Exception):
-                    stopped = dump_json(self._error_shape(StoppingError("the server stopped"))[1])
+                    stopped = dump_json(self._error_shape(http_errors.StoppingError("the server stopped"))[1])
                     await self._event(send, stopped, self._error_name)
                     await send(_END)
             raise
@@ -220,8 +213,8 @@ class EventStream(Response):
             need_failure(error)
             if not self._started:
                 raise
-            log_failure(error)
-            self._failed(error_object(error)[1]["error"]["code"])
+            http_errors.log_failure(error)
+            self._failed(http_errors.error_object(error)[1]["error"]["code"])
             await self._send(send, dump_json(self._error_shape(error)[1]), self._error_name)
         await send(_END)
 

@@ -36,16 +36,7 @@ from bedplate.serving.models.registry import Lease, ModelRequest
 from bedplate.serving.models.served import Answer, AnswerPlan, PlanResult, Served, compute_of
 from bedplate.serving.request.events import EventStream, arrivals, cancel_all, results, submit_all, until_disconnect
 from bedplate.serving.request.server_state import VERSION_HEADER, FinishedCall, ServerState, UnansweredCall
-from bedplate.serving.schemas.http_errors import (
-    ACCESS_FACTS,
-    CALLER,
-    ORIGIN,
-    REPLY_HEADERS,
-    ClientGone,
-    StatusError,
-    StoppingError,
-    name_source,
-)
+from bedplate.serving.schemas import http_errors
 from bedplate.serving.schemas.openai_fields import read_fields
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import parse_json
@@ -138,7 +129,7 @@ class ApiCall:
         at_once = self.size <= READ_AT_ONCE
         self.sent = parse_object(content) if at_once else await self.off_loop(lambda _: parse_object(content))
         if self.server.config.logs.prompts:
-            self.request.scope[ACCESS_FACTS]["asked"] = self.sent
+            self.request.scope[http_errors.ACCESS_FACTS]["asked"] = self.sent
         return self.sent
 
     async def read(self, model: type[M]) -> M:
@@ -155,8 +146,8 @@ class ApiCall:
         await self._within_its_time(self._lease_model(name), f"{name!r} could not be loaded")
         lease, scope = self.lease, self.request.scope
         if lease.routed is not None:
-            scope[REPLY_HEADERS][VERSION_HEADER] = lease.routed.version
-        scope[ACCESS_FACTS]["model"] = lease.served.name
+            scope[http_errors.REPLY_HEADERS][VERSION_HEADER] = lease.routed.version
+        scope[http_errors.ACCESS_FACTS]["model"] = lease.served.name
         return lease.served
 
     async def _lease_model(self, name: str) -> None:
@@ -182,7 +173,7 @@ class ApiCall:
     @property
     def _origin(self) -> object:
         """What a call that the server makes to itself is made for; None for a client's."""
-        return self.request.scope.get(ORIGIN)
+        return self.request.scope.get(http_errors.ORIGIN)
 
     @property
     def lease(self) -> Lease:
@@ -195,7 +186,7 @@ class ApiCall:
         try:
             return (await self.off_loop(make_plan)).on(self._terms)
         except RequestError as error:
-            name_source(error, source)
+            http_errors.name_source(error, source)
             raise
 
     async def written(self, work: Callable[[], T], size: int) -> T:
@@ -229,7 +220,7 @@ class ApiCall:
         try:
             run = self._queue(plan)
         except RequestError as error:
-            name_source(error, source, limit_field)
+            http_errors.name_source(error, source, limit_field)
             raise
         if self.admission is not None:
             self.admission.take_tokens(tokens)
@@ -295,7 +286,7 @@ class ApiCall:
         self._accounted = True
         if self.admission is not None:
             self.admission.settle(prompt + completion, self.cost_usd or 0.0)
-        self.request.scope[ACCESS_FACTS].update(
+        self.request.scope[http_errors.ACCESS_FACTS].update(
             prompt=prompt,
             completion=completion,
             cached=sum(result.usage.cached_tokens for result in plan_results),
@@ -367,13 +358,13 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
     server: ServerState = request.app.state.server
     if server.stopping:
-        raise StoppingError("the server is shutting down")
+        raise http_errors.StoppingError("the server is shutting down")
     await server.guard.refresh()
-    caller = request.scope.get(CALLER) or server.guard.identify(request.headers)
-    facts, headers = request.scope[ACCESS_FACTS], request.scope[REPLY_HEADERS]
+    caller = request.scope.get(http_errors.CALLER) or server.guard.identify(request.headers)
+    facts, headers = request.scope[http_errors.ACCESS_FACTS], request.scope[http_errors.REPLY_HEADERS]
     facts.update(endpoint=endpoint, key=caller.key, tenant=caller.tenant)
     call = ApiCall(request, endpoint, caller)
-    made_here = CALLER in request.scope
+    made_here = http_errors.CALLER in request.scope
     try:
         if not made_here:
             await call.turn()
@@ -439,9 +430,11 @@ async def read_bytes(request: Request, limit: int, on_bytes: Callable[[int], Non
         async with asyncio.timeout(READ_SECONDS):
             return await _read(request, limit, on_bytes)
     except TimeoutError:
-        raise StatusError(408, f"the body did not arrive within {READ_SECONDS:g} s", "request_timeout") from None
+        raise http_errors.StatusError(
+            408, f"the body did not arrive within {READ_SECONDS:g} s", "request_timeout"
+        ) from None
     except ClientDisconnect:
-        raise ClientGone from None
+        raise http_errors.ClientGone from None
 
 
 async def _read(request: Request, limit: int, on_bytes: Callable[[int], None]) -> bytes:
@@ -454,7 +447,7 @@ async def _read(request: Request, limit: int, on_bytes: Callable[[int], None]) -
         elif size > limit + _DRAINED_BYTES:
             break
     if size > limit:
-        raise StatusError(413, f"the body is larger than {limit:,} bytes", "request_too_large")
+        raise http_errors.StatusError(413, f"the body is larger than {limit:,} bytes", "request_too_large")
     return bytes(content)
 
 

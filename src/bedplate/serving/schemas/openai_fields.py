@@ -15,6 +15,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
+from bedplate.serving.schemas import tool_fields
 from bedplate.serving.schemas.request_fields import (
     TOKEN_LIMIT,
     Biases,
@@ -34,17 +35,6 @@ from bedplate.serving.schemas.request_fields import (
     is_id,
 )
 from bedplate.serving.schemas.response_formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
-from bedplate.serving.schemas.tool_fields import (
-    PLAIN_REPLY,
-    AllowedChoice,
-    NamedChoice,
-    ToolCall,
-    ToolField,
-    calls_grammar,
-    check_results,
-    choice_of,
-    usable,
-)
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.tools import MAX_TOOLS, Tool
 
@@ -88,7 +78,7 @@ class Message(RequestFields):
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
     content: Annotated[str, CONTENT]
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: list[tool_fields.ToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = None
     refusal: None = None
@@ -189,7 +179,9 @@ CUT = Annotated[bool | int, BeforeValidator(_cut_of, json_schema_input_type=int 
 # What may be sent where a validator makes one shape of several.
 PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
 
-_CHOICE = any_of_types(str, NamedChoice, AllowedChoice, message="it must be a word or an object")
+_CHOICE = any_of_types(
+    str, tool_fields.NamedChoice, tool_fields.AllowedChoice, message="it must be a word or an object"
+)
 
 
 class StreamOptions(RequestFields):
@@ -295,11 +287,11 @@ class ChatRequest(_GenerationFields):
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
     max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
-    tools: Annotated[list[ToolField], Field(max_length=MAX_TOOLS)] | None = None
+    tools: Annotated[list[tool_fields.ToolField], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[
-        str | NamedChoice | AllowedChoice | None,
+        str | tool_fields.NamedChoice | tool_fields.AllowedChoice | None,
         _CHOICE,
-        BeforeValidator(choice_of, json_schema_input_type=str | dict[str, Any] | None),
+        BeforeValidator(tool_fields.choice_of, json_schema_input_type=str | dict[str, Any] | None),
     ] = None
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
@@ -315,7 +307,7 @@ class ChatRequest(_GenerationFields):
         token_limits = {self.max_tokens, self.max_completion_tokens} - {None}
         if len(token_limits) > 1:
             raise ValueError("max_tokens: differs from max_completion_tokens; give one of them")
-        check_results(self.messages)
+        tool_fields.check_results(self.messages)
         if self.continue_final_message:
             self._check_begun()
         for field, form in self._forms().items() if self.usable_tools else ():
@@ -338,11 +330,11 @@ class ChatRequest(_GenerationFields):
 
     @property
     def usable_tools(self) -> tuple[Tool, ...]:
-        return usable(self.tools or (), self.tool_choice)
+        return tool_fields.usable(self.tools or (), self.tool_choice)
 
     @property
     def grammar(self) -> tuple[str, Grammar] | None:
-        return self.grammar_in(PLAIN_REPLY)
+        return self.grammar_in(tool_fields.PLAIN_REPLY)
 
     @property
     def content_grammar(self) -> tuple[str, Grammar] | None:
@@ -355,7 +347,7 @@ class ChatRequest(_GenerationFields):
             return self.content_grammar
         parallel, answer = self.parallel_tool_calls is not False, self.content_grammar
         answer_grammar = None if answer is None else answer[1]
-        return "tools", calls_grammar(self.usable_tools, self.tool_choice, parallel, form, answer_grammar)
+        return "tools", tool_fields.calls_grammar(self.usable_tools, self.tool_choice, parallel, form, answer_grammar)
 
     @property
     def token_limit(self) -> int | None:

@@ -16,17 +16,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
+from bedplate.serving.schemas import request_fields
 from bedplate.serving.schemas.openai_fields import MAX_MESSAGES, ChatRequest, any_of_types, as_chat
-from bedplate.serving.schemas.request_fields import (
-    MAX_STOPS,
-    TOKEN_LIMIT,
-    Effort,
-    Metadata,
-    RequestFields,
-    Temperature,
-    TopK,
-    TopP,
-)
 
 ChatMessage = dict[str, Any]
 
@@ -112,26 +103,26 @@ _HINTS = frozenset({"cache_control", "citations", "eager_input_streaming"})
 _SYSTEM = any_of_types(str, list, message="it must be a text or a list of text blocks")
 
 
-class Thinking(RequestFields):
+class Thinking(request_fields.RequestFields):
     """How long a model reasons is its own matter: a budget is a wish. Whether it does, a template may ask."""
 
     type: Literal["disabled", "enabled", "adaptive"]
-    budget_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+    budget_tokens: Annotated[int, Field(ge=1, le=request_fields.TOKEN_LIMIT)] | None = None
     display: Literal["summarized"] | None = None
 
 
-class RequestMetadata(RequestFields):
+class RequestMetadata(request_fields.RequestFields):
     user_id: str | None = None
 
 
-class OutputConfig(RequestFields):
+class OutputConfig(request_fields.RequestFields):
     """`format`: {"type": "json_schema", "schema": …}. effort: how much is to be reasoned."""
 
     format: dict[str, Any] | None = None
-    effort: Effort | None = None
+    effort: request_fields.Effort | None = None
 
 
-class CountRequest(RequestFields):
+class CountRequest(request_fields.RequestFields):
     """POST /v1/messages/count_tokens, and what a message has in common with it."""
 
     model: str
@@ -198,11 +189,13 @@ class CountRequest(RequestFields):
 class MessagesRequest(CountRequest):
     """POST /v1/messages."""
 
-    max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)]
-    stop_sequences: Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=MAX_STOPS)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=request_fields.TOKEN_LIMIT)]
+    stop_sequences: (
+        Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=request_fields.MAX_STOPS)] | None
+    ) = None
     temperature: Annotated[float, Field(ge=0, le=1)] | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
+    top_p: request_fields.TopP | None = None
+    top_k: request_fields.TopK | None = None
     stream: bool | None = None
     metadata: RequestMetadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
@@ -298,22 +291,22 @@ _RESPONSES_NAMES = {
 _CHOICE = any_of_types(str, dict, message="it must be none, auto, required, or an object")
 
 
-class TextOptions(RequestFields):
+class TextOptions(request_fields.RequestFields):
     """`format`: {"type": "text"}, {"type": "json_object"}, or {"type": "json_schema", "name", "schema", …}."""
 
     format: dict[str, Any] | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningOptions(RequestFields):
+class ReasoningOptions(request_fields.RequestFields):
     """effort: for models whose template asks. Reasoning is given as it is, so that there is nothing to sum up."""
 
-    effort: Effort | None = None
+    effort: request_fields.Effort | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
     generate_summary: Literal["auto", "concise", "detailed"] | None = None
 
 
-class ResponseStreamOptions(RequestFields):
+class ResponseStreamOptions(request_fields.RequestFields):
     include_obfuscation: bool | None = None
 
 
@@ -331,15 +324,15 @@ def _include_of(value: Any) -> Any:
     return value
 
 
-class ResponsesRequest(RequestFields):
+class ResponsesRequest(request_fields.RequestFields):
     """POST /v1/responses."""
 
     model: str
     input: Annotated[str | list[Any], BeforeValidator(_input_of)]
     instructions: str | None = None
-    max_output_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
+    max_output_tokens: Annotated[int, Field(ge=1, le=request_fields.TOKEN_LIMIT)] | None = None
+    temperature: request_fields.Temperature | None = None
+    top_p: request_fields.TopP | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     text: TextOptions | None = None
     tools: list[Any] | None = None
@@ -350,7 +343,7 @@ class ResponsesRequest(RequestFields):
     store: bool | None = None
     previous_response_id: str | None = None
     include: Annotated[list[str], BeforeValidator(_include_of)] | None = None
-    metadata: Metadata | None = None
+    metadata: request_fields.Metadata | None = None
     reasoning: ReasoningOptions | None = None
     truncation: Literal["auto", "disabled"] | None = None
     background: Literal[False] | None = None

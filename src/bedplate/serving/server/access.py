@@ -19,19 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bedplate.core.errors import need_failure
 from bedplate.serving.request.server_state import Exchange, ServerState
-from bedplate.serving.schemas.http_errors import (
-    ACCESS_FACTS,
-    CALLER,
-    ORIGIN,
-    REPLY_HEADERS,
-    ClientGone,
-    StatusError,
-    StoppingError,
-    error_response,
-    log_failure,
-    note_error,
-    note_failure,
-)
+from bedplate.serving.schemas import http_errors
 from bedplate.serving.settings.redaction import is_address
 from bedplate.serving.settings.server_config import FIELDS
 
@@ -67,7 +55,7 @@ class AccessLog:
         client = (scope.get("client") or ("-",))[0]
         facts: dict[str, Any] = {}
         headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
-        scope[ACCESS_FACTS], scope[REPLY_HEADERS] = facts, headers
+        scope[http_errors.ACCESS_FACTS], scope[http_errors.REPLY_HEADERS] = facts, headers
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -87,20 +75,22 @@ class AccessLog:
             self._check_head(scope)
             answering = self._app(scope, receive, counted)
             await (self._state.pacing.metered(tenant, answering) if tenant else answering)
-        except ClientGone:
+        except http_errors.ClientGone:
             status = CLIENT_GONE
         except asyncio.CancelledError:
-            note_error(scope, StoppingError.code)
+            http_errors.note_error(scope, http_errors.StoppingError.code)
             if not status:
-                await error_response(StoppingError("the server is shutting down"))(scope, receive, counted)
+                await http_errors.error_response(http_errors.StoppingError("the server is shutting down"))(
+                    scope, receive, counted
+                )
             # Only the server's end cancels a request, and this is its outermost frame: it has been answered.
         except BaseException as error:
             need_failure(error)
-            log_failure(error, self._state.outage)
-            note_failure(scope, error)
+            http_errors.log_failure(error, self._state.outage)
+            http_errors.note_failure(scope, error)
             if status:
                 raise
-            await error_response(error)(scope, receive, counted)
+            await http_errors.error_response(error)(scope, receive, counted)
         finally:
             exchange = Exchange(
                 id=request_id,
@@ -115,15 +105,15 @@ class AccessLog:
                 seconds=time.perf_counter() - start,
                 traceparent=request_headers.get(b"traceparent"),
                 facts=facts,
-                origin=scope.get(ORIGIN),
+                origin=scope.get(http_errors.ORIGIN),
             )
             for watch in (write_line, *self._state.watchers):
                 watch(exchange)
 
     def _caller(self, scope: Scope) -> str:
         """The tenant whose turn a request takes; "" where it has no right key: anybody can make up wrong ones."""
-        with contextlib.suppress(StatusError):
-            return (scope.get(CALLER) or self._state.guard.identify(Headers(scope=scope))).tenant
+        with contextlib.suppress(http_errors.StatusError):
+            return (scope.get(http_errors.CALLER) or self._state.guard.identify(Headers(scope=scope))).tenant
         return ""
 
     def _check_head(self, scope: Scope) -> None:
@@ -132,11 +122,13 @@ class AccessLog:
             # Whoever stands before this server may have read the other one of them, and passed on two requests as one
             # (RFC 9112, 6.3).
             message = "the request says how long its body is in two ways; send content-length or transfer-encoding"
-            raise StatusError(400, message, "ambiguous_length", headers={"connection": "close"})
+            raise http_errors.StatusError(400, message, "ambiguous_length", headers={"connection": "close"})
         if len(scope.get("raw_path") or b"") + len(scope.get("query_string") or b"") > limits.url_bytes:
-            raise StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
+            raise http_errors.StatusError(414, f"the address is longer than {limits.url_bytes:,} bytes", "url_too_long")
         if sum(len(name) + len(value) for name, value in scope["headers"]) > limits.header_bytes:
-            raise StatusError(431, f"the headers are larger than {limits.header_bytes:,} bytes", "headers_too_large")
+            raise http_errors.StatusError(
+                431, f"the headers are larger than {limits.header_bytes:,} bytes", "headers_too_large"
+            )
 
 
 def _shown(client: str) -> str:
@@ -182,10 +174,12 @@ class Origins:
 
     def _check(self, host: str, origin: str | None) -> None:
         if not self._any_name and not self._is_ours(host):
-            raise StatusError(403, f"this server is not called {host[:100]!r}; ask it by its address", "unknown_host")
+            raise http_errors.StatusError(
+                403, f"this server is not called {host[:100]!r}; ask it by its address", "unknown_host"
+            )
         if origin is not None and origin not in self._allowed and _host_of(origin) != host.lower():
             message = f"pages of {origin[:100]!r} may not ask this server; its `cors` setting lists those that may"
-            raise StatusError(403, message, "cross_origin")
+            raise http_errors.StatusError(403, message, "cross_origin")
 
     def _is_ours(self, host: str) -> bool:
         """Addresses, the configured name, and names without a dot, which nobody else can own."""

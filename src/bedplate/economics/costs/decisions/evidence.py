@@ -13,12 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
 from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageError
 from bedplate.core.files import read_text
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.economics.costs.decisions.decision_file import (
-    LadderEvidence,
-    MachineUse,
-    Method,
-    TrainingRun,
-)
+from bedplate.economics.costs.decisions import decision_file
 from bedplate.economics.numbers.formula import Number
 from bedplate.economics.numbers.prices import Amount, MachinePrice, Prices, Share
 
@@ -44,11 +39,11 @@ class MeasuredRung:
     train_seconds: float | None
     notes: tuple[str, ...]
     doubts: tuple[str, ...]
-    method: Method | None
+    method: decision_file.Method | None
     retrieves: bool
 
 
-def read_evidence(evidence: LadderEvidence, path: Path, needed_by: str) -> MeasuredRung:
+def read_evidence(evidence: decision_file.LadderEvidence, path: Path, needed_by: str) -> MeasuredRung:
     """The rung's row, with the verdict. ConfigError for a file that is no report, a rung that is not there, skipped or
     failed, and for a verdict that is not PASS, is exploratory, or whose guards or requirements of the rung do not hold,
     unless the option says why it is used `despite` that."""
@@ -141,7 +136,7 @@ class _LadderReport:
         """The parts of the rung's skin, as its kind names them; none in an old report."""
         return str(_part(self.skins, rung).get("kind", "")).split("+")
 
-    def method(self, rung: str) -> Method | None:
+    def method(self, rung: str) -> decision_file.Method | None:
         """Tuned is what has weights of its own, or stands on a base that was made for the task, or is made of such."""
         skin, parts = _part(self.skins, rung), self.skin_parts(rung)
         if not skin:
@@ -255,7 +250,7 @@ class Speeds(NamedTuple):
     source: str | None
 
 
-def machine_speeds(use: MachineUse, prices: Prices, tokens: CallTokens[float], needed_by: str) -> Speeds:
+def machine_speeds(use: decision_file.MachineUse, prices: Prices, tokens: CallTokens[float], needed_by: str) -> Speeds:
     """Of a machine that is `measured`, or `planned` by its data sheet over the range that engines reach. ConfigError
     where it was not measured, or does not fit."""
     from bedplate.economics.hardware.machine import read_machine
@@ -312,7 +307,7 @@ def _tokens_per_second(service: ServiceModel, tokens: CallTokens[float], traffic
     return prefill * scale, decode * scale
 
 
-def hours_per_token(run: TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:
+def hours_per_token(run: decision_file.TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:
     """Device hours per token of a training run, over the range of its utilisation, and where they are from."""
     from bedplate.economics.training.training_cost import plan_training
 

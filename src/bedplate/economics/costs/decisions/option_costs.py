@@ -19,23 +19,7 @@ from typing import Any, Literal, get_args
 
 from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
-from bedplate.economics.costs.decisions.decision_file import (
-    CaseInputs,
-    MachineUse,
-    Method,
-    Option,
-    Pretraining,
-    Refresh,
-    RetrievalSpec,
-    TuningSpec,
-)
-from bedplate.economics.costs.decisions.evidence import (
-    CallTokens,
-    Speeds,
-    hours_per_token,
-    machine_speeds,
-    read_evidence,
-)
+from bedplate.economics.costs.decisions import decision_file, evidence
 from bedplate.economics.numbers.formula import ZERO, Formula, as_formula, call, total
 from bedplate.economics.numbers.prices import LARGEST, Amount, NonNegative, Quantity
 from bedplate.economics.serving.simulation import SECONDS_PER_DAY
@@ -69,13 +53,17 @@ class OptionCosts:
     places of inputs, None where nothing is known. places: of all inputs that cost or feasibility depend on.
     """
 
-    def __init__(self, shared: CaseInputs, name: str, option: Option, broken: Sequence[str]) -> None:
+    def __init__(
+        self, shared: decision_file.CaseInputs, name: str, option: decision_file.Option, broken: Sequence[str]
+    ) -> None:
         self._shared, self.name, self._option, self.broken = shared, name, option, broken
         self._prices, case = shared.prices, shared.case
         self._key, self._place = key_path(["options", name]), f"{case.place}: options.{name}"
         self._report = report = None
         if option.report is not None:
-            self._report = report = read_evidence(option.report, case.resolve_path(option.report.file), self._place)
+            self._report = report = evidence.read_evidence(
+                option.report, case.resolve_path(option.report.file), self._place
+            )
         self.lines: list[CostLine] = []
         self.per_call: dict[str, Formula] = {}
         self.padding = self.padding_saves = ZERO
@@ -103,7 +91,9 @@ class OptionCosts:
         looked_at = (self.quality, self.p95_ms, shared.bar_quality, shared.bar_p95_ms)
         self.places = sorted(self.net.places.union(place for place in looked_at if place is not None))
         retrieves = option.retrieval is not None or (report is not None and report.retrieves)
-        method: Method = "tuned" if option.tuning is not None else (report and report.method) or "prompted"
+        method: decision_file.Method = (
+            "tuned" if option.tuning is not None else (report and report.method) or "prompted"
+        )
         self.method, self.method_in_short = option.describe(method, retrieves), option.label(method, retrieves)
         self.doubts, self.notes = () if report is None else report.doubts, self._notes()
 
@@ -139,7 +129,7 @@ class OptionCosts:
             )
         return self._stated("tokens_per_unit")
 
-    def _call_tokens(self) -> CallTokens[Formula]:
+    def _call_tokens(self) -> evidence.CallTokens[Formula]:
         ratio = self._ratio
 
         def count(field: str) -> Formula:
@@ -147,7 +137,7 @@ class OptionCosts:
                 return self._stated(f"text.{field}")
             return self._shared.add(f"text.{field}", getattr(self._shared.case.text, field), self._shared.source)
 
-        return CallTokens(
+        return evidence.CallTokens(
             prefix=(count("instructions") + count("examples")) * ratio,
             fresh=count("input") * ratio,
             passages=self._stated("retrieval.passages") * ratio,
@@ -225,7 +215,7 @@ class OptionCosts:
         for part, usd in live.items():
             self._call_line(part, usd if batched == ZERO else usd * (1.0 - batched) + batch[part] * batched)
 
-    def _machine_calls(self, use: MachineUse) -> None:
+    def _machine_calls(self, use: decision_file.MachineUse) -> None:
         shared = self._shared
         seconds = self._seconds(use)
         hour, utilisation = self._machine_hour(use.name), self._stated("machine.utilisation")
@@ -244,7 +234,7 @@ class OptionCosts:
         self.per_call["machines at their fullest"] = usd_per_machine * (total(needs) / len(needs)) / shared.calls
         self.busy = shared.calls * seconds / (mean_fleet * shared.days * SECONDS_PER_DAY)
 
-    def _seconds(self, use: MachineUse) -> Formula:
+    def _seconds(self, use: decision_file.MachineUse) -> Formula:
         """Seconds of the whole machine that one call takes; cached tokens take none."""
         tokens, retrieval, report = self._tokens, self._option.retrieval, self._report
         embedding = ZERO
@@ -272,14 +262,14 @@ class OptionCosts:
             f"decode_tokens_per_second, measured or planned{reason}"
         )
 
-    def _speeds(self, use: MachineUse) -> Speeds | None:
+    def _speeds(self, use: decision_file.MachineUse) -> evidence.Speeds | None:
         """Stated, measured, or planned from a data sheet at the tokens that the files state."""
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
-            return Speeds(use.prefill_tokens_per_second, use.decode_tokens_per_second, None)
+            return evidence.Speeds(use.prefill_tokens_per_second, use.decode_tokens_per_second, None)
         if use.measured is None and use.planned is None:
             return None
-        tokens = CallTokens(*(part(self._shared.values) for part in self._tokens))
-        return machine_speeds(use, self._prices, tokens, self._place)
+        tokens = evidence.CallTokens(*(part(self._shared.values) for part in self._tokens))
+        return evidence.machine_speeds(use, self._prices, tokens, self._place)
 
     # --- people, labels, tuning, retrieval, pretraining
 
@@ -292,7 +282,7 @@ class OptionCosts:
         self._line("over time", "upkeep", self._stated("upkeep.hours_per_month") * hour * months)
         self._line("over time", "other, monthly", self._stated("upkeep.usd_per_month") * months)
 
-    def _tuning(self, tuning: TuningSpec) -> None:
+    def _tuning(self, tuning: decision_file.TuningSpec) -> None:
         """Labels, hours and compute once, and again before the horizon ends: ⌈horizon / every_days⌉ − 1 times."""
         refresh, every_days = self._refresh(tuning)
         compute = self._tuning_compute(tuning)
@@ -310,7 +300,7 @@ class OptionCosts:
             times = call("max", 0.0, call("ceil", self._shared.days / every_days - _SLACK) - 1.0)
             self._line("over time", "tuning again", again * times)
 
-    def _refresh(self, tuning: TuningSpec) -> tuple[Refresh, Formula | None]:
+    def _refresh(self, tuning: decision_file.TuningSpec) -> tuple[decision_file.Refresh, Formula | None]:
         """What tuning again takes, and every how many days; None where it is tuned once."""
         refresh, knowledge = tuning.refresh, self._shared.case.knowledge
         if refresh is not None and refresh.every_days is not None:
@@ -325,9 +315,9 @@ class OptionCosts:
             return refresh, self._shared.add("knowledge.changes_every_days", days, self._shared.source)
         if refresh is not None and knowledge is None:
             raise ConfigError(f"{self._place}.tuning.refresh: how often? Add every_days, or `knowledge` to the case")
-        return refresh or Refresh(), None
+        return refresh or decision_file.Refresh(), None
 
-    def _tuning_compute(self, tuning: TuningSpec) -> Formula:
+    def _tuning_compute(self, tuning: decision_file.TuningSpec) -> Formula:
         """One tuning run: at a price per token seen, or hours of a machine (stated, or tokens over its speed)."""
         option, report = self._option, self._report
         tokens = self._stated("tuning.labels") * self._stated("tuning.epochs")
@@ -344,7 +334,7 @@ class OptionCosts:
             return self._add("tuning.machine_hours", hours, report.source) * hour
         raise ConfigError(f"{self._place}.tuning: how long does it take? Give machine_hours or tokens_per_second")
 
-    def _retrieval(self, retrieval: RetrievalSpec) -> None:
+    def _retrieval(self, retrieval: decision_file.RetrievalSpec) -> None:
         """The corpus's vectors, made once and again as it changes, those of the calls' inputs, and the index."""
         if retrieval.embedder is not None:
             place = f"{self._place}.retrieval"
@@ -360,14 +350,14 @@ class OptionCosts:
         self._line("over time", "embedding what changes", corpus * self._stated("retrieval.changed_per_month") * months)
         self._line("over time", "index", self._stated("retrieval.usd_per_month") * months)
 
-    def _pretraining(self, pretraining: Pretraining) -> None:
+    def _pretraining(self, pretraining: decision_file.Pretraining) -> None:
         """The final run, at a stated price or a planned one, all runs, data and people; shared by the features that
         use the base."""
         features, hour = self._stated("pretraining.features"), self._hour(pretraining.hours)
         run = self._stated("pretraining.usd")
         if pretraining.run is not None:
             stated, place = pretraining.run, f"{self._place}.pretraining.run"
-            hours, source = hours_per_token(stated, self._prices, place)
+            hours, source = evidence.hours_per_token(stated, self._prices, place)
             devices = float(self._prices.machine(stated.machine, place).devices)
             run = self._stated("pretraining.run.tokens")
             run *= self._add("pretraining.run.device_hours_per_token", hours, source)
