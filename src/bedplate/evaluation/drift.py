@@ -105,13 +105,7 @@ class Shift:
 
 
 def shifts(
-    old: Sample,
-    new: Sample,
-    level: float,
-    *,
-    earlier: Sequence[dict[str, Gains]] = (),
-    largest: int = 1,
-    seed: int = 0,
+    old: Sample, new: Sample, level: float, *, earlier: Sequence[dict[str, Gains]] = (), largest: int = 1, seed: int = 0
 ) -> tuple[Shift, ...]:
     """Every comparison that the samples allow, each with an error of `level` over all looks. earlier: what earlier
     looks gained, by what was looked at. largest: rows of a group that are bet on at most."""

@@ -188,11 +188,7 @@ class DataSpec(Grown):
         return tuple(self.by_prefix.values())
 
 
-_NEEDED = {
-    "labels": "at least 2 of them",
-    "json_schema": "the schema of its values",
-    "documents": "what is searched",
-}
+_NEEDED = {"labels": "at least 2 of them", "json_schema": "the schema of its values", "documents": "what is searched"}
 """What a field is, where an output that needs it lacks it."""
 
 

@@ -339,11 +339,11 @@ class Context:
         left = min(self.fit_seconds_left, self.until - self.clock.used)
         return left if math.isinf(left) or self.outer_clock is not None else left - (slower - 1) * self.test_reserve
 
-    def check_time(self, start: float, done: int, rows: int, then: int = 0) -> None:
+    def check_time(self, start: float, done: int, rows: int, then: int = 0, left: float | None = None) -> None:
         """The hard stop of a fit, which has read `done` of so many rows since `start` (`perf_counter`) and leaves the
-        time to read `then` further ones at the same pace. OutOfTime."""
+        time to read `then` further ones at the same pace. left: seconds that there are, if not a fit's. OutOfTime."""
         seconds_per_row = (time.perf_counter() - start) / done
-        if self.fit_seconds_left < then * seconds_per_row:
+        if (self.fit_seconds_left if left is None else left) < then * seconds_per_row:
             raise OutOfTime(rows * seconds_per_row)
 
     def check_step(self, step: int, models: object) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -47,19 +47,24 @@ this share of what is left, since an engine answers many rows at once in less ti
 
 
 def predict_in_time(
-    context: Context, predictor: SkinPredictor, examples: Sequence[Example], then: int = 0
+    context: Context,
+    predictor: SkinPredictor,
+    examples: Sequence[Example],
+    then: int = 0,
+    left: Callable[[], float] | None = None,
 ) -> list[Prediction | None]:
     """The same, as long as there is time for more (`Context.check_time`). then: rows that a `smallest` fit leaves the
-    time for. OutOfTime."""
-    if math.isinf(context.fit_seconds_left):
+    time for; left: seconds that there still are, if not a fit's. OutOfTime."""
+    seconds_left = left or (lambda: context.fit_seconds_left)
+    if math.isinf(seconds_left()):
         return predict_examples(predictor, examples)
     predictions, start, size = list[Prediction | None](), time.perf_counter(), STOP_ROWS
     while len(predictions) < len(examples):
         predictions += predict_examples(predictor, examples[len(predictions) : len(predictions) + size])
         seconds_per_row = max(time.perf_counter() - start, 1e-9) / len(predictions)
-        size = max(STOP_ROWS, int(STOP_SHARE * max(context.fit_seconds_left, 0.0) / seconds_per_row))
+        size = max(STOP_ROWS, int(STOP_SHARE * max(seconds_left(), 0.0) / seconds_per_row))
         following = then if context.smallest else min(size, len(examples) - len(predictions))
-        context.check_time(start, len(predictions), len(examples), following)
+        context.check_time(start, len(predictions), len(examples), following, seconds_left())
     return predictions
 
 

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Climbed, RungPlan, RungResult, Skip, latency, no_time
-from bedplate.adaptation.rungs.answers import export, own_probability, predict_examples, single_calls
+from bedplate.adaptation.rungs.answers import export, own_probability, predict_in_time, single_calls
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
@@ -83,8 +83,9 @@ class Cascade(Rung):
         place = context.out / "skins" / self.name
         skin = export(skin, place)
         with _Opened(skin, cheap, dear) as predictor:
-            predictions = predict_examples(predictor, context.valid)
-            calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls])
+            predictions = predict_in_time(context, predictor, context.valid)
+            sample = context.ordered(context.valid, "latency")[: context.latency_calls]
+            calls = single_calls(predictor, sample, seconds=context.timing_limit)
         evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
         share = sum(p is not None and p.passed_on for p in predictions) / len(predictions)
         return RungResult(

@@ -12,7 +12,7 @@ from typing import Any
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan, RungResult, Skip, latency, no_time
-from bedplate.adaptation.rungs.answers import export, predict_examples
+from bedplate.adaptation.rungs.answers import export, predict_in_time
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adaptation.task.adapt_parts import HostedSpec
 from bedplate.core.errors import EndpointError, UsageError
@@ -80,7 +80,7 @@ class Hosted(Rung):
         account = self._account(context, spec)
         try:
             with HostedPredictor(skin, account=account) as predictor:
-                predictions = predict_examples(predictor, context.valid)
+                predictions = predict_in_time(context, predictor, context.valid)
                 left_out = sorted(predictor.left_out)
             answered = [p for p in predictions if p is not None]
             usd = self._usd_per_call(spec, account, answered, context.test_n)

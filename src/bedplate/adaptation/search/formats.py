@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import ExportCheck, Latency, RungResult, latency
+from bedplate.adaptation.context.outcome import ExportCheck, Latency, OutOfTime, RungResult, latency
 from bedplate.adaptation.context.throughput import CLEARLY, worth_trying
-from bedplate.adaptation.rungs.answers import agreement, export, predict_examples, single_calls
+from bedplate.adaptation.rungs.answers import agreement, export, predict_in_time, single_calls
 from bedplate.adaptation.search import rung_files
 from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.task.adapt_parts import Format
@@ -77,6 +77,11 @@ def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
                 continue
             try:
                 trial = make_trial(candidate, skin, fmt)
+            except OutOfTime as stop:
+                reason = f"it takes about {stop.seconds:.0f} s on validation rows, and the time was over before"
+                left_out.append(FormatLeftOut(weights=fmt, kind="budget", reason=reason))
+                shutil.rmtree(_place(candidate, fmt), ignore_errors=True)
+                continue
             except (BedplateError, RuntimeError) as error:  # of this format alone: the skin has its own weights
                 reason = error.message if isinstance(error, BedplateError) else repr(error)
                 left_out.append(FormatLeftOut(weights=fmt, kind="impossible", reason=reason))
@@ -238,14 +243,16 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
         closing(_opened(candidate, climbed.rung_result)) as baseline_predictor,
         closing(_opened(candidate, trial_result)) as trial_predictor,
     ):
-        predictions = predict_examples(trial_predictor, context.valid)
+        predictions = predict_in_time(context, trial_predictor, context.valid, left=lambda: context.seconds_before_test)
         by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
         sample = [e for e in context.ordered(context.valid, "latency") if by_id[e.id] is not None]
         sample = sample[: context.latency_calls]
-        before, after = in_turns(baseline_predictor, trial_predictor, sample, f"timing {weights}")
+        before, after = in_turns(
+            baseline_predictor, trial_predictor, sample, f"timing {weights}", 2 * context.timing_limit
+        )
     evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
     own, timed = (latency([call.seconds for call in calls] or [0.0]) for calls in (before, after))
-    checked, seconds = agreement(sample, after, by_id), time.perf_counter() - start
+    checked, seconds = agreement(sample[: len(after)], after, by_id), time.perf_counter() - start
     kernel, identity = engine.kernel, skin_id(skin)
     trial = FormatTrial(engine.weights, kernel, evaluation, own, timed, checked, relative_path, identity, seconds)
     values = {**asdict(trial), "evaluation": evaluation.to_json()}
@@ -254,13 +261,21 @@ def make_trial(candidate: Candidate, original: Skin, weights: Format) -> FormatT
 
 
 def in_turns(
-    baseline_predictor: SkinPredictor, trial_predictor: SkinPredictor, sample: Sequence[Example], tenant: str
+    baseline_predictor: SkinPredictor,
+    trial_predictor: SkinPredictor,
+    sample: Sequence[Example],
+    tenant: str,
+    seconds: float = math.inf,
 ) -> tuple[list[Prediction], list[Prediction]]:
-    """Single calls of two predictors, a part of the sample after the other, as a tenant of their own."""
+    """Single calls of two predictors, a part of the sample after the other, as a tenant of their own. seconds: after
+    which no further part is begun."""
+    start = time.perf_counter()
     first: list[Prediction] = []
     second: list[Prediction] = []
     size = max(1, -(-len(sample) // TURNS))
     for at in range(0, len(sample), size):
+        if time.perf_counter() - start > seconds:
+            break
         part = sample[at : at + size]
         first += single_calls(baseline_predictor, part, tenant)
         second += single_calls(trial_predictor, part, tenant)

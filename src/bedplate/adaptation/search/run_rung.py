@@ -260,8 +260,9 @@ def retimed(candidate: Candidate, result: RungResult) -> RungResult:
         with closing(predictor):
             if not isinstance(predictor, Predictor):
                 return result
-            calls = single_calls(predictor, context.ordered(context.valid, "latency")[: context.latency_calls], "again")
-        if not calls:
+            sample = context.ordered(context.valid, "latency")[: context.latency_calls]
+            calls = single_calls(predictor, sample, "again", context.timing_limit)
+        if len(calls) < min(len(sample), result.latency.calls):  # the time for it is over: the machine is slower now
             return result
         again = latency([call.seconds for call in calls])
         rung_files.write_saved(path, key, {"latency": vars(again), "load": load_average()})

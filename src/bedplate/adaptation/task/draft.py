@@ -380,11 +380,7 @@ def _separator(values: Sequence[str]) -> str | None:
 
 
 def _notes(
-    columns: Mapping[str, Profile],
-    inputs: Sequence[str],
-    target: str,
-    group: str | None,
-    answer: Mapping[str, Any],
+    columns: Mapping[str, Profile], inputs: Sequence[str], target: str, group: str | None, answer: Mapping[str, Any]
 ) -> list[str]:
     notes: list[str] = []
     for name in inputs:

@@ -141,14 +141,14 @@ def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
     out = console()
     out.print(
         f"[bold]{escape(plan.model)}[/] on {_number(plan.tokens)} tokens, {plan.devices:,} × {plan.device.title}, "
-        f"{plan.precision}, {plan.execution}, overhead {plan.overhead:g}",
+        f"{plan.precision}, {plan.execution}, overhead {plan.overhead:g}"
     )
     figures = list(_figures(plan))
     show(("figure", *numbers("value", "range")), figures)
     out.print(f"layout: {describe(plan.layout)}")
     out.print(
         f"of an estimated step, bubble {plan.bubble_share:.0%}, communication that is waited for "
-        f"{plan.communication_share:.0%}",
+        f"{plan.communication_share:.0%}"
     )
     parts = asdict(plan.bytes)
     sizes = adding_up([size / 1e9 for size in parts.values()], 2)
@@ -196,7 +196,7 @@ def _show_budget(plan: BudgetPlan, formulas: bool) -> None:
     out = console()
     out.print(
         f"[bold]${plan.usd:,.0f}[/] on {plan.devices:,} × {plan.device.title}: {plan.flops.central:.3e} operations "
-        f"({plan.flops.low:.2e} to {plan.flops.high:.2e})",
+        f"({plan.flops.low:.2e} to {plan.flops.high:.2e})"
     )
     rows = [("loss of this training", *_optimum(plan.optimal))]
     for demand, optimum in plan.in_use.items():

@@ -38,15 +38,7 @@ from bedplate.data.corpus.readers.parts import SourcePart, SourceSettings, group
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.repeated import EXACT, Contamination, copies, fingerprint
 from bedplate.data.corpus.requirements import check_installed
-from bedplate.data.corpus.shards import (
-    INDEX,
-    MANIFEST,
-    SPLITS,
-    Corpus,
-    CorpusManifest,
-    ShardEntry,
-    save_array,
-)
+from bedplate.data.corpus.shards import INDEX, MANIFEST, SPLITS, Corpus, CorpusManifest, ShardEntry, save_array
 from bedplate.text.tokenizer import Tokenizer
 
 WORK, LOCK, RECORD = ".work", ".lock", "build.json"

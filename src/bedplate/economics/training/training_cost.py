@@ -22,14 +22,7 @@ from bedplate.economics.hardware.devices import CURVES, EXECUTION, Device, Execu
 from bedplate.economics.model.footprint import stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, parameters
-from bedplate.economics.numbers.formula import (
-    Range,
-    at_least,
-    formula_values,
-    positive,
-    share,
-    whole,
-)
+from bedplate.economics.numbers.formula import Range, at_least, formula_values, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware

@@ -145,11 +145,7 @@ def usable(tools: Sequence[ToolField], choice: Choice) -> tuple[Tool, ...]:
 
 
 def calls_grammar(
-    tools: Sequence[Tool],
-    choice: Choice,
-    parallel: bool,
-    form: ReplyForm = PLAIN_REPLY,
-    answer: Grammar | None = None,
+    tools: Sequence[Tool], choice: Choice, parallel: bool, form: ReplyForm = PLAIN_REPLY, answer: Grammar | None = None
 ) -> Grammar:
     """Free text or valid calls, in the form of the base's replies; calls only where one is required. answer: what the
     text is held to where there is no call, which is JSON."""

@@ -323,9 +323,7 @@ class Telemetry:
         # A provider of its own: nothing global is set, so that it can live beside an application's.
         # Every call has its span: by default a client's `traceparent` could say that its calls are not recorded.
         self._provider = TracerProvider(
-            sampler=ALWAYS_ON,
-            resource=Resource.create({"service.name": config.service_name}),
-            shutdown_on_exit=False,
+            sampler=ALWAYS_ON, resource=Resource.create({"service.name": config.service_name}), shutdown_on_exit=False
         )
         self._endpoint = config.endpoint
         self._provider.add_span_processor(BatchSpanProcessor(sender))

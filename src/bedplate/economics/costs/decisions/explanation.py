@@ -5,13 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from bedplate.economics.costs.decisions.decision import (
-    INTERVAL,
-    BreakEvenVolume,
-    Decision,
-    OptionOutcome,
-    Sensitivity,
-)
+from bedplate.economics.costs.decisions.decision import INTERVAL, BreakEvenVolume, Decision, OptionOutcome, Sensitivity
 from bedplate.economics.costs.decisions.question import NOTHING_FEASIBLE, NOTHING_PAYS
 from bedplate.economics.numbers.formula import formula_values
 from bedplate.economics.numbers.money import figures, number, usd
