@@ -17,7 +17,7 @@ from tests.homes import new_home
 from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.ladder import adapt
-from bedplate.adaptation.postprocess.reproduce import judged, reproduce
+from bedplate.adaptation.postprocess.reproduce import FileDifference, judged, reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.lora import LORA
 from bedplate.cli.adapt import EXIT_CODES
@@ -28,7 +28,6 @@ from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.models.checkpoints.base import load_base
 from bedplate.skins.catalog import Catalog
-from bedplate.skins.difference import FileDifference
 from bedplate.skins.files import read_skin, skin_id, write_skin
 from bedplate.skins.lineage import LineageNode, Trace, trace
 from bedplate.skins.records import Run

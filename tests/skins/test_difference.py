@@ -5,7 +5,7 @@ import json
 
 import torch
 
-from bedplate.skins.difference import compare_skins
+from bedplate.adaptation.postprocess.reproduce import compare_skins
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.skin import LoraPart
 

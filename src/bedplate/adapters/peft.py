@@ -38,6 +38,7 @@ from bedplate.adapters.tensor_files import (
     read_tensors,
     tensor_bytes,
 )
+from bedplate.core.config import first_problem
 from bedplate.core.errors import BedplateError, SkinError, UnsupportedModelError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.models.families.weights import WeightMap
@@ -398,8 +399,7 @@ def lora_config(fields: Mapping[str, Any], hf: Mapping[str, str], path: Path) ->
             alphas=alphas,
         )
     except ValidationError as error:
-        first = error.errors()[0]
-        raise SkinError(f"{path}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise SkinError(f"{path}: {first_problem(error)}") from error
 
 
 def _by_path(patterns: Any, hf: Mapping[str, str], path: Path) -> dict[str, Any]:

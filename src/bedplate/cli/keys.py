@@ -127,6 +127,7 @@ def _warn_of_unknown(names: tuple[str, ...]) -> None:
 def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
     import pydantic
 
+    from bedplate.core.config import first_problem
     from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 
     id_, secret, hash_ = new_secret()
@@ -134,8 +135,7 @@ def _create(path: Path, fields: dict[str, Any]) -> tuple[str, str]:
     try:
         key = Key.model_validate({**fields, "id": id_, "hash": hash_, "created": created})
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+        raise UsageError(first_problem(error)) from error
 
     def with_key(keys_file: KeysFile) -> KeysFile:
         twin = next((other.id for other in keys_file.keys if other.name == key.name and not other.disabled), None)

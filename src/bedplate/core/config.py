@@ -388,6 +388,12 @@ def plain_message(message: str) -> str:
     return re.sub(r"^\w+ should have (at \w+ \d+ items?) after validation, not", r"give \1, not", message)
 
 
+def first_problem(error: pydantic.ValidationError, *above: str) -> str:
+    """The first thing that does not validate: the field's path, below `above`, and what is wrong with it."""
+    first = error.errors(include_url=False)[0]
+    return ": ".join(filter(None, (".".join(map(str, (*above, *first["loc"]))), plain_message(first["msg"]))))
+
+
 def _problem(error: Any, node: yaml.Node | None) -> str:
     error_type, value = error["type"], error["input"]
     if error_type in {"missing", "union_tag_not_found"}:

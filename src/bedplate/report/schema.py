@@ -11,36 +11,12 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field
 
 from bedplate.core.config import Strict
-from bedplate.report.schema_parts import (
-    Count,
-    Curve,
-    Examples,
-    Focus,
-    Forecast,
-    Formats,
-    Grouping,
-    Guard,
-    GuardRow,
-    Interval,
-    LabelBudget,
-    Limit,
-    Machine,
-    NotTried,
-    Part,
-    Requirement,
-    RulePrediction,
-    SecondLabels,
-    Seconds,
-    Sha256,
-    Share,
-    Split,
-    Timing,
-)
+from bedplate.report import schema_parts as parts
 
 SCHEMA_VERSION: Literal[2] = 2
 
 
-class BudgetChange(Part):
+class BudgetChange(parts.Part):
     """A key of the budget that kept a candidate out, and the value that would do."""
 
     rung: str
@@ -51,7 +27,7 @@ class BudgetChange(Part):
     """The candidate's on valid; null where it was not tried."""
 
 
-class Verdict(Part):
+class Verdict(parts.Part):
     status: Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
     skin: str | None
     """Directory of the skin that passed, relative to the report's."""
@@ -64,20 +40,20 @@ class Verdict(Part):
     """What the budget kept out, those that look best first."""
 
 
-class Seed(Part):
+class Seed(parts.Part):
     """One seed by itself; seeds are a spread and never pooled."""
 
     seed: int
     estimate: float
-    interval: Interval
-    train_seconds: Seconds
+    interval: parts.Interval
+    train_seconds: parts.Seconds
     chosen: bool
     """Whether this seed's skin is the rung's; chosen on valid."""
     prompt: str | None = None
     """The prompt that it was trained on: "chosen", as the base as it is chose it, or "bare", the inputs and the cue."""
 
 
-class Row(Part):
+class Row(parts.Part):
     """One candidate on one split."""
 
     rung: str
@@ -87,13 +63,13 @@ class Row(Part):
     status: Literal["done", "skipped", "failed"]
     reason: str
     """How it was made, or why it was not."""
-    split: Split
+    split: parts.Split
     """The rows that `estimate` was made on."""
     estimate: float | None
-    interval: Interval | None
+    interval: parts.Interval | None
     """Two-sided, 95%, groups respected."""
-    n: Count
-    groups: Count
+    n: parts.Count
+    groups: parts.Count
     coverage: Annotated[float, Field(ge=0, le=1)] | None
     """The share of rows on which the skin did not abstain."""
     answered: float | None
@@ -110,11 +86,11 @@ class Row(Part):
     """One-sided bounds, each at the target's confidence, by order statistics; null where the calls are too few."""
     p95_worth: Annotated[float, Field(ge=0)] | None = None
     """How many independent calls those bounds count the calls as."""
-    calls: Count | None = None
+    calls: parts.Count | None = None
     """Single calls that were timed; `rows.calls` has their seconds."""
     load: Annotated[float, Field(ge=0)] | None = None
     """Load of the machine in the minute before the last of them: runnable processes, its own among them."""
-    train_seconds: Seconds | None
+    train_seconds: parts.Seconds | None
     skin: str | None
     """Directory of its skin, relative to the report's; null where it made none."""
     weights: str | None = None
@@ -122,31 +98,31 @@ class Row(Part):
     """What it was judged and is served with; null without a base, for remote models and for cascades."""
 
 
-class Confirmation(Part):
+class Confirmation(parts.Part):
     """A nominee on test; bounds are corrected for the number of nominees."""
 
     rung: str
     estimate: float
     lower: float | None
-    lower_confidence: Share
+    lower_confidence: parts.Share
     upper: float | None
-    upper_confidence: Share
+    upper_confidence: parts.Share
     passed: bool
     reached: bool = True
     """False where nominees are tested in a fixed order, and one before it did not pass."""
     expected: float | None = None
     """What its truth probably is: valid, drawn toward the other candidates, and test together; null in old reports."""
-    needed_n: Count | None
+    needed_n: parts.Count | None
     """Test rows in all for 80% power at the next verdict, if `expected` is right; null where none are promised."""
     expected_low: float | None = None
     """The lower end of an 80% interval of `expected`, of costs the upper end; null where `needed_n` is."""
-    power_at_low: Share | None = None
+    power_at_low: parts.Share | None = None
     """The power of a verdict on `needed_n` rows if `expected_low` is the truth."""
     reason: str | None
     """Why its rows allow no bound; null where there is one."""
 
 
-class Nominees(Part):
+class Nominees(parts.Part):
     """Who was fixed on valid, before test was opened."""
 
     nominees: tuple[str, ...]
@@ -160,7 +136,7 @@ class Nominees(Part):
     confirmations: tuple[Confirmation, ...]
 
 
-class Comparison(Part):
+class Comparison(parts.Part):
     """`a` minus `b` on the same test rows."""
 
     a: str
@@ -170,25 +146,25 @@ class Comparison(Part):
     a_estimate: float
     b_estimate: float
     metric: str
-    split: Split
+    split: parts.Split
     difference: float
-    interval: Interval
-    confidence: Share
-    p_value: Share
-    p_holm: Share
+    interval: parts.Interval
+    confidence: parts.Share
+    p_value: parts.Share
+    p_holm: parts.Share
     """Corrected (Holm) for all nominees."""
     test: str
-    n: Count
-    groups: Count
+    n: parts.Count
+    groups: parts.Count
 
 
-class Target(Part):
+class Target(parts.Part):
     metric: str
     value: float
     """The bar. Where the target gives none, the estimate of what it is against on the same rows, less the margin."""
     value_given: bool = True
     """False where the target gives no value: `value` is then an estimate, and bounds are of the difference from it."""
-    confidence: Share
+    confidence: parts.Share
     against: str | None = None
     """What a skin is compared with: `current`, the system that runs today, or a candidate; null for nothing."""
     margin: float | None = None
@@ -207,38 +183,38 @@ class Tried(Strict):
     model_config = ConfigDict(extra="allow", use_attribute_docstrings=True)
 
     name: str
-    n: Count
-    split: Split
+    n: parts.Count
+    split: parts.Split
     estimate: float | None = None
     failure: str | None = None
     """Why it could not be used, instead of an estimate."""
 
 
-class Export(Part):
+class Export(parts.Part):
     """The skin as read back from disk against the answers that it was chosen by."""
 
-    rows: Count
-    equal: Count
+    rows: parts.Count
+    equal: parts.Count
     difference: Annotated[float, Field(ge=0)]
 
 
-class Ledger(Part):
-    verdict_id: Sha256
+class Ledger(parts.Part):
+    verdict_id: parts.Sha256
     number: Annotated[int, Field(ge=1)]
     """This is the number-th verdict on some of these rows."""
-    alpha: Share
+    alpha: parts.Share
     """The error that it may spend."""
     notes: tuple[str, ...] = ()
     """What is wrong with the ledgers, or lacking where one should be: they are at home and beside the data."""
 
 
-class Lengths(Part):
+class Lengths(parts.Part):
     """Characters of all inputs of a row: deciles, from the shortest to the longest."""
 
-    deciles: Annotated[tuple[Count, ...], Field(min_length=11, max_length=11)]
+    deciles: Annotated[tuple[parts.Count, ...], Field(min_length=11, max_length=11)]
 
 
-class Suspect(Part):
+class Suspect(parts.Part):
     """A valid row whose label several rungs agree against, each surely: perhaps the label is wrong."""
 
     id: str
@@ -246,23 +222,23 @@ class Suspect(Part):
     target: str
     answer: str
     rungs: tuple[str, ...]
-    confidence: Share
+    confidence: parts.Share
     """The mean over those rungs."""
 
 
-class DataCard(Part):
+class DataCard(parts.Part):
     """What the rows are like. Test appears where it was opened."""
 
-    labels: dict[Split, dict[str, Count]] | None
+    labels: dict[parts.Split, dict[str, parts.Count]] | None
     """Rows of each label; null for outputs without labels."""
-    lengths: dict[Split, Lengths]
+    lengths: dict[parts.Split, Lengths]
     suspects: tuple[Suspect, ...]
-    suspect_count: Count
+    suspect_count: parts.Count
     """All there are; `suspects` has the surest."""
 
 
-class Data(Part):
-    counts: dict[str, Count]
+class Data(parts.Part):
+    counts: dict[str, parts.Count]
     """Rows read, dropped (by reason: duplicates, contradictory, empty_text, …) and in each split."""
     hashes: dict[str, str]
     """sha256 of files (`file:…`) and of splits."""
@@ -270,14 +246,14 @@ class Data(Part):
     licences: tuple[str, ...]
     test_openings: tuple[str, ...]
     """Why test was opened, each time in this run."""
-    grouping: Grouping | None = None
+    grouping: parts.Grouping | None = None
     """Which rows are kept together, and what was looked for before that; null in reports from before it was."""
     card: DataCard
-    second_labels: SecondLabels | None = None
+    second_labels: parts.SecondLabels | None = None
     """Where the task names a column of second labels."""
 
 
-class BaseUsed(Part):
+class BaseUsed(parts.Part):
     """A base of the task."""
 
     name: str
@@ -291,15 +267,15 @@ class BaseUsed(Part):
     dtype: str
     weights: str
     kernel: str
-    bytes: Count
+    bytes: parts.Count
     """Bytes of its parameters, as they are held."""
 
 
-class SkinMade(Part):
+class SkinMade(parts.Part):
     """What a rung left on disk."""
 
     directory: str
-    skin_id: Sha256
+    skin_id: parts.Sha256
     kind: str
     seed: int | None
     parents: tuple[str, ...]
@@ -310,7 +286,7 @@ class SkinMade(Part):
     """Role (main, embedder) → weights_id, or an endpoint's model and address."""
 
 
-class Lineage(Part):
+class Lineage(parts.Part):
     """From what to what: data → splits (`data.hashes`) → base → skins, under `settings`."""
 
     bases: tuple[BaseUsed, ...]
@@ -319,11 +295,11 @@ class Lineage(Part):
     """By rung."""
 
 
-class Settings(Part):
+class Settings(parts.Part):
     seed: int
     budget: dict[str, int | float | None]
     """The task file's limits of a skin and of the ladder."""
-    budget_seconds: Seconds | None
+    budget_seconds: parts.Seconds | None
     exhaustive: bool
     """Whether budgets and rules of thumb left nothing out."""
     rungs: tuple[str, ...]
@@ -333,37 +309,37 @@ class Settings(Part):
     """Versions of the code (its sources' hash too) and of libraries, the processor, and torch's threads."""
 
 
-class RowResult(Part):
+class RowResult(parts.Part):
     """One row of an evaluation, so that anything can be recomputed."""
 
     id: str
-    row_hash: Sha256
+    row_hash: parts.Sha256
     group: str
     target: str
     prediction: str | None
     score: float
-    length: Count
+    length: parts.Count
     scores: dict[str, float] | None
     """Log-scores of the labels."""
-    seconds: Seconds | None
+    seconds: parts.Seconds | None
     weight: Annotated[float, Field(gt=0)] = 1.0
     """How much of the traffic it stands for: 1 on average, and 1 where it is not said."""
     slices: dict[str, str] | None = None
     """Column → value, of the columns that `data.slices` and `data.traffic` name."""
 
 
-class Rows(Part):
+class Rows(parts.Part):
     valid: dict[str, tuple[RowResult, ...]]
     test: dict[str, tuple[RowResult, ...]]
-    calls: dict[Split, dict[str, tuple[Seconds, ...]]] = Field(
-        default_factory=dict[Split, dict[str, tuple[float, ...]]]
+    calls: dict[parts.Split, dict[str, tuple[parts.Seconds, ...]]] = Field(
+        default_factory=dict[parts.Split, dict[str, tuple[float, ...]]]
     )
     """Seconds of the single calls that p50, p95 and the price were read off, in the order in which they were made."""
-    guards: dict[str, dict[str, tuple[GuardRow, ...]]]
+    guards: dict[str, dict[str, tuple[parts.GuardRow, ...]]]
     """Child base's candidate → guard → what it rests on."""
 
 
-class ReportFile(Part):
+class ReportFile(parts.Part):
     """report.json, what `bedplate adapt` found."""
 
     schema_version: Literal[2]
@@ -373,18 +349,20 @@ class ReportFile(Part):
     nominees: Nominees
     comparisons: tuple[Comparison, ...]
     target: Target
-    predictions: tuple[RulePrediction, ...]
+    predictions: tuple[parts.RulePrediction, ...]
     """Made before the climb; they order it and decide nothing."""
-    requirements: dict[str, tuple[Requirement, ...]] = Field(default_factory=dict[str, tuple[Requirement, ...]])
+    requirements: dict[str, tuple[parts.Requirement, ...]] = Field(
+        default_factory=dict[str, tuple[parts.Requirement, ...]]
+    )
     """For nominees, what the target asks for beside its bar."""
-    guards: dict[str, tuple[Guard, ...]]
+    guards: dict[str, tuple[parts.Guard, ...]]
     """For nominees that stand on a child base."""
-    limits: dict[str, tuple[Limit, ...]] = Field(default_factory=dict[str, tuple[Limit, ...]])
+    limits: dict[str, tuple[parts.Limit, ...]] = Field(default_factory=dict[str, tuple[parts.Limit, ...]])
     """For nominees, where the budget limits the time of a call."""
-    formats: dict[str, Formats] = Field(default_factory=dict[str, Formats])
+    formats: dict[str, parts.Formats] = Field(default_factory=dict[str, parts.Formats])
     """By candidate."""
-    forecasts: tuple[Forecast, ...]
-    not_tried: tuple[NotTried, ...]
+    forecasts: tuple[parts.Forecast, ...]
+    not_tried: tuple[parts.NotTried, ...]
     search: dict[str, tuple[Tried, ...]]
     """Rung → what it tried, and on which rows."""
     details: dict[str, dict[str, Any]]
@@ -392,18 +370,18 @@ class ReportFile(Part):
     export: dict[str, Export]
     ledger: Ledger | None
     """Null where test was not opened."""
-    labels: LabelBudget | None = None
+    labels: parts.LabelBudget | None = None
     """Where labels were bought for this verdict."""
     data: Data
-    focus: Focus | None
+    focus: parts.Focus | None
     """Null where nothing was nominated."""
-    examples: Examples
-    curve: Curve | None
+    examples: parts.Examples
+    curve: parts.Curve | None
     """Null without `--curve`."""
     lineage: Lineage
     settings: Settings
-    machine: Machine
-    timing: Timing
+    machine: parts.Machine
+    timing: parts.Timing
     rows: Rows | None = None
     """Every example of every rung; the copies of the report in skins, and `adapt --json`, are without."""
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.tensor_files import read_json_object
-from bedplate.core.config import Strict
+from bedplate.core.config import Strict, first_problem
 from bedplate.core.errors import SkinError, UsageError
 from bedplate.core.files import sha256_bytes
 from bedplate.skins import skin
@@ -160,8 +160,6 @@ def validate(model: type[M], fields: Any, path: Path) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field_path = ".".join(map(str, first["loc"])) or "the object"
-        raise SkinError(f"{path}: {field_path}: {first['msg']}") from error
+        raise SkinError(f"{path}: {first_problem(error)}") from error
     except UsageError as error:  # of an endpoint's address
         raise SkinError(f"{path}: {error.message}") from error

@@ -11,7 +11,7 @@ import pytest
 from bedplate.core.config import parse_config
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.corpus.build import build
-from bedplate.data.corpus.cut import cut_text
+from bedplate.data.corpus.encode import cut_text
 from bedplate.data.corpus.fates import fates_of, read_fates, read_funnel
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.shards import Corpus

@@ -20,7 +20,7 @@ import numpy as np
 import pydantic
 from numpy.typing import NDArray
 
-from bedplate.core.config import Strict
+from bedplate.core.config import Strict, first_problem
 from bedplate.core.errors import DataError, TokenizerError
 from bedplate.core.files import atomic_write, read_text, safe_join, sha256_file, sha256_json, writable
 from bedplate.core.json import load_json
@@ -157,10 +157,7 @@ def read_manifest(directory: Path) -> CorpusManifest:
     try:
         return CorpusManifest.model_validate(load_json(read_text(path)))
     except pydantic.ValidationError as error:
-        problem = error.errors(include_url=False)[0]
-        location = ".".join(map(str, problem["loc"]))
-        message = f"{location + ': ' if location else ''}{problem['msg'].removeprefix('Value error, ')}"
-        raise DataError(f"{path}: {message}; build the corpus again") from error
+        raise DataError(f"{path}: {first_problem(error)}; build the corpus again") from error
     except ValueError as error:
         raise DataError(f"{path} is not valid JSON: {error}; build the corpus again") from error
 

@@ -42,7 +42,11 @@ LOW, HIGH = 0.8, 1.25
 Execution = Literal["tuned", "compile", "eager"]
 Precision = Literal["bf16", "fp16", "fp8", "tf32", "fp32"]
 
-_ASSUMED = "assumed: no published runs"
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast, where it is installed
+
+
+def _table(name: str) -> dict[str, Any]:
+    return yaml.load((files("bedplate.economics.hardware") / name).read_text("utf-8"), Loader=_LOADER)
 
 
 @dataclass(frozen=True)
@@ -58,27 +62,8 @@ class MfuCurve:
         return (8.0 / max(n, 8)) ** BETA * (self.first - self.floor) + self.floor
 
 
-CURVES: dict[str, MfuCurve] = {
-    "a100": MfuCurve(
-        0.56,
-        0.38,
-        "LLM Foundry's A100 tables (8 to 128 GPUs, 0.45 to 0.62), torchtitan docs/performance.md (64, 0.50), BLOOM "
-        "(384, 0.48), OPT-175B (992, 0.47), LLaMA-65B (2,048, 0.48)",
-    ),
-    "h100": MfuCurve(
-        0.46,
-        0.30,
-        "OLMo-core's README (one node, 0.38 to 0.46), LLM Foundry's H100 table (8 to 64, 0.35 to 0.45), torchtitan "
-        "(128 GPUs compiled, 0.34), Megatron-LM's README (96 to 4,608, 0.46 to 0.41)",
-    ),
-    "blackwell": MfuCurve(0.46, 0.30, "the H100's curve, assumed; NVIDIA's tuned NeMo recipes reach more"),
-    "v100": MfuCurve(0.31, 0.18, "Megatron-LM (https://arxiv.org/abs/1909.08053), fp16: 0.31 on one, 0.24 on 512"),
-    "pcie": MfuCurve(0.40, 0.15, f"{_ASSUMED}; one card as the H100's, no fast links between them"),
-    "mi250x": MfuCurve(0.40, 0.28, "Frontier (https://arxiv.org/abs/2312.12705): 0.32 to 0.38 on 512 to 1,536"),
-    "mi300x": MfuCurve(0.35, 0.22, "a quarter under the H100's, assumed from SemiAnalysis 2024-12"),
-    "tpu": MfuCurve(0.65, 0.42, "MaxText's tiering page (v5p 512 chips 0.65, 256 chips 0.53); PaLM (6,144 v4, 0.46)"),
-    "cpu": MfuCurve(0.35, 0.20, f"{_ASSUMED}; measure with `bedplate plan calibrate`"),
-}
+CURVES = {name: MfuCurve(**row) for name, row in _table("curves.yaml").items()}
+"""By kind of device."""
 
 # Throughput against well-made kernels in bf16. Both from torchtitan's 128-GPU table (Llama-3.1-8B, arXiv 2410.06511 and
 # benchmarks/llama3_h100_202412): 6,514 tokens/s/GPU compiled are 0.86 of what the curve says there, 5,605 eager 0.74
@@ -165,10 +150,6 @@ class Device(Brief):
         return self.peak_flops_per_second[number]
 
 
-_TEXT = (files("bedplate.economics.hardware") / "devices.yaml").read_text(encoding="utf-8")
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the one in C is ten times as fast, where it is installed
-
-
 def _device(name: str, row: dict[str, Any]) -> Device:
     gigabytes, rental = {key: size * 1e9 for key, size in row.pop("gigabytes").items()}, row.pop("rental", None)
     return Device(
@@ -184,7 +165,7 @@ def _device(name: str, row: dict[str, Any]) -> Device:
     )
 
 
-DEVICES: dict[str, Device] = {name: _device(name, row) for name, row in yaml.load(_TEXT, Loader=_LOADER).items()}
+DEVICES: dict[str, Device] = {name: _device(name, row) for name, row in _table("devices.yaml").items()}
 """Every device by its name."""
 
 _NAMES = {alias: row.name for row in DEVICES.values() for alias in (row.name, *row.aliases)}

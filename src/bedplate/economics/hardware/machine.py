@@ -26,7 +26,7 @@ from typing import Annotated, Literal, NamedTuple
 import pydantic
 from pydantic import Field, model_validator
 
-from bedplate.core.config import Strict
+from bedplate.core.config import Strict, first_problem
 from bedplate.core.errors import ConfigError, UsageError
 from bedplate.core.files import atomic_write, bedplate_home, read_text
 
@@ -252,11 +252,8 @@ def read_machine(path: Path | None = None) -> MeasuredMachine:
     try:
         return MeasuredMachine.model_validate_json(read_text(file_path))
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        raise ConfigError(
-            f"{file_path}: {place}: {first['msg']}; measure again: bedplate plan calibrate --out {file_path}"
-        ) from error
+        advice = f"measure again: bedplate plan calibrate --out {file_path}"
+        raise ConfigError(f"{file_path}: {first_problem(error)}; {advice}") from error
 
 
 def write_machine(machine: MeasuredMachine, path: Path | None = None) -> Path:

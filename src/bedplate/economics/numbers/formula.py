@@ -11,7 +11,10 @@ import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, reduce
+from importlib.resources import files
 from typing import TypeVar
+
+import yaml
 
 from bedplate.core.errors import UsageError
 
@@ -136,6 +139,13 @@ class Range:
     def scaled(self, factor: float) -> Range:
         """With a figure that is known exactly."""
         return Range(self.low * factor, self.central * factor, self.high * factor)
+
+
+FORMULAS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+    plan: {figure: (row["formula"], row["source"]) for figure, row in figures.items()}
+    for plan, figures in yaml.safe_load((files(__package__) / "formulas.yaml").read_text("utf-8")).items()
+}
+"""By plan and figure: the formula that is shown beside it, and its source."""
 
 
 def formula_values(formulas: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:

@@ -16,7 +16,7 @@ from bedplate.core.arguments import need_fields
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.numbers.formula import at_least, formula_values, positive, whole
+from bedplate.economics.numbers.formula import FORMULAS, at_least, formula_values, positive, whole
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import (
     SECONDS_PER_DAY,
@@ -31,16 +31,7 @@ CALLS = 300  # calls of one simulation; the first tenth, which meets an empty en
 PARTS = 128  # parts of the saturating rate: a capacity is told to one of them
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
-SERVING_FORMULAS: dict[str, tuple[str, str]] = {
-    "alone": ("one call on an idle replica: its prompt's and its tokens' steps", "measured steps, or the roofline"),
-    "tokens_per_second": ("output tokens a second of a full engine", "discrete-event simulation of the scheduler"),
-    "capacity": ("the most calls a second of one replica within the target", "search over the simulation"),
-    "replicas": ("⌈busiest rate / capacity⌉ + spare", "arithmetic"),
-    "usd_per_call": ("replicas × usd_per_hour × 24 / calls_per_day", "arithmetic: idle machines are paid for"),
-    "usd_per_million_tokens": ("usd_per_call / tokens of a call × 10⁶", "prompt and output tokens alike"),
-    "usd_per_day": ("replicas × usd_per_hour × 24", "arithmetic"),
-    "floor_usd_per_call": ("usd_per_hour / 3600 / calls a second of a full engine", "if all were always full"),
-}
+SERVING_FORMULAS = FORMULAS["serving"]
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bedplate.economics.hardware.devices import CURVES, EXECUTION, Device, Execu
 from bedplate.economics.model.footprint import stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, parameters
-from bedplate.economics.numbers.formula import Range, at_least, formula_values, positive, share, whole
+from bedplate.economics.numbers.formula import FORMULAS, Range, at_least, formula_values, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware
@@ -36,37 +36,7 @@ BATCH_SCALE, BATCH_EXPONENT = 0.292, 0.3271
 USUAL_BUBBLE = 0.15
 """Share of a step in which the pipeline stages of published runs idle: what is beyond that, no curve has."""
 
-TRAINING_FORMULAS: dict[str, tuple[str, str]] = {
-    "parameters": ("every weight of the architecture, tied ones once", "the spec; checked against built models"),
-    "flops": (
-        "tokens × (6 × weights in products + 6 · layers · heads · head size · sequence)",
-        "Kaplan et al. 2001.08361; attention of decoders counted causally, windows bounded, recomputation not counted",
-    ),
-    "mfu": (
-        "(floor + (first − floor) · (8 / devices)^0.2) × execution × 1.28 in fp8 × what of a bubble over 15% is left, "
-        "(1 − bubble) / 0.85; range × 0.8 to 1.25",
-        "one curve for each kind of device, from measured throughputs; factors from torchtitan 2410.06511",
-    ),
-    "gpu_hours": (
-        "flops × overhead / (dense peak × mfu) / 3600",
-        "PaLM 2204.02311, appendix B; dense peaks of data sheets",
-    ),
-    "tokens_per_second_per_device": ("dense peak × mfu / operations a token", "arithmetic; of the clean steps"),
-    "days": ("gpu_hours / devices / 24", "arithmetic"),
-    "usd": ("gpu_hours × usd_per_hour", "arithmetic; the price is yours, or a dated example"),
-    "kwh": (
-        "gpu_hours × watts / 1000 × pue",
-        "board power at its limit, as Llama's model cards count; rent includes it",
-    ),
-    "energy_usd": ("kwh × usd_per_kwh", "arithmetic"),
-    "bytes_per_device": (
-        "weights + gradients + optimizer + activations + logits + buffers, sharded by the layout",
-        "ZeRO 1910.02054; activations 2205.05198",
-    ),
-    "layout": ("the shortest estimated step among all layouts that fit", "bubble 2104.04473; FSDP 2304.11277"),
-    "global_batch_tokens": ("0.292 × flops^0.3271, where none is given", "DeepSeek LLM 2401.02954, equation 4"),
-}
-"""Figure: (formula, source), for display beside it."""
+TRAINING_FORMULAS = FORMULAS["training"]
 
 
 @dataclass(frozen=True)
@@ -362,11 +332,7 @@ def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, fl
 
 _DEMANDS = (1e11, 1e12, 1e13)  # tokens of use over a model's life that are shown where none are given
 
-BUDGET_FORMULAS: dict[str, tuple[str, str]] = {
-    "flops": ("usd / usd_per_hour × 3600 × dense peak × mfu / overhead", "PaLM 2204.02311, appendix B"),
-    "compute_optimal": ("least E + A/N^α + B/D^β under 6·N·D operations", "Hoffmann 2203.15556; refit 2404.10102"),
-    "inference_aware": ("least 6·N·D + 2·N·T at the same loss", "Sardana et al. 2401.00448"),
-}
+BUDGET_FORMULAS = FORMULAS["budget"]
 
 
 @dataclass(frozen=True, repr=False)

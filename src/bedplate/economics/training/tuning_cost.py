@@ -20,7 +20,7 @@ from bedplate.economics.hardware.devices import Device, Execution, Precision, pe
 from bedplate.economics.model.footprint import lora_parameters, stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import Optimizer, parameters
-from bedplate.economics.numbers.formula import Range, at_least, positive, share, whole
+from bedplate.economics.numbers.formula import FORMULAS, Range, at_least, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout, shape_of
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
 from bedplate.economics.training.training_cost import DevicePrice, device_hours, mfu_of, plan_values, price_of
@@ -28,14 +28,7 @@ from bedplate.models.specs import Spec
 
 Method = Literal["lora", "full"]
 
-TUNING_FORMULAS: dict[str, tuple[str, str]] = {
-    "flops_per_token": (
-        "full: 6·N + attention; lora: 4·N + 6·A + attention; the head's N on learned tokens only",
-        "Kaplan et al. 2001.08361; LoRA 2106.09685: no gradients of frozen weights",
-    ),
-    "adapter_parameters": ("rank · Σ (inputs + outputs) over the linear maps of the blocks", "LoRA 2106.09685"),
-    "gpu_hours": ("flops / (dense peak × mfu) / 3600, or tokens / measured tokens a second", "PaLM 2204.02311"),
-}
+TUNING_FORMULAS = FORMULAS["tuning"]
 
 
 @dataclass(frozen=True, repr=False)

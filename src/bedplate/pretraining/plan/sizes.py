@@ -18,6 +18,7 @@ from typing import Any
 
 import pydantic
 
+from bedplate.core.config import first_problem
 from bedplate.core.errors import BedplateError, ConfigError, UnsupportedModelError
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
@@ -207,9 +208,7 @@ def config_of(run: RunFile, sizes: RunSizes) -> TrainConfig:
     try:
         return TrainConfig(**fields, **optimizer.settings)
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = ".".join(map(str, ("optimizer", "settings", *first["loc"])))
-        raise ConfigError(f"{location}: {first['msg']}") from error
+        raise ConfigError(first_problem(error, "optimizer", "settings")) from error
 
 
 TOKENS_A_PARAMETER = 20

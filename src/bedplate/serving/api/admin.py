@@ -24,7 +24,7 @@ from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.http_errors import StatusError
-from bedplate.serving.schemas.openai_fields import RequestFields
+from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import json_response
 from bedplate.serving.settings.server_config import Weight
 from bedplate.skins.files import read_card

@@ -15,8 +15,8 @@ from starlette.responses import Response
 from bedplate.core.errors import RequestError
 from bedplate.serving.models.served import PlanResult, TextReading
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, answers
-from bedplate.serving.schemas.openai_fields import CUT, MAX_PROMPTS, PROMPTS, RequestFields
-from bedplate.serving.schemas.request_fields import TOKEN_LIMIT
+from bedplate.serving.schemas.openai_fields import CUT, MAX_PROMPTS, PROMPTS
+from bedplate.serving.schemas.request_fields import TOKEN_LIMIT, RequestFields
 from bedplate.serving.schemas.strict_json import json_response, large_json_response
 
 router = APIRouter()

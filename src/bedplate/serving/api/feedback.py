@@ -16,7 +16,7 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.serving.api.file_reply import OpenFileResponse
 from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.openai_fields import RequestFields
+from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import JsonLinesResponse, dump_json, json_response
 from bedplate.skins.output import LabelsOutput
 

@@ -15,8 +15,8 @@ from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import LookupContext
 from bedplate.serving.models.served import Served
 from bedplate.serving.request.lifecycle import ApiCall, answers
-from bedplate.serving.schemas.openai_fields import ChatRequest, RequestFields, read_fields
-from bedplate.serving.schemas.request_fields import TOKEN_LIMIT, openapi_queries
+from bedplate.serving.schemas.openai_fields import ChatRequest, read_fields
+from bedplate.serving.schemas.request_fields import TOKEN_LIMIT, RequestFields, openapi_queries
 from bedplate.serving.schemas.strict_json import json_response, large_json_response
 from bedplate.serving.schemas.tool_fields import conversation_tokens
 from bedplate.text.tokenizer import Tokenizer

@@ -15,25 +15,7 @@ from pydantic import BaseModel, BeforeValidator, FailFast, Field, ValidationErro
 
 from bedplate.core.errors import RequestError
 from bedplate.inference.engine.requests import Grammar, Sampling
-from bedplate.serving.schemas import tool_fields
-from bedplate.serving.schemas.request_fields import (
-    TOKEN_LIMIT,
-    Biases,
-    Effort,
-    MinP,
-    Penalty,
-    RepetitionPenalty,
-    RequestFields,
-    Seed,
-    Stops,
-    Temperature,
-    TokenIds,
-    TopK,
-    TopP,
-    any_of_types,
-    first_mistake,
-    is_id,
-)
+from bedplate.serving.schemas import request_fields, tool_fields
 from bedplate.serving.schemas.response_formats import SCHEMA, ResponseFormat, StructuredOutputs, guided
 from bedplate.text.calls.reply_form import ReplyForm
 from bedplate.text.calls.tools import MAX_TOOLS, Tool
@@ -72,7 +54,7 @@ def _role_of(role: Any) -> Any:
 CONTENT = BeforeValidator(_text_of, json_schema_input_type=str | list[dict[str, Any]])
 
 
-class Message(RequestFields):
+class Message(request_fields.RequestFields):
     """One turn of a conversation."""
 
     role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role_of)]
@@ -149,14 +131,15 @@ M = TypeVar("M", bound=BaseModel)
 def prompts_of(prompt: Any) -> Any:
     """A tuple of prompts, each a text or token ids, from one or a list of them (validator)."""
     prompts: list[Any] = [prompt]
-    if isinstance(prompt, list) and (not prompt or not is_id(prompt[0])):
+    if isinstance(prompt, list) and (not prompt or not request_fields.is_id(prompt[0])):
         prompts = prompt
     if not prompts:
         raise ValueError("the prompt is an empty list; give at least one prompt")
     if len(prompts) > MAX_PROMPTS:
         raise ValueError(f"at most {MAX_PROMPTS} prompts are supported in one request")
     if not all(
-        isinstance(candidate, str) or (isinstance(candidate, list) and candidate and all(map(is_id, candidate)))
+        isinstance(candidate, str)
+        or (isinstance(candidate, list) and candidate and all(map(request_fields.is_id, candidate)))
         for candidate in prompts
     ):
         raise ValueError("the prompt must be a string, a list of token ids, or a list of either")
@@ -169,7 +152,7 @@ def _cut_of(limit: Any) -> Any:
     """What `truncate_prompt_tokens` asks for, as vLLM has it: −1 stands for what the model's publisher says."""
     if limit is None or limit is False:
         return False
-    if type(limit) is not int or not (limit == -1 or 1 <= limit < TOKEN_LIMIT):
+    if type(limit) is not int or not (limit == -1 or 1 <= limit < request_fields.TOKEN_LIMIT):
         raise ValueError("it must be a number of tokens, at least 1, or -1 for what the model was made for")
     return True if limit == -1 else limit
 
@@ -179,37 +162,37 @@ CUT = Annotated[bool | int, BeforeValidator(_cut_of, json_schema_input_type=int 
 # What may be sent where a validator makes one shape of several.
 PROMPTS = BeforeValidator(prompts_of, json_schema_input_type=str | list[str] | list[int] | list[list[int]])
 
-_CHOICE = any_of_types(
+_CHOICE = request_fields.any_of_types(
     str, tool_fields.NamedChoice, tool_fields.AllowedChoice, message="it must be a word or an object"
 )
 
 
-class StreamOptions(RequestFields):
+class StreamOptions(request_fields.RequestFields):
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
 
 
-class _GenerationFields(RequestFields, ABC):
+class _GenerationFields(request_fields.RequestFields, ABC):
     """What both endpoints take."""
 
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    max_tokens: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
+    max_tokens: Annotated[int, Field(ge=0, le=request_fields.TOKEN_LIMIT)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
-    temperature: Temperature | None = None
-    top_p: TopP | None = None
-    top_k: TopK | None = None
-    min_p: MinP | None = None
-    repetition_penalty: RepetitionPenalty | None = None
-    presence_penalty: Penalty | None = None
-    frequency_penalty: Penalty | None = None
-    seed: Seed | None = None
-    stop: Stops | None = None
+    temperature: request_fields.Temperature | None = None
+    top_p: request_fields.TopP | None = None
+    top_k: request_fields.TopK | None = None
+    min_p: request_fields.MinP | None = None
+    repetition_penalty: request_fields.RepetitionPenalty | None = None
+    presence_penalty: request_fields.Penalty | None = None
+    frequency_penalty: request_fields.Penalty | None = None
+    seed: request_fields.Seed | None = None
+    stop: request_fields.Stops | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    logit_bias: Biases | None = None
-    min_tokens: Annotated[int, Field(ge=0, le=TOKEN_LIMIT)] | None = None
-    stop_token_ids: TokenIds | None = None
+    logit_bias: request_fields.Biases | None = None
+    min_tokens: Annotated[int, Field(ge=0, le=request_fields.TOKEN_LIMIT)] | None = None
+    stop_token_ids: request_fields.TokenIds | None = None
     ignore_eos: bool | None = None
     response_format: ResponseFormat | None = None
     guided_json: Annotated[dict[str, Any] | str | None, SCHEMA] = None
@@ -285,8 +268,8 @@ class ChatRequest(_GenerationFields):
     """POST /v1/chat/completions."""
 
     messages: Annotated[list[Message], FailFast(), Field(min_length=1, max_length=MAX_MESSAGES)]
-    max_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
-    max_completion_tokens: Annotated[int, Field(ge=1, le=TOKEN_LIMIT)] | None = None
+    max_tokens: Annotated[int, Field(ge=1, le=request_fields.TOKEN_LIMIT)] | None = None
+    max_completion_tokens: Annotated[int, Field(ge=1, le=request_fields.TOKEN_LIMIT)] | None = None
     tools: Annotated[list[tool_fields.ToolField], Field(max_length=MAX_TOOLS)] | None = None
     tool_choice: Annotated[
         str | tool_fields.NamedChoice | tool_fields.AllowedChoice | None,
@@ -296,7 +279,7 @@ class ChatRequest(_GenerationFields):
     parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    reasoning_effort: Effort | None = None
+    reasoning_effort: request_fields.Effort | None = None
     continue_final_message: bool | None = None
     """vLLM's: the answer goes on with the last message, which is the assistant's."""
 
@@ -409,7 +392,7 @@ def read_fields(model: type[M], body: Mapping[str, Any]) -> M:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise first_mistake(error, model) from None
+        raise request_fields.first_mistake(error, model) from None
 
 
 def as_chat(body: Mapping[str, Any], names: Mapping[str, str]) -> ChatRequest:

@@ -17,7 +17,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from bedplate.core.errors import RequestError
 from bedplate.serving.schemas import request_fields
-from bedplate.serving.schemas.openai_fields import MAX_MESSAGES, ChatRequest, any_of_types, as_chat
+from bedplate.serving.schemas.openai_fields import MAX_MESSAGES, ChatRequest, as_chat
 
 ChatMessage = dict[str, Any]
 
@@ -100,7 +100,7 @@ _CHOICES = {"auto": "auto", "any": "required", "none": "none"}
 # Fields of a tool that change nothing here: a prompt's beginning is always cached.
 _HINTS = frozenset({"cache_control", "citations", "eager_input_streaming"})
 
-_SYSTEM = any_of_types(str, list, message="it must be a text or a list of text blocks")
+_SYSTEM = request_fields.any_of_types(str, list, message="it must be a text or a list of text blocks")
 
 
 class Thinking(request_fields.RequestFields):
@@ -288,7 +288,7 @@ _RESPONSES_NAMES = {
     "logprobs": "top_logprobs",
 }
 
-_CHOICE = any_of_types(str, dict, message="it must be none, auto, required, or an object")
+_CHOICE = request_fields.any_of_types(str, dict, message="it must be none, auto, required, or an object")
 
 
 class TextOptions(request_fields.RequestFields):

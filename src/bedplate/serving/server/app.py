@@ -22,7 +22,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from bedplate.core.arguments import checked
-from bedplate.core.config import plain_message
+from bedplate.core.config import first_problem
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
 from bedplate.inference.engine.grammar_trial import GrammarTrial
@@ -156,9 +156,7 @@ def server_config(
         base_configs = tuple(map(BaseConfig.model_validate, fields))
         return ServerConfig(bases=base_configs, limits=LimitsConfig(**limit_settings), **settings)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field_path = ".".join(map(str, first["loc"]))
-        raise UsageError(f"{field_path}: {plain_message(first['msg'])}".removeprefix(": ")) from error
+        raise UsageError(first_problem(error)) from error
 
 
 def _config(base: str | Path | ServerConfig | None, settings: Json) -> ServerConfig:

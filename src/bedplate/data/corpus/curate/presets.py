@@ -11,7 +11,7 @@ from typing import Any
 
 import pydantic
 
-from bedplate.core.config import Strict
+from bedplate.core.config import Strict, first_problem
 from bedplate.core.errors import ConfigError
 from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.data.corpus.curate import quality
@@ -152,6 +152,4 @@ def _settings(name: str, settings: Mapping[str, Any]) -> Strict:
     try:
         return model.model_validate(dict(settings))
     except pydantic.ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        location = ".".join(map(str, ("rules", name, *first["loc"])))
-        raise ConfigError(f"{location}: {first['msg']}") from error
+        raise ConfigError(first_problem(error, "rules", name)) from error

@@ -7,47 +7,13 @@ from typing import Any
 
 from bedplate.economics.costs.decisions.decision import INTERVAL, BreakEvenVolume, Decision, OptionOutcome, Sensitivity
 from bedplate.economics.costs.decisions.question import NOTHING_FEASIBLE, NOTHING_PAYS
-from bedplate.economics.numbers.formula import formula_values
+from bedplate.economics.numbers.formula import FORMULAS, formula_values
 from bedplate.economics.numbers.money import figures, number, usd
 
 _SMALL_SHARE = 0.05  # of all differences: below it a line is not named
 _NOTHING = 0.0005
 
-DECISION_FORMULAS: dict[str, tuple[str, str]] = {
-    "calls": ("∫ calls_per_day × (1 + growth)^(day / 365) over the horizon", "arithmetic"),
-    "hosted call": (
-        "Σ tokens × price; a repeated prompt: share found × cached price + rest × price of writing it, and one that is "
-        "shorter than what is cached at least is padded to that where that costs less (`pad_prompt: false`: never)",
-        "the price file",
-    ),
-    "calls that may wait": ("the batch price, without the cache, where that is cheaper", "the price file"),
-    "call on a machine paid by use": (
-        "seconds × usd_per_hour / 3600 / utilisation",
-        "arithmetic: idle time is paid for",
-    ),
-    "reserved machines": (
-        "max(at_least, ⌈calls × peak × seconds / (86,400 × utilisation)⌉) × usd_per_hour × 24 × days",
-        "arithmetic; where calls grow, for the busiest day of each quarter of the horizon",
-    ),
-    "tuning again": ("(labels + hours + compute) × (⌈horizon / every_days⌉ − 1)", "arithmetic"),
-    "pretraining": ("(run × runs + data + hours) / features that share the base", "arithmetic"),
-    "total": ("once + over time + calls × a call + reserved machines", "arithmetic"),
-    "right answer": ("total / calls / quality", "arithmetic"),
-    "ranking": ("total + wrong answers × their cost − revenue × margin", "arithmetic"),
-    "break-even": (
-        "the volume from which on the costs of both stay in this order",
-        "compared at volumes 7% apart, narrowed by bisection",
-    ),
-    "intervals": (
-        "5th and 95th percentile of the draws, each range a triangle, by Latin hypercube",
-        "McKay, Beckman and Conover 1979",
-    ),
-    "flipping point": (
-        "each number alone, from a tenth to ten times (calls a day: from 1 to a thousandfold), narrowed",
-        "bisection",
-    ),
-}
-"""Figure: (formula, source)."""
+DECISION_FORMULAS = FORMULAS["decision"]
 
 
 def answer(decision: Decision) -> str:
