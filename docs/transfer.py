@@ -10,10 +10,11 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.core.progress import Progress
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.harness import Evaluation, evaluate, load_predictor
+from bedplate.evaluation.harness import Evaluation, load_predictor
 from bedplate.evaluation.task import load_task
 
 ROOT = Path(__file__).parent.parent

@@ -26,6 +26,7 @@ from bedplate.adaptation.context import throughput
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.context.outcome import Latency
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.full import trainable_copy
@@ -36,7 +37,7 @@ from bedplate.core.statistics.clusters import design_effect
 from bedplate.core.statistics.noninferiority import mean_drop
 from bedplate.evaluation.evaluated import drop_between, independent_rows
 from bedplate.evaluation.examples import Example, load_examples
-from bedplate.evaluation.harness import evaluate, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
 from bedplate.inference.execution import choice
 from bedplate.inference.execution.calibration import PlanTimings

@@ -128,7 +128,7 @@ def _on_split(
     if isinstance(loaded, Predictor):
         for warning in loaded.warnings:
             print(f"warning: {warning}", file=sys.stderr)
-    result = harness.evaluate(loaded, task, split=split, data=data, include_seen=include_seen)
+    result = harness.evaluate(loaded, task, data, split, 0.95, include_seen)
     return _report(result, data), lambda: _show(result, data)
 
 

@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.values import Values
@@ -91,27 +90,23 @@ def _evaluation(
     return with_bounds(draft)
 
 
-@checked
-def evaluate(
-    model: Predicts | Embeds | Path | str,
-    task: Task | Path | str,
-    *,
-    split: str = "valid",
-    data: TaskData | Any = None,
-    confidence: float = 0.95,
-    include_seen: bool = False,
-) -> Evaluation:
-    """Ask `model` for every row of a split of `task` and score the answers, as `bedplate.evaluate` says."""
-    from bedplate.evaluation.leaks.seen_rows import judged_by  # late, as reading skins loads torch
-
+def read_task(task: Task | Path | str, data: TaskData | Any) -> tuple[Task, TaskData]:
+    """A task and its rows as `bedplate.evaluate` takes them, read. ConfigError, DataError."""
     source_rows = None if data is None or isinstance(data, TaskData) else given_rows(data, by_hash)
     if source_rows is not None:
         task = task_of(task, source_rows)
     elif not isinstance(task, Task):
         task = load_task(task)
     task.scorer.ready()
-    if not isinstance(data, TaskData):
-        data = load_examples(task, loaded_rows=source_rows)
+    return task, data if isinstance(data, TaskData) else load_examples(task, loaded_rows=source_rows)
+
+
+def evaluate(
+    model: Predicts | Embeds | Path | str, task: Task, data: TaskData, split: str, confidence: float, include_seen: bool
+) -> Evaluation:
+    """Ask `model` for every row of a split of `task` and score the answers, as `bedplate.evaluate` says."""
+    from bedplate.evaluation.leaks.seen_rows import judged_by  # late, as reading skins loads torch
+
     name = str(model) if isinstance(model, str | Path) else type(model).__name__
     with ExitStack() as opened:
         if isinstance(model, str | Path):

@@ -18,13 +18,13 @@ from tests.homes import new_home
 
 import bedplate
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.adaptation.postprocess.monitor import drift
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.cli.main import main
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.harness import evaluate
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.callable_skin import CascadePredictor
 from bedplate.inference.predict.classical import ClassicalPredictor

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.core.files import bedplate_home
 from bedplate.evaluation.examples import load_examples
-from bedplate.evaluation.harness import evaluate
 from bedplate.evaluation.leaks.seen_rows import write_splits
 from bedplate.evaluation.ledger import Opening, ledger_for
 from bedplate.evaluation.task import load_task

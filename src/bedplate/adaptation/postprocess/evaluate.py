@@ -55,8 +55,7 @@ def evaluate(
     those that the skin was made from, as by the command with a file: do they differ, does it keep its promise?
     """
     if not is_table(task) and not isinstance(task, list | tuple):
-        options: dict[str, Any] = {"split": split, "data": data, "include_seen": include_seen}
-        return harness.evaluate(model, task, confidence=confidence, **options)
+        return harness.evaluate(model, *harness.read_task(task, data), split, confidence, include_seen)
     if not isinstance(model, str | Path):
         raise UsageError(f"new rows are set against a skin's own: give its directory, not a {type(model).__name__}")
     if data is not None or split != "valid" or include_seen:

@@ -143,7 +143,9 @@ class Range:
 
 FORMULAS: Mapping[str, Mapping[str, tuple[str, str]]] = {
     plan: {figure: (row["formula"], row["source"]) for figure, row in figures.items()}
-    for plan, figures in yaml.safe_load((files(__package__) / "formulas.yaml").read_text("utf-8")).items()
+    for plan, figures in yaml.safe_load(
+        (files("bedplate.economics.numbers") / "formulas.yaml").read_text("utf-8")
+    ).items()
 }
 """By plan and figure: the formula that is shown beside it, and its source."""
 
