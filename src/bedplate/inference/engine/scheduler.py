@@ -157,7 +157,7 @@ class Scheduler(Generic[I_]):
         shares together, weighed, where tenants share the step; part: of one tenant's."""
         budget, credit, self._limited = self.budget - reserved, self.quantum, limit is not None
         if limit is not None:
-            budget, credit = min(budget, limit), min(credit, max(limit // 2, 1))
+            budget, credit = min(budget, limit), min(credit, max(limit // 2, MIN_TOKENS))
         shares: dict[int, tuple[I_, int]] = {}
         granted = Counter[Hashable]()
         ready = list(self._queues.values())
@@ -227,7 +227,10 @@ class Scheduler(Generic[I_]):
             fits = weigh(request, needed) <= budget or not shares if self._limited else needed <= budget
             granted = needed if fits else 0
         else:
-            granted = min(needed, max(int(available / request.weight), 1) if self._limited else available)
+            # A row's first tokens count as MIN_TOKENS at least, so that parts of them would be paid twice.
+            weighed = available if had else max(available, MIN_TOKENS)
+            most = max(int(weighed / request.weight), 1) if self._limited else available
+            granted = min(needed, most)
         if not granted:
             return 0
         shares[id(request)] = (request, had + granted)

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 SLOWDOWN, PROMPT_SLOWDOWN = 2.0, 8.0
 MIN_TOKENS = 16
-"""At least so many in a step, and each row of it counts as so many: fewer are computed no faster."""
+"""At least so many of each tenant in a step, and each row of it counts as so many: fewer are computed no faster."""
 FIRST_TOKENS, PROMPT_TOKENS = 64, 128
 """In a step before anything is measured; and at least in one without generations: more are computed no faster."""
 SHARED_SECONDS = 5.0
@@ -53,7 +53,8 @@ class StepBudget:
         if not self._count:
             return FIRST_TOKENS
         (mean, deviation), (empty, token) = self._spread(), self._line()
-        least, slowdown = (MIN_TOKENS, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
+        least, slowdown = (0, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
+        least = max(least, MIN_TOKENS * tenants)
         if deviation < mean / ALIKE:
             return max(least, int(2 * mean if mean <= PROMPT_TOKENS else mean / 2))
         # Where noise hides what a token takes, no more are tried than twice what is usual.
@@ -62,7 +63,7 @@ class StepBudget:
     def part(self, limit: int, decodes: int) -> int:
         """The weighed prompt tokens that each tenant may have of a step's limit: what tenants ask for beyond it makes
         the step longer for the others, among whom the limit is divided."""
-        return max(2 * MIN_TOKENS if decodes else PROMPT_TOKENS, limit // max(self._most_tenants - 1, 1))
+        return max(MIN_TOKENS if decodes else PROMPT_TOKENS, limit // max(self._most_tenants - 1, 1))
 
     def _spread(self) -> tuple[float, float]:
         """Mean and standard deviation of the tokens of a step."""

@@ -159,10 +159,10 @@ def span_index(spans: Sequence[Span]) -> tuple[Numbers, Numbers]:
     return rows, np.arange(len(rows)) + np.repeat(begins, lengths)
 
 
-# One more group costs about ten small operations in every layer: worth it where it saves the reading of so many bytes of
-# padded keys and values by a processor, or by a device, which reads faster than it begins operations.
+# One more group costs about ten small operations in every layer: worth it where it saves the reading of so many bytes
+# of padded keys and values by a processor, or by a device, which reads faster than it begins operations.
 GROUP_BYTES, DEVICE_GROUP_BYTES = 1 << 20, 1 << 26
-# Rows that are not neighbours are copied to be read together, which costs a key as much as so many queries that read it.
+# Rows that are not neighbours are copied to be read together, which costs a key as much as so many queries read it.
 COPY_QUERIES = 4
 
 
