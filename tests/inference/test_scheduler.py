@@ -65,10 +65,12 @@ class House:
 
 
 def test_a_short_prompt_is_not_cut_where_its_parts_would_count_as_much() -> None:
-    """Of twelve tokens ten were computed in a step, and two in the next: each counted as sixteen."""
+    """Of two prompts of twelve tokens ten and four were computed in a step, and the rest in the next: each part counted
+    as sixteen."""
     scheduler: Scheduler[Fake] = Scheduler(100)
-    scheduler.add("a", Fake("a", 0, 12))
-    assert [count for _, count in scheduler.plan(0, lambda _: Admission.IN, 20)] == [12]
+    for number, queue in enumerate("ab"):
+        scheduler.add(queue, Fake(queue, number, 12))
+    assert [count for _, count in scheduler.plan(0, lambda _: Admission.IN, 20)] == [12, 12]
 
 
 def test_a_tenant_has_at_most_its_part_of_a_step() -> None:
