@@ -31,7 +31,7 @@ from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import LoraPart, Skin
 
-from .conftest import Server, make_skins, running
+from .conftest import KERNEL, Server, make_skins, running
 
 TEXT = "this product is great"
 
@@ -96,8 +96,12 @@ def room_of(files, directory: Path, adapters: int = 4, **settings) -> Iterator[R
     shelf = directory / "shelf"
     shelf.mkdir()
     skins = make_skins(load_base(files.base))
-    config = server_config(files.base, adapters=adapters, skins_directory=shelf, **settings)
-    with loaded_server(config) as state, running(state) as url, loaded_server(files.base) as reference_state:
+    config = server_config(files.base, kernel=KERNEL, adapters=adapters, skins_directory=shelf, **settings)
+    with (
+        loaded_server(config) as state,
+        running(state) as url,
+        loaded_server(files.base, kernel=KERNEL) as reference_state,
+    ):
         alone = Predictor(reference_state.registry.engine, skins[0])
         yield Room(Server(url, state, {}), shelf, skins[1], skins[0], alone)
 

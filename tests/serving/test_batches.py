@@ -592,7 +592,7 @@ def test_a_cancelled_batch_keeps_what_was_done_and_lists_the_rest(place, monkeyp
 
 def test_a_batch_that_takes_too_long_expires(files, tmp_path, monkeypatch):
     monkeypatch.setattr("bedplate.serving.api.batches.WINDOW_SECONDS", 1)
-    slow(monkeypatch, 0.02)
+    slow(monkeypatch, 0.05)
     with serving(files, tmp_path, in_flight=1) as server:
         batch = run(server.client, *(line(f"r{i}", max_tokens=20) for i in range(50)))
         assert batch.status == "expired"
