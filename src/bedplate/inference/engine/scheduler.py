@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -150,21 +150,26 @@ class Scheduler(Generic[I_]):
             taken = self._taken[queue.tenant]
             self._taken[queue.tenant] = max(taken, min(taken + cost, self._now + self.quantum))
 
-    def plan(self, reserved: int, admit: Admit[I_], limit: int | None = None) -> list[tuple[I_, int]]:
+    def plan(
+        self, reserved: int, admit: Admit[I_], limit: int | None = None, part: int | None = None
+    ) -> list[tuple[I_, int]]:
         """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: of all
-        shares together, weighed, where tenants share the step."""
+        shares together, weighed, where tenants share the step; part: of one tenant's."""
         budget, credit, self._limited = self.budget - reserved, self.quantum, limit is not None
         if limit is not None:
-            budget, credit = min(budget, limit), min(credit, max(limit // 2, 1))
+            budget, credit = min(budget, limit), min(credit, max(limit // 2, MIN_TOKENS))
         shares: dict[int, tuple[I_, int]] = {}
+        granted = Counter[Hashable]()
         ready = list(self._queues.values())
         self._now = max([self._now, *sorted(self._taken[queue.tenant] for queue in ready)[:1]])
         while budget > 0 and ready:
             queue = min(ready, key=lambda queue: (self._taken[queue.tenant], queue.taken))
-            taken = self._serve(queue, budget, credit, admit, shares)
+            left = budget if part is None else min(budget, part - granted[queue.tenant])
+            taken = self._serve(queue, left, credit, admit, shares) if left > 0 else 0
             if not taken:
                 ready.remove(queue)
             budget -= taken
+            granted[queue.tenant] += taken
             queue.taken += taken
             self._taken[queue.tenant] += taken
         return list(shares.values())
@@ -222,7 +227,10 @@ class Scheduler(Generic[I_]):
             fits = weigh(request, needed) <= budget or not shares if self._limited else needed <= budget
             granted = needed if fits else 0
         else:
-            granted = min(needed, max(int(available / request.weight), 1) if self._limited else available)
+            # A row's first tokens count as MIN_TOKENS at least, so that parts of them would be paid twice.
+            weighed = available if had else max(available, MIN_TOKENS)
+            most = max(int(weighed / request.weight), 1) if self._limited else available
+            granted = min(needed, most)
         if not granted:
             return 0
         shares[id(request)] = (request, had + granted)

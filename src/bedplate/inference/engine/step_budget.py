@@ -4,7 +4,7 @@ others' requests down (chunked prefill within a latency bound: Sarathi-Serve, ht
 The bound is relative: a step may take `SLOWDOWN` times as long as one that only continues generations; where none runs,
 and only first tokens wait, `PROMPT_SLOWDOWN` times as long as an empty one, or as `PROMPT_TOKENS` take. How many tokens
 that allows is measured as the engine runs: a line through the seconds of the latest steps over their tokens, each
-weighed by what it computes.
+weighed by what it computes. Of these one tenant has at most its equal part among those for whom the step is longer.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 SLOWDOWN, PROMPT_SLOWDOWN = 2.0, 8.0
 MIN_TOKENS = 16
-"""At least so many in a step, and each row of it counts as so many: fewer are computed no faster."""
+"""At least so many of each tenant in a step, and each row of it counts as so many: fewer are computed no faster."""
 FIRST_TOKENS, PROMPT_TOKENS = 64, 128
 """In a step before anything is measured; and at least in one without generations: more are computed no faster."""
 SHARED_SECONDS = 5.0
@@ -36,7 +36,9 @@ class StepBudget:
         self._clock = clock
         self._count = self._tokens = self._seconds = self._squares = self._products = 0.0
         """Decayed sums over steps: 1, weighed tokens x, seconds y, x², xy."""
-        self._shared_until = -math.inf
+        self._shared_until = self._most_until = -math.inf
+        self._most_tenants = 1
+        """The most tenants that had requests lately."""
 
     def tokens(self, tenants: int, decodes: int) -> int | None:
         """The weighed prompt tokens that the next step may have, which continues so many generations, while so many
@@ -44,15 +46,24 @@ class StepBudget:
         now = self._clock()
         if tenants > 1:
             self._shared_until = now + SHARED_SECONDS
+        if tenants >= self._most_tenants or now > self._most_until:
+            self._most_tenants, self._most_until = tenants, now + SHARED_SECONDS
         if now > self._shared_until:
             return None
         if not self._count:
             return FIRST_TOKENS
         (mean, deviation), (empty, token) = self._spread(), self._line()
-        least, slowdown = (MIN_TOKENS, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
+        least, slowdown = (0, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
+        least = max(least, MIN_TOKENS * tenants)
         if deviation < mean / ALIKE:
             return max(least, int(2 * mean if mean <= PROMPT_TOKENS else mean / 2))
-        return max(least, int((slowdown - 1) * empty / token))
+        # Where noise hides what a token takes, no more are tried than twice what is usual.
+        return max(least, int(min((slowdown - 1) * empty / token, 2 * (mean + deviation))))
+
+    def part(self, limit: int, decodes: int) -> int:
+        """The weighed prompt tokens that each tenant may have of a step's limit: what tenants ask for beyond it makes
+        the step longer for the others, among whom the limit is divided."""
+        return max(MIN_TOKENS if decodes else PROMPT_TOKENS, limit // max(self._most_tenants - 1, 1))
 
     def _spread(self) -> tuple[float, float]:
         """Mean and standard deviation of the tokens of a step."""

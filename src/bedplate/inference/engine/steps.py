@@ -101,7 +101,8 @@ class Steps:
         for work in decodes:
             self._scheduler.charge(_queue(work.job), 1)
         limit = self._step_budget.tokens(self._runner.tenants, len(decodes))
-        chunks = self._scheduler.plan(reserved, self._runner.admit, limit)
+        part = None if limit is None else self._step_budget.part(limit, len(decodes))
+        chunks = self._scheduler.plan(reserved, self._runner.admit, limit, part)
         weighed = sum(weigh(job, count) for job, count in chunks)
         work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]
         before = [share.job.computed_tokens for share in work]
