@@ -132,7 +132,7 @@ class Steps:
             return
         self._runner.shares = shares = fair_shares(self._runner.max_rows, demand)
         for tenant, count in rows_by_tenant.items():
-            self._runner.take_back(tenant, count - shares[tenant])
+            self._runner.preempt_youngest(tenant, count - shares[tenant])
 
     def _arrive(self) -> None:
         while self._arrivals:
