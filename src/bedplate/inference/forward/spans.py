@@ -161,7 +161,7 @@ def span_index(spans: Sequence[Span]) -> tuple[Numbers, Numbers]:
 
 # One more group costs about ten small operations in every layer: worth it where it saves the reading of so many bytes
 # of padded keys and values by a processor, or by a device, which reads faster than it begins operations.
-GROUP_BYTES, DEVICE_GROUP_BYTES = 1 << 20, 1 << 26
+GROUP_BYTES, DEVICE_GROUP_BYTES = 1 << 21, 1 << 26
 # Rows that are not neighbours are copied to be read together, which costs a key as much as so many queries read it.
 COPY_QUERIES = 4
 
