@@ -37,7 +37,7 @@ def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -
 
 
 def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
-    """The parameters on which it depends."""
+    """The leaf tensors on which a loss depends."""
     leaves: dict[int, Tensor] = {}
     visited: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
@@ -53,8 +53,8 @@ def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
 
 
 def pop_gradients(ctx: Any) -> Any:
-    """The gradients that a forward pass left in `ctx.gradients`; the backward pass modifies them in place and so has
-    them once.
+    """The gradients that a forward pass stored in `ctx.gradients`; the backward pass modifies them in place, so they
+    can be taken only once.
 
     UsageError for a second backward pass, and for gradients that are to be differentiated themselves.
     """
@@ -102,9 +102,7 @@ class _Pieces(torch.autograd.Function):
 
 
 HEAD_ROWS = 512
-"""Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
-
-
+"""Positions whose logits exist at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 PIECE = 1 << 19
 """Logits whose loss is computed at a time on a CPU: 2 MB in float32, of which a few fit the last-level cache."""
 
@@ -113,7 +111,7 @@ def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: in
     """Summed cross-entropy (a scalar, float32 or wider) of `targets_N` given the last hidden states; NO_TARGET adds
     nothing.
 
-    With more than `rows` positions, logits are made piece by piece. Gradients are computed once: UsageError for a
+    With more than `rows` positions, logits are computed piece by piece. Gradients are computed once: UsageError for a
     second backward pass, or one through them.
     """
     return _summed(_loss(model, 0.0, False, []), hidden_ND, targets_N, rows)
@@ -163,9 +161,8 @@ class _CrossEntropy(torch.autograd.Function):
     """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets.
 
     One exponential per logit, of rows that stay in cache; autograd computes two, and reads and writes several tensors
-    as large as the logits, which on a CPU takes as long as a product. Also returns what `_loss` stores, without
-    gradients.
-    """
+    as large as the logits, which on a CPU takes as long as a matrix product. Also returns the metrics that `_loss`
+    stores, without gradients."""
 
     @staticmethod
     def forward(  # type: ignore[override]
