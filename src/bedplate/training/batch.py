@@ -131,10 +131,10 @@ class PackedBatch:
     @property
     def inputs(self) -> Inputs:
         """The model's inputs."""
-        read: Inputs | None = None
+        encoder_inputs: Inputs | None = None
         if self.sources is not None:
-            read = Inputs(self.sources, segments=self.source_segments, placement=self.source_placement)
-        return Inputs(self.tokens, self.positions, self.segments, encoder=read, placement=self.placement)
+            encoder_inputs = Inputs(self.sources, segments=self.source_segments, placement=self.source_placement)
+        return Inputs(self.tokens, self.positions, self.segments, encoder=encoder_inputs, placement=self.placement)
 
     @property
     def token_count(self) -> int:
@@ -149,8 +149,8 @@ class PackedBatch:
     @property
     def counts(self) -> Mapping[str, int]:
         documents = () if self.source_placement is None else self.source_placement.documents
-        read = sum(document.token_count for document in documents)
-        return {"tokens": self.token_count + read, "targets": self.target_count, **self.further_counts}
+        source_count = sum(document.token_count for document in documents)
+        return {"tokens": self.token_count + source_count, "targets": self.target_count, **self.further_counts}
 
     def further_targets(self, distance: int) -> tuple[Tensor, Tensor]:
         """The targets `distance` tokens after the next one in the same document: their positions in the flattened rows,
@@ -334,9 +334,9 @@ def pack_examples(
         missing = next(example.id for example in examples if not example.source)
         raise DataError(f"example {missing!r} has no text for the encoder, but others of its batch do")
     numbers = torch.arange(1, len(sources) + 1).repeat_interleave(torch.tensor([len(source) for source in sources]))
-    read = torch.tensor([[token for source in sources for token in source]])
+    source_tokens = torch.tensor([[token for source in sources for token in source]])
     placement = Placement.of_lengths([0, *map(len, sources)])
-    return replace(batch, sources=read, source_segments=numbers[None], source_placement=placement)
+    return replace(batch, sources=source_tokens, source_segments=numbers[None], source_placement=placement)
 
 
 # --- documents in rows of one length

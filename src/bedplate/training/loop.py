@@ -347,23 +347,23 @@ class _Run(Generic[B]):
     def _read(self, log: MetricsLog, bar: Progress) -> None:
         """Reads the metrics of the unread steps and writes their lines; the time is divided evenly among them."""
         started = time.perf_counter()
-        read = read_steps(self.unread)
+        readings = read_steps(self.unread)
         shown: dict[str, float | str] = {}
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
-        for step, reading in zip(self.unread, read, strict=True):
+        for step, reading in zip(self.unread, readings, strict=True):
             about = self.skipped.add(step.number, reading, self.ranks) if reading.skipped else {}
             if reading.stops:
                 raise self.skipped.error()
             sums = self.ranks.sums({**reading.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
             # names of all ranks, since this one may have had no share of the step
-            named = {name for names in self.ranks.gather(list(step.counts)) for name in names}
-            counts = {name: int(value) for name, value in sums.items() if name in named}
-            hidden = named if len(losses) > 1 else named | {f"{LOSS}{name}" for name in losses}
+            count_names = {name for names in self.ranks.gather(list(step.counts)) for name in names}
+            counts = {name: int(value) for name, value in sums.items() if name in count_names}
+            unlisted = count_names if len(losses) > 1 else count_names | {f"{LOSS}{name}" for name in losses}
             values = {
                 "step": step.number,
                 "loss": sum(losses.values()),
-                **{name: value for name, value in sums.items() if name not in hidden},
+                **{name: value for name, value in sums.items() if name not in unlisted},
                 "learning_rate": step.learning_rate,
                 "gradient_norm": reading.norm,
                 **counts,
@@ -384,7 +384,7 @@ class _Run(Generic[B]):
             self.tally.seconds += seconds
             self.tally.losses = self.tally.losses if reading.skipped else losses
             shown = {"loss": sum(losses.values()), "tokens/s": f"{counts['tokens'] / seconds:,.0f}"}
-        bar.advance(len(read), **shown)
+        bar.advance(len(readings), **shown)
         self.unread, self.unread_seconds = [], 0.0
 
     def _save(self, log: MetricsLog) -> None:

@@ -59,8 +59,8 @@ _DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64  # of the batch that 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """dtype: of weights and activations while training ("float32"). products: the library for linears' products on a
-    CPU."""
+    """The arithmetic of a run. dtype: of weights and activations while training ("float32"). products: the library for
+    linears' products on a CPU."""
 
     dtype: str
     products: Products = "torch"

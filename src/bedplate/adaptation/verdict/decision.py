@@ -338,18 +338,18 @@ class GateVerdict:
         score, costs_less = self.scale.format_score, f"{c.rung} costs less per call"
         if c.lower is None:
             return f"{costs_less}, but no bound can be given for it ({score(c.estimate)}): {c.reason}."
-        read = f"{score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}"
+        bounds = f"{score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}"
         if c.lower > self.target and not c.reached:
-            return f"{costs_less} and would clear the target alone ({read}), but the fixed order ended before it."
+            return f"{costs_less} and would clear the target alone ({bounds}), but the fixed order ended before it."
         if c.lower > self.target:
-            return f"{costs_less} and clears the target ({read}), but {self._shortfalls(c.rung)}."
+            return f"{costs_less} and clears the target ({bounds}), but {self._shortfalls(c.rung)}."
         if c in self._below:
             highest = f"{self.scale.upper_phrase} {score(c.upper or 0.0)}"
             return f"{costs_less}, but is below the target ({score(c.estimate)}, {highest})."
-        return f"{costs_less}, but is not shown to clear the target ({read}){self._rows_needed(c)}."
+        return f"{costs_less}, but is not shown to clear the target ({bounds}){self._rows_needed(c)}."
 
     def _rows_needed(self, c: Confirmation) -> str:
-        """How many rows would show that a nominee clears the target, as the end of a sentence."""
+        """The number of rows that would show that a nominee clears the target, as the end of a sentence."""
         if c.needed_n is None or c.expected is None:
             return "; no number of rows is promised to show it"
         return (
@@ -432,8 +432,8 @@ class GateVerdict:
         return text
 
     def _outlook(self, first: Confirmation) -> str:
-        """What the nominee probably scores, and how many rows a next verdict would need: for that estimate, and with
-        which power for the lower end of what it may be."""
+        """The nominee's expected score, the number of rows that a next verdict needs if it is right, and the power of
+        that many rows if the score is at the lower end of its interval."""
         score = self.scale.format_score
         estimate = score(first.estimate if first.expected is None else first.expected)
         text = f"All validation and test rows together put {first.rung} at {estimate}"

@@ -192,7 +192,7 @@ class ReferenceComparison:
         return self.nominee.groups
 
     def _drop(self, confidence: float) -> Drop:
-        """How much worse the nominee is, without prices. Raises InsufficientGroups."""
+        """The drop in quality from the reference to the nominee, without prices. Raises InsufficientGroups."""
         drop = drop_between(self.reference.evaluation, self.nominee.evaluation, confidence)
         if drop.upper is None:
             sizes = list(Counter(row.group for row in self.nominee.evaluation.rows).values())

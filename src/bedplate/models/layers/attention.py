@@ -173,8 +173,8 @@ class Attention(nn.Module):
         valued = has_keys and not spec.keys_are_values(layer)
         self.v = Linear(hidden, kv_size, spec.attention.bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
-        read = [projection for projection in (self.q, self.k, self.v) if projection is not None]
-        self.joined = FusedLinears(*read) if len(read) > 1 else None
+        projections = [projection for projection in (self.q, self.k, self.v) if projection is not None]
+        self.joined = FusedLinears(*projections) if len(projections) > 1 else None
         self._plain = not (spec.attention.gate or spec.attention.qk_norm is not None or spec.attention.value_norm)
         self.whole_norm = spec.attention.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
@@ -197,12 +197,12 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        whole = None if self.joined is None else self.joined.product(x_BTD)
+        qkv = None if self.joined is None else self.joined.product(x_BTD)
         gate: Tensor | None = None
-        if whole is not None and self._plain:
-            y = attend(self.layer, *self._split_heads(whole, rotation), self.options)
+        if qkv is not None and self._plain:
+            y = attend(self.layer, *self._split_heads(qkv, rotation), self.options)
         else:
-            q, k, v = self._products(x_BTD, whole)
+            q, k, v = self._products(x_BTD, qkv)
             if self.gated:
                 q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
             q = self._norm_heads(q, self.q_norm)
@@ -286,7 +286,7 @@ NORM_EPS = 1e-6
 
 class LatentAttentionLayer(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434): causal attention whose keys and
-    values are projected from one latent per token, beside a shared rotary key.
+    values are projected from one latent per token, with one rotary key shared by all heads.
 
     Two equivalent forms. Naive: keys and values of every head are projected from the latent, followed by ordinary
     attention. Absorbed: the key projection is applied to the queries, and the value projection after mixing, so that

@@ -141,7 +141,7 @@ class TextObjective(ABC):
 
 
 class Objective(Protocol[B_contra]):
-    """What a run minimises: Σ over terms of (Σ totals) / (Σ weights)."""
+    """The function that a run minimises: Σ over terms of (Σ totals) / (Σ weights)."""
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]

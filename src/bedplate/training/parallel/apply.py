@@ -1,5 +1,5 @@
-"""Distributes a model over ranks by the plan of its spec: tensor and expert parallel styles, then FSDP2. Model code
-knows nothing of it.
+"""Distributes a model over ranks by the plan of its spec: tensor and expert parallel styles, then FSDP2. Model code is
+independent of parallelism.
 
 Shapes: N tokens, D features, E experts, k of them per token, M sorted copies of tokens.
 """
