@@ -141,7 +141,7 @@ class Range:
         return Range(self.low * factor, self.central * factor, self.high * factor)
 
 
-FORMULAS: Mapping[str, Mapping[str, tuple[str, str]]] = {
+FORMULAS: dict[str, dict[str, tuple[str, str]]] = {
     plan: {figure: (row["formula"], row["source"]) for figure, row in figures.items()}
     for plan, figures in yaml.safe_load(
         (files("bedplate.economics.numbers") / "formulas.yaml").read_text("utf-8")
