@@ -59,8 +59,7 @@ from bedplate.training.state import (
     seeded,
     set_random_states,
 )
-from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, read_steps
-from bedplate.training.utilisation import Utilisation
+from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, Utilisation, read_steps
 
 
 def store_of(out: Path, ranks: Ranks) -> StateStore:

@@ -77,7 +77,7 @@ def _measured_speeds(
     speed = measure_engine(loaded, base, weights=settings.weights, kernel=settings.kernel, adapter_rank=rank)
     yield speed
     if url is not None:
-        from bedplate.inference.measure.server import measure_server
+        from bedplate.inference.measure.speeds import measure_server
 
         yield speed.model_copy(update={"server": measure_server(url, base, speed, loaded.spec.vocab_size)})
     if tuning:
