@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 # tests start many processes, which share their byte code
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n 2 --dist worksteal
 
-.PHONY: demo pretrain-demo test test-all mutation kernels check wheel bench bench-gpu peers docs clean
+.PHONY: demo pretrain-demo test browser test-all mutation kernels check wheel bench bench-gpu peers docs clean
 .DELETE_ON_ERROR:
 
 # Sentiment of product reviews: pulls a base and data, climbs the ladder, writes runs/reviews
@@ -18,7 +18,11 @@ demo: $(VENV)/.installed-serve
 test: $(VENV)/.installed-test
 	$(PYTEST)
 
-# The slow tests too; the bench extra brings llama.cpp's bindings, which may compile for minutes
+# The pages in a real browser, Chromium; skipped without
+browser: $(VENV)/.installed-test
+	$(PYTEST) -m "browser and not slow" tests/browser
+
+# The slow tests and the browser's too; the bench extra brings llama.cpp's bindings, which may compile for minutes
 test-all: $(VENV)/.installed-bench
 	$(PYTEST) -m "slow or not slow"
 

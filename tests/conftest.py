@@ -231,7 +231,7 @@ def pytest_configure(config: pytest.Config) -> None:
     _build_kernels(config)
     # as many examples as a test says; of those that say nothing, more where the slow tests run as well. No deadline: a
     # busy machine is no failure
-    max_examples = 40 if config.getoption("-m") == "not slow" else 100
+    max_examples = 40 if "not slow" in config.getoption("-m") else 100
     hypothesis.settings.register_profile("unhurried", max_examples=max_examples, deadline=None)
     hypothesis.settings.load_profile("unhurried")
 

@@ -173,6 +173,7 @@ def test_intervals_cover_the_true_quality_and_the_true_crossover(task: Task):
     assert inside >= 0.88 * rounds
 
 
+@pytest.mark.slow
 def test_differences_cover_where_draws_differ(task: Task):
     """Three draws of 60 groups, whose luck is as large as the rows' noise: by the groups alone 0.89 are covered."""
     luck, rounds, inside = 0.04, 60, 0

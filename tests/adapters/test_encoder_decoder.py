@@ -29,7 +29,7 @@ from bedplate.training.objectives.language import Sft
 
 SOURCES = ((5, 9, 11, 40, 7), (60, 8, 8), (3, 4, 5, 6, 7, 8, 9, 10, 11))
 ANSWERS = ((20, 21, 1), (30, 1), (11, 10, 9, 8, 1))
-CASES = [("t5", 0), ("t5", 1), ("bart", 1), ("marian", 0)]
+CASES = [("t5", 0), ("bart", 1), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("t5", 1), ("marian", 0)))]
 
 
 @pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")

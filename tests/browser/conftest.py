@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, Request, sync_playwright
-from tests.serving.conftest import Files, Server, files, running
+from tests.serving.conftest import KERNEL, Files, Server, files, running
 
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Predictor
@@ -43,6 +43,14 @@ def chromium() -> str:
     return path
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs a browser, of which `make test` runs nothing and `make browser` all but the slow."""
+    for item in items:
+        if "browser" in getattr(item, "fixturenames", ()):
+            item.add_marker("browser")
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Not for the whole session: while Playwright runs, its thread has an event loop, and other tests' `asyncio.run`
@@ -62,7 +70,7 @@ def server(files: Files) -> Iterator[Server]:
     with (
         loaded_server(files.base, files.skins, **settings) as state,
         running(state) as url,
-        loaded_server(files.base) as reference_state,
+        loaded_server(files.base, kernel=KERNEL) as reference_state,
     ):
         skins = {path.name: read_skin(path) for path in files.skins}
         predictors = {

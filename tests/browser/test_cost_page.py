@@ -427,6 +427,7 @@ def test_names_of_a_file_are_text(opened: Opener, tmp_path: Path) -> None:
     assert page.evaluate("window.hacked") is None
 
 
+@pytest.mark.browser  # its pages stand for those that the others open, and take seconds to write
 @pytest.mark.parametrize("page_fixture", ["training", "serving", "decision"])
 def test_nothing_is_fetched_and_nothing_may_be(page_fixture: str, request: pytest.FixtureRequest) -> None:
     html = request.getfixturevalue(page_fixture).read_text("utf-8")

@@ -140,7 +140,8 @@ def _score_coverage(
 
 
 @pytest.mark.parametrize(
-    ("n", "times", "resamples"), [(50, 150, 600), pytest.param(200, 60, 600, marks=pytest.mark.slow), (1000, 8, 400)]
+    ("n", "times", "resamples"),
+    [*(pytest.param(*row, marks=pytest.mark.slow) for row in ((50, 150, 600), (200, 60, 600))), (1000, 8, 400)],
 )
 def test_means_of_scores_cover(n: int, times: int, resamples: int) -> None:
     covered, low = _score_coverage(n, times, resamples, (0.05, 0.5, 0.95))

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import pytest
 import yaml
+from tests.rows import slow_unless
 from tests.scripts import DOCS, script
 from tests.serving.conftest import running, words_model
 from tests.tiny import write_tiny_base
@@ -48,6 +49,8 @@ ROOT = Path(__file__).parents[2]
 PARTS = ("economics", "predictions", "architecture", "families")
 """Pages with generated parts."""
 PAGES = [*sorted(DOCS.glob("*.md")), ROOT / "README.md"]
+SLOW_PAGES = ("label-budget.md",)
+"""Whose snippets run a whole ladder, as `tests/adaptation/labels` does."""
 
 
 def snippets(page: Path) -> list[tuple[str, str]]:
@@ -97,7 +100,9 @@ def names(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
         }
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", slow_unless(lambda page: page.name not in SLOW_PAGES, PAGES), ids=lambda page: page.name
+)
 def test_python_snippets_run(
     page: Path, names: dict[str, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

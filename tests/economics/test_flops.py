@@ -94,8 +94,8 @@ def inputs(spec: Spec, tokens: int, device: str) -> dict[str, Any]:
 
 ALONE = tuple(name for name in tiny.FAMILIES if name not in {"llava", "qwen2-vl"})
 UNLIKE = {
-    *("llama", "mistral", "qwen2-moe", "qwen3-moe", "gemma-2", "gemma-3", "deepseek-v3", "olmo-2", "neox", "gpt-oss"),
-    *("gpt-2", "bert", "modernbert", "t5", "whisper", "vit", "clip"),
+    *("llama", "mistral", "qwen2-moe", "gemma-3", "deepseek-v3", "olmo-2", "gpt-oss"),
+    *("gpt-2", "modernbert", "t5", "whisper", "clip"),
 }
 """Of each way to attend, to share out among experts, to read and to write: the others have parts of these."""
 

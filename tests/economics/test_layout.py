@@ -151,7 +151,7 @@ CASES = [
     ("gpt2", "a100", 8, 1024, 64),
     ("llama-3.1-8b", "h100", 8, 8192, 64),
     ("llama-2-70b", "a100", 64, 4096, 256),
-    ("mixtral-8x7b", "h100", 32, 4096, 128),
+    pytest.param("mixtral-8x7b", "h100", 32, 4096, 128, marks=pytest.mark.slow),
     ("llama-3.1-8b", "h100", 16, 131072, 16),
     ("t5-large", "l4", 4, 512, 32),
     pytest.param("deepseek-v3", "h800", 512, 4096, 1024, marks=pytest.mark.slow),

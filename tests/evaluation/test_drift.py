@@ -64,6 +64,7 @@ def looked(rng: np.random.Generator, old: Sample, drifts: list[float], level: fl
     return None
 
 
+@pytest.mark.slow
 def test_many_looks_keep_their_level_and_see_a_real_shift() -> None:
     rng = np.random.default_rng(1)
     alarms = [looked(rng, sample(rng, 80, name="old"), [0.0] * 8, 0.2 / 3) for _ in range(12)]

@@ -126,7 +126,7 @@ def _killed_in_each(task: Path, out: Path, monkeypatch: pytest.MonkeyPatch, name
 def test_killed_at_the_end_of_each_rung(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch):
     with fake_server(Labeller()) as server:
         assert isinstance(server, Labeller)
-        names = [*QUICK, "hosted"]
+        names = ["zero_shot", "probe", "hosted"]
         task = write_task(tmp_path, base, groups=GROUPS, rungs=names, hosted=[endpoint(server)])
         report = _killed_in_each(task, tmp_path / "out", monkeypatch, names)
         rows = report.data["rows"]

@@ -37,7 +37,7 @@ def stop_when(process: Command, sign: Path, number: signal.Signals) -> tuple[int
     return process.wait(), process.errors
 
 
-GROUP_COUNT = 80
+GROUP_COUNT = 60
 """Groups of rows: enough for a verdict. What is tested here does not depend on how many there are."""
 PHASES = ("rungs/probe/plan.json", "rungs/lora/seed-0/state.safetensors")
 
@@ -192,7 +192,7 @@ def test_an_output_that_cannot_be_written(tmp_path: Path, base: Path, capsys: py
 
 def test_then_a_second_run_works(tmp_path: Path, base: Path, capsys: pytest.CaptureFixture[str]):
     """The same place, after the mistake was mended."""
-    task = write_task(tmp_path, base, groups=GROUP_COUNT)
+    task = write_task(tmp_path, base, groups=40)
     assert refused(capsys, task, "--out", tmp_path / "out", "adapt.target.value=2")[0] == 2
     with pytest.raises(SystemExit) as raised:
         main(["adapt", str(task), "--out", str(tmp_path / "out"), "--rungs", "majority,zero_shot", "--json"])

@@ -57,12 +57,13 @@ def wait_for(condition: Any, seconds: float = 60.0) -> None:
 
 
 @pytest.mark.timeout(240)
-def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [1, pytest.param(3, marks=pytest.mark.slow)])
+def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path, kills: int) -> None:
     base, home = write_tiny_base(tmp_path / "tiny"), new_home(tmp_path / "home")
     draw = random.Random(int.from_bytes(os.urandom(4)))
     lines = [json.dumps({"custom_id": f"r{i}", "method": "POST", "url": CHAT, "body": body(i)}) for i in range(ROWS)]
     id_, progress = "", 0
-    for kill in range(2):
+    for kill in range(kills):
         with served(base, home) as (process, client):
             if not id_:
                 file = client.files.create(file=("rows.jsonl", BytesIO("\n".join(lines).encode())), purpose="batch")
@@ -104,6 +105,7 @@ def test_no_row_is_lost_or_done_twice_by_kills(tmp_path: Path) -> None:
     connection.close()
 
 
+@pytest.mark.slow
 def test_sigterm_ends_within_the_grace_and_the_next_server_goes_on(tmp_path: Path) -> None:
     base, home = write_tiny_base(tmp_path / "tiny"), new_home(tmp_path / "home")
     lines = [json.dumps({"custom_id": f"r{i}", "method": "POST", "url": CHAT, "body": body(i)}) for i in range(ROWS)]

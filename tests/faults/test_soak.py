@@ -19,7 +19,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 from tests.serving.conftest import make_skins
 from tests.serving.process import Process, serving
-from tests.tiny import write_tiny_base
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.core.files import sha256_file
 from bedplate.models.checkpoints.base import load_base
@@ -233,12 +233,12 @@ def negated(source: Path, target: Path) -> None:
 @pytest.mark.parametrize(
     "seconds",
     [
-        pytest.param(6.0, id="short"),
+        pytest.param(3.0, id="short"),
         pytest.param(1800.0, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(2400)]),
     ],
 )
 def test_every_answer_is_that_of_its_request_alone_and_memory_stays_flat(tmp_path: Path, seconds: float) -> None:
-    base = write_tiny_base(tmp_path / "tiny")
+    base = write_tiny_base(tmp_path / "tiny", **NATIVE_SHAPE)
     skins = {skin.name: write_skin(skin, tmp_path / skin.name) for skin in make_skins(load_base(base))}
     with serving(base, list(skins.values()), tmp_path, limits=LIMITS) as live:
         shutil.copytree(skins["tuned"], live.shelf / "first")

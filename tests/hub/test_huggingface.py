@@ -70,6 +70,7 @@ def test_snapshot_then_offline(hub: Any, isolated_home: Path) -> None:
     assert run("hf:tiny/llama@main", "http://127.0.0.1:9")["path"] == first["path"]  # no network: the cache serves
 
 
+@pytest.mark.slow
 def test_gguf_repositories(hub: Any) -> None:
     hub.repos["tiny/one"] = {"m.Q4.gguf": b"GGUF1", "README.md": b"# No licence\n"}
     hub.repos["tiny/many"] = {"m.Q4.gguf": b"GGUF4", "m.Q8.gguf": b"GGUF8"}

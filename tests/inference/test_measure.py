@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.economics.test_machine import engine as made_up
 from tests.serving.conftest import running
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.errors import EndpointError, UsageError
@@ -118,6 +119,7 @@ def test_known_costs_are_found_again() -> None:
     assert all(spread.fitted == pytest.approx(spread.seconds, rel=1e-6) for spread in fit.measured)
 
 
+@pytest.mark.slow
 def test_a_tiny_bases_engine_is_measured(base: Base, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "_REPEATS", 2)
     speed = measure_engine(base, "tiny", adapter_rank=4)
@@ -146,14 +148,15 @@ def _sizes() -> list[tuple[float, float, float]]:
     return [k.loads for k in measure.STEP_SHAPES]
 
 
-def test_what_a_server_adds_is_measured(tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_server_adds_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = write_tiny_base(tmp_path / "base", **NATIVE_SHAPE)
     monkeypatch.setattr("bedplate.inference.measure.speeds.SERVER_TURNS", 2)
     nothing = made_up(
         blocks={"counts": (1,), "seconds": (0.0,)},
         head={"counts": (1,), "seconds": (0.0,)},
         **dict.fromkeys(("key_seconds", "pair_seconds", "copy_seconds", "start_seconds", "end_seconds"), 0.0),
     )
-    with loaded_server(tiny_dir, [], state=tmp_path) as state, running(state) as url:
+    with loaded_server(base, [], state=tmp_path / "state") as state, running(state) as url:
         name = next(iter(state.registry.models))
         speed = measure_server(url, name, nothing, 300)
         with pytest.raises(EndpointError, match="answered 404"):

@@ -64,6 +64,27 @@ class House:
         return sum(count for _, count in plan)
 
 
+def test_a_short_prompt_is_not_cut_where_its_parts_would_count_as_much() -> None:
+    """Of two prompts of twelve tokens ten and four were computed in a step, and the rest in the next: each part counted
+    as sixteen."""
+    scheduler: Scheduler[Fake] = Scheduler(100)
+    for number, queue in enumerate("ab"):
+        scheduler.add(queue, Fake(queue, number, 12))
+    assert [count for _, count in scheduler.plan(0, lambda _: Admission.IN, 20)] == [12, 12]
+
+
+def test_a_tenant_has_at_most_its_part_of_a_step() -> None:
+    """However many skins it uses, and while the others have what they ask for."""
+    scheduler: Scheduler[Fake] = Scheduler(2000, tenant_of=lambda name: name[0])
+    for number, (queue, size) in enumerate([("them/1", 900), ("them/2", 900), ("us", 40)]):
+        scheduler.add(queue, Fake(queue, number, size))
+    plan = scheduler.plan(0, lambda _: Admission.IN, 400, 100)
+    counts = Counter[str]()
+    for request, count in plan:
+        counts[request.queue[0]] += count
+    assert counts == {"t": 100, "u": 40}
+
+
 requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=1, max_size=30)
 
 

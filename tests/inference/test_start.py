@@ -91,6 +91,7 @@ assert torch.distributions.Normal(0.0, 1.0).mean == 0 and torch.nn.quantized.Lin
 """
 
 
+@pytest.mark.slow
 def test_modules_of_torch_that_no_answer_needs_are_imported_when_they_are_asked_for() -> None:
     process = subprocess.run([sys.executable, "-c", DEFERRED], capture_output=True, text=True, check=False)
     assert process.returncode == 0, process.stderr

@@ -265,6 +265,7 @@ def test_a_gguf_export_keeps_llama3s_scaling_and_the_name(tmp_path: Path) -> Non
 
 @pytest.mark.real
 @pytest.mark.slow
+@pytest.mark.slow
 def test_real_smollm2_export_equals_ours_in_transformers(smollm2_gguf: Path, tmp_path: Path) -> None:
     base = load_base(smollm2_gguf, dtype="float32")
     export_base(base, tmp_path / "b")

@@ -45,6 +45,7 @@ for dtype in ("bfloat16", "float32"):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.slow
 def test_the_peak_is_hardly_more_than_the_model(tmp_path: Path) -> None:
     sizes: dict[str, Any] = {"hidden_size": 384, "layers": 12, "heads": 6, "head_dim": 64, "feedforward_size": 1_024}
     small = write_tiny_base(tmp_path / "small", dtype=torch.bfloat16)

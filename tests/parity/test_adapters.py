@@ -97,8 +97,8 @@ def kind_of(name: str) -> str:
 
 CASES = [(name, 0) for format_, name in FAMILIES if format_ == "hf"] + EXTRA_CASES
 UNLIKE = (
-    *("llama", "gemma2", "gemma4_text", "gpt2", "gpt_neox", "olmo2", "phi3", "mixtral", "gpt_oss", "deepseek_v3"),
-    *("lfm2", "granitemoehybrid", "qwen3_next", "bert", "modernbert", "t5", "bart"),
+    *("llama", "gemma4_text", "gpt2", "phi3", "mixtral", "gpt_oss", "deepseek_v3", "qwen3_next", "bert", "t5"),
+    "granitemoehybrid",
 )
 QUICK_CASES = {(name, 0) for name in UNLIKE}
 """Of each way in which modules are named, packed, shared and read: the other families have parts of these."""

@@ -91,6 +91,7 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         pretrain(run, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_what_a_corpus_does_not_have(tmp_path: Path) -> None:
     write_recipe(tmp_path)
     run = tiny_run(tmp_path, **MIXED)

@@ -136,7 +136,7 @@ def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
     trained(planned(directory, **SMALL), directory / "out")
 
 
-QUICK_CASES = ("adamw", "made again", "muon and an average", "masked", "spans")
+QUICK_CASES = ("adamw", "muon and an average", "spans")
 
 
 @pytest.mark.parametrize("name", slow_unless(QUICK_CASES.__contains__, CASES))

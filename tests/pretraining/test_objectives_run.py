@@ -139,6 +139,7 @@ def test_settings_that_an_objective_lacks_are_named(tmp_path: Path) -> None:
             tiny_run(tmp_path, **{**values("masked"), "objective": name, "objective_settings": settings})
 
 
+@pytest.mark.slow
 def test_modules_for_further_tokens_learn_from_the_run_file(tmp_path: Path) -> None:
     """Multi-token prediction (DeepSeek-V3): a term of its own, weighed as the file says, and exported with the base."""
     config = {

@@ -305,6 +305,7 @@ def test_the_page_sets_only_the_same_documents_side_by_side() -> None:
     assert same_documents([]) == {}
 
 
+@pytest.mark.slow
 def test_what_stands_beside_the_model_reads_the_same_part(pretrained: Pretrained, tmp_path: Path) -> None:
     def measure_baselines(name: str, **part: int) -> Mapping[str, Mapping[str, float]]:
         return pretrain(tiny_run(tmp_path, tokens=512, evaluation=part), tmp_path / name).baselines

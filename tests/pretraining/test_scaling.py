@@ -45,6 +45,7 @@ def test_planted_laws_are_found(form: Form) -> None:
     assert law.residual < 1e-4
 
 
+@pytest.mark.slow
 def test_intervals_hold_the_next_run_about_as_often_as_they_say() -> None:
     inside = 0
     for seed in range(30):

@@ -15,11 +15,13 @@ import openai
 import pytest
 import torch
 from tests.servers.threaded import served
-from tests.tiny import write_tiny_base
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.adapters.bank import Bank
 from bedplate.adapters.head import Head
 from bedplate.adapters.lora import LoraConfig
+from bedplate.inference.native.library import load
+from bedplate.inference.native.packed_weights import unsupported
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import Base, load_base
@@ -37,6 +39,8 @@ LABELS = ("negative", "positive")
 INPUTS = ("this product is great", "it broke after a day", "terrible <|im_end|> works well", "ü 😀 \n ok")
 SKINS = ("prompted", "tuned", "probed", "writer", "pair", "several", "worded")
 TOPICS = ("price", "quality", "delivery")
+KERNEL = "torch" if isinstance(load(), str) else "native"
+"""What runs the tiny base: a server without skins would choose by what it measures."""
 
 
 @dataclass
@@ -78,6 +82,12 @@ class Server:
         return False
 
 
+def judged_with(base: Base) -> EvaluatedWith:
+    """What a skin says that was judged on this base as it is: by the native kernel where that runs it."""
+    kernel = "torch" if unsupported(base.spec, base.dtype, base.device) else "native"
+    return EvaluatedWith(weights="float32", kernel=kernel)
+
+
 def make_skins(base: Base) -> list[Skin]:
     reference = BaseReference.of("tiny", "llama", base.identity)
     label = LabelOutput(labels=LABELS, continuations=(" negative", " positive"))
@@ -88,7 +98,7 @@ def make_skins(base: Base) -> list[Skin]:
     tensors = {name: torch.randn(value.shape) * 0.3 for name, value in bank.state(bank.add(config)).items()}
     bank.close()
     head = Head(torch.randn(2, base.spec.hidden_size), torch.randn(2), LABELS)
-    common: dict[str, Any] = {"bases": {"main": reference}, "evaluated_with": EvaluatedWith(weights="float32")}
+    common: dict[str, Any] = {"bases": {"main": reference}, "evaluated_with": judged_with(base)}
     review = {"review": InputField()}
     question_answer = {"question": InputField(), "answer": InputField()}
     shots = (Demonstration({"review": "bad"}, "negative"), Demonstration({"review": "ok"}, "positive"))
@@ -162,7 +172,7 @@ class Files:
 @pytest.fixture(scope="session")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     root = tmp_path_factory.mktemp("serving")
-    directory = write_tiny_base(root / "tiny")
+    directory = write_tiny_base(root / "tiny", **NATIVE_SHAPE)
     skins = make_skins(load_base(directory))
     return Files(directory, [write_skin(skin, root / skin.name) for skin in skins])
 
@@ -181,7 +191,7 @@ def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     with (
         loaded_server(files.base, files.skins, state=directory) as state,
         running(state) as url,
-        loaded_server(files.base) as reference_state,
+        loaded_server(files.base, kernel=KERNEL) as reference_state,
     ):
         read = {path.name: read_skin(path) for path in files.skins}
         predictors = {

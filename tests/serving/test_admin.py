@@ -31,7 +31,7 @@ from bedplate.skins.output import EmbeddingOutput, TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import LoraPart, Skin
 
-from .conftest import Server, make_skins, running
+from .conftest import KERNEL, Server, make_skins, running
 
 TEXT = "this product is great"
 
@@ -96,8 +96,12 @@ def room_of(files, directory: Path, adapters: int = 4, **settings) -> Iterator[R
     shelf = directory / "shelf"
     shelf.mkdir()
     skins = make_skins(load_base(files.base))
-    config = server_config(files.base, adapters=adapters, skins_directory=shelf, **settings)
-    with loaded_server(config) as state, running(state) as url, loaded_server(files.base) as reference_state:
+    config = server_config(files.base, kernel=KERNEL, adapters=adapters, skins_directory=shelf, **settings)
+    with (
+        loaded_server(config) as state,
+        running(state) as url,
+        loaded_server(files.base, kernel=KERNEL) as reference_state,
+    ):
         alone = Predictor(reference_state.registry.engine, skins[0])
         yield Room(Server(url, state, {}), shelf, skins[1], skins[0], alone)
 
@@ -368,7 +372,7 @@ def test_embedding_skins_are_served_by_name(room):
 def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
     with room_of(files, tmp_path) as room:
         registry = room.server.state.registry
-        registry.prefixes.limit = 40_000
+        registry.prefixes.limit = 80_000
         skins = [
             dataclasses.replace(
                 room.prompted, name=f"p{i}", prompt=Prompt(f"Number {i} of them. " * 4 + "{{ review }}:")
@@ -381,7 +385,7 @@ def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
         for _ in range(2):
             for skin in skins:
                 assert room.answer(skin.name) == room.said_alone(skin)
-        assert 0 < registry.prefixes.cached_bytes <= 40_000
+        assert 0 < registry.prefixes.cached_bytes <= 80_000
         assert 0 < len(registry.prefixes) < 8
         for skin in skins:
             room.request("DELETE", f"/{skin.name}")

@@ -24,6 +24,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bedplate.core.errors import UsageError
+from bedplate.inference.engine.steps import Steps
 from bedplate.serving.api import batches, file_reply
 from bedplate.serving.api.batches import clean_name
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard
@@ -555,13 +556,13 @@ def test_a_batch_of_no_file_is_not_found(place):
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, seconds: float) -> None:
-    from bedplate.inference.engine.sampler import sample
+    step = Steps.step
 
-    def slowly(*arguments: Any) -> Any:
+    def slowly(self: Steps, *arguments: Any) -> Any:
         time.sleep(seconds)
-        return sample(*arguments)
+        return step(self, *arguments)
 
-    monkeypatch.setattr("bedplate.inference.engine.runner.sample", slowly)
+    monkeypatch.setattr(Steps, "step", slowly)
 
 
 def wait_for(condition: Any, seconds: float = 10.0) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 import openai
 import pytest
-from tests.serving.conftest import Files, running
-from tests.tiny import write_tiny_base
+from tests.serving.conftest import Files, judged_with, running
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.core.errors import SkinError
 from bedplate.inference.engine.engine import Engine
@@ -29,7 +29,7 @@ from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, InputField, LoraPart, Skin, cascaded
+from bedplate.skins.skin import BaseReference, EndpointReference, InputField, LoraPart, Skin, cascaded
 
 TEXTS = [f"this product {word} number {i}" for i, word in enumerate(["great", "broke", "works", "terrible"] * 5)]
 
@@ -40,7 +40,7 @@ def cascade_files(
 ) -> tuple[Path, Path, list[list[Prediction]], float]:
     """A skin with LoRA weights before one of another base; what each says alone; and the threshold between them."""
     place = tmp_path_factory.mktemp("cascade")
-    second_base = write_tiny_base(place / "other", seed=9, layers=4)
+    second_base = write_tiny_base(place / "other", seed=9, layers=4, **NATIVE_SHAPE)
     base = load_base(second_base)
     second = Skin(
         name="second",
@@ -48,7 +48,7 @@ def cascade_files(
         inputs={"review": InputField()},
         output=LabelOutput(labels=("negative", "positive"), continuations=(" negative", " positive")),
         prompt=Prompt("Review: {{ review }}\nSentiment:"),
-        evaluated_with=EvaluatedWith(weights="float32"),
+        evaluated_with=judged_with(base),
     )
     write_skin(second, place / "second")
     first = next(path for path in files.skins if path.name == "tuned")

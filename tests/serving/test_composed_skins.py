@@ -24,10 +24,10 @@ from bedplate.skins.skin import Skin
 
 def composed(base: Path) -> list[Skin]:
     prompted, tuned, probed, *_ = make_skins(load_base(base))
-    soft = SoftPrompt(torch.randn(4, 48, generator=torch.Generator().manual_seed(3)))
+    soft = SoftPrompt(torch.randn(4, 64, generator=torch.Generator().manual_seed(3)))
     chunks = tuple(Chunk(name, 0, f"{name} works well") for name in ("one", "two", "three"))
     passages: dict[str, Any] = {
-        "passages": Passages(np.eye(3, 48, dtype=np.float32), chunks, 2),
+        "passages": Passages(np.eye(3, 64, dtype=np.float32), chunks, 2),
         "prompt": Prompt("{% for p in passages %}[{{ p.number }}] {{ p.text }}\n{% endfor %}{{ review }}:"),
     }
     vector: dict[str, Any] = {"output": EmbeddingOutput(pooling="mean"), "prompt": Prompt("query: {{ review }}")}

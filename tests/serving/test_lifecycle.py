@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import os
 import signal
 import socket
 import subprocess
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import httpx
 import pytest
 import torch
+from tests.forked import Command
 from tests.tiny import SPECIAL
 
 from bedplate.core.errors import UsageError
@@ -340,24 +340,21 @@ def test_a_taken_port_is_said_before_anything_is_loaded():
 
 
 @contextlib.contextmanager
-def command(files, *arguments):
+def command(files, directory, *arguments):
     """`bedplate serve` in a process of its own, and what it announced."""
-    skins = [part for path in files.skins[:2] for part in ("--skin", str(path))]
-    line = [sys.executable, "-m", "bedplate.cli.main", "serve", str(files.base), *skins, "--port", "0", "--json"]
-    process = subprocess.Popen([*line, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
+    skins = [part for path in files.skins[:2] for part in ("--skin", path)]
+    process = Command(directory, "serve", files.base, *skins, "--port", "0", "--json", *arguments)
     try:
-        assert process.stdout is not None
-        yield process, json.loads(process.stdout.readline())
+        yield process, json.loads(process.first_line())
     finally:
         process.kill()
-        process.communicate()
 
 
 @pytest.mark.parametrize(
     ("sent", "code"), [pytest.param(signal.SIGTERM, 0, marks=pytest.mark.slow), (signal.SIGINT, 130)]
 )
-def test_the_command_serves_and_ends_cleanly(files, sent, code):
-    with command(files, "--grace", "1") as (process, announced):
+def test_the_command_serves_and_ends_cleanly(files, tmp_path, sent, code):
+    with command(files, tmp_path, "--grace", "1") as (process, announced):
         assert announced["models"] == ["tiny", "prompted", "tuned"]
         assert announced["url"].startswith("http://127.0.0.1:")
         server = Server(announced["url"].removesuffix("/v1"), None, {})  # type: ignore[arg-type]
@@ -366,11 +363,12 @@ def test_the_command_serves_and_ends_cleanly(files, sent, code):
             received = connection.recv(4096)
             process.send_signal(sent)
             received += everything(connection)
-        out, errors = process.communicate(timeout=20)
+        ended = process.wait(20)
+        _, _, out = process.output.partition("\n")
         assert b"[DONE]" in received or b"shutting_down" in received
-        assert process.returncode == code, errors.decode()
-        assert b"Traceback" not in errors, errors.decode()
-        assert (out == b"") == (code == 0)  # --json says on stdout too that it was interrupted
+        assert ended == code, process.errors
+        assert "Traceback" not in process.errors
+        assert (out == "") == (code == 0)  # --json says on stdout too that it was interrupted
 
 
 def test_importing_bedplate_does_not_import_fastapi():

@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from tests.serving.conformance.conftest import write_tiny_encoder
-from tests.tiny import write_tiny_base
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.request.lifecycle import TIMEOUT_HEADER
@@ -25,7 +25,7 @@ from .conftest import Server, make_skins, running
 
 
 def test_two_decoders_with_a_skin_each(files, tmp_path):
-    second = write_tiny_base(tmp_path / "second", seed=9)
+    second = write_tiny_base(tmp_path / "second", seed=9, **NATIVE_SHAPE)
     write_skin(make_skins(load_base(second))[0], tmp_path / "skin")
     config = server_config(files.base, second)
     with (
@@ -44,14 +44,14 @@ def test_two_decoders_with_a_skin_each(files, tmp_path):
 @pytest.fixture
 def looking(files, tmp_path):
     """A second base, and a skin of the first whose demonstrations it chooses, held in bfloat16."""
-    second = write_tiny_base(tmp_path / "second", seed=9)
+    second = write_tiny_base(tmp_path / "second", seed=9, **NATIVE_SHAPE)
     embedder, skin = load_base(second, dtype="bfloat16"), make_skins(load_base(files.base))[0]
     rows = tuple(Demonstration({"review": f"row {i}"}, "positive") for i in range(3))
     knn = dataclasses.replace(
         skin,
         bases={**skin.bases, "embedder": BaseReference.of("second", "llama", embedder.identity)},
         prompt=Prompt("{% for d in demonstrations %}{{ d.inputs.review }}:{{ d.answer }}\n{% endfor %}{{ review }}:"),
-        neighbours=Neighbours(np.eye(3, 48, dtype=np.float32), rows, 2),
+        neighbours=Neighbours(np.eye(3, 64, dtype=np.float32), rows, 2),
         embedded_with=EvaluatedWith(weights="bfloat16", kernel="torch"),
     )
     return second, knn
@@ -124,7 +124,7 @@ def test_an_encoder_beside_a_decoder(files, tmp_path, main):
                 model.id: model.to_dict()["bedplate"].get("architecture") for model in client.models.list()
             }
             assert architectures == {"tiny": None, "bert": "encoder", "tuned": None}
-            for name, size in (("tiny", 48), ("bert", state.registry.models["bert"].engine.base.spec.hidden_size)):
+            for name, size in (("tiny", 64), ("bert", state.registry.models["bert"].engine.base.spec.hidden_size)):
                 response = client.embeddings.create(model=name, input=["the answer is yes", "it broke after a day"])
                 vectors = [row.embedding for row in response.data]
                 assert [len(vector) for vector in vectors] == [size, size]

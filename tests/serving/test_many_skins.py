@@ -19,7 +19,7 @@ from bedplate.skins.output import TextOutput
 from bedplate.skins.prompt import Prompt
 from bedplate.skins.skin import LoraPart, Skin
 
-from .conftest import make_skins, running
+from .conftest import KERNEL, make_skins, running
 
 COUNTS = [(20, 10), pytest.param((100, 50), marks=pytest.mark.slow)]
 """Of LoRA skins, and of prompt skins."""
@@ -55,7 +55,7 @@ def skins(request, files, tmp_path_factory) -> tuple[Path, list[Skin]]:
 @pytest.fixture(scope="module")
 def expected(files, skins) -> Iterator[dict[tuple[str, str], str]]:
     """Each skin alone, one call at a time, on an engine of its own."""
-    with loaded_server(files.base) as state:
+    with loaded_server(files.base, kernel=KERNEL) as state:
         answers: dict[tuple[str, str], str] = {}
         for skin in skins[1]:
             with Predictor(state.registry.engine, skin) as predictor:

@@ -313,6 +313,7 @@ def test_async_client(server):
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_the_real_base_answers_the_openai_client(smollm2_gguf):
     from bedplate.serving.server.app import loaded_server
 

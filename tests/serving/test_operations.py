@@ -359,6 +359,7 @@ def test_one_span_for_each_call(files, tmp_path):
     assert f"{bad.parent.trace_id:032x}" == "0af7651916cd43dd8448eb211c80319c"
 
 
+@pytest.mark.slow
 def test_telemetry_without_its_library_is_an_error_only_when_it_is_configured():
     code = "from tests.serving.process import telemetry_without_its_library as main; main()"
     # of its own: the tests' process, which others are forked off, has the library

@@ -253,6 +253,7 @@ def test_peft_loads_the_skin_directory_and_agrees(tmp_path, lora_skin, base):
     torch.testing.assert_close(base.model.head(hidden), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_bytes_do_not_depend_on_the_process(tmp_path, lora_skin):
     """Hash randomisation must not reach the files."""
     write_skin(lora_skin, tmp_path / "s")

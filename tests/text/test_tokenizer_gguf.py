@@ -39,6 +39,7 @@ def assert_same(ours: Tokenizer, expected: dict[str, Any], strings: list[str]) -
 
 
 @pytest.mark.real
+@pytest.mark.slow
 def test_smollm2_equals_llamacpp(
     smollm2_gguf: Path, llamacpp: dict[str, Any], strings: list[str], tmp_path: Path
 ) -> None:

@@ -197,6 +197,7 @@ def test_the_fastest_is_chosen_where_it_is_clearly_so(monkeypatch) -> None:
     assert candidates(F32, torch.device("cuda"), "adapters") == [F32]
 
 
+@pytest.mark.slow
 def test_a_measurement_is_made_once_and_a_damaged_one_again(isolated_home, monkeypatch) -> None:
     before = torch.get_rng_state()
     options = candidates(BF16, CPU, "adapters")

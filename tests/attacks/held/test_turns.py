@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import openai
+import pytest
 from tests.attacks.conftest import attacked
 from tests.attacks.test_poison import CHAT, begin, client, ended, line
 
@@ -76,6 +77,7 @@ def test_checking_a_tenants_batches_keeps_no_others_rows_waiting(files, tmp_path
         assert {(batch.request_counts.total, batch.error_file_id) for batch in cancelled} == {(0, None)}
 
 
+@pytest.mark.slow
 def test_writing_a_tenants_batches_keeps_no_others_rows_waiting(files, tmp_path, monkeypatch):
     """Many rows that are not done are many lines of an error file."""
     monkeypatch.setattr(batch_store, "_READ_AT_ONCE", 10)

@@ -55,7 +55,7 @@ def test_groups_of_one_size_and_better_large_groups_have_the_bound_they_had() ->
     assert better.estimate - better.value < worse.estimate - worse.value
 
 
-@pytest.mark.parametrize(("sizes_of", "groups"), [(pareto, 300), (lognormal, 100)])
+@pytest.mark.parametrize(("sizes_of", "groups"), [pytest.param(pareto, 300, marks=pytest.mark.slow), (lognormal, 100)])
 @pytest.mark.parametrize("better", [False, True])
 def test_bounds_hold_where_large_groups_are_worse_or_better(
     sizes_of: Callable[[np.random.Generator, int], np.ndarray], groups: int, better: bool

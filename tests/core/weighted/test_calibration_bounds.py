@@ -37,7 +37,7 @@ def test_rows_without_a_gap_may_hide_some() -> None:
         calibration_bounds(np.zeros(30), np.zeros(30, dtype=np.int64), range(30))
 
 
-@pytest.mark.parametrize(("n", "over"), [(200, 0.1), (500, 0.0)])
+@pytest.mark.parametrize(("n", "over"), [(200, 0.1), pytest.param(500, 0.0, marks=pytest.mark.slow)])
 def test_both_bounds_hold(n: int, over: float) -> None:
     rng = np.random.default_rng(n)
     too_high = below = 0

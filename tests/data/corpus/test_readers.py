@@ -102,6 +102,7 @@ def test_the_standard_library(tmp_path: Path) -> None:
     assert {read.id for read in skipped if read.why == "idlelib"} >= {"idlelib/editor.py"}
 
 
+@pytest.mark.slow
 def test_the_whole_tree_of_the_standard_library(tmp_path: Path) -> None:
     recipe = parse_config("corpus: x\nsources: [{name: a, kind: stdlib, everything: true}]", CorpusRecipe, "r.yaml")
     parts = READERS["stdlib"].plan(recipe.sources[0], tmp_path, 1 << 40)

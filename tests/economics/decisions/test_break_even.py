@@ -124,7 +124,7 @@ def brute(volumes: list[float], hosted_call: float, growth: float = 0.0, parts: 
     return last
 
 
-@pytest.mark.parametrize("price", [0.02, 0.05, 0.4, 4.0])
+@pytest.mark.parametrize("price", [0.02, *(pytest.param(price, marks=pytest.mark.slow) for price in (0.05, 4.0)), 0.4])
 def test_whole_machines_make_steps_and_every_one_counts(price: float) -> None:
     prices = PRICES.replace("small: {usd_per_million_input: 1", f"small: {{usd_per_million_input: {price}")
     hosted_call = (600 * price + 50 * 3) / 1e6

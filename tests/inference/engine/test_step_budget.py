@@ -41,7 +41,7 @@ def test_prompts_lengthen_a_step_by_a_bounded_factor() -> None:
     limit = learned(budget, 60, lambda tokens: DECODE + tokens * TOKEN)[-1]
     assert DECODE + limit * TOKEN == pytest.approx(SLOWDOWN * DECODE, rel=0.02)
     dearer = learned(budget, 500, lambda tokens: DECODE + tokens * 10 * TOKEN)[-1]
-    assert dearer == pytest.approx(max(limit / 10, MIN_TOKENS), rel=0.2)
+    assert dearer == pytest.approx(max(limit / 10, 2 * MIN_TOKENS), rel=0.2)
     moment[0] = SHARED_SECONDS / 2
     assert budget.tokens(1, 4) is not None  # the other tenant is expected again
     moment[0] = 2 * SHARED_SECONDS
@@ -94,6 +94,36 @@ def test_a_slow_first_step_is_forgotten(cold: float) -> None:
         tokens = (budget.tokens(2, 4) or 0) if number % 2 else 0
         budget.record(4, tokens, DECODE + tokens * TOKEN)
     assert (budget.tokens(2, 4) or 0) * TOKEN == pytest.approx((SLOWDOWN - 1) * DECODE, rel=0.1)
+
+
+def test_noise_does_not_open_the_limit() -> None:
+    """Where long steps happened to take less than short ones, a token seemed free, and millions were allowed."""
+    budget = StepBudget(lambda: 0.0)
+    for number in range(60):
+        tokens = (16, 80)[number % 2]
+        budget.record(4, tokens, DECODE * (1.1 if tokens == 16 else 1.0))
+    assert (budget.tokens(2, 4) or 0) <= 4 * 80
+
+
+def test_every_tenant_may_begin_a_prompt_in_a_step() -> None:
+    """Beside a tenant whose bursts made steps slow, the short prompts of seven others came one by one."""
+    budget = StepBudget(lambda: 0.0)
+    learned(budget, 60, lambda tokens: DECODE + tokens * 100 * TOKEN)
+    assert budget.tokens(8, 4) == 8 * MIN_TOKENS
+
+
+def test_a_tenant_makes_a_step_longer_by_its_part() -> None:
+    moment = [0.0]
+    budget = StepBudget(lambda: moment[0])
+    budget.tokens(8, 4)
+    assert budget.part(700, 4) == 100
+    assert budget.part(20, 4) == MIN_TOKENS
+    moment[0] = SHARED_SECONDS / 2
+    budget.tokens(2, 4)
+    assert budget.part(700, 4) == 100  # the others are expected again
+    moment[0] = 3 * SHARED_SECONDS
+    budget.tokens(2, 4)
+    assert budget.part(700, 4) == 700
 
 
 @pytest.fixture(scope="module")

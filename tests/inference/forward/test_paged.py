@@ -60,7 +60,9 @@ def _held_by_tree(engine: Engine) -> int:
     return engine.stats().cache_bytes // (BLOCK * TOKEN)
 
 
-@pytest.mark.parametrize(("budget", "memory"), [(512, 1 << 24), (23, 1 << 24), (64, 12 * BLOCK * TOKEN)])
+@pytest.mark.parametrize(
+    ("budget", "memory"), [pytest.param(512, 1 << 24, marks=pytest.mark.slow), (23, 1 << 24), (64, 12 * BLOCK * TOKEN)]
+)
 def test_every_kind_equals_slots_and_blocks_come_back(
     base: Base, slots: list[list[float]], budget: int, memory: int
 ) -> None:

@@ -11,15 +11,15 @@ import openai
 import pytest
 import tokenizers
 from tests.references import reference_bert
-from tests.serving.conftest import Server, running
-from tests.tiny import write_tiny_base
+from tests.serving.conftest import Server, judged_with, running
+from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.server.app import loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 from bedplate.skins.output import LabelOutput
 from bedplate.skins.prompt import Prompt
-from bedplate.skins.skin import BaseReference, EvaluatedWith, InputField, Skin
+from bedplate.skins.skin import BaseReference, InputField, Skin
 
 WORDS = ("the", "answer", "is", "yes", "no", "product", "great", "broke", "##s", "a", "day", "after", "it")
 
@@ -96,7 +96,7 @@ def content_of(server: Server, **fields: Any) -> Any:
 @pytest.fixture(scope="session")
 def wide_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny base with room for the schemas of tools."""
-    return write_tiny_base(tmp_path_factory.mktemp("wide") / "tiny", context_length=4096)
+    return write_tiny_base(tmp_path_factory.mktemp("wide") / "tiny", context_length=4096, **NATIVE_SHAPE)
 
 
 @pytest.fixture(scope="session")
@@ -105,7 +105,7 @@ def mixed_server(wide_dir: Path, encoder_dir: Path, tmp_path_factory: pytest.Tem
     judge = Skin(
         name="judge",
         bases={"main": BaseReference.of("tiny", "llama", load_base(wide_dir).identity)},
-        evaluated_with=EvaluatedWith(weights="float32"),
+        evaluated_with=judged_with(load_base(wide_dir)),
         inputs={"query": InputField(), "document": InputField()},
         output=LabelOutput(labels=("irrelevant", "relevant"), continuations=(" no", " yes")),
         prompt=Prompt("{{ query }}: {{ document }} ="),

@@ -150,6 +150,7 @@ def logged(tmp_path_factory, server):
     return root
 
 
+@pytest.mark.slow
 def test_completions_score_and_write_as_the_engine_does(logged, server):
     check_completions(logged, server)
 
@@ -185,6 +186,7 @@ def check_completions(root, server):
         assert sample["resps"][0][0] == engine_of(server).run([request])[0].text
 
 
+@pytest.mark.slow
 def test_chats_write_as_the_engine_does(logged, server):
     for sample, text in zip(samples(logged, CHATS, "bp_written"), TEXTS, strict=True):
         tokens = server.tokenizer.encode_chat([{"role": "user", "content": prompt_of(text)}])

@@ -10,7 +10,7 @@ from typing import Any
 import anthropic
 import pytest
 from tests.serving.conftest import Server, running
-from tests.tiny import CHATML, tokenizer_json, write_tiny_base
+from tests.tiny import CHATML, NATIVE_SHAPE, tokenizer_json, write_tiny_base
 from tokenizers import AddedToken, Tokenizer
 
 from bedplate.inference.chat import ChatEndpoint, Conversation, open_local
@@ -26,7 +26,9 @@ def reasoner_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny base whose prompts open its reasoning, and that has a token to close it."""
     backend = Tokenizer.from_str(tokenizer_json())
     backend.add_tokens([AddedToken("<think>", special=False), AddedToken("</think>", special=False)])
-    directory = write_tiny_base(tmp_path_factory.mktemp("reasoner") / "tiny", vocab_size=backend.get_vocab_size())
+    directory = write_tiny_base(
+        tmp_path_factory.mktemp("reasoner") / "tiny", vocab_size=backend.get_vocab_size(), **NATIVE_SHAPE
+    )
     backend.save(str(directory / "tokenizer.json"))
     path = directory / "tokenizer_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": OPENED}))

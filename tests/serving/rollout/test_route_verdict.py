@@ -118,6 +118,7 @@ def test_what_was_only_called_bad_is_wrong_and_says_nothing_of_another_answer() 
     assert compare(pairs, {"same": wrong, "other": wrong})["correctness"]["n"] == 1
 
 
+@pytest.mark.slow
 def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promised() -> None:
     rng = np.random.default_rng(1)
     passed = 0

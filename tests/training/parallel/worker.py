@@ -29,7 +29,6 @@ PHASES: list[tuple[int, list[Check], list[Check]]] = [
         2,
         [
             checks.shard,
-            checks.tensor,
             checks.expert,
             checks.a_rank_without_rows,
             checks.a_step_that_one_rank_breaks,
@@ -38,6 +37,7 @@ PHASES: list[tuple[int, list[Check], list[Check]]] = [
             rank_checks.begin_a_run,
         ],
         [
+            checks.tensor,
             checks.shard_and_recompute,
             checks.shard_with_muon,
             checks.replicas,

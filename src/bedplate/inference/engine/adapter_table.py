@@ -14,8 +14,8 @@ from bedplate.inference.forward.batch import LoadedAdapter
 
 
 class Adapters:
-    """The loaded adapters by key. `free` is called, in the computing thread, with each retired one that is no longer
-    used."""
+    """The loaded adapters by key. `free` is called in the computing thread with each retired adapter once it is
+    unused."""
 
     def __init__(self, free: Callable[[LoadedAdapter], None]) -> None:
         self.base = LoadedAdapter(None)
@@ -65,7 +65,7 @@ class Adapters:
 
     def replace(self, older: LoadedAdapter, updated: LoadedAdapter) -> None:
         """Gives the key of a loaded adapter to its next version. Call `sweep` to free the older one once unused.
-        UsageError where the older one was unloaded meanwhile, which takes no compute lock."""
+        UsageError where the older one was unloaded meanwhile, since unloading takes no compute lock."""
         assert updated.key is not None
         with self._lock:
             if self._by_key.get(updated.key) is not older:
@@ -91,7 +91,7 @@ class Adapters:
 
     @property
     def leaving(self) -> bool:
-        """Whether `sweep` would free any. Retired adapters in use, by requests or a soft prompt, may stay for long."""
+        """Whether `sweep` would free an adapter. Those that requests or a soft prompt still use may stay for long."""
         return any(adapter.users == 0 for adapter in tuple(self._leaving))
 
     @property
@@ -100,7 +100,7 @@ class Adapters:
         return any(adapter.users > 0 for adapter in tuple(self._leaving))
 
     def sweep(self) -> None:
-        """Frees the retired adapters that are no longer used."""
+        """Frees the retired adapters that are unused."""
         while True:
             with self._lock:
                 unused = next((adapter for adapter in self._leaving if adapter.users == 0), None)

@@ -1,4 +1,4 @@
-"""Defines `Answers`, the protocol of anything that answers requests: a base on this machine, a skin, a stand-in.
+"""Defines `Answers`, the protocol of everything that answers requests: a local base, a skin, a remote endpoint.
 
 Suites, predictors and the server's routes depend on `Answers`; only the code that loads models depends on the engine.
 """
@@ -16,11 +16,11 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Facts:
-    """The description of an answerer.
+    """The name, capabilities and limits of what implements `Answers`.
 
-    name: of the base or the skin. can: the kinds of answers it gives ("generate", "score", "embed", "classify", …), as
-    `Model.can`. context_length: maximum tokens of a prompt with its answer. tokenizer: None where texts are sent as
-    they are; tokens are then the bytes of the text.
+    name: of the base or the skin. can: its capabilities ("generate", "score", "embed", "classify", …), as `Model.can`.
+    context_length: maximum tokens of a prompt with its answer. tokenizer: None where texts are sent unencoded; tokens
+    are then the bytes of the text.
     """
 
     name: str
@@ -29,19 +29,19 @@ class Facts:
     tokenizer: Tokenizer | None = None
 
     def need_tokenizer(self) -> Tokenizer:
-        """Returns the tokenizer. UsageError for an answerer that takes texts instead of token ids."""
+        """Returns the tokenizer. UsageError where texts are sent instead of token ids."""
         if self.tokenizer is None:
             raise UsageError(f"{self.name} has no tokenizer here, so it cannot be asked by token ids")
         return self.tokenizer
 
 
 class Answers(Protocol):
-    """Anything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`.
+    """The interface of everything that answers requests: `Engine`, `LocalModel`, a skin's `Predictor`.
 
     alive: whether submitted requests still get answers. submit: queues a request; RequestError for one that cannot run,
     BusyError where the queue is full. run: answers requests together and returns their results in order. tokenize:
-    token ids of a text as a prompt, with the special tokens that the tokenizer adds. describe: what is known without
-    asking.
+    token ids of a text as a prompt, with the special tokens that the tokenizer adds. describe: name, capabilities and
+    limits, known without running a request.
     """
 
     @property

@@ -2,9 +2,9 @@
 
 1. `submit` (or `run`) makes each request a job (`requests/table.py`) and queues it (`steps.py`).
 2. The engine's thread, or the thread that called `run`, computes step after step while there is work (`_serve`).
-3. A step takes in arrivals, ends what is cancelled or late, and shares one token budget (`scheduler.py`).
+3. A step takes in arrivals, ends cancelled and expired requests, and divides one token budget (`scheduler.py`).
 4. Admitted jobs get a cache row that begins with their longest cached prefix (`runner.py`, `prefix_store.py`).
-5. All shares go through the model as one batch (`scheduled_tokens.py`, `forward/`).
+5. The tokens of all jobs go through the model as one batch (`scheduled_tokens.py`, `forward/`).
 6. Each job consumes its part of the output; next tokens are chosen for all rows at once (`token_selection.py`,
    `sampler.py`).
 7. Finished jobs leave their rows, save their prefixes and deliver their results through a `Stream`.
@@ -61,7 +61,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("bedplate.inference")
 IDLE_SECONDS = 5.0
-"""After so long without a request the memory of rows is given back."""
+"""Seconds without a request after which the memory of cache rows is released."""
 Compute = contextlib.AbstractContextManager[object]
 
 
@@ -70,15 +70,15 @@ class Engine(Closing):
     error in one request, infinities and NaN included, fails that request alone.
 
     max_step_tokens: token budget of one step: running generations take one each, prompts the rest in chunks. max_rows:
-    generations that run at once. max_waiting: bound of the queue (BusyError beyond it, for `submit` only). adapters:
-    LoRA slots. step_adapters: maximum number of different adapters in one step. cache_bytes: bound of the prefix cache.
-    slot_bytes: bound of the running sequences' own cache; when it is full, the youngest generation is preempted and
-    recomputed later. Sizes that are not given are derived from free memory (`engine_sizes`). weights: number format in
-    which products read the weights; "auto" is the base's own dtype. kernel: "auto" uses the native kernel where this
-    machine has it for this base. speculate: draft tokens by prompt lookup, which changes no answer; by default where
-    the native kernel makes it cheap. paged: keep keys and values in shared blocks, and fuse linears that read the same
-    input; by default on GPUs. compute: a lock to share with other engines of this machine. on_step: called after every
-    step, in the thread that ran it.
+    maximum number of concurrent generations. max_waiting: bound of the queue (BusyError beyond it, for `submit` only).
+    adapters: LoRA slots. step_adapters: maximum number of different adapters in one step. cache_bytes: bound of the
+    prefix cache. slot_bytes: bound of the running sequences' own cache; when it is full, the youngest generation is
+    preempted and recomputed later. Sizes that are None are derived from free memory (`engine_sizes`). weights: number
+    format in which matrix products read the weights; "auto" is the base's own dtype. kernel: "auto" uses the native
+    kernel where it supports this base on this machine. speculate: draft tokens by prompt lookup, which changes no
+    answer; by default where the native kernel makes it cheap. paged: keep keys and values in shared blocks, and fuse
+    linears that read the same input; by default on GPUs. compute: a lock to share with other engines of this machine.
+    on_step: called after every step, in the thread that ran it.
     """
 
     def __init__(
@@ -167,7 +167,7 @@ class Engine(Closing):
 
     @property
     def weights(self) -> str:
-        """The format in which products read the weights: the base's dtype, or integers."""
+        """The format in which matrix products read the weights: the base's dtype, or integers."""
         return self._forward.weights
 
     @property
@@ -193,8 +193,8 @@ class Engine(Closing):
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """Compiles a grammar ahead of its request, for any thread; it stays compiled while the returned object lives.
 
-        Submitting a request with it then compiles nothing. RequestError for a grammar that cannot be used. tenant:
-        whose turn the compilation takes.
+        Submitting a request with it then compiles nothing. RequestError for a grammar that cannot be used. tenant: one
+        tenant's compilations run one at a time.
         """
         return self.grammars.ready(grammar, tenant)
 
@@ -231,7 +231,7 @@ class Engine(Closing):
         return [streams[i].result() for i in range(len(requests))]
 
     def _enqueue(self, requests: Sequence[Request], wake: bool) -> list[Stream]:
-        """Queues requests; `wake` the engine's thread for them, which also bounds the queue."""
+        """Queues requests. wake: notify the engine's thread, and refuse requests beyond the queue's bound."""
         self._check_open()
         adapters: list[LoadedAdapter] = []
         jobs: list[RequestJob] = []
@@ -390,7 +390,7 @@ class Engine(Closing):
 
     @contextlib.contextmanager
     def exclusive(self) -> Generator[Base]:
-        """Gives the caller the base alone, between steps; requests wait meanwhile (training, raw logits)."""
+        """Gives the caller exclusive use of the base (for training, raw logits); requests wait meanwhile."""
         if not self._closed:
             self._check_open()
         with self._compute:
@@ -410,7 +410,7 @@ class Engine(Closing):
 
     def _serve(self) -> None:
         error: BaseException = UsageError("the engine was closed before this request ended")
-        trimmed = True  # so long as only callers of `run` compute, whose thread is to be left alone
+        trimmed = True  # until this thread computes: callers of `run` use their own, and this one stays asleep
         try:
             while True:
                 with self._lock:

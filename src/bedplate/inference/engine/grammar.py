@@ -1,7 +1,7 @@
-"""Compiles grammars that constrain generated text, and gives each row a matcher.
+"""Compiles grammars that constrain generated text, and creates a matcher for each row.
 
-A matcher follows the tokens of one row and says at each step which tokens may come next. Text is matched as the bytes
-of the base's tokens, so the tokenizer must have exact ones (byte-level, byte-fallback and SentencePiece vocabularies).
+A matcher consumes the tokens of one row and computes at each step which tokens may come next. Text is matched as bytes,
+so the tokenizer must define the exact bytes of each token (byte-level, byte-fallback and SentencePiece vocabularies).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 CACHED = 128
 """Size of the cache of compiled grammars."""
 ROW_SECONDS, STEP_SECONDS = 0.25, 0.01
-"""Processor time that one row's masks may take: a constant, and an addition for each token."""
+"""CPU seconds that one row's masks may take: an initial allowance, and an addition for each token."""
 
 
 class Grammars:
@@ -40,7 +40,7 @@ class Grammars:
     """The child process that compiles new grammars first, if any."""
 
     def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Iterable[int]) -> None:
-        """vocab_size: of the model's logits, which may be more than the tokenizer's. eos_ids: what ends a text."""
+        """vocab_size: number of the model's logits, at least the tokenizer's. eos_ids: tokens that end a text."""
         self._tokenizer, self._vocab_size = tokenizer, vocab_size
         self._eos_ids = sorted(index for index in eos_ids if 0 <= index < vocab_size)
         self._lock = threading.Lock()
@@ -111,7 +111,7 @@ class _CompiledGrammar:
 
 
 class Matcher:
-    """Follows one row. A grammar that becomes too costly fails its own row; neighbours do not wait for it."""
+    """Tracks one row's position in a compiled grammar. A grammar that becomes too costly fails its own row only."""
 
     def __init__(self, inner: llguidance.LLMatcher) -> None:
         self._inner = inner

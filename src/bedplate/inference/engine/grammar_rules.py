@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 
 CHOICES = 10_000
 RULES = 200
-"""The library follows references between the rules of a grammar recursively, on the thread's own stack."""
+"""Maximum numbers of choices and of rules: llguidance follows references between rules by recursion on the stack."""
 TRIAL_STEPS = 4
 TRIAL_SECONDS = 0.5
-"""Processor time to compile a grammar and to try its first steps: some five times that of the largest honest ones. What
-goes over it is measured once more, since on a busy machine the same work takes longer."""
+"""CPU seconds to compile a grammar and to try its first steps: about five times those of the largest legitimate ones. A
+grammar that exceeds them is measured once more, since on a busy machine the same work takes longer."""
 
-# One pass in which no place is looked at twice: repetitions give nothing back, and what has no end ends the search.
+# Linear time: possessive repetitions never backtrack, and an unterminated text or expression ends the scan.
 _RULE_PARTS = re.compile(
     r"""(?://|\#)[^\n]*+ | "(?:\\.|[^"\\\n])*+" | /(?:\\.|[^/\\])++/ | (?P<open>["/]) | %\s*+(?P<directive>\w++)
     | (?P<double>::) | (?P<rule>:)""",
@@ -76,7 +76,7 @@ class _Wrapped:
         self.eos_token_id, self.bos_token_id = vocabulary.eos_ids[0], None
 
     def __call__(self, text: str | bytes) -> list[int]:
-        """Ids of text whose tokens are forced. (Asked with bytes, it says that it takes strings.)"""
+        """Ids of text whose tokens are forced. TypeError for bytes, which tells llguidance that it takes strings."""
         if isinstance(text, bytes):
             raise TypeError("text, not bytes")
         spelled = None if self._tokenizer is None else self._tokenizer.spelled(text)
@@ -110,7 +110,7 @@ def compiled(
     grammar known to be quick."""
     try:
         source = _source(grammar)
-    except ValueError as error:  # what the library's own JSON reader does not take
+    except ValueError as error:  # llguidance's own JSON parser has rejected it
         raise refused(f"the grammar cannot be used: {first_line(str(error))}") from None
     source = _behind_a_space(source) if vocabulary.behind_a_space else source
     for _ in range(2):
@@ -190,7 +190,7 @@ def _choice_rules(source: str) -> str:
         raise refused("the choices must be a list of at least one text, none of them empty")
     if len(texts) > CHOICES:
         raise refused(f"there are {len(texts):,} choices; at most {CHOICES:,} are accepted")
-    # One terminal: the library follows alternatives inside it at no cost each, but the rules' one by one.
+    # One terminal: llguidance matches a terminal's alternatives at no cost each, but tries those of a rule in turn.
     return "start: CHOICE\nCHOICE: " + " | ".join(json.dumps(text, ensure_ascii=False) for text in texts)
 
 

@@ -33,11 +33,11 @@ from bedplate.inference.forward.compute_lock import ComputeLock
 log = logging.getLogger("bedplate.inference")
 
 CPU_SECONDS = 2.0
-"""Processor seconds of one grammar, which may be compiled twice there."""
+"""CPU seconds allowed for one grammar, which may be compiled twice."""
 MEMORY_BYTES = 512 * 1024 * 1024
 """Memory that a grammar may take beyond what the process uses with its vocabulary loaded."""
 ANSWER_SECONDS = 120.0
-"""Wall seconds after which a silent process is killed; on an overloaded machine it may wait long for a processor."""
+"""Wall seconds without a reply after which the process is killed; on an overloaded machine it may wait for a CPU."""
 COMMAND = (sys.executable, "-P", "-m", "bedplate.inference.engine.grammar_trial")
 _PASSED_VARIABLES = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONHOME")
 TOO_MUCH = "the grammar takes too much time or memory to compile; make it smaller, or its counts and alternatives fewer"
@@ -56,7 +56,7 @@ class GrammarTrial(Closing):
 
     def __init__(self, command: Sequence[str] = COMMAND) -> None:
         self._command = command
-        self._lock, self._naming = ComputeLock(), threading.Lock()
+        self._lock, self._turns_lock = ComputeLock(), threading.Lock()
         self._turns: WeakValueDictionary[str, threading.Lock] = WeakValueDictionary()
         """Locks of the tenants that have a grammar here."""
         self._process: subprocess.Popen[bytes] | None = None
@@ -88,7 +88,7 @@ class GrammarTrial(Closing):
         return True
 
     def _turn(self, tenant: str) -> threading.Lock:
-        with self._naming:
+        with self._turns_lock:
             return self._turns.setdefault(tenant, threading.Lock())
 
     def _number(self, vocabulary: TokenVocabulary) -> int:
@@ -143,8 +143,8 @@ class GrammarTrial(Closing):
 
 
 def _environment() -> dict[str, str]:
-    """The environment the process needs to find Python's libraries and this package, and nothing else of its
-    parent's."""
+    """The environment variables with which the process finds Python's libraries and this package; no other variables
+    of the parent are passed on."""
     variables = {name: os.environ[name] for name in _PASSED_VARIABLES if name in os.environ}
     paths = [str(Path(__file__).parents[3]), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**variables, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -183,10 +183,10 @@ def _limit_memory(extra_bytes: int | None) -> None:
     """Limits the process to this many bytes more than it uses now; None: no limit."""
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
-        has = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
-        resource.setrlimit(resource.RLIMIT_AS, (hard if extra_bytes is None else has + extra_bytes, hard))
+        used = int(Path("/proc/self/statm").read_text("ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        resource.setrlimit(resource.RLIMIT_AS, (hard if extra_bytes is None else used + extra_bytes, hard))
     except (OSError, ValueError):
-        return  # a system that does not say how much a process has, or lets it not be limited
+        return  # the system does not report a process's memory, or does not allow a limit
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Assigns cache rows to jobs, and moves prefixes between rows and the prefix cache.
 
-A prefix that cannot be saved does not fail its request. Used only by the thread that computes.
+A prefix that cannot be saved does not fail its request. Used only by the computing thread.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ log = logging.getLogger("bedplate.inference")
 
 # Shorter common prefixes are not worth waiting for.
 MIN_SHARED = 16
-# Recurrent states of prompts are saved at multiples of so many tokens.
+# Recurrent states of prompts are saved at multiples of this many tokens.
 SNAPSHOT = 64
 
 
 class CacheRows:
-    """The rows of one cache, and the jobs that they belong to."""
+    """Assigns the rows of one cache to jobs, and records which tokens free rows still contain."""
 
     def __init__(self, cache: KVCache) -> None:
         self.cache = cache
@@ -33,7 +33,7 @@ class CacheRows:
         return len(self._jobs)
 
     def assign(self, job: RequestJob, namespace: object, match: Match) -> None:
-        """Gives a job a row that begins with the match; on an error (too little memory) it keeps no row."""
+        """Gives a job a row that begins with the match; after an error (too little memory) it has no row."""
         key = job.key[: match.length]
         row = self._free(namespace, key)
         self._jobs[row] = job
@@ -170,7 +170,7 @@ class PrefixStore:
             log.exception("the beginning of a request could not be kept; others will compute it again")
         job.saved_tokens = length
 
-    def keep_in_time(self, job: RequestJob) -> None:
+    def save_before_eviction(self, job: RequestJob) -> None:
         """Saves the tokens that would leave the row's window in the next step."""
         if self._cache.forgets and job.failed is None:
             length = job.computed_tokens if job.begun else min(job.computed_tokens, job.prompt_end)

@@ -73,7 +73,7 @@ class RowState:
             self.matcher.advance(token)
 
     def uniform(self) -> float:
-        """The uniform number in [0, 1) for the next draw. It stays the same until a token was drawn, so that a step
+        """The uniform number in [0, 1) for the next draw. It stays the same until a token is drawn, so that a step
         retried after another row's failure draws the same token."""
         if self.number is None:
             assert self.generator is not None
@@ -91,7 +91,7 @@ class RowState:
 
     def without_mask(self, token: int) -> int | None:
         """The token that greedy selection would choose, where it is known without a grammar mask; None where it is not.
-        token: the likeliest of all."""
+        token: the likeliest of the vocabulary."""
         if token in self.withheld:
             return None
         if self.matcher is None:

@@ -2,14 +2,14 @@
 
 1. `admit`: a job gets a cache row that begins with its longest cached prefix, or waits (full, capped, or its prefix is
    just being computed for another job).
-2. `decoding`: every running generation asks for its next token, with a draft where the engine speculates.
+2. `decoding`: every running generation is scheduled for its next token, with a draft where the engine speculates.
 3. `execute`: room is made in the cache; where there is none, the youngest generations are preempted and recomputed
    later.
 4. `_attempt`: compatible shares run as one batch; if that fails, each runs alone, so that one bad request fails alone.
-5. `_distribute`: each job consumes its part of the output, then next tokens are chosen for all writing rows.
-6. `leave`: jobs that have ended save what they computed, give up their rows and deliver their results.
+5. `_distribute`: each job consumes its part of the output, then next tokens are chosen for all generating rows.
+6. `leave`: jobs that have ended save their prefixes, free their rows and deliver their results.
 
-Called by one thread at a time. The texts of an encoder are whole documents and have no rows.
+Called by one thread at a time. An encoder reads each text in one pass, without a cache row.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ from bedplate.inference.forward.radix import RadixTree
 from bedplate.inference.forward.spans import Span
 from bedplate.inference.forward.torch import Forward, TorchForward, one_thread
 
-# Rows beside those for generations; requests of one pass use theirs for a step or two.
+# Rows in addition to those of generations, for requests that need a row for a step or two only.
 ONE_PASS_ROWS = 48
-# A step of up to so many tokens takes about as long as a step of few.
+# A step of up to this many tokens takes about as long as a step of few.
 SPECULATED_TOKENS = 16
-# A job is admitted only where all rows may grow by so many tokens, lest it be preempted at once.
+# A job is admitted only where every row can grow by this many tokens, lest it be preempted at once.
 HEADROOM = 32
 
 
@@ -66,7 +66,7 @@ class Runner:
         self.shares: Mapping[str, int] | None = None
         """The number of rows that each tenant may use for generations, where there are too few for all."""
         self.tenants = 1
-        """How many have requests."""
+        """The number of tenants that have requests."""
         self.put_back: Callable[[RequestJob], None] = lambda job: None
         """Called with each preempted job."""
         self._speculates = speculates
@@ -84,7 +84,7 @@ class Runner:
         except BaseException as error:
             need_failure(error)
             job.failed = error
-            self._leave_row(job)
+            self._release_row(job)
             self._enter(job)
             return Admission.IN
 
@@ -125,21 +125,21 @@ class Runner:
                 return True
             if self.shares is not None and tenants.count(tenant) >= self.shares.get(tenant, self.max_rows):
                 return True
-        if job.request.tenant and self._has_its_part(job, rows):
+        if job.request.tenant and self._tenant_is_full(job, rows):
             return True
         lengths = [len(candidate.tokens) + HEADROOM for candidate in (*self.active, job)]
         return bool(self.active) and not rows.cache.room(lengths)
 
-    def _has_its_part(self, job: RequestJob, rows: CacheRows) -> bool:
-        """Whether the job's tenant has its equal part of the cache and of the rows for one pass already. There is one
-        part more than tenants, for the next one."""
-        mine = [active_job for active_job in self.active if active_job.request.tenant == job.request.tenant]
+    def _tenant_is_full(self, job: RequestJob, rows: CacheRows) -> bool:
+        """Whether the job's tenant already uses its equal part of the cache or of the one-pass rows. One part stays
+        free for a tenant that arrives next."""
+        active = [active_job for active_job in self.active if active_job.request.tenant == job.request.tenant]
         parts = self.tenants + 1
-        most_rows = max(1, ONE_PASS_ROWS // parts)
-        if not job.holds_row and sum(not active_job.holds_row for active_job in mine) >= most_rows:
+        max_rows = max(1, ONE_PASS_ROWS // parts)
+        if not job.holds_row and sum(not active_job.holds_row for active_job in active) >= max_rows:
             return True
-        lengths = [len(candidate.tokens) + HEADROOM for candidate in (*mine, job)]
-        return bool(mine) and not rows.cache.room(lengths, parts)
+        lengths = [len(candidate.tokens) + HEADROOM for candidate in (*active, job)]
+        return bool(active) and not rows.cache.room(lengths, parts)
 
     def _enter(self, job: RequestJob) -> None:
         if job.started is None:
@@ -174,7 +174,7 @@ class Runner:
         for job, count in computed:
             job.compute += seconds * count / total
             if self._prefixes is not None:
-                self._prefixes.keep_in_time(job)
+                self._prefixes.save_before_eviction(job)
         return [job for job in self.active if job.ended is not None or job.failed is not None]
 
     def _is_small(self, work: Sequence[ScheduledTokens]) -> bool:
@@ -311,8 +311,8 @@ class Runner:
     def _preempt(self, job: RequestJob) -> None:
         """Takes a job's row away, after saving its tokens, and queues it again."""
         self._counters.preemptions += 1
-        self._keep_all(job)
-        self._leave_row(job)
+        self._save_all(job)
+        self._release_row(job)
         self.active.remove(job)
         job.restart()
         self.put_back(job)
@@ -320,31 +320,31 @@ class Runner:
     def recompute_running(self) -> None:
         """Restarts all running jobs, because the base's weights change; their generated tokens stay."""
         for job in reversed(list(self.active)):  # each is put at the head of its queue, so the oldest goes last
-            self._leave_row(job)
+            self._release_row(job)
             self.active.remove(job)
             job.restart()
             self.put_back(job)
         if self._rows is not None:
             self._rows.forget()
 
-    def take_back(self, tenant: str, count: int) -> None:
+    def preempt_youngest(self, tenant: str, count: int) -> None:
         """Preempts a tenant's `count` youngest generations."""
-        mine = [job for job in self.active if job.holds_row and job.request.tenant == tenant and not job.over]
-        for job in sorted(mine, key=lambda job: -job.number)[: max(count, 0)]:
+        generations = [job for job in self.active if job.holds_row and job.request.tenant == tenant and not job.over]
+        for job in sorted(generations, key=lambda job: -job.number)[: max(count, 0)]:
             self._preempt(job)
 
-    def _keep_all(self, job: RequestJob) -> None:
+    def _save_all(self, job: RequestJob) -> None:
         """Saves a job's tokens, generated ones included, to the prefix cache."""
         if self._prefixes is not None and job.begun and job.failed is None:
             self._prefixes.store(job, job.computed_tokens, snapshot=True)
 
     def leave(self, jobs: Sequence[RequestJob]) -> None:
-        """Ends jobs, running or waiting: they give up their rows and get their results or errors."""
+        """Ends jobs, running or waiting: frees their rows and delivers their results or errors."""
         for job in jobs:
             if job in self.active:
                 self.active.remove(job)
-            self._keep_all(job)
-            self._leave_row(job)
+            self._save_all(job)
+            self._release_row(job)
             try:
                 if job.failed is None:
                     job.stream.finish(job.result())
@@ -356,7 +356,7 @@ class Runner:
             if job.failed is not None:
                 give_error(job)
 
-    def _leave_row(self, job: RequestJob) -> None:
+    def _release_row(self, job: RequestJob) -> None:
         if self._rows is not None:
             self._rows.give_up(job, namespace(job))
 
@@ -370,7 +370,7 @@ class Runner:
 
     @torch.inference_mode()
     def trim(self) -> None:
-        """Gives the system the memory of rows, of which none is in use."""
+        """Returns the memory of all rows to the system; no row may be in use."""
         if self._rows is not None:
             self._rows.forget()
             self._rows.cache.trim()
@@ -382,7 +382,7 @@ class Runner:
         self, adapter: LoadedAdapter, tokens: Sequence[int], vectors_PD: Tensor | None = None, *, public: bool = True
     ) -> None:
         """Computes and pins a prefix in an adapter's namespace: of tokens, or of a soft prompt's vectors [P, D] (with
-        stand-in ids). public: available to every tenant."""
+        placeholder ids). public: available to every tenant."""
         assert self._rows is not None
         cache, key = self._rows.cache, tuple(tokens)
         match = self.tree.match(adapter, key, len(key))

@@ -29,9 +29,9 @@ if TYPE_CHECKING:
 
 
 class RuntimeWeights:
-    """Loads into the adapter bank and the prefix cache (`tree`). adapters: the loaded ones by key. capacity: how many
-    may be loaded; the bank has as many slots again, for older versions that running requests still use. forward: what
-    computes; plain: the same in torch, whose weights adapters are checked against."""
+    """Loads into the adapter bank and the prefix cache (`tree`). adapters: the loaded ones by key. capacity: maximum
+    number of them; the bank has as many slots again, for older versions that running requests still use. forward: the
+    engine's forward pass; plain: its torch implementation, against whose weights adapters are checked."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class RuntimeWeights:
         self.adapters.add(LoadedAdapter(key, self._add(config, tensors), config=config))
 
     def _add(self, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> int:
-        """Puts the adapter into a slot of the bank; returns the slot."""
+        """Writes the adapter into a slot of the bank; returns the slot."""
         self._torch.complete()  # an adapter is checked against the weights that it changes
         slot = self._bank.add(config, tensors)
         try:
@@ -117,7 +117,7 @@ class RuntimeWeights:
         return base.version
 
     def fingerprint(self, key: str | None) -> str:
-        """SHA-256 of the weights that new requests with this key run on; None: of the base."""
+        """SHA-256 of the weights that new requests with this key run on. key: None is the base."""
         loaded = self.adapters.get(key)
         if loaded.fingerprint is None:
             if loaded is self.adapters.base:

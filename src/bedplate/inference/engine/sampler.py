@@ -9,7 +9,7 @@
 6. The token is where the number falls in the cumulative sum of what stays, in the vocabulary's order (`placed`).
 
 A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here.
-Shapes: B rows, C of them held to a mask of W words, V vocabulary, K likeliest tokens, N columns, n blocks of b columns.
+Shapes: B rows, C of them with a mask of W words, V vocabulary, K likeliest tokens, N columns, n blocks of b columns.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from bedplate.inference.engine.row_state import Occurrences, RowState
 from bedplate.inference.engine.sampling import Sampling
 
 HEAD = 256
-"""Likeliest tokens that are looked at first: on a CPU, a row is sorted as a whole only where they do not determine its
+"""Number of likeliest tokens examined first: on a CPU, a whole row is sorted only where they do not determine its
 limit."""
 MANY_WORDS = 64
-"""Words of a mask with an allowed token, beyond which looking at all logits is faster."""
+"""Number of nonzero mask words above which scanning all logits is faster than reading the allowed ones."""
 MIN_TEMPERATURE = 1e-30
 """Lower bound of temperatures: smaller ones would overflow logits, and choose no other tokens."""
 _NEVER = np.float32(-np.inf)
@@ -217,14 +217,14 @@ def _from_head(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B
     """Draws from the likeliest `HEAD` tokens; also returns for which rows that is exact, because their limit certainly
     lies among these."""
     values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
-    # By numpy, which sums in float64 without a float64 copy of all probabilities.
+    # numpy sums in float64 without a float64 copy of all probabilities.
     whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
     row_limits = limits(values_BK, settings, whole_B)
     ids_BK, order_BK = ids_BK.sort(dim=-1)
     at_B = placed(apply_limits(values_BK.gather(1, order_BK), row_limits), uniform_B)
     # A limit at the head's last value is not certain: tokens beyond the head may be as likely.
-    told_B = row_limits.least_B > values_BK[:, -1]
-    resolved = [certain and sampling.top_k <= HEAD for certain, sampling in zip(told_B.tolist(), settings, strict=True)]
+    exact_B = row_limits.least_B > values_BK[:, -1]
+    resolved = [exact and sampling.top_k <= HEAD for exact, sampling in zip(exact_B.tolist(), settings, strict=True)]
     return ids_BK.gather(1, at_B[:, None])[:, 0], resolved
 
 
@@ -233,7 +233,7 @@ BLOCK = 256
 
 
 class TruncationLimits(NamedTuple):
-    """What each row keeps: tokens likelier than `least`, and the first `ties` of those exactly as likely."""
+    """The tokens that each row keeps: those likelier than `least`, and the first `ties` of those exactly as likely."""
 
     least_B: Tensor
     ties_B: Tensor

@@ -1,4 +1,4 @@
-"""The tokens of each job that a step computes, and the one batch that they form."""
+"""The tokens that a step computes for each job, and the batch that is built from them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bedplate.inference.forward.spans import Span
 class ScheduledTokens:
     """One job's share of a step: its `count` next tokens, and drafted tokens to follow them.
 
-    An encoder's text is scheduled in shares like any other, and is read as a whole with the last of them.
+    An encoder's text is scheduled in shares like any other, but goes through the model whole, with the last of them.
     """
 
     job: RequestJob
@@ -43,8 +43,7 @@ class ScheduledTokens:
 
 def compatible_shares(work: Sequence[ScheduledTokens], tokens_only: bool) -> list[list[ScheduledTokens]]:
     """Groups the shares that can go through the model in one pass: the same depth, and the same side of an
-    encoder–decoder. tokens_only: the forward takes only tokens, so that vectors and latents need a pass of their own.
-    """
+    encoder–decoder. tokens_only: the forward pass takes only tokens; vectors and latents need a separate one."""
     groups: dict[Hashable, list[ScheduledTokens]] = defaultdict(list)
     for share in work:
         job = share.job

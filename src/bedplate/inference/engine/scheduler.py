@@ -1,24 +1,24 @@
-"""Shares the token budget of a step fairly between tenants, by start-time fair queueing (Goyal, Vin and Cheng 1996), as
-for language models in https://arxiv.org/abs/2401.00588.
+"""Divides the token budget of a step fairly between tenants, by start-time fair queueing (Goyal, Vin and Cheng 1996),
+as https://arxiv.org/abs/2401.00588 does for language models.
 
 1. Running generations come first, one token each; their tenants are charged for it (`charge`).
-2. What is left of the budget goes to the queues (`plan`), a visit's credit at a time to the tenant for which least was
-   computed, of its queues to that for which least was: a queue is one skin and tenant. A tenant that comes is behind
-   none of those that are there, and before those that have just been served.
+2. The rest of the budget goes to the queues (`plan`), of which each skin and tenant has one. Each visit grants one
+   credit: to the tenant with the least service so far, and of its queues to the one with the least. A tenant that
+   arrives starts level with the least-served one, ahead of those that have just been served.
 3. A queue serves its admitted requests in order, in chunks of up to its credit (`_serve`).
 4. Then it admits waiting ones in order of arrival (`admit`); one whose prefix is just being computed lets others pass.
 5. A request whose prompt is computed leaves its queue's list and decodes (`started`).
 
-The budget is in the unit of `Scheduled.cost`: for sequences, tokens. Where a step is limited, because tenants share it,
-tokens count by what computing them takes (`weigh`). The scheduler knows no model and no cache. What tenants may hold of
-rows and of the queue is max-min fair (Bertsekas and Gallager, Data Networks, 6.5.2).
+The budget is in the unit of `Scheduled.cost`: for sequences, tokens. Where tenants share a step, it is limited, and its
+tokens are weighed by their compute (`weigh`). The scheduler depends on no model and no cache. Cache rows and places in
+the queue are divided max-min fairly between tenants (Bertsekas and Gallager, Data Networks, 6.5.2).
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -32,8 +32,8 @@ __all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream", "weigh"]
 LOOKAHEAD = 32
 # How many requests may start ahead of one that the adapter cap keeps out, before the others wait for it.
 MOST_OVERTAKEN = 32
-MOST_REMEMBERED = 1024
-"""Tenants without requests for which it is still known that they are ahead of others."""
+MAX_START_TAGS = 1024
+"""Number of tenants beyond which the start tags of those without requests are dropped."""
 
 
 class Admission(enum.Enum):
@@ -50,8 +50,8 @@ class Admission(enum.Enum):
 
 
 class Scheduled(Protocol):
-    """The scheduler's view of a request. cost: what is still to be computed, known once it is admitted. weight: what
-    its next token takes of computing, where a sequence's first token takes 1."""
+    """The scheduler's view of a request. cost: the work still to be computed, known once it is admitted. weight: the
+    compute of its next token, relative to that of a sequence's first token."""
 
     @property
     def cost(self) -> int: ...
@@ -60,7 +60,7 @@ class Scheduled(Protocol):
 
 
 def weigh(request: Scheduled, count: int) -> int:
-    """What the next `count` tokens of a request take of a step, in a sequence's first tokens."""
+    """The compute of a request's next `count` tokens, in first tokens of a sequence; at least MIN_TOKENS."""
     return max(MIN_TOKENS, math.ceil(count * request.weight))
 
 
@@ -71,13 +71,13 @@ Admit = Callable[[I_], Admission]
 
 @dataclass(eq=False)
 class Queue(Generic[I_]):
-    """The requests of one skin and tenant. running: admitted ones whose prompts are not computed yet, in order. taken:
-    what was computed for it. overtaken: admissions since it was refused as CAPPED. queued: ids of the waiting ones.
-    """
+    """The requests of one skin and tenant. running: admitted ones whose prompts are not computed yet, in order.
+    service: the work granted to it so far. overtaken: admissions since it was refused as CAPPED. queued: `id` of each
+    waiting request."""
 
     name: Hashable
     tenant: Hashable
-    taken: int
+    service: int
     waiting: deque[I_] = field(default_factory=deque)
     running: list[I_] = field(default_factory=list)
     overtaken: int = 0
@@ -85,9 +85,9 @@ class Queue(Generic[I_]):
 
 
 class Scheduler(Generic[I_]):
-    """Plans which requests compute how much in each step. budget: of one step. quantum: credit of one visit to a queue.
-    whole: requests cannot be cut (encoders); then none may cost more than the budget. tenant_of: the tenant of a queue
-    of this name."""
+    """Plans how much of each request a step computes. budget: of one step. quantum: credit of one visit to a queue.
+    whole: requests cannot be split (encoders); then none may cost more than the budget. tenant_of: maps a queue's name
+    to its tenant."""
 
     def __init__(
         self,
@@ -101,10 +101,10 @@ class Scheduler(Generic[I_]):
         self._whole, self._tenant_of = whole, tenant_of
         self._limited = False
         self._queues: dict[Hashable, Queue[I_]] = {}
-        self._taken: dict[Hashable, int] = {}
-        """By tenant, what was computed for it, or would have been if it had always asked: its start tag."""
-        self._now = 0
-        """The least of the tenants that ask: the virtual time, at which those begin that come."""
+        self._start_tags: dict[Hashable, int] = {}
+        """By tenant, the service it has had, raised to the virtual time when it returns after a pause."""
+        self._virtual_time = 0
+        """The least start tag of the tenants with requests, at which arriving tenants begin."""
         self._waiting = 0
 
     @property
@@ -144,35 +144,40 @@ class Scheduler(Generic[I_]):
         self._retire(queue)
 
     def charge(self, name: Hashable, cost: int) -> None:
-        """Counts the tokens of a queue's running generations, which bring its tenant at most a visit's credit ahead."""
+        """Charges a tenant for its running generations, up to one quantum ahead of the virtual time."""
         queue = self._queues.get(name)
         if queue is not None:
-            taken = self._taken[queue.tenant]
-            self._taken[queue.tenant] = max(taken, min(taken + cost, self._now + self.quantum))
+            tag = self._start_tags[queue.tenant]
+            self._start_tags[queue.tenant] = max(tag, min(tag + cost, self._virtual_time + self.quantum))
 
-    def plan(self, reserved: int, admit: Admit[I_], limit: int | None = None) -> list[tuple[I_, int]]:
-        """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: of all
-        shares together, weighed, where tenants share the step."""
+    def plan(
+        self, reserved: int, admit: Admit[I_], limit: int | None = None, part: int | None = None
+    ) -> list[tuple[I_, int]]:
+        """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: bound
+        of all shares' weighed tokens, where tenants share the step. part: bound of one tenant's."""
         budget, credit, self._limited = self.budget - reserved, self.quantum, limit is not None
         if limit is not None:
-            budget, credit = min(budget, limit), min(credit, max(limit // 2, 1))
+            budget, credit = min(budget, limit), min(credit, max(limit // 2, MIN_TOKENS))
         shares: dict[int, tuple[I_, int]] = {}
+        granted = Counter[Hashable]()
         ready = list(self._queues.values())
-        self._now = max([self._now, *sorted(self._taken[queue.tenant] for queue in ready)[:1]])
+        self._virtual_time = max([self._virtual_time, *sorted(self._start_tags[queue.tenant] for queue in ready)[:1]])
         while budget > 0 and ready:
-            queue = min(ready, key=lambda queue: (self._taken[queue.tenant], queue.taken))
-            taken = self._serve(queue, budget, credit, admit, shares)
+            queue = min(ready, key=lambda queue: (self._start_tags[queue.tenant], queue.service))
+            left = budget if part is None else min(budget, part - granted[queue.tenant])
+            taken = self._serve(queue, left, credit, admit, shares) if left > 0 else 0
             if not taken:
                 ready.remove(queue)
             budget -= taken
-            queue.taken += taken
-            self._taken[queue.tenant] += taken
+            granted[queue.tenant] += taken
+            queue.service += taken
+            self._start_tags[queue.tenant] += taken
         return list(shares.values())
 
     def _serve(
         self, queue: Queue[I_], budget: int, credit: int, admit: Admit[I_], shares: dict[int, tuple[I_, int]]
     ) -> int:
-        """Grants the queue's requests their shares, as far as budget and credit go; returns what these take."""
+        """Grants the queue's requests their shares, within budget and credit; returns what was used of both."""
         taken = 0
         for request in list(queue.running):
             taken += self._grant(request, budget - taken, credit - taken, shares)
@@ -212,17 +217,20 @@ class Scheduler(Generic[I_]):
         return answer
 
     def _grant(self, request: I_, budget: int, credit: int, shares: dict[int, tuple[I_, int]]) -> int:
-        """Grants a request what credit and budget allow; returns what that takes of them."""
+        """Grants a request what credit and budget allow; returns what was used of both."""
         had = shares.get(id(request), (request, 0))[1]
         needed, available = request.cost - had, min(budget, credit)
         if available <= 0 or needed <= 0:
             return 0
         if self._whole:
-            # Its tenant is ahead by what the credit does not cover. A text alone may take more than the limit.
+            # What exceeds the credit moves its tenant's start tag on. A text alone in a step may exceed the limit.
             fits = weigh(request, needed) <= budget or not shares if self._limited else needed <= budget
             granted = needed if fits else 0
         else:
-            granted = min(needed, max(int(available / request.weight), 1) if self._limited else available)
+            # Every share counts as MIN_TOKENS at least, so a first share below that would be charged twice.
+            weighed = available if had else max(available, MIN_TOKENS)
+            most = max(int(weighed / request.weight), 1) if self._limited else available
+            granted = min(needed, most)
         if not granted:
             return 0
         shares[id(request)] = (request, had + granted)
@@ -238,19 +246,19 @@ class Scheduler(Generic[I_]):
     def _queue(self, name: Hashable) -> Queue[I_]:
         if name not in self._queues:
             tenant = self._tenant_of(name)
-            self._taken[tenant] = max(self._taken.get(tenant, 0), self._now)
-            least = min((queue.taken for queue in self._queues.values() if queue.tenant == tenant), default=0)
+            self._start_tags[tenant] = max(self._start_tags.get(tenant, 0), self._virtual_time)
+            least = min((queue.service for queue in self._queues.values() if queue.tenant == tenant), default=0)
             self._queues[name] = Queue(name, tenant, least)
         return self._queues[name]
 
     def _retire(self, queue: Queue[I_]) -> None:
-        """Deletes a queue without requests. How far its tenant is ahead is remembered, lest it be rid of that by asking
-        for the next whole text a little later."""
+        """Deletes a queue without requests. Its tenant's start tag stays, so that a pause before the next request does
+        not cancel the service it has had in advance."""
         if not queue.waiting and not queue.running and queue.name in self._queues:
             del self._queues[queue.name]
-            if len(self._taken) > MOST_REMEMBERED:
+            if len(self._start_tags) > MAX_START_TAGS:
                 tenants = {queue.tenant for queue in self._queues.values()}
-                self._taken = {tenant: taken for tenant, taken in self._taken.items() if tenant in tenants}
+                self._start_tags = {tenant: tag for tenant, tag in self._start_tags.items() if tenant in tenants}
 
 
 def fair_shares(total: int, demands: Mapping[str, int]) -> dict[str, int]:

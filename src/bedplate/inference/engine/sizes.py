@@ -14,14 +14,14 @@ from bedplate.models.specs import TextSpec
 from bedplate.models.specs.cache import row_layout
 
 STEP_TOKENS, ROWS = 512, 16
-"""CPU defaults: more tokens per product gain nothing there."""
+"""CPU defaults: matrix products of more tokens are no faster per token."""
 DEVICE_ROWS, MAX_STEP_TOKENS = 128, 8192
 PREFIX_BYTES, SLOT_BYTES = 1 << 30, 4 << 30
 """CPU defaults, and those of devices whose free memory is unknown."""
 ACTIVATION_SHARE = 1 / 8
 """The fraction of a device's free memory left for the activations of a step."""
 CACHE_SHARE = 0.9
-"""The fraction of the rest for keys and values; workspaces of libraries, adapters and fragments take the remainder."""
+"""The fraction of the rest for keys and values; library workspaces, adapters and fragmentation take the remainder."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def engine_sizes(
     cache_bytes: int | None = None,
     slot_bytes: int | None = None,
 ) -> EngineSizes:
-    """The given sizes, and for those not given what fits into `free` bytes (None: unknown)."""
+    """The given sizes; those that are None are derived from `free` bytes of memory (None: unknown)."""
     rows = (ROWS if device.type == "cpu" else DEVICE_ROWS) if max_rows is None else max_rows
     tokens = max_step_tokens or _step_tokens(spec, dtype, device, free)
     cache, slots = PREFIX_BYTES, SLOT_BYTES
@@ -83,7 +83,7 @@ def open_caches(
     base: Base, cache_bytes: int, slot_bytes: int, paged: bool, step: int
 ) -> tuple[RadixTree, KVCache | None]:
     """Opens the prefix cache and the running sequences' cache (None for an encoder). paged: in blocks, unless all
-    layers keep states, of which there are no blocks. step: maximum tokens of a row in one pass."""
+    layers have recurrent states, which are not paged. step: maximum tokens of a row in one pass."""
     if not base.causal:
         return RadixTree(cache_bytes), None
     layout = row_layout(base.spec)

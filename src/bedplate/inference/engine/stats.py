@@ -10,10 +10,10 @@ from dataclasses import dataclass
 class Counters:
     """Totals since the engine was opened, in tokens unless stated otherwise.
 
-    prompt_tokens: computed of prompts. prefix_queries: prompt tokens looked up in the prefix cache; prefix_hits: found
-    there. generated_tokens: of answers. computed_tokens: all that went through the model, drafted ones included.
-    speculated: drafted; accepted: drafted and right. steps, step_seconds: engine steps and the time they took.
-    preemptions: in requests.
+    prompt_tokens: prompt tokens computed. prefix_queries: prompt tokens looked up in the prefix cache; prefix_hits:
+    found there. generated_tokens: output tokens. computed_tokens: all that went through the model, drafted ones
+    included. speculated: drafted; accepted: drafted and accepted. steps, step_seconds: engine steps and their duration.
+    preemptions: number of preempted requests.
     """
 
     preemptions: int = 0
@@ -46,8 +46,8 @@ class Stats(Counters):
 @dataclass(frozen=True)
 class StepRecord:
     """Measurements of one engine step. spans: for each sequence (tokens before, tokens computed, whether its next token
-    was chosen). decodes: how many of them, from the front, were running generations. adapters: number of different
-    ones. copied: cached tokens given to requests that began in this step. ended: requests that ended in it."""
+    was chosen). decodes: number of running generations, which come first. adapters: number of different ones. copied:
+    tokens that requests which began in this step took from the prefix cache. ended: requests that ended in it."""
 
     spans: tuple[tuple[int, int, bool], ...]
     decodes: int

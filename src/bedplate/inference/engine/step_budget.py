@@ -2,9 +2,9 @@
 others' requests down (chunked prefill within a latency bound: Sarathi-Serve, https://arxiv.org/abs/2403.02310).
 
 The bound is relative: a step may take `SLOWDOWN` times as long as one that only continues generations; where none runs,
-and only first tokens wait, `PROMPT_SLOWDOWN` times as long as an empty one, or as `PROMPT_TOKENS` take. How many tokens
-that allows is measured as the engine runs: a line through the seconds of the latest steps over their tokens, each
-weighed by what it computes.
+so that the step delays first tokens only, `PROMPT_SLOWDOWN` times as long as an empty one, or as long as
+`PROMPT_TOKENS` take. The number of tokens that this allows is measured as the engine runs: a line fitted to the seconds
+of the latest steps over their tokens, weighed by compute. One of n tenants may have 1/(n − 1) of these tokens.
 """
 
 from __future__ import annotations
@@ -15,44 +15,55 @@ from collections.abc import Callable
 
 SLOWDOWN, PROMPT_SLOWDOWN = 2.0, 8.0
 MIN_TOKENS = 16
-"""At least so many in a step, and each row of it counts as so many: fewer are computed no faster."""
+"""Lower bound of each tenant's tokens in a step, and minimum that each row counts as: fewer take as long."""
 FIRST_TOKENS, PROMPT_TOKENS = 64, 128
-"""In a step before anything is measured; and at least in one without generations: more are computed no faster."""
+"""Limit before the first measurement, and lower bound without generations, above which throughput does not rise."""
 SHARED_SECONDS = 5.0
-"""How long after requests of two tenants met the next ones are expected."""
+"""Seconds that steps stay limited after several tenants had requests at once."""
 DECAY = 0.98
-"""By this factor a measurement counts less with each further one."""
-ALIKE = 5.0
-"""Steps whose tokens differ by less than this part of their mean say nothing of a token: others are tried, twice as
-many, or half where they are many."""
+"""Factor by which each new measurement discounts the earlier ones."""
+MIN_SPREAD = 1 / 5
+"""Deviation of the steps' tokens, relative to their mean, below which the time of a token cannot be fitted: the limit
+is then doubled, or halved above PROMPT_TOKENS."""
 OUTLIER = 3.0
-"""A step counts as at most so many times what was predicted, or the mean took: it may have waited for the machine."""
+"""A step counts as at most this multiple of its prediction, or of the mean step: it may have waited for the machine."""
 
 
 class StepBudget:
-    """Measures steps. Used by the computing thread only."""
+    """Measures steps, and limits the next one. Used by the computing thread only."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._count = self._tokens = self._seconds = self._squares = self._products = 0.0
         """Decayed sums over steps: 1, weighed tokens x, seconds y, x², xy."""
-        self._shared_until = -math.inf
+        self._shared_until = self._most_until = -math.inf
+        self._most_tenants = 1
+        """Maximum number of tenants that had requests at once in the last SHARED_SECONDS."""
 
     def tokens(self, tenants: int, decodes: int) -> int | None:
-        """The weighed prompt tokens that the next step may have, which continues so many generations, while so many
-        tenants have requests; None: any number."""
+        """The limit on the next step's weighed prompt tokens; None: no limit. tenants: number with requests. decodes:
+        number of generations that the step continues."""
         now = self._clock()
         if tenants > 1:
             self._shared_until = now + SHARED_SECONDS
+        if tenants >= self._most_tenants or now > self._most_until:
+            self._most_tenants, self._most_until = tenants, now + SHARED_SECONDS
         if now > self._shared_until:
             return None
         if not self._count:
             return FIRST_TOKENS
         (mean, deviation), (empty, token) = self._spread(), self._line()
-        least, slowdown = (MIN_TOKENS, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
-        if deviation < mean / ALIKE:
+        least, slowdown = (0, SLOWDOWN) if decodes else (PROMPT_TOKENS, PROMPT_SLOWDOWN)
+        least = max(least, MIN_TOKENS * tenants)
+        if deviation < MIN_SPREAD * mean:
             return max(least, int(2 * mean if mean <= PROMPT_TOKENS else mean / 2))
-        return max(least, int((slowdown - 1) * empty / token))
+        # Noise may hide the time of a token, so the limit stays within twice the usual number.
+        return max(least, int(min((slowdown - 1) * empty / token, 2 * (mean + deviation))))
+
+    def part(self, limit: int, decodes: int) -> int:
+        """One tenant's part of a step's limit, in weighed prompt tokens: the limit divided by the number of the other
+        tenants, whom its tokens delay."""
+        return max(MIN_TOKENS if decodes else PROMPT_TOKENS, limit // max(self._most_tenants - 1, 1))
 
     def _spread(self) -> tuple[float, float]:
         """Mean and standard deviation of the tokens of a step."""
@@ -60,7 +71,7 @@ class StepBudget:
         return mean, math.sqrt(max(self._squares / self._count - mean**2, 0.0))
 
     def _line(self) -> tuple[float, float]:
-        """Seconds of a step without prompt tokens, and what each of these adds."""
+        """The fitted line: seconds of a step without prompt tokens, and seconds of each weighed token."""
         (tokens, deviation), seconds = self._spread(), self._seconds / self._count
         covariance = self._products / self._count - tokens * seconds
         token = covariance / deviation**2 if deviation > 1 else seconds / max(tokens, 1)
@@ -68,7 +79,7 @@ class StepBudget:
         return max(seconds - token * tokens, 0.0), token
 
     def record(self, decodes: int, tokens: int, seconds: float) -> None:
-        """Takes in a step of so many running generations and weighed prompt tokens."""
+        """Adds the measurement of a step with `decodes` running generations and `tokens` weighed prompt tokens."""
         if not decodes and not tokens:
             return
         if self._count > 1:

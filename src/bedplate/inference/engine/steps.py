@@ -101,7 +101,8 @@ class Steps:
         for work in decodes:
             self._scheduler.charge(_queue(work.job), 1)
         limit = self._step_budget.tokens(self._runner.tenants, len(decodes))
-        chunks = self._scheduler.plan(reserved, self._runner.admit, limit)
+        part = None if limit is None else self._step_budget.part(limit, len(decodes))
+        chunks = self._scheduler.plan(reserved, self._runner.admit, limit, part)
         weighed = sum(weigh(job, count) for job, count in chunks)
         work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]
         before = [share.job.computed_tokens for share in work]
@@ -131,7 +132,7 @@ class Steps:
             return
         self._runner.shares = shares = fair_shares(self._runner.max_rows, demand)
         for tenant, count in rows_by_tenant.items():
-            self._runner.take_back(tenant, count - shares[tenant])
+            self._runner.preempt_youngest(tenant, count - shares[tenant])
 
     def _arrive(self) -> None:
         while self._arrivals:

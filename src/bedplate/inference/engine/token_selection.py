@@ -1,5 +1,5 @@
 """Chooses the next tokens of all generating rows: from the pass's greedy results where they suffice, else by sampling;
-then accepts drafted tokens as far as they agree.
+then accepts drafted tokens up to the first that differs.
 
 Shapes: B rows, W logits of a pass, V vocabulary, K alternatives.
 """
@@ -27,8 +27,8 @@ class Writer(Protocol):
     """A job that generates tokens.
 
     plain: its settings always choose the likeliest (allowed) token. accept: takes the chosen token; returns whether the
-    job continues. fail: ends the job; without an error because its logits are not finite. learn: is told how many
-    tokens a pass chose; returns how many of the draft were right.
+    job continues. fail: ends the job; error None: its logits are not finite. learn: records how many tokens a pass
+    chose; returns how many drafted tokens were accepted.
     """
 
     state: RowState
@@ -51,11 +51,11 @@ class WritingRow:
 
     def accept(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = ()) -> bool:
         """Passes a token to the job; returns whether the following one can be chosen in this pass too, because this one
-        was drafted. logsumexp: of all the logits; it is finite only where they are."""
+        was drafted. logsumexp: over the vocabulary; finite only where the logits are."""
         if not math.isfinite(logsumexp):
             self.writer.fail(None)
             return False
-        guessed = self.chosen_count < len(self.draft) and self.draft[self.chosen_count] == token
+        drafted = self.chosen_count < len(self.draft) and self.draft[self.chosen_count] == token
         output = self.writer.state.output
         before = len(output)
         try:
@@ -64,15 +64,15 @@ class WritingRow:
             self.writer.fail(error)
             return False
         self.chosen_count += len(output) - before
-        return continues and guessed
+        return continues and drafted
 
 
 def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy | None, sample: Sample) -> None:
-    """Chooses each row's next token, and further ones along its draft while the choices agree with it."""
+    """Chooses each row's next token, and the following ones for as long as the choices equal its draft."""
     active, step = list(rows), 0
     while active:
         drawn: list[WritingRow] = []
-        on: list[WritingRow] = []
+        continuing: list[WritingRow] = []
         for row in active:
             at = row.at + step
             # Under a grammar the likeliest token is usually allowed, or only one is: then no mask is needed.
@@ -86,7 +86,7 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
                 assert logits_WV is not None
                 logprob = float(logits_WV[at, token]) - greedy.logsumexp[at]
             if row.accept(token, logprob, greedy.logsumexp[at]):
-                on.append(row)
+                continuing.append(row)
         if drawn:
             assert logits_WV is not None
             at = [row.at + step for row in drawn]
@@ -96,8 +96,8 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
                 logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]
                 sums = None if greedy is None else [greedy.logsumexp[i] for i in at]
                 chosen = _drawn(logits_BV, [row.writer.state for row in drawn], sums, sample)
-                on += [row for row, choice in zip(drawn, chosen, strict=True) if row.accept(*choice)]
-        active, step = on, step + 1
+                continuing += [row for row, choice in zip(drawn, chosen, strict=True) if row.accept(*choice)]
+        active, step = continuing, step + 1
 
 
 def _drawn(

@@ -179,6 +179,8 @@ class SlotCache:
         self.states = RecurrentStates(layout, dtype, device)
         self.forgets = any(layer_cache.window is not None for layer_cache in self._layout)
         self.token_bytes = self.saved_bytes(None)
+        self.key_bytes = max(self.token_bytes, 1) / max(len(self._layout), 1)
+        """Of a token's key and value in one layer."""
         self.limit_bytes = limit_bytes
         self._on_demand = device.type == "cpu"
         self._window_bytes = Counter[int | None]()
@@ -404,7 +406,7 @@ class SlotAttention:
                 self._place(capacity)
         # A lone sequence from its start needs no mask: torch's causal kernel skips half the work.
         self._alone = len(spans) == 1 and spans[0].start == 0
-        groups = [] if self._alone else grouped(spans)
+        groups = [] if self._alone else grouped(spans, cache.key_bytes, device=cache.device.type)
         self._groups = [_SlotGroup(group, len(self._rows), cache.dtype, transfer) for group in groups]
 
     def write(self, layer: int, k_NGD: Tensor, v_NGV: Tensor) -> None:

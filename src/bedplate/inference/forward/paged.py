@@ -110,6 +110,7 @@ class PagedCache:
         if not of_tokens:
             raise UnsupportedModelError("a cache of blocks is for keys and values, and no layer has any: use slots")
         self.token_bytes = sum(layer_cache.values for layer_cache in of_tokens) * dtype.itemsize
+        self.key_bytes = self.token_bytes / len(of_tokens)
         self.windows = {layer_cache.layer: layer_cache.window for layer_cache in of_tokens}
         self.forgets = any(window is not None for window in self.windows.values())
         divisors = {window: 1 if window is None else WINDOWED_DIVISOR for window in self.windows.values()}
@@ -361,7 +362,9 @@ class PagedAttention:
         self._grouped = None if self._alone or not needs_groups else self._in_groups(transfer)
 
     def _in_groups(self, transfer: HostToDevice) -> list[_PagedGroup]:
-        return [_PagedGroup(self._cache, group, len(self._at.row_N), transfer) for group in grouped(self._spans)]
+        cache = self._cache
+        groups = grouped(self._spans, cache.key_bytes, copies=True, device=cache.device.type)
+        return [_PagedGroup(cache, group, len(self._at.row_N), transfer) for group in groups]
 
     @property
     def _groups(self) -> list[_PagedGroup]:

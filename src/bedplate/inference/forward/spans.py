@@ -159,29 +159,40 @@ def span_index(spans: Sequence[Span]) -> tuple[Numbers, Numbers]:
     return rows, np.arange(len(rows)) + np.repeat(begins, lengths)
 
 
-# One more group costs about ten small operations in every layer: worth it where it saves so many padded scores.
-GROUP_COST = 32 * 1024
+# One more group costs about ten small operations in every layer: worth it where it saves the reading of so many bytes
+# of padded keys and values by a processor, or by a device, which reads faster than it begins operations.
+GROUP_BYTES, DEVICE_GROUP_BYTES = 1 << 21, 1 << 26
+# Rows that are not neighbours are copied to be read together, which costs a key as much as so many queries read it.
+COPY_QUERIES = 4
 
 
-def grouped(spans: Sequence[Span]) -> list[list[tuple[int, Span]]]:
-    """Groups spans, each with the index of its first token, so that little padding is wasted."""
+def grouped(
+    spans: Sequence[Span], key_bytes: float, *, copies: bool = False, device: str = "cpu"
+) -> list[list[tuple[int, Span]]]:
+    """Groups spans, each with the index of its first token, so that little padding is read. key_bytes: of one token's
+    key and value in a layer. copies: neighbouring rows are copied too."""
     begin = 0
     numbered: list[tuple[int, Span]] = []
     for span in spans:
         numbered.append((begin, span))
         begin += span.length
-    numbered.sort(key=lambda n: (n[1].length, n[1].row if n[1].length == 1 else n[1].end))
+    # Single tokens in the order of their rows, of which neighbours are read in place; but those behind as many others.
+    numbered.sort(key=lambda n: (n[1].length, n[1].end if n[1].length > 1 else n[1].end.bit_length(), n[1].row))
+    group_queries = (GROUP_BYTES if device == "cpu" else DEVICE_GROUP_BYTES) / key_bytes
     groups: list[list[tuple[int, Span]]] = []
-    longest = keys = 0
+    cost = longest = keys = 0
+    adjacent = True
     for numbered_span in numbered:
         span = numbered_span[1]
-        T, K = max(longest, span.length), max(keys, span.end)
-        size = len(groups[-1]) if groups else 0
-        separate_cost = size * longest * keys + span.length * span.end + GROUP_COST
-        if groups and (size + 1) * T * K <= separate_cost:
-            groups[-1].append(numbered_span)
-            longest, keys = T, K
-        else:
-            groups.append([numbered_span])
-            longest, keys = span.length, span.end
+        alone = span.end * (span.length + COPY_QUERIES * copies)
+        if groups:
+            T, K = max(longest, span.length), max(keys, span.end)
+            together = adjacent and not copies and span.row == groups[-1][-1][1].row + 1
+            cost_together = (len(groups[-1]) + 1) * K * (T + COPY_QUERIES * (not together))
+            if cost_together <= cost + alone + group_queries:
+                groups[-1].append(numbered_span)
+                cost, longest, keys, adjacent = cost_together, T, K, together
+                continue
+        groups.append([numbered_span])
+        cost, longest, keys, adjacent = alone, span.length, span.end, True
     return groups

@@ -24,8 +24,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True)
 class LookedUp:
-    """What a retrieval lookup gave a request. passages: those in its prompt, by number. compute: seconds that the
-    lookup took."""
+    """The result of the retrieval lookup for a request. passages: those in its prompt, by number. compute: seconds that
+    the lookup took."""
 
     passages: tuple[Passage, ...] = ()
     compute: float = 0.0
@@ -57,8 +57,8 @@ class Request:
     """The fields that every request has.
 
     tokens: the prompt. adapter: a key given to Engine.load_adapter or load_soft_prompt; None: the base itself. skin:
-    the skin it runs for, which fair scheduling and counters go by. Cached tokens are shared by all requests of one
-    adapter within the first `shared_tokens` (the skin's own prompt), and after them within one `tenant` only. deadline:
+    the skin it runs for; fair scheduling and counters use it. Cached tokens are shared by all requests of one adapter
+    within the first `shared_tokens` (the skin's own prompt), and after them by requests of one `tenant` only. deadline:
     in `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: returned
     with the result. vectors: media features that replace parts of the prompt's embeddings, for a decoder.
     """
@@ -75,7 +75,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Step:
-    """One piece of a stream. `token_id` is None where held-back text is released without a new token."""
+    """One increment of a stream. `token_id` is None where buffered text is released without a new token."""
 
     token_id: int | None
     text: str
@@ -95,8 +95,8 @@ class Usage:
 
 @dataclass(frozen=True)
 class RequestUsage:
-    """Compute spent on a request, however it ended. usage: counts the prompt tokens actually read. compute: as in
-    `RequestTiming`."""
+    """Compute spent on a request, whether it finished, failed or was cancelled. usage: counts the prompt tokens that
+    were read. compute: as in `RequestTiming`."""
 
     usage: Usage = Usage(0)
     compute: float = 0.0
@@ -105,7 +105,7 @@ class RequestUsage:
 @dataclass(frozen=True)
 class RequestTiming:
     """Seconds of one request since it was queued: until its first forward pass, its first output, and its end. compute:
-    its share of the seconds of the steps it was in, by its cost in each: what it costs."""
+    its share of the seconds of its steps, in proportion to its tokens in each."""
 
     queued: float = 0.0
     first: float = 0.0
@@ -126,8 +126,8 @@ class Result:
 
 
 class Stream:
-    """The answer of one request as it is computed: iterate it for steps (generation), or call `result()` for all of
-    it."""
+    """The answer to one request as it is computed: iterate over its steps (generation), or call `result()` for the
+    whole."""
 
     def __init__(self, request: Request) -> None:
         self.request = request
@@ -145,7 +145,7 @@ class Stream:
         self.on_cancel: Callable[[], None] | None = None
 
     def __iter__(self) -> Iterator[Step]:
-        """Steps until the request ends; raises its error if it failed. To be iterated once."""
+        """Yields steps until the request ends; raises its error if it failed. Iterate only once."""
         self._check_process()
         while (step := self._steps.get()) is not None:
             yield step

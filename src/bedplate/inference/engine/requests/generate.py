@@ -28,7 +28,7 @@ from bedplate.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Generate(Request):
-    """Continues `tokens`, within `grammar` where there is one. marks: the special tokens that appear in the text, for
+    """Continues `tokens`, constrained by `grammar` if any. marks: the special tokens that appear in the text, for
     callers that parse it by them; all others are left out."""
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -93,13 +93,13 @@ class GenerateJob(RequestJob[Generate]):
             self._matcher = self.resources.grammars.compile(request.grammar)
 
     @property
-    def _asks_prompt(self) -> bool:
+    def _needs_prompt_logprobs(self) -> bool:
         """Whether log-probabilities of the prompt are requested and not computed yet."""
         return self.request.sampling.prompt_logprobs is not None and not self.begun
 
     @property
     def reusable(self) -> int | None:
-        return None if self._asks_prompt else super().reusable
+        return None if self._needs_prompt_logprobs else super().reusable
 
     @property
     def generated_tokens(self) -> int:
@@ -124,15 +124,15 @@ class GenerateJob(RequestJob[Generate]):
         return end if end - begin > 1 else 0
 
     def pass_request(self, begin: int, end: int) -> PassRequest:
-        if self._asks_prompt:
+        if self._needs_prompt_logprobs:
             return PassRequest(range(begin, end))
         # Under a grammar or with withheld tokens, another token than the likeliest may be chosen.
         likeliest = self.plain and self.request.grammar is None and not self.state.withheld
         return PassRequest(range(end - 1, end) if end == len(self.tokens) else (), likeliest=likeliest)
 
     def consume(self, pass_result: PassResult) -> WritingRow | None:
-        if self._asks_prompt:
-            self._take_prompt(pass_result.begin, pass_result.logits_WV)
+        if self._needs_prompt_logprobs:
+            self._collect_prompt_logprobs(pass_result.begin, pass_result.logits_WV)
         if pass_result.end < len(self.tokens):
             return None
         if not self.begun:
@@ -141,7 +141,7 @@ class GenerateJob(RequestJob[Generate]):
             return None
         return WritingRow(self, pass_result.logits_index + len(pass_result.positions) - 1, pass_result.draft)
 
-    def _take_prompt(self, begin: int, logits_TV: Tensor) -> None:
+    def _collect_prompt_logprobs(self, begin: int, logits_TV: Tensor) -> None:
         """Collects the log-probability of each prompt token after those before it, and the likeliest alternatives, from
         the logits of the tokens from position `begin` on."""
         tokens, first = self.request.tokens, begin - self.adapter.virtual
@@ -242,11 +242,11 @@ def is_plain(settings: Sampling) -> bool:
 
 
 class TextStream:
-    """Decodes the text of one row; characters that may become part of a stop string are held back until that is
+    """Decodes the text of one row; characters that may become part of a stop string are buffered until that is
     decided."""
 
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str], marks: frozenset[int] = frozenset()) -> None:
-        """marks: special tokens that the text shows; it shows no others."""
+        """marks: special tokens that appear in the text; all others are left out."""
         self._decoder = None if tokenizer is None else tokenizer.stream(marks=marks)
         self._stop = tuple(stop)
         self._pending = ""
@@ -258,7 +258,7 @@ class TextStream:
         return "" if self._decoder is None else self._release(self._decoder.push(token))
 
     def finish(self) -> str:
-        """The text still held back when the row ends for a reason other than a stop string."""
+        """The text still buffered when the row ends for a reason other than a stop string."""
         if self._decoder is None or self.stopped:
             return ""
         released = self._release(self._decoder.flush())
@@ -306,8 +306,8 @@ class Drafter:
 
     def __init__(self, tokens: Sequence[int]) -> None:
         self._tokens = list(tokens)
-        self._start = np.fromiter(tokens, dtype=np.int64, count=len(tokens))
-        self._last: dict[tuple[int, ...], int] = {}
+        self._prompt = np.fromiter(tokens, dtype=np.int64, count=len(tokens))
+        self._ends_by_ngram: dict[tuple[int, ...], int] = {}
         self._size = 2
         self._cooldown = COOLDOWN
         self._wait = 0
@@ -316,7 +316,7 @@ class Drafter:
         """Adds a generated token, and indexes the n-grams before it, which now have a successor."""
         end = len(self._tokens)
         for n in range(SHORTEST, min(LONGEST, end) + 1):
-            self._last[tuple(self._tokens[end - n :])] = end
+            self._ends_by_ngram[tuple(self._tokens[end - n :])] = end
         self._tokens.append(token)
         self._wait -= self._wait > 0
 
@@ -324,31 +324,31 @@ class Drafter:
         """Drafts up to `max_tokens` tokens; often none."""
         if self._wait or max_tokens < 1:
             return []
-        at = self._last_time()
+        at = self._last_match()
         if at is None:
             return []
         period = len(self._tokens) - at
         # Indices wrap around, so that a text that repeats itself is drafted as a repetition.
         return [self._tokens[at + i % period] for i in range(min(max_tokens, self._size))]
 
-    def _last_time(self) -> int | None:
+    def _last_match(self) -> int | None:
         """The position after the last earlier occurrence of the longest n-gram that ends the text; None without one."""
         for n in range(min(LONGEST, len(self._tokens)), SHORTEST - 1, -1):
-            at = self._last.get(tuple(self._tokens[-n:]))
-            match_end = self._in_start(n) if at is None else at
+            at = self._ends_by_ngram.get(tuple(self._tokens[-n:]))
+            match_end = self._match_in_prompt(n) if at is None else at
             if match_end is not None:
                 return match_end
         return None
 
-    def _in_start(self, n: int) -> int | None:
+    def _match_in_prompt(self, n: int) -> int | None:
         """The position after the last occurrence, in the prompt, of the latest n tokens; None without one."""
-        count = len(self._start) - n  # of runs with a successor in it
+        count = len(self._prompt) - n  # n-grams with a successor in the prompt
         if count < 1:
             return None
-        matches = self._start[n - 1 : n - 1 + count] == self._tokens[-1]
+        matches = self._prompt[n - 1 : n - 1 + count] == self._tokens[-1]
         ends = matches.nonzero()[0] + n
         for back in range(2, n + 1):
-            ends = ends[self._start[ends - back] == self._tokens[-back]]
+            ends = ends[self._prompt[ends - back] == self._tokens[-back]]
         return int(ends[-1]) if len(ends) else None
 
     def learn(self, drafted: int, accepted: int) -> None:

@@ -1,4 +1,4 @@
-"""`RequestJob`: the state and behavior of one request in the engine, as the jobs of all request types share them."""
+"""`RequestJob`: the state of one request in the engine, and the interface that the job of each type implements."""
 
 from __future__ import annotations
 
@@ -36,8 +36,9 @@ R = TypeVar("R", bound=Request)
 
 @dataclass(frozen=True)
 class EngineResources:
-    """What the jobs of an engine share. ends: ids of end tokens. speculates: whether next tokens are drafted. never:
-    ids that are never generated. longest: tokens of the longest sequence that fits the cache; None: unbounded."""
+    """The objects and settings that all jobs of an engine use. ends: ids of end tokens. speculates: whether next tokens
+    are drafted. never: ids that are never generated. longest: tokens of the longest sequence that fits the cache; None:
+    unbounded."""
 
     base: Base
     grammars: Grammars
@@ -48,8 +49,8 @@ class EngineResources:
 
     @cached_property
     def doubling_tokens(self) -> float:
-        """How many others a token reads that takes twice as much computing as one that reads none: a mean over the
-        context, in which layers with a window read no more than that."""
+        """The number of attended tokens at which a token takes twice the compute of one that attends to none: a mean
+        over the context; a layer with a window attends to the window only."""
         spec, tokens = self.base.spec.main, self.base.spec.context_length
         surplus = forward_flops(spec, tokens, 0) / (tokens * forward_flops(spec, 1, 0)) - 1
         return (tokens / 2 if self.base.causal else tokens) / surplus if surplus > 0 else math.inf
@@ -57,12 +58,12 @@ class EngineResources:
 
 @dataclass(slots=True)
 class PassRequest:
-    """What a job puts into a forward pass beside its tokens, and which outputs it needs.
+    """A job's inputs to a forward pass in addition to its tokens, and the outputs that it needs.
 
     logits: the positions whose logits are needed. likeliest: only the likeliest successor of each of these, and of the
     drafted tokens, is needed. states: the hidden states of all its tokens are needed, after `RequestJob.depth` blocks.
-    vectors: (position, features [P, D]) that stand in the place of its tokens' embeddings. latents: a denoising call.
-    A job that sets one of the last two has `has_features`.
+    vectors: (position, features [P, D]) that replace its tokens' embeddings. latents: a denoising call. A job that sets
+    one of the last two has `has_features`.
     """
 
     logits: Sequence[int] = ()
@@ -74,11 +75,11 @@ class PassRequest:
 
 @dataclass(slots=True)
 class PassResult:
-    """What a forward pass returned for a job's tokens from position `begin` to before `end`.
+    """The output of a forward pass for a job's tokens from position `begin` to before `end`.
 
-    positions: those whose logits the job asked for. draft: drafted tokens after them. out: the output of the whole
+    positions: those whose logits the job requested. draft: drafted tokens after them. out: the output of the whole
     batch. logits_index: index of the job's first logits in it; those of the draft come last. token_index: index of the
-    job's first token in the batch. latents_index: index of its denoising call; None where it made none.
+    job's first token in the batch. latents_index: index of its denoising call; None without one.
     """
 
     begin: int
@@ -110,33 +111,33 @@ class PassResult:
 
 
 class RequestJob(ABC, Generic[R]):
-    """One request while it waits and runs. A request type is one file, with its request, its result and a subclass of
-    this one, and one row in `table.JOB_TYPES`.
+    """One request while it waits and runs. Each request type has one file, with its request, its result and a subclass
+    of this class, and one entry in `table.JOB_TYPES`.
 
     tokens: the sequence to compute: the adapter's virtual tokens, the prompt, then what the job appends. source: the
     number of first tokens that an encoder reads: the whole prompt, behind which the decoder starts, or 0.
     computed_tokens: how many have keys and values in cache row `row`. cached: prompt tokens found in the prefix cache.
     saved_tokens: how many of `tokens` are saved there. marks: positions at which recurrent states are saved on the way.
-    begun: the prompt is computed and an answer has begun that outlasts its row. ended, failed: how the job is to leave
-    at the end of the step.
+    begun: the prompt is computed, and generated tokens are kept even if the row is lost. ended, failed: the finish
+    reason, or the error, with which the job leaves at the end of the step.
 
-    Work that is no sequence of tokens has `is_sequence` false and no row. It counts its `cost` in units of one token,
-    is scheduled in shares of that, and says in `pass_request` what a share puts into the pass: a denoising job counts
-    the patches of its next step and makes one call when all are paid for. Vectors that it feeds are `reusable` by
-    others only where `prefix_tokens` names them.
+    A job whose work is not a sequence of tokens has `is_sequence` false and no row. It counts its `cost` in units of
+    one token, is scheduled in shares of that, and returns each share's inputs from `pass_request`: a denoising job
+    counts the patches of its next step and makes one call when all are scheduled. Vectors are `reusable` by other jobs
+    only where `prefix_tokens` identifies them.
     """
 
     writes: ClassVar[bool] = False
     """Whether it needs logits after the prompt, not the prompt's own states."""
     holds_row: ClassVar[bool] = False
-    """Whether it keeps its row for many steps: such rows are counted, and preempted where memory is scarce."""
+    """Whether it keeps its row for many steps: such rows are limited, and preempted where memory is scarce."""
     is_sequence: ClassVar[bool] = True
     """Whether its shares are tokens of one sequence, which needs a row of the cache."""
     has_features: bool = False
-    """Whether it puts vectors or latents into its passes."""
+    """Whether its passes have vectors or latents as inputs."""
 
     def __init__(self, request: R, adapter: LoadedAdapter, resources: EngineResources) -> None:
-        """Raises RequestError for what cannot run."""
+        """Raises RequestError for a request that cannot run."""
         self.request, self.adapter, self.resources = request, adapter, resources
         self.stream = Stream(request)
         self.source = len(request.tokens) if resources.base.has_encoder else 0
@@ -146,7 +147,7 @@ class RequestJob(ABC, Generic[R]):
         self.depth: int | None = None
         """The number of blocks to run; None: all."""
         self.types: Sequence[int] = ()
-        """The tokens' types, where an encoder tells the parts of a text apart."""
+        """The tokens' types, for encoders with token type embeddings."""
         self.row: int | None = None
         self.computed_tokens = self.saved_tokens = self.shared = 0
         self.marks: tuple[int, ...] = ()
@@ -172,12 +173,12 @@ class RequestJob(ABC, Generic[R]):
         self.queued = time.monotonic()
 
     def check(self) -> None:
-        """Raises RequestError for what this base cannot run."""
+        """Raises RequestError for a request that this base cannot run."""
         check_prompt(self.resources.base, self.request.tokens, self.adapter.virtual)
 
     @abstractmethod
     def pass_request(self, begin: int, end: int) -> PassRequest:
-        """What the job contributes to a pass over its tokens from position `begin` to before `end`, and the outputs it
+        """The job's inputs to a pass over its tokens from position `begin` to before `end`, and the outputs it
         needs."""
 
     @abstractmethod
@@ -191,15 +192,15 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def cost(self) -> int:
-        """The work still to be computed, in the unit of the engine's budget: one token. It stops at the next mark, so
-        that no pass goes beyond it."""
+        """The work still to be computed, in tokens, the unit of the engine's budget; only up to the next mark, so that
+        no pass goes beyond it."""
         end = next((mark for mark in self.marks if mark > self.computed_tokens), len(self.tokens))
         return end - self.computed_tokens
 
     @property
     def weight(self) -> float:
-        """What its next token takes of computing, in a sequence's first tokens: one behind others reads those, and one
-        of a text that is read as a whole all of it."""
+        """The compute of its next token, relative to that of a sequence's first token: it attends to the tokens before
+        it, or, in an encoder, to the whole text."""
         if not self.is_sequence:
             return 1.0
         causal = self.resources.base.causal
@@ -265,7 +266,7 @@ class RequestJob(ABC, Generic[R]):
         return self.prompt_end
 
     def cancel(self) -> None:
-        """Fails the request, because its caller has gone."""
+        """Fails the request, because its caller has cancelled it."""
         self.failed = RequestError("the request was cancelled before it started", code="cancelled")
 
     def fail(self, error: Exception | None) -> None:
@@ -307,7 +308,7 @@ class RequestJob(ABC, Generic[R]):
 
 
 def give_error(job: RequestJob) -> None:
-    """Ends a job's stream with the error that the job failed with, wrapped where it is not one of ours."""
+    """Ends a job's stream with the job's error, wrapped in RuntimeError unless it is a BedplateError."""
     error, job.failed = job.failed, None
     assert error is not None
     # Clears the frames' locals: a caller that keeps the error must not keep jobs, caches and the engine alive.

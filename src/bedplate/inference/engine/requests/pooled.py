@@ -58,7 +58,7 @@ class Classify(Request):
 
 @dataclass(frozen=True)
 class Label(Request):
-    """Asks for the logits of the base's own labels, in their order. types: per token, which text of a pair it belongs
+    """Computes the logits of the base's own labels, in their order. types: per token, which text of a pair it belongs
     to; () for models without token types."""
 
     types: tuple[int, ...] = ()
@@ -72,7 +72,7 @@ class Classification(Result):
 
 
 class PooledJob(RequestJob[R]):
-    """Pools states pass by pass, so that a prompt may be computed in chunks."""
+    """Pools hidden states pass by pass, so that a prompt can be computed in chunks."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class PooledJob(RequestJob[R]):
         types: Sequence[int] = (),
         skip: int = 0,
     ) -> None:
-        """skip: so many of the prompt's first tokens are not pooled."""
+        """skip: number of the prompt's first tokens that are not pooled."""
         super().__init__(request, adapter, resources)
         check_depth(resources.base, depth)
         self.poolings, self.depth, self.types = tuple(poolings), depth, types
@@ -169,11 +169,11 @@ class EmbedJob(PooledJob[Embed]):
         super().__init__(request, adapter, resources, poolings, request.depth, skip=request.skip)
 
     def read(self, pooled_E: Tensor) -> Embedding:
-        found_E = pooled_E if self._sentence is None else self._sentence(pooled_E[None])[0]
+        vector_E = pooled_E if self._sentence is None else self._sentence(pooled_E[None])[0]
         normalize = self.request.normalise
         if self._sentence is None if normalize is None else normalize:
-            found_E = F.normalize(found_E, dim=0)
-        return Embedding(tuple(found_E.tolist()), **self.account())
+            vector_E = F.normalize(vector_E, dim=0)
+        return Embedding(tuple(vector_E.tolist()), **self.account())
 
 
 class ClassifyJob(PooledJob[Classify]):

@@ -32,8 +32,8 @@ class Scores(Result):
 
 
 class ScoreJob(RequestJob[Score]):
-    """Computes one continuation after the other behind the prompt; the first token of each is scored by the prompt's
-    last token.
+    """Computes one continuation after the other behind the prompt; the first token of each is scored by the logits of
+    the prompt's last token.
 
     branch: index of the current continuation. totals: log-probability sums so far.
     """
@@ -43,7 +43,7 @@ class ScoreJob(RequestJob[Score]):
     def __init__(self, request: Score, adapter: LoadedAdapter, resources: EngineResources) -> None:
         super().__init__(request, adapter, resources)
         self.totals: list[float] = []
-        self._turn(0)
+        self._set_branch(0)
 
     def check(self) -> None:
         base, continuations = self.resources.base, self.request.continuations
@@ -54,8 +54,8 @@ class ScoreJob(RequestJob[Score]):
             check_ids(base, tokens)
         check_prompt(base, self.request.tokens, self.adapter.virtual, max(len(c) for c in continuations))
 
-    def _turn(self, branch: int) -> None:
-        """Puts continuation number `branch` behind the prompt."""
+    def _set_branch(self, branch: int) -> None:
+        """Places continuation number `branch` behind the prompt."""
         self.branch = branch
         self.tokens[self.prompt_end :] = self.request.continuations[branch][:-1]
 
@@ -86,7 +86,7 @@ class ScoreJob(RequestJob[Score]):
         if following is None:
             self.ended = "stop"
         else:
-            self._turn(following)
+            self._set_branch(following)
             self.computed_tokens = self.prompt_end
 
     def _add(self, begin: int, logprobs_WV: Tensor) -> None:
@@ -104,7 +104,7 @@ class ScoreJob(RequestJob[Score]):
     def restart(self) -> None:
         super().restart()
         self.totals = []
-        self._turn(0)
+        self._set_branch(0)
 
     def result(self) -> Scores:
         if any(map(math.isnan, self.totals)):
