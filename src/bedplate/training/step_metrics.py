@@ -6,7 +6,7 @@ The guard decides on the device without reading anything back, by the rule of `G
 `Utilisation` is the share of the device's peak that a run reaches (MFU; PaLM, https://arxiv.org/abs/2204.02311): the
 model's own products, forward and backward, with the token pairs that causal attention sees in rows of one length
 (`economics.model.footprint`); recomputation does not count. The peak is the dense one from the table of devices, or,
-for a processor or an unlisted device, what a large square product reaches here.
+for a processor or an unlisted device, the measured rate of a large square product.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ _STATE = "guard/"
 
 
 class StepGuard:
-    """Decides which steps are skipped, in their order. Its rings hold the last `window` steps' values, indexed by step
-    number."""
+    """Decides which steps are skipped, in their order. Ring buffers hold the last `window` steps' values, indexed by
+    step number."""
 
     def __init__(self, config: GuardConfig, device: torch.device) -> None:
         self._config = config
@@ -177,7 +177,7 @@ class StepGuard:
         return {name: ring.clone() for name, ring in self._state_tensors.items()} if has_state else {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` gave."""
+        """Restores the result of `tensors`."""
         for name, ring in self._state_tensors.items():
             if name in tensors:
                 ring.copy_(tensors[name])
@@ -289,7 +289,7 @@ def measure_peak(device: torch.device, dtype: str) -> float:
     side = _SIDE.get(device.type, _LARGE)
     with torch.inference_mode():
         a, b = (torch.full((side, side), 0.5, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-        (a[:1] @ b)[0, 0].item()  # what a device sets up with its first product is not counted
+        (a[:1] @ b)[0, 0].item()  # warm-up: a device's set-up with its first product is not counted
         best, turns, until = float("inf"), 0, time.perf_counter() + _SECONDS
         while turns == 0 or (turns < _MIN_ROUNDS and best < _SECONDS) or time.perf_counter() < until:
             start, turns = time.perf_counter(), turns + 1
