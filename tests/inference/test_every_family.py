@@ -125,5 +125,5 @@ def test_company_changes_nothing(name: str, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_keeps_states_is_not_guessed_for() -> None:
-    with pytest.raises(UnsupportedModelError, match="keeps states, which take back no guess"):
+    with pytest.raises(UnsupportedModelError, match="has recurrent states, which cannot be rewound"):
         Engine(base_of("lfm2"), kernel="torch", speculate=True)
