@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,61 +29,7 @@ GOES_ON = "give the same command again to go on: what is finished is kept"
 EXIT_CODES = {"PASS": 0, "FAIL": 3, "INSUFFICIENT_DATA": 4, "OUT_OF_BUDGET": 5}
 """The exit code of each verdict. 1 and 2 are those of errors, where there is no verdict."""
 
-HELP = """Find the cheapest adaptation of a base that provably meets the bar.
-
-Climbs the ladder: tunes each rung (method) on valid, nominates at most three skins (finalists) that fit the budget,
-opens the test rows once, and decides. Ctrl-C is safe: the same command resumes
-where it stopped, and with a larger --budget goes on with what there was no time
-for. The rungs:
-
-\b
-RUNG_TABLE
-
-\b
-exit code  verdict
-  0        PASS: a skin clears the bar
-  3        FAIL: everything that fits is shown to be below it
-  4        INSUFFICIENT_DATA: the test rows do not decide; says how many would
-  5        OUT_OF_BUDGET: nothing fits a key of `budget`; says which value would do
-  2        wrong usage, 1 another error, 130 interrupted: there is no verdict
-
-The task file's `adapt` section says what is wanted:
-
-\b
-  adapt:
-    bases: [smollm2-135m]       # a catalogue name, a directory, a .gguf file, hf:owner/name
-    target: {value: 0.80, confidence: 0.95}
-    budget: {p95_ms: 500, usd_per_1k_calls: 0.05, train_minutes: 10, max_prompt_tokens: 600}
-    machine: {usd_per_hour: 0.10, as_of: 2026-11-24}
-    formats: auto               # int8, int4 where faster here and not shown to be worse by 0.01; none; or a list
-    rungs: auto
-
-More keys of the task file say what a skin has to beat, and what has to hold beside the bar:
-
-\b
-  data.current          the recorded answers of the system that runs today: {column: routed_to}
-  adapt.target.against  what a skin is compared with: current, or a candidate. With better_by: 0 a skin has to be
-                        better, with margin: 0.02 worse by less than 0.02
-  adapt.target.all_of   what has to hold as well: [{metric: macro_f1, at_least: 0.75}, …]
-
-Example: bedplate adapt task.yaml --out runs/x --rungs zero_shot,lora --budget 10m adapt.target.value=0.85
-
-With --curve each rung is climbed again on nested subsets of the training labels, three random draws of each size,
-and judged on valid: quality against labels, where tuning overtakes prompting, and after how many calls it has paid
-for itself. It uses what the ladder leaves of --budget; what does not fit is left out and reported. With a longer
-budget the same command keeps the points that it has, and gives the ladder's rungs the longer time too.
-
-With --parent the new skins are children of a skin of an earlier run: rows and groups that it had stay in the split
-that they were in, so that nothing is judged by rows it was trained on; new rows are split as usual. lora, dora and
-soft_prompt start from the parent's weights where it is of that kind, on the same base; every other rung starts
-from nothing. What users corrected is such new data: `bedplate feedback export`.
-
-With --label-budget the target's column may be empty, in some rows or all. The command names a file of rows to
-label under labels/ in --out; fill it in and give the same command again, until there is a verdict or the budget is
-spent. Train rows are those that a first model is least sure of, valid and test rows are drawn at random, and the
-verdict may look at test before all of its rows have labels: its error is spent over the looks. It exits with 4 as
-long as there is none.
-"""
+HELP = (files("bedplate.cli") / "adapt.txt").read_text("utf-8")
 
 
 def adapt(

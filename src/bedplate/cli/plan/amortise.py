@@ -22,10 +22,7 @@ if TYPE_CHECKING:
 
 def amortise(
     account_file: Annotated[
-        Path,
-        typer.Argument(
-            metavar="ACCOUNT.yaml", help="The amortisation file.", show_default=False, callback=paths.existing
-        ),
+        Path, typer.Argument(metavar="ACCOUNT.yaml", help="The amortisation file.", callback=paths.existing)
     ],
     overrides: Overrides = None,
     all_columns: AllColumns = False,
