@@ -37,6 +37,7 @@ class Report:
 
     @property
     def verdict(self) -> Verdict:
+        """What was decided, and why."""
         return Verdict(self.data["verdict"])
 
     @property
