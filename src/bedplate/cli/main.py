@@ -141,31 +141,9 @@ def _rows(table: Mapping[str, tuple[str, str]]) -> str:
 
 
 def _help() -> str:
-    return f"""\
-Usage: bedplate VERB [OPTIONS] …
+    from importlib.resources import files
 
-One base model, many skins.
-
-Verbs (`bedplate VERB --help` says more):
-{_rows(VERBS)}
-
-Words:
-  base     a pretrained model (foundation model), from a catalogue name, hf:owner/name, a directory or a .gguf file
-  skin     what turns it into one feature: a prompt, examples, an adapter or a head (adapter, in the wide sense)
-  rung     one way to make a skin (method); the ladder is all of them, the cheapest first
-  bar      what the metric must be shown to reach (threshold); the gate is the test of it on held-out rows
-  nominee  a skin chosen for that test before the rows are opened (finalist)
-
-Options:
-  --version  Show the version.
-  --help     Show this text.
-
-Amounts are written 50k, 2M or 15.6T and times 500ms, 90s, 10m or 1.5h, in options and in files; KEY=VALUE behind a
-file (`adapt`, `evaluate`, `pretrain`, `data build`, `plan decide` …) is a value in the place of the file's own.
-
-Environment: BEDPLATE_HOME (cache and catalogue, default ~/.cache/bedplate), BEDPLATE_TRACEBACK=1 (tracebacks),
-BEDPLATE_DATA_LEDGER=off (no test ledger beside data), HF_HUB_OFFLINE=1 (no Hub), NO_COLOR, and pip's settings for the
-package index."""
+    return (files("bedplate.cli") / "main.txt").read_text("utf-8").format(verbs=_rows(VERBS))
 
 
 def _fail(message: str, code: str, exit_code: int, arguments: Sequence[str]) -> int:
