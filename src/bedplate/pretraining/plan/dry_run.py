@@ -166,7 +166,8 @@ def vocabulary_of(run: RunFile) -> int | None:
         if choice.train is not None:
             return choice.train.vocab_size
         return resolve_tokenizer(str(choice.use), recipe.parent).vocab_size
-    if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
+    has_ids = run.model is not None and run.model.preset is not None
+    if data.corpus is not None and not (has_ids and not (run.place(data.corpus) / MANIFEST).is_file()):
         return read_manifest(run.place(data.corpus)).tokenizer.vocab_size
     return None
 

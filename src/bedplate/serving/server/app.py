@@ -185,7 +185,11 @@ def loaded_server(
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(scanned.cards)
-    loaded = [apart_now(partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
+    held = partial(
+        resident, bases=len(config.bases), named_cards=cards, lying=lying, awaits=config.skins_directory is not None
+    )
+    log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
+    loaded = [apart_now(partial(held, base)) for base in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
