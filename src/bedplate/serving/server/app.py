@@ -185,14 +185,14 @@ def loaded_server(
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(scanned.cards)
-    held = partial(
-        resident, bases=len(config.bases), named_cards=cards, lying=lying, awaits=config.skins_directory is not None
-    )
-    log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
-    loaded = [apart_now(partial(held, base)) for base in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
+        held = partial(
+            resident, bases=len(config.bases), named_cards=cards, lying=lying, awaits=config.skins_directory is not None
+        )
+        log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
+        loaded = [apart_now(partial(held, base)) for base in config.bases]
         base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
         trial = stack.enter_context(GrammarTrial())
         for _, engine in base_engines:
