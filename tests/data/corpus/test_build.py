@@ -294,7 +294,7 @@ def test_nothing_to_train_on_says_why(place: Path) -> None:
         build_corpus(place, "copied", copied)
     mistyped = RECIPE.replace("path: notes.jsonl", "path: notes.jsonl, text: txet")
     with pytest.raises(
-        DataError, match=r"the first, notes.jsonl\S*: no_text: 'txet' is not there; .*; correct the source"
+        DataError, match=r"the first, notes.jsonl\S*: no_text: 'txet' is not there; .*; change how it is read"
     ):
         build_corpus(place, "mistyped", mistyped)
     (place / "empty.jsonl").write_text("")

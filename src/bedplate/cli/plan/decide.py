@@ -126,7 +126,7 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
     if not files:
         only = f"{price_files[0]} is a price file; " if price_files else ""
         raise UsageError(
-            f"{only}name a decision file: bedplate plan decide CASE.yaml (--init writes one to start from)"
+            only + "name a decision file: bedplate plan decide CASE.yaml (--init writes one to start from)"
         )
     return files, overrides, prices or (price_files[0] if price_files else None)
 

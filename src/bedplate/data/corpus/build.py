@@ -279,14 +279,14 @@ class _Build:
                 for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
             ]
             losses += [f"copies {total.kept}"] if total.kept else []
-            first, unread = next(iter(total.examples.values()), [])[:1], set(total.dropped) == {UNREADABLE}
-            example = "".join(f"; the first, {shown['id']}: {shown['detail']}" for shown in first)
-            change = (
-                "its preset or the rules in the recipe (`rules: {NAME: null}` turns one off), or take the source out"
-            )
+            losses += [
+                f"the first, {shown['id']}: {shown['detail']}" for shown in next(iter(total.examples.values()), [])[:1]
+            ]
+            change = "its preset or the rules in the recipe (`rules: {NAME: null}` turns one off)"
+            change = "how it is read" if set(total.dropped) == {UNREADABLE} else change
             raise DataError(
                 f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
-                f"{'; '.join(losses)}{example}; {'correct the source' if unread else f'change {change}'}"
+                f"{'; '.join(losses)}; change {change}, or take the source out"
             )
 
     def _encode(self) -> dict[str, list[dict[str, ShardEntry]]]:

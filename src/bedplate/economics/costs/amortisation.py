@@ -253,11 +253,11 @@ def _machine_usd(account: AmortisationFile, seconds: Sequence[float] | None, bus
         answered = busy
     paid, spent = answered * per_second, max(answered, busy or 0.0) * per_second
     if spent > account.bill_usd * _EXCESS:
-        most, machines = account.period.hours * account.machine.machines, account.machine.machines
+        machines, hours = account.machine.machines, account.period.hours * account.machine.machines
         check = "calls_per_day and seconds_per_call" if account.expected else "servers and server_usd_per_hour"
         raise UsageError(
             f"the calls take {spent / per_second / 3600:,.2f} hours of the machines (${spent:,.2f}), more than the "
-            f"{most:,.2f} hours (${account.bill_usd:,.2f}) of {machines} in the period: check period, machines, {check}"
+            f"{hours:,.2f} hours (${account.bill_usd:,.2f}) of {machines}: check period, machines, {check}"
         )
     return round(min(paid, account.bill_usd), DIGITS), round(min(spent, account.bill_usd), DIGITS)
 

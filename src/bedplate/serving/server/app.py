@@ -188,11 +188,9 @@ def loaded_server(
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        held = partial(
-            resident, bases=len(config.bases), named_cards=cards, lying=lying, awaits=config.skins_directory is not None
-        )
         log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
-        loaded = [apart_now(partial(held, base)) for base in config.bases]
+        awaits, count = config.skins_directory is not None, len(config.bases)
+        loaded = [apart_now(partial(resident, base, count, cards, lying, awaits)) for base in config.bases]
         base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
         trial = stack.enter_context(GrammarTrial())
         for _, engine in base_engines:
