@@ -1,4 +1,4 @@
-"""What a look at a skin comes to: climb again, label new rows first, keep the skin, or undecided, and why."""
+"""The verdict of a drift check on a skin: climb again, label new rows first, keep the skin, or undecided, and why."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ Verdict = Literal["climb", "label", "keep", "undecided"]
 
 @dataclass(frozen=True)
 class Drift:
-    """verdict: climb again, label new rows first, keep the skin, or undecided; `sentence` says why. look: the number of
-    this look at the skin; alpha: the error of all of them together."""
+    """The result of a drift check. verdict: climb again, label new rows first, keep the skin, or undecided; sentence:
+    the reason. look: the number of this check of the skin; alpha: the error rate of all its checks together."""
 
     verdict: Verdict
     sentence: str
@@ -33,7 +33,7 @@ class Drift:
         return display.line("new rows", f"{self.new_rows:,} against {self.old_rows:,}", self.sentence)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain values, the rows of the evaluation among them."""
+        """JSON values, including the rows of the evaluation."""
         return {
             **vars(self),
             "shifts": [shift.to_json() for shift in self.shifts],
@@ -43,7 +43,7 @@ class Drift:
 
 
 def decide(shifts: Sequence[Shift], measured: Quality | None) -> tuple[Verdict, str]:
-    """The verdict and its sentence. shifts: nothing, where there are no old rows to compare inputs with."""
+    """The verdict and its sentence. shifts: empty where there are no old rows to compare inputs with."""
     shifted = [shift.aspect for shift in shifts if shift.differs]
     differ = "new rows were not shown to differ from old ones" if shifts else "inputs were not compared"
     if shifted:

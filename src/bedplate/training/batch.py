@@ -32,10 +32,10 @@ NO_TARGET = -100
 
 @dataclass(frozen=True)
 class TrainingExample:
-    """Token ids with a loss mask: `loss[i]` says that token i is predicted from the tokens before it.
+    """Token ids with a loss mask: `loss[i]` is whether token i is predicted from the tokens before it.
 
-    source: what an encoder reads; the tokens are then the decoder's. DataError when lengths differ, no token carries
-    loss, or the first does.
+    source: the encoder's token ids; `ids` are then the decoder's. DataError when lengths differ, no token carries loss,
+    or the first does.
     """
 
     ids: tuple[int, ...]
@@ -68,8 +68,8 @@ class TrainingExample:
 class MicroBatch(Protocol):
     """The unit of one forward pass; objectives read further fields of their own batches.
 
-    ids: its examples (or pieces). counts: what the loop sums and logs with every step, `tokens` at least; known where
-    the batch is made, so that nothing is read back from a device.
+    ids: its examples (or pieces). counts: numbers that the loop sums and logs with every step, at least `tokens`; they
+    are known on the host, so that nothing is read back from a device.
     """
 
     @property
@@ -89,8 +89,8 @@ class PackedBatch:
     same document where it carries loss, else −100; learned: int64 [N], indices of targets in the flattened rows. ids:
     examples (or pieces) by row and segment; lengths: tokens of each, without the shared prefix; losses: tokens of each
     that carry loss. placement: the documents' places in the rows. sources, source_segments: int64 [B, S], encoder
-    inputs under the same numbers, at `source_placement`. rows: each row's number in the whole run, where the source has
-    one. further_counts: counts beside tokens and targets.
+    inputs with the same segment numbers, at `source_placement`. rows: each row's number in the whole run, where the
+    source numbers them. further_counts: counts in addition to tokens and targets.
     """
 
     tokens: Tensor
@@ -131,10 +131,10 @@ class PackedBatch:
     @property
     def inputs(self) -> Inputs:
         """The model's inputs."""
-        read: Inputs | None = None
+        encoder_inputs: Inputs | None = None
         if self.sources is not None:
-            read = Inputs(self.sources, segments=self.source_segments, placement=self.source_placement)
-        return Inputs(self.tokens, self.positions, self.segments, encoder=read, placement=self.placement)
+            encoder_inputs = Inputs(self.sources, segments=self.source_segments, placement=self.source_placement)
+        return Inputs(self.tokens, self.positions, self.segments, encoder=encoder_inputs, placement=self.placement)
 
     @property
     def token_count(self) -> int:
@@ -149,12 +149,12 @@ class PackedBatch:
     @property
     def counts(self) -> Mapping[str, int]:
         documents = () if self.source_placement is None else self.source_placement.documents
-        read = sum(document.token_count for document in documents)
-        return {"tokens": self.token_count + read, "targets": self.target_count, **self.further_counts}
+        source_count = sum(document.token_count for document in documents)
+        return {"tokens": self.token_count + source_count, "targets": self.target_count, **self.further_counts}
 
     def further_targets(self, distance: int) -> tuple[Tensor, Tensor]:
         """The targets `distance` tokens after the next one in the same document: their positions in the flattened rows,
-        and the tokens. Read once, from the batch as its source gave it; `to` hands them on, still on the CPU."""
+        and the tokens. Computed once, before the batch is moved to a device; `to` leaves them on the CPU."""
         if distance not in self._further_targets:
             targets_BT = torch.full_like(self.targets, NO_TARGET)
             inside = self.segments[:, distance:] == self.segments[:, :-distance]
@@ -172,7 +172,7 @@ class PackedBatch:
 def completion_example(
     prompt: Sequence[int], completion: Sequence[int], id: str, decoder_start: tuple[int, ...] = ()
 ) -> TrainingExample:
-    """An example with loss on the completion's tokens and none on what stands before them. decoder_start: of an
+    """An example with loss on the completion's tokens and none on the tokens before them. decoder_start: of an
     encoder–decoder, whose encoder reads the prompt. DataError when prompt or completion is empty."""
     if not prompt or not completion:
         raise DataError(f"example {id!r}: its {'completion' if prompt else 'prompt'} is empty")
@@ -184,7 +184,7 @@ def completion_example(
 def conversation_example(tokenizer: Tokenizer, messages: Sequence[Message], id: str) -> TrainingExample:
     """A conversation in the tokenizer's chat template, with loss on every assistant turn and its end token.
 
-    DataError where the template renders a turn otherwise than when serving, or nothing carries loss.
+    DataError where the template renders a turn differently than in serving, or no token carries loss.
     """
     try:
         encoded = tokenizer.encode_conversation(messages)
@@ -309,7 +309,7 @@ def pack_examples(
     for example in examples:
         check_length(example, context_length)
     sources = [example.source for example in examples]
-    share_prefix = share_prefix and not any(sources)  # what follows another text is no shared beginning
+    share_prefix = share_prefix and not any(sources)  # states also depend on the encoder's input
     prefix = common_prefix(examples) if share_prefix and len(examples) > 1 else 0
     prefix = prefix if prefix >= min_prefix else 0
     tokens = list(examples[0].ids[:prefix])
@@ -334,9 +334,9 @@ def pack_examples(
         missing = next(example.id for example in examples if not example.source)
         raise DataError(f"example {missing!r} has no text for the encoder, but others of its batch do")
     numbers = torch.arange(1, len(sources) + 1).repeat_interleave(torch.tensor([len(source) for source in sources]))
-    read = torch.tensor([[token for source in sources for token in source]])
+    source_tokens = torch.tensor([[token for source in sources for token in source]])
     placement = Placement.of_lengths([0, *map(len, sources)])
-    return replace(batch, sources=read, source_segments=numbers[None], source_placement=placement)
+    return replace(batch, sources=source_tokens, source_segments=numbers[None], source_placement=placement)
 
 
 # --- documents in rows of one length
@@ -348,7 +348,7 @@ def rows_batch(
     ids: Sequence[str],
     row_length: int,
 ) -> PackedBatch:
-    """A batch [B, row_length] of packed rows. The last token of a piece predicts the document's next token, even when
+    """A batch [B, row_length] of packed rows. The last token of a piece predicts the document's next token, even where
     that is in another piece, so that splitting loses no target."""
     filled = fill_rows(rows, documents, row_length, NO_TARGET)
     shape = (len(rows), row_length)

@@ -42,12 +42,12 @@ def schedule_factor(name: ScheduleName, step: float, total: int, warmup: int, de
 
 
 DtypeChoice = Literal["auto", "bfloat16", "float32"]
-"""The arithmetic that training is to use."""
+"""The compute dtype of training."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 OptimizerName = Literal["adamw", "muon"]
 Orthogonalisation = Literal["newton_schulz", "polar_express"]
-_NO_MATTER = ("save_steps", "save_seconds", "log_steps", "recompute")
+_WITHOUT_EFFECT = ("save_steps", "save_seconds", "log_steps", "recompute")
 
 
 class RouterConfig(Strict):
@@ -92,7 +92,7 @@ class MuonConfig(Strict):
 
 
 class GuardConfig(Strict):
-    """Which steps are skipped, and how many before the run stops.
+    """The rule by which steps are skipped, and the number of skipped steps at which the run stops.
 
     A step is skipped when its loss or gradient is not finite or, with `sigmas`, when its loss or gradient norm is that
     many standard deviations above the mean of the last `window` applied steps, once there are half as many (OLMo's
@@ -172,7 +172,7 @@ class TrainConfig(Grown):
     def numbers(self) -> dict[str, Any]:
         """The fields that determine the result of a run: all but those for saving and logging, and for
         recomputation."""
-        return self.model_dump(mode="json", exclude=set(_NO_MATTER))
+        return self.model_dump(mode="json", exclude=set(_WITHOUT_EFFECT))
 
 
 Axis = Literal["data", "shard", "expert", "tensor"]
@@ -181,12 +181,12 @@ Count = Annotated[int, Field(ge=1)]
 
 
 class ParallelConfig(Strict):
-    """How many ranks share what; the product of the sizes is the number of processes.
+    """Sizes of the axes of parallelism; their product is the number of processes.
 
     data: groups that each hold a full replica. shard: ranks that each hold a part of every parameter and its moments
-    (FSDP2: https://arxiv.org/abs/2304.11277); None: all remaining ranks. tensor: ranks that share each product. expert:
-    ranks with their own data that share the experts; they shard everything else. context: 1, since torch splits a row
-    across ranks for plain attention only, which packed rows are not.
+    (FSDP2: https://arxiv.org/abs/2304.11277); None: all remaining ranks. tensor: ranks that split each matrix product.
+    expert: ranks with different data that divide the experts among them; they shard all other parameters. context: 1,
+    since torch splits a row across ranks for plain attention only, and packed rows need more.
     """
 
     data: Count = 1

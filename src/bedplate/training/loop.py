@@ -5,10 +5,10 @@
    made (`optimizers.py`); a saved state is loaded into them (`_Run.restore`).
 3. `_step` sums each term's weight over micro-batches and ranks before the first forward pass (`_weights`).
 4. `_backward` runs a micro-batch through the objective (objectives/) and collects its gradients in float32.
-5. The gradient is added up over ranks (ranks.py) and clipped; the guard decides on the device whether the step is
+5. The gradient is summed over ranks (ranks.py) and clipped; the guard decides on the device whether the step is
    applied (step_metrics.py); optimizer and routers (routers.py) step. Nothing is read back.
 6. `_read` reads the metrics of `log_steps` steps at once and writes a line for each (step_metrics.py).
-7. `_save` writes the state (state.py); `on_checkpoint` looks at the models. Interrupts are answered between steps.
+7. `_save` writes the state (state.py); `on_checkpoint` receives the models. Interrupts take effect between steps.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ __all__ = ["OnCheckpoint", "TrainResult", "evaluate_loss", "train"]
 @dataclass(frozen=True)
 class TrainResult:
     """The result of a finished run, over all its resumptions. seconds: spent in steps. losses: the last step's, by
-    term. arithmetic: what it was computed in."""
+    term. arithmetic: the run's dtype and product library."""
 
     steps: int
     examples: int
@@ -127,8 +127,8 @@ def train(
 
     models: the policy, or one model per role of the objective. out: directory of metrics and, without another `store`,
     of the state; a saved state is resumed to bitwise the same weights (same machine, same number of threads), and a
-    finished run is only loaded. identity: what else a resumed run must share with the saved one, such as the base's
-    weights_id. on_checkpoint(step, models): called after each save that `save_steps` asks for and after the last, with
+    finished run is only loaded. identity: further values that a resumed run must share with the saved one, such as the
+    base's weights_id. on_checkpoint(step, models): called after each save due by `save_steps` and after the last, with
     the random generators restored afterwards. ranks: the processes that train together, each on its share of one
     source. utilisation: adds the share of the devices' peak ("mfu") to each line. on_row: called with each line of
     metrics. Afterwards the models are in their own dtype again, frozen weights bitwise unchanged.
@@ -280,8 +280,8 @@ class _Run(Generic[B]):
         counts["examples"] = sum(len(batch.ids) for batch in batches)
         weights, passes = self._weights(number, batches), self.ranks.maximum(len(batches))
         if self.ranks.any_rank(not batches and self.spare is None)[0]:  # at the first step of this process
-            everyones = self.ranks.gather(batches[-1] if batches else None)
-            self.spare = next((batch for batch in everyones if batch is not None), None)
+            rank_batches = self.ranks.gather(batches[-1] if batches else None)
+            self.spare = next((batch for batch in rank_batches if batch is not None), None)
         with recomputing(self.config.recompute):
             parts = [(batch.ids, self._backward(batch.to(self.device), weights)) for batch in batches]
             for _ in range(passes - len(batches)):
@@ -347,23 +347,23 @@ class _Run(Generic[B]):
     def _read(self, log: MetricsLog, bar: Progress) -> None:
         """Reads the metrics of the unread steps and writes their lines; the time is divided evenly among them."""
         started = time.perf_counter()
-        read = read_steps(self.unread)
+        readings = read_steps(self.unread)
         shown: dict[str, float | str] = {}
         seconds = (self.unread_seconds + time.perf_counter() - started) / len(self.unread)
-        for step, reading in zip(self.unread, read, strict=True):
+        for step, reading in zip(self.unread, readings, strict=True):
             about = self.skipped.add(step.number, reading, self.ranks) if reading.skipped else {}
             if reading.stops:
                 raise self.skipped.error()
             sums = self.ranks.sums({**reading.values, **step.counts})
             losses = {name.removeprefix(LOSS): value for name, value in sums.items() if name.startswith(LOSS)}
             # names of all ranks, since this one may have had no share of the step
-            named = {name for names in self.ranks.gather(list(step.counts)) for name in names}
-            counts = {name: int(value) for name, value in sums.items() if name in named}
-            hidden = named if len(losses) > 1 else named | {f"{LOSS}{name}" for name in losses}
+            count_names = {name for names in self.ranks.gather(list(step.counts)) for name in names}
+            counts = {name: int(value) for name, value in sums.items() if name in count_names}
+            unlisted = count_names if len(losses) > 1 else count_names | {f"{LOSS}{name}" for name in losses}
             values = {
                 "step": step.number,
                 "loss": sum(losses.values()),
-                **{name: value for name, value in sums.items() if name not in hidden},
+                **{name: value for name, value in sums.items() if name not in unlisted},
                 "learning_rate": step.learning_rate,
                 "gradient_norm": reading.norm,
                 **counts,
@@ -384,7 +384,7 @@ class _Run(Generic[B]):
             self.tally.seconds += seconds
             self.tally.losses = self.tally.losses if reading.skipped else losses
             shown = {"loss": sum(losses.values()), "tokens/s": f"{counts['tokens'] / seconds:,.0f}"}
-        bar.advance(len(read), **shown)
+        bar.advance(len(readings), **shown)
         self.unread, self.unread_seconds = [], 0.0
 
     def _save(self, log: MetricsLog) -> None:

@@ -26,10 +26,10 @@ ParameterRole = Literal["embedding", "head", "matrix", "other"]
 
 
 def kinds_of(modules: Iterable[nn.Module]) -> Mapping[int, ParameterRole]:
-    """Roles by parameter id: "table" (embeddings); "matrix" (weights of linears inside blocks, experts' included);
-    "head" (of linears outside). All others are "other". A table that is also the head is a table.
+    """Roles by parameter id: "embedding" (embedding tables); "matrix" (weights of linears inside blocks, including
+    experts'); "head" (of linears outside). All others are "other". A table that is also the head is an "embedding".
 
-    modules: all of a model, itself included.
+    modules: all modules of a model, including the model itself.
     """
     all_modules = list(modules)
     inside = {id(m) for block in all_modules if isinstance(block, Block) for m in block.modules()}
@@ -100,7 +100,7 @@ class AdamW:
 
     @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
-        """One update; none where `void`, a scalar on the device, is 1."""
+        """Applies one update. void: a scalar on the device; 1: no update."""
         self._adamw.found_inf = void
         for group in self._adamw.param_groups:
             group["lr"] = learning_rate * group["rate"]
@@ -122,7 +122,7 @@ class AdamW:
 
     @torch.no_grad()
     def load(self, name: str, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` gave, for this rank's part."""
+        """Restores the result of `tensors`, for this rank's part."""
         for key, tensor in self.tensors(name).items():
             tensor.copy_(tensors[key])
 
@@ -131,7 +131,7 @@ COEFFICIENTS: dict[Orthogonalisation, Sequence[tuple[float, float, float]]] = {
     # Keller Jordan's, chosen for the steepest slope at zero: singular values end between about 0.7 and 1.2.
     "newton_schulz": ((3.4445, -4.7750, 2.0315),),
     # https://arxiv.org/abs/2505.16932, for 5 steps with its safety factor of 2%, as computed for and used by nanochat
-    # (https://github.com/karpathy/nanochat); from the fifth step on they stay as they are.
+    # (https://github.com/karpathy/nanochat); further steps repeat the fifth.
     "polar_express": (
         (8.156554524902461, -22.48329292557795, 15.878769915207462),
         (4.042929935166739, -2.808917465908714, 0.5000178451051316),
@@ -141,18 +141,18 @@ COEFFICIENTS: dict[Orthogonalisation, Sequence[tuple[float, float, float]]] = {
     ),
 }
 SAFETY: dict[Orthogonalisation, float] = {"newton_schulz": 1.0, "polar_express": 1.02}
-"""What the norm is multiplied by before it divides: rounding must not push a singular value over 1."""
+"""Factor of the norm by which matrices are divided, so that rounding cannot push a singular value over 1."""
 EPS = 1e-7
 
 
-def orthogonalised(x_OI: Tensor, how: Orthogonalisation, iterations: int) -> Tensor:
-    """An approximation of U Vᵀ for matrices U S Vᵀ [..., O, I], in the dtype given: an odd polynomial, applied
-    `iterations` times."""
+def orthogonalised(x_OI: Tensor, method: Orthogonalisation, iterations: int) -> Tensor:
+    """An approximation of U Vᵀ for matrices U S Vᵀ [..., O, I], in their dtype: an odd polynomial, applied `iterations`
+    times."""
     tall = x_OI.shape[-2] > x_OI.shape[-1]
     x = x_OI.mT if tall else x_OI
     length = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    x = x / (length * SAFETY[how]).clamp(min=EPS)
-    coefficients = COEFFICIENTS[how]
+    x = x / (length * SAFETY[method]).clamp(min=EPS)
+    coefficients = COEFFICIENTS[method]
     for step in range(iterations):
         a, b, c = coefficients[min(step, len(coefficients) - 1)]
         gram = x @ x.mT
@@ -161,11 +161,11 @@ def orthogonalised(x_OI: Tensor, how: Orthogonalisation, iterations: int) -> Ten
 
 
 class Muon:
-    """Muon, orthogonalised momentum for matrices (https://kellerjordan.github.io/posts/muon/), which are given by name.
-    Matrices of one shape are orthogonalised together.
+    """Muon (https://kellerjordan.github.io/posts/muon/): matrices move along their orthogonalised momentum. Matrices of
+    one shape are orthogonalised together.
 
-    masters: this rank's part of each, float32 or wider; parameters: what they are the masters of. Momentum is
-    orthogonalised in the parameter's compute dtype.
+    masters: by name, this rank's part of each master, float32 or wider; parameters: the parameters by name. Momentum
+    is orthogonalised in the parameter's compute dtype.
     """
 
     def __init__(
@@ -183,13 +183,13 @@ class Muon:
 
     @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
-        """Updates all matrices that have a gradient; none where `void`, a scalar on the device, is 1."""
+        """Updates all matrices that have a gradient. void: a scalar on the device; 1: no update."""
         groups: dict[tuple[torch.Size, torch.dtype], dict[str, Tensor]] = {}
         for name, master in self._masters.items():
             if master.grad is not None:
                 parameter = self._parameters[name]
                 dtype = self._ranks.computes_in(parameter)
-                whole = self._ranks.matrices(parameter, self._moved(name, master.grad, void)).to(dtype)
+                whole = self._ranks.matrices(parameter, self._momentum_update(name, master.grad, void)).to(dtype)
                 groups.setdefault((whole.shape[-2:], whole.dtype), {})[name] = whole
         applied = 1 - void
         for matrices in groups.values():
@@ -203,8 +203,8 @@ class Muon:
                 local_update = self._ranks.part(self._parameters[name], update.view(whole.shape))
                 self._update(self._masters[name], local_update * scale, learning_rate, applied)
 
-    def _moved(self, name: str, grad: Tensor, void: Tensor) -> Tensor:
-        """The momentum updated with this gradient, ready to be orthogonalised."""
+    def _momentum_update(self, name: str, grad: Tensor, void: Tensor) -> Tensor:
+        """Adds this gradient to the momentum; returns the update to orthogonalise."""
         momentum, factor = self.momenta[name], self._config.momentum
         # A step that is skipped may have a gradient that is not finite.
         grad = torch.where(void > 0, momentum, grad)
@@ -230,7 +230,7 @@ _MOMENTUM = "momentum"
 class Optimization:
     """The optimizers, masters and averages of the trained parameters, in float32 or wider.
 
-    A half-precision parameter has a float32 master that accumulates the gradients of micro-batches and takes the
+    A half-precision parameter has a float32 master that accumulates the gradients of micro-batches and receives the
     update; the parameter is the rounded master. Decay applies to parameters of two or more dimensions. Each rank has
     masters of its part. originals: by parameter id, values from before the run changed the dtype; masters start from
     them. parameter_roles: by parameter id, from `kinds_of`.
@@ -251,18 +251,17 @@ class Optimization:
         self._masters = {name: self._master(parameter) for name, parameter in self.parameters.items()}
         self._clip, self._muon_rate = config.clip, config.rates.matrix
         roles_by_id = parameter_roles or {}
-        by_kind: dict[str, ParameterRole] = {
-            name: roles_by_id.get(id(p), "other") for name, p in self.parameters.items()
-        }
-        with_muon = {name for name, role in by_kind.items() if role == "matrix" and config.optimizer == "muon"}
-        turned = {name: master for name, master in self._masters.items() if name in with_muon}
-        others = {name: master for name, master in self._masters.items() if name not in with_muon}
+        roles: dict[str, ParameterRole] = {name: roles_by_id.get(id(p), "other") for name, p in self.parameters.items()}
+        with_muon = {name for name, role in roles.items() if role == "matrix" and config.optimizer == "muon"}
+        by_muon = {name: master for name, master in self._masters.items() if name in with_muon}
+        by_adamw = {name: master for name, master in self._masters.items() if name not in with_muon}
         cautious, betas = config.cautious_decay, (config.beta1, config.beta2)
         self._muon = self._adamw = None
-        if turned:
-            self._muon = Muon(turned, self.parameters, config.muon, config.weight_decay, cautious, ranks)
-        if others:
-            self._adamw = AdamW(others, _groups(others, self.parameters, by_kind, config), betas, config.eps, cautious)
+        if by_muon:
+            self._muon = Muon(by_muon, self.parameters, config.muon, config.weight_decay, cautious, ranks)
+        if by_adamw:
+            groups = _groups(by_adamw, self.parameters, roles, config)
+            self._adamw = AdamW(by_adamw, groups, betas, config.eps, cautious)
         self._ema = config.ema
         averaged_masters = {} if config.ema is None else self._masters
         self._averages = {name: master.detach().clone() for name, master in averaged_masters.items()}
@@ -301,7 +300,7 @@ class Optimization:
 
     @torch.no_grad()
     def step(self, learning_rate: float, void: Tensor) -> None:
-        """Applies one update, none where `void`, a scalar on the device, is 1; clears the gradients."""
+        """Applies one update and clears the gradients. void: a scalar on the device; 1: no update."""
         if self._adamw is not None:
             self._adamw.step(learning_rate, void)
         if self._muon is not None:
@@ -345,7 +344,7 @@ class Optimization:
 
     @torch.no_grad()
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` gave, saved by any number of ranks, into the same parameters."""
+        """Restores the result of `tensors`, saved by any number of ranks, into the same parameters."""
         for name, master in self._masters.items():
             parameter = self.parameters[name]
 

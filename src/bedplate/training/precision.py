@@ -45,7 +45,7 @@ from bedplate.training.optimizers import Optimization
 from bedplate.training.ranks import Ranks
 
 TrainedPart = Literal["adapters", "weights"]
-"""What a run trains: something beside a frozen base, or the base's own weights."""
+"""What a run trains: parameters added to a frozen base, or the base's own weights."""
 
 MIN_WEIGHTS = 2_000_000
 """A base with fewer weights in its blocks keeps its own dtype unmeasured: call overhead dominates its steps."""
@@ -59,8 +59,8 @@ _DOCUMENTS, _PREFIX, _SUFFIX, _VOCABULARY = 12, 16, 32, 64  # of the batch that 
 
 @dataclass(frozen=True)
 class Arithmetic:
-    """dtype: of weights and activations while training ("float32"). products: the library for linears' products on a
-    CPU."""
+    """The arithmetic of a run. dtype: of weights and activations while training ("float32"). products: the library for
+    linears' products on a CPU."""
 
     dtype: str
     products: Products = "torch"
@@ -151,13 +151,13 @@ def token_seconds(model: Model, dtype: DtypeChoice = "auto") -> float | None:
 
 def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
     """Seconds of one training step of a few blocks by arithmetic, cached for this machine; arithmetics that cannot run
-    here are left out. TimeoutError where none is cached and measuring has no time."""
+    here are left out. TimeoutError where none is cached and there is no time to measure."""
     key = {
         "version": 2,
         "cpu": processor_kind(),
         "threads": torch.get_num_threads(),
         "torch": [str(torch.__version__), torch.backends.cpu.get_cpu_capability()],
-        "onednn": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")],  # masks
+        "onednn": [os.environ.get(name) for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA")],  # instruction sets
         "spec": spec.key(),
         "trained": trained,
         "ways": [arithmetic.to_json() for arithmetic in arithmetics],
@@ -177,8 +177,8 @@ def measured(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[
 
 
 def measure(spec: TransformerSpec, trained: TrainedPart, arithmetics: Sequence[Arithmetic]) -> dict[Arithmetic, float]:
-    """Measures in a second or two, and leaves the process as it was. UsageError if no arithmetic can run; TimeoutError
-    where measuring has not the time that it takes beside other work."""
+    """Measures in a second or two, and restores the process's state. UsageError if no arithmetic can run; TimeoutError
+    where there is too little time to measure on a busy machine."""
     if patience(BUSY_SECONDS) < BUSY_SECONDS:
         raise TimeoutError
     # Keeps freed memory, as in a run: otherwise timings would include the system's clearing of pages.
@@ -192,7 +192,7 @@ def by_turns(
     steps: dict[Arithmetic, Callable[[], None]], clock: Callable[[], float], seconds: float = MAX_SECONDS
 ) -> dict[Arithmetic, float]:
     """The best time of each step, run in turns until the time is up; a step that fails, or is far slower, drops out.
-    Where measuring may take no longer the first round, which warms up, is the only one, and counts."""
+    Where time is short, the first round, which warms up, is the only one and counts."""
     best, began, room = dict[Arithmetic, float](), clock(), patience(math.inf)
     running, failures, until = dict(steps), list[str](), began + seconds
     for round_number in range(MAX_ROUNDS + 1):
@@ -201,7 +201,7 @@ def by_turns(
             start = clock()
             try:
                 step()
-            except RuntimeError as error:  # how torch says that this processor lacks a product
+            except RuntimeError as error:  # torch's error for a product that this processor does not support
                 failures.append(f"{arithmetic.name}: {error}")
                 del running[arithmetic]
                 best.pop(arithmetic, None)
@@ -271,7 +271,7 @@ MEMORY_FACTOR = 1.1
 """Free memory that a conversion needs, relative to the converted weights."""
 _claimed_weights: set[int] = set()
 """Ids of the parameters that runs of this process compute with now."""
-_taking = threading.Lock()
+_claims_lock = threading.Lock()
 
 
 def policy_of(models: Models) -> AnyModel:
@@ -317,7 +317,7 @@ def run_arithmetic(
 
 
 def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
-    """Why the models cannot be converted to this arithmetic beside their current weights; None where they can."""
+    """Why the models cannot be converted to this arithmetic while the originals stay in memory; None where they can."""
     dtype, free = arithmetic.torch_dtype, free_bytes()
     needed = sum(p.numel() * dtype.itemsize for p in _changed(models, dtype))
     if needed and any(isinstance(model, Model) and model.readers > 0 for model in models.values()):
@@ -333,14 +333,14 @@ def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
 
 @contextmanager
 def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
-    """A context in which the models are in this arithmetic; gives, by parameter id, the original tensor of each
+    """A context in which the models are in this arithmetic; yields, by parameter id, the original tensor of each
     converted parameter, which is restored afterwards. Parameters stay the same objects; models of mixed dtypes are not
     converted.
 
     TrainingError where the memory does not suffice, or another run of this process computes with one of the weights.
     """
     weight_ids = {id(p) for model in models.values() for p in model.parameters()}
-    with _taking:
+    with _claims_lock:
         if _claimed_weights & weight_ids:
             raise TrainingError(
                 "another run of this process computes with these weights, and may change their dtype and "
@@ -350,7 +350,7 @@ def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Ten
     try:
         yield from _computing(models, arithmetic)
     finally:
-        with _taking:
+        with _claims_lock:
             _claimed_weights.difference_update(weight_ids)
 
 

@@ -1,7 +1,7 @@
 """`Ranks`: the training loop's interface to the processes of a run, with reductions over ranks and this rank's part of
 each parameter.
 
-Here for a single process; `training.parallel.apply` implements it for several.
+`Ranks` is the implementation for a single process; `training.parallel.apply` has the one for several.
 """
 
 from __future__ import annotations
@@ -83,15 +83,15 @@ class Ranks:
         return nn.utils.get_total_norm(list(grads.values()))
 
     def matrices(self, parameter: Tensor, local: Tensor) -> Tensor:
-        """Gathers whole matrices [..., O, I] from `local`, a part that is placed as the parameter is."""
+        """Gathers whole matrices [..., O, I] from `local`, a part with the parameter's placement."""
         return local
 
     def part(self, parameter: Tensor, matrices: Tensor) -> Tensor:
-        """This rank's part of what `matrices` gave."""
+        """This rank's part of the result of `matrices`."""
         return matrices
 
     def placed(self, parameter: Tensor, local: Tensor) -> Tensor:
-        """This rank's part with its placement, as a state store takes it."""
+        """This rank's part with its placement, in the form that a state store saves."""
         return local
 
     @torch.no_grad()

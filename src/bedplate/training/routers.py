@@ -94,8 +94,8 @@ class Routers:
 
     @torch.no_grad()
     def step(self, void: Tensor) -> None:
-        """Updates the selection biases after an optimizer step, from the loads of all ranks, of which some may have had
-        no tokens; not where `void`, a scalar on the device, is 1."""
+        """Updates the selection biases after an optimizer step, from the loads of all ranks, some of which may have had
+        no tokens. void: a scalar on the device; 1: no update."""
         if not self._config.bias_rate:
             return
         load_RE = self._ranks.device_sum(torch.stack([self._load_of(router) for router in self._routers]))
@@ -111,14 +111,14 @@ class Routers:
         return {name: bias.clone() for name, bias in biases.items() if bias is not None}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` gave."""
+        """Restores the result of `tensors`."""
         for router in self._routers:
             if router.selection_bias is not None:
                 router.selection_bias.copy_(tensors[f"{_STATE}{router.layer}"])
 
 
 def _placement(inputs: Inputs) -> Placement:
-    """Where the documents of these rows stand; each row is one where nothing else is said."""
+    """The documents' places in these rows; without a placement, each row is one document."""
     return inputs.placed() or Placement.of(torch.ones_like(inputs.tokens))
 
 
@@ -133,14 +133,14 @@ class RoutedDocuments:
         documents = placement.documents
         prefixes = {document.row: number for number, document in enumerate(documents) if not document.segment}
         in_row = Counter(document.row for document in documents if document.segment)
-        # Behind the documents stand padding, and a prefix that is not there, whose sums stay 0.
+        # Two entries follow the documents': padding, and an absent prefix, whose sums stay 0.
         self._padding, no_prefix = len(documents), len(documents) + 1
-        facts_3S = [
+        fields_3S = [
             [prefixes.get(document.row, no_prefix) for document in documents],
             [1 if document.segment else in_row[document.row] for document in documents],
             [min(document.segment, 1) for document in documents],
         ]
-        self._prefix_S, counts_S, self._is_document_S = integers(np.array(facts_3S, np.int64), device)
+        self._prefix_S, counts_S, self._is_document_S = integers(np.array(fields_3S, np.int64), device)
         self._number_N = sent(placement.numbers_N % no_prefix, device)
         self.counts_N = F.pad(counts_S, (0, 1)).index_select(0, self._number_N)
 

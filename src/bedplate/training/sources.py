@@ -33,7 +33,7 @@ from bedplate.training.batch import (
 
 Shuffling = Literal["given", "shuffled", "length"]
 Shard = tuple[int, int]
-"""This rank's number, from 0, and how many there are."""
+"""This rank's number, from 0, and the number of ranks."""
 ALONE: Shard = (0, 1)
 _LENGTH_POOL = 16
 """Batches of shuffled examples that are sorted by length at a time, with order="length"."""
@@ -47,7 +47,7 @@ class BatchSource(Protocol[B_co]):
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What determines every batch (content hash, sizes, seed), equal on all ranks; a resumed run must match it."""
+        """The values that determine every batch (content hash, sizes, seed), equal on all ranks and in resumed runs."""
         ...
 
     @property
@@ -92,8 +92,8 @@ class MappedSource:
 
 
 class EpochSource(ABC, Generic[B]):
-    """The base of sources over numbered items, whose position is one number. `made_of` is the content's name in the
-    identity, `content` its hash: given by the caller, or computed from all tokens."""
+    """The base of sources over numbered items, whose position is one number. made_of: the content's name in the
+    identity. content: its hash; None: computed from all tokens."""
 
     made_of: str
 
@@ -103,7 +103,8 @@ class EpochSource(ABC, Generic[B]):
         if epochs < 1:
             raise DataError(f"epochs is {epochs}: it must be at least 1")
         self._per_epoch, self._epochs, self._drawn = -(-count // step_size), epochs, 0
-        self._step_size, self._shard, self._content, self._settings = step_size, _known_rank(shard), content, settings
+        self._step_size, self._shard = step_size, _checked_shard(shard)
+        self._content, self._settings = content, settings
         self._order: tuple[int, list[list[int]]] | None = None
 
     @property
@@ -125,10 +126,10 @@ class EpochSource(ABC, Generic[B]):
 
     @cached_property
     def _tokens_hash(self) -> str:
-        return sha256_json(self._everything())
+        return sha256_json(self._hashed_content())
 
     @abstractmethod
-    def _everything(self) -> Any:
+    def _hashed_content(self) -> Any:
         """All content to hash, as a JSON value."""
 
     @abstractmethod
@@ -156,7 +157,7 @@ class _ExampleSource(EpochSource[B], Generic[E, B]):
     examples: may be read lazily. order: "given" each epoch; "shuffled" each epoch from `seed`; "length": shuffled, then
     batched with examples of similar length, and the batches shuffled. micro_tokens: larger steps are split into
     micro-batches (memory grows with tokens; the gradient is the same). The last batch of an epoch may be smaller.
-    content: sha256 of what the examples were made from; by default of the examples. DataError without examples, for
+    content: sha256 of the data behind the examples; by default of the examples. DataError without examples, for
     duplicate ids, or for one longer than `context_length`.
     """
 
@@ -228,7 +229,7 @@ class ExampleSource(_ExampleSource[TrainingExample, PackedBatch]):
         self._share_prefix = share_prefix
         super().__init__(examples, batch_size, settings={"share_prefix": share_prefix}, **options)
 
-    def _everything(self) -> Any:
+    def _hashed_content(self) -> Any:
         return [[e.id, list(e.ids), list(e.loss), *([list(e.source)] if e.source else [])] for e in self._examples]
 
     def _packed(self, chosen: list[TrainingExample]) -> PackedBatch:
@@ -240,14 +241,14 @@ class LabelledTextSource(_ExampleSource[LabelledText, TextBatch]):
 
     made_of = "texts"
 
-    def _everything(self) -> Any:
+    def _hashed_content(self) -> Any:
         return [[example.id, list(example.ids), list(example.targets)] for example in self._examples]
 
     def _packed(self, chosen: list[LabelledText]) -> TextBatch:
         return pack_texts(chosen)
 
 
-def _known_rank(shard: Shard) -> Shard:
+def _checked_shard(shard: Shard) -> Shard:
     if not 0 <= shard[0] < shard[1]:
         raise DataError(f"there is no rank {shard[0]} of {shard[1]}: ranks are numbered from 0")
     return shard
@@ -286,8 +287,8 @@ class DocumentSource(EpochSource[PackedBatch]):
     """Documents packed into rows of one length for next-token prediction; rows are shuffled each epoch.
 
     documents: token ids with end tokens; with `lengths` they are read only when a step needs them. A step is
-    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may be smaller. content: sha256 of what the
-    documents were made from; by default of their tokens. packed: statistics of the packing.
+    `batch_rows` rows in micro-batches of `micro_rows`; an epoch's last step may be smaller. content: sha256 of the data
+    behind the documents; by default of their tokens. packed: statistics of the packing.
     """
 
     made_of = "documents"
@@ -325,7 +326,7 @@ class DocumentSource(EpochSource[PackedBatch]):
         }
         super().__init__(len(self.packed.rows), batch_rows, epochs, shard, content, settings)
 
-    def _everything(self) -> Any:
+    def _hashed_content(self) -> Any:
         return [[int(token) for token in document] for document in self._documents]
 
     def _steps(self, epoch: int) -> list[list[int]]:
@@ -358,7 +359,7 @@ class CorpusSource:
                 f"step of {batch_rows} rows; use fewer rows a step, shorter rows or more epochs"
             )
         self.loader = loader
-        self._batch_rows, self._micro_rows, self._shard = batch_rows, micro_rows or batch_rows, _known_rank(shard)
+        self._batch_rows, self._micro_rows, self._shard = batch_rows, micro_rows or batch_rows, _checked_shard(shard)
         self._drawn = 0
 
     @property

@@ -23,7 +23,7 @@ from bedplate.core.json import differences
 
 STATE_FILE = "state.safetensors"
 SHARDS = "states"
-"""Where several ranks keep theirs."""
+"""Directory of the states of several ranks."""
 METRICS_FILE = "metrics.jsonl"
 _TEMPORARY = f".{STATE_FILE}.tmp"
 _VERSION = 1
@@ -31,7 +31,8 @@ _VERSION = 1
 
 @dataclass(frozen=True)
 class RunState:
-    """tensors: of the optimization, with `rng/…`; values: JSON (step, source position, fingerprint, …)."""
+    """One saved state. tensors: of the optimization, and `rng/…`; values: JSON (step, source position, fingerprint,
+    …)."""
 
     tensors: dict[str, Tensor]
     values: dict[str, Any]
@@ -125,7 +126,7 @@ class StateFile:
 
 
 def check_fingerprint(out: Path, store: StateStore, saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
-    """Raises TrainingError naming the fields in which the run saved in `out` and the one asked for differ."""
+    """Raises TrainingError naming the fields in which the run saved in `out` and the current one differ."""
     changed = differences(saved, current)
     if changed:
         raise TrainingError(

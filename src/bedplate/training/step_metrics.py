@@ -128,8 +128,8 @@ _STATE = "guard/"
 
 
 class StepGuard:
-    """Decides which steps are skipped, in their order. Its rings hold the last `window` steps' values, indexed by step
-    number."""
+    """Decides which steps are skipped, in their order. Ring buffers hold the last `window` steps' values, indexed by
+    step number."""
 
     def __init__(self, config: GuardConfig, device: torch.device) -> None:
         self._config = config
@@ -165,7 +165,7 @@ class StepGuard:
         return {name: ring.clone() for name, ring in self._state_tensors.items()} if has_state else {}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restores what `tensors` gave."""
+        """Restores the result of `tensors`."""
         for name, ring in self._state_tensors.items():
             if name in tensors:
                 ring.copy_(tensors[name])

@@ -3,7 +3,7 @@ reaches.
 
 Counts the model's own products, forward and backward, with the token pairs that causal attention sees in rows of one
 length (`economics.model.footprint`); recomputation does not count. The peak is the dense one from the table of devices,
-or, for a processor or an unlisted device, what a large square product reaches here.
+or, for a processor or an unlisted device, the measured rate of a large square product.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def measure_peak(device: torch.device, dtype: str) -> float:
     side = _SIDE.get(device.type, _LARGE)
     with torch.inference_mode():
         a, b = (torch.full((side, side), 0.5, device=device, dtype=DTYPES[dtype]) for _ in range(2))
-        (a[:1] @ b)[0, 0].item()  # what a device sets up with its first product is not counted
+        (a[:1] @ b)[0, 0].item()  # warm-up: a device's set-up with its first product is not counted
         best, turns, until = float("inf"), 0, time.perf_counter() + _SECONDS
         while turns == 0 or (turns < _MIN_ROUNDS and best < _SECONDS) or time.perf_counter() < until:
             start, turns = time.perf_counter(), turns + 1

@@ -1,5 +1,5 @@
-"""What a verdict says beside its status: why cheaper nominees were passed over, what was not tried, how a classical
-model compares, and which skin it tells a team to serve."""
+"""The advice with a verdict: why cheaper nominees did not pass, which candidates were not tried, the comparison with a
+classical model, and the skin to serve."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def verdict(
     primary: str | None = None,
     reasons: dict[str, str] | None = None,
 ) -> GateVerdict:
-    """The verdict on nominees, cheapest first, with so many of 400 rows right; p95 is limited to 500 ms."""
+    """The verdict on nominees, cheapest first, each with a number of right rows of 400; p95 is limited to 500 ms."""
     tested = {name: evaluation(rate(count, 400)) for name, count in right.items()}
     nomination = Nomination(tuple(right), primary or next(iter(right)), None, reasons or {})
     limits = {name: [gate.p95_limit(timed, 500.0, 0.95)] for name, timed in (calls or {}).items()}
@@ -74,14 +74,14 @@ def test_every_cheaper_nominee_has_its_own_reason() -> None:
     assert "costs less" not in decided({"lora": 380, "slow": 380}, calls).reason
 
 
-def test_a_confidence_above_the_one_asked_for_is_explained_where_it_is_shown() -> None:
+def test_a_confidence_above_the_requested_one_is_explained_where_it_is_shown() -> None:
     reason = decided({"lora": 380}, {"lora": FAST}).reason
     assert "with 97.0% confidence (so that all verdicts on these rows hold with 95%)" in reason
     reason = decided({"low": 100, "lower": 90}, None).reason
     assert "% confidence (so that both nominees and all verdicts on these rows hold with 95%)" in reason
 
 
-def test_rows_that_would_do_are_told_with_their_power_if_the_estimate_is_too_high() -> None:
+def test_needed_rows_are_reported_with_their_power_if_the_estimate_is_too_high() -> None:
     undecided = verdict({"lora": 332})
     confirmation = undecided.confirmations[0]
     assert confirmation.expected_low is not None
@@ -96,14 +96,14 @@ def test_rows_that_would_do_are_told_with_their_power_if_the_estimate_is_too_hig
     assert f"{low}, {confirmation.power_at_low:.0%} of the time" in reason
 
 
-# --- what was not tried
+# --- candidates that were not tried
 
 
 def omission(rung: str, kind: str) -> NotTried:
     return NotTried.model_validate({"rung": rung, "what": "rung", "kind": kind, "reason": "why"})
 
 
-def test_what_was_not_tried_is_listed_by_its_cause_beside_pass_and_fail_alike() -> None:
+def test_untried_candidates_are_listed_by_cause_with_pass_and_fail() -> None:
     outcomes = {
         "lora": RungOutcome("lora", "skipped", "no time", skip="budget", needs={"train_minutes": 7.0}),
         "dora": RungOutcome("dora", "skipped", "slow", skip="budget", needs={"p95_ms": 700.0}),

@@ -1,4 +1,4 @@
-"""Whole ladders whose target is what runs today, or what answers cost: the report, recomputed from its rows."""
+"""Whole ladders whose target is the current system, or the cost of answers: the report, recomputed from its rows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNGS = ["majority", "from_scratch"]
 
 
 def task_file(directory: Path, base: Path, target: dict[str, Any], **changes: Any) -> Path:
-    """The toy task, whose running system is wrong on every fourth row, and gives no usable answer on some of them."""
+    """The toy task, whose current system is wrong on every fourth row, and gives no usable answer on some of them."""
     directory.mkdir()
     rows = write_rows(directory / "rows.jsonl", 240, noise=0.02)
     records = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -43,7 +43,7 @@ def row_of(data: dict[str, Any], rung: str, split: str) -> dict[str, Any]:
     return next(row for row in data["rungs"] if (row["rung"], row["split"]) == (rung, split))
 
 
-def test_a_skin_passes_by_being_better_than_what_runs_today(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_skin_passes_by_being_better_than_the_current_system(tmp_path: Path, tiny_base: Path) -> None:
     target = {
         "against": "current",
         "better_by": 0,
@@ -116,9 +116,7 @@ def test_the_price_and_the_answers_are_one_expected_cost(tmp_path: Path, tiny_ba
     assert all(part["estimate"] >= 0 for part in data["focus"]["slices"])
 
 
-def test_answers_of_which_none_can_be_used_stop_the_run_before_anything_is_made(
-    tmp_path: Path, tiny_base: Path
-) -> None:
+def test_a_column_without_usable_answers_stops_the_run_before_any_candidate(tmp_path: Path, tiny_base: Path) -> None:
     path = task_file(tmp_path / "task", tiny_base, {"against": "current", "better_by": 0})
     rows = tmp_path / "task" / "rows.jsonl"
     records = [json.loads(line) for line in rows.read_text().splitlines()]
@@ -128,7 +126,7 @@ def test_answers_of_which_none_can_be_used_stop_the_run_before_anything_is_made(
             adapt(path, tmp_path / "out", rungs=RUNGS)
 
 
-def test_a_candidate_can_be_what_the_target_is_against(tmp_path: Path, tiny_base: Path) -> None:
+def test_a_candidate_can_be_the_reference_of_the_target(tmp_path: Path, tiny_base: Path) -> None:
     target = {"against": "from_scratch", "margin": 0.05, "confidence": 0.9}
     path = task_file(tmp_path / "task", tiny_base, target)
     report = adapt(path, tmp_path / "out", rungs=[*RUNGS, "zero_shot"])
@@ -140,8 +138,8 @@ def test_a_candidate_can_be_what_the_target_is_against(tmp_path: Path, tiny_base
         adapt(path, tmp_path / "other", rungs=["majority"])
 
 
-def test_a_report_says_what_it_may_say(tmp_path: Path, tiny_base: Path) -> None:
-    """The plain task's report has none of it."""
+def test_a_plain_report_has_no_optional_parts(tmp_path: Path, tiny_base: Path) -> None:
+    """Without a current system, costs or weights their fields are absent."""
     report: Report = adapt(write_task(tmp_path / "task", tiny_base), tmp_path / "out", rungs=["majority"])
     assert set(report.data["target"]) == {"metric", "value", "confidence"}
     assert report.data["requirements"] == {}

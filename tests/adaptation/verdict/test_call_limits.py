@@ -1,5 +1,5 @@
-"""A budget's p95 in a whole ladder: as many calls as asked for, spread over the time of test, judged at the error that
-the nominee has for its quality."""
+"""A budget's p95 in a whole ladder: the requested calls, spread over the time of test, judged at the error level of the
+nominee's quality."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bedplate.adaptation.search import run_rung
 from bedplate.evaluation.examples import Example
 
 
-def test_nominees_take_turns_block_by_block_and_time_as_many_calls_as_asked_for(
+def test_nominees_alternate_block_by_block_and_time_the_requested_calls(
     tmp_path: Path, tiny_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     singles: list[tuple[Any, int]] = []

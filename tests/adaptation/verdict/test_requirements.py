@@ -1,4 +1,4 @@
-"""Several requirements at once: what is shown of each, what the verdict makes of them, and how often it errs."""
+"""Several requirements at once: the bounds of each, their effect on the verdict, and its error rate."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def task(metric: Any = "accuracy", **data: Any) -> Task:
 def evaluated(
     right: Sequence[bool], of: Task | None = None, sure: float | None = None, german: int = 10, split: str = "test"
 ) -> Evaluation:
-    """Rows of label a and b in turn, every tenth in German (or as often as it is said)."""
+    """Rows of label a and b in turn, every tenth (by default) in German."""
     examples = [
         Example(
             str(i), {"x": str(i)}, "ab"[i % 2], str(i), f"{i:064d}", slices={"language": "en" if i % german else "de"}
@@ -130,7 +130,7 @@ def test_a_slice_has_the_metric_that_is_named_whatever_the_task_is_judged_by() -
         assert plain.words.startswith("accuracy where" if metric == "accuracy" else "row score where")
 
 
-def test_a_skin_is_held_against_what_runs_today() -> None:
+def test_a_skin_is_compared_with_the_current_system() -> None:
     current, new = evaluated(wrong_every(8)), evaluated(wrong_every(7))
     baseline = Priced(current)
     close = only({"against": "current", "margin": 0.05}, new, reference=baseline).at(0.95)
@@ -147,7 +147,7 @@ def test_a_skin_is_held_against_what_runs_today() -> None:
     assert worse.holds is False
 
 
-def test_without_a_value_the_bar_is_what_runs_today_less_the_margin() -> None:
+def test_without_a_value_the_bar_is_the_current_system_less_the_margin() -> None:
     target = TargetSpec.model_validate({"against": "current", "margin": 0.05})
     current, new = evaluated(wrong_every(8)), evaluated(wrong_every(20))
     bar = Bar(target, task().scale, {"test": Priced(current)})
@@ -159,7 +159,7 @@ def test_without_a_value_the_bar_is_what_runs_today_less_the_margin() -> None:
     assert confirmations[0].passed == shown.is_shown(confirmations[0].lower_confidence)
 
 
-def test_the_price_of_a_call_is_in_what_is_compared() -> None:
+def test_comparisons_include_the_price_of_a_call() -> None:
     costs = task(COSTS)
     new, current = evaluated(wrong_every(8), costs), evaluated(wrong_every(8), costs)
     assert new.scale.value(new.estimate) == pytest.approx(50 * 4.0 / 400)
@@ -207,7 +207,7 @@ def test_the_verdict_names_the_requirement_and_the_rows_that_it_needs() -> None:
     assert "but a requirement is not met: accuracy where language: de at least 0.95" in failed.reason
 
 
-def test_the_bar_shares_the_error_of_a_fail_with_what_is_required_beside_it() -> None:
+def test_the_bar_shares_the_error_of_a_fail_with_the_further_requirements() -> None:
     right = [i % 400 >= 94 for i in range(400)]  # 306 of 400
 
     def at(alpha: float) -> float:
@@ -250,7 +250,7 @@ def test_rows_that_both_answer_alike_promise_no_verdict_from_one_row() -> None:
     assert confirmation.needed_n > rows
 
 
-def test_a_pass_of_what_breaks_one_of_three_requirements_stays_within_the_level() -> None:
+def test_false_passes_with_one_of_three_requirements_broken_stay_within_the_level() -> None:
     """Two nominees clear the bar; of each, one slice is at its bar, and the others have room."""
     rng = np.random.default_rng(0)
     target = TargetSpec.model_validate(

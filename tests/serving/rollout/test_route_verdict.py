@@ -1,4 +1,4 @@
-"""A verdict on routed traffic: outcomes that come late, or never, and what is said of them."""
+"""A verdict on routed traffic with outcomes that come late or never."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VERSIONS = {"old": 0.9, "new": 0.1}
 
 
 class Traffic:
-    """A clock that is turned, what users said, and calls whose answer is `a`."""
+    """A manual clock, users' feedback, and calls whose answer is `a`."""
 
     def __init__(self, shadow: str | None = None, **settings: object) -> None:
         self.clock, self.outcomes = 0.0, dict[str, str | None]()
@@ -39,12 +39,12 @@ class Traffic:
         return self.verdict.report(self.digests)
 
     def later(self) -> dict[str, object]:
-        """The report when the time of every call is over."""
+        """The report after the waiting time of every call."""
         self.clock += 60
         return self.report()
 
 
-def test_calls_count_once_their_time_is_over_and_what_is_late_still_counts() -> None:
+def test_calls_count_after_the_waiting_time_and_late_outcomes_still_count() -> None:
     traffic = Traffic(of="new", at_least=0.8, wait_minutes=60)
     for i in range(100):
         traffic.call(str(i), "new")
@@ -67,7 +67,7 @@ def test_calls_count_once_their_time_is_over_and_what_is_late_still_counts() -> 
     assert traffic.report()["missing"] == {"new": 20}
 
 
-def test_a_canary_is_held_against_the_version_of_today() -> None:
+def test_a_canary_is_compared_with_the_current_version() -> None:
     traffic = Traffic(of="new", against="old", margin=0.05, wait_minutes=1)
     rng = random.Random(0)
     for i in range(6000):
@@ -97,7 +97,7 @@ def test_a_shadow_is_compared_on_the_same_calls() -> None:
     assert lost.later()["status"] == "FAIL"
 
 
-def test_what_was_only_called_bad_is_wrong_and_says_nothing_of_another_answer() -> None:
+def test_an_answer_rated_wrong_does_not_judge_other_answers() -> None:
     targets: Latest[str | None] = Latest(10)
     for row in ({"rating": "bad", "correction": None}, {"rating": None, "correction": None}):
         _note(targets, {"id": "x", "index": 0, **row})
@@ -119,7 +119,7 @@ def test_what_was_only_called_bad_is_wrong_and_says_nothing_of_another_answer() 
 
 
 @pytest.mark.slow
-def test_looking_at_every_moment_passes_a_version_at_the_bar_as_rarely_as_promised() -> None:
+def test_continuous_looks_pass_a_version_at_the_bar_at_most_at_the_error_rate() -> None:
     rng = np.random.default_rng(1)
     passed = 0
     for _ in range(100):
@@ -149,6 +149,6 @@ def test_questions_that_cannot_be_asked_are_refused(verdict: dict[str, object], 
         RouteConfig.model_validate({"versions": VERSIONS, "verdict": verdict})
 
 
-def test_a_verdict_is_there_before_anything_was_seen() -> None:
+def test_a_verdict_exists_before_any_call() -> None:
     report = OnlineVerdict(RouteVerdict(of="new", at_least=0.9), None).report(Digests({}))
     assert (report["status"], report["estimate"], report["lower"], report["upper"]) == ("INSUFFICIENT_DATA", None, 0, 1)

@@ -1,2 +1,2 @@
-"""The gate: what candidates must clear, bounds on test, the verdict; and the rules of thumb that are scored against
-it."""
+"""The gate: acceptance criteria of candidates, bounds on their test scores, and the verdict; and rules of thumb, scored
+after the run."""

@@ -1,5 +1,5 @@
-"""Acceptance criteria of a ladder's candidates: the bar and the further requirements, on valid while candidates are
-fitted and on test for the nominees, with the current system beside them."""
+"""Acceptance criteria of a ladder's candidates: the bar and the further requirements, evaluated on valid while
+candidates are fitted and on test for the nominees, together with the current system."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ class Bar:
         return CallPrice(usd / worst, bounds)
 
     def requirements(self, evaluation: Evaluation, price: CallPrice = NO_PRICE) -> list[RequirementResult]:
-        """The requirements of the target beside its bar."""
+        """The requirements of the target in addition to its bar."""
         return requirements_of(self.target, evaluation, price, self.references.get(evaluation.split))
 
 
 @dataclass(frozen=True)
 class NomineesOnTest:
     """The nominees' evaluations on test. score: the bar; judged: by nominee, the estimates to bound; shown: by nominee,
-    the further requirements; conditions: the guards and limits of a nominee, which FAIL may rest on as well."""
+    the further requirements; conditions: the number of a nominee's guards and limits, which can also cause a FAIL."""
 
     score: float
     judged: Mapping[str, Priced | ReferenceLevel]
@@ -87,8 +87,8 @@ class NomineesOnTest:
 
     @property
     def claims(self) -> int:
-        """The number of claims that a nominee falls short, of the bar, a requirement, a guard or a limit; they share
-        one error."""
+        """The number of claims that a nominee misses the bar, a requirement, a guard or a limit; they share one error
+        rate."""
         required = max((requirement.claims for shown in self.shown.values() for requirement in shown), default=1)
         return required + self.conditions
 
@@ -116,22 +116,23 @@ class AcceptanceCriteria:
         self.bar = Bar(self.spec.target, self.task.scale)
         self.against = self.spec.target.against
         self.current: dict[str, Evaluation] = {}
-        self._short: dict[tuple[str, str | None, bool], tuple[str, ...]] = {}
-        self._answered(context.valid, "valid")
+        self._unmet: dict[tuple[str, str | None, bool], tuple[str, ...]] = {}
+        self._evaluate_current(context.valid, "valid")
 
     @property
     def score(self) -> float:
-        """The bar on valid; 0 until its reference candidate was evaluated."""
+        """The bar on valid; 0 until its reference candidate is evaluated."""
         return self.bar.score("valid") if self._ready else 0.0
 
     def compare(self, results: Mapping[str, RungResult]) -> None:
-        """Sets the reference on valid, if the candidate that the target is against was evaluated by now."""
+        """Sets the reference on valid, if the candidate that the target is against has been evaluated."""
         if self.against is not None and self.against in results:
             result = results[self.against]
             self.bar.references["valid"] = Priced(result.evaluation, self._price(result))
 
     def settle(self, outcomes: Mapping[str, RungOutcome]) -> None:
-        """UsageError where the candidate that the target is against was not made: nothing can be decided then."""
+        """Sets the reference once all candidates have run. UsageError where the one that the target is against has no
+        result."""
         if self.against not in (None, CURRENT):
             self.compare({name: outcome.result for name, outcome in outcomes.items() if outcome.result is not None})
             if "valid" not in self.bar.references:
@@ -148,14 +149,14 @@ class AcceptanceCriteria:
     def short(self, result: RungResult) -> tuple[str, ...]:
         """The requirements that a candidate's estimates on valid do not meet."""
         key = (result.rung, result.skin_id, "valid" in self.bar.references)
-        if key not in self._short:
+        if key not in self._unmet:
             requirements = self.bar.requirements(result.evaluation, self._price(result))
-            self._short[key] = tuple(requirement.words for requirement in requirements if not requirement.met)
-        return self._short[key]
+            self._unmet[key] = tuple(requirement.words for requirement in requirements if not requirement.met)
+        return self._unmet[key]
 
     def question_parts(self, hashes: Mapping[str, str]) -> dict[str, Any]:
-        """What else identifies this verdict's question in the ledger, beside rows, metric, target and skins: hashes of
-        the files that current answers, weights and slices are read from. hashes: of files and splits."""
+        """The parts of this verdict's question in the ledger in addition to rows, metric, target and skins: hashes of
+        the files that contain current answers, weights and slices. hashes: of files and splits."""
         data = self.task.data
         if data.current is None and not data.sliced and not data.traffic.duplicates:
             return {}
@@ -164,8 +165,8 @@ class AcceptanceCriteria:
     def open_test(
         self, examples: Sequence[Example], tested: Mapping[str, Tested], results: Mapping[str, RungResult]
     ) -> None:
-        """Evaluates on test what the nominees are compared with."""
-        self._answered(examples, "test")
+        """Evaluates on test the current system and the reference, with which nominees are compared."""
+        self._evaluate_current(examples, "test")
         if self.against is not None and self.against in tested:
             self.bar.references["test"] = self._on_test(self.against, tested, results)
 
@@ -176,7 +177,7 @@ class AcceptanceCriteria:
         results: Mapping[str, RungResult],
         guards: Mapping[str, Sequence[GuardResult]],
     ) -> NomineesOnTest:
-        """The nominees' evaluations, once test was opened for them; guards: of nominees that change their base."""
+        """The nominees' evaluations, after `open_test`. guards: of nominees that change their base."""
         priced_nominees = {name: self._on_test(name, tested, results) for name in nominees}
         return NomineesOnTest(
             self.bar.score("test" if nominees else "valid"),
@@ -214,11 +215,11 @@ class AcceptanceCriteria:
     def _on_test(self, name: str, tested: Mapping[str, Tested], results: Mapping[str, RungResult]) -> Priced:
         return self.priced(tested[name].evaluation, results[name], tested[name].latency)
 
-    def _answered(self, examples: Sequence[Example], split: str) -> None:
+    def _evaluate_current(self, examples: Sequence[Example], split: str) -> None:
         if self.task.data.current is not None:
             answers = [example.current for example in examples]
             evaluation = evaluate_predictions(self.task, examples, answers, split=split, seed=self.seed)
-            if split == "valid" and evaluation.unparsed == evaluation.n:  # before anything is made, and test is open
+            if split == "valid" and evaluation.unparsed == evaluation.n:  # reported before any candidate is fitted
                 raise DataError(_unusable(self.task, self.task.data.current.column, answers))
             self.current[split] = evaluation
             if self.against == CURRENT:

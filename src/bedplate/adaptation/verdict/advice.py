@@ -1,5 +1,5 @@
-"""What a report says beside the verdict's own sentence: what was not tried, and how a classical model of the task's
-labels compares. The only skin that it recommends is the one that passed."""
+"""Advice in a report, in addition to the verdict's reason: candidates that were not tried, and a comparison with a
+classical model of the task's labels. Only the skin that passed is recommended."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from bedplate.evaluation.harness import Evaluation
 from bedplate.report.schema_parts import NotTried
 
 CALL_LIMITS = {"p95_ms", "usd_per_1k_calls"}
-"""Keys of the budget that limit one call, not the climb."""
+"""Keys of the budget that limit a call of the skin, not the run of the ladder."""
 ALPHA = 0.05
 OVER_BUDGET = "because a call is over the budget"
 
 
 def untried(left_out: Sequence[NotTried], outcomes: Mapping[str, RungOutcome], status: Status) -> str | None:
-    """What was left out that a budget or a rule of thumb could admit, by cause, and what that means for the verdict;
-    None where nothing was, or the verdict is about that itself."""
+    """Names the candidates that a larger budget would admit, or a rule of thumb left out, by cause, and their meaning
+    for the verdict; None without any, and for OUT_OF_BUDGET, whose reason names them."""
     names: dict[str, list[str]] = {}
     for omission in left_out:
         if omission.what != "rung" or omission.kind == "impossible":
@@ -37,14 +37,14 @@ def untried(left_out: Sequence[NotTried], outcomes: Mapping[str, RungOutcome], s
         return None
     better = "a cheaper skin may be" if status == "PASS" else "a skin that reaches the target may be"
     causes = "; ".join(f"{cause}: {', '.join(rungs)}" for cause, rungs in names.items())
-    # what a call's own limits leave out cannot be the skin that is looked for
+    # a candidate whose calls exceed the budget cannot be the better skin
     return f"Untested {causes}" + (f" ({better} among these)." if names.keys() - {OVER_BUDGET} else ".")
 
 
 def classical(verdict: GateVerdict, evaluations: Mapping[str, Evaluation], seed: int, *, servable: bool) -> str | None:
-    """How the classical baseline compares with the skin that passed, or else with the best nominee, on the same test
-    rows; and why it is not the one to serve, where it is not measurably worse. evaluations: on test, by candidate;
-    servable: whether the baseline has a skin."""
+    """Compares the classical baseline with the skin that passed, or else with the best nominee, on the same test rows;
+    explains why it is not recommended, where it is not measurably worse. evaluations: on test, by candidate; servable:
+    whether the baseline has a skin."""
     baseline, nomination = in_role("classical"), verdict.nomination
     judged = verdict.decision.rung or nomination.primary
     if judged is None or judged == baseline or judged not in evaluations or baseline not in evaluations:

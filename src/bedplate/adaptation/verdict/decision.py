@@ -28,24 +28,24 @@ from bedplate.report.formatting import at_confidence
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Guard, Limit, Requirement
 
-_SHAPES = {
+_KEY_FORMATS = {
     "p95_ms": ("p95 latency", "{:.0f} ms"),
     "usd_per_1k_calls": ("price", "${:.4f} per 1,000 calls"),
     "max_prompt_tokens": ("longest prompt", "{:.0f} tokens"),
 }
-"""How the keys of a budget that a candidate can be over are told."""
+"""Names and number formats of the budget keys that a candidate can exceed."""
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA", "OUT_OF_BUDGET"]
 Condition = Guard | Limit | Requirement
 POSTPONED = "not judged before a rung with a base has a result"
 POSTPONED_ROWS = "not judged before a rung with a base has had the time for more rows"
-"""The reasons that a nomination gives for each skin where test stays closed until there is time for a base."""
-WAYS_SHOWN = 3
-"""Ways out of the budget that the verdict's sentence names."""
+"""A nomination's reasons for each skin where test stays closed until there is time for a base."""
+CHANGES_SHOWN = 3
+"""Maximum number of budget changes that the verdict's reason names."""
 
 
 @dataclass(frozen=True)
 class Nominable:
-    """What nomination reads of a candidate: its estimate on valid and its measured cost."""
+    """A candidate as nomination uses it: its estimate on valid and its measured cost."""
 
     rung: str
     estimate: float
@@ -56,9 +56,9 @@ class Nominable:
     broken: str | None = None
     """The guard that it was shown to break before test was opened, and why."""
     row_variance: float | None = None
-    """The variance of a row's score, for a metric that is no share."""
+    """The variance of a row's score, for a metric that is not a share of rows."""
     p95_least_ms: float | None = None
-    """Its lower bound: what was not shown to be over the budget may be shown on test not to be. None: `p95_ms`."""
+    """The lower bound of `p95_ms`, which must exceed the budget to exclude the candidate. None: `p95_ms` itself."""
     short: tuple[str, ...] = ()
     """Requirements of the target that its estimates on valid do not meet."""
 
@@ -78,7 +78,7 @@ def infeasible(candidate: Nominable, budget: BudgetSpec) -> str | None:
     if candidate.broken is not None:
         return candidate.broken
     for key, value, limit in over(candidate, budget):
-        name, shape = _SHAPES[key]
+        name, shape = _KEY_FORMATS[key]
         return f"{name} {shape.format(value)} is over the budget of {shape.format(limit)}"
     return None
 
@@ -95,7 +95,7 @@ class RequiredChange:
 @dataclass(frozen=True)
 class BudgetChanges:
     """All budget changes that one candidate needs. estimate: on valid; None where it was not tried. load: the load
-    average while its calls were timed, where that exceeded the processors."""
+    average while its calls were timed, where that exceeded the number of processors."""
 
     rung: str
     changes: tuple[RequiredChange, ...]
@@ -141,7 +141,7 @@ def admissions(
     for candidate in candidates:
         keys = over(candidate, budget)
         if keys and candidate.broken is None:
-            shown = {"p95_ms": candidate.p95_ms}  # as it was measured: only its bound keeps it out
+            shown = {"p95_ms": candidate.p95_ms}  # the measured value, although its bound excludes the candidate
             changes = tuple(RequiredChange(key, limit, round_up(shown.get(key, value))) for key, value, limit in keys)
             timed = {key for key, *_ in keys} & {"p95_ms", "usd_per_1k_calls"}
             load = (loads or {}).get(candidate.rung) if timed else None
@@ -153,17 +153,17 @@ def admissions(
             changes = tuple(RequiredChange(key, limits_by_key[key], round_up(value)) for key, value in needs.items())
             proposed.append(BudgetChanges(name, changes))
 
-    def standing(admission: BudgetChanges) -> tuple[float, int, float]:
+    def rank(admission: BudgetChanges) -> tuple[float, int, float]:
         growth = max(change.needed / change.given for change in admission.changes)
         return -(admission.estimate or 0.0), len(admission.changes), growth
 
-    return sorted(proposed, key=standing)
+    return sorted(proposed, key=rank)
 
 
 @dataclass(frozen=True)
 class Nomination:
-    """The nominees for test, cheapest first. `primary` is the best of them on valid: its pair with `versus` is the
-    superiority claim. `reasons` says for every candidate why it is in or out."""
+    """The nominees for test, cheapest first. primary: the best of them on valid; its pair with `versus` is the
+    superiority claim. reasons: by candidate, why it is or is not nominated."""
 
     nominees: tuple[str, ...]
     primary: str | None
@@ -213,9 +213,9 @@ class GateVerdict:
     """The evidence of a verdict. metric, target (a score), confidence (of all verdicts on these rows), n and groups (of
     test) are known at the start.
 
-    guards: of nominees that change their base; limits: of a call's cost and latency; requirements: of the target beside
-    its bar. An undecided condition prevents PASS, but is no FAIL. kept_out: candidates that the budget excluded, the
-    best first. scale: formats scores.
+    guards: of nominees that change their base; limits: of a call's cost and latency; requirements: of the target in
+    addition to its bar. An undecided condition prevents PASS, but does not cause FAIL. kept_out: candidates that the
+    budget excluded, the best first. scale: formats scores.
     """
 
     nomination: Nomination
@@ -236,7 +236,7 @@ class GateVerdict:
     def decision(self) -> GateDecision:
         """The decision; read it once all evidence is filled in. UsageError for a nominee without a confirmation."""
         if not self.nomination.nominees:
-            return self._nobody_nominated()
+            return self._without_nominees()
         if {c.rung for c in self.confirmations} != set(self.nomination.nominees):
             raise UsageError("every nominee needs exactly one confirmation")
         return (
@@ -247,7 +247,7 @@ class GateVerdict:
             or GateDecision("INSUFFICIENT_DATA", None, self._undecided())
         )
 
-    # --- what the sentences are made of
+    # --- parts of the sentences
 
     @cached_property
     def _ordered(self) -> list[Confirmation]:
@@ -291,9 +291,9 @@ class GateVerdict:
         holding = [condition.holds for condition in self._conditions(rung)]
         return False if False in holding else None if None in holding else True
 
-    # --- the cases, in the order in which they are looked at
+    # --- the cases, in the order in which they are checked
 
-    def _nobody_nominated(self) -> GateDecision:
+    def _without_nominees(self) -> GateDecision:
         why = "; ".join(f"{rung} is {reason}" for rung, reason in self.nomination.reasons.items())
         if self.kept_out:
             reasons = f" ({why})" if why else ""
@@ -301,11 +301,11 @@ class GateVerdict:
                 change.needed for out in self.kept_out for change in out.changes if change.key == "train_minutes"
             ]
             longer = f" Continue with --budget {math.ceil(minutes[0])}m: what is finished is kept." if minutes else ""
-            text = f"Nothing fits the budget: {_ways_out(self.kept_out)}{reasons}.{longer}"
+            text = f"Nothing fits the budget: {_changes_text(self.kept_out)}{reasons}.{longer}"
             if (reasons_given := {*self.nomination.reasons.values()}) & {POSTPONED, POSTPONED_ROWS}:
                 rows = " for more than a few rows" if POSTPONED_ROWS in reasons_given else ""
                 text = f"No rung with a base had the time{rows}, so test stays closed."
-                text += longer or f" Of the budget, {_ways_out(self.kept_out)}."
+                text += longer or f" Of the budget, {_changes_text(self.kept_out)}."
                 text += f" Or judge what there is: --rungs {','.join(self.nomination.reasons)}."
             return GateDecision("OUT_OF_BUDGET", None, text)
         return GateDecision("FAIL", None, f"No skin could be judged: {why or 'no rung made one'}.")
@@ -338,18 +338,18 @@ class GateVerdict:
         score, costs_less = self.scale.format_score, f"{c.rung} costs less per call"
         if c.lower is None:
             return f"{costs_less}, but no bound can be given for it ({score(c.estimate)}): {c.reason}."
-        read = f"{score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}"
+        bounds = f"{score(c.estimate)}, {self.scale.lower_phrase} {score(c.lower)}"
         if c.lower > self.target and not c.reached:
-            return f"{costs_less} and would clear the target alone ({read}), but the fixed order ended before it."
+            return f"{costs_less} and would clear the target alone ({bounds}), but the fixed order ended before it."
         if c.lower > self.target:
-            return f"{costs_less} and clears the target ({read}), but {self._shortfalls(c.rung)}."
+            return f"{costs_less} and clears the target ({bounds}), but {self._shortfalls(c.rung)}."
         if c in self._below:
             highest = f"{self.scale.upper_phrase} {score(c.upper or 0.0)}"
             return f"{costs_less}, but is below the target ({score(c.estimate)}, {highest})."
-        return f"{costs_less}, but is not shown to clear the target ({read}){self._rows_needed(c)}."
+        return f"{costs_less}, but is not shown to clear the target ({bounds}){self._rows_needed(c)}."
 
     def _rows_needed(self, c: Confirmation) -> str:
-        """How many rows would show that a nominee clears the target, as the end of a sentence."""
+        """The number of rows that would show that a nominee clears the target, as the end of a sentence."""
         if c.needed_n is None or c.expected is None:
             return "; no number of rows is promised to show it"
         return (
@@ -405,7 +405,7 @@ class GateVerdict:
         )
         promising = [out for out in self.kept_out if out.estimate is not None and out.estimate > self.target]
         if promising:
-            better = f"The budget excludes what looks better: {_ways_out(promising)}."
+            better = f"The budget excludes what looks better: {_changes_text(promising)}."
             return GateDecision("OUT_OF_BUDGET", None, f"{text} {better}")
         return GateDecision("FAIL", None, text)
 
@@ -432,8 +432,8 @@ class GateVerdict:
         return text
 
     def _outlook(self, first: Confirmation) -> str:
-        """What the nominee probably scores, and how many rows a next verdict would need: for that estimate, and with
-        which power for the lower end of what it may be."""
+        """The nominee's expected score, the number of rows that a next verdict needs if it is right, and the power of
+        that many rows if the score is at the lower end of its interval."""
         score = self.scale.format_score
         estimate = score(first.estimate if first.expected is None else first.expected)
         text = f"All validation and test rows together put {first.rung} at {estimate}"
@@ -466,7 +466,7 @@ def _shortfall(condition: Condition) -> str:
     return f"its {condition.reason}" + (f" ({'; '.join(remedies)})" if remedies else "")
 
 
-def _ways_out(kept_out: Sequence[BudgetChanges]) -> str:
-    hidden = len(kept_out) - WAYS_SHOWN
-    named = "; ".join(changes.summary for changes in kept_out[:WAYS_SHOWN])
+def _changes_text(kept_out: Sequence[BudgetChanges]) -> str:
+    hidden = len(kept_out) - CHANGES_SHOWN
+    named = "; ".join(changes.summary for changes in kept_out[:CHANGES_SHOWN])
     return f"{named}; and {hidden} more" if hidden > 0 else named

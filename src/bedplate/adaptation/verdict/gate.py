@@ -1,9 +1,9 @@
-"""The gate: which candidates are judged on test, and what their rows show. Pure functions of evaluations.
+"""The gate: nominates candidates for test, and bounds their scores there. Pure functions of evaluations.
 
 1. `nominate`: at most three candidates that fit the budget, by their estimates on valid.
 2. `order_of`: the order in which nominees are tested, where the task asks for one; Holm (1979) has none.
 3. `confirm`: bounds on test with the family-wise error held: Holm below, Bonferroni above for a FAIL.
-4. `limits`: what single calls took on test, against the budget.
+4. `limits`: the latency of single calls on test, against the budget.
 5. `compare_with`: each nominee against the baseline on the same test rows.
 6. `decision.GateVerdict` puts these together and decides.
 """
@@ -48,10 +48,10 @@ def nominate(
     """Nominates at most three feasible candidates: the cheapest that look good enough, and always the best of these on
     valid.
 
-    Good enough: with the valid estimate as the truth, `test_n` rows would clear the target at least half the time after
+    Good enough: were the valid estimate the truth, `test_n` rows would clear the target at least half the time after
     Holm, and the further requirements are met on valid. Where no candidate is, those above the target that meet the
     requirements; where none is, the best alone (more would only cost power), of those that meet them if there are any.
-    baseline: the candidate that the best of them is claimed to be better than. Estimates and target are scores,
+    baseline: the candidate that the best nominee is claimed to be better than. Estimates and target are scores,
     formatted by `scale`.
     """
     excluded = {candidate.rung: infeasible(candidate, budget) for candidate in candidates}
@@ -61,7 +61,7 @@ def nominate(
         return Nomination((), None, None, reasons)
     level = multiplicity.simultaneous(confidence, MOST_NOMINEES)
     whole = [c for c in feasible if not c.short]
-    likely = [c for c in whole if _enough(c, target, level, test_n)]
+    likely = [c for c in whole if _likely_to_pass(c, target, level, test_n)]
     above_target = [c for c in whole if c.estimate > target]
     best = max(whole or feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
     pool = likely or above_target or [best]
@@ -70,19 +70,19 @@ def nominate(
     if best in pool and best not in chosen:
         chosen = [*chosen[: MOST_NOMINEES - 1], best]
     for candidate in feasible:
-        reasons[candidate.rung] = _why(candidate, chosen, pool, target, scale)
+        reasons[candidate.rung] = _nomination_reason(candidate, chosen, pool, target, scale)
     primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
     return Nomination(tuple(c.rung for c in chosen), primary, None if primary == baseline else baseline, reasons)
 
 
-def _enough(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
+def _likely_to_pass(candidate: Nominable, target: float, level: float, test_n: int) -> bool:
     effect = max(candidate.design_effect, 1.0)
     estimate = min(max(candidate.estimate, 0.0), 1.0)  # the price of a call may take it below 0
     needed = multiplicity.needed_n(estimate, target, level, power=0.5, deff=effect, variance=candidate.row_variance)
     return needed is not None and needed <= test_n
 
 
-def _why(
+def _nomination_reason(
     candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float, scale: Scale
 ) -> str:
     score_note = f"{scale.format_score(candidate.estimate)} on valid"
@@ -117,7 +117,7 @@ def confirm(
     one of a next verdict, which may spend `next_alpha` (None: as much as this one). checks: whether a nominee's other
     conditions (its guards) are shown at a confidence; they share the error with the bound. order: of the nominees, for
     testing in sequence, each with the whole error, until the first that fails. claims: the number of claims that a
-    nominee falls short, of the bar or another condition; they share the error of an upper bound.
+    nominee misses the bar or another condition; they share the error of an upper bound.
     """
     if not tested:
         return []
@@ -143,13 +143,13 @@ def confirm(
     upper = [None if i in unbounded else judged.bound(level, "upper") for i, (_, judged) in enumerate(tested)]
     confirmations: list[Confirmation] = []
     for i, (rung, evaluation) in enumerate(tested):
-        hope = valid[rung]
-        effect = max(evaluation.design_effect, hope.design_effect, 1.0)
+        on_valid = valid[rung]
+        effect = max(evaluation.design_effect, on_valid.design_effect, 1.0)
         likely = min(max(expected(rung, evaluation, valid), 0.0), 1.0)
         next_confidence = 1 - (alpha if next_alpha is None else next_alpha)
-        variance = hope.row_variance
+        variance = on_valid.row_variance
         needed = multiplicity.needed_n(likely, target, next_confidence, deff=effect, variance=variance)
-        low = None if needed is None else _lower_end(likely, hope, evaluation)
+        low = None if needed is None else _lower_end(likely, on_valid, evaluation)
         power = None
         if low is not None and needed is not None:
             power = multiplicity.power_at(low, needed, target, next_confidence, effect, variance)
@@ -207,7 +207,7 @@ LOW_QUANTILE = 0.1
 
 
 def _lower_end(likely: float, *read: BoundedEstimate) -> float:
-    """The lower end of an 80% interval of an `expected` estimate, which rests on the rows of all that was read."""
+    """The lower end of an 80% interval of an `expected` estimate, from the rows of all estimates in `read`."""
     from scipy.special import ndtri
 
     rows = sum(measured.n / max(measured.design_effect, 1.0) for measured in read)
@@ -223,7 +223,7 @@ def order_of(testing: Testing, nomination: Nomination, valid: Mapping[str, Bound
 
 
 def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | None:
-    """Why no verdict is possible on so many test rows in so many groups, whatever the skin; None where one is."""
+    """Why no verdict is possible on `rows` test rows in `groups` groups, whatever the skin; None where one is."""
     value, worst = spec.target.value, task.scale.worst_usd
     if value is None or worst is not None:
         return None
@@ -243,7 +243,7 @@ def too_few_rows(task: Task, spec: AdaptSpec, rows: int, groups: int) -> str | N
 
 def too_rare_label(task: Task, test: TestHandle) -> str | None:
     """Why no verdict is possible by a metric that weighs every label alike: a label is too rare in test. None if one
-    is. DataError for a label that no row of test has: nothing could be told then, whatever was tried."""
+    is. DataError for a label that no row of test has, since then no skin can be judged."""
     labels = task.output.labels or ()
     if not labels or not isinstance(task.metric, str) or not METRICS[task.metric].per_label:
         return None
@@ -262,8 +262,8 @@ def too_rare_label(task: Task, test: TestHandle) -> str | None:
 
 
 def testing_question(testing: Testing, nomination: Nomination) -> dict[str, str]:
-    """What the procedure adds to the question that a verdict answers: nothing for Holm, nor for one nominee, which all
-    procedures test alike. The best of several procedures on the same rows would pass too often."""
+    """The procedure's part of a verdict's question: empty for Holm, and for one nominee, which all procedures test
+    alike. The best of several procedures on the same rows would pass too often."""
     return {} if testing == "holm" or len(nomination.nominees) < 2 else {"testing": testing}
 
 
@@ -277,7 +277,7 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
     """Whether the 95th percentile of single calls is under the budget: shown to be, shown not to be, or undecided.
 
     confidence: the nominee's, as for its quality, since PASS requires both. claims: the number of claims that a nominee
-    falls short, which share the error of the lower bound.
+    misses a condition, which share the error of the lower bound.
     """
     shared, limit = multiplicity.simultaneous(confidence, claims), budget_ms / 1000
     bounds = timed.p95_bounds(shared, limit)[0], timed.p95_bounds(confidence, limit)[1]
@@ -315,8 +315,8 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
 
 
 def _deciding_calls(timed: Latency, limit: float, needed: int, worth: float, confidence: float) -> int:
-    """So many times as many calls as would decide on a limit, were as large a part of them over it, rounded up to the
-    next doubling, 64 times at most; of too few rows, `needed` ones."""
+    """The number of calls that would decide on a limit if the same share of them exceeded it: the present number times
+    the smallest sufficient power of 2, at most 64; `needed` where the calls are of too few rows."""
     if (timed.rows or needed) < needed:
         return needed
     calls = max(len(timed.seconds), 1)

@@ -1,4 +1,4 @@
-"""The state of one run of the ladder: what it was given, and the results that its steps add."""
+"""The state of one run of the ladder: its inputs, and the results that its steps add."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from bedplate.report.schema_parts import Formats
 class LadderRun:
     """One run of the ladder: filled step by step by `adaptation.ladder`, read by `report`.
 
-    Given at the start: contexts (one for each base, the task's first base first), data, candidates, criteria (what
-    candidates must clear), expectations (rules of thumb), looking (a label budget's rows) and watch.
+    Inputs: contexts (one for each base, the task's first base first), data, candidates, acceptance criteria,
+    expectations (rules of thumb), looking (a label budget's rows) and watch.
 
-    Added on the way: outcomes of all candidates; results of those that were made, in the weights to serve; formats
-    tried for nominees; guards of nominees on child bases; tested, by candidate; the opening of test, with the seconds
-    reserved for it, and the error (alpha) that it may spend; and the verdict.
+    Results: outcomes of all candidates; results of those that were fitted, in the weights to serve; formats tried for
+    nominees; guards of nominees on child bases; tested, by candidate; the opening of test, with the seconds reserved
+    for it and the error rate (alpha) that it may spend; and the verdict.
     """
 
     contexts: Sequence[Context]
@@ -54,7 +54,7 @@ class LadderRun:
         return self.contexts[0]
 
     def take_results(self) -> None:
-        """Take the results of the outcomes that there are, as they were climbed."""
+        """Sets `results` from the outcomes so far, in the weights that candidates were fitted with."""
         self.results = {name: o.result for name, o in self.outcomes.items() if o.result is not None}
 
     @property

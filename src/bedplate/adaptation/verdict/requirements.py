@@ -1,5 +1,5 @@
-"""Requirements of a target beside its bar (other metrics, slices, coverage, calibration, differences from a reference),
-and the estimates with bounds that they are tested on. All values are scores, of which more is better.
+"""Requirements of a target in addition to its bar (other metrics, slices, coverage, calibration, differences from a
+reference), and the estimates with bounds that they are tested on. All values are scores: higher is better.
 
 A nominee must meet all of them, so each is tested at the nominee's own level without correction: the probability of any
 false claim is no larger than that of one (intersection-union, Berger 1982, Technometrics 24:295). Over nominees that
@@ -71,7 +71,7 @@ class CallPrice:
 
     @classmethod
     def fixed(cls, share: float) -> CallPrice:
-        """A price that is given, not measured."""
+        """A price that is known, not measured."""
         return cls(share, lambda _: (share, share))
 
 
@@ -163,7 +163,7 @@ class Calibrated:
 
 
 def compared(nominee: Priced, reference: Priced) -> tuple[Priced, Priced]:
-    """The two on the rows that both answered."""
+    """Both evaluations, restricted to the rows that both contain."""
     ours, theirs = on_shared_rows(nominee.evaluation, reference.evaluation)
     return replace(nominee, evaluation=ours), replace(reference, evaluation=theirs)
 
@@ -176,7 +176,7 @@ class ReferenceComparison:
     reference: Priced
 
     @property
-    def _priced(self) -> float:
+    def _price_difference(self) -> float:
         return self.nominee.price.share - self.reference.price.share
 
     @property
@@ -192,7 +192,7 @@ class ReferenceComparison:
         return self.nominee.groups
 
     def _drop(self, confidence: float) -> Drop:
-        """How much worse the nominee is, without prices. Raises InsufficientGroups."""
+        """The drop in quality from the reference to the nominee, without prices. Raises InsufficientGroups."""
         drop = drop_between(self.reference.evaluation, self.nominee.evaluation, confidence)
         if drop.upper is None:
             sizes = list(Counter(row.group for row in self.nominee.evaluation.rows).values())
@@ -207,7 +207,7 @@ class ReferenceComparison:
         assert drop.upper is not None
         ours, theirs = self.nominee.price, self.reference.price
         prices = independent_difference(ours.share, theirs.share, ours.bounds(confidence), theirs.bounds(confidence))
-        low, high = independent_difference(-drop.value, self._priced, (-drop.upper, -drop.lower), prices)
+        low, high = independent_difference(-drop.value, self._price_difference, (-drop.upper, -drop.lower), prices)
         return low if side == "lower" else high
 
     def needed(self, bar: float, confidence: float) -> int | None:
@@ -215,13 +215,13 @@ class ReferenceComparison:
             drop = self._drop(confidence)
         except InsufficientGroups:
             return None
-        return drop.needed(-bar - self._priced, POWER)
+        return drop.needed(-bar - self._price_difference, POWER)
 
 
 @dataclass(frozen=True)
 class ReferenceLevel(ReferenceComparison):
-    """A nominee whose bar is its reference, in the metric's own numbers: its bounds are those of the difference, added
-    to the reference's estimate as if that were known."""
+    """A nominee whose bar is its reference, on the metric's own scale: its bounds are those of the difference, added to
+    the reference's estimate as if that were known."""
 
     design_effect = 1.0
 
@@ -247,8 +247,8 @@ class ReferenceLevel(ReferenceComparison):
 @dataclass(frozen=True)
 class RequirementResult:
     """One requirement and its evidence. measured: None where nothing can be measured, for the reason `nothing`. bar: a
-    score, of which more is better (1 minus a calibration error). is_difference: whether bar and estimate are
-    differences. rows: of the whole split; claims: how many claims share the error of a claim that it is broken."""
+    score, higher is better (1 minus a calibration error). is_difference: whether bar and estimate are differences.
+    rows: of the whole split; claims: number of claims that share the error of the claim that it is broken."""
 
     words: str
     metric: str
@@ -275,8 +275,8 @@ class RequirementResult:
             return False
 
     def at(self, confidence: float, further: int = 0) -> Requirement:
-        """The report's row of it at this confidence. further: claims of other conditions that share the error of a
-        claim that it is broken."""
+        """The requirement's row in the report, at this confidence. further: number of claims of other conditions that
+        share the error of the claim that it is broken."""
         measured, flipped = self.measured, self.error or self.scale.lower_is_better
         fulfilled: bool | None = None
         needed: int | None = None
@@ -340,8 +340,8 @@ class RequirementResult:
 def requirements_of(
     target: TargetSpec, evaluation: Evaluation, price: CallPrice = NO_PRICE, reference: Priced | None = None
 ) -> list[RequirementResult]:
-    """All requirements of a target beside its bar. reference: the evaluation that the target is against, on the same
-    rows."""
+    """All requirements of a target in addition to its bar. reference: the evaluation that the target is against, on the
+    same rows."""
     requirements = [] if reference is None else [_against(target, Priced(evaluation, price), reference)]
     for spec in target.all_of:
         requirements += _from_spec(spec, evaluation, price)
@@ -413,7 +413,7 @@ def _requirement_on(
 
 @dataclass(frozen=True)
 class _Flipped:
-    """One minus a metric, for a metric that is to be low."""
+    """One minus a metric of which lower is better."""
 
     of: Priced
 

@@ -1,8 +1,8 @@
 """Rules of thumb about prompting and tuning: predictions recorded before the ladder runs, and scored afterwards.
 
-They order the ladder and decide nothing. That more than about 1,000 good labels, long prompts and a stable structure of
-the answer favour tuning is common advice (e.g. https://platform.openai.com/docs/guides/fine-tuning); each run records
-whether it held on its task.
+They determine the order of the ladder, and do not affect the verdict. That more than about 1,000 good labels, long
+prompts and a stable structure of the answer favour tuning is common advice (e.g.
+https://platform.openai.com/docs/guides/fine-tuning); each run records whether it held on its task.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MANY_LABELS = 1000
 LONG_PROMPT = 512
 SHOTS = 8
 SAME_COST = 0.05
-"""Costs of a call that differ by less are not told apart."""
+"""Relative difference below which the costs of two calls count as equal."""
 
 Favoured = Literal["tuning", "prompting"]
 Claim = Literal["tuned_beats_prompted", "prompted_beats_tuned", "tuned_is_cheaper"]
@@ -111,7 +111,7 @@ SIDES: dict[Side, str] = {"weights": "tuned", "prompt": "prompted"}
 
 
 def _on_side(outcomes: Mapping[str, RungOutcome], side: Side) -> list[str]:
-    """The candidates whose rungs learning curves count to this side."""
+    """The candidates of rungs on this side that have a learning curve."""
     traits = {name: rung_of(name).traits for name in outcomes}
     return [name for name, rung_traits in traits.items() if rung_traits.side == side and rung_traits.no_curve is None]
 

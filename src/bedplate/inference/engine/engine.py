@@ -99,8 +99,8 @@ class Engine(Closing):
         compute: Compute | None = None,
         on_step: OnStep | None = None,
     ) -> None:
-        given = {"max_step_tokens": max_step_tokens, "max_rows": max_rows, "step_adapters": step_adapters}
-        for name, size in given.items():
+        limits = {"max_step_tokens": max_step_tokens, "max_rows": max_rows, "step_adapters": step_adapters}
+        for name, size in limits.items():
             if size is not None and size < 1:
                 raise UsageError(f"{name} is {size}, with which no request would ever run; give 1 or more")
         _check_unconverted(base.raw_model)

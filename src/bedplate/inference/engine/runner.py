@@ -40,7 +40,7 @@ from bedplate.inference.forward.torch import Forward, TorchForward, one_thread
 ONE_PASS_ROWS = 48
 # A step of up to this many tokens takes about as long as a step of few.
 SPECULATED_TOKENS = 16
-# A job is admitted only where every row can grow by this many tokens, lest it be preempted at once.
+# A job is admitted only where every row can grow by this many tokens, so that it is not preempted at once.
 HEADROOM = 32
 
 

@@ -36,9 +36,9 @@ class Attend(Protocol):
 
     @property
     def is_cached(self) -> bool:
-        """Whether keys and values are cached for later passes, as `cache_layout` says: layers with latent attention
-        then pass one key [B, T, 1, rope_dim + kv_rank], the rotated part and the latent behind it, and the latent as
-        the value."""
+        """Whether keys and values are cached for later passes, as `cache_layout` specifies: layers with latent
+        attention then pass one key [B, T, 1, rope_dim + kv_rank], the rotated part followed by the latent, and the
+        latent as the value."""
         ...
 
     def __call__(
@@ -88,8 +88,8 @@ def whole_attention(
     causal: bool,
     distance: Tensor | None = None,
 ) -> Tensor:
-    """Full or causal attention; a mask is made only where one is needed. distance: `distances`, where the caller has
-    them."""
+    """Full or causal attention; builds a mask only where one is needed. distance: the result of `distances`, if already
+    computed."""
     if options.is_plain:
         gqa = q_BTHD.shape[2] != k_BTGD.shape[2]
         q, k, v = (x.transpose(1, 2) for x in (q_BTHD, k_BTGD, v_BTGV))
@@ -154,7 +154,7 @@ class SharingAttend:
 class Attention(nn.Module):
     """Grouped-query attention (https://arxiv.org/abs/2305.13245), with rotary positions where the layer has them.
 
-    Where the spec says so, queries and keys are normalised before rotation: over each head's features (Qwen3,
+    With `qk_norm`, queries and keys are normalised before rotation: over each head's features (Qwen3,
     https://arxiv.org/abs/2302.05442), or over the whole projection (OLMo-2). A layer that reuses another layer's keys
     and values has no projections for them; one whose values are its keys has one projection for both.
     """
@@ -173,8 +173,8 @@ class Attention(nn.Module):
         valued = has_keys and not spec.keys_are_values(layer)
         self.v = Linear(hidden, kv_size, spec.attention.bias, device, dtype) if valued else None
         self.o = Linear(q_size, hidden, spec.has_output_bias, device, dtype)
-        read = [projection for projection in (self.q, self.k, self.v) if projection is not None]
-        self.joined = FusedLinears(*read) if len(read) > 1 else None
+        projections = [projection for projection in (self.q, self.k, self.v) if projection is not None]
+        self.joined = FusedLinears(*projections) if len(projections) > 1 else None
         self._plain = not (spec.attention.gate or spec.attention.qk_norm is not None or spec.attention.value_norm)
         self.whole_norm = spec.attention.qk_norm == "projection"
         sizes = (q_size, kv_size) if self.whole_norm else (size, size)
@@ -197,23 +197,23 @@ class Attention(nn.Module):
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         B, T, _ = x_BTD.shape
-        whole = None if self.joined is None else self.joined.product(x_BTD)
+        qkv = None if self.joined is None else self.joined.product(x_BTD)
         gate: Tensor | None = None
-        if whole is not None and self._plain:
-            y = attend(self.layer, *self._side_by_side(whole, rotation), self.options)
+        if qkv is not None and self._plain:
+            y = attend(self.layer, *self._split_heads(qkv, rotation), self.options)
         else:
-            q, k, v = self._products(x_BTD, whole)
+            q, k, v = self._products(x_BTD, qkv)
             if self.gated:
                 q, gate = (part.flatten(2) for part in q.unflatten(-1, (-1, 2 * self.head_dim)).chunk(2, dim=-1))
-            q = self._normed(q, self.q_norm)
+            q = self._norm_heads(q, self.q_norm)
             q = q if rotation is None else rotate(q, rotation)
             q = q if rotation is None or rotation.query_scale is None else q * rotation.query_scale
-            y = self._attended(q, k, v, rotation, attend)
+            y = self._attend(q, k, v, rotation, attend)
         y = y.reshape(B, T, -1)
         return self.o(y if gate is None else y * gate.sigmoid())
 
     def _products(self, x_BTD: Tensor, whole_BTO: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """q, k and v, from the fused product where it ran."""
+        """q, k and v: parts of the fused product if it was computed, else separate products."""
         if whole_BTO is None:
             k = None if self.k is None else self.k(x_BTD)
             return self.q(x_BTD), k, k if self.v is None else self.v(x_BTD)
@@ -221,28 +221,28 @@ class Attention(nn.Module):
         q, k, *v = whole_BTO.split(sizes, dim=-1)
         return q, k, v[0] if v else k
 
-    def _side_by_side(self, whole_BTO: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _split_heads(self, whole_BTO: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values by heads, from the fused product; queries and keys are rotated as one tensor."""
-        heads, size = whole_BTO.unflatten(-1, (-1, self.head_dim)), self.q.out_features // self.head_dim
-        shared = (heads.shape[2] - size) // (1 if self.v is None else 2)
-        turning, v = heads[:, :, : size + shared], heads[:, :, -shared:]
-        turned = turning if rotation is None else rotate(turning, rotation)
-        q, k = turned[:, :, :size], turned[:, :, size:]
+        heads, q_heads = whole_BTO.unflatten(-1, (-1, self.head_dim)), self.q.out_features // self.head_dim
+        kv_heads = (heads.shape[2] - q_heads) // (1 if self.v is None else 2)
+        qk, v = heads[:, :, : q_heads + kv_heads], heads[:, :, -kv_heads:]
+        rotated = qk if rotation is None else rotate(qk, rotation)
+        q, k = rotated[:, :, :q_heads], rotated[:, :, q_heads:]
         return q if rotation is None or rotation.query_scale is None else q * rotation.query_scale, k, v
 
-    def _attended(
+    def _attend(
         self, q_BTHD: Tensor, k: Tensor | None, v: Tensor | None, rotation: Rotation | None, attend: Attend
     ) -> Tensor:
         """Attention to this layer's keys and values, or to those of its source layer."""
         if k is None or v is None:
             assert isinstance(attend, SharingAttend)
             return attend.attend_shared(self.keys_of, q_BTHD, self.options)
-        v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._normed(k, self.k_norm)
+        v_BTGD, k_BTGD = v.unflatten(-1, (-1, self.head_dim)), self._norm_heads(k, self.k_norm)
         k_BTGD = k_BTGD if rotation is None else rotate(k_BTGD, rotation)
         v_BTGD = v_BTGD if self.v_norm is None else self.v_norm(v_BTGD)
         return attend(self.layer, q_BTHD, k_BTGD, v_BTGD, self.options)
 
-    def _normed(self, x: Tensor, norm: Norm | None) -> Tensor:
+    def _norm_heads(self, x: Tensor, norm: Norm | None) -> Tensor:
         """Normalises queries or keys, and splits them into heads."""
         if norm is not None and self.whole_norm:
             x = norm(x)
@@ -286,7 +286,7 @@ NORM_EPS = 1e-6
 
 class LatentAttentionLayer(nn.Module):
     """Multi-head latent attention (DeepSeek-V2, https://arxiv.org/abs/2405.04434): causal attention whose keys and
-    values are projected from one latent per token, beside a shared rotary key.
+    values are projected from one latent per token, with one rotary key shared by all heads.
 
     Two equivalent forms. Naive: keys and values of every head are projected from the latent, followed by ordinary
     attention. Absorbed: the key projection is applied to the queries, and the value projection after mixing, so that

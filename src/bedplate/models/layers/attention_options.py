@@ -1,5 +1,5 @@
 """The interface between layers and layouts: per-layer attention settings, a reference implementation of all of them,
-and what recurrent layers and cross-attention ask of a layout.
+and the protocols of recurrent layers and of layouts with cross-attention.
 
 Shapes: B rows, T queries, S keys, H query heads, G key-value heads, R = H/G, D features of a query and a key, V of a
 value; for recurrent layers S sequences of at most L tokens, C input features, E output features.
@@ -19,12 +19,12 @@ from bedplate.core.errors import UnsupportedModelError
 
 @dataclass(frozen=True, eq=False)
 class AttentionOptions:
-    """Per-layer attention settings: scale, soft-cap, window, bias, sinks. Which tokens exist and see each other is the
-    layout's part (`Attend`).
+    """Per-layer attention settings: scale, soft-cap, window, bias, sinks. The layout (`Attend`) determines which tokens
+    exist and see each other.
 
     scale: factor of the scores; None: 1/√D. softcap: c · tanh(x / c) of the scaled scores (Gemma-2, arXiv 2408.00118).
     window: how many tokens a query sees: in a causal layout itself and the ones before it, otherwise half of them on
-    each side. bias: a function from distances (key position − query position, int64 [B, T, S]) to what is added to the
+    each side. bias: a function from distances (key position − query position, int64 [B, T, S]) to the term added to the
     scores, [B or 1, H, T, S] (T5, arXiv 1910.10683). sinks: [H], per head one extra logit without a value (gpt-oss).
     """
 

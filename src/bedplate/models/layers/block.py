@@ -1,8 +1,8 @@
 """The transformer block: a token mixer (attention, convolution, recurrence) and a feed-forward (dense, experts), each
 with a residual connection and norms.
 
-Each layer's spec names its mixer and its feed-forward (`TransformerSpec.mixer`, `.feedforward_kind`); a new one is a
-row of MIXERS or FEEDFORWARDS.
+Each layer's spec names its mixer and its feed-forward (`TransformerSpec.mixer`, `.feedforward_kind`); a new one needs
+an entry in MIXERS or FEEDFORWARDS.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ BLOCK_FIELDS = frozenset(
     )
 )
 """The flat spec fields that blocks implement, or that do not concern them; an architecture adds its own. Every other
-field must have the value that describes what blocks do anyway."""
+field must have the value that corresponds to a block without that feature."""
 STACK_FIELDS = BLOCK_FIELDS | {"position_rows", "embedding_norm", "final_norm", "scales", "state", "state_layers"}
 """`BLOCK_FIELDS`, and those of stacks with a token embedding."""
 
@@ -113,7 +113,7 @@ class Block(nn.Module):
     ) -> tuple[Tensor, Tensor | None]:
         """Applies the mixer and the feed-forward, each with its residual."""
         if self.placement == "post":
-            return self._normed_after(x_BTD if y_BTD is None else x_BTD + y_BTD, rotation, attend), None
+            return self._post_norm(x_BTD if y_BTD is None else x_BTD + y_BTD, rotation, attend), None
         if self.placement == "branch":
             x_BTD = x_BTD if y_BTD is None else x_BTD + y_BTD
             x_BTD = x_BTD + self._scaled(self.attention_norm(self.attention(x_BTD, rotation, attend)))
@@ -140,7 +140,7 @@ class Block(nn.Module):
             fed_BTD = self.beside(x_BTD, fed_BTD)
         return self._branch(fed_BTD, self.feedforward_after_norm)
 
-    def _normed_after(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
+    def _post_norm(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:
         x_BTD = self.attention_norm(x_BTD + self._scaled(self.attention(x_BTD, rotation, attend)))
         if self.cross is not None and self.cross_norm is not None:
             x_BTD = self.cross_norm(x_BTD + self._scaled(self.cross(x_BTD, rotation, attend)))

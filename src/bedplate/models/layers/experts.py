@@ -1,6 +1,6 @@
 """Mixture of experts: a router, and expert feed-forwards that run on tokens sorted by expert.
 
-No token is dropped and none padded (MegaBlocks, https://arxiv.org/abs/2211.15841): an expert takes as many tokens as
+No token is dropped and none padded (MegaBlocks, https://arxiv.org/abs/2211.15841): an expert processes all tokens that
 are routed to it.
 
 Shapes: B rows, T tokens a row, N tokens, D features, E experts, k of them per token, M = N·k sorted copies of tokens, I
@@ -95,7 +95,7 @@ def sort_by_expert(chosen_Nk: Tensor, experts: int) -> Order:
 
 
 class MixtureOfExperts(nn.Module):
-    """A router, its experts, and the shared expert that sees every token."""
+    """A router, its experts, and the shared expert that processes every token."""
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -112,7 +112,7 @@ class MixtureOfExperts(nn.Module):
         out_BTD = self.experts(x_ND, routing.chosen_Nk, routing.weights_Nk.to(x_ND.dtype)).view(x_BTD.shape)
         if self.shared is None:
             return out_BTD
-        # In the original order of rows, by which adapters on these linears select.
+        # Rows in their original order, by which adapters on these linears are selected.
         always_BTD = self.shared(x_BTD)
         if self.shared_gate is not None:
             always_BTD = always_BTD * self.shared_gate(x_BTD).sigmoid()
@@ -120,7 +120,7 @@ class MixtureOfExperts(nn.Module):
 
 
 class ParallelExperts(nn.Module):
-    """Routed experts in parallel to a dense feed-forward that sees every token (Gemma-4)."""
+    """Routed experts in parallel to a dense feed-forward that processes every token (Gemma-4)."""
 
     def __init__(self, spec: TransformerSpec, layer: int, device: Device, dtype: torch.dtype) -> None:
         super().__init__()
@@ -159,9 +159,9 @@ class RoutedExperts(nn.Module):
 
         x_MD = copied(x_ND)
         with recompute_in_backward(x_MD, copied, x_ND):
-            both_MI = self.gate_up(x_MD, order.segments)
-        h_MI = self.activation(both_MI)
-        with recompute_in_backward(h_MI, self.activation, both_MI):
+            gate_up_MI = self.gate_up(x_MD, order.segments)
+        h_MI = self.activation(gate_up_MI)
+        with recompute_in_backward(h_MI, self.activation, gate_up_MI):
             y_MD = self.down(h_MI, order.segments)
         combined: Any = _Combined.apply(y_MD, weights_Nk, order)
         return combined
@@ -226,14 +226,14 @@ class _Combined(torch.autograd.Function):
         return to_y, to_weights, None
 
 
-# --- which experts see a token, and how much each of them counts
+# --- routing: the experts of each token, and their weights
 #
 # Mixtral (https://arxiv.org/abs/2401.04088): softmax, the best k, renormalised. DeepSeek-V3
 # (https://arxiv.org/abs/2412.19437, section 2.1.2): sigmoid, a bias that changes the choice alone, groups. Scores are
-# made in float32 or wider: a choice that rounding changes is another expert.
+# computed in float32 or wider, since rounding could change which expert is chosen.
 
 TINY = 1e-20
-"""Added to the sum of sigmoid scores, by which they are divided and which can be 0."""
+"""Added to the sum by which sigmoid scores are normalised, because it can be 0."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,7 +255,7 @@ _collector: ContextVar[list[Routing] | None] = ContextVar("routings", default=No
 
 @contextmanager
 def collect_routings() -> Generator[list[Routing]]:
-    """Collects the routings of every layer that runs in this context; an outer collector gets them too. Layers
+    """Collects the routings of every layer that runs in this context; an outer collector receives them too. Layers
     recomputed in the backward pass run after it is closed, and are not collected twice."""
     routings: list[Routing] = []
     outer = _collector.get()
@@ -319,12 +319,12 @@ class Router(nn.Module):
 def choose(logits_NE: Tensor, part: Experts, selection_bias_E: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Scores [N, E], the chosen experts [N, k] and their weights [N, k]."""
     scores_NE = logits_NE.sigmoid() if part.scoring == "sigmoid" else logits_NE.softmax(-1)
-    wanted_NE = (logits_NE if part.scoring == "softmax_chosen" else scores_NE).detach()
+    selection_NE = (logits_NE if part.scoring == "softmax_chosen" else scores_NE).detach()
     if selection_bias_E is not None:
-        wanted_NE = wanted_NE + selection_bias_E.to(wanted_NE.dtype)
+        selection_NE = selection_NE + selection_bias_E.to(selection_NE.dtype)
     if part.groups > 1:
-        wanted_NE = _in_best_groups(wanted_NE, part.groups, part.groups_chosen)
-    chosen_Nk = wanted_NE.topk(part.per_token, dim=-1).indices
+        selection_NE = _in_best_groups(selection_NE, part.groups, part.groups_chosen)
+    chosen_Nk = selection_NE.topk(part.per_token, dim=-1).indices
     if part.scoring == "softmax_chosen":
         weights_Nk = logits_NE.gather(1, chosen_Nk).softmax(-1)
     else:
@@ -335,10 +335,10 @@ def choose(logits_NE: Tensor, part: Experts, selection_bias_E: Tensor | None) ->
     return scores_NE, chosen_Nk, weights_Nk if part.scale == 1 else weights_Nk * part.scale
 
 
-def _in_best_groups(wanted_NE: Tensor, groups: int, chosen: int) -> Tensor:
+def _in_best_groups(selection_NE: Tensor, groups: int, chosen: int) -> Tensor:
     """Masks scores with −∞ outside of the best groups, by the sum of each group's two best experts."""
-    each_NGe = wanted_NE.unflatten(1, (groups, -1))
+    each_NGe = selection_NE.unflatten(1, (groups, -1))
     best_NG = each_NGe.topk(2, dim=-1).values.sum(-1)
-    kept_NG = torch.zeros_like(best_NG, dtype=torch.bool)
-    kept_NG.scatter_(1, best_NG.topk(chosen, dim=-1).indices, True)
-    return each_NGe.masked_fill(~kept_NG[..., None], -torch.inf).flatten(1)
+    chosen_NG = torch.zeros_like(best_NG, dtype=torch.bool)
+    chosen_NG.scatter_(1, best_NG.topk(chosen, dim=-1).indices, True)
+    return each_NGe.masked_fill(~chosen_NG[..., None], -torch.inf).flatten(1)

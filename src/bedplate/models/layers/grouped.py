@@ -1,8 +1,8 @@
 """Grouped matrix products: tokens sorted by expert times the weights of their experts.
 
-On devices torch's grouped product is used, which reads the token counts on the device; whether it works there for a
-dtype is tried once, forward and backward. Elsewhere, and on the CPU, where reading counts costs nothing, it is a loop
-of matrix products that write into one result.
+On accelerators torch's grouped product is used, which reads the token counts on the device; whether it works there for
+a dtype is tested once, forward and backward. Elsewhere, and on the CPU, where reading counts costs nothing, it is a
+loop of matrix products that write into one result.
 
 Shapes: M tokens sorted by expert, E experts, I input features, O output features.
 """
@@ -20,13 +20,13 @@ from torch import Tensor
 from bedplate.core.errors import UsageError
 
 ALIGNED = 16
-"""Bytes of which rows must be a multiple for torch's grouped product."""
+"""Alignment of rows, in bytes, that torch's grouped product requires."""
 
 
 class Segments:
-    """The numbers of sorted tokens of each expert, int64 [E].
+    """The number of sorted tokens of each expert, int64 [E].
 
-    tokens_M: which of `tokens` tokens each is a copy of, where that is known.
+    tokens_M: the index, among `tokens` tokens, of which each sorted token is a copy; None where unknown.
     """
 
     def __init__(self, counts_E: Tensor, tokens_M: Tensor | None = None, tokens: int = 0) -> None:

@@ -1,8 +1,8 @@
 """A linear layer with a hook for a low-rank update, so that adapters attach without subclassing a model.
 
 For training in float32 on CPUs its product can use oneDNN instead of the library that torch was built with (MKL), which
-is slower on some processors; it is reached through the operator that torch's own compiler uses. A measurement chooses
-(`training.precision`).
+is slower on some processors; it is called through the operator that torch's own compiler uses. A measurement selects
+the library (`training.precision`).
 
 Shapes: I in_features, O out_features.
 """
@@ -35,8 +35,8 @@ class LowRankHook(Protocol):
         ...
 
     def add_together(self, parts: Sequence[tuple[LowRankHook, Tensor]], x: Tensor) -> None:
-        """Updates several linears that read the same input, this one among them: adds to each one's y [...,
-        out_features], which already holds its output without the hook. No gradients."""
+        """Updates several linears that read the same input, including this one: adds to the y [..., out_features] of
+        each, which already contains its output without the hook. No gradients."""
         ...
 
     def weights(self) -> Sequence[tuple[Tensor | None, Tensor]]:

@@ -4,8 +4,8 @@ checkpointing.
 Recorded by autograd, a norm in half precision saves three more copies of its input, and a gate its activation.
 `rms_norm` and `gated` recompute both in the backward pass, which takes no longer.
 
-Activation checkpointing is a setting (`Recompute`) of the caller. Under "selective", the outputs of norms and
-activations are not saved beside their inputs: they are recomputed when the product that read them needs its gradient
+Activation checkpointing is a setting (`Recompute`) of the caller. Under "selective", only the inputs of norms and
+activations are saved: their outputs are recomputed when the product that reads them needs its gradient
 (selective activation recomputation, https://arxiv.org/abs/2205.05198), bitwise identical, by the same operations. Under
 "full", a stack saves only the inputs of its blocks.
 

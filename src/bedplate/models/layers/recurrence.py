@@ -6,8 +6,8 @@ chunks:
     S_t = e^{g_t} S_{t-1} + k_t u_tᵀ        o_t = S_tᵀ q_t
 
 Without `beta`, u_t = v_t: Mamba-2 (https://arxiv.org/abs/2405.21060) and gated linear attention. With it, u_t =
-beta_t (v_t − (e^{g_t} S_{t-1})ᵀ k_t): the gated delta rule (https://arxiv.org/abs/2412.06464), of whose chunks all u
-are found at once by solving a triangular system (https://arxiv.org/abs/2406.06484).
+beta_t (v_t − (e^{g_t} S_{t-1})ᵀ k_t): the gated delta rule (https://arxiv.org/abs/2412.06464); all u of a chunk are
+computed at once by solving a triangular system (https://arxiv.org/abs/2406.06484).
 
 Shapes: S sequences, L tokens, C features, H heads, G groups of heads that share keys, K features of a query and a key
 (N of Mamba's state), V of a value, c tokens of a chunk.
@@ -83,7 +83,7 @@ def chunked(
 
 
 def _decay(g: Tensor) -> Tensor:
-    """The factor by which what token j wrote has decayed at token i: e^{g_{j+1} + … + g_i} [..., c, c], 0 above the
+    """The factor by which the update of token j has decayed at token i: e^{g_{j+1} + … + g_i} [..., c, c], 0 above the
     diagonal.
 
     Each sum is computed separately: differences of two long sums cancel, and their gradients more so.
@@ -129,7 +129,7 @@ class CausalConvolution(nn.Module):
         `Recurrence`)."""
         (S, L, C), w = x_SLC.shape, self.width - 1
         x = torch.cat((x_SLC.new_zeros(S, w, C) if before_SwC is None else before_SwC, x_SLC), dim=1)
-        # One sum for each weight: the same for any number of tokens at once, and as fast as a kernel for so few.
+        # A sum over weights gives the same values for any number of tokens, and is as fast as a kernel for so few.
         y = x[:, w:] * self.weight[:, w]
         for at in range(w):
             y = y + x[:, at : at + L] * self.weight[:, at]
@@ -167,7 +167,7 @@ class DeltaRuleMixer(nn.Module):
     """A gated delta network (https://arxiv.org/abs/2412.06464), as in Qwen3-Next and Qwen3.5: linear attention whose
     state decays by a gate and is corrected toward each value.
 
-    Queries, keys and values pass a short convolution; queries and keys have length 1; each value head has a rate
+    Queries, keys and values pass a short convolution; queries and keys are unit vectors; each value head has a rate
     `sigmoid(rate x)` and a decay `−exp(log_decay) · softplus(step x + step_bias)`. The output is normalised over each
     head and gated.
     """

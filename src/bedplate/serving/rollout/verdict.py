@@ -1,9 +1,9 @@
-"""Online verdict on a version of a route, from outcomes that come late; it holds whenever one looks.
+"""Online verdict on a version of a route, from delayed outcomes; it is valid at any number of looks.
 
-A call is counted once `wait_minutes` have passed since it was answered: by then it has an outcome (what a user said of
-it), or it is missing. Younger calls are pending, whatever was said of them, because complaints come sooner than praise.
-Bounds are those of `core.statistics.betting`. They are of the calls that were judged; beside them stand the bounds
-that hold whatever the others were (Manski 1989, Journal of Human Resources 24:343).
+A call is counted once `wait_minutes` have passed since it was answered: by then it has an outcome (a user's feedback),
+or it counts as missing. Younger calls are pending even with feedback, because complaints come sooner than praise.
+Bounds are those of `core.statistics.betting`, over the calls that were judged; worst-case bounds also cover the missing
+calls, whatever their outcomes (Manski 1989, Journal of Human Resources 24:343).
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from bedplate.serving.settings.server_config import JUDGED_WRONG, RouteVerdict
 CONFIDENCE = 0.95
 _RESAMPLES = 5000
 MOST_TIMED = 1000
-"""Latencies are compared over the last so many pairs."""
+"""Number of latest pairs over which latencies are compared."""
 
 Json = dict[str, Any]
 
 
 def answer_digest(text: str) -> str:
-    """What is remembered of an answer: enough to tell whether another is the same."""
+    """A digest that is equal for equal answers, apart from surrounding whitespace."""
     return hashlib.sha256(text.strip().encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
@@ -42,7 +42,7 @@ WRONG = answer_digest(JUDGED_WRONG)
 
 @dataclass(frozen=True)
 class AnsweredCall:
-    """One model's part of one call. seconds: as the caller waited; compute: its share of the engine's steps."""
+    """One model's answers to one call. seconds: latency for the caller; compute: seconds, its share of engine steps."""
 
     answers: tuple[str, ...]
     """A digest for each choice."""
@@ -52,7 +52,7 @@ class AnsweredCall:
 
 @dataclass(frozen=True)
 class ShadowPair:
-    """One call, answered by the version that its caller got, and by the shadow."""
+    """One call, answered by the version that served its caller, and by the shadow."""
 
     id: str
     tenant: str
@@ -66,7 +66,7 @@ class ShadowPair:
 
 
 def rate(hits: int, n: int) -> Json | None:
-    """A share with its Wilson interval; None of nothing."""
+    """A share with its Wilson interval; None for n = 0."""
     if n == 0:
         return None
     low, high = wilson(hits, n, CONFIDENCE)
@@ -74,12 +74,12 @@ def rate(hits: int, n: int) -> Json | None:
 
 
 def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> Json:
-    """The comparison of the pairs. targets: call id → digest of the right answer, None where ours was called good.
+    """The comparison of the pairs. targets: call id → digest of the right answer, None where ours was rated good.
 
-    Calls count as independent, unless there are tenants enough to count by (`unit` says which).
+    Calls count as independent, unless there are enough tenants to group by (`unit` names the unit).
     """
     judged = [pair for pair in pairs if pair.id in targets]
-    # Where ours was only called bad, nobody knows of another answer.
+    # Where ours was only rated wrong, it is unknown whether another answer is right.
     judged = [p for p in judged if targets[p.id] != WRONG or p.ours.answers[0] == p.shadow.answers[0]]
     return {
         "compared": len(pairs),
@@ -91,7 +91,7 @@ def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> J
 
 
 def _groups(tenants: Sequence[str]) -> tuple[str, Sequence[Hashable]]:
-    """By tenant where there are enough for it, else every call for itself."""
+    """Groups by tenant where there are enough tenants, else one group for every call."""
     return ("tenant", tenants) if enough_groups(tenants) else ("call", range(len(tenants)))
 
 
@@ -119,7 +119,7 @@ def _times(rows: Sequence[tuple[float, float, str]]) -> Json | None:
 
 
 def _correctness(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> Json | None:
-    """Over the calls that users judged. Whoever called an answer good had seen ours, which favours it."""
+    """Correctness over the calls that users judged. They rated our answer, not the shadow's, which favours ours."""
     if not pairs:
         return None
     ours: list[float] = []
@@ -145,19 +145,19 @@ def _correctness(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None])
 
 
 MOST_PENDING = 100_000
-"""Calls that wait for their outcome; more settle the oldest before their time, which is said."""
+"""Maximum number of calls that wait for an outcome; beyond it the oldest are settled early, which is reported."""
 
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
 
 
 class Digests:
-    """Right answers by call id, as users gave them, each as its digest."""
+    """Digests of the right answers by call id, from users' feedback."""
 
     def __init__(self, targets: Mapping[str, str | None]) -> None:
         self._targets = targets
 
     def of(self, id: str) -> tuple[bool, str | None]:
-        """Whether anything was said of the call, and the right answer's digest, None where its own was called good."""
+        """Whether the call has feedback, and the right answer's digest; None where its own answer was rated good."""
         try:
             target = self._targets[id]
         except KeyError:
@@ -167,8 +167,8 @@ class Digests:
 
 @dataclass(frozen=True, slots=True)
 class OutcomeCall:
-    """One call, of the version that is judged or of the one that it is held against, or of both (a shadow's). ours:
-    the digest of what the caller got; shadow: of the copy's answer."""
+    """One call: of the version under judgment, of the one that it is compared with, or of both (a shadow's). ours: the
+    digest of the answer that the caller received; shadow: of the shadow's answer."""
 
     id: str
     at: float
@@ -179,7 +179,7 @@ class OutcomeCall:
 
 @dataclass
 class _Arm:
-    """Outcomes of one version, or of pairs: how often each value came, and how many calls had none."""
+    """Outcomes of one version, or of pairs: the count of each value, and the number of calls without an outcome."""
 
     values: Counter[float] = field(default_factory=Counter[float])
     missing: int = 0
@@ -193,8 +193,8 @@ class _Arm:
         return sum(value * count for value, count in self.values.items()) / self.judged if self.judged else None
 
     def bounds(self, confidence: float, unseen: float | None = None) -> tuple[float, float]:
-        """One-sided, each at the confidence. unseen: a value for those without an outcome on the lower side; on the
-        upper side they have 1 - unseen."""
+        """One-sided bounds, each at the confidence. unseen: the value of calls without an outcome in the lower bound;
+        in the upper bound it is 1 - unseen. None: they are left out."""
         low, high = (Counter(self.values) for _ in range(2))
         if unseen is not None:
             low[unseen] += self.missing
@@ -203,9 +203,9 @@ class _Arm:
 
 
 class OnlineVerdict:
-    """What was seen of the calls of one route. It may be told from the event loop: a call takes no time.
+    """The outcomes of one route's calls, and the verdict on them. `record` is fast enough for the event loop.
 
-    clock: seconds; tests turn it.
+    clock: the time in seconds; tests replace it.
     """
 
     def __init__(self, config: RouteVerdict, shadow: str | None, clock: Callable[[], float] = time.time) -> None:
@@ -217,7 +217,7 @@ class OnlineVerdict:
         self._lock = threading.Lock()
 
     def record(self, id: str, version: str, ours: str, shadow: str | None, targets: Digests) -> None:
-        """An answered call, or with `shadow` a pair."""
+        """Records an answered call, or, with `shadow`, a pair."""
         if (shadow is not None) != self.paired or not (self.paired or version in (self.config.of, self.config.against)):
             return
         if self.paired and self.config.against not in (None, version):
@@ -235,21 +235,21 @@ class OnlineVerdict:
             has_target, target = targets.of(answer_record.id)
             if has_target and not (target == WRONG and answer_record.shadow not in (None, answer_record.ours)):
                 arm.values[self._value(answer_record, target)] += 1
-            else:  # nothing was said, or only that ours is bad, where the shadow's differs
+            else:  # no feedback, or only that ours is wrong, where the shadow's differs
                 arm.missing += 1
 
     def _value(self, answer_record: OutcomeCall, target: str | None) -> float:
-        """In 0 to 1. Of a pair against the version: half of one more than the difference."""
+        """The call's value in [0, 1]; for a pair compared with the version, (1 + difference) / 2."""
         right = answer_record.ours if target is None else target
         if answer_record.shadow is None:
             return float(answer_record.ours == right)
         theirs = float(answer_record.shadow == right)
         return theirs if self.config.against is None else (theirs - float(answer_record.ours == right) + 1) / 2
 
-    # --- what came of it
+    # --- the report
 
     def report(self, targets: Digests) -> dict[str, Any]:
-        """The verdict by now, with all that it rests on."""
+        """The current verdict, with its evidence."""
         with self._lock:
             self._settle(targets)
             of, against = (_Arm(Counter(arm.values), arm.missing) for arm in self._arms.values())

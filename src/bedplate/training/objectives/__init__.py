@@ -29,7 +29,7 @@ class Deferred:
         return self.__wrapped__(*args, **kwargs)
 
     @property
-    def __wrapped__(self) -> Callable[..., Any]:  # the name under which `inspect.signature` looks for what is called
+    def __wrapped__(self) -> Callable[..., Any]:  # the attribute that `inspect.signature` follows
         module, _, name = self.path.partition(":")
         return getattr(import_module(module), name)
 

@@ -21,8 +21,8 @@ class ClassificationObjective:
     """Cross-entropy of the right label, or binary cross-entropy of each label where any number may be right
     (`several`).
 
-    weight [C, D], bias [C]: the head, float32, on the states after `depth` blocks, before any norm behind them;
-    `pooling` is "mean" or "first", as a probe has it. They are trained where the run's parameters name them.
+    weight [C, D], bias [C]: the head, float32, on the states after `depth` blocks, before any norm that follows them;
+    `pooling` is "mean" or "first", as in a probe. They are trained if they are among the run's trainable parameters.
     """
 
     name: ClassVar[str] = "classification"
@@ -47,10 +47,10 @@ class ClassificationObjective:
         states_TD = model(batch.inputs, depth=self.depth).hidden[0]
         features_ND = pooled(states_TD, batch.segments[0], len(batch.ids), self.pooling)
         logits_NC = F.linear(features_ND, self.weight.to(features_ND), self.bias.to(features_ND))
-        return {self.name: Term(self._lost(logits_NC, batch.targets), float(len(batch.ids)))}
+        return {self.name: Term(self._loss(logits_NC, batch.targets), float(len(batch.ids)))}
 
-    def _lost(self, logits_NC: Tensor, wanted_NC: Tensor) -> Tensor:
-        wanted_NC = wanted_NC.to(logits_NC)
+    def _loss(self, logits_NC: Tensor, targets_NC: Tensor) -> Tensor:
+        targets_NC = targets_NC.to(logits_NC)
         if self.several:
-            return F.binary_cross_entropy_with_logits(logits_NC, wanted_NC, reduction="sum")
-        return -(wanted_NC * torch.log_softmax(logits_NC, dim=-1)).sum()
+            return F.binary_cross_entropy_with_logits(logits_NC, targets_NC, reduction="sum")
+        return -(targets_NC * torch.log_softmax(logits_NC, dim=-1)).sum()

@@ -75,8 +75,8 @@ class PairSource(EpochSource[PairBatch]):
     """Batches of pairs, shuffled each epoch. A rank's share of a step is one micro-batch, since its texts are
     contrasted with each other; pairs that do not fill the last step of an epoch are dropped.
 
-    content: sha256 of what the pairs were made from; by default of the pairs. DataError for fewer pairs than one step
-    or than ranks, duplicate ids, or a text longer than `context_length`.
+    content: sha256 of the data behind the pairs; by default of the pairs. DataError for fewer pairs than one step or
+    than ranks, duplicate ids, or a text longer than `context_length`.
     """
 
     made_of = "pairs"
@@ -101,7 +101,7 @@ class PairSource(EpochSource[PairBatch]):
         settings = {"batch_size": batch_size, "epochs": epochs, "seed": seed}
         super().__init__(len(pairs) // batch_size * batch_size, batch_size, epochs, shard, content, settings)
 
-    def _everything(self) -> Any:
+    def _hashed_content(self) -> Any:
         return [[pair.id, pair.anchor, pair.positive, *pair.negatives] for pair in self._pairs]
 
     def _steps(self, epoch: int) -> list[list[int]]:
@@ -130,7 +130,7 @@ def _check(pairs: Iterable[TextPair], context_length: int | None) -> None:
 
 class Contrastive:
     """InfoNCE over pairs of texts. scale: inverse temperature. pooling: a text's vector is the mean of its tokens' last
-    states, or the first token's. ranks: those whose texts are candidates too."""
+    states, or the first token's. ranks: the ranks whose texts are candidates as well."""
 
     name: ClassVar[str] = "contrastive"
     roles: ClassVar[tuple[str, ...]] = ("policy",)
@@ -162,8 +162,8 @@ def info_nce(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> 
     logits_PC = scale * anchors_PD @ candidates_CD.T
     right_P = torch.arange(first, first + pairs, device=logits_PC.device)
     correct = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
-    lost: Tensor = F.cross_entropy(logits_PC, right_P, reduction="sum")
-    return Term(lost, float(pairs), {"accuracy": correct})
+    loss: Tensor = F.cross_entropy(logits_PC, right_P, reduction="sum")
+    return Term(loss, float(pairs), {"accuracy": correct})
 
 
 Half = Annotated[float, Field(gt=0, le=0.5)]

@@ -86,10 +86,12 @@ class Masked(Corrupting):
                 chosen = self._chosen(ids, special, starts, draw)
                 at = place.start + chosen
                 targets[at] = ids[chosen]
-                luck = draw.random(len(chosen))
+                uniform = draw.random(len(chosen))
                 random_tokens = plain[draw.integers(0, len(plain), len(chosen))]
                 replacements = np.where(
-                    luck < self.hidden, mask, np.where(luck < self.hidden + self.random, random_tokens, ids[chosen])
+                    uniform < self.hidden,
+                    mask,
+                    np.where(uniform < self.hidden + self.random, random_tokens, ids[chosen]),
                 )
                 tokens[at] = replacements
                 losses.append(len(chosen))
@@ -119,7 +121,7 @@ class Masked(Corrupting):
         target_count = max(1, round(len(places) * self.density))
         if starts is None:
             return np.sort(draw.permutation(places)[:target_count])
-        # A word goes on to the next place where one begins, or where there is a control token between.
+        # A word ends before the next beginning of a word, or before a control token.
         first = starts[ids[places]]
         first[1:] |= np.diff(places) > 1
         first[0] = True
@@ -159,18 +161,17 @@ SENTINELS = tuple(f"<extra_id_{number}>" for number in range(100))
 
 
 class Denoiser(Strict):
-    """One setting of span corruption. density: share of the tokens that are cut; mean_span: mean tokens of a span,
-    which determines their number; None: one span, at the document's end (UL2's S-denoiser). mode: a token that the
-    encoder reads first, which names the denoiser."""
+    """One setting of span corruption. density: share of tokens to cut; mean_span: mean tokens of a span, which
+    determines the number of spans; None: one span, at the document's end (UL2's S-denoiser). mode: a token that
+    identifies the denoiser, at the beginning of the encoder's input."""
 
     density: OpenShare = 0.15
     mean_span: Annotated[float, Field(ge=1)] | None = 3.0
     mode: str | None = None
 
     def spans(self, length: int, draw: np.random.Generator) -> list[tuple[int, int]]:
-        """Begin and end of each span, anywhere in the document and apart from each other. (T5's last span always ends
-        the text, and in a short document that is the only span ever cut.) Lengths of spans and gaps are uniform over
-        all partitions."""
+        """Begin and end of each span: anywhere in the document, and not adjacent. (T5's last span always ends the text,
+        so that a short document only ever loses its end.) Lengths of spans and gaps are uniform over all partitions."""
         noise, count = self._cut(length)
         uncut = length - noise
         if self.mean_span is None:
@@ -185,7 +186,7 @@ class Denoiser(Strict):
         return spans
 
     def sides(self, length: int) -> tuple[int, int]:
-        """How many tokens of a text of this length are read and predicted, without special tokens around them."""
+        """Numbers of tokens, read and predicted, of a text of this length, without special tokens around them."""
         noise, count = self._cut(length)
         return length - noise + count, noise + count
 
@@ -218,7 +219,7 @@ class _Spans(Corrupting):
 
     @property
     def max_growth(self) -> int:
-        return 2  # the mode's token, and a sentinel where a document is shorter than that saves
+        return 2  # the mode token, and a sentinel in a document so short that cutting a span saves nothing
 
     @property
     @abstractmethod
@@ -226,8 +227,7 @@ class _Spans(Corrupting):
         """The denoisers from which each document's is drawn."""
 
     def token_counts(self, length: int) -> TokenCounts:
-        """On each side, the count of the denoiser that makes most of a text, because rows are as long as their longest
-        document."""
+        """On each side, the largest count of any denoiser, because rows are as long as their longest document."""
         read, written = (max(side) for side in zip(*(denoiser.sides(length) for denoiser in self.mixture), strict=True))
         return TokenCounts(read, written, written)
 
@@ -327,11 +327,10 @@ FIM_TOKENS = (
     ("<fim-prefix>", "<fim-suffix>", "<fim-middle>"),
     ("▁<PRE>", "▁<SUF>", "▁<MID>"),
 )
-"""Names that tokenizers have for what stands before the prefix, the suffix and the middle (Qwen, StarCoder, SantaCoder,
-CodeLlama)."""
-_SPLIT = 4
-"""Tokens by which cuts inside of tokens may lengthen a document; beyond, it is cut between tokens."""
-Three = tuple[list[int], list[int], list[int]]
+"""Markers of prefix, suffix and middle in published tokenizers (Qwen, StarCoder, SantaCoder, CodeLlama)."""
+_MAX_SPLIT = 4
+"""Tokens by which cuts inside of tokens may lengthen a document; above that, it is cut between tokens."""
+Parts = tuple[list[int], list[int], list[int]]
 
 
 class FillInMiddle(Corrupting):
@@ -358,7 +357,7 @@ class FillInMiddle(Corrupting):
 
     @property
     def max_growth(self) -> int:
-        return 3 + (_SPLIT if self.at == "characters" else 0)
+        return 3 + (_MAX_SPLIT if self.at == "characters" else 0)
 
     def corruption(self, words: CorruptionVocabulary) -> Corruption:
         marks, tokenizer = self._marks(words), words.tokenizer
@@ -393,7 +392,7 @@ class FillInMiddle(Corrupting):
             f"{supported}; name its own in the objective's settings (tokens), or train a tokenizer that has them"
         )
 
-    def _parts(self, text: list[int], draw: np.random.Generator, tokenizer: Tokenizer) -> Three:
+    def _parts(self, text: list[int], draw: np.random.Generator, tokenizer: Tokenizer) -> Parts:
         if self.at == "characters":
             parts = split_at_characters(text, draw, tokenizer)
             if parts is not None:
@@ -407,14 +406,14 @@ class FillInMiddle(Corrupting):
         return {self.name: targets_term(model, hidden_BTD, batch)}
 
 
-def split_at_characters(text: list[int], draw: np.random.Generator, tokenizer: Tokenizer) -> Three | None:
+def split_at_characters(text: list[int], draw: np.random.Generator, tokenizer: Tokenizer) -> Parts | None:
     """Prefix, middle and suffix of a text cut between characters, each encoded separately. None where they do not
-    decode to the text (a document that was split within a character), or take over `_SPLIT` tokens more."""
+    decode to the text (a document that was split within a character), or need over `_MAX_SPLIT` tokens more."""
     written = tokenizer.decode(text, skip_special_tokens=False)
     first, second = sorted(draw.integers(0, len(written) + 1, 2).tolist())
     pieces = [written[:first], written[first:second], written[second:]]
     encoded = tokenizer.encode_batch(pieces, parse_special=False)
-    if sum(map(len, encoded)) > len(text) + _SPLIT:
+    if sum(map(len, encoded)) > len(text) + _MAX_SPLIT:
         return None
     if b"".join(tokenizer.token_bytes(i) for piece_ids in encoded for i in piece_ids) != b"".join(
         map(tokenizer.token_bytes, text)
@@ -423,7 +422,7 @@ def split_at_characters(text: list[int], draw: np.random.Generator, tokenizer: T
     return encoded[0], encoded[1], encoded[2]
 
 
-def arranged(parts: Three, marks: Sequence[int], suffix_first: bool) -> list[int]:
+def arranged(parts: Parts, marks: Sequence[int], suffix_first: bool) -> list[int]:
     """Prefix, suffix, middle, each after its marker; or the suffix first, and prefix and middle as one text (section 3,
     the second variant), which can reuse a cached suffix."""
     (prefix, middle, suffix), (pre, suf, mid) = parts, marks

@@ -41,7 +41,7 @@ class NextToken(TextObjective):
     likelihood: ClassVar[bool] = True
 
     def __init__(self, further: MultiTokenPrediction | None = None, z: float = 0.0) -> None:
-        """z: weight of the squared log of the sum that logits are divided by, which keeps it near 1."""
+        """z: weight of the z-loss, the squared log-sum-exp of the logits, which keeps the softmax's divisor near 1."""
         if not 0 <= z < float("inf"):
             raise ConfigError(f"{self.name}: z is {z}: it must be 0 or a positive number")
         self._multi_token, self._z = further, z
@@ -72,9 +72,9 @@ class NextToken(TextObjective):
         for state_BTD, (name, positions_and_targets) in zip(states, terms.items(), strict=True):
             learned, targets_N = (sent(tensor, hidden_BTD.device) for tensor in positions_and_targets)
             hidden_ND = state_BTD.reshape(-1, state_BTD.shape[-1]).index_select(0, learned)
-            lost = token_losses(model, hidden_ND, targets_N)
-            total = lost * (multi_token.weight / multi_token.modules)
-            losses[name] = Term(total, float(len(learned)), {"unweighted": lost.detach()})
+            loss = token_losses(model, hidden_ND, targets_N)
+            total = loss * (multi_token.weight / multi_token.modules)
+            losses[name] = Term(total, float(len(learned)), {"unweighted": loss.detach()})
         return losses
 
 

@@ -62,8 +62,8 @@ class Term:
 
 @dataclass(frozen=True)
 class CorruptionVocabulary:
-    """Facts of vocabulary and model that corruption needs. size: number of the model's ids; decoder_start: of an
-    encoder–decoder; pooling: how states become a text's vector."""
+    """The vocabulary and the model settings that corruption needs. size: number of the model's ids; decoder_start: of
+    an encoder–decoder; pooling: how states become a text's vector."""
 
     tokenizer: Tokenizer
     size: int
@@ -94,10 +94,10 @@ class TokenCounts(NamedTuple):
 
 
 class TextObjective(ABC):
-    """An objective that learns from plain texts: a row of OBJECTIVES. Its traits are what a pretraining run needs to
-    know.
+    """An objective that learns from plain texts, with an entry in OBJECTIVES. Its class attributes describe it to a
+    pretraining run.
 
-    architectures: models that can learn it; empty: any. target: what one target is; only tokens have bits per byte.
+    architectures: models that can learn it; empty: any. target: the unit of targets; only tokens have bits per byte.
     likelihood: whether the model learns texts in reading order, so that a text has a likelihood.
     """
 
@@ -115,7 +115,7 @@ class TextObjective(ABC):
 
     @property
     def max_growth(self) -> int:
-        """Tokens by which a document may grow at most."""
+        """Maximum number of tokens by which a document can grow."""
         return 0
 
     def token_counts(self, length: int) -> TokenCounts:
@@ -141,20 +141,20 @@ class TextObjective(ABC):
 
 
 class Objective(Protocol[B_contra]):
-    """What a run minimises: Σ over terms of (Σ totals) / (Σ weights)."""
+    """The function that a run minimises: Σ over terms of (Σ totals) / (Σ weights)."""
 
     name: ClassVar[str]
     roles: ClassVar[tuple[str, ...]]
     """The models it needs: policy, reference, reward, teacher."""
     scope: ClassVar[Scope]
-    """What one term may depend on; contrastive terms say global_batch."""
+    """The examples on which one term may depend; of contrastive terms, global_batch."""
 
     def weights(self, batch: B_contra) -> dict[str, float]:
-        """Each term's weight, known before the forward pass, from the batch as its source gave it (on the CPU)."""
+        """Each term's weight, known before the forward pass, from the batch on the CPU."""
         ...
 
     def __call__(self, models: Models, batch: B_contra) -> dict[str, Term]:
-        """The terms of one micro-batch, which is on the models' device: read nothing of it back."""
+        """The terms of one micro-batch, which is on the models' device; implementations must not read it back."""
         ...
 
 
@@ -188,7 +188,7 @@ BatchT = TypeVar("BatchT", bound=PackedBatch)
 
 
 Corruption = Callable[[PackedBatch, Sequence[np.random.Generator]], PackedBatch]
-"""A batch as its source packed it, and a generator for each of its rows → what is learned from."""
+"""A packed batch of plain texts, and a generator for each of its rows → the batch to learn from."""
 
 
 class Corrupting(Strict, TextObjective):

@@ -31,13 +31,13 @@ def summed_losses(loss: Loss, states_ND: Tensor, targets_N: Tensor, rows: int) -
         pieces = zip(states_ND.split(rows), targets_N.split(rows), strict=True)
         return torch.stack([loss(states, targets) for states, targets in pieces]).sum()
     # The graph of the first position shows which parameters the loss reads.
-    read = _leaves(loss(states_ND[:1].detach(), targets_N[:1]))
-    total: Any = _Pieces.apply(loss, targets_N, rows, read, states_ND, *read)
+    leaves = _leaves(loss(states_ND[:1].detach(), targets_N[:1]))
+    total: Any = _Pieces.apply(loss, targets_N, rows, leaves, states_ND, *leaves)
     return total
 
 
 def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
-    """The parameters on which it depends."""
+    """The leaf tensors on which a loss depends."""
     leaves: dict[int, Tensor] = {}
     visited: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
@@ -53,8 +53,8 @@ def _leaves(loss: Tensor) -> tuple[Tensor, ...]:
 
 
 def pop_gradients(ctx: Any) -> Any:
-    """The gradients that a forward pass left in `ctx.gradients`; the backward pass modifies them in place and so has
-    them once.
+    """The gradients that a forward pass stored in `ctx.gradients`; the backward pass modifies them in place, so they
+    can be taken only once.
 
     UsageError for a second backward pass, and for gradients that are to be differentiated themselves.
     """
@@ -75,36 +75,34 @@ def pop_gradients(ctx: Any) -> Any:
 class _Pieces(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
-        ctx: Any, loss: Loss, targets_N: Tensor, rows: int, read: tuple[Tensor, ...], states_ND: Tensor, *_: Tensor
+        ctx: Any, loss: Loss, targets_N: Tensor, rows: int, leaves: tuple[Tensor, ...], states_ND: Tensor, *_: Tensor
     ) -> Tensor:
         to_states: list[Tensor] = []
-        to_read: list[Tensor] = []
+        to_leaves: list[Tensor] = []
         losses: list[Tensor] = []
         states_need_grad = states_ND.requires_grad
         with torch.enable_grad():
             for states, targets in zip(states_ND.split(rows), targets_N.split(rows), strict=True):
                 piece_states = states.detach().requires_grad_(states_need_grad)
-                lost = loss(piece_states, targets)
-                losses.append(lost.detach())
-                inputs = [piece_states, *read] if states_need_grad else list(read)
-                gradients = list(torch.autograd.grad(lost, inputs)) if inputs else []
+                piece_loss = loss(piece_states, targets)
+                losses.append(piece_loss.detach())
+                inputs = [piece_states, *leaves] if states_need_grad else list(leaves)
+                gradients = list(torch.autograd.grad(piece_loss, inputs)) if inputs else []
                 if states_need_grad:
                     to_states.append(gradients.pop(0))
-                to_read = [a.add_(b) for a, b in zip(to_read, gradients, strict=True)] if to_read else gradients
-        ctx.gradients = torch.cat(to_states) if states_need_grad else None, to_read
+                to_leaves = [a.add_(b) for a, b in zip(to_leaves, gradients, strict=True)] if to_leaves else gradients
+        ctx.gradients = torch.cat(to_states) if states_need_grad else None, to_leaves
         return torch.stack(losses).sum()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        to_states, to_read = pop_gradients(ctx)
-        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in (to_states, *to_read)]
+        to_states, to_leaves = pop_gradients(ctx)
+        scaled = [None if g is None else g.mul_(grad.to(g.dtype)) for g in (to_states, *to_leaves)]
         return None, None, None, None, *scaled
 
 
 HEAD_ROWS = 512
-"""Logits exist for so many positions at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
-
-
+"""Positions whose logits exist at a time: 512 × 49,152 in float32 are 100 MB, 8,192 would be 1.6 GB."""
 PIECE = 1 << 19
 """Logits whose loss is computed at a time on a CPU: 2 MB in float32, of which a few fit the last-level cache."""
 
@@ -113,7 +111,7 @@ def token_losses(model: AnyModel, hidden_ND: Tensor, targets_N: Tensor, rows: in
     """Summed cross-entropy (a scalar, float32 or wider) of `targets_N` given the last hidden states; NO_TARGET adds
     nothing.
 
-    With more than `rows` positions, logits are made piece by piece. Gradients are computed once: UsageError for a
+    With more than `rows` positions, logits are computed piece by piece. Gradients are computed once: UsageError for a
     second backward pass, or one through them.
     """
     return _summed(_loss(model, 0.0, False, []), hidden_ND, targets_N, rows)
@@ -123,9 +121,9 @@ def _summed(loss: Loss, hidden_ND: Tensor, targets_N: Tensor, rows: int) -> Tens
     return loss(hidden_ND, targets_N) if len(targets_N) <= rows else summed_losses(loss, hidden_ND, targets_N, rows)
 
 
-def _loss(model: AnyModel, z: float, hits: bool, read: list[Tensor]) -> Loss:
-    """The loss of a piece. Stores in `read`, [3]: cross-entropy alone, the squared log-sum-exp (0 without `z`), and the
-    number of targets that are the likeliest token (0 without `hits`)."""
+def _loss(model: AnyModel, z: float, hits: bool, piece_metrics: list[Tensor]) -> Loss:
+    """The loss of a piece. Appends to `piece_metrics`, [3]: cross-entropy alone, the squared log-sum-exp (only with
+    `z`), and the number of targets that are the likeliest token (only with `hits`)."""
 
     def loss(states_ND: Tensor, targets_N: Tensor) -> Tensor:
         logits_NV = model.head(states_ND)
@@ -133,7 +131,7 @@ def _loss(model: AnyModel, z: float, hits: bool, read: list[Tensor]) -> Loss:
             total, metrics = _CrossEntropy.apply(logits_NV, targets_N, z, hits)  # type: ignore[misc]
         else:
             total, metrics = _plain(logits_NV, targets_N, z, hits)
-        read.append(metrics)
+        piece_metrics.append(metrics)
         return total
 
     return loss
@@ -147,8 +145,8 @@ def _plain(logits_NV: Tensor, targets_N: Tensor, z: float, hits: bool) -> tuple[
     logs_N = logits_NV.logsumexp(-1)
     plain = (logs_N - logits_NV.gather(1, targets_N[:, None]).squeeze(1)).sum()
     squared = logs_N.square().sum()
-    right = (logits_NV.detach().argmax(-1) == targets_N).sum() if hits else plain.detach()
-    metrics = torch.stack((plain.detach(), squared.detach(), right.to(plain.dtype)))
+    correct = (logits_NV.detach().argmax(-1) == targets_N).sum() if hits else plain.detach()
+    metrics = torch.stack((plain.detach(), squared.detach(), correct.to(plain.dtype)))
     return plain + z * squared if z else plain, metrics
 
 
@@ -163,9 +161,8 @@ class _CrossEntropy(torch.autograd.Function):
     """The loss in float32 or wider, and with it its gradient: probabilities, less 1 at the targets.
 
     One exponential per logit, of rows that stay in cache; autograd computes two, and reads and writes several tensors
-    as large as the logits, which on a CPU takes as long as a product. Also returns what `_loss` stores, without
-    gradients.
-    """
+    as large as the logits, which on a CPU takes as long as a matrix product. Also returns the metrics that `_loss`
+    stores, without gradients."""
 
     @staticmethod
     def forward(  # type: ignore[override]
@@ -173,14 +170,14 @@ class _CrossEntropy(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         to_logits = torch.empty_like(logits_NV)
         metrics = logits_NV.new_zeros(3, dtype=torch.promote_types(logits_NV.dtype, torch.float32))
-        plain, squared, right = metrics.unbind()
+        plain, squared, correct = metrics.unbind()
         for at in _row_pieces(logits_NV):
             logits, target = logits_NV[at].to(metrics.dtype), targets_N[at, None]
             has_target = target != NO_TARGET
             target = target.where(has_target, 0)
             top = logits.amax(-1, keepdim=True)
             if hits:
-                right += ((logits.argmax(-1, keepdim=True) == target) & has_target).sum()
+                correct += ((logits.argmax(-1, keepdim=True) == target) & has_target).sum()
             below = logits - top
             target_logits = below.gather(1, target)
             shares = below.exp_()
@@ -214,13 +211,13 @@ def token_term(
     weight = float(len(targets_N))
     if not z and not hits:
         return Term(token_losses(model, hidden_ND, targets_N, rows), weight)
-    read: list[Tensor] = []
-    total = _summed(_loss(model, z, hits, read), hidden_ND, targets_N, rows)
-    if len(read) > 1 and torch.is_grad_enabled():
-        del read[0]  # on the first position alone, to find the parameters that the loss reads
-    plain, squared, right = torch.stack(read).sum(0).unbind()
+    piece_metrics: list[Tensor] = []
+    total = _summed(_loss(model, z, hits, piece_metrics), hidden_ND, targets_N, rows)
+    if len(piece_metrics) > 1 and torch.is_grad_enabled():
+        del piece_metrics[0]  # on the first position alone, to find the parameters that the loss reads
+    plain, squared, correct = torch.stack(piece_metrics).sum(0).unbind()
     metrics = {"cross_entropy": plain, "log_z_squared": squared} if z else {}
-    return Term(total, weight, metrics | ({"accuracy": right} if hits else {}))
+    return Term(total, weight, metrics | ({"accuracy": correct} if hits else {}))
 
 
 def targets_term(

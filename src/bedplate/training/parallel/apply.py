@@ -1,5 +1,5 @@
-"""Distributes a model over ranks by the plan of its spec: tensor and expert parallel styles, then FSDP2. Model code
-knows nothing of it.
+"""Distributes a model over ranks by the plan of its spec: tensor and expert parallel styles, then FSDP2. Model code is
+independent of parallelism.
 
 Shapes: N tokens, D features, E experts, k of them per token, M sorted copies of tokens.
 """
@@ -116,35 +116,35 @@ class _Exchange:
         dist.all_to_all_single(from_RE, counts_RE, group=self._group)
         # The host needs the sizes of the exchange: the layer's only synchronization.
         sent, received = torch.stack((counts_RE.sum(1), from_RE.sum(1))).tolist()
-        there_MD = _travelled(x_ND.index_select(0, order.tokens_M), received, sent, self._group)
+        inputs_MD = _all_to_all(x_ND.index_select(0, order.tokens_M), received, sent, self._group)
         numbers_E = torch.arange(self._local_count, device=x_ND.device).repeat(ranks)
-        expert_M = numbers_E.repeat_interleave(from_RE.reshape(-1), output_size=len(there_MD))
-        made_MD = self._forward(there_MD, expert_M[:, None], there_MD.new_ones(len(there_MD), 1))
-        back_MD = _travelled(made_MD, sent, received, self._group)
-        each_NkD = back_MD.index_select(0, order.inverse_M).unflatten(0, weights_Nk.shape)
+        expert_M = numbers_E.repeat_interleave(from_RE.reshape(-1), output_size=len(inputs_MD))
+        local_MD = self._forward(inputs_MD, expert_M[:, None], inputs_MD.new_ones(len(inputs_MD), 1))
+        outputs_MD = _all_to_all(local_MD, sent, received, self._group)
+        each_NkD = outputs_MD.index_select(0, order.inverse_M).unflatten(0, weights_Nk.shape)
         return torch.bmm(weights_Nk[:, None], each_NkD).squeeze(1)
 
 
-def _travelled(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
-    """Exchanges rows between ranks: `sent` rows to each, `received` rows from each. Gradients travel back."""
-    received_rows: Any = _Travel.apply(x_MD, received, sent, group)
+def _all_to_all(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
+    """Exchanges rows between ranks: `sent` rows to each, `received` rows from each. Gradients return the same way."""
+    received_rows: Any = _AllToAll.apply(x_MD, received, sent, group)
     return received_rows
 
 
-class _Travel(torch.autograd.Function):
+class _AllToAll(torch.autograd.Function):
     @staticmethod
     def forward(  # type: ignore[override]
         ctx: Any, x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup
     ) -> Tensor:
         ctx.received, ctx.sent, ctx.group = received, sent, group
-        return _exchanged(x_MD, received, sent, group)
+        return _exchange_rows(x_MD, received, sent, group)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        return _exchanged(grad, ctx.sent, ctx.received, ctx.group), None, None, None
+        return _exchange_rows(grad, ctx.sent, ctx.received, ctx.group), None, None, None
 
 
-def _exchanged(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
+def _exchange_rows(x_MD: Tensor, received: list[int], sent: list[int], group: dist.ProcessGroup) -> Tensor:
     received_rows = x_MD.new_empty(sum(received), x_MD.shape[1])
     dist.all_to_all_single(received_rows, x_MD.contiguous(), received, sent, group=group)
     return received_rows
@@ -155,7 +155,7 @@ def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "aut
 
     Every rank must hold the same model; TrainingError where they differ. dtype: compute dtype of a sharded model;
     parameters and sums keep theirs. Draw each rank's batches with `shard=ranks.shard`, and pass `ranks` to `train`.
-    UsageError where the processes do not fit, UnsupportedModelError, naming the field, for what cannot be shared.
+    UsageError where the processes do not fit; UnsupportedModelError, naming the spec field, for an unsupported model.
     """
     if not dist.is_initialized():
         config.sizes(1)
@@ -230,7 +230,7 @@ def whole_state(model: Model) -> Iterator[tuple[str, Tensor]]:
 @dataclass(frozen=True)
 class Mesh:
     """The device mesh. whole: with all axes. batch: the ranks that have different data, in order. shards: the ranks
-    among which a parameter is sharded (with `data` before them, where there are several groups)."""
+    over which a parameter is sharded (with `data` as the outer axis, where there are several groups)."""
 
     whole: DeviceMesh
     sizes: dict[Axis, int]
@@ -263,7 +263,7 @@ class Mesh:
 
 class DistributedRanks(Ranks):
     """`Ranks` for one process of a mesh. summed: ids of parameters whose gradients are summed along "tensor". computes:
-    the dtype of products."""
+    the compute dtype."""
 
     def __init__(self, mesh: Mesh, summed: frozenset[int], computes: torch.dtype) -> None:
         self.mesh, self._summed, self._computes = mesh, summed, computes
@@ -304,7 +304,7 @@ class DistributedRanks(Ranks):
 
     def gather_rows(self, own_ND: Tensor) -> tuple[Tensor, int]:
         counts: list[int] = list(self.gather(len(own_ND)))
-        all_rows: Any = _Joined.apply(own_ND, counts, self.shard[0], self._batch)
+        all_rows: Any = _GatherRows.apply(own_ND, counts, self.shard[0], self._batch)
         return all_rows, sum(counts[: self.shard[0]])
 
     def barrier(self) -> None:
@@ -361,14 +361,14 @@ class DistributedRanks(Ranks):
         return total.sqrt()
 
     def matrices(self, parameter: Tensor, local: Tensor) -> Tensor:
-        if not isinstance(parameter, DTensor) or _stands_alone(parameter):
+        if not isinstance(parameter, DTensor) or _has_whole_matrices(parameter):
             return local
         whole = self.placed(parameter, local)
         assert isinstance(whole, DTensor)
         return whole.full_tensor()
 
     def part(self, parameter: Tensor, matrices: Tensor) -> Tensor:
-        if not isinstance(parameter, DTensor) or _stands_alone(parameter):
+        if not isinstance(parameter, DTensor) or _has_whole_matrices(parameter):
             return matrices
         return _slice(parameter, matrices)
 
@@ -383,7 +383,7 @@ class DistributedRanks(Ranks):
         return _slice(parameter, stored) if isinstance(parameter, DTensor) else stored
 
 
-class _Joined(torch.autograd.Function):
+class _GatherRows(torch.autograd.Function):
     """Concatenates rows of all ranks, which may have different numbers of them; gradients return to the rows' ranks."""
 
     @staticmethod
@@ -404,7 +404,7 @@ class _Joined(torch.autograd.Function):
         return summed.split(ctx.counts)[ctx.at], None, None, None
 
 
-def _stands_alone(parameter: DTensor) -> bool:
+def _has_whole_matrices(parameter: DTensor) -> bool:
     """Whether this rank's part consists of whole matrices (some of the experts)."""
     whole = (placement.is_replicate() or placement.is_shard(0) for placement in parameter.placements)
     return parameter.dim() > 2 and all(whole)

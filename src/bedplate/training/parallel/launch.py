@@ -1,4 +1,4 @@
-"""Joins the processes of a run, as torchrun or Slurm started them, and runs on the first one what is to run once."""
+"""Joins the processes of a run that torchrun or Slurm started, and runs calls on the first process for all of them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ PORT = 29_400
 
 @dataclass(frozen=True)
 class Process:
-    """rank: its number among `world`; local: its number on its machine. address: host and port of the first one."""
+    """One process of a run. rank: its number, of `world`; local: its number on its machine; address: host and port of
+    the first process, None for a single one."""
 
     rank: int
     world: int
@@ -34,7 +35,7 @@ def process_of(environment: Mapping[str, str]) -> Process:
     if "RANK" in environment or "WORLD_SIZE" in environment:
         rank, world, local = (_number(environment, name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"))
         address = (_text(environment, "MASTER_ADDR"), _number(environment, "MASTER_PORT"))
-    # Not in a shell that Slurm gave out and that has started no step.
+    # A shell in an allocation, which has no step id, is a single process.
     elif environment.get("SLURM_STEP_ID") is not None and int(environment.get("SLURM_NTASKS", "1")) > 1:
         rank, world, local = (_number(environment, f"SLURM_{name}") for name in ("PROCID", "NTASKS", "LOCALID"))
         host = environment.get("MASTER_ADDR") or first_host(_text(environment, "SLURM_STEP_NODELIST"))
@@ -70,15 +71,15 @@ def _text(environment: Mapping[str, str], name: str) -> str:
 
 @contextmanager
 def launched(timeout: float = 1800.0) -> Generator[torch.device]:
-    """A context with the process group of all processes, where there are several; gives this one's device. An existing
-    group is used as it is.
+    """A context with the process group of all processes, where there are several; yields this one's device. An existing
+    group is reused.
 
     timeout: seconds after which a rank stops waiting for others. RankError where one of them has ended.
     """
     process = process_of(os.environ)
     device = torch.device("cpu")
     if torch.cuda.is_available():
-        # Slurm may show each process its own device alone, as number 0
+        # Slurm may make only its own device visible to each process, as number 0.
         device = torch.device("cuda", process.local % torch.cuda.device_count())
         torch.cuda.set_device(device)
     if process.address is None or process.world == 1 or dist.is_initialized():

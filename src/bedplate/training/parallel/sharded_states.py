@@ -1,8 +1,8 @@
 """Sharded training states (torch.distributed.checkpoint): each rank writes its part while training goes on.
 
-A state is a directory that gets its final name once all of it is on disk; remains of a killed run have another name. It
-can be read by any number of ranks in any arrangement, and so can a single process's state file; the later of the two
-counts. All ranks must share one file system.
+A state is a directory that gets its final name once all of it is on disk; incomplete ones have another name. Any number
+of ranks in any arrangement can read it, as well as a single process's state file; the later of the two is used. All
+ranks must share one file system.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class DistributedStates:
                 elif not name.startswith(_RANDOM) or name.startswith(f"{_RANDOM}{rank}/"):
                     tensors[name] = torch.empty(about.size, dtype=about.properties.dtype)
             with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # a single process means to
+                warnings.filterwarnings("ignore", "torch.distributed is disabled")  # intended in a single process
                 dcp.load(tensors, storage_reader=reader, process_group=self._group, no_dist=self._group is None)
         return RunState({name.replace(f"{_RANDOM}{rank}/", _RANDOM): x for name, x in tensors.items()}, values)
 
@@ -152,7 +152,7 @@ class DistributedStates:
 
 
 def _of_rank(name: str, rank: int) -> str:
-    """The name of a value that each rank has its own of (random generators)."""
+    """The rank's own name of a value that differs between ranks (states of random generators)."""
     return name.replace(_RANDOM, f"{_RANDOM}{rank}/", 1) if name.startswith(_RANDOM) else name
 
 

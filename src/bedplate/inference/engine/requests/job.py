@@ -239,7 +239,7 @@ class RequestJob(ABC, Generic[R]):
 
     @property
     def reusable(self) -> int | None:
-        """How many first tokens may come from the prefix cache; None where the output of each token is needed."""
+        """The number of leading tokens that may come from the prefix cache; None: each token's output is needed."""
         return len(self.tokens) - 1
 
     @property
@@ -262,7 +262,7 @@ class RequestJob(ABC, Generic[R]):
         return ()
 
     def cacheable_length(self, begin: int, end: int) -> int:
-        """How many first tokens to save in the prefix cache after a pass over those from `begin` to `end`."""
+        """The number of leading tokens to save in the prefix cache after a pass over those from `begin` to `end`."""
         return self.prompt_end
 
     def cancel(self) -> None:
@@ -312,10 +312,10 @@ def give_error(job: RequestJob) -> None:
     error, job.failed = job.failed, None
     assert error is not None
     # Clears the frames' locals: a caller that keeps the error must not keep jobs, caches and the engine alive.
-    behind: BaseException | None = error
-    while behind is not None:
-        traceback.clear_frames(behind.__traceback__)
-        behind = behind.__cause__ or behind.__context__
+    chained: BaseException | None = error
+    while chained is not None:
+        traceback.clear_frames(chained.__traceback__)
+        chained = chained.__cause__ or chained.__context__
     if not isinstance(error, BedplateError):
         cause, error = error, RuntimeError(f"the engine failed on a step: {error!r}")
         error.__cause__ = cause

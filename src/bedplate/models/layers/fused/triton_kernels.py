@@ -4,7 +4,7 @@ Sums are float32, and each result is rounded once. float64 is left to the plain 
 """
 # pyright: basic, reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
 
-# Shapes: N rows, D features of a row; of heads, T tokens, H heads, R features that turn.
+# Shapes: N rows, D features of a row or head, B rows of T tokens, H heads, R rotated features.
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bedplate.models.layers.fused.custom_ops import Refused
 
 GATES = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3}
 WIDEST = 32_768
-"""Features of a row that one program holds."""
+"""Maximum features of a row: one program holds them all."""
 
 
 def add_norm(x: Tensor, y: Tensor, weight: Tensor | None, eps: float, offset: float) -> tuple[Tensor, Tensor]:
@@ -47,7 +47,7 @@ def _add_norm(
     inside = at < D
     a = tl.load(x + row * x_row + at, mask=inside, other=0.0)
     b = tl.load(y + row * y_row + at, mask=inside, other=0.0)
-    # Rounded as it is kept, so that it is the sum of the plain function that is normed.
+    # Rounded to the output's dtype first, so that the same sum is normalised as in the plain function.
     a = (a.to(tl.float32) + b.to(tl.float32)).to(total.dtype.element_ty)
     tl.store(total + row * D + at, a, mask=inside)
     summed = a.to(tl.float32)
@@ -127,7 +127,7 @@ def _gated(gate_up, out, row_step, F, BLOCK: tl.constexpr, GATE: tl.constexpr):
         a = g / (1.0 + tl.exp(-2.0 * inner))  # g (1 + tanh inner) / 2
     else:
         a = tl.maximum(g, 0.0)
-    # Rounded between, as the plain function's two operations round.
+    # Rounded in between, like the two operations of the plain function.
     a = a.to(out.dtype.element_ty).to(tl.float32)
     tl.store(out + row * F + at, (a * up.to(tl.float32)).to(out.dtype.element_ty), mask=inside)
 
