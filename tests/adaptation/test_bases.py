@@ -56,7 +56,7 @@ def run(
     directory = tmp_path_factory.mktemp("bases")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BEDPLATE_HOME", str(new_home(directory / "home")))
-        task = write_task(directory, larger, bases=[str(larger), str(tiny_base), str(encoder)], rungs=PICK)
+        task = write_task(directory, larger, bases=[str(larger), str(tiny_base), str(encoder)], groups=40, rungs=PICK)
         report = adapt(task, directory / "out")
     return report, directory, task
 

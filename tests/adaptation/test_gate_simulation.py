@@ -130,7 +130,7 @@ def test_a_candidate_above_the_bar_passes_as_often_as_theory_says(
     assert len(nominated) / count > 0.9
 
 
-@pytest.mark.parametrize("count", [150, FULL])
+@pytest.mark.parametrize("count", [pytest.param(150, marks=pytest.mark.slow), FULL])
 def test_five_rounds_of_edits_on_the_same_rows_pass_in_under_seven_percent(
     count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -45,8 +45,18 @@ from bedplate.skins.files import read_identified
 from bedplate.skins.lineage import trace
 from bedplate.skins.output import LabelOutput
 
-ALONE = [name for name in RUNGS if name not in ("retrieval", "continued_pretrain", "hosted", "cascade")]
-"""The rungs that need nothing beside the task's rows and its base; the others have tests of their own."""
+OTHERS = (
+    "retrieval",
+    "continued_pretrain",
+    "hosted",
+    "cascade",
+    "knn_few_shot",
+    "prompt_search",
+    "dora",
+    "soft_prompt",
+)
+ALONE = [name for name in RUNGS if name not in OTHERS]
+"""Those others have tests of their own, because of what they need or how long they search."""
 OWN_PROMPT = "Is this review good?\n{{ review }}\nIt is"
 
 

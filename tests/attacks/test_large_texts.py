@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import pytest
 from tests.serving.conftest import Files
 from tests.serving.process import Process, serving
 
@@ -56,6 +57,7 @@ SLACK_SECONDS = 5.0
 """For closing connections, and for a busy machine."""
 
 
+@pytest.mark.slow
 def test_a_server_that_makes_large_replies_ends_when_it_is_told(files: Files, tmp_path: Path) -> None:
     body = json.dumps({"model": "tiny", "prompt": "so good " * (TEXT_BYTES // 8), "return_token_strs": True}).encode()
     with serving(files.base, [], tmp_path, grace_seconds=0) as live:

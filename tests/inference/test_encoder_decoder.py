@@ -52,7 +52,10 @@ def pair(directory: Path, name: str, shared: bool = True, **generation: Any) -> 
 FAMILY_NAMES = ("t5", "bart", "marian", "marian of two vocabularies")
 
 
-@pytest.fixture(scope="module", params=["t5", "bart", pytest.param("marian", marks=pytest.mark.slow), FAMILY_NAMES[3]])
+@pytest.fixture(
+    scope="module",
+    params=["t5", *(pytest.param(name, marks=pytest.mark.slow) for name in ("bart", "marian")), FAMILY_NAMES[3]],
+)
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Base]:
     name, _, separate = request.param.partition(" of ")
     return pair(tmp_path_factory.mktemp("base"), name, shared=not separate)

@@ -338,7 +338,7 @@ VALUES = st.recursive(
 )
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from((CHAT, COMPLETIONS)), st.booleans(), st.dictionaries(NAMES, VALUES, max_size=4), st.data())
 def test_no_body_breaks_the_server(server, fuzz_client, path, valid, fields, data):
     base = {"model": "tiny", "messages" if path == CHAT else "prompt": HI if path == CHAT else "hi", "max_tokens": 2}

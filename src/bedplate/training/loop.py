@@ -59,8 +59,7 @@ from bedplate.training.state import (
     seeded,
     set_random_states,
 )
-from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, read_steps
-from bedplate.training.utilisation import Utilisation
+from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, Utilisation, read_steps
 
 
 def store_of(out: Path, ranks: Ranks) -> StateStore:
@@ -305,7 +304,7 @@ class _Run(Generic[B]):
         their collectives need this rank in each."""
         spare = batches[-1] if batches else self.spare
         if spare is None:
-            raise TrainingError(f"step {number}: nothing is in it for some ranks; take larger steps or fewer ranks")
+            raise TrainingError(f"step {number}: some ranks have no examples; use larger steps or fewer ranks")
         terms = self.objective(self.models, spare.to(self.device))
         loss = torch.stack([term.total * 0.0 for term in terms.values()]).sum()
         if loss.requires_grad:

@@ -275,7 +275,6 @@ _claims_lock = threading.Lock()
 
 
 def policy_of(models: Models) -> AnyModel:
-    """The model that is trained."""
     return models.get("policy", next(iter(models.values())))
 
 
@@ -321,12 +320,12 @@ def lacks_room(models: Models, arithmetic: Arithmetic) -> str | None:
     dtype, free = arithmetic.torch_dtype, free_bytes()
     needed = sum(p.numel() * dtype.itemsize for p in _changed(models, dtype))
     if needed and any(isinstance(model, Model) and model.readers > 0 for model in models.values()):
-        return "an engine answers with these weights, which do not change under it (hold it by `Engine.exclusive`)"
+        return "an engine computes with these weights, so they cannot be converted (use `Engine.exclusive`)"
     device = next(next(iter(models.values())).parameters()).device
     if not needed or free is None or device.type != "cpu" or MEMORY_FACTOR * needed <= free:
         return None
     return (
-        f"the weights in {arithmetic.dtype} take {needed / 1e9:.2f} GB beside those that are held, and "
+        f"the weights in {arithmetic.dtype} take {needed / 1e9:.2f} GB in addition to the originals, and "
         f"{free / 1e9:.2f} GB of memory are free"
     )
 
@@ -357,7 +356,7 @@ def computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Ten
 def _computing(models: Models, arithmetic: Arithmetic) -> Generator[dict[int, Tensor]]:
     reason = lacks_room(models, arithmetic)
     if reason is not None:
-        raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; mend that, or use a smaller base")
+        raise TrainingError(f"this run computes in {arithmetic.dtype}, but {reason}; fix this, or use a smaller base")
     before = [(parameter, parameter.data) for parameter in _changed(models, arithmetic.torch_dtype)]
     linears = [linear for model in models.values() for linear in _linears(model)]
     products: list[Products] = [linear.products for linear in linears]

@@ -77,6 +77,7 @@ def test_low_rank_weights_with_a_head(reader: Path, tmp_path: Path, monkeypatch:
             assert body["choices"][0]["message"]["content"] == answer.output
 
 
+@pytest.mark.slow
 def test_any_number_of_labels(reader: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEDPLATE_HOME", str(new_home(tmp_path / "home")))
     monkeypatch.setattr("bedplate.adaptation.context.context.LATENCY_CALLS", 5)

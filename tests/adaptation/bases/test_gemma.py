@@ -98,6 +98,7 @@ def read_elsewhere(base: Path, skin: Path, directory: Path) -> tuple[Any, Callab
     return theirs, lambda: peft.PeftModel.from_pretrained(theirs, skin).eval(), loaded.need_tokenizer()
 
 
+@pytest.mark.slow
 def test_a_ladder_on_a_gemma_from_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BEDPLATE_HOME", str(new_home(tmp_path / "home")))
     base = write_gemma(tmp_path)

@@ -167,6 +167,7 @@ def test_where_nothing_seems_to_fit_the_smallest_probe_is_made(machine: Machine,
 
 
 @pytest.mark.usefixtures("seems_slow", "machine")
+@pytest.mark.slow
 def test_an_interrupted_smallest_probe_still_stops_when_it_is_made_again(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

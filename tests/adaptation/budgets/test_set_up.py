@@ -101,6 +101,7 @@ def test_what_a_look_at_test_costs_is_said_before(
     assert "opening" not in capsys.readouterr().err  # the same question costs nothing again
 
 
+@pytest.mark.slow
 def test_what_test_takes_beyond_the_limit_is_said_before(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

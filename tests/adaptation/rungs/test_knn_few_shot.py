@@ -189,6 +189,7 @@ def test_an_interrupted_search_asks_and_embeds_nothing_twice(
     assert resumed["estimate"] == adapt(task, tmp_path / "whole").row("knn_few_shot")["estimate"]
 
 
+@pytest.mark.slow
 def test_an_interrupted_embedding_goes_on_part_by_part(
     tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -262,7 +262,7 @@ def alone(base: Base) -> Any:
 @pytest.mark.parametrize("paged", [pytest.param(False, marks=pytest.mark.slow), True])
 @pytest.mark.parametrize(
     ("count", "variant_count"),
-    [(350, 100), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))],
+    [(220, 80), pytest.param(10_000, 2_000, marks=(pytest.mark.slow, pytest.mark.timeout(1800)))],
 )
 def test_forty_at_once_are_answered_as_one_by_one(
     base: Base, alone: Alone, paged: bool, count: int, variant_count: int, monkeypatch: pytest.MonkeyPatch

@@ -157,13 +157,13 @@ def test_a_base_is_updated_under_running_requests_which_are_computed_again(tiny_
             with pytest.raises(UsageError, match="does not fit"):
                 engine.update(None, bad)
         engine.pin(PROMPT[:16])
-        with pytest.raises(UsageError, match="take them out first"):
+        with pytest.raises(UsageError, match="remove them first"):
             engine.update(None, changed)
 
 
 def test_training_converts_no_weights_under_an_engine_that_shares_them(engine: Engine) -> None:
     models, other = {"policy": engine.base.model}, Arithmetic("bfloat16")
-    with pytest.raises(TrainingError, match="an engine answers with these weights"), computing(models, other):
+    with pytest.raises(TrainingError, match="an engine computes with these weights"), computing(models, other):
         pass
     with engine.exclusive(), computing(models, other):
         assert {p.dtype for p in engine.base.model.parameters()} == {torch.bfloat16}

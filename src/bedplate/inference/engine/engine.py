@@ -127,7 +127,7 @@ class Engine(Closing):
         self._forward = choose_forward(run, self.bank, cache, self._torch, weights, kernel)
         speculates = self.kernel == "native" if speculate is None else speculate
         if speculates and cache is not None and cache.states:
-            raise UnsupportedModelError(f"{base.name} keeps states, which take back no guess; leave `speculate` out")
+            raise UnsupportedModelError(f"{base.name} has recurrent states, which cannot be rewound; omit `speculate`")
         self.grammars = Grammars(base.tokenizer, base.spec.vocab_size, base.text_ends)
         longest = None if cache is None else cache.longest
         self._resources = EngineResources(base, self.grammars, base.text_ends, speculates, base.never_written, longest)
@@ -427,7 +427,7 @@ class Engine(Closing):
                         try:
                             self._runner.trim()
                         except Exception:
-                            log.exception("the memory of an idle engine could not be given back")
+                            log.exception("the memory of an idle engine could not be released")
         except BaseException as broken:  # callers must not wait for a thread that has ended
             log.exception("the engine's thread has failed; it takes no requests any more")
             error = broken
@@ -457,4 +457,4 @@ def _check_unconverted(model: Model) -> None:
     """UsageError while a training run has converted the weights to another dtype: results would be inexact, and weights
     updated now would be restored when the run ends."""
     if model.converted:
-        raise UsageError("a training run has converted this engine's weights for its time; wait until it has ended")
+        raise UsageError("a training run has converted this engine's weights temporarily; wait until it has ended")

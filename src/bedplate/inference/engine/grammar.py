@@ -93,9 +93,9 @@ class Grammars:
         """The vocabulary in llguidance's form, made on first use."""
         if self._vocabulary is None:
             if self._tokenizer is None or not self._tokenizer.exact_bytes:
-                raise refused("this base's tokenizer has no exact bytes for its tokens, to which output could be held")
+                raise refused("this base's tokenizer has no exact bytes for its tokens, so it supports no grammars")
             if not self._eos_ids:
-                raise refused("this base has no end token, so its output cannot be held to a grammar")
+                raise refused("this base has no end token, so its output cannot be constrained by a grammar")
             vocabulary = TokenVocabulary.of(self._tokenizer, self._vocab_size, self._eos_ids)
             self._vocabulary = vocabulary, vocabulary.opened(self._tokenizer)
         return self._vocabulary

@@ -167,7 +167,7 @@ class PrefixStore:
         try:
             self.tree.insert(namespace(job), key, save, cache.saved_bytes(depth), (job.shared,), snapshot)
         except Exception:
-            log.exception("the beginning of a request could not be kept; others will compute it again")
+            log.exception("a prefix could not be saved; other requests will compute it again")
         job.saved_tokens = length
 
     def save_before_eviction(self, job: RequestJob) -> None:

@@ -73,7 +73,7 @@ class RuntimeWeights:
         if older.config is None:
             raise UsageError(f"{key!r} is a soft prompt: unload it, and load the new one")
         if self.adapters.has_children(older):
-            raise UsageError(f"a soft prompt stands on the adapter {key!r}; unload that first")
+            raise UsageError(f"a soft prompt depends on the adapter {key!r}; unload the soft prompt first")
         self.adapters.sweep()
         updated = LoadedAdapter(key, self._add(older.config, tensors), config=older.config, version=older.version + 1)
         try:
@@ -97,8 +97,8 @@ class RuntimeWeights:
         self.adapters.sweep()
         if len(self.adapters) or self.adapters.retired_in_use or self._tree.pinned:
             raise UsageError(
-                "adapters or pinned prefixes were made for the base's present weights; take them out first, and let "
-                "the requests end that run on unloaded ones"
+                "adapters or pinned prefixes belong to the base's current weights; remove them first, and let the "
+                "requests end that run on unloaded ones"
             )
         parameters = dict(self._base.model.named_parameters())
         for name, tensor in tensors.items():
@@ -142,7 +142,7 @@ class RuntimeWeights:
             raise UsageError(f"on this device a soft prompt must have a multiple of {self._tree.block} vectors")
         parent = self.adapters.get(adapter)
         if parent.virtual:
-            raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter that this one goes with")
+            raise UsageError(f"{adapter!r} is a soft prompt itself; give the LoRA adapter to combine this one with")
         parent = self.adapters.acquire(adapter)
         loaded = LoadedAdapter(key, parent.slot, len(vectors), parent)
         try:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 SLOWDOWN, PROMPT_SLOWDOWN = 2.0, 8.0
 MIN_TOKENS = 16
-"""Lower bound of each tenant's tokens in a step, and minimum that each row counts as: fewer take as long."""
+"""Lower bound of a step's limit for each tenant, and minimum that each row counts as: fewer tokens take as long."""
 FIRST_TOKENS, PROMPT_TOKENS = 64, 128
 """Limit before the first measurement, and lower bound without generations, above which throughput does not rise."""
 SHARED_SECONDS = 5.0
@@ -24,7 +24,7 @@ DECAY = 0.98
 """Factor by which each new measurement discounts the earlier ones."""
 MIN_SPREAD = 1 / 5
 """Deviation of the steps' tokens, relative to their mean, below which the time of a token cannot be fitted: the limit
-is then doubled, or halved above PROMPT_TOKENS."""
+is then twice the mean, or half of a mean above PROMPT_TOKENS."""
 OUTLIER = 3.0
 """A step counts as at most this multiple of its prediction, or of the mean step: it may have waited for the machine."""
 

@@ -88,7 +88,7 @@ class Steps:
         try:
             self._adapters.sweep()
         except Exception:
-            log.exception("an adapter that nobody uses any more could not be taken out")
+            log.exception("an unused adapter could not be freed")
         self._counters.steps += 1
         self._counters.step_seconds += time.monotonic() - began
         self.began = None
@@ -118,7 +118,7 @@ class Steps:
                 self._on_step(record)
             except Exception:
                 self._on_step = None
-                log.exception("a listener to the engine's steps failed; it is told no more of them")
+                log.exception("the callback on_step failed; it is not called again")
 
     def _share_rows(self) -> None:
         """Limits the rows of each tenant to its fair share while others wait, and preempts the youngest generations

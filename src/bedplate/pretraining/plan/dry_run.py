@@ -44,7 +44,7 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import Axis
 from bedplate.training.objectives.objective import TokenCounts
 from bedplate.training.objectives.token_term import HEAD_ROWS, PIECE
-from bedplate.training.utilisation import peak_of
+from bedplate.training.step_metrics import peak_of
 
 
 def plan_run(run: RunFile) -> dict[str, Any]:

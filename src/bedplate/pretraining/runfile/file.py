@@ -24,14 +24,7 @@ from bedplate.evaluation.suites import need_suite
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
 from bedplate.models.specs.split import Recompute
-from bedplate.training.config import (
-    DtypeChoice,
-    Fraction,
-    ParallelConfig,
-    RouterConfig,
-    ScheduleName,
-    check_schedule,
-)
+from bedplate.training.config import DtypeChoice, Fraction, ParallelConfig, RouterConfig, ScheduleName, check_schedule
 from bedplate.training.objectives import check_objective, objective_of
 
 if TYPE_CHECKING:
@@ -293,7 +286,6 @@ class RunFile(Strict):
         self._directory = directory
 
     def place(self, path: str) -> Path:
-        """A path of the file."""
         return self._directory / Path(path).expanduser()
 
     @property

@@ -166,7 +166,7 @@ def parallelised(model: Model, config: ParallelConfig, dtype: DtypeChoice = "aut
     model_dtype = next(model.parameters()).dtype
     computes = model_dtype if dtype == "auto" else DTYPES[dtype]
     if computes != model_dtype and not mesh.cuts_parameters:
-        raise UsageError(f"without sharding a model computes as it is held: hold it in {dtype}, or let dtype be auto")
+        raise UsageError(f"without sharding a model computes in its own dtype: load it in {dtype}, or use dtype auto")
     cuts = _cut(model, mesh)
     if mesh.cuts_parameters:
         _shard(model, mesh, computes)
@@ -257,7 +257,6 @@ class Mesh:
 
     @property
     def cuts_parameters(self) -> bool:
-        """Whether parameters are sharded at all."""
         return self.sizes["shard"] > 1 or self.sizes["expert"] > 1
 
 

@@ -59,13 +59,13 @@ def first_host(nodes: str) -> str:
 def _number(environment: Mapping[str, str], name: str) -> int:
     text = _text(environment, name)
     if not text.isdigit():
-        raise UsageError(f"{name} is {text!r}, and a number is wanted; start the processes with torchrun or srun")
+        raise UsageError(f"{name} is {text!r}, but must be a number; start the processes with torchrun or srun")
     return int(text)
 
 
 def _text(environment: Mapping[str, str], name: str) -> str:
     if name not in environment:
-        raise UsageError(f"{name} is not set beside what else the launcher says; start with torchrun or srun")
+        raise UsageError(f"{name} is not set, but other variables of the launcher are; start with torchrun or srun")
     return environment[name]
 
 

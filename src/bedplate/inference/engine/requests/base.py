@@ -214,7 +214,7 @@ class Stream:
                 listener()
             except Exception:
                 self._listener = None
-                log.exception("a listener to a request's answer failed; it is told no more of it")
+                log.exception("the listener of a request failed; it is not called again")
 
     def finish(self, result: Result) -> None:
         self._result = result
