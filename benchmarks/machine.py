@@ -97,7 +97,7 @@ def kernel_peaks() -> dict[str, float]:
     from bedplate.models.decoder import Decoder
     from bedplate.models.specs.presets import PRESETS
 
-    spec = PRESETS["smollm2-135m"].spec.with_(layers=1, vocab_size=64)
+    spec = PRESETS["smollm2-135m"].with_(layers=1, vocab_size=64)
     torch.manual_seed(0)
     model = Decoder(spec, "cpu").to(torch.bfloat16).eval()
     if unsupported(spec, torch.bfloat16, torch.device("cpu")) is not None:

@@ -36,8 +36,14 @@ from bedplate.economics.serving.simulation import (
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
-from bedplate.inference.measure.server import measure_server
-from bedplate.inference.measure.speeds import StepKind, fastest_steps, load_of, measure_engine, measure_tuning
+from bedplate.inference.measure.speeds import (
+    StepKind,
+    fastest_steps,
+    load_of,
+    measure_engine,
+    measure_server,
+    measure_tuning,
+)
 from bedplate.models.checkpoints.base import Base
 from comparison import start
 from peers import BASE, our_base

@@ -11,7 +11,7 @@ import torch
 from tests.near import assert_near
 from tests.tiny import tiny_spec
 
-from bedplate.adaptation.context.outcome import Skip
+from bedplate.adaptation.context.outcome import OutOfTime, Skip
 from bedplate.adaptation.context.throughput import Throughput
 from bedplate.adaptation.rungs import answers
 from bedplate.adaptation.rungs.probe import Probe, _fastest, _Pace
@@ -146,3 +146,25 @@ def test_rows_are_answered_in_parts_that_leave_time_to_stop(
     stub: Any = SimpleNamespace(smallest=False, fit_seconds_left=seconds, check_time=lambda *_: None)
     assert len(answers.predict_in_time(stub, None, [object()] * 600)) == 600  # type: ignore[arg-type]
     assert asked == sizes
+
+
+@pytest.mark.parametrize(("stops_after", "answered"), [(math.inf, 300), (96, 96), (48, None)])
+def test_a_fitted_skin_is_judged_on_the_rows_that_there_was_time_for(
+    monkeypatch: pytest.MonkeyPatch, stops_after: float, answered: int | None
+) -> None:
+    """A probe that had been fitted was thrown away where the time for all of valid was not there, and 80 s with it."""
+
+    def check_time(_: float, done: int, *_args: int) -> None:
+        if done >= stops_after:
+            raise OutOfTime(100.0)
+
+    monkeypatch.setattr(answers, "predict_examples", lambda _, examples: [None] * len(examples))  # pyright: ignore
+    rows = [SimpleNamespace(id=f"r{number}") for number in range(300)]
+    stub: Any = SimpleNamespace(
+        smallest=False, fit_seconds_left=0.0, check_time=check_time, valid=rows, ordered=lambda rows, _: rows[::-1]
+    )
+    if answered is None:
+        with pytest.raises(OutOfTime):
+            answers.answers_in_time(stub, None)  # type: ignore[arg-type]
+    else:
+        assert list(answers.answers_in_time(stub, None)) == [row.id for row in rows[::-1][:answered]]  # type: ignore[arg-type]

@@ -13,9 +13,9 @@ from tests.near import assert_near
 from tests.peft_directory import write_peft
 
 from bedplate.adapters.bank import Bank
-from bedplate.adapters.fused import row_counts
 from bedplate.adapters.lora import LoraConfig
 from bedplate.adapters.peft import read_peft, read_spec
+from bedplate.adapters.peft_layouts import row_counts
 from bedplate.core.errors import SkinError
 from bedplate.inference.measure.parity import reference_of
 from bedplate.models.checkpoints.base import Base, load_base

@@ -136,7 +136,7 @@ def test_roofs_are_bytes_over_bandwidth_and_operations_over_the_peak(load):
     from bedplate.models.specs.presets import PRESETS
 
     roof, machine = load("roof"), load("machine")
-    spec = PRESETS["smollm2-135m"].spec
+    spec = PRESETS["smollm2-135m"]
     local_machine = machine.Machine("x", "avx2", 2, 2, 0.0, 20e9, {"kernel int4": 400e9}, {}, {}, None)
     read = step_reads(spec, "int4")(1) + 100 * 30 * 2 * 3 * 64 * 2
     bound = 20e9 / read

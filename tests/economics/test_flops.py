@@ -142,12 +142,12 @@ def _stem_flops(spec: Spec) -> float:
 
 DENSE = tuple(
     name
-    for name, preset in PRESETS.items()
-    if isinstance(preset.spec, TransformerSpec)
-    and preset.spec.experts is None
+    for name, spec in PRESETS.items()
+    if isinstance(spec, TransformerSpec)
+    and spec.experts is None
     and oracles.oracle(name) is not None
     # transformers computes recurrences in chunks, which are more products than the formula has.
-    and preset.spec.state.mixer is None
+    and spec.state.mixer is None
 )
 QUICK_PRESETS = ("gpt2", "modernbert-base")
 
@@ -155,7 +155,7 @@ QUICK_PRESETS = ("gpt2", "modernbert-base")
 @pytest.mark.usefixtures("square")
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in QUICK_PRESETS else pytest.mark.slow) for n in DENSE])
 def test_presets_equal_the_counter_at_full_size(name: str) -> None:
-    build, spec = oracles.oracle(name), PRESETS[name].spec
+    build, spec = oracles.oracle(name), PRESETS[name]
     assert build is not None
     model = oracles.model_of(build, spec)
     with torch.no_grad():
@@ -175,7 +175,7 @@ def test_presets_equal_the_counter_at_full_size(name: str) -> None:
     ],
 )
 def test_other_presets_equal_the_counter_at_full_size(name: str) -> None:
-    build, spec = oracles.oracle(name), PRESETS[name].spec
+    build, spec = oracles.oracle(name), PRESETS[name]
     assert build is not None
     model = oracles.model_of(build, spec)
     with torch.no_grad():
@@ -185,7 +185,7 @@ def test_other_presets_equal_the_counter_at_full_size(name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["llava-1.5-7b", "gemma-3-4b"])
 def test_images_of_multimodal_presets_equal_the_counter(name: str) -> None:
-    build, spec = oracles.oracle(name), PRESETS[name].spec
+    build, spec = oracles.oracle(name), PRESETS[name]
     assert build is not None
     assert isinstance(spec, MultimodalSpec)
     model: Any = oracles.model_of(build, spec)
@@ -208,7 +208,7 @@ def test_images_of_a_merging_model_equal_the_counter() -> None:
 
 def test_sd3_equals_the_counter_on_diffusers() -> None:
     pytest.importorskip("diffusers")
-    spec = PRESETS["sd3-medium"].spec
+    spec = PRESETS["sd3-medium"]
     assert isinstance(spec, DiffusionSpec)
     model = oracles.model_of(oracles.sd3, spec)
     latents, text = torch.zeros(1, 16, 128, 128, device="meta"), torch.zeros(1, 154, 4096, device="meta")
@@ -248,26 +248,26 @@ def test_our_models_equal_the_counter(name: str) -> None:
 def test_published_operations() -> None:
     """GPT-3: 3.14e23 (2005.14165, table D.1, which leaves out attention's own products); DiT and ViT count
     multiply-adds (2212.09748, table 4; torchvision's model list)."""
-    gpt3 = PRESETS["gpt3-175b"].spec
+    gpt3 = PRESETS["gpt3-175b"]
     assert 6 * parameters(gpt3).products * 300e9 == pytest.approx(3.14e23, rel=0.005)
-    dit = PRESETS["dit-xl-2"].spec
+    dit = PRESETS["dit-xl-2"]
     assert isinstance(dit, DiffusionSpec)
     assert economics.denoise_flops(dit) / 2 == pytest.approx(118.64e9, rel=0.001)
-    vit = PRESETS["vit-b-16"].spec
+    vit = PRESETS["vit-b-16"]
     assert isinstance(vit, VisionSpec)
     assert economics.image_flops(vit) / 2 == pytest.approx(17.56e9, rel=0.001)
-    assert training_flops_per_token(PRESETS["deepseek-v3"].spec, 4096) == pytest.approx(250e9, rel=0.01)
+    assert training_flops_per_token(PRESETS["deepseek-v3"], 4096) == pytest.approx(250e9, rel=0.01)
 
 
 @pytest.mark.usefixtures("square")
 def test_nanochat_by_its_own_log() -> None:
     """Of d24: 16,704 steps of 2^19 tokens; it counts the full square."""
-    nanochat = training_flops_per_token(PRESETS["nanochat-d24"].spec, 2048)
+    nanochat = training_flops_per_token(PRESETS["nanochat-d24"], 2048)
     assert nanochat * 16_704 * 2**19 == pytest.approx(4.330784e19, rel=1e-4)
 
 
 def test_llama_by_the_usual_formula() -> None:
-    spec = PRESETS["llama-3.1-8b"].spec
+    spec = PRESETS["llama-3.1-8b"]
     products, attention = parameters(spec).products, 32 * 32 * 128
     assert training_flops_per_token(spec, 8192) == 6 * products + 6 * attention * 8193
     head = 2 * parameters(spec).head
@@ -301,7 +301,7 @@ def test_windows_bound_their_layers_only() -> None:
 
 def test_latent_attention_has_the_pairs_of_its_heads() -> None:
     """Per layer and pair: 2·H·(192 + 128)."""
-    spec = PRESETS["deepseek-v3"].spec
+    spec = PRESETS["deepseek-v3"]
     assert isinstance(spec, TransformerSpec)
     counts = parameters(spec)
     attention = forward_flops(spec, 4096, 1) - 2 * (4096 * (counts.products - counts.head) + counts.head)
@@ -334,14 +334,14 @@ def test_more_is_dearer(name: str, tokens: int, extra: int) -> None:
 
 
 def test_encoder_decoders_by_source_and_target() -> None:
-    spec = PRESETS["t5-base"].spec
+    spec = PRESETS["t5-base"]
     assert isinstance(spec, EncoderDecoderSpec)
     shorter, longer = (economics.encoder_decoder_flops(spec, source, 10) for source in (50, 60))
     assert isinstance(spec.encoder, TransformerSpec)
     encoder = forward_flops(spec.encoder, 60, 0) - forward_flops(spec.encoder, 50, 0)
     # The cross-attention's keys and values of each source token are made once, its pairs with every target token.
     assert longer - shorter - encoder == 2 * 12 * 2 * 768 * 768 * 10 + 12 * 4 * 768 * 10 * 10
-    whisper = PRESETS["whisper-small"].spec
+    whisper = PRESETS["whisper-small"]
     assert isinstance(whisper, EncoderDecoderSpec)
     windows = {economics.encoder_decoder_flops(whisper, source, 9) for source in (1, 99)}  # always its window
     assert len(windows) == 1
@@ -351,7 +351,7 @@ def test_encoder_decoders_by_source_and_target() -> None:
 
 def test_sound_and_images() -> None:
     for name in ("dit-xl-2", "vit-b-16", "llava-1.5-7b", "whisper-large-v3"):
-        assert training_flops_per_token(PRESETS[name].spec, 128) > 0
+        assert training_flops_per_token(PRESETS[name], 128) > 0
 
 
 def test_what_cannot_be_asked_is_said() -> None:

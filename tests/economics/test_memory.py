@@ -36,7 +36,7 @@ from bedplate.training.optimizers import kinds_of
 
 
 def spec_of(name: str) -> TransformerSpec:
-    spec = PRESETS[name].spec
+    spec = PRESETS[name]
     assert isinstance(spec, TransformerSpec)
     return spec
 
@@ -88,7 +88,7 @@ def test_windows_bound_what_is_kept() -> None:
 
 
 def test_cross_attention_keeps_the_source() -> None:
-    whisper, t5 = PRESETS["whisper-small"].spec, PRESETS["t5-base"].spec
+    whisper, t5 = PRESETS["whisper-small"], PRESETS["t5-base"]
     per_token = 2 * 12 * 768 * 2
     assert kv_bytes(whisper, 10) == per_token * (10 + 1500)
     assert kv_bytes(t5, 10, source_tokens=300) == per_token * (10 + 300)
@@ -127,8 +127,8 @@ def test_a_step_reads_the_weights_and_the_experts_touched() -> None:
     for tokens in (1, 2, 5):
         touched = 8 * (1 - 0.75**tokens)
         assert step_reads(mixtral)(tokens) == pytest.approx(2 * (dense + touched * expert + tokens * 4096))
-    whole = step_reads(PRESETS["t5-base"].spec)(1)
-    assert whole < weight_bytes(PRESETS["t5-base"].spec)  # a decoder's step reads no encoder
+    whole = step_reads(PRESETS["t5-base"])(1)
+    assert whole < weight_bytes(PRESETS["t5-base"])  # a decoder's step reads no encoder
 
 
 @given(st.integers(1, 64), st.integers(1, 500), st.integers(1, 200))
@@ -205,7 +205,7 @@ def test_one_gpt_layer_as_in_the_paper() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_has_a_shape_with_activations(name: str) -> None:
-    activations = shape_of(PRESETS[name].spec, 128).activation_bytes
+    activations = shape_of(PRESETS[name], 128).activation_bytes
     assert activations["none"] > activations["full"] > 0
 
 
@@ -246,4 +246,4 @@ def test_adamw_states_are_those_that_torch_keeps() -> None:
 
 def test_what_cannot_be_asked_is_said() -> None:
     with pytest.raises(UsageError, match="a vision model has no stack that reads text"):
-        kv_bytes_per_token(PRESETS["vit-b-16"].spec)
+        kv_bytes_per_token(PRESETS["vit-b-16"])

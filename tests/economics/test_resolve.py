@@ -20,7 +20,7 @@ from bedplate.models.specs.presets import PRESETS
 
 
 def test_presets_in_any_case() -> None:
-    assert resolve(" Llama-3.1-8B ") == ("llama-3.1-8b", PRESETS["llama-3.1-8b"].spec)
+    assert resolve(" Llama-3.1-8B ") == ("llama-3.1-8b", PRESETS["llama-3.1-8b"])
 
 
 def test_a_base_by_its_directory_or_its_config(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_real_bases(smollm2_gguf: Path, minilm_dir: Path) -> None:
     for path, name in ((smollm2_gguf, "smollm2-135m"), (minilm_dir, "minilm-l6")):
         _, spec = resolve(str(path))
         pooler = 384 * 385 if name == "minilm-l6" else 0  # which a config does not tell of
-        assert parameters(spec).total + pooler == parameters(PRESETS[name].spec).total
+        assert parameters(spec).total + pooler == parameters(PRESETS[name]).total
 
 
 def test_a_gguf_file_of_its_own(tmp_path: Path) -> None:

@@ -20,7 +20,18 @@ from bedplate.core.errors import UsageError
 from bedplate.core.files import bedplate_home
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.execution import calibration, choice
-from bedplate.inference.execution.calibration import PlanTimings, Use, by_turns, plan_timings
+from bedplate.inference.execution.calibration import (
+    ROWS,
+    Pass,
+    PlanTimings,
+    PlanTrial,
+    Step,
+    Use,
+    block_weights,
+    by_turns,
+    plan_timings,
+    shortened,
+)
 from bedplate.inference.execution.choice import choose, pick
 from bedplate.inference.execution.plan import (
     ExecutionPlan,
@@ -30,7 +41,6 @@ from bedplate.inference.execution.plan import (
     matching_plans,
     read_stored,
 )
-from bedplate.inference.execution.trial import ROWS, Pass, PlanTrial, Step, block_weights, shortened
 from bedplate.inference.native.library import load
 from bedplate.inference.native.quantize import SOURCES, accepts_blocks
 from bedplate.inference.predict.local import LocalModel
@@ -349,7 +359,7 @@ def test_who_waits_for_the_fastest_way_waits_until_it_is_clear() -> None:
 
 @pytest.mark.parametrize("name", ["smollm2-135m", "llama-3.1-8b", "llama-3.1-70b"])
 def test_a_trial_is_small_and_in_proportion(name: str) -> None:
-    spec = PRESETS[name].spec
+    spec = PRESETS[name]
     short = shortened(spec)
     assert short.layers * block_weights(short) <= 5e7
     assert short.vocab_size * short.hidden_size <= 5e6
@@ -388,7 +398,7 @@ def test_a_trial_stays_inside_a_short_context() -> None:
 
 
 def test_an_encoders_trial_has_prompts_only() -> None:
-    spec = PRESETS["minilm-l6"].spec.with_(hidden_size=48, heads=4, kv_heads=4, head_dim=12, vocab_size=99)
+    spec = PRESETS["minilm-l6"].with_(hidden_size=48, heads=4, kv_heads=4, head_dim=12, vocab_size=99)
     trial = PlanTrial(spec, T16, 1)
     trial.parts[0].run()
     assert [part.step for part in trial.parts] == [("prefill", "blocks")]

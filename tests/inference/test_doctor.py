@@ -17,8 +17,8 @@ from bedplate.cli.main import main
 from bedplate.core.files import bedplate_home
 from bedplate.economics.hardware.machine import MeasuredMachine
 from bedplate.inference.execution import calibration
+from bedplate.inference.execution.calibration import block_weights, read_bytes
 from bedplate.inference.execution.plan import ExecutionPlan
-from bedplate.inference.execution.trial import block_weights, read_bytes
 from bedplate.inference.measure import machine_report as doctor
 from bedplate.inference.measure import speeds as measure
 from bedplate.inference.measure.machine_report import bound, examine

@@ -21,8 +21,16 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.inference.engine.stats import StepRecord
 from bedplate.inference.measure import speeds as measure
-from bedplate.inference.measure.server import CALL_SHAPES, fit_server, measure_server
-from bedplate.inference.measure.speeds import MeasuredStep, StepKind, fit_engine, load_of, measure_engine
+from bedplate.inference.measure.speeds import (
+    CALL_SHAPES,
+    MeasuredStep,
+    StepKind,
+    fit_engine,
+    fit_server,
+    load_of,
+    measure_engine,
+    measure_server,
+)
 from bedplate.models.checkpoints.base import Base, load_base
 from bedplate.serving.server.app import loaded_server
 
@@ -142,7 +150,7 @@ def _sizes() -> list[tuple[float, float, float]]:
 
 def test_what_a_server_adds_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = write_tiny_base(tmp_path / "base", **NATIVE_SHAPE)
-    monkeypatch.setattr("bedplate.inference.measure.server.TURNS", 2)
+    monkeypatch.setattr("bedplate.inference.measure.speeds.SERVER_TURNS", 2)
     nothing = made_up(
         blocks={"counts": (1,), "seconds": (0.0,)},
         head={"counts": (1,), "seconds": (0.0,)},

@@ -95,14 +95,14 @@ def test_what_follows_from_the_kind() -> None:
 
 
 def test_specs_are_values() -> None:
-    for name, preset in PRESETS.items():
-        assert hash(preset.spec) == hash(replace(preset.spec)), name
-        assert replace(preset.spec) == preset.spec
+    for name, spec in PRESETS.items():
+        assert hash(spec) == hash(replace(spec)), name
+        assert replace(spec) == spec
 
 
 def test_hashes_of_older_specs_stay() -> None:
     """Of the fields that there were when the first measurement was saved under a hash of them."""
-    spec = PRESETS["smollm2-135m"].spec
+    spec = PRESETS["smollm2-135m"]
     assert isinstance(spec, TransformerSpec)
     digest = "a632922773be4565152930ff93af3c33"
     assert sha256_json(spec.key()).startswith(digest)
@@ -117,17 +117,17 @@ def test_presets_import_no_torch() -> None:
 
 
 def test_tokens_of_images_and_sound() -> None:
-    vit = PRESETS["vit-b-16"].spec
+    vit = PRESETS["vit-b-16"]
     assert isinstance(vit, VisionSpec)
     assert (vit.patches, vit.tokens) == (196, 197)
-    qwen = PRESETS["qwen2-vl-7b"].spec
+    qwen = PRESETS["qwen2-vl-7b"]
     assert isinstance(qwen, MultimodalSpec)
     assert qwen.image_tokens == 256
-    whisper = PRESETS["whisper-small"].spec
+    whisper = PRESETS["whisper-small"]
     assert isinstance(whisper, EncoderDecoderSpec)
     assert isinstance(whisper.encoder, AudioSpec)
     assert (whisper.encoder.frames, whisper.encoder.window_tokens) == (3000, 1500)
-    dit = PRESETS["dit-xl-2"].spec
+    dit = PRESETS["dit-xl-2"]
     assert isinstance(dit, DiffusionSpec)
     assert (dit.tokens, dit.image_size, dit.head_dim) == (256, 256, 72)
 
@@ -274,7 +274,7 @@ def test_an_architecture_is_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["whisper-small", "vit-b-16", "llava-1.5-7b", "dit-xl-2"])
 def test_other_models_are_not_built(name: str) -> None:
     with pytest.raises(UnsupportedModelError, match="cannot be built yet"):
-        build(PRESETS[name].spec, device="meta")
+        build(PRESETS[name], device="meta")
 
 
 def test_saying_what_is_done_anyway_changes_nothing() -> None:
@@ -309,7 +309,7 @@ BUILT = (
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith(BUILT)])
 def test_presets_of_supported_families_are_built(name: str) -> None:
     """With as many parameters as are counted of it."""
-    spec = PRESETS[name].spec
+    spec = PRESETS[name]
     assert sum(p.numel() for p in build(spec, device="meta").parameters()) == parameters(spec).total
 
 
@@ -321,7 +321,7 @@ def test_presets_of_supported_families_are_built(name: str) -> None:
     ],
 )
 def test_the_largest_presets_are_built_without_storage(name: str, published: int) -> None:
-    spec = PRESETS[name].spec
+    spec = PRESETS[name]
     start = time.process_time()
     model = build(spec, torch.bfloat16, "meta")
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters(spec).total == published

@@ -10,12 +10,12 @@ import pytest
 import torch
 from tests.tiny import tiny_spec
 
-from bedplate.training import utilisation
+from bedplate.training import step_metrics
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
 from bedplate.training.sources import ExampleSource
-from bedplate.training.utilisation import Utilisation, measure_peak, utilisation_of
+from bedplate.training.step_metrics import Utilisation, measure_peak, utilisation_of
 
 CPU = torch.device("cpu")
 
@@ -47,18 +47,18 @@ def test_a_measured_peak_is_one_of_a_machine() -> None:
 def test_a_product_that_takes_long_is_measured_once(monkeypatch) -> None:
     """A processor without arithmetic of its own for the dtype takes seconds for each."""
     readings = itertools.count()
-    monkeypatch.setattr(utilisation, "time", SimpleNamespace(perf_counter=lambda: float(next(readings))))
+    monkeypatch.setattr(step_metrics, "time", SimpleNamespace(perf_counter=lambda: float(next(readings))))
     assert measure_peak(CPU, "float32") == 2 * 1024**3
     assert next(readings) == 4
 
 
 def test_a_measured_peak_that_is_no_rate_is_measured_again(own_machine, monkeypatch) -> None:
-    monkeypatch.setattr(utilisation, "measure_peak", lambda *_: 1e9)
-    assert utilisation.peak_of(CPU, "float32")[0] == 1e9
+    monkeypatch.setattr(step_metrics, "measure_peak", lambda *_: 1e9)
+    assert step_metrics.peak_of(CPU, "float32")[0] == 1e9
     (file,) = (own_machine / "machine").glob("peak-*.json")
     for damage in ("0", "-1", "NaN", "Infinity", '"x"', "[]"):
         file.write_text(file.read_text().replace("1000000000.0", damage))
-        assert utilisation.peak_of(CPU, "float32")[0] == 1e9
+        assert step_metrics.peak_of(CPU, "float32")[0] == 1e9
 
 
 def test_lines_say_it(make_decoder, make_examples, tmp_path) -> None:

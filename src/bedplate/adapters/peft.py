@@ -18,16 +18,19 @@ import regex
 from pydantic import ValidationError
 from torch import Tensor
 
-from bedplate.adapters.fused import is_part, joined, row_counts, split_fused
 from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, match_targets
 from bedplate.adapters.modules import check_tensors, hf_module_name
-from bedplate.adapters.peft_experts import (
+from bedplate.adapters.peft_layouts import (
     expert_keys,
     from_peft,
+    is_part,
     is_taken_for_experts,
+    joined,
     linear_parameters,
     parameter_names,
+    row_counts,
+    split_fused,
     to_peft,
 )
 from bedplate.adapters.tensor_files import (

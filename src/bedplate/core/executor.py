@@ -91,18 +91,15 @@ class ProcessExecutor:
     def run(self, jobs: Iterable[Job]) -> Iterator[Outcome]:
         """As `LocalExecutor.run`, in each process. Whoever stops asking (an interrupt, an error) ends the processes."""
         before = set(active_children())
-        with ProcessPoolExecutor(self.processes, get_context("spawn"), _leave_interrupts) as pool:
+        # Ctrl-C reaches every process of a terminal; the one that gave the jobs ends the others.
+        ignored = signal.signal, (signal.SIGINT, signal.SIG_IGN)
+        with ProcessPoolExecutor(self.processes, get_context("spawn"), *ignored) as pool:
             try:
                 yield from pool.map(_outcome, [json.dumps(job.to_json()) for job in jobs])
             except BaseException:
                 for process in set(active_children()) - before:
                     process.terminate()
                 raise
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the one that gave the jobs ends the others."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _outcome(job: str) -> Outcome:

@@ -40,7 +40,6 @@ def bedplate_home() -> Path:
 
 
 def sha256_bytes(content: bytes) -> str:
-    """Hex sha256 of bytes."""
     return hashlib.sha256(content).hexdigest()
 
 

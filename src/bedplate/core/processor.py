@@ -80,6 +80,8 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
     if allowed is None:
         allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else online
     mask = sorted(allowed) or [0]
+    quotas = (_group_quota(group) for group in own_groups("cpu", root))  # also of the groups above this process's
+    nodes = [cpu_list(text(path / "cpulist") or "") for path in (root / _NODES).glob("node[0-9]*")]
     packages = {text(root / _CPUS / f"cpu{cpu}" / "topology" / "physical_package_id") or "0" for cpu in mask}
     return Processor(
         name=processor_name(root),
@@ -87,9 +89,9 @@ def read_processor(root: Path = Path("/"), allowed: Collection[int] | None = Non
         online=max(len(online), 1),
         allowed=len(mask),
         cores=len({_core(root, cpu) for cpu in mask}),
-        quota=_quota(root),
+        quota=min((quota for quota in quotas if quota is not None), default=None),
         sockets=len(packages),
-        nodes=max(_nodes(root, mask), 1),
+        nodes=max(sum(not cpus.isdisjoint(mask) for cpus in nodes), 1),
         caches=_caches(root, mask[0]),
         load=load_average(),
     )
@@ -160,11 +162,6 @@ def _core(root: Path, cpu: int) -> object:
     return (package, core) if core else cpu
 
 
-def _nodes(root: Path, mask: Collection[int]) -> int:
-    nodes = [path for path in _children(root / _NODES) if re.fullmatch(r"node\d+", path.name)]
-    return sum(bool(cpu_list(text(node / "cpulist") or "") & set(mask)) for node in nodes)
-
-
 def cpu_list(text: str) -> set[int]:
     """The numbers of a list such as "0-3,8"; nothing for what is none."""
     cpus: set[int] = set()
@@ -195,12 +192,6 @@ def _bytes(text: str) -> int | None:
 
 
 # --- quotas
-
-
-def _quota(root: Path) -> float | None:
-    """The smallest of the limits of this process's control group and of those above it."""
-    quotas = (_group_quota(group) for group in own_groups("cpu", root))
-    return min((quota for quota in quotas if quota is not None), default=None)
 
 
 def _group_quota(group: ControlGroup) -> float | None:

@@ -38,7 +38,6 @@ class Column:
 
 
 def numbers(*names: str, extra: bool = False) -> list[Column]:
-    """Columns of numbers."""
     return [Column(name, right=True, extra=extra) for name in names]
 
 

@@ -84,7 +84,6 @@ class CachedFile:
 
 
 def cache_directory() -> Path:
-    """$BEDPLATE_HOME/hub."""
     return bedplate_home() / "hub"
 
 

@@ -49,7 +49,6 @@ class Model(nn.Module, ABC):
 
     @property
     def device(self) -> torch.device:
-        """Where its first parameter is."""
         return next(self.parameters()).device
 
     def token_table(self) -> nn.Embedding:

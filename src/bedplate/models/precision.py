@@ -26,7 +26,6 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 @cache
 def rounded(number: float, dtype: torch.dtype) -> float:
-    """The number rounded to a dtype."""
     return torch.tensor(number, dtype=dtype).item()
 
 

@@ -61,7 +61,6 @@ class Stack(nn.Module):
                 block.attention.add_bias(self.relative_positions.bias)
 
     def blocks(self) -> list[Block]:
-        """The blocks, in their order."""
         return [block for block in self.layers if isinstance(block, Block)]
 
     def states(

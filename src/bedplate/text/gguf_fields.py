@@ -65,10 +65,7 @@ class PreTokenizer:
 _KNOWN: tuple[tuple[PreTokenizer, str], ...] = (
     (PreTokenizer(splits=(r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")), "default"),
     (PreTokenizer(byte_regex=True), "gpt-2 gpt2 phi-2 mpt olmo jais exaone4"),
-    (
-        PreTokenizer(digits=True, byte_regex=True),
-        "smollm starcoder refact command-r codeshell exaone minerva-7b",
-    ),
+    (PreTokenizer(digits=True, byte_regex=True), "smollm starcoder refact command-r codeshell exaone minerva-7b"),
     (
         PreTokenizer(splits=(_LLAMA3,), whole_words=True, bos=True),
         "llama-bpe llama3 llama-v3 falcon3 falcon-h1 pixtral lfm2",

@@ -275,7 +275,6 @@ _claims_lock = threading.Lock()
 
 
 def policy_of(models: Models) -> AnyModel:
-    """The model that is trained."""
     return models.get("policy", next(iter(models.values())))
 
 

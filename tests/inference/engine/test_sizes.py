@@ -17,7 +17,7 @@ from bedplate.models.specs.parts import DeltaRule, Mamba2, ShortConvolution, Sta
 from bedplate.models.specs.presets import PRESETS
 
 CUDA, CPU = torch.device("cuda"), torch.device("cpu")
-SPEC = PRESETS["llama-3.1-8b"].spec
+SPEC = PRESETS["llama-3.1-8b"]
 
 
 @pytest.mark.parametrize("free", [4 << 30, 24 << 30, 60 << 30, 170 << 30])

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from setup import prebuild
 from tests.inference.native import native_models as models
 from tests.inference.native.native_builds import STRICT, compile_driver, shared_folder
 from tests.inference.native.native_record import Recorder, Replayed, read_output
@@ -32,7 +33,6 @@ from bedplate.inference.native.packed_weights import (
     NativeEncoder,
     WeightFormat,
 )
-from bedplate.inference.native.prebuild import prebuild
 from bedplate.inference.native.quantize import SOURCES
 from bedplate.models.build import build
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks

@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from setup import platform_tag
 from tests.inference.native.native_builds import STRICT, compile_driver, shared_folder
 from tests.inference.native.native_record import read_output
 from tests.inference.native.test_native_arm import BOUNDS, EXACT, FIRST, SPEC, record, relative
 
 from bedplate.inference.native.compiler import ELF_MACHINES, find_compiler
 from bedplate.inference.native.levels import levels_of, machine
-from bedplate.inference.native.prebuild import platform_tag
 
 ROOT = Path(__file__).parents[3]
 QEMU = "qemu-x86_64"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import ExportCheck, RungResult, latency
+from bedplate.adaptation.context.outcome import ExportCheck, OutOfTime, RungResult, latency, rows_left_out
 from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.progress import progress
 from bedplate.core.values import Values
@@ -47,20 +47,44 @@ this share of what is left, since an engine answers many rows at once in less ti
 
 
 def predict_in_time(
-    context: Context, predictor: SkinPredictor, examples: Sequence[Example], then: int = 0
+    context: Context,
+    predictor: SkinPredictor,
+    examples: Sequence[Example],
+    then: int = 0,
+    by_id: dict[str, Prediction | None] | None = None,
 ) -> list[Prediction | None]:
     """The same, as long as there is time for more (`Context.check_time`). then: rows that a `smallest` fit leaves the
-    time for. OutOfTime."""
-    if math.isinf(context.fit_seconds_left):
-        return predict_examples(predictor, examples)
-    predictions, start, size = list[Prediction | None](), time.perf_counter(), STOP_ROWS
+    time for. by_id: filled with the predictions as they come. OutOfTime."""
+    limited = not math.isinf(context.fit_seconds_left)
+    predictions, start, size = list[Prediction | None](), time.perf_counter(), STOP_ROWS if limited else len(examples)
     while len(predictions) < len(examples):
-        predictions += predict_examples(predictor, examples[len(predictions) : len(predictions) + size])
+        part = examples[len(predictions) : len(predictions) + size]
+        predictions += predict_examples(predictor, part)
+        if by_id is not None:
+            by_id |= zip([example.id for example in part], predictions[-len(part) :], strict=True)
+        if not limited:
+            break
         seconds_per_row = max(time.perf_counter() - start, 1e-9) / len(predictions)
         size = max(STOP_ROWS, int(STOP_SHARE * max(context.fit_seconds_left, 0.0) / seconds_per_row))
         following = then if context.smallest else min(size, len(examples) - len(predictions))
         context.check_time(start, len(predictions), len(examples), following)
     return predictions
+
+
+LEAST_ANSWERED = 64
+"""Rows of valid that a fitted skin is judged on at the least; where there is no time for so many, the fit is lost."""
+
+
+def answers_in_time(context: Context, predictor: SkinPredictor, then: int = 0) -> dict[str, Prediction | None]:
+    """A fitted skin's predictions on valid, by id: of all rows, or of those that there was the time for, which are a
+    random part. then: as `predict_in_time` has it. OutOfTime."""
+    examples, by_id = context.ordered(context.valid, "answers"), dict[str, Prediction | None]()
+    try:
+        predict_in_time(context, predictor, examples, then, by_id)
+    except OutOfTime:
+        if len(by_id) < min(LEAST_ANSWERED, len(examples)):
+            raise
+    return by_id
 
 
 def with_bias(predictions: Sequence[Prediction | None], biased: Output) -> list[Prediction | None]:
@@ -175,8 +199,7 @@ def judged(
     skin = export(skin, place)
     with (skin_context or context).predictor(skin) as predictor:
         if by_id is None:
-            answers = predict_in_time(skin_context or context, predictor, context.valid, then=context.test_n)
-            by_id = {e.id: p for e, p in zip(context.valid, answers, strict=True)}
+            by_id = answers_in_time(skin_context or context, predictor, then=context.test_n)
         sample = context.ordered(context.valid, "latency")[: context.latency_calls]
         sample = [e for e in sample if by_id.get(e.id) is not None]
         calls = single_calls(predictor, sample, seconds=context.timing_limit)
@@ -184,6 +207,7 @@ def judged(
     if evaluation is None:
         asked = [e for e in context.valid if e.id in by_id]
         evaluation = evaluate_predictions(context.task, asked, [by_id[e.id] for e in asked], seed=context.seed)
+    n = len(context.valid)
     return RungResult(
         rung=rung,
         evaluation=evaluation,
@@ -194,6 +218,7 @@ def judged(
         skin_id=skin_id(skin),
         prompt_tokens=longest,
         export=agreement(sample[: len(calls)], calls, by_id),
+        left_out=(rows_left_out(evaluation.n, n, "valid"),) if evaluation.n < n else (),
     )
 
 

@@ -156,10 +156,11 @@ class Probe(Rung):
             "temperature": temperature,
             **({} if threshold is None else {"threshold": threshold}),
         }
+        result = judged(context, self.name, skin, seconds, reason)
         return replace(
-            judged(context, self.name, skin, seconds, reason),
+            result,
             search=tuple(trial.record(len(chosen_on)) for trial in tried),
-            left_out=left_out,
+            left_out=(*left_out, *result.left_out),
             details=details,
             settings=plan.settings if left_out == plan.left_out else settings,
         )

@@ -19,7 +19,7 @@ from bedplate.adaptation.context.outcome import (
     no_time,
     rows_left_out,
 )
-from bedplate.adaptation.rungs.answers import export, judged, predict_in_time
+from bedplate.adaptation.rungs.answers import answers_in_time, export, judged
 from bedplate.adaptation.rungs.rung import Rung, Traits
 from bedplate.adapters.head import Head
 from bedplate.core.errors import BedplateError
@@ -330,9 +330,9 @@ class TuningRung(Rung):
     @staticmethod
     def _judge(context: Context, skin: Skin, seconds: float, computed_in: str, seed: int, prompt: str) -> Trained:
         with context.predictor(skin) as predictor:
-            predictions = predict_in_time(context, predictor, context.valid)
-        evaluation = evaluate_predictions(context.task, context.valid, predictions, seed=context.seed)
-        by_id = {e.id: p for e, p in zip(context.valid, predictions, strict=True)}
+            by_id = answers_in_time(context, predictor)
+        answered = [e for e in context.valid if e.id in by_id]
+        evaluation = evaluate_predictions(context.task, answered, [by_id[e.id] for e in answered], seed=context.seed)
         return Trained(skin, seed, seconds, computed_in, evaluation, prompt, by_id)
 
     def _finish(self, context: Context, plan: RungPlan, best: Trained, trained: Sequence[Trained]) -> RungResult:
@@ -354,7 +354,7 @@ class TuningRung(Rung):
             result,
             prompt_tokens=result.prompt_tokens + self.virtual,
             seeds=tuple(seeds),
-            left_out=plan.left_out,
+            left_out=(*plan.left_out, *result.left_out),
             details={
                 "rows": settings["rows"],
                 "seed": best.seed,

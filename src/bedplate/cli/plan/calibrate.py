@@ -71,14 +71,12 @@ def _measured_speeds(
     opened: Opened, base: str, rank: int, tuning: bool, url: str | None
 ) -> Iterator[EngineSpeed | TuningSpeed]:
     """Measures one thing after the other."""
-    from bedplate.inference.measure.speeds import measure_engine, measure_tuning
+    from bedplate.inference.measure.speeds import measure_engine, measure_server, measure_tuning
 
     loaded, settings = opened.base, opened.load_format
     speed = measure_engine(loaded, base, weights=settings.weights, kernel=settings.kernel, adapter_rank=rank)
     yield speed
     if url is not None:
-        from bedplate.inference.measure.server import measure_server
-
         yield speed.model_copy(update={"server": measure_server(url, base, speed, loaded.spec.vocab_size)})
     if tuning:
         yield measure_tuning(loaded, base, rank=rank)

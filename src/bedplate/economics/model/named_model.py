@@ -37,7 +37,7 @@ def resolve(name: str) -> tuple[str, Spec]:
 
     key = name.strip().lower()
     if key in PRESETS:
-        return key, PRESETS[key].spec
+        return key, PRESETS[key]
     path = Path(name).expanduser()
     if key and path.exists():
         return str(path), _read(path)

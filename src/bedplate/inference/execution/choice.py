@@ -20,10 +20,9 @@ import torch
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
-from bedplate.inference.execution.calibration import PlanTimings, Use, plan_timings
+from bedplate.inference.execution.calibration import PlanTimings, Use, plan_timings, read_bytes
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights, matching_plans
 from bedplate.inference.execution.threads import engine_threads
-from bedplate.inference.execution.trial import read_bytes
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
 from bedplate.inference.forward.native import native_forward
 from bedplate.inference.forward.quantised import quantised

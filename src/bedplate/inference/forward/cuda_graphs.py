@@ -71,7 +71,6 @@ class CudaRecorder:
 
 
 def recorder(device: torch.device) -> Recorder | None:
-    """The recorder for this device; None where it has no graphs."""
     return CudaRecorder() if device.type == "cuda" else None
 
 

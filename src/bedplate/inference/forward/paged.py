@@ -326,7 +326,6 @@ class BlockPool:
         return block
 
     def share(self, blocks: Sequence[int]) -> None:
-        """Adds one use of each block."""
         for block in blocks:
             self._uses[block] += 1
 

@@ -14,11 +14,20 @@ import torch
 
 from bedplate.core.processor import processor
 from bedplate.economics.hardware.machine import MeasuredMachine
-from bedplate.inference.execution.calibration import PlanTimings, measure, plan_timings
+from bedplate.inference.execution.calibration import (
+    PROMPT,
+    ROWS,
+    Pass,
+    PlanTimings,
+    measure,
+    plan_timings,
+    product_weights,
+    read_bytes,
+    timed_as,
+)
 from bedplate.inference.execution.choice import fitting, impossible, pick, why
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, float_plans, lossless_plans, read_stored
 from bedplate.inference.execution.threads import engine_threads, threads_are_set
-from bedplate.inference.execution.trial import PROMPT, ROWS, Pass, product_weights, read_bytes, timed_as
 from bedplate.inference.measure.speeds import measure_machine
 from bedplate.inference.native.compiler import find_compiler
 from bedplate.inference.native.library import load, supported, tiles_refused
@@ -35,7 +44,7 @@ def examine(base: str | None = None) -> dict[str, Any]:
     whoever opens such a base: one object for JSON, with rates in tokens a second and sizes in bytes. Raises HubError,
     CheckpointError, UnsupportedModelError."""
     if base is None:
-        spec, types = PRESETS[STANDARD].spec, frozenset(("bfloat16",))
+        spec, types = PRESETS[STANDARD], frozenset(("bfloat16",))
         assert isinstance(spec, TransformerSpec)
     else:
         stored = read_stored(base)

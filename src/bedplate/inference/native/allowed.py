@@ -8,14 +8,7 @@ from typing import Any
 
 from bedplate.models.specs.parts import SharedKeys
 from bedplate.models.specs.position import LinearScaling, Llama3Scaling, YarnScaling
-from bedplate.models.specs.transformer import (
-    Experts,
-    FullAttention,
-    LongRopeScaling,
-    Rope,
-    Scales,
-    TransformerSpec,
-)
+from bedplate.models.specs.transformer import Experts, FullAttention, LongRopeScaling, Rope, Scales, TransformerSpec
 
 _ANY = (
     *("vocab_size", "hidden_size", "layers", "heads", "kv_heads", "head_dim", "feedforward_size", "context_length"),

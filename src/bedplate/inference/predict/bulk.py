@@ -47,12 +47,11 @@ class Counts:
 @dataclass(frozen=True)
 class Survey:
     """The content of a file of rows. sha256: of the file. unused: columns that are no input of the skin and not its
-    `id`. bad: the rows that cannot be read."""
+    `id`."""
 
     rows: int
     sha256: str
     unused: tuple[str, ...]
-    bad: tuple[BadRow, ...]
 
 
 class RowSource:
@@ -87,13 +86,8 @@ class RowSource:
         with _opened(self.path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
             file.seek(0)
-            bad: list[BadRow] = []
-            count = 0
-            for row in self.rows(file):
-                count += 1
-                if isinstance(row, BadRow):
-                    bad.append(row)
-        return Survey(count, digest, self.unused, tuple(bad))
+            count = sum(1 for _ in self.rows(file))
+        return Survey(count, digest, self.unused)
 
 
 def file_format(name: str) -> FileFormat:

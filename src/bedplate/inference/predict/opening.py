@@ -126,7 +126,6 @@ def dtype_of(weights: str, beneath: str | None = None) -> str:
 
 
 def evaluated_now(engine: Engine) -> EvaluatedWith:
-    """The weights and the kernel that this engine answers with."""
     return evaluated_on(engine.weights, engine.kernel, dtype_name(engine.base.dtype))
 
 

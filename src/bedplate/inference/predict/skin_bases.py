@@ -13,13 +13,7 @@ from bedplate.inference.predict.callable_skin import CascadePredictor, SkinPredi
 from bedplate.inference.predict.classical import ClassicalPredictor
 from bedplate.inference.predict.hosted_predictor import HostedPredictor
 from bedplate.inference.predict.local import LocalModel
-from bedplate.inference.predict.opening import (
-    Opened,
-    SkinExecution,
-    check_here,
-    held_as,
-    open_as,
-)
+from bedplate.inference.predict.opening import Opened, SkinExecution, check_here, held_as, open_as
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.skins.skin import BaseReference, Skin
 

@@ -314,7 +314,6 @@ class Base:
 
     @property
     def text_ends(self) -> frozenset[int]:
-        """The tokens that end a text."""
         eos = self.generation_defaults.get("eos_token_id")
         listed = eos if isinstance(eos, list) else [] if eos is None else [eos]
         return frozenset(listed) | frozenset(self.tokenizer.eos_ids if self.tokenizer is not None else ())

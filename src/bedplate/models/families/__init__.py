@@ -1,4 +1,4 @@
-"""Published families: one file each, in the folder of its group, and one row in MODULES. Free of torch.
+"""Published families: one file each, in the folder of its group, and one row in FILES. Free of torch.
 
 FAMILIES is keyed (format, name in that format). A file is imported when its family is first looked up.
 """
@@ -15,57 +15,45 @@ from bedplate.models.families.multimodal import MULTIMODAL
 
 __all__ = ["FAMILIES", "Family", "find_family", "in_format"]
 
-MODULES: dict[tuple[str, str], str] = {
-    ("hf", "llama"): "dense.llama",
-    ("hf", "gemma2"): "dense.gemma2",
-    ("hf", "gpt2"): "dense.gpt2",
-    ("hf", "gpt_neox"): "dense.gpt_neox",
-    ("hf", "granite"): "dense.granite",
-    ("hf", "ministral3"): "dense.ministral3",
-    ("hf", "mistral"): "dense.mistral",
-    ("hf", "olmo2"): "dense.olmo2",
-    ("hf", "olmo3"): "dense.olmo3",
-    ("hf", "phi3"): "dense.phi3",
-    ("hf", "qwen2"): "dense.qwen2",
-    ("hf", "qwen3"): "dense.qwen3",
-    ("hf", "smollm3"): "dense.smollm3",
-    ("hf", "starcoder2"): "dense.starcoder2",
-    ("hf", "gemma3_text"): "dense.gemma3_text",
-    ("hf", "gemma4_text"): "dense.gemma4_text",
-    ("hf", "mixtral"): "experts.mixtral",
-    ("hf", "qwen3_moe"): "experts.qwen3_moe",
-    ("hf", "olmoe"): "experts.olmoe",
-    ("hf", "gpt_oss"): "experts.gpt_oss",
-    ("hf", "glm4_moe"): "experts.glm4_moe",
-    ("hf", "deepseek_v3"): "experts.deepseek_v3",
-    ("hf", "qwen3_5_text"): "mixed.qwen3_5_text",
-    ("hf", "qwen3_next"): "mixed.qwen3_next",
-    ("hf", "lfm2"): "mixed.lfm2",
-    ("hf", "granitemoehybrid"): "mixed.granitemoehybrid",
-    ("hf", "bert"): "encoders.bert",
-    ("hf", "roberta"): "encoders.roberta",
-    ("hf", "xlm-roberta"): "encoders.xlm_roberta",
-    ("hf", "modernbert"): "encoders.modernbert",
-    ("hf", "t5"): "encoder_decoders.t5",
-    ("hf", "bart"): "encoder_decoders.bart",
-    ("hf", "marian"): "encoder_decoders.marian",
-    ("gguf", "llama"): "dense.llama",
-    ("gguf", "qwen2"): "dense.qwen2",
-    ("gguf", "qwen3"): "dense.qwen3",
-    ("gguf", "qwen3moe"): "experts.qwen3_moe",
-    ("gguf", "gemma2"): "dense.gemma2",
-    ("gguf", "gemma3"): "dense.gemma3_text",
-    ("gguf", "gemma4"): "dense.gemma4_text",
-    ("gguf", "deepseek2"): "experts.deepseek_v3",
-    ("gguf", "phi3"): "dense.phi3",
-    ("gguf", "olmo2"): "dense.olmo3",
-    ("gguf", "olmoe"): "experts.olmoe",
-    ("gguf", "granite"): "dense.granite",
-    ("gguf", "gpt-oss"): "experts.gpt_oss",
-    ("gguf", "gpt2"): "dense.gpt2",
-    ("gguf", "t5"): "encoder_decoders.t5",
+FILES: dict[str, tuple[str, str | None]] = {
+    "dense.llama": ("llama", "llama"),
+    "dense.gemma2": ("gemma2", "gemma2"),
+    "dense.gpt2": ("gpt2", "gpt2"),
+    "dense.gpt_neox": ("gpt_neox", None),
+    "dense.granite": ("granite", "granite"),
+    "dense.ministral3": ("ministral3", None),
+    "dense.mistral": ("mistral", None),
+    "dense.olmo2": ("olmo2", None),
+    "dense.olmo3": ("olmo3", "olmo2"),
+    "dense.phi3": ("phi3", "phi3"),
+    "dense.qwen2": ("qwen2", "qwen2"),
+    "dense.qwen3": ("qwen3", "qwen3"),
+    "dense.smollm3": ("smollm3", None),
+    "dense.starcoder2": ("starcoder2", None),
+    "dense.gemma3_text": ("gemma3_text", "gemma3"),
+    "dense.gemma4_text": ("gemma4_text", "gemma4"),
+    "experts.mixtral": ("mixtral", None),
+    "experts.qwen3_moe": ("qwen3_moe", "qwen3moe"),
+    "experts.olmoe": ("olmoe", "olmoe"),
+    "experts.gpt_oss": ("gpt_oss", "gpt-oss"),
+    "experts.glm4_moe": ("glm4_moe", None),
+    "experts.deepseek_v3": ("deepseek_v3", "deepseek2"),
+    "mixed.qwen3_5_text": ("qwen3_5_text", None),
+    "mixed.qwen3_next": ("qwen3_next", None),
+    "mixed.lfm2": ("lfm2", None),
+    "mixed.granitemoehybrid": ("granitemoehybrid", None),
+    "encoders.bert": ("bert", None),
+    "encoders.roberta": ("roberta", None),
+    "encoders.xlm_roberta": ("xlm-roberta", None),
+    "encoders.modernbert": ("modernbert", None),
+    "encoder_decoders.t5": ("t5", "t5"),
+    "encoder_decoders.bart": ("bart", None),
+    "encoder_decoders.marian": ("marian", None),
 }
-"""The file of each family, whose `HF` or `GGUF` it is."""
+"""Each file's family: the name of its `HF` in Hugging Face's format, and of its `GGUF`, where it has one."""
+_MODULES = {("hf", hf): file for file, (hf, _) in FILES.items()} | {
+    ("gguf", gguf): file for file, (_, gguf) in FILES.items() if gguf is not None
+}
 
 
 class FamilyTable(UserDict[tuple[str, str], Family]):
@@ -74,11 +62,11 @@ class FamilyTable(UserDict[tuple[str, str], Family]):
     def __getitem__(self, key: tuple[str, str]) -> Family:
         family: Any = self.data[key]
         if family is None:
-            family = self.data[key] = getattr(import_module(f"{__name__}.{MODULES[key]}"), key[0].upper())
+            family = self.data[key] = getattr(import_module(f"{__name__}.{_MODULES[key]}"), key[0].upper())
         return family
 
 
-FAMILIES = FamilyTable(cast("dict[tuple[str, str], Family]", dict.fromkeys(MODULES)))
+FAMILIES = FamilyTable(cast("dict[tuple[str, str], Family]", dict.fromkeys(_MODULES)))
 
 
 def in_format(family: Family, format_: str) -> Family | None:

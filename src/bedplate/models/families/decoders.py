@@ -98,7 +98,6 @@ def rms_norm(eps: float) -> Field:
 
 
 def activation(name: str = "hidden_act", default: str = "silu") -> Field:
-    """An activation by its name in transformers."""
     return row.named_value(name, "activation", default, ACTIVATIONS)
 
 

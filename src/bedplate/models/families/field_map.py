@@ -56,7 +56,6 @@ class FieldMap:
         return self.make(**values)
 
     def to_config(self, spec: Any) -> dict[str, Any]:
-        """The config of a spec."""
         return write_fields(self.fields, spec.main.flat(), spec)
 
 
@@ -69,7 +68,6 @@ def read_fields(rows: Collection[Field], fields: Fields, values: Values | None =
 
 
 def write_fields(rows: Collection[Field], values: Values, spec: Any) -> dict[str, Any]:
-    """What the rows write."""
     config: dict[str, Any] = {}
     for row in rows:
         config |= row.write(values, spec)

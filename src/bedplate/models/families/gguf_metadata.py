@@ -149,7 +149,6 @@ def windows(pattern: int, size: int | None = None) -> Field:
 
 
 def take_windows(fields: Fields, layers: int, pattern: int, size: int | None = None) -> tuple[int | None, ...]:
-    """The window of each layer."""
     window = fields.whole("attention.sliding_window") or size or 0
     layer_pattern: Any = fields.pop("attention.sliding_window_pattern", pattern)
     if not window:

@@ -22,7 +22,6 @@ Heads = Callable[[TransformerSpec], int]
 
 
 def unchanged(tensors: Tensors, spec: TransformerSpec) -> Tensors:
-    """The tensors as they are."""
     return tensors
 
 

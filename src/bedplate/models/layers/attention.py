@@ -192,7 +192,6 @@ class Attention(nn.Module):
 
     @property
     def options(self) -> AttentionOptions:
-        """The options of this layer, with its sinks."""
         return self._options if self.sinks is None else replace(self._options, sinks=self.sinks)
 
     def forward(self, x_BTD: Tensor, rotation: Rotation | None, attend: Attend) -> Tensor:

@@ -248,7 +248,8 @@ class Mamba2Mixer(nn.Module):
         shared = part.groups * part.state_dim
         x, b, c = F.silu(xbc).to(compute_dtype).split((part.inner, shared, shared), dim=-1)
         x = x.view(S, L, part.heads, part.head_dim)
-        b, c = (self._shared(tensor.view(S, L, part.groups, part.state_dim)) for tensor in (b, c))
+        sharing = part.heads // part.groups  # heads that have a group's features
+        b, c = (x.view(S, L, part.groups, part.state_dim).repeat_interleave(sharing, dim=2) for x in (b, c))
         low, high = part.step_limits
         dt = F.softplus(step.to(compute_dtype) + self.step_bias).clamp(low, high)
         if lengths_S is not None:
@@ -258,7 +259,3 @@ class Mamba2Mixer(nn.Module):
         y, state = run(c, b, x * dt[..., None], g, None, state)
         y = y + x * self.skip.to(compute_dtype)[:, None]
         return y.flatten(2).to(x_SLC.dtype), (last, state)
-
-    def _shared(self, x_SLGN: Tensor) -> Tensor:
-        """Repeats each group's features for the heads of the group."""
-        return x_SLGN.repeat_interleave(self.part.heads // self.part.groups, dim=2)

@@ -76,7 +76,6 @@ class Placement:
 
     @property
     def padded(self) -> bool:
-        """Whether there is padding."""
         return sum(document.token_count for document in self.documents) < self.shape[0] * self.shape[1]
 
     @property

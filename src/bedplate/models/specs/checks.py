@@ -19,11 +19,11 @@ def refuse(wrong: object, message: str) -> None:
 
 
 def at_least(part: object, smallest: int, *names: str) -> None:
-    """Raises UnsupportedModelError naming the first field of the part, or of a mapping, that is under `smallest`."""
+    """Raises UnsupportedModelError naming the first field of the part, or of a mapping, that is under `smallest`;
+    None is left."""
     for name in names:
         value = cast("Mapping[str, Any]", part)[name] if isinstance(part, Mapping) else getattr(part, name)
-        if value < smallest:
-            raise UnsupportedModelError(f"{name} is {value}: it must be at least {smallest}")
+        refuse(value is not None and value < smallest, f"{name} is {value}: it must be at least {smallest}")
 
 
 def positive(part: object, *names: str) -> None:

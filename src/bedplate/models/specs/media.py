@@ -46,7 +46,6 @@ class VisionSpec:
 
     @property
     def patches(self) -> int:
-        """Patches of one image."""
         return (self.image_size // self.patch_size) ** 2
 
     @property
@@ -105,9 +104,7 @@ class Projector:
     keeps_class_token: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "merge", "pool")
-        if self.hidden_size is not None:
-            at_least(self, 1, "hidden_size")
+        at_least(self, 1, "merge", "pool", "hidden_size")
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,7 @@ class LatentAttention:
     q_rank: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "kv_rank", "nope_dim", "rope_dim", "value_dim")
-        if self.q_rank is not None:
-            at_least(self, 1, "q_rank")
+        at_least(self, 1, "kv_rank", "nope_dim", "rope_dim", "value_dim", "q_rank")
 
     @property
     def key_dim(self) -> int:
@@ -52,7 +50,7 @@ class FullAttention:
     keys_are_values: bool = False
 
     def __post_init__(self) -> None:
-        at_least(self, 1, *(name for name in ("head_dim", "kv_heads") if getattr(self, name) is not None))
+        at_least(self, 1, "head_dim", "kv_heads")
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,7 @@ class SharedKeys:
     feedforward_size: int | None = None
 
     def __post_init__(self) -> None:
-        at_least(self, 1, "layers")
-        if self.feedforward_size is not None:
-            at_least(self, 1, "feedforward_size")
+        at_least(self, 1, "layers", "feedforward_size")
 
 
 @dataclass(frozen=True)
@@ -288,7 +284,6 @@ class Experts:
             )
 
     def in_layer(self, layer: int) -> bool:
-        """Whether this layer has experts."""
         return layer >= self.first_dense and (layer - self.first_dense + 1) % self.every == 0
 
 

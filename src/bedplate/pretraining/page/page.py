@@ -227,83 +227,47 @@ _EMBEDS = ("feature-extraction", "It makes a vector of a text, near those of tex
 
 def model_card(record: Mapping[str, Any], last: Mapping[str, Any] | None, parent: str | None) -> str:
     """README.md of a base. record: pretraining.json; last: the last checkpoint's row."""
-    sources = record["data"]["sources"]
-    licences = {source["licence"] for source in sources.values()}
-    task, capability = _EMBEDS if _counted([last] if last else [])[0] == "pair" else _TASKS[record["kind"]]
-    head: dict[str, Any] = {
-        "library_name": "transformers",
-        "pipeline_tag": task,
-        "tags": ["bedplate", record["family"]],
-    }
-    if parent is not None:
-        head["base_model"] = parent
-    lines = [f"---\n{yaml.safe_dump(head, sort_keys=False)}---", "", f"# {record['run']}", ""]
-    start = f"trained further from {cell(parent)}" if parent else "trained from scratch"
-    lines += [
-        f"A {record['family']} base of {shown_count(record['parameters'])} parameters, {start} on "
-        f"{shown_count(record['tokens_seen'])} tokens with the objective {record['objective']}. Written by Bedplate "
-        f"{record['machine']['code_version']} from its run; `base.json` has the hashes.",
-        "",
-        "## What it read",
-        "",
-        *table(
-            ("source", "documents", "tokens", "tokens seen", "licence", "sha256"),
-            (
-                (
-                    name,
-                    source_record["documents"],
-                    source_record["tokens"],
-                    record["seen"].get(name, 0),
-                    source_record["licence"] or "not stated",
-                    source_record["sha256"][:12],
-                )
-                for name, source_record in sources.items()
-            ),
-        ),
-        "",
-    ]
-    if None in licences:
-        lines += ["The run file does not state the licence of some of it: clarify it before you pass this base on.", ""]
-    lines += _judged(record, last)
-    lines += [
-        "## How it was trained",
-        "",
-        *table(("setting", "value"), record["settings"].items()),
-        "",
-        *table(("machine", "value"), record["machine"].items()),
-        "",
-        f"{record['seconds'] / 3600:.2f} hours in training steps.",
-        "",
-        "## Limitations",
-        "",
-        f"{capability}; nobody taught it to follow instructions, to refuse, or to say that it does not know. It "
-        "repeats what its sources say, their mistakes and views included. Nothing but what stands above was measured.",
-        "",
-    ]
-    return "\n".join(lines)
+    import jinja2
 
-
-def _judged(record: Mapping[str, Any], last: Mapping[str, Any] | None) -> list[str]:
-    if last is None or not last["held_out"]:
-        return []
-    baselines = record.get("baselines") or {}
+    sources, target = record["data"]["sources"], _counted([last] if last else [])[0]
+    task, capability = _EMBEDS if target == "pair" else _TASKS[record["kind"]]
+    head = {"library_name": "transformers", "pipeline_tag": task, "tags": ["bedplate", record["family"]]}
+    head |= {} if parent is None else {"base_model": parent}
+    baselines: Mapping[str, Mapping[str, float]] = record.get("baselines") or {}
     names = list(dict.fromkeys(name for scores in baselines.values() for name in scores))
-    rows = [
+    scores = [
         (
             *(name, score["documents"]),
             *("–" if score[key] is None else f"{score[key]:.3f}" for key in ("bits_per_byte", "nats_per_token")),
             *(f"{baselines[name][baseline]:.3f}" if name in baselines else "–" for baseline in names),
         )
-        for name, score in last["held_out"].items()
+        for name, score in (last["held_out"].items() if last else ())
     ]
-    lines = [
-        "## On texts that were kept from it",
-        "",
-        *table(("text", "documents", "bits a byte", f"nats a {_counted([last] if last else [])[0]}", *names), rows),
-        "",
-    ]
-    if last["suites"]:
-        skills = last["suites"].items()
-        suites = ((name, suite["measure"], f"{suite['value']:.3f}", suite["n"]) for name, suite in skills)
-        lines += ["## Skills", "", *table(("suite", "measure", "value", "items"), suites), ""]
-    return lines
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("bedplate.pretraining.page"),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("card.md.jinja").render(
+        head=yaml.safe_dump(head, sort_keys=False),
+        r=record,
+        parent=parent,
+        sources=[
+            (
+                *(name, source["documents"], source["tokens"], record["seen"].get(name, 0)),
+                *(source["licence"] or "not stated", source["sha256"][:12]),
+            )
+            for name, source in sources.items()
+        ],
+        unlicensed=any(source["licence"] is None for source in sources.values()),
+        scores=scores,
+        target=target,
+        baselines=names,
+        suites=[(n, s["measure"], f"{s['value']:.3f}", s["n"]) for n, s in (last["suites"].items() if last else ())],
+        capability=capability,
+        shown=shown_count,
+        cell=cell,
+        table=lambda head, rows: "\n".join(table(head, rows)),
+    )

@@ -40,7 +40,7 @@ from bedplate.training.config import TrainConfig
 from bedplate.training.loop import TrainResult
 from bedplate.training.objectives.objective import CorruptionVocabulary, TextObjective
 from bedplate.training.state import METRICS_FILE
-from bedplate.training.utilisation import utilisation_of
+from bedplate.training.step_metrics import utilisation_of
 
 MEASURES = ("acc", "score", "nats_per_token")
 """Which measure of a suite makes its curve: the first that it has."""

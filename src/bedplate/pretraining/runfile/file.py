@@ -15,6 +15,7 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageErr
 from bedplate.core.json import differences
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.corpus.requirements import check_installed
+from bedplate.data.corpus.shards import read_manifest
 from bedplate.data.documents import TEXT_FILES
 from bedplate.data.mixture import MixtureConfig
 from bedplate.data.sources import check_source
@@ -24,14 +25,7 @@ from bedplate.evaluation.suites import need_suite
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
 from bedplate.models.specs.split import Recompute
-from bedplate.training.config import (
-    DtypeChoice,
-    Fraction,
-    ParallelConfig,
-    RouterConfig,
-    ScheduleName,
-    check_schedule,
-)
+from bedplate.training.config import DtypeChoice, Fraction, ParallelConfig, RouterConfig, ScheduleName, check_schedule
 from bedplate.training.objectives import check_objective, objective_of
 
 if TYPE_CHECKING:
@@ -293,7 +287,6 @@ class RunFile(Strict):
         self._directory = directory
 
     def place(self, path: str) -> Path:
-        """A path of the file."""
         return self._directory / Path(path).expanduser()
 
     @property
@@ -363,8 +356,8 @@ def _check_data(run: RunFile) -> None:
             _check_text(source, run.directory)
         except BedplateError as error:
             raise DataError(f"data.sources, {source.name}: {error}") from error
-    if data.corpus is not None and not run.place(data.corpus).is_dir():
-        raise DataError(f"data.corpus: {run.place(data.corpus)} does not exist; `bedplate data build` makes a corpus")
+    if data.corpus is not None:
+        read_manifest(run.place(data.corpus))
     if data.recipe is not None:
         place = run.place(data.recipe)
         if not place.is_file():

@@ -143,7 +143,6 @@ class LiteralRules:
         return self._shared(f"node {id(node)}", right)
 
     def _alternatives(self, node: Mapping[str, Any]) -> Iterator[str]:
-        """The alternatives of one schema."""
         keywords = node.keys() - ANNOTATIONS - _DEFINITIONS
         if keywords & {"enum", "const"}:
             self._check(keywords - {"enum", "const", "type"})

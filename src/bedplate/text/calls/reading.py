@@ -92,7 +92,6 @@ class WaitingSpace:
         return stripped
 
     def flush(self) -> str:
-        """What waits, all of it."""
         pending, self._pending = "".join(self._pending), []
         return pending
 

@@ -37,7 +37,6 @@ class ClassificationObjective:
         return [("head.weight", self.weight), ("head.bias", self.bias)]
 
     def weights(self, batch: TextBatch) -> dict[str, float]:
-        """The number of texts."""
         return {self.name: float(len(batch.ids))}
 
     def __call__(self, models: Models, batch: TextBatch) -> dict[str, Term]:

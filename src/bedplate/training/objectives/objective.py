@@ -133,7 +133,6 @@ class TextObjective(ABC):
         return self
 
     def weights(self, batch: PackedBatch) -> dict[str, float]:
-        """The number of targets."""
         return {self.name: float(batch.target_count)}
 
     @abstractmethod

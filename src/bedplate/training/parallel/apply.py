@@ -257,7 +257,6 @@ class Mesh:
 
     @property
     def cuts_parameters(self) -> bool:
-        """Whether parameters are sharded at all."""
         return self.sizes["shard"] > 1 or self.sizes["expert"] > 1
 
 

@@ -1,9 +1,7 @@
-"""Published models by name."""
+"""Published models by name, each behind the address of what says so."""
 
-from bedplate.models.specs.presets.decoders import DECODERS, Preset
-from bedplate.models.specs.presets.encoders import ENCODERS
-from bedplate.models.specs.presets.images import IMAGES
+from bedplate.models.specs import Spec
+from bedplate.models.specs.presets.decoders import DECODERS
+from bedplate.models.specs.presets.encoders import ENCODERS, IMAGES
 
-PRESETS: dict[str, Preset] = DECODERS | ENCODERS | IMAGES
-
-__all__ = ["PRESETS", "Preset"]
+PRESETS: dict[str, Spec] = DECODERS | ENCODERS | IMAGES

@@ -3,7 +3,6 @@ state in the place of attention."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, Literal
 
 from bedplate.models.specs import Spec
@@ -16,19 +15,6 @@ Sizes = tuple[int, int, int, int, int]
 
 BIASED: dict[str, Any] = {"norm": "layer", "gated": False, "attention_bias": True, "feedforward_bias": True}
 """What the first transformers have: layer norms, no gate, biases everywhere."""
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A published model: its architecture, where it is published, and the parameters that its publisher prints.
-
-    total, active: in billions as printed, rounding and all; None: not printed, or printed of something else.
-    """
-
-    spec: Spec
-    source: str
-    total: str | None = None
-    active: str | None = None
 
 
 def stack(
@@ -48,7 +34,6 @@ def stack(
 
 
 def decoder(sizes: Sizes, vocab_size: int, context_length: int, **fields: Any) -> TransformerSpec:
-    """A decoder of these sizes."""
     return stack("decoder", sizes, vocab_size, context_length, **fields)
 
 
@@ -200,184 +185,145 @@ _V3_ROUTER: dict[str, Any] = {
     "groups": 8,
     "groups_chosen": 4,
 }
-LLAMA1 = "https://arxiv.org/abs/2302.13971"
-LLAMA2 = "https://arxiv.org/abs/2307.09288"
-LLAMA3 = "https://arxiv.org/abs/2407.21783"
-SMOLLM2 = "https://arxiv.org/abs/2502.02737"
-QWEN25 = "https://arxiv.org/abs/2412.15115"
-QWEN3 = "https://arxiv.org/abs/2505.09388"
-GEMMA2 = "https://arxiv.org/abs/2408.00118"
-OLMO2 = "https://arxiv.org/abs/2501.00656"
-OLMO3 = "https://arxiv.org/abs/2512.13961"
-LFM2 = "https://arxiv.org/abs/2511.23404"
 
-DECODERS: dict[str, Preset] = {
-    "gpt2": Preset(gpt(768, 12, 12, 1024), "https://github.com/openai/gpt-2 (model card)", "0.124"),
-    "gpt2-medium": Preset(gpt(1024, 24, 16, 1024), "https://github.com/openai/gpt-2 (model card)", "0.355"),
-    "gpt2-large": Preset(gpt(1280, 36, 20, 1024), "https://github.com/openai/gpt-2 (model card)", "0.774"),
-    "gpt2-xl": Preset(gpt(1600, 48, 25, 1024), "https://github.com/openai/gpt-2 (model card)", "1.558"),
+DECODERS: dict[str, Spec] = {
+    # https://github.com/openai/gpt-2 (model card)
+    "gpt2": gpt(768, 12, 12, 1024),
+    "gpt2-medium": gpt(1024, 24, 16, 1024),
+    "gpt2-large": gpt(1280, 36, 20, 1024),
+    "gpt2-xl": gpt(1600, 48, 25, 1024),
+    # https://arxiv.org/abs/2005.14165, table 2.1
     # Alternate layers attend to bands whose width is not published: all are counted as full.
-    "gpt3-175b": Preset(gpt(12_288, 96, 96, 2048), "https://arxiv.org/abs/2005.14165, table 2.1", "175"),
-    "chinchilla-70b": Preset(
-        decoder((8192, 80, 64, 64, 32_768), 32_000, 2048, activation="gelu", gated=False, relative_projection=True),
-        "https://arxiv.org/abs/2203.15556, table 4; parts as in Gopher, 2112.11446",
-        "70",
+    "gpt3-175b": gpt(12_288, 96, 96, 2048),
+    # https://arxiv.org/abs/2203.15556, table 4; parts as in Gopher, 2112.11446
+    "chinchilla-70b": decoder(
+        (8192, 80, 64, 64, 32_768), 32_000, 2048, activation="gelu", gated=False, relative_projection=True
     ),
-    "tinyllama-1.1b": Preset(
-        llama2((2048, 22, 32, 4, 5632), context_length=2048), "https://arxiv.org/abs/2401.02385", "1.1"
+    # https://arxiv.org/abs/2401.02385
+    "tinyllama-1.1b": llama2((2048, 22, 32, 4, 5632), context_length=2048),
+    # https://arxiv.org/abs/2302.13971
+    "llama-1-7b": llama2((4096, 32, 32, 32, 11_008), context_length=2048),
+    "llama-1-13b": llama2((5120, 40, 40, 40, 13_824), context_length=2048),
+    "llama-1-33b": llama2((6656, 60, 52, 52, 17_920), context_length=2048),
+    "llama-1-65b": llama2((8192, 80, 64, 64, 22_016), context_length=2048),
+    # https://arxiv.org/abs/2307.09288
+    "llama-2-7b": llama2((4096, 32, 32, 32, 11_008)),
+    "llama-2-13b": llama2((5120, 40, 40, 40, 13_824)),
+    "llama-2-70b": llama2((8192, 80, 64, 8, 28_672)),
+    # https://arxiv.org/abs/2407.21783
+    "llama-3.1-8b": llama3((4096, 32, 32, 8, 14_336), 8.0, False),
+    "llama-3.1-70b": llama3((8192, 80, 64, 8, 28_672), 8.0, False),
+    "llama-3.1-405b": llama3((16_384, 126, 128, 8, 53_248), 8.0, False),
+    # https://huggingface.co/meta-llama/Llama-3.2-1B
+    "llama-3.2-1b": llama3((2048, 16, 32, 8, 8192), 32.0, True),
+    # https://huggingface.co/meta-llama/Llama-3.2-3B
+    "llama-3.2-3b": llama3((3072, 28, 24, 8, 8192), 32.0, True),
+    # https://arxiv.org/abs/2502.02737
+    "smollm2-135m": smollm2((576, 30, 9, 3, 1536), 100_000.0),
+    "smollm2-360m": smollm2((960, 32, 15, 5, 2560), 100_000.0),
+    "smollm2-1.7b": smollm2((2048, 24, 32, 32, 8192), 130_000.0),
+    # https://arxiv.org/abs/2310.06825
+    "mistral-7b": llama2((4096, 32, 32, 8, 14_336), context_length=32_768, windows=(4096,)),
+    # https://huggingface.co/mistralai/Mistral-Nemo-Base-2407
+    "mistral-nemo-12b": llama2((5120, 40, 32, 8, 14_336), 131_072, 131_072, head_dim=128, rope=Rope(1_000_000.0)),
+    # https://arxiv.org/abs/2412.15115
+    "qwen2.5-0.5b": qwen2((896, 24, 14, 2, 4864), 151_936, 32_768, True),
+    "qwen2.5-1.5b": qwen2((1536, 28, 12, 2, 8960), 151_936, 32_768, True),
+    "qwen2.5-7b": qwen2((3584, 28, 28, 4, 18_944), 152_064, 131_072, False),
+    "qwen2.5-14b": qwen2((5120, 48, 40, 8, 13_824), 152_064, 131_072, False),
+    "qwen2.5-32b": qwen2((5120, 64, 40, 8, 27_648), 152_064, 131_072, False),
+    "qwen2.5-72b": qwen2((8192, 80, 64, 8, 29_568), 152_064, 131_072, False),
+    # https://arxiv.org/abs/2505.09388
+    "qwen3-0.6b": qwen3((1024, 28, 16, 8, 3072), True),
+    "qwen3-1.7b": qwen3((2048, 28, 16, 8, 6144), True),
+    "qwen3-4b": qwen3((2560, 36, 32, 8, 9728), True),
+    "qwen3-8b": qwen3((4096, 36, 32, 8, 12_288), False),
+    "qwen3-14b": qwen3((5120, 40, 40, 8, 17_408), False),
+    "qwen3-32b": qwen3((5120, 64, 64, 8, 25_600), False),
+    # https://arxiv.org/abs/2408.00118
+    "gemma-2-2b": gemma2((2304, 26, 8, 4, 9216), 256, 256),
+    "gemma-2-9b": gemma2((3584, 42, 16, 8, 14_336), 256, 256),
+    "gemma-2-27b": gemma2((4608, 46, 32, 16, 36_864), 128, 144),
+    # https://arxiv.org/abs/2503.19786
+    "gemma-3-1b": gemma3((1152, 26, 4, 1, 6912), 256, 512, 262_144, 32_768),
+    # https://arxiv.org/abs/2501.00656
+    "olmo-2-7b": olmo((4096, 32, 32, 32, 11_008), 100_352, 4096),
+    "olmo-2-13b": olmo((5120, 40, 40, 40, 13_824), 100_352, 4096),
+    "olmo-2-32b": olmo((5120, 64, 40, 8, 27_648), 100_352, 4096),
+    # https://arxiv.org/abs/2512.13961
+    "olmo-3-7b": olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3),
+    "olmo-3-32b": olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3),
+    # https://arxiv.org/abs/2404.14219
+    "phi-3-mini": llama2((3072, 32, 32, 32, 8192), 32_064, windows=(2047,)),
+    # https://arxiv.org/abs/2412.08905
+    "phi-4": llama2((5120, 40, 40, 10, 17_920), 100_352, 16_384, rope=Rope(250_000.0)),
+    # https://arxiv.org/abs/2304.01373, table 1
+    "pythia-6.9b": llama2(
+        *((4096, 32, 32, 32, 16_384), 50_432, 2048),
+        **BIASED | {"rope": Rope(fraction=0.25), "activation": "gelu", "parallel": True},
     ),
-    "llama-1-7b": Preset(llama2((4096, 32, 32, 32, 11_008), context_length=2048), LLAMA1, "6.7"),
-    "llama-1-13b": Preset(llama2((5120, 40, 40, 40, 13_824), context_length=2048), LLAMA1, "13.0"),
-    "llama-1-33b": Preset(llama2((6656, 60, 52, 52, 17_920), context_length=2048), LLAMA1, "32.5"),
-    "llama-1-65b": Preset(llama2((8192, 80, 64, 64, 22_016), context_length=2048), LLAMA1, "65.2"),
-    "llama-2-7b": Preset(llama2((4096, 32, 32, 32, 11_008)), LLAMA2, "6.7"),
-    "llama-2-13b": Preset(llama2((5120, 40, 40, 40, 13_824)), LLAMA2, "13.0"),
-    "llama-2-70b": Preset(llama2((8192, 80, 64, 8, 28_672)), LLAMA2, "69"),
-    "llama-3.1-8b": Preset(llama3((4096, 32, 32, 8, 14_336), 8.0, False), LLAMA3, "8.03"),
-    "llama-3.1-70b": Preset(llama3((8192, 80, 64, 8, 28_672), 8.0, False), LLAMA3, "70.6"),
-    "llama-3.1-405b": Preset(llama3((16_384, 126, 128, 8, 53_248), 8.0, False), LLAMA3, "405"),
-    "llama-3.2-1b": Preset(
-        llama3((2048, 16, 32, 8, 8192), 32.0, True), "https://huggingface.co/meta-llama/Llama-3.2-1B", "1.23"
-    ),
-    "llama-3.2-3b": Preset(
-        llama3((3072, 28, 24, 8, 8192), 32.0, True), "https://huggingface.co/meta-llama/Llama-3.2-3B", "3.21"
-    ),
-    "smollm2-135m": Preset(smollm2((576, 30, 9, 3, 1536), 100_000.0), SMOLLM2, "0.135"),
-    "smollm2-360m": Preset(smollm2((960, 32, 15, 5, 2560), 100_000.0), SMOLLM2, "0.36"),
-    "smollm2-1.7b": Preset(smollm2((2048, 24, 32, 32, 8192), 130_000.0), SMOLLM2, "1.7"),
-    "mistral-7b": Preset(
-        llama2((4096, 32, 32, 8, 14_336), context_length=32_768, windows=(4096,)),
-        "https://arxiv.org/abs/2310.06825",
-        "7.2",
-    ),
-    "mistral-nemo-12b": Preset(
-        llama2((5120, 40, 32, 8, 14_336), 131_072, 131_072, head_dim=128, rope=Rope(1_000_000.0)),
-        "https://huggingface.co/mistralai/Mistral-Nemo-Base-2407",
-        "12.2",
-    ),
-    "qwen2.5-0.5b": Preset(qwen2((896, 24, 14, 2, 4864), 151_936, 32_768, True), QWEN25, "0.49"),
-    "qwen2.5-1.5b": Preset(qwen2((1536, 28, 12, 2, 8960), 151_936, 32_768, True), QWEN25, "1.54"),
-    "qwen2.5-7b": Preset(qwen2((3584, 28, 28, 4, 18_944), 152_064, 131_072, False), QWEN25, "7.61"),
-    "qwen2.5-14b": Preset(qwen2((5120, 48, 40, 8, 13_824), 152_064, 131_072, False), QWEN25, "14.7"),
-    "qwen2.5-32b": Preset(qwen2((5120, 64, 40, 8, 27_648), 152_064, 131_072, False), QWEN25, "32.5"),
-    "qwen2.5-72b": Preset(qwen2((8192, 80, 64, 8, 29_568), 152_064, 131_072, False), QWEN25, "72.7"),
-    "qwen3-0.6b": Preset(qwen3((1024, 28, 16, 8, 3072), True), QWEN3, "0.6"),
-    "qwen3-1.7b": Preset(qwen3((2048, 28, 16, 8, 6144), True), QWEN3, "1.7"),
-    "qwen3-4b": Preset(qwen3((2560, 36, 32, 8, 9728), True), QWEN3, "4.0"),
-    "qwen3-8b": Preset(qwen3((4096, 36, 32, 8, 12_288), False), QWEN3, "8.2"),
-    "qwen3-14b": Preset(qwen3((5120, 40, 40, 8, 17_408), False), QWEN3, "14.8"),
-    "qwen3-32b": Preset(qwen3((5120, 64, 64, 8, 25_600), False), QWEN3, "32.8"),
-    # Embedding plus other parameters, as the reports' tables have them.
-    "gemma-2-2b": Preset(gemma2((2304, 26, 8, 4, 9216), 256, 256), GEMMA2, "2.614"),
-    "gemma-2-9b": Preset(gemma2((3584, 42, 16, 8, 14_336), 256, 256), GEMMA2, "9.242"),
-    "gemma-2-27b": Preset(gemma2((4608, 46, 32, 16, 36_864), 128, 144), GEMMA2, "27.227"),
-    "gemma-3-1b": Preset(
-        gemma3((1152, 26, 4, 1, 6912), 256, 512, 262_144, 32_768), "https://arxiv.org/abs/2503.19786", "1.000"
-    ),
-    "olmo-2-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_352, 4096), OLMO2, "7.3"),
-    "olmo-2-13b": Preset(olmo((5120, 40, 40, 40, 13_824), 100_352, 4096), OLMO2, "13.7"),
-    "olmo-2-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_352, 4096), OLMO2, "32.2"),
-    "olmo-3-7b": Preset(olmo((4096, 32, 32, 32, 11_008), 100_278, 65_536, **_OLMO3), OLMO3, "7.3"),
-    "olmo-3-32b": Preset(olmo((5120, 64, 40, 8, 27_648), 100_278, 65_536, **_OLMO3), OLMO3, "32.2"),
-    "phi-3-mini": Preset(
-        llama2((3072, 32, 32, 32, 8192), 32_064, windows=(2047,)), "https://arxiv.org/abs/2404.14219", "3.8"
-    ),
-    "phi-4": Preset(
-        llama2((5120, 40, 40, 10, 17_920), 100_352, 16_384, rope=Rope(250_000.0)),
-        "https://arxiv.org/abs/2412.08905",
-        "14.7",
-    ),
-    "pythia-6.9b": Preset(
-        llama2(
-            *((4096, 32, 32, 32, 16_384), 50_432, 2048),
-            **BIASED | {"rope": Rope(fraction=0.25), "activation": "gelu", "parallel": True},
-        ),
-        "https://arxiv.org/abs/2304.01373, table 1",
-        "6.857",
-    ),
+    # https://github.com/karpathy/nanochat (dev/LEADERBOARD.md, run 1)
     # Its gates of value tables and factors of the residual stream, some 5,000 values, are left out.
-    "nanochat-d24": Preset(
-        llama2(
-            *((1536, 24, 12, 12, 6144), 32_768, 2048),
-            norm_weight=False,
-            qk_norm="head",
-            embedding_norm=True,
-            activation="relu2",
-            gated=False,
-            windows=(1024, 1024, 1024, None),
-            value_tables=12,
-            scales=Scales(logit_cap=15.0),
-        ),
-        "https://github.com/karpathy/nanochat (dev/LEADERBOARD.md, run 1)",
+    "nanochat-d24": llama2(
+        *((1536, 24, 12, 12, 6144), 32_768, 2048),
+        norm_weight=False,
+        qk_norm="head",
+        embedding_norm=True,
+        activation="relu2",
+        gated=False,
+        windows=(1024, 1024, 1024, None),
+        value_tables=12,
+        scales=Scales(logit_cap=15.0),
     ),
-    "mixtral-8x7b": Preset(
-        mixtral((4096, 32, 32, 8, 14_336), 32_768), "https://arxiv.org/abs/2401.04088", "46.7", "12.9"
+    # https://arxiv.org/abs/2401.04088
+    "mixtral-8x7b": mixtral((4096, 32, 32, 8, 14_336), 32_768),
+    # https://mistral.ai/news/mixtral-8x22b
+    "mixtral-8x22b": mixtral((6144, 56, 48, 8, 16_384), 65_536),
+    # https://arxiv.org/abs/2505.09388
+    "qwen3-30b-a3b": qwen3((2048, 48, 32, 4, 6144), False, experts=Experts(128, 8, 768)),
+    "qwen3-235b-a22b": qwen3((4096, 94, 64, 4, 12_288), False, experts=Experts(128, 8, 1536)),
+    # https://arxiv.org/abs/2405.04434
+    "deepseek-v2-lite": deepseek(
+        *((2048, 27, 16, 16, 10_944), 102_400, 0.707, None),
+        Experts(64, 6, 1408, shared_size=2 * 1408, first_dense=1, renormalise=False),
     ),
-    "mixtral-8x22b": Preset(
-        mixtral((6144, 56, 48, 8, 16_384), 65_536), "https://mistral.ai/news/mixtral-8x22b", "141", "39"
-    ),
-    "qwen3-30b-a3b": Preset(qwen3((2048, 48, 32, 4, 6144), False, experts=Experts(128, 8, 768)), QWEN3, "30.5", "3.3"),
-    "qwen3-235b-a22b": Preset(
-        qwen3((4096, 94, 64, 4, 12_288), False, experts=Experts(128, 8, 1536)), QWEN3, "235", "22"
-    ),
-    "deepseek-v2-lite": Preset(
-        deepseek(
-            *((2048, 27, 16, 16, 10_944), 102_400, 0.707, None),
-            Experts(64, 6, 1408, shared_size=2 * 1408, first_dense=1, renormalise=False),
-        ),
-        "https://arxiv.org/abs/2405.04434",
-        "15.7",
-        "2.4",
-    ),
+    # https://arxiv.org/abs/2412.19437
     # Without the module that predicts a second token in training: `prediction_modules=1` has it (14 billion more).
-    "deepseek-v3": Preset(
-        deepseek(
-            *((7168, 61, 128, 128, 18_432), 129_280, 1.0, 1536),
-            Experts(256, 8, 2048, shared_size=2048, first_dense=3, **_V3_ROUTER),
-        ),
-        "https://arxiv.org/abs/2412.19437",
-        "671",
-        "37",
+    "deepseek-v3": deepseek(
+        *((7168, 61, 128, 128, 18_432), 129_280, 1.0, 1536),
+        Experts(256, 8, 2048, shared_size=2048, first_dense=3, **_V3_ROUTER),
     ),
-    "gpt-oss-20b": Preset(gpt_oss(24, 32), "https://arxiv.org/abs/2508.10925, table 1", "20.91", "3.61"),
-    "gpt-oss-120b": Preset(gpt_oss(36, 128), "https://arxiv.org/abs/2508.10925, table 1", "116.83", "5.13"),
-    "lfm2-350m": Preset(lfm2(1024, 16, 4608), LFM2, "0.35"),
-    "lfm2-700m": Preset(lfm2(1536, 24, 6912), LFM2, "0.74"),
-    "lfm2-1.2b": Preset(lfm2(2048, 32, 8192), LFM2, "1.17"),
-    "granite-4.0-h-micro": Preset(
-        granite4((2048, 40, 32, 8, 8192), 64, Scales(12.0, 0.015625, residual=0.22, head=1 / 8), None),
-        "https://www.ibm.com/granite/docs/models/granite",
-        "3",
+    # https://arxiv.org/abs/2508.10925, table 1
+    "gpt-oss-20b": gpt_oss(24, 32),
+    "gpt-oss-120b": gpt_oss(36, 128),
+    # https://arxiv.org/abs/2511.23404
+    "lfm2-350m": lfm2(1024, 16, 4608),
+    "lfm2-700m": lfm2(1536, 24, 6912),
+    "lfm2-1.2b": lfm2(2048, 32, 8192),
+    # https://www.ibm.com/granite/docs/models/granite
+    "granite-4.0-h-micro": granite4(
+        (2048, 40, 32, 8, 8192), 64, Scales(12.0, 0.015625, residual=0.22, head=1 / 8), None
     ),
-    "granite-4.0-h-tiny": Preset(
-        granite4(
-            (1536, 40, 12, 4, 1024),
-            48,
-            Scales(12.0, 0.0078125, residual=0.22, head=1 / 6),
-            Experts(64, 6, 512, shared_size=1024, scoring="softmax_chosen"),
-        ),
-        "https://www.ibm.com/granite/docs/models/granite",
-        "7",
-        "1",
+    "granite-4.0-h-tiny": granite4(
+        (1536, 40, 12, 4, 1024),
+        48,
+        Scales(12.0, 0.0078125, residual=0.22, head=1 / 6),
+        Experts(64, 6, 512, shared_size=1024, scoring="softmax_chosen"),
     ),
-    "qwen3-next-80b-a3b": Preset(
-        decoder(
-            (2048, 48, 16, 2, 5632),
-            151_936,
-            262_144,
-            head_dim=256,
-            rope=Rope(10_000_000.0, fraction=0.25),
-            norm_eps=1e-6,
-            norm_offset=1.0,
-            qk_norm="head",
-            attention_gate=True,
-            tied_head=False,
-            experts=Experts(512, 10, 512, shared_size=512, shared_gate=True),
-            state=DeltaRule(heads=32, key_heads=16, key_dim=128, value_dim=128),
-            state_layers=(True, True, True, False),
-        ),
-        "https://qwen.ai/blog?id=qwen3-next",
-        "80",
-        "3",
+    # https://qwen.ai/blog?id=qwen3-next
+    "qwen3-next-80b-a3b": decoder(
+        (2048, 48, 16, 2, 5632),
+        151_936,
+        262_144,
+        head_dim=256,
+        rope=Rope(10_000_000.0, fraction=0.25),
+        norm_eps=1e-6,
+        norm_offset=1.0,
+        qk_norm="head",
+        attention_gate=True,
+        tied_head=False,
+        experts=Experts(512, 10, 512, shared_size=512, shared_gate=True),
+        state=DeltaRule(heads=32, key_heads=16, key_dim=128, value_dim=128),
+        state_layers=(True, True, True, False),
     ),
 }

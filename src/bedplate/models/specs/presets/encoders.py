@@ -1,12 +1,22 @@
-"""Encoders, and encoder–decoders of text and of sound, as their publishers configure them."""
+"""Encoders, and encoder–decoders of text and of sound; vision towers, models that read images, and models that make
+them: as their publishers configure them."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from bedplate.models.specs import AudioSpec, EncoderDecoderSpec
+from bedplate.models.specs import (
+    AudioSpec,
+    DiffusionSpec,
+    EncoderDecoderSpec,
+    MultimodalSpec,
+    Projector,
+    Spec,
+    TextCondition,
+    VisionSpec,
+)
 from bedplate.models.specs.position import RelativeBias
-from bedplate.models.specs.presets.decoders import BIASED, Preset, decoder, stack
+from bedplate.models.specs.presets.decoders import BIASED, decoder, gemma3, llama2, qwen2, stack
 from bedplate.models.specs.transformer import Rope, Scales, TransformerSpec
 
 
@@ -61,23 +71,96 @@ def whisper(hidden: int, layers: int, heads: int, mel_bins: int, vocab_size: int
     return EncoderDecoderSpec(AudioSpec(tower=tower, mel_bins=mel_bins), writer)
 
 
-BERT = "https://arxiv.org/abs/1810.04805"
-MODERNBERT = "https://arxiv.org/abs/2412.13663"
-T5 = "https://arxiv.org/abs/1910.10683"
-WHISPER = "https://arxiv.org/abs/2212.04356"
+ENCODERS: dict[str, Spec] = {
+    # https://arxiv.org/abs/1810.04805
+    "bert-base": bert(768, 12, 12),
+    "bert-large": bert(1024, 24, 16),
+    # https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2
+    "minilm-l6": bert(384, 6, 12),
+    # https://arxiv.org/abs/2412.13663
+    "modernbert-base": modernbert(768, 22, 12, 1152),
+    "modernbert-large": modernbert(1024, 28, 16, 2624),
+    # https://arxiv.org/abs/1910.10683
+    "t5-base": t5(768, 12, 12, 3072),
+    "t5-large": t5(1024, 24, 16, 4096),
+    # https://huggingface.co/google/flan-t5-xl
+    "flan-t5-xl": t5(2048, 24, 32, 5120, gated=True, tied=False),
+    # https://arxiv.org/abs/2212.04356
+    "whisper-small": whisper(768, 12, 12, 80, 51_865),
+    "whisper-large-v3": whisper(1280, 32, 20, 128, 51_866),
+}
 
-ENCODERS: dict[str, Preset] = {
-    "bert-base": Preset(bert(768, 12, 12), BERT, "0.11"),
-    "bert-large": Preset(bert(1024, 24, 16), BERT, "0.34"),
-    "minilm-l6": Preset(bert(384, 6, 12), "https://huggingface.co/sentence-transformers/all-MiniLM-L6-v2", "0.0227"),
-    "modernbert-base": Preset(modernbert(768, 22, 12, 1152), MODERNBERT, "0.149"),
-    "modernbert-large": Preset(modernbert(1024, 28, 16, 2624), MODERNBERT, "0.395"),
-    "t5-base": Preset(t5(768, 12, 12, 3072), T5, "0.22"),
-    # The paper prints 770 million, with a head beside the table; the files that are published tie the two.
-    "t5-large": Preset(t5(1024, 24, 16, 4096), T5),
-    "flan-t5-xl": Preset(
-        t5(2048, 24, 32, 5120, gated=True, tied=False), "https://huggingface.co/google/flan-t5-xl", "2.85"
+
+def tower(hidden: int, layers: int, heads: int, feedforward: int, tokens: int, **fields: Any) -> TransformerSpec:
+    """A pre-norm encoder with learned positions and biases everywhere."""
+    parts = BIASED | {"position_rows": tokens, "norm_eps": 1e-6, "activation": "gelu", "final_norm": True}
+    return stack("tower", (hidden, layers, heads, heads, feedforward), 0, tokens, **parts | fields)
+
+
+def clip(image_size: int, projection_size: int) -> VisionSpec:
+    """CLIP's ViT-L/14: normalised before the first block too."""
+    tokens = (image_size // 14) ** 2 + 1
+    return VisionSpec(
+        tower(1024, 24, 16, 4096, tokens, norm_eps=1e-5, embedding_norm=True, activation="quick_gelu"),
+        image_size,
+        patch_size=14,
+        class_token=True,
+        patch_bias=False,
+        projection_size=projection_size,
+    )
+
+
+def siglip(image_size: int, *, pooled: bool) -> VisionSpec:
+    """SigLIP's shape-optimised tower."""
+    tokens = (image_size // 14) ** 2
+    blocks = tower(1152, 27, 16, 4304, tokens, activation="gelu_tanh")
+    return VisionSpec(blocks, image_size, patch_size=14, pooling="map" if pooled else None)
+
+
+def gemma3_vision(language: TransformerSpec) -> MultimodalSpec:
+    """896 pixels a side; 4,096 patches averaged to 256 tokens."""
+    return MultimodalSpec(language, siglip(896, pooled=False), Projector(bias=False, norm="rms", pool=4))
+
+
+IMAGES: dict[str, Spec] = {
+    # https://arxiv.org/abs/2010.11929
+    "vit-b-16": VisionSpec(tower(768, 12, 12, 3072, 197, norm_eps=1e-12), 224, 16, class_token=True, classes=1000),
+    # https://arxiv.org/abs/2103.00020
+    "clip-vit-l-14": clip(224, 768),
+    # https://arxiv.org/abs/2303.15343
+    "siglip-so400m": siglip(384, pooled=True),
+    # https://arxiv.org/abs/2310.03744
+    "llava-1.5-7b": MultimodalSpec(
+        llama2((4096, 32, 32, 32, 11_008), 32_064), clip(336, 0), Projector(hidden_size=4096)
     ),
-    "whisper-small": Preset(whisper(768, 12, 12, 80, 51_865), WHISPER, "0.24"),
-    "whisper-large-v3": Preset(whisper(1280, 32, 20, 128, 51_866), WHISPER, "1.54"),
+    # https://arxiv.org/abs/2409.12191
+    # Images of any size; counted at 448 pixels a side. Its towers turn positions in two dimensions.
+    "qwen2-vl-7b": MultimodalSpec(
+        qwen2((3584, 28, 28, 4, 18_944), 152_064, 32_768, False),
+        VisionSpec(
+            tower(1280, 32, 16, 5120, 1024, position_rows=0, rope=Rope(), final_norm=False, activation="quick_gelu"),
+            448,
+            patch_size=14,
+            frames=2,
+            patch_bias=False,
+        ),
+        Projector(hidden_size=5120, norm="layer", merge=2),
+    ),
+    # https://arxiv.org/abs/2503.19786
+    "gemma-3-4b": gemma3_vision(gemma3((2560, 34, 8, 4, 10_240), 256, 1024, 262_208, 131_072)),
+    "gemma-3-27b": gemma3_vision(gemma3((5376, 62, 32, 16, 21_504), 128, 1024, 262_208, 131_072, query_scalar=168)),
+    # https://arxiv.org/abs/2212.09748
+    "dit-xl-2": DiffusionSpec(28, 1152, 16, 4608, latent_size=32, latent_channels=4, out_channels=8, classes=1001),
+    # https://arxiv.org/abs/2403.03206
+    # 1024 pixels a side; 77 tokens of CLIP and 77 of T5 beside each other, as in the paper.
+    "sd3-medium": DiffusionSpec(
+        24,
+        1536,
+        24,
+        6144,
+        latent_size=128,
+        latent_channels=16,
+        out_channels=16,
+        text=TextCondition(154, 4096, 2048),
+    ),
 }
