@@ -362,6 +362,22 @@ def test_a_second_call_is_refused_before_anything_is_loaded_and_leaves_the_files
         assert [path.name for path in out.iterdir()] == [LOCK_FILE]
 
 
+def test_a_second_call_is_refused_while_the_first_still_sets_up(
+    toy_task: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    out = tmp_path / "runs" / "out"
+
+    def another(_: object) -> None:
+        with pytest.raises(UsageError, match=rf"out is in use by another process \(pid {os.getpid()}\); wait until"):
+            adapt(toy_task, out, rungs=["majority"])
+        raise UsageError("the compiler failed")
+
+    monkeypatch.setattr("bedplate.adaptation.ladder.set_up", another)
+    with pytest.raises(UsageError, match="the compiler failed"):
+        adapt(toy_task, out, rungs=["majority"])
+    assert not out.parent.exists(), "nothing began, so nothing is left"
+
+
 def test_a_foreign_directory_is_left_alone(toy_task: Path, tmp_path: Path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")

@@ -33,7 +33,7 @@ from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
 from bedplate.adaptation.search.run_rung import judge, retimed
-from bedplate.adaptation.search.start import LOCK_FILE, begin, check_bases, check_output, opened, set_up
+from bedplate.adaptation.search.start import begin, check_bases, check_output, claimed, opened, set_up
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.proposal import task_file_of
 from bedplate.adaptation.task.task_file import load_adapt_task
@@ -44,7 +44,7 @@ from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.arguments import checked
 from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
-from bedplate.core.files import file_lock, sha256_json
+from bedplate.core.files import sha256_json
 from bedplate.core.progress import Countdown, notice
 from bedplate.core.quantities import parse_seconds
 from bedplate.core.statistics.multiplicity import more_rows, spent_alpha
@@ -98,7 +98,7 @@ def adapt(
     if isinstance(budget, str):
         budget = parse_seconds("budget", budget, "s")
     out, memory_rows = Path(out), dict[str, SourceRows]()
-    with ExitStack() as undo:  # until the run begins
+    with ExitStack() as undo, ExitStack() as claim:  # undo: until the run begins
         task_path = task_file_of(task, out, target, undo)
         if data is not None:
             task_dir = task_path.parent
@@ -113,6 +113,7 @@ def adapt(
         clock = Clock(budget, usd=spec.budget.train_usd, usd_per_hour=spec.machine.usd_per_hour)
         watch = Stopwatch()
         check_output(out)
+        claim.enter_context(claimed(out))
         if resolved.output.form.as_embedding is not None:
             raise UsageError(
                 f"{resolved.path}: there is no ladder for vectors yet; compare bases and skins that embed with "
@@ -139,12 +140,10 @@ def adapt(
             opened(resolved, spec, data, out, clock, seed=seed, **options) as contexts,
         ):
             check_bases(contexts)
-            check_output(out)
-            with file_lock(out / LOCK_FILE, wait=False):
-                begin(contexts, data, out, task_path)
-                undo.pop_all()
-                write_sources(memory_rows, resolved.directory)
-                return _Ladder(contexts, data, out, curve, watch, looking).climb()
+            begin(contexts, data, out, task_path)
+            undo.pop_all()
+            write_sources(memory_rows, resolved.directory)
+            return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 
 class _Ladder:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -25,6 +26,12 @@ Values: TypeAlias = Mapping[str, Value]
 """A row's inputs, each by its name."""
 TaskInput: TypeAlias = Value | Values
 """What is asked: inputs by name, or the only one."""
+
+
+def input_name(column: str) -> str:
+    """A column's name as prompts refer to it: letters, digits and _."""
+    name = re.sub(r"\W+", "_", column).strip("_").lower() or "text"
+    return f"_{name}" if name[0].isdigit() else name
 
 
 def as_text(value: Value) -> str:

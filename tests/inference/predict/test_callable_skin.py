@@ -15,7 +15,7 @@ from tests.tiny import write_tiny_base
 
 import bedplate
 from bedplate.core.errors import ContextLengthExceeded, DataError, RequestError, UsageError
-from bedplate.inference.predict.callable_skin import Prediction, Predictions
+from bedplate.inference.predict.callable_skin import Prediction, Predictions, columns_for
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.skin_bases import LoadedSkin
 from bedplate.models.checkpoints.base import load_base
@@ -169,12 +169,25 @@ def test_vectors_are_an_array(model: LocalModel, base: Path) -> None:
     assert isinstance(model.logits([3, 4]), np.ndarray)
 
 
+@pytest.mark.parametrize("others", [["text"], ["REVIEW", "review"], ["Label"]])
+def test_a_column_is_found_by_its_name_in_the_table_that_the_task_was_drafted_from(others: list[str]) -> None:
+    read = "review" if "review" in others else " Review "
+    assert columns_for(["review"], [" Review ", *others], "rows") == {"review": read}
+    assert columns_for(["ticket_text", "_2nd"], ["Ticket text", "2nd", *others], "rows") == {
+        "ticket_text": "Ticket text",
+        "_2nd": "2nd",
+    }
+
+
 @pytest.mark.parametrize(
     ("rows", "error", "message"),
     [
         (3, UsageError, "rows is int; give a list of texts"),
         (None, UsageError, "rows is NoneType"),
         (["a", 3], UsageError, r"rows\[1\] is int; give texts or mappings of the inputs"),
+        (pd.Series(["a", float("nan")]), UsageError, r"rows\[1\] is a missing value; give texts"),
+        (["a", None], UsageError, r"rows\[1\] is a missing value; give texts"),
+        (pd.DataFrame({"Review": ["a"], "REVIEW": ["b"]}), DataError, "no column 'review' for the skin's input"),
         (b"bytes", UsageError, "rows is bytes"),
         ([b"bytes"], UsageError, r"rows\[0\] is bytes"),
         (pd.DataFrame({"review": ["a", None]}), DataError, "row 2: column 'review' holds None, which is not a text"),

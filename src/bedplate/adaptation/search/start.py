@@ -9,7 +9,7 @@ import logging
 import os
 import time
 from collections.abc import Generator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,21 @@ def check_output(out: Path) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write {out}: {place} does not allow it; choose a place that can be written")
+
+
+@contextmanager
+def claimed(out: Path) -> Generator[None]:
+    """Keep other processes out of a run's directory; what was made for it goes again where nothing was written."""
+    made = [path for path in (out, *out.parents) if not path.exists()]
+    with file_lock(out / LOCK_FILE, wait=False):
+        try:
+            yield
+        finally:
+            if made and [path.name for path in out.iterdir()] == [LOCK_FILE]:
+                (out / LOCK_FILE).unlink()
+                with suppress(OSError):  # a parent that somebody else writes into by now
+                    for path in made:
+                        path.rmdir()
 
 
 def climb_candidate(candidate: Candidate) -> RungOutcome:

@@ -22,6 +22,7 @@ from bedplate.core.statistics.clusters import units_to_show
 from bedplate.core.statistics.multiplicity import least_estimate, spent_alpha
 from bedplate.core.statistics.unequal import MINIMUM_GROUPS
 from bedplate.core.suggestions import did_you_mean, nearest
+from bedplate.core.values import input_name
 from bedplate.data.profile import Profile, is_group_name, profiles
 from bedplate.data.rows import SourceRows, blank, label_text
 from bedplate.data.splits import SplitRecord, deduplicate, row_hash
@@ -232,12 +233,6 @@ adapt:
   # Ways to adapt (`bedplate adapt --help` lists them); auto tries all that fit.
   rungs: auto
 """
-
-
-def input_name(column: str) -> str:
-    """A column's name as prompts refer to it: letters, digits and _."""
-    name = re.sub(r"\W+", "_", column).strip("_").lower() or "text"
-    return f"_{name}" if name[0].isdigit() else name
 
 
 def default_instructions(task_draft: TaskDraft) -> str:

@@ -28,7 +28,7 @@ from bedplate.core.errors import (
     UsageError,
 )
 from bedplate.core.suggestions import did_you_mean, nearest
-from bedplate.core.values import TaskInput, Value, Values, as_text
+from bedplate.core.values import TaskInput, Value, Values, as_text, input_name
 from bedplate.data.rows import blank
 from bedplate.data.tables import is_table, records
 from bedplate.skins.skin import Skin
@@ -182,7 +182,9 @@ def rows_for(skin: Skin, rows: RowsLike) -> list[TaskInput]:
     inputs = _listed(rows)
     wrong = next((i for i, row in enumerate(inputs) if not isinstance(row, Value | Mapping)), None)
     if wrong is not None:
-        raise UsageError(f"rows[{wrong}] is {type(inputs[wrong]).__name__}; give texts or mappings of the inputs")
+        missing = inputs[wrong] is None or inputs[wrong] != inputs[wrong]  # nan
+        shown = "a missing value" if missing else type(inputs[wrong]).__name__
+        raise UsageError(f"rows[{wrong}] is {shown}; give texts or mappings of the inputs")
     return inputs
 
 
@@ -195,11 +197,13 @@ def _listed(rows: Iterable[Any]) -> list[Any]:
 
 
 def columns_for(inputs: Sequence[str], columns: Sequence[str], location: str) -> dict[str, str]:
-    """Input → the column that it is read from. DataError where there is none."""
+    """Input → the column that it is read from: of its name, of the one name that a task drafted from the column gives
+    it, or the column `text` for a skin's only input. DataError where there is none."""
     column_by_input: dict[str, str] = {}
     for name in inputs:
-        alone = len(inputs) == 1 and name not in columns and "text" in columns
-        column_by_input[name] = "text" if alone else name
+        alike = [column for column in columns if input_name(column) == name]
+        alone = ["text"] if len(inputs) == 1 and "text" in columns else []
+        column_by_input[name] = name if name in columns else (alike if len(alike) == 1 else alone or [name])[0]
         if column_by_input[name] not in columns:
             hint = did_you_mean(nearest(name, columns), f"the columns are {', '.join(columns)}")
             raise UnknownDataError(f"{location}: no column {name!r} for the skin's input of this name; {hint}")
