@@ -84,6 +84,7 @@ $(VENV)/.made:
 	touch $@
 
 $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
+	@echo "installing into $(VENV): some minutes, most of them for torch"
 	$(PIP) -e '.[$*]'
 	$(BIN)/python -m compileall -q -j 2 src  # once, and not by every worker of the tests
 	touch $@

@@ -93,3 +93,22 @@ def test_a_live_server_gives_the_metric(target, name):
                 return
             assert time.monotonic() < until
             time.sleep(0.1)
+
+
+def test_a_loop_that_only_waits_is_not_blamed():
+    loop = asyncio.new_event_loop()
+    waiting = threading.Thread(target=loop.run_forever)
+    waiting.start()
+    try:
+        limit = time.monotonic() + 20
+        while "other work on this machine" not in monitoring._stack_of(waiting.ident) and time.monotonic() < limit:
+            time.sleep(0.001)
+        assert (
+            monitoring._stack_of(waiting.ident)
+            == "  its wait for work, which other work on this machine kept from ending"
+        )
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        waiting.join()
+        loop.close()
+    assert monitoring._stack_of(waiting.ident) == "(its thread has ended)"

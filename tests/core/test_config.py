@@ -192,6 +192,26 @@ def test_missing_directory_and_encoding(tmp_path: Path) -> None:
         load_config(tmp_path / "latin.yaml", Task)
 
 
+class Choice(Strict):
+    model: str
+    price: float = 1.0
+
+
+class Choices(Strict):
+    options: dict[str, Choice]
+
+
+def test_an_override_that_makes_an_entry_by_a_mistake_names_those_of_the_file() -> None:
+    text = "options:\n  tune-hosted: {model: a}\n  prompt: {model: b}\n"
+    with pytest.raises(ConfigError) as caught:
+        parse_config(text, Choices, "case.yaml", ["options.tune_hosted.price=2"])
+    assert str(caught.value) == (
+        "override 'options.tune_hosted.price=2': case.yaml has no options.tune_hosted; did you mean "
+        "'options.tune-hosted'? in a new one, options.tune_hosted.model: this key is required and missing"
+    )
+    assert parse_config(text, Choices, "case.yaml", ["options.other={model: c}"]).options["other"].model == "c"
+
+
 @pytest.mark.parametrize(
     ("override", "part"),
     [

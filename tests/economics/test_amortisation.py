@@ -208,13 +208,27 @@ def test_rows_add_up_whatever_the_numbers(
         ("servers=[]", "say what was used"),
         ("expected={x: {calls_per_day: 3}}", "`expected` is for a plan"),
         ("servers=[{after: c.txt}]", "c.txt: cannot be read"),
-        ("period.ends=2026-10-02", "more than their bill of 9.600000 USD: check period"),
+        ("period.ends=2026-10-02", "take 33.33 hours of the machines ($13.33), more than the 24.00 hours ($9.60) of 1"),
     ],
 )
 def test_what_cannot_be_is_refused(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(BedplateError) as caught:
         statement(tmp_path, override)
     assert message in str(caught.value)
+
+
+def test_more_calls_than_the_machines_can_take_are_told_in_hours(tmp_path: Path) -> None:
+    expected = {"x": {"calls_per_day": 86_400, "seconds_per_call": 2}}
+    with pytest.raises(BedplateError, match=r"1,488.00 hours .* 744.00 hours \(\$297.60\) .* and seconds_per_call$"):
+        statement(tmp_path, servers=[], expected=expected)
+
+
+def test_a_machines_price_that_is_not_the_servers_is_noticed(tmp_path: Path) -> None:
+    assert not statement(tmp_path).warnings
+    (warning,) = statement(tmp_path, "machine.usd_per_hour=1").warnings
+    assert "counted $12 for 120,000 s of engine steps, $0.36 an hour, and compute is reckoned at $1" in warning
+    assert "server_usd_per_hour" in warning
+    assert not statement(tmp_path, "machine.usd_per_hour=1", "server_usd_per_hour=0.4").warnings
 
 
 def test_without_a_price_on_the_server_compute_is_not_known(tmp_path: Path) -> None:

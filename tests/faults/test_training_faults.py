@@ -79,6 +79,7 @@ def test_interrupted_at_a_steps_end(name: str, unbroken: str, tmp_path: Path) ->
     code, output = _run(tmp_path, "--signal", name, "--at-step", 13)
     assert code != 0
     assert "KeyboardInterrupt" in output
+    assert "stops after this step, with its state saved; a second Ctrl-C stops it at once" in output
     step = StateFile(tmp_path).latest()
     assert step is not None
     assert StateFile(tmp_path).load(step).values["tally"]["step"] == step

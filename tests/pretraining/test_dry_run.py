@@ -12,7 +12,7 @@ from tests.pretraining.runs import run_values, tiny_run
 from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
-from bedplate.core.errors import ConfigError, UnsupportedModelError, UsageError
+from bedplate.core.errors import ConfigError, DataError, UnsupportedModelError, UsageError
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.pretraining.plan import dry_run
 from bedplate.pretraining.plan.dry_run import plan_run
@@ -129,6 +129,15 @@ def test_a_base_is_trained_on_its_texts_once(tmp_path: Path) -> None:
     assert planned(tokens="3k")["tokens"] == 6000
     with pytest.raises(ConfigError, match="say how many tokens they are, for example tokens=2M"):
         planned()
+
+
+def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
+    (tmp_path / "corpora/notes").mkdir(parents=True)
+    for name, problem in (("nots", "nots does not exist; did you mean .*notes'"), ("notes", "it has no corpus.json")):
+        values = run_values(data={"corpus": f"corpora/{name}"})
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+        with pytest.raises(DataError, match=problem):
+            plan_run(load_run(tmp_path / "run.yaml"))
 
 
 def test_a_step_larger_than_the_run_is_refused(tmp_path: Path) -> None:

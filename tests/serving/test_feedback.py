@@ -126,6 +126,15 @@ def test_what_consent_allows_is_kept_and_nothing_else(files, tmp_path):
     assert (tmp_path / "feedback").stat().st_mode & 0o077 == 0
 
 
+def test_the_command_says_where_it_looked(tmp_path, capsys):
+    for arguments in (["list"], ["export", "m", "--out", str(tmp_path / "x.jsonl")]):
+        with pytest.raises(SystemExit):
+            main(["feedback", *arguments, "--state", str(tmp_path)])
+        said = "".join(capsys.readouterr())
+        assert f"{tmp_path / 'feedback'} holds nothing" in said
+        assert "--state" in said
+
+
 def test_the_command_looks_where_the_server_keeps_it(files, tmp_path, monkeypatch, capsys):
     """Without a state directory of their own, both mean the same."""
     monkeypatch.setenv("BEDPLATE_HOME", str(tmp_path))

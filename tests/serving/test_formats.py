@@ -18,6 +18,7 @@ from bedplate.inference.engine.engine import Engine
 from bedplate.inference.native.library import load
 from bedplate.inference.predict.predictor import Predictor
 from bedplate.models.checkpoints.base import load_base
+from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.models import engines as opening
 from bedplate.serving.server.app import loaded_server, server_config
 from bedplate.skins.files import read_skin, write_skin
@@ -148,3 +149,23 @@ def test_a_base_in_two_dtypes_has_two_modules(tmp_path):
         assert bases["bfloat16"].model is not bases["float32"].model
         assert state.registry.models["tuned"].engine.weights == "bfloat16"
         assert state.registry.models["prompted"].engine.weights == "float32"
+
+
+@needs_native
+def test_a_server_that_awaits_skins_holds_its_base_as_the_ladder_judges_them(tmp_path, monkeypatch, caplog):
+    file = tmp_path / "x.gguf"
+    export_gguf(load_base(write_tiny_base(tmp_path / "tiny", **MODEL_SHAPE)), file, "q4_1")
+    skins, blocks_allowed = tmp_path / "skins", list[bool]()
+    skins.mkdir()
+    chosen = opening.chosen
+
+    def noted(source, options, device):
+        blocks_allowed.append(options.quantised)
+        return chosen(source, options, device)
+
+    monkeypatch.setattr(opening, "chosen", noted)
+    with caplog.at_level(logging.INFO, "bedplate.serving"), loaded_server(file, skins_directory=skins) as state:
+        assert [engine.weights in ("bfloat16", "float32") for engine in state.registry.engines] == [True]
+    assert caplog.messages[0] == f"loading {file}"
+    with loaded_server(file), loaded_server(file, weights="fastest", skins_directory=skins):
+        assert blocks_allowed == [False, True, True, True]

@@ -39,7 +39,7 @@ from bedplate.serving.callers.caller_guard import Caller, CallerGuard, guard_for
 from bedplate.serving.callers.limits import KeyWindows, Spending, SpendLedger
 from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
-from bedplate.serving.server.app import assembled
+from bedplate.serving.server.app import assembled, loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, RouteConfig, ServerConfig
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -471,6 +471,15 @@ def test_no_two_servers_grant_one_quota(tmp_path):
     asyncio.run(second.refresh())
     second.admit(Caller(counted.id, "t")).end()
     second.close()
+
+
+def test_a_second_server_is_refused_before_it_looks_for_its_base(tmp_path):
+    path = write(tmp_path / "keys.yaml", make_key(quota={"tokens_per_day": 1})[0])
+    settings = config(keys=path, state=tmp_path / "state")  # of a base that does not exist
+    first = guard_for(settings)
+    with pytest.raises(UsageError, match="give each server its own `state`"), loaded_server(settings):
+        pass
+    first.close()
 
 
 def test_keys_are_revoked_also_by_a_file_that_the_server_cannot_serve(tmp_path):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.core.clocks import set_monotonic
 from tests.rows import slow_unless
 from tests.tiny import tiny_spec
 from torch import nn
@@ -22,6 +23,7 @@ from bedplate.models.specs.parts import DeltaRule
 from bedplate.models.specs.position import RelativeBias
 from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, LongRopeScaling, Rope, Scales
+from bedplate.training import loop
 from bedplate.training.batch import TrainingExample, pack_examples, rows_batch
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
@@ -60,11 +62,25 @@ def test_one_reading_for_each_time_that_lines_are_written(
             return before(self, *args, **kwargs)
 
         monkeypatch.setattr(torch.Tensor, name, counted)
+    monkeypatch.setattr(loop, "READ_SECONDS", float("inf"))
     config = CONFIG.model_copy(update={"log_steps": log_steps})
     result = train(model, source, Sft(), config, tmp_path, model.named_parameters())
     monkeypatch.undo()
     assert result.steps == 8
     assert reads == [("tolist", step) for step in range(1, 9) if step % log_steps == 0 or step == 8]
+
+
+def test_slow_steps_are_read_before_there_are_many(make_decoder, make_examples, tmp_path, monkeypatch) -> None:
+    written: list[tuple[int, int]] = []
+    model, source = make_decoder(), Watching(make_examples(32), 4, micro_tokens=40)
+    set_monotonic(monkeypatch, loop, lambda: 1.5 * source.drawn)
+    config = CONFIG.model_copy(update={"log_steps": 100})
+
+    def on_row(row) -> None:
+        written.append((source.drawn, row["step"]))
+
+    train(model, source, Sft(), config, tmp_path, model.named_parameters(), on_row=on_row)
+    assert written == [(step + step % 2, step) for step in range(1, 9)]
 
 
 def test_lines_and_weights_are_the_same_however_often_they_are_written(make_decoder, make_examples, tmp_path) -> None:

@@ -60,6 +60,8 @@ def feedback(
         columns = ("model", *numbers("replies", "with texts", "feedback", "corrections"))
         if as_json:
             print(json.dumps({"models": summary}))
+        elif not summary:
+            print(f"{store.root} holds nothing; --state names the `state` of the server's file, where it is another")
         else:
             show(columns, [tuple(map(str, row.values())) for row in summary])
     elif action == "export":
@@ -73,7 +75,7 @@ def feedback(
 def _export(store: FeedbackStore, skin: str, out: Path, task: Path | None, target: str, as_json: bool) -> None:
     if skin not in store.models():
         served_models = ", ".join(store.models()) or "none"
-        raise UsageError(f"nothing was kept of {skin!r}; there is feedback of: {served_models}")
+        raise UsageError(f"{store.root} holds nothing of {skin!r}; there is feedback of: {served_models} (--state?)")
     columns, group = None, None
     if task is not None:
         from bedplate.evaluation.task import load_task

@@ -379,7 +379,22 @@ def _explain(
     node, line = (None, None) if by else _locate(root, keys)
     place = f"override {by!r}" if by else source if line is None else f"{source}, line {line}"
     key = key_path(keys)
-    return f"{place}: {key + ': ' if key else ''}{_problem(error, node)}"
+    message = f"{key + ': ' if key else ''}{_problem(error, node)}"
+    for depth, name in enumerate(keys if by is None else ()):
+        begun, names = keys[: depth + 1], _names(root, keys[:depth])
+        by = next((text for path, text in overridden.items() if len(path) > len(begun) and _covers(begun, path)), None)
+        if by and names and str(name) not in names:  # the override began a section that the file does not have
+            like = [key_path([*keys[:depth], near]) for near in nearest(str(name), names)]
+            return (
+                f"override {by!r}: {source} has no {key_path(begun)}; {did_you_mean(like, f'in a new one, {message}')}"
+            )
+    return f"{place}: {message}"
+
+
+def _names(node: yaml.Node | None, keys: Sequence[str | int]) -> list[str]:
+    """The keys of the mapping that stands there in the file."""
+    values = {name.value: value for name, value in node.value} if isinstance(node, yaml.MappingNode) else {}
+    return _names(values.get(str(keys[0])), keys[1:]) if keys else list(values)
 
 
 def plain_message(message: str) -> str:

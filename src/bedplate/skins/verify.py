@@ -84,7 +84,8 @@ def check_judged(
         raise SkinError(
             f"{'; '.join(differences)}: {_UNPROVEN} as it was judged "
             f"(weights {judged.weights}, kernel {judged.kernel}"
-            f"{'' if judged.dtype is None else f', dtype {judged.dtype}'}), or allow other weights explicitly"
+            f"{'' if judged.dtype is None else f', dtype {judged.dtype}'}), which a server does that starts with the "
+            "skin in its skins directory, or allow other weights explicitly"
         )
     return differences
 

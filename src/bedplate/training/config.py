@@ -119,8 +119,8 @@ class TrainConfig(Grown):
 
     warmup, decay: fractions of all steps (decay is WSD's). final: last learning rate relative to the peak. weight_decay
     applies to matrices only. clip: maximum gradient norm; None: no clipping. steps: None runs the source to its end.
-    save_steps, save_seconds: how often the state is saved, besides at the end. log_steps: steps that are read back and
-    written together, one line each. dtype: compute dtype; "auto" is the fastest measured here, and on resuming the
+    save_steps, save_seconds: how often the state is saved, besides at the end. log_steps: how many steps are read
+    back and written together at most. dtype: compute dtype; "auto" is the fastest measured here, and on resuming the
     run's own. recompute: activations recomputed in the backward pass: none, those that cost no product ("selective"),
     or all of each block ("full"); gradients stay the same. cautious_decay: decay only in the update's direction
     (https://arxiv.org/abs/2510.12402). ema: decay of averaged weights, saved with the state. compile: compile blocks

@@ -18,6 +18,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -28,7 +29,7 @@ from torch import Tensor
 
 from bedplate.core.errors import TrainingError, UsageError
 from bedplate.core.memory import keeping
-from bedplate.core.progress import Progress
+from bedplate.core.progress import Progress, notice
 from bedplate.models.layers.experts import collect_routings
 from bedplate.models.layers.recomputation import recomputing
 from bedplate.training import precision, state
@@ -52,6 +53,9 @@ def store_of(out: Path, ranks: Ranks) -> state.StateStore:
         return DistributedStates(out, ranks)
     return state.StateFile(out)
 
+
+READ_SECONDS = 2.0
+"""Steps are read back once this time has passed, however few they are: whoever waits sees that the run goes on."""
 
 B = TypeVar("B", bound=MicroBatch)
 OnCheckpoint = Callable[[int, Models], None]
@@ -233,16 +237,19 @@ class _Run(Generic[B]):
 
     def _steps(self, log: MetricsLog, bar: Progress, interrupts: Interrupts) -> None:
         save_steps, seconds = self.config.save_steps, self.config.save_seconds
-        saved_at = time.monotonic()
+        saved_at = read_at = time.monotonic()
         batches = iter(self.source)
         while self.tally.step < self.total:
             number = self._step(next(batches))
             planned = number == self.total or (save_steps is not None and number % save_steps == 0)
-            late = seconds is not None and self.ranks.main and time.monotonic() - saved_at >= seconds
-            due, stopped = self.ranks.any_rank(late, interrupts.requested)
+            now = time.monotonic()
+            late = seconds is not None and self.ranks.main and now - saved_at >= seconds
+            slow = self.ranks.main and now - read_at >= READ_SECONDS
+            due, slow, stopped = self.ranks.any_rank(late, slow, interrupts.requested)
             saving = planned or due or stopped
-            if saving or len(self.unread) == self.config.log_steps:
+            if saving or slow or len(self.unread) == self.config.log_steps:
                 self._read(log, bar)
+                read_at = now
             if saving:
                 self._save(log)
                 saved_at = time.monotonic()
@@ -428,3 +435,5 @@ class Interrupts:
         if self.requested:
             raise KeyboardInterrupt
         self.requested = True
+        with suppress(RuntimeError):  # it came in the middle of a line that is being printed
+            notice("the run stops after this step, with its state saved; a second Ctrl-C stops it at once")

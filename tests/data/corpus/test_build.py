@@ -292,6 +292,11 @@ def test_nothing_to_train_on_says_why(place: Path) -> None:
     (place / "copied.jsonl").write_text(json.dumps({"text": function(3)}) + "\n")
     with pytest.raises(DataError, match=r"source 'notes' .* all 1 documents were dropped: copies 1; change"):
         build_corpus(place, "copied", copied)
+    mistyped = RECIPE.replace("path: notes.jsonl", "path: notes.jsonl, text: txet")
+    with pytest.raises(
+        DataError, match=r"the first, notes.jsonl\S*: no_text: 'txet' is not there; .*; change how it is read"
+    ):
+        build_corpus(place, "mistyped", mistyped)
     (place / "empty.jsonl").write_text("")
     empty = "corpus: e\npreset: none\nsources: [{name: a, kind: jsonl, path: empty.jsonl}]\n"
     with pytest.raises(DataError, match="the corpus is empty"):

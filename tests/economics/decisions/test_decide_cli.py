@@ -163,3 +163,20 @@ def test_a_base_of_ones_own_without_its_costs_is_warned_of(capsys: pytest.Captur
         "nothing here; state them"
     )
     assert not any("WARNING" in note for note in notes["own-3b"])
+
+
+def test_a_price_file_alone_is_named_as_one(capsys: pytest.CaptureFixture[str]) -> None:
+    prices = EXAMPLES / "prices.yaml"
+    code, _, err = run(capsys, prices)
+    assert (code, err) == (2, f"error: {prices} is a price file; {NAME_ONE}\n")
+    assert run(capsys)[2] == f"error: {NAME_ONE}\n"
+
+
+NAME_ONE = "name a decision file: bedplate plan decide CASE.yaml (--init writes one to start from)"
+
+
+def test_overrides_are_named_as_they_were_given(capsys: pytest.CaptureFixture[str]) -> None:
+    _, _, err = run(capsys, LOW, "prices.staff.engineer.usd_per_hour=-3")
+    assert err.startswith("error: override 'prices.staff.engineer.usd_per_hour=-3': ")
+    _, _, err = run(capsys, LOW, "options.tune_open.quality=0.9")
+    assert f"{LOW} has no options.tune_open; did you mean 'options.tune-open'?" in err

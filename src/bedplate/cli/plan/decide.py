@@ -124,7 +124,10 @@ def _sorted_out(arguments: Sequence[str], prices: Path | None) -> tuple[list[Pat
                 "rung: NAME}` (docs/economics.md shows such a file)"
             )
     if not files:
-        raise UsageError("name a decision file: bedplate plan decide CASE.yaml (--init writes one to start from)")
+        only = f"{price_files[0]} is a price file; " if price_files else ""
+        raise UsageError(
+            only + "name a decision file: bedplate plan decide CASE.yaml (--init writes one to start from)"
+        )
     return files, overrides, prices or (price_files[0] if price_files else None)
 
 

@@ -42,7 +42,7 @@ from bedplate.data.corpus.encode import (
 from bedplate.data.corpus.fates import Fate, Tally, card, funnel_of, write_fates
 from bedplate.data.corpus.filter_part import SiftedPart, finished
 from bedplate.data.corpus.readers import READERS
-from bedplate.data.corpus.readers.parts import SourcePart, SourceSettings, grouped
+from bedplate.data.corpus.readers.parts import UNREADABLE, SourcePart, SourceSettings, grouped
 from bedplate.data.corpus.recipe import CorpusRecipe
 from bedplate.data.corpus.repeated import EXACT, Contamination, copies, fingerprint
 from bedplate.data.corpus.requirements import check_installed
@@ -279,10 +279,14 @@ class _Build:
                 for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
             ]
             losses += [f"copies {total.kept}"] if total.kept else []
+            losses += [
+                f"the first, {shown['id']}: {shown['detail']}" for shown in next(iter(total.examples.values()), [])[:1]
+            ]
+            change = "its preset or the rules in the recipe (`rules: {NAME: null}` turns one off)"
+            change = "how it is read" if set(total.dropped) == {UNREADABLE} else change
             raise DataError(
                 f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
-                f"{'; '.join(losses)}; change its preset or the rules in the recipe (`rules: {{NAME: null}}` turns one "
-                "off), or take the source out"
+                f"{'; '.join(losses)}; change {change}, or take the source out"
             )
 
     def _encode(self) -> dict[str, list[dict[str, ShardEntry]]]:

@@ -24,6 +24,7 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import DataError, TokenizerError
 from bedplate.core.files import atomic_write, read_text, safe_join, sha256_file, sha256_json, writable
 from bedplate.core.json import load_json
+from bedplate.core.suggestions import path_hint
 from bedplate.data.corpus.readers.parts import SourceSettings
 from bedplate.text.tokenizer import Tokenizer
 
@@ -153,7 +154,8 @@ def read_manifest(directory: Path) -> CorpusManifest:
     path = directory / MANIFEST
     if not path.is_file():
         problem = "is not a corpus directory: it has no corpus.json" if directory.is_dir() else "does not exist"
-        raise DataError(f"{directory} {problem}; `bedplate data build RECIPE.yaml` makes one")
+        hint = path_hint(directory, "`bedplate data build RECIPE.yaml` makes one")
+        raise DataError(f"{directory} {problem}; {hint}")
     try:
         return CorpusManifest.model_validate(load_json(read_text(path)))
     except pydantic.ValidationError as error:

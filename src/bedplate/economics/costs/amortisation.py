@@ -253,9 +253,11 @@ def _machine_usd(account: AmortisationFile, seconds: Sequence[float] | None, bus
         answered = busy
     paid, spent = answered * per_second, max(answered, busy or 0.0) * per_second
     if spent > account.bill_usd * _EXCESS:
+        machines, hours = account.machine.machines, account.period.hours * account.machine.machines
+        check = "calls_per_day and seconds_per_call" if account.expected else "servers and server_usd_per_hour"
         raise UsageError(
-            f"the calls took {spent:.6f} USD of the machines, more than their bill of {account.bill_usd:.6f} USD: "
-            "check period, machines, machine.usd_per_hour and server_usd_per_hour"
+            f"the calls take {spent / per_second / 3600:,.2f} hours of the machines (${spent:,.2f}), more than the "
+            f"{hours:,.2f} hours (${account.bill_usd:,.2f}) of {machines}: check period, machines, {check}"
         )
     return round(min(paid, account.bill_usd), DIGITS), round(min(spent, account.bill_usd), DIGITS)
 
@@ -290,6 +292,14 @@ def _warnings(account: AmortisationFile, use: Use, logged: Use | None) -> Iterat
             if name not in by_name:
                 hint = did_you_mean(nearest(name, by_name))
                 yield f"revenue.{group}.{name}: it answered no call in this time{hint and f'; {hint}'}"
+    charged = sum(usage.cost_usd or 0.0 for usage in use.by_skin.values())
+    rate = charged * 3600 / use.busy_seconds if use.busy_seconds else account.server_rate
+    if charged and not 0.8 < rate / account.server_rate < 1.2:
+        yield (
+            f"the servers counted ${charged:.4g} for {use.busy_seconds:,.0f} s of engine steps, ${rate:.3g} an hour, "
+            f"and compute is reckoned at ${account.server_rate:g}: where their own file has another price, name it "
+            "(server_usd_per_hour)"
+        )
     if logged is None and account.revenue.tenants:
         yield "revenue of tenants is left out: only `access_logs` say what they used"
 

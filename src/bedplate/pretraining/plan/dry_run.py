@@ -166,7 +166,8 @@ def vocabulary_of(run: RunFile) -> int | None:
         if choice.train is not None:
             return choice.train.vocab_size
         return resolve_tokenizer(str(choice.use), recipe.parent).vocab_size
-    if data.corpus is not None and (run.place(data.corpus) / MANIFEST).is_file():
+    lacks_ids = run.model is None or run.model.preset is None  # a preset's own ids do where there is no corpus yet
+    if data.corpus is not None and (lacks_ids or (run.place(data.corpus) / MANIFEST).is_file()):
         return read_manifest(run.place(data.corpus)).tokenizer.vocab_size
     return None
 

@@ -39,8 +39,8 @@ DEFAULT_CONTEXT = 1024
 
 
 def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_token") -> tuple[TextSpec, Family]:
-    """The architecture, for a tokenizer of so many ids (None: a preset's own), with the head that the objective of that
-    name needs. ConfigError for sizes that cannot be,
+    """The architecture, for a tokenizer of so many ids (None: a preset's own, and only that), with the head that the
+    objective of that name needs. ConfigError for sizes that cannot be,
     UnsupportedModelError for what the family cannot say: such a base could be trained and never exported."""
     family = find_family("hf", part.family, "model.family")
     if part.preset is not None:
@@ -51,8 +51,6 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
             raise UnsupportedModelError(f"model.preset {part.preset!r} is of a kind that cannot be trained on text")
         changes = {"vocab_size": vocabulary, "context_length": part.context}
         spec: TextSpec = preset_spec.with_(**{k: value for k, value in changes.items() if value is not None})
-    elif vocabulary is None:
-        raise ConfigError("the size of the vocabulary comes from the corpus, which does not exist yet; build it first")
     elif part.config is not None:
         spec = _from_config(family, {"vocab_size": vocabulary, **part.config}, part)
         if spec.vocab_size != vocabulary:
@@ -61,6 +59,7 @@ def spec_of(part: ModelPart, vocabulary: int | None, objective: str = "next_toke
                 "leave it out"
             )
     else:
+        assert vocabulary is not None
         spec = _dialled(family, part, vocabulary)
     if isinstance(spec, TransformerSpec) and spec.kind == "encoder" and objective == Masked.name:
         if family.with_masked_head is None:

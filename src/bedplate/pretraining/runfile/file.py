@@ -15,6 +15,7 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError, UsageErr
 from bedplate.core.json import differences
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.corpus.requirements import check_installed
+from bedplate.data.corpus.shards import read_manifest
 from bedplate.data.documents import TEXT_FILES
 from bedplate.data.mixture import MixtureConfig
 from bedplate.data.sources import check_source
@@ -355,8 +356,8 @@ def _check_data(run: RunFile) -> None:
             _check_text(source, run.directory)
         except BedplateError as error:
             raise DataError(f"data.sources, {source.name}: {error}") from error
-    if data.corpus is not None and not run.place(data.corpus).is_dir():
-        raise DataError(f"data.corpus: {run.place(data.corpus)} does not exist; `bedplate data build` makes a corpus")
+    if data.corpus is not None:
+        read_manifest(run.place(data.corpus))
     if data.recipe is not None:
         place = run.place(data.recipe)
         if not place.is_file():

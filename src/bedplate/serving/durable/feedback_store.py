@@ -67,7 +67,7 @@ class FeedbackStore:
     """The lines below one directory. Several processes may use it: every change is made under one lock."""
 
     def __init__(self, root: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
-        self._root, self._clock = root, clock
+        self.root, self._clock = root, clock
 
     # --- writing
 
@@ -76,7 +76,7 @@ class FeedbackStore:
         timestamp = self._clock()
         time = timestamp.isoformat(timespec="seconds")
         with self._locked():
-            directory = self._root / _directory_name(model)
+            directory = self.root / _directory_name(model)
             directory.mkdir(mode=0o700, exist_ok=True)
             path = directory / f"{timestamp.date().isoformat()}.jsonl"
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
@@ -117,7 +117,7 @@ class FeedbackStore:
                     removed_count += len(rows) - len(remaining)
                     _rewrite(path, remaining)
             if removed_count:
-                (self._root / ".purged").write_text(secrets.token_hex(8))
+                (self.root / ".purged").write_text(secrets.token_hex(8))
         return removed_count
 
     def finish_erasures(self) -> None:
@@ -139,15 +139,15 @@ class FeedbackStore:
         return deleted_files
 
     def _locked(self) -> AbstractContextManager[None]:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return file_lock(self._root / ".lock")
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return file_lock(self.root / ".lock")
 
     # --- reading
 
     @property
     def generation(self) -> str:
         """Changes when somebody has purged, perhaps from another process."""
-        marker = self._root / ".purged"
+        marker = self.root / ".purged"
         return marker.read_text() if marker.exists() else ""
 
     def models(self) -> list[str]:
@@ -230,7 +230,7 @@ class FeedbackStore:
 
     def _paths(self, models: Collection[str]) -> Sequence[Path]:
         names = {_directory_name(model) for model in models}
-        paths = (path for path in self._root.glob("*/*.jsonl") if not names or path.parent.name in names)
+        paths = (path for path in self.root.glob("*/*.jsonl") if not names or path.parent.name in names)
         return sorted(paths, key=lambda path: (path.name, path.parent.name))
 
 

@@ -51,9 +51,12 @@ class ResidentBase:
     holdings: tuple[Holding, ...]
 
 
-def resident(config: BaseConfig, bases: int, named_cards: Sequence[Card], lying: Sequence[Card]) -> ResidentBase:
+def resident(
+    config: BaseConfig, bases: int, named_cards: Sequence[Card], lying: Sequence[Card], awaits: bool = False
+) -> ResidentBase:
     """Loads a base, and finds how it is to be held. named_cards: the skins that were named; lying: those of the skins
-    directory. UsageError for one without a tokenizer."""
+    directory. awaits: skins may come later, so that without any it is held as the ladder holds it, in floats.
+    UsageError for one without a tokenizer."""
     open_weights = config.weights in ("auto", "fastest")
     requested_dtype = config.dtype or (None if open_weights else dtype_of(config.weights))
     # The only base must be that of all skins; which of several it is, its weights tell.
@@ -62,7 +65,7 @@ def resident(config: BaseConfig, bases: int, named_cards: Sequence[Card], lying:
     if requested_dtype is None and hint:
         first = _dtype(_ordered(hint)[0])
     elif requested_dtype is None:
-        fastest = chosen(config.source, _requirements(config), config.device).plan
+        fastest = chosen(config.source, _requirements(config, floats=awaits), config.device).plan
         first = fastest.dtype
     else:
         first = requested_dtype
@@ -106,9 +109,10 @@ def _fastest(config: BaseConfig, base: Base) -> Holding:
     return Holding(dtype, fastest.weights, fastest.kernel)
 
 
-def _requirements(config: BaseConfig, loaded: str | None = None) -> OpenOptions:
+def _requirements(config: BaseConfig, loaded: str | None = None, floats: bool = False) -> OpenOptions:
     weights = None if config.weights in ("auto", "fastest") else config.weights
-    return OpenOptions(config.dtype, weights, config.kernel, loaded=None if config.dtype is not None else loaded)
+    loaded, floats = loaded if config.dtype is None else None, floats and config.weights == "auto"
+    return OpenOptions(config.dtype, weights, config.kernel, quantised=not floats, loaded=loaded)
 
 
 def _ordered(judged: Sequence[EvaluatedWith]) -> list[EvaluatedWith]:

@@ -185,10 +185,12 @@ def loaded_server(
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
     cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
     lying = _whole(scanned.cards)
-    loaded = [apart_now(partial(resident, base, len(config.bases), cards, lying)) for base in config.bases]
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
+        log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
+        awaits, count = config.skins_directory is not None, len(config.bases)
+        loaded = [apart_now(partial(resident, base, count, cards, lying, awaits)) for base in config.bases]
         base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
         trial = stack.enter_context(GrammarTrial())
         for _, engine in base_engines:

@@ -6,6 +6,7 @@ import asyncio
 import bisect
 import contextlib
 import logging
+import selectors
 import sys
 import threading
 import time
@@ -166,7 +167,11 @@ class Watchdog(Collector):
 def _stack_of(thread: int) -> str:
     """Where a thread is now, outermost first, without the values that its variables have."""
     frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage] (the documented way)
-    return "(its thread has ended)" if frame is None else "".join(traceback.format_stack(frame)).rstrip()
+    if frame is None:
+        return "(its thread has ended)"
+    if frame.f_code.co_filename == selectors.__file__:
+        return "  its wait for work, which other work on this machine kept from ending"
+    return "".join(traceback.format_stack(frame)).rstrip()
 
 
 PREFIX = "bedplate:"

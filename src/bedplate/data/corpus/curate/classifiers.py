@@ -33,7 +33,9 @@ def language(settings: LanguageSettings, tools: Tools) -> Rule:
         text = draft.text[: settings.characters].replace("\n", " ")
         [(score, label)] = model.f.predict(text + "\n", 1, 0.0, "strict") or [(0.0, "__label__none")]
         detected = label.removeprefix("__label__")
-        return None if detected in languages and score >= settings.at_least else f"{detected}: {score:.2f}"
+        if detected in languages and score >= settings.at_least:
+            return None
+        return f"{detected}: {score:.2f}" + (f", below {settings.at_least:g}" if detected in languages else "")
 
     return rule
 

@@ -287,13 +287,13 @@ def repetition(settings: RepetitionSettings, tools: Tools) -> Rule:
         paragraphs = PARAGRAPHS.split(inner) if "\n\n" in inner else [inner]
         count, characters = repeats(paragraphs)
         if count / len(paragraphs) > settings.paragraphs:
-            return f"paragraphs: {count} of {len(paragraphs)}"
+            return f"paragraphs: {count} of {len(paragraphs)} were there before, over {settings.paragraphs:g}"
         if characters / len(text) > settings.paragraph_characters:
             return f"paragraph_characters: {characters / len(text):.3f}"
         lines = _lines(text)
         count, characters = repeats(lines)
         if count / len(lines) > settings.lines:
-            return f"lines: {count} of {len(lines)}"
+            return f"lines: {count} of {len(lines)} were there before, over {settings.lines:g}"
         if characters / len(text) > settings.line_characters:
             return f"line_characters: {characters / len(text):.3f}"
         return _n_grams(draft.words, len(text), settings)

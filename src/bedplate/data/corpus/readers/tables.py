@@ -205,7 +205,8 @@ def document(row: dict[str, Any], place: str, column: str, id: str | None, name:
     text = row.get(column)
     if not isinstance(text, str):
         columns = parts.unicode_text(", ".join(map(str, row))[:200])
-        return Unread(place, "no_text", f"{column!r} is {type(text).__name__}; there are {columns}")
+        problem = f"is {type(text).__name__}" if column in row else "is not there"
+        return Unread(place, "no_text", f"{column!r} {problem}; there are {columns}")
     about = {key: row[key] for key in ("url", "language") if isinstance(row.get(key), str)}
     return RawDocument(place, text, {"url": about["url"]} if "url" in about else {})
 

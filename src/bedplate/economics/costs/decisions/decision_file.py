@@ -349,7 +349,13 @@ def load_case(path: Path | str, prices: Path | None = None, overrides: Sequence[
     case = Case.load(path, [override for override in overrides if not override.startswith("prices.")])
     if prices is None and case.prices is None:
         raise ConfigError(f"{path}: no price file is named; add `prices: FILE.yaml`, or give --prices FILE.yaml")
-    return case, Prices.load(prices or case.resolve_path(case.prices or ""), of_prices)
+    try:
+        return case, Prices.load(prices or case.resolve_path(case.prices or ""), of_prices)
+    except ConfigError as error:
+        message = str(error)
+        for override in of_prices:  # as it was given
+            message = message.replace(f"override {override!r}", f"override {'prices.' + override!r}")
+        raise ConfigError(message) from error
 
 
 DAYS_PER_YEAR = 365.0
