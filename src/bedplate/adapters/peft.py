@@ -18,21 +18,10 @@ import regex
 from pydantic import ValidationError
 from torch import Tensor
 
+from bedplate.adapters import peft_layouts
 from bedplate.adapters.linear_adapter import MAGNITUDE, Adaptable
 from bedplate.adapters.lora import ALL_LINEAR, LoraConfig, are_experts, match_targets
 from bedplate.adapters.modules import check_tensors, hf_module_name
-from bedplate.adapters.peft_layouts import (
-    expert_keys,
-    from_peft,
-    is_part,
-    is_taken_for_experts,
-    joined,
-    linear_parameters,
-    parameter_names,
-    row_counts,
-    split_fused,
-    to_peft,
-)
 from bedplate.adapters.tensor_files import (
     CONFIG_FILE,
     TENSORS_FILE,
@@ -69,13 +58,15 @@ def peft_files(
 ) -> dict[str, bytes]:
     """File name → content, the same bytes for the same adapter. `weights` is the family's Hugging Face table. spec: of
     the model, where its family keeps several adapted projections in one matrix; the file then says it."""
-    groups = any(is_part(weights, name.rsplit(".", 1)[0]) for name in tensors)
-    config, tensors = joined(config, tensors, weights, spec)
+    groups = any(peft_layouts.is_part(weights, name.rsplit(".", 1)[0]) for name in tensors)
+    config, tensors = peft_layouts.joined(config, tensors, weights, spec)
     paths = in_order({name.rsplit(".", 1)[0] for name in tensors})
     hf = {path: path if weights.is_group(f"{path}.weight") else hf_module_name(weights, path) for path in paths}
     experts = {path: name for path, name in hf.items() if are_experts(path)}
     # These peft reaches by their weights only, which take neither magnitudes nor dropout there.
-    ambiguous = () if config.dora or config.dropout else (p for p in hf if is_taken_for_experts(weights, p, hf[p]))
+    ambiguous = (
+        () if config.dora or config.dropout else (p for p in hf if peft_layouts.is_taken_for_experts(weights, p, hf[p]))
+    )
     parameters = experts | {path: f"{hf[path]}.weight" for path in ambiguous}
     named = _stored_tensors(tensors, weights, hf, experts)
     if config.dora:
@@ -110,11 +101,11 @@ def peft_files(
 def _stored_tensors(
     tensors: Mapping[str, Tensor], weights: WeightMap, hf: Mapping[str, str], experts: Mapping[str, str]
 ) -> dict[str, Tensor]:
-    places = {**hf, **expert_keys(experts)}
+    places = {**hf, **peft_layouts.expert_keys(experts)}
     stored: dict[str, Tensor] = {}
     for path, place in places.items():
         pair = tensors[f"{path}.lora_A"], tensors[f"{path}.lora_B"]
-        a, b = to_peft(weights, path, *pair) if path in experts else pair
+        a, b = peft_layouts.to_peft(weights, path, *pair) if path in experts else pair
         stored |= {f"base_model.model.{place}.lora_A.weight": a, f"base_model.model.{place}.lora_B.weight": b}
     return stored
 
@@ -153,10 +144,10 @@ def read_peft(
     check_fields(fields, config_path, weights)
     stored = read_tensors(tensors_path, file_contents.get(TENSORS_FILE))
     places = [match["module"] for key in stored if (match := _KEY.fullmatch(key))]
-    parameters = linear_parameters(places, fields.get("target_parameters"), config_path)
-    parameters |= parameter_names(places, fields.get("target_parameters"), config_path)
+    parameters = peft_layouts.linear_parameters(places, fields.get("target_parameters"), config_path)
+    parameters |= peft_layouts.parameter_names(places, fields.get("target_parameters"), config_path)
     of = read_spec(directory, contents) if spec is None else spec
-    model_names = None if of is None else set(row_counts(of))
+    model_names = None if of is None else set(peft_layouts.row_counts(of))
     tensors, hf = _named_tensors(stored, weights, tensors_path, bool(fields.get("use_dora")), parameters, model_names)
     linears = {path: name for path, name in hf.items() if not are_experts(path)}
     by_module = {path: name for path, name in linears.items() if name not in parameters.values()}
@@ -164,11 +155,13 @@ def read_peft(
     config = lora_config(fields, hf, config_path)
     for path in hf.keys() - linears.keys():
         names = f"{path}.lora_A", f"{path}.lora_B"
-        pair = from_peft(weights, path, tensors[names[0]], tensors[names[1]], config.rank(path), tensors_path)
+        pair = peft_layouts.from_peft(
+            weights, path, tensors[names[0]], tensors[names[1]], config.rank(path), tensors_path
+        )
         tensors |= dict(zip(names, pair, strict=True))
     _check_ranks(config, linears, tensors, tensors_path)
     if any(weights.is_group(f"{path}.weight") for path in linears):
-        config, tensors = split_fused(config, tensors, weights, of, str(tensors_path))
+        config, tensors = peft_layouts.split_fused(config, tensors, weights, of, str(tensors_path))
         hf = {path: hf_module_name(weights, path) for path in config.targets}
     if modules is not None:
         unknown = sorted(hf.keys() - modules.keys())

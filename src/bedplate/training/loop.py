@@ -32,46 +32,26 @@ from bedplate.core.memory import keeping
 from bedplate.core.progress import Progress, notice
 from bedplate.models.layers.experts import collect_routings
 from bedplate.models.layers.recomputation import recomputing
+from bedplate.training import precision, state
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Term, evaluate_loss
 from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
-from bedplate.training.precision import (
-    Arithmetic,
-    compiled,
-    computing,
-    native_arithmetic,
-    only_trained,
-    policy_of,
-    run_arithmetic,
-)
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers
 from bedplate.training.sources import BatchSource
-from bedplate.training.state import (
-    METRICS_FILE,
-    SHARDS,
-    RunState,
-    StateFile,
-    StateStore,
-    check_fingerprint,
-    random_states,
-    run_directory,
-    seeded,
-    set_random_states,
-)
 from bedplate.training.step_metrics import LOSS, MetricsLog, Skipped, StepGuard, UnreadStep, Utilisation, read_steps
 
 
-def store_of(out: Path, ranks: Ranks) -> StateStore:
+def store_of(out: Path, ranks: Ranks) -> state.StateStore:
     """Opens the state store of the run in this directory, whose saved state may come from another number of
     processes."""
-    if ranks.world > 1 or (out / SHARDS).exists():
+    if ranks.world > 1 or (out / state.SHARDS).exists():
         # torch.distributed's parts take a second to import.
         from bedplate.training.parallel.sharded_states import DistributedStates
 
         return DistributedStates(out, ranks)
-    return StateFile(out)
+    return state.StateFile(out)
 
 
 READ_SECONDS = 2.0
@@ -96,7 +76,7 @@ class TrainResult:
     losses: dict[str, float]
     resumed_at: int | None
     metrics_path: Path
-    arithmetic: Arithmetic
+    arithmetic: precision.Arithmetic
 
 
 @dataclass
@@ -121,7 +101,7 @@ def train(
     *,
     identity: Mapping[str, Any] | None = None,
     description: str = "training",
-    store: StateStore | None = None,
+    store: state.StateStore | None = None,
     ranks: Ranks = ALONE,
     utilisation: Utilisation | None = None,
     on_row: OnRow | None = None,
@@ -150,16 +130,24 @@ def train(
         "identity": dict(identity or {}),
     }
     store = store_of(out, ranks) if store is None else store
-    with keeping(), run_directory(out, ranks.main):
+    with keeping(), state.run_directory(out, ranks.main):
         ranks.barrier()
         last = store.latest()
-        arithmetic = run_arithmetic(roles, config, store, None if last is None else store.values(last), trained, ranks)
+        arithmetic = precision.run_arithmetic(
+            roles, config, store, None if last is None else store.values(last), trained, ranks
+        )
         # Distributed models compute in another dtype than their parameters' without conversion.
-        with computing(roles, arithmetic if ranks.world == 1 else native_arithmetic(policy_of(roles))) as originals:
-            parameter_roles = kinds_of(policy_of(roles).modules())
+        with precision.computing(
+            roles, arithmetic if ranks.world == 1 else precision.native_arithmetic(precision.policy_of(roles))
+        ) as originals:
+            parameter_roles = kinds_of(precision.policy_of(roles).modules())
             optimization = Optimization(trained.items(), config, originals, parameter_roles, ranks)
-            with only_trained(roles, optimization), compiled(policy_of(roles), config.compile), seeded(config.seed):
-                routers = Routers.of(policy_of(roles), config.router, trained.values(), ranks)
+            with (
+                precision.only_trained(roles, optimization),
+                precision.compiled(precision.policy_of(roles), config.compile),
+                state.seeded(config.seed),
+            ):
+                routers = Routers.of(precision.policy_of(roles), config.router, trained.values(), ranks)
                 run = _Run(
                     models=roles,
                     source=source,
@@ -194,11 +182,11 @@ class _Run(Generic[B]):
     objective: Objective[B]
     config: TrainConfig
     out: Path
-    store: StateStore
+    store: state.StateStore
     optimization: Optimization
     on_checkpoint: OnCheckpoint | None
     about: dict[str, Any]
-    arithmetic: Arithmetic
+    arithmetic: precision.Arithmetic
     ranks: Ranks
     routers: Routers | None
     utilisation: Utilisation | None
@@ -233,7 +221,7 @@ class _Run(Generic[B]):
     def finish(self, description: str) -> TrainResult:
         """Trains to the end of the run."""
         with (
-            MetricsLog(self.out / METRICS_FILE, self.metrics_at, self.ranks.main) as log,
+            MetricsLog(self.out / state.METRICS_FILE, self.metrics_at, self.ranks.main) as log,
             Progress(description, self.total, "steps", quiet=not self.ranks.main, done=self.tally.step) as bar,
             Interrupts() as interrupts,
         ):
@@ -243,7 +231,7 @@ class _Run(Generic[B]):
             steps=counters.pop("step"),
             **counters,
             resumed_at=self.resumed_at,
-            metrics_path=self.out / METRICS_FILE,
+            metrics_path=self.out / state.METRICS_FILE,
             arithmetic=self.arithmetic,
         )
 
@@ -268,9 +256,9 @@ class _Run(Generic[B]):
             if stopped or number == self.total:
                 self.store.settle()
             if planned and self.on_checkpoint is not None:
-                rng_states = random_states()
+                rng_states = state.random_states()
                 self.on_checkpoint(number, self.models)
-                set_random_states(*rng_states)
+                state.set_random_states(*rng_states)
             # An interrupt while the last state is written is raised here, since no later step checks for it.
             if stopped or (number == self.total and interrupts.requested):
                 raise KeyboardInterrupt
@@ -394,7 +382,7 @@ class _Run(Generic[B]):
         self.unread, self.unread_seconds = [], 0.0
 
     def _save(self, log: MetricsLog) -> None:
-        random_tensors, random_values = random_states()
+        random_tensors, random_values = state.random_states()
         values = {
             "fingerprint": self._fingerprint(),
             "arithmetic": self.arithmetic.to_json(),
@@ -403,7 +391,7 @@ class _Run(Generic[B]):
             "random": random_values,
             "tally": dict(vars(self.tally)),
         }
-        self.store.save(self.tally.step, RunState(self._tensors() | random_tensors, values))
+        self.store.save(self.tally.step, state.RunState(self._tensors() | random_tensors, values))
 
     def _tensors(self) -> dict[str, Tensor]:
         router_tensors = {} if self.routers is None else self.routers.tensors()
@@ -411,14 +399,14 @@ class _Run(Generic[B]):
 
     def restore(self, step: int) -> None:
         """Restores all state as it was when the state after this step was saved."""
-        check_fingerprint(self.out, self.store, self.store.values(step)["fingerprint"], self._fingerprint())
+        state.check_fingerprint(self.out, self.store, self.store.values(step)["fingerprint"], self._fingerprint())
         saved = self.store.load(step, self._tensors())
         self.optimization.load(saved.tensors)
         if self.routers is not None:
             self.routers.load(saved.tensors)
         self.guard.load(saved.tensors)
         self.source.load_state(saved.values["source"])
-        set_random_states(saved.tensors, saved.values["random"])
+        state.set_random_states(saved.tensors, saved.values["random"])
         self.tally = _Tally(**saved.values["tally"])
         self.metrics_at, self.resumed_at = int(saved.values["metrics_bytes"]), self.tally.step
 

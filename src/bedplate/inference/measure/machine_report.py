@@ -14,17 +14,7 @@ import torch
 
 from bedplate.core.processor import processor
 from bedplate.economics.hardware.machine import MeasuredMachine
-from bedplate.inference.execution.calibration import (
-    PROMPT,
-    ROWS,
-    Pass,
-    PlanTimings,
-    measure,
-    plan_timings,
-    product_weights,
-    read_bytes,
-    timed_as,
-)
+from bedplate.inference.execution import calibration
 from bedplate.inference.execution.choice import fitting, impossible, pick, why
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, float_plans, lossless_plans, read_stored
 from bedplate.inference.execution.threads import engine_threads, threads_are_set
@@ -49,14 +39,14 @@ def examine(base: str | None = None) -> dict[str, Any]:
     else:
         stored = read_stored(base)
         spec, types = stored.spec, stored.types
-    shape, machine = timed_as(spec), measure_machine()
+    shape, machine = calibration.timed_as(spec), measure_machine()
     stored_plans = lossless_plans(types)
     plans = [*stored_plans, *_lossy_plans(shape, stored_plans)]
     reasons = {plan: impossible(spec, plan, _CPU) for plan in plans}
     possible, _ = fitting(spec, [plan for plan in stored_plans if reasons[plan] is None])
-    timings = plan_timings(spec, possible, remeasure=True)
+    timings = calibration.plan_timings(spec, possible, remeasure=True)
     rest = [plan for plan in plans if reasons[plan] is None and plan not in possible]
-    rest_timings = measure(shape, rest) if rest else PlanTimings({})
+    rest_timings = calibration.measure(shape, rest) if rest else calibration.PlanTimings({})
     best = pick(spec, timings, possible)
     speeds: list[dict[str, Any]] = []
     for plan in plans:
@@ -66,7 +56,9 @@ def examine(base: str | None = None) -> dict[str, Any]:
             {
                 **plan._asdict(),
                 "keeps_what_is_stored": plan in stored_plans,
-                "tokens_per_second": {name: ROWS.get(name, PROMPT) / taken for name, taken in seconds.items()},
+                "tokens_per_second": {
+                    name: calibration.ROWS.get(name, calibration.PROMPT) / taken for name, taken in seconds.items()
+                },
                 "of_roof": {name: share(bound(shape, plan, name, machine), taken) for name, taken in seconds.items()},
                 "mix_seconds": measured.cost(plan) if seconds else None,
                 "stopped_early": plan in measured.dropped,
@@ -103,15 +95,15 @@ def _lossy_plans(spec: TransformerSpec, stored_plans: Sequence[ExecutionPlan]) -
     return [plan for plan in plans if plan not in stored_plans]
 
 
-def bound(spec: TransformerSpec, plan: ExecutionPlan, name: Pass, machine: MeasuredMachine) -> float:
+def bound(spec: TransformerSpec, plan: ExecutionPlan, name: calibration.Pass, machine: MeasuredMachine) -> float:
     """Seconds that a pass takes at least: its weights read once at the measured bandwidth, or its products computed at
     the measured rate of the format that they are computed in (attention's own are left out), whichever is more."""
-    tokens = ROWS.get(name, PROMPT)
-    rows = tokens if name in ROWS else 0
-    flops = 2.0 * (product_weights(spec) * tokens + spec.vocab_size * spec.hidden_size * rows)
+    tokens = calibration.ROWS.get(name, calibration.PROMPT)
+    rows = tokens if name in calibration.ROWS else 0
+    flops = 2.0 * (calibration.product_weights(spec) * tokens + spec.vocab_size * spec.hidden_size * rows)
     rates = machine.flops_per_second
     peak = rates.get("int8" if plan.weights in QUANTISED else plan.weights, max(rates.values()))
-    return max(read_bytes(spec, plan) / machine.bandwidth_bytes_per_second, flops / peak)
+    return max(calibration.read_bytes(spec, plan) / machine.bandwidth_bytes_per_second, flops / peak)
 
 
 def share(bound_seconds: float, seconds: float) -> float | None:

@@ -20,18 +20,8 @@ from torch import Tensor
 
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import ContextLengthExceeded, UsageError
+from bedplate.inference.native import description
 from bedplate.inference.native.allowed import refused_field
-from bedplate.inference.native.description import (
-    OUTER,
-    Matrix,
-    Stack,
-    matrices,
-    ropes_of,
-    scales_of,
-    shape_of,
-    turning,
-    vectors,
-)
 from bedplate.inference.native.library import PLACES, Call, Library, NativeLowRank, load
 from bedplate.inference.native.quantize import accepts_blocks, quantise_int4, quantise_int8
 from bedplate.models.checkpoints.gguf_blocks import RawBlocks
@@ -138,7 +128,7 @@ class PackedWeights:
         self._library, self._model = native_library, model
         self._sources = [spec.keys_of(layer) for layer in range(spec.layers)]
         self._tables = _tables(model)
-        shape = shape_of(spec, self._dtype, self.threads, weights == base_format)
+        shape = description.shape_of(spec, self._dtype, self.threads, weights == base_format)
         at = (None if table is None else table.data_ptr() for table in self._tables)
         self._handle = native_library.new(shape, *at)
         if not self._handle:
@@ -152,25 +142,25 @@ class PackedWeights:
         """How many positions have a learned vector; None where positions have none."""
         return None if self._tables[1] is None else len(self._tables[1])
 
-    def _fill(self, model: Stack, blocks: Mapping[str, RawBlocks]) -> None:
+    def _fill(self, model: description.Stack, blocks: Mapping[str, RawBlocks]) -> None:
         library, spec = self._library, self.spec
-        distinct_ropes, ropes = ropes_of(spec)
+        distinct_ropes, ropes = description.ropes_of(spec)
         for rope, size in distinct_ropes:
-            factor, pairs = turning(rope, size)
+            factor, pairs = description.turning(rope, size)
             self._check_code(library.turning(self._handle, 2 * len(pairs), rope.interleaved, factor, pairs.data_ptr()))
         for layer, (rope, block) in enumerate(zip(ropes, model.layers, strict=True)):
             shape = spec.head_dim_of(layer), spec.kv_heads_of(layer), spec.keys_of(layer)
-            scales = scales_of(spec, layer, block)
+            scales = description.scales_of(spec, layer, block)
             self._check_code(library.layer(self._handle, layer, spec.window(layer) or 0, rope, *shape, *scales))
-        for vector in vectors(model):
+        for vector in description.vectors(model):
             at = vector.weight.data_ptr(), None if vector.bias is None else vector.bias.data_ptr()
             self._check_code(
                 library.vector(self._handle, vector.layer, vector.vector_index, vector.weight.numel(), *at)
             )
-        for matrix in matrices(model):
-            self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == OUTER)
+        for matrix in description.matrices(model):
+            self._add(matrix, blocks.get(matrix.name), self.weights == "int8" or matrix.layer == description.OUTER)
 
-    def _add(self, matrix: Matrix, stored: RawBlocks | None, eight: bool) -> None:
+    def _add(self, matrix: description.Matrix, stored: RawBlocks | None, eight: bool) -> None:
         weight, (*experts, out, size) = matrix.weight.detach(), matrix.weight.shape
         bias = None if matrix.bias is None else matrix.bias.detach().float().contiguous()
         if self.weights in _DTYPES.values():
@@ -235,7 +225,7 @@ class PackedWeights:
             raise MemoryError("not enough memory for the native kernel")
 
 
-def _tables(model: Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+def _tables(model: description.Stack) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Vectors of tokens, of positions (from the first token's on), of a text's parts, and of what all layers are told
     of a token, contiguous."""
     positions = model.position_embedding

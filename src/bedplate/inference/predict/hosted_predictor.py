@@ -12,28 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+from bedplate.core import errors
 from bedplate.core.endpoint_spec import EndpointSpec
-from bedplate.core.errors import (
-    BedplateError,
-    ContextLengthExceeded,
-    DeadlineError,
-    EndpointError,
-    RequestError,
-    UnknownModelError,
-    UsageError,
-)
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import Progress
 from bedplate.core.values import Values
 from bedplate.data.splits import normalise
-from bedplate.inference.predict.callable_skin import (
-    Prediction,
-    Predictions,
-    RowsLike,
-    SkinPredictor,
-    inputs_of_rows,
-    rows_for,
-)
+from bedplate.inference.predict import callable_skin
 from bedplate.inference.remote.account import Account
 from bedplate.inference.remote.endpoint import ChatAnswer, Endpoint, is_key
 from bedplate.skins.output import Output
@@ -55,15 +40,15 @@ def api_key(reference: EndpointSpec) -> str | None:
         return None
     key = os.environ.get(name)
     if not key:
-        raise UsageError(f"{reference.url} wants a key in the environment variable {name}, which is not set")
+        raise errors.UsageError(f"{reference.url} wants a key in the environment variable {name}, which is not set")
     if not is_key(key):
-        raise UsageError(
+        raise errors.UsageError(
             f"the environment variable {name}, for {reference.url}, holds no key but white space or no ASCII"
         )
     return key
 
 
-class HostedPredictor(SkinPredictor):
+class HostedPredictor(callable_skin.SkinPredictor):
     """A hosted skin, ready to be asked. Call it with a text (one input) or a mapping of inputs. account: the answers
     that are known already, and the cap on spending. Raises UsageError without the key. Asking raises EndpointError
     (also where the cap would be passed), DeadlineError, BusyError, RequestError; what had been answered by then is in
@@ -75,7 +60,7 @@ class HostedPredictor(SkinPredictor):
         reference = skin.bases.get("main")
         if not isinstance(reference, EndpointReference):
             its = "has no base" if reference is None else f"belongs to the base {reference.name}"
-            raise UsageError(f"skin {skin.name!r} {its}; no endpoint answers for it")
+            raise errors.UsageError(f"skin {skin.name!r} {its}; no endpoint answers for it")
         self.skin, self.reference = skin, reference
         self.account = Account() if account is None else account
         self.warnings: list[str] = []
@@ -84,28 +69,30 @@ class HostedPredictor(SkinPredictor):
         self._settings = _settings(skin, reference)
         self._endpoint = open_endpoint(reference, sleep)
 
-    def predict(self, rows: RowsLike, *, one_by_one: bool = False, tenant: str = "") -> Predictions:
+    def predict(
+        self, rows: callable_skin.RowsLike, *, one_by_one: bool = False, tenant: str = ""
+    ) -> callable_skin.Predictions:
         """Predictions for rows, in order, `concurrency` of them at once unless `one_by_one`. An output is what the
         model said, where that is none of the labels or no such JSON. Seconds are those of the request over the network,
         waits between attempts included, when it was made."""
-        inputs = inputs_of_rows(self.skin, rows_for(self.skin, rows))
+        inputs = callable_skin.inputs_of_rows(self.skin, callable_skin.rows_for(self.skin, rows))
         workers = 1 if one_by_one else min(self.reference.concurrency, len(inputs))
         with Progress(f"asking {self.reference.model}", len(inputs), "rows", quiet=len(inputs) < 8) as bar:
             if workers <= 1:
-                return Predictions(self._counted(row_inputs, bar) for row_inputs in inputs)
+                return callable_skin.Predictions(self._counted(row_inputs, bar) for row_inputs in inputs)
             pool = ThreadPoolExecutor(workers, "bedplate-hosted")
             try:
                 futures = [pool.submit(self._counted, row_inputs, bar) for row_inputs in inputs]
-                return Predictions(future.result() for future in futures)
+                return callable_skin.Predictions(future.result() for future in futures)
             finally:
                 pool.shutdown(cancel_futures=True)  # after a failure nothing more is asked, or paid
 
-    def _counted(self, inputs: Values, bar: Progress) -> Prediction:
+    def _counted(self, inputs: Values, bar: Progress) -> callable_skin.Prediction:
         prediction = self._predict_row(inputs)
         bar.advance(1)
         return prediction
 
-    def _predict_row(self, inputs: Values) -> Prediction:
+    def _predict_row(self, inputs: Values) -> callable_skin.Prediction:
         content = self.skin.prompt.text(inputs, self.skin.demonstrations)
         messages = [{"role": "user", "content": content}] if isinstance(content, str) else content
         request = {"url": self._endpoint.url, "model": self.reference.model, "messages": messages, **self._settings}
@@ -121,7 +108,7 @@ class HostedPredictor(SkinPredictor):
         description = f"{self._endpoint.url}, {self.reference.model}"
         reserved = self.account.reserve(max_cost, description)
 
-        def before_retry(error: BedplateError) -> None:
+        def before_retry(error: errors.BedplateError) -> None:
             """Each attempt may be charged for, and is paid for by a reservation of its own."""
             nonlocal reserved
             if _may_be_charged(error):
@@ -131,13 +118,13 @@ class HostedPredictor(SkinPredictor):
 
         try:
             answer = self._complete(messages, before_retry)
-        except RequestError as error:
+        except errors.RequestError as error:
             if error.code not in _FILTERED:
                 self.account.release(reserved)
                 raise
             # The server will not speak about this row: that is an answer, and not a right one.
             answer = ChatAnswer("", "content_filter", 0, 0, 0)
-        except BedplateError as error:
+        except errors.BedplateError as error:
             if _may_be_charged(error):
                 self.account.lose(key, reserved, error.message)
             else:
@@ -150,7 +137,7 @@ class HostedPredictor(SkinPredictor):
         return answer
 
     def _complete(
-        self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[BedplateError], None]
+        self, messages: Sequence[Mapping[str, str]], before_retry: Callable[[errors.BedplateError], None]
     ) -> ChatAnswer:
         """The answer, without the fields that this server does not know."""
         while True:
@@ -159,15 +146,15 @@ class HostedPredictor(SkinPredictor):
                 settings["max_completion_tokens"] = self._settings["max_tokens"]
             try:
                 return self._endpoint.complete(self.reference.model, messages, before_retry=before_retry, **settings)
-            except (ContextLengthExceeded, UnknownModelError):
+            except (errors.ContextLengthExceeded, errors.UnknownModelError):
                 raise
-            except RequestError as error:
+            except errors.RequestError as error:
                 refused = (error.param or "").split(".")[0]
                 if refused not in {*_OPTIONAL, "max_tokens"} or refused not in settings:
                     raise
                 self.left_out |= {"logprobs", "top_logprobs"} if "logprobs" in refused else {refused}
 
-    def _read(self, answer: ChatAnswer, usd: float | None) -> Prediction:
+    def _read(self, answer: ChatAnswer, usd: float | None) -> callable_skin.Prediction:
         output, text = self.skin.output, answer.text
         parsed, scores = text, dict[str, float]()
         if output.scored_labels:
@@ -179,7 +166,7 @@ class HostedPredictor(SkinPredictor):
             parsed = output.read_text(text)
         tokens = (answer.prompt_tokens or 0, answer.completion_tokens or 0, answer.cached_tokens or 0)
         ending = answer.finish_reason
-        return Prediction(parsed, text, scores, *tokens, answer.seconds, usd=usd, finish_reason=ending)
+        return callable_skin.Prediction(parsed, text, scores, *tokens, answer.seconds, usd=usd, finish_reason=ending)
 
     def close(self) -> None:
         self._endpoint.close()
@@ -197,16 +184,18 @@ def open_endpoint(reference: EndpointSpec, sleep: Callable[[float], None] = time
     )
 
 
-def _may_be_charged(error: BedplateError) -> bool:
+def _may_be_charged(error: errors.BedplateError) -> bool:
     """Whether a server may have answered, and charged, before it failed so."""
-    return isinstance(error, DeadlineError) or (isinstance(error, EndpointError) and error.status in _CHARGED)
+    return isinstance(error, errors.DeadlineError) or (
+        isinstance(error, errors.EndpointError) and error.status in _CHARGED
+    )
 
 
 def _settings(skin: Skin, reference: EndpointSpec) -> dict[str, Any]:
     """The settings sent along with the messages."""
     output = skin.output
     if output.answered_by == "embed":
-        raise UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")
+        raise errors.UsageError(f"skin {skin.name!r}: an endpoint gives no vectors here; embed with a base of your own")
     form = output.remote_settings()
     settings = {"temperature": 0.0, "max_tokens": form.pop("max_tokens"), **skin.generation, **form}
     if output.scored_labels and reference.logprobs:
@@ -266,5 +255,5 @@ def label_scores(output: Output, label: str, answer: ChatAnswer) -> dict[str, fl
 def _normalised(output: Output, totals: Sequence[float]) -> dict[str, float]:
     try:
         return output.read_scores(totals)[1]
-    except RequestError:  # NaN, or nothing but minus infinity
+    except errors.RequestError:  # NaN, or nothing but minus infinity
         return {}

@@ -12,13 +12,7 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import atomic_write
-from bedplate.models.checkpoints.safetensors import (
-    SafetensorsReader,
-    is_file_name,
-    read_json,
-    read_object,
-    write_safetensors,
-)
+from bedplate.models.checkpoints import safetensors
 from bedplate.models.families.encoders.bert import is_raw
 from bedplate.models.families.fields import Fields, shown
 from bedplate.models.families.gguf_metadata import POOLING
@@ -110,7 +104,7 @@ def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
     path = directory / _CONFIG
     if not isinstance(spec, TransformerSpec) or spec.classifier is None or not path.is_file():
         return spec
-    fields = Fields(read_object(path), str(path))
+    fields = Fields(safetensors.read_object(path), str(path))
     name = fields.pop("activation_fn")
     if name is None:
         return spec
@@ -120,7 +114,7 @@ def read_scored(directory: Path, spec: TextSpec) -> TextSpec:
 def _modules(path: Path) -> list[tuple[str, str]]:
     """(class, place) of each module, in order."""
     try:
-        listed = sorted(read_json(path), key=lambda module: module["idx"])
+        listed = sorted(safetensors.read_json(path), key=lambda module: module["idx"])
         modules = [(str(record["type"]), str(record["path"])) for record in listed]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is not a list of modules ({error!r})") from error
@@ -132,14 +126,14 @@ def _modules(path: Path) -> list[tuple[str, str]]:
         if not class_name.startswith("sentence_transformers."):
             raise UnsupportedModelError(f"{path}: {class_name} is code of the checkpoint's own, which is not run")
         parts = Path(place).parts
-        if Path(place).is_absolute() or ".." in parts or not all(map(is_file_name, parts)):
+        if Path(place).is_absolute() or ".." in parts or not all(map(safetensors.is_file_name, parts)):
             raise CheckpointError(f"{path} names a module outside the directory: {shown(place)}")
     return [(module_class.rpartition(".")[2], place) for module_class, place in modules]
 
 
 def _pooling(path: Path, hidden_size: int) -> tuple[tuple[Pooling, ...], bool]:
     """Both spellings: a list of names (version 5.5), and a switch for each (before)."""
-    config = read_object(path)
+    config = safetensors.read_object(path)
     fields = Fields(config, str(path))
     size = fields.pop("embedding_dimension", fields.pop("word_embedding_dimension"))
     if size is not None and size != hidden_size:
@@ -160,7 +154,7 @@ def _pooling(path: Path, hidden_size: int) -> tuple[tuple[Pooling, ...], bool]:
 
 
 def _dense(path: Path) -> Dense:
-    fields = Fields(read_object(path), str(path))
+    fields = Fields(safetensors.read_object(path), str(path))
     _plain(fields)
     fields.only("use_residual", False)
     activation = fields.named("activation_function", next(iter(_ACTIVATIONS)), _ACTIVATIONS)
@@ -208,7 +202,7 @@ def _filled(spec: SentenceSpec, places: list[Path]) -> SentenceLayers:
     compared."""
     state: dict[str, Tensor] = {}
     for number, place in enumerate(places):
-        with SafetensorsReader(place) as reader:
+        with safetensors.SafetensorsReader(place) as reader:
             for name in reader.names:
                 tensor = reader.get(name)
                 if not tensor.is_floating_point() or not bool(tensor.float().isfinite().all()):
@@ -223,7 +217,7 @@ def _filled(spec: SentenceSpec, places: list[Path]) -> SentenceLayers:
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_object(path) if path.is_file() else {}
+    return safetensors.read_object(path) if path.is_file() else {}
 
 
 def write_sentence(directory: Path, sentence: SentenceLayers, hidden_size: int) -> None:
@@ -239,7 +233,7 @@ def write_sentence(directory: Path, sentence: SentenceLayers, hidden_size: int) 
             place = directory / f"{number}_{module_type}"
             _write(place / "config.json", _dense_config(step))
             tensors = next(weights).named_parameters()
-            write_safetensors(place, ((f"linear.{name}", tensor) for name, tensor in tensors))
+            safetensors.write_safetensors(place, ((f"linear.{name}", tensor) for name, tensor in tensors))
     listed = [
         {"idx": number, "name": str(number), "path": place, "type": f"sentence_transformers.models.{module_class}"}
         for number, (module_class, place) in enumerate(modules)

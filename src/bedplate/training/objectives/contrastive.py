@@ -24,17 +24,7 @@ from torch import Tensor
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.models.device_memory import sent
 from bedplate.training.batch import NO_TARGET, PackedBatch, Texts, in_one_row, pooled
-from bedplate.training.objectives.objective import (
-    Corrupting,
-    Corruption,
-    CorruptionVocabulary,
-    Ids,
-    Models,
-    Scope,
-    Term,
-    documents_of,
-    relaid,
-)
+from bedplate.training.objectives import objective
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import EpochSource, Shard
 
@@ -134,7 +124,7 @@ class Contrastive:
 
     name: ClassVar[str] = "contrastive"
     roles: ClassVar[tuple[str, ...]] = ("policy",)
-    scope: ClassVar[Scope] = "global_batch"
+    scope: ClassVar[objective.Scope] = "global_batch"
 
     def __init__(self, scale: float = 20.0, pooling: str = "mean", ranks: Ranks = ALONE) -> None:
         if not 0 < scale < float("inf"):
@@ -147,14 +137,14 @@ class Contrastive:
         """The number of pairs."""
         return {self.name: float(len(batch.ids))}
 
-    def __call__(self, models: Models, batch: PairBatch) -> dict[str, Term]:
+    def __call__(self, models: objective.Models, batch: PairBatch) -> dict[str, objective.Term]:
         pairs = len(batch.ids)
         states_TD = models["policy"](batch.inputs).hidden[0]
         vectors = F.normalize(pooled(states_TD, batch.segments[0], batch.texts, self._pooling), dim=-1)
         return {self.name: info_nce(vectors[:pairs], vectors[pairs:], self._scale, self._ranks)}
 
 
-def info_nce(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> Term:
+def info_nce(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> objective.Term:
     """Summed cross-entropy of each anchor's positive, at the anchor's index among this rank's candidates, against the
     candidates of all ranks."""
     pairs = len(anchors_PD)
@@ -163,13 +153,13 @@ def info_nce(anchors_PD: Tensor, own_CD: Tensor, scale: float, ranks: Ranks) -> 
     right_P = torch.arange(first, first + pairs, device=logits_PC.device)
     correct = (logits_PC.detach().argmax(1) == right_P).sum().to(logits_PC.dtype)
     loss: Tensor = F.cross_entropy(logits_PC, right_P, reduction="sum")
-    return Term(loss, float(pairs), {"accuracy": correct})
+    return objective.Term(loss, float(pairs), {"accuracy": correct})
 
 
 Half = Annotated[float, Field(gt=0, le=0.5)]
 
 
-class Crops(Corrupting):
+class Crops(objective.Corrupting):
     """Contrastive learning on two random crops of each text.
 
     shortest, longest: range of a crop's share of its text; length and place are uniform, and the two may overlap.
@@ -179,7 +169,7 @@ class Crops(Corrupting):
     """
 
     name: ClassVar[str] = Contrastive.name
-    scope: ClassVar[Scope] = "global_batch"
+    scope: ClassVar[objective.Scope] = "global_batch"
     architectures: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
     target: ClassVar[str] = "pair"
 
@@ -201,7 +191,7 @@ class Crops(Corrupting):
         clone._ranks = ranks
         return clone
 
-    def corruption(self, words: CorruptionVocabulary) -> Corruption:
+    def corruption(self, words: objective.CorruptionVocabulary) -> objective.Corruption:
         if words.pooling != self.pooling:
             raise ConfigError(
                 f"the objective {self.name} pools by {self.pooling}, and what embeds with this model by "
@@ -216,15 +206,17 @@ class Crops(Corrupting):
             at = int(draw.integers(0, len(text) - length + 1))
             return [*starts, *text[at : at + length], *ends]
 
-        def bare(ids: Ids) -> list[int]:
+        def bare(ids: objective.Ids) -> list[int]:
             text: list[int] = ids.tolist()
             first = len(starts) if starts and text[: len(starts)] == starts else 0
             last = len(text) - 1 if text[-1] == eos or [text[-1]] == ends else len(text)
             return text[first:last] or text
 
         def corrupt(batch: PackedBatch, draws: Sequence[np.random.Generator]) -> PackedBatch:
-            crops = [crop(bare(ids), draws[place.row]) for place, ids in documents_of(batch) for _ in range(2)]
-            laid = relaid(batch, crops, of_each=2)
+            crops = [
+                crop(bare(ids), draws[place.row]) for place, ids in objective.documents_of(batch) for _ in range(2)
+            ]
+            laid = objective.relaid(batch, crops, of_each=2)
             return replace(
                 laid,
                 targets=torch.full_like(laid.targets, NO_TARGET),
@@ -238,7 +230,7 @@ class Crops(Corrupting):
         """The number of pairs."""
         return {self.name: float(len(batch.placement.documents) // 2)}
 
-    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
+    def __call__(self, models: objective.Models, batch: PackedBatch) -> dict[str, objective.Term]:
         states_BTD = models["policy"](batch.inputs).hidden
         numbers, texts = batch.placement.numbers_N, len(batch.placement.documents)
         positions = (numbers >= 0).nonzero().squeeze(1)

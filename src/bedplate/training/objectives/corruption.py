@@ -24,25 +24,14 @@ from bedplate.core.config import Strict
 from bedplate.core.errors import ConfigError, DataError
 from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.batch import NO_TARGET, PackedBatch
-from bedplate.training.objectives.objective import (
-    Corrupting,
-    Corruption,
-    CorruptionVocabulary,
-    Ids,
-    Models,
-    Term,
-    TokenCounts,
-    documents_of,
-    relaid,
-    rows_of,
-)
+from bedplate.training.objectives import objective
 from bedplate.training.objectives.token_term import targets_term
 
 Share = Annotated[float, Field(ge=0, le=1)]
 OpenShare = Annotated[float, Field(gt=0, lt=1)]
 
 
-class Masked(Corrupting):
+class Masked(objective.Corrupting):
     """Masks tokens at random. density: share of a document's tokens to predict, at least one. Of those, `hidden` become
     the token `mask`, `random` any other token, the rest are unchanged. whole_words: mask all tokens of a word or none.
     """
@@ -66,10 +55,10 @@ class Masked(Corrupting):
     def special(self) -> tuple[str, ...]:
         return (self.mask,)
 
-    def token_counts(self, length: int) -> TokenCounts:
-        return TokenCounts(0, length, max(1, round(length * self.density)))
+    def token_counts(self, length: int) -> objective.TokenCounts:
+        return objective.TokenCounts(0, length, max(1, round(length * self.density)))
 
-    def corruption(self, words: CorruptionVocabulary) -> Corruption:
+    def corruption(self, words: objective.CorruptionVocabulary) -> objective.Corruption:
         (mask,) = words.ids_of([self.mask], self.name)
         special = np.zeros(words.size, bool)
         special[[index for index in words.tokenizer.special_ids if index < words.size]] = True
@@ -81,7 +70,7 @@ class Masked(Corrupting):
             tokens = batch.tokens.reshape(-1).numpy().copy()
             targets = np.full_like(tokens, NO_TARGET)
             losses: list[int] = []
-            for place, ids in documents_of(batch):
+            for place, ids in objective.documents_of(batch):
                 draw = draws[place.row]
                 chosen = self._chosen(ids, special, starts, draw)
                 at = place.start + chosen
@@ -135,7 +124,7 @@ class Masked(Corrupting):
                 break
         return np.sort(np.concatenate(chosen_places))
 
-    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
+    def __call__(self, models: objective.Models, batch: PackedBatch) -> dict[str, objective.Term]:
         model, inputs = models["policy"], batch.inputs
         return {self.name: targets_term(model, model(inputs).hidden, batch, hits=True)}
 
@@ -204,7 +193,7 @@ def _lengths(whole: int, parts: int, draw: np.random.Generator) -> list[int]:
     return np.diff(np.concatenate(([0], edges, [whole]))).astype(int).tolist()
 
 
-class _Spans(Corrupting):
+class _Spans(objective.Corrupting):
     """The base of objectives that cut spans. sentinels: tokens that mark the spans on both sides, in order; T5's by
     default."""
 
@@ -226,12 +215,12 @@ class _Spans(Corrupting):
     def mixture(self) -> tuple[Denoiser, ...]:
         """The denoisers from which each document's is drawn."""
 
-    def token_counts(self, length: int) -> TokenCounts:
+    def token_counts(self, length: int) -> objective.TokenCounts:
         """On each side, the largest count of any denoiser, because rows are as long as their longest document."""
         read, written = (max(side) for side in zip(*(denoiser.sides(length) for denoiser in self.mixture), strict=True))
-        return TokenCounts(read, written, written)
+        return objective.TokenCounts(read, written, written)
 
-    def corruption(self, words: CorruptionVocabulary) -> Corruption:
+    def corruption(self, words: objective.CorruptionVocabulary) -> objective.Corruption:
         sentinels = words.ids_of(self.sentinels, self.name)
         named = [() if denoiser.mode is None else (denoiser.mode,) for denoiser in self.mixture]
         modes = [words.ids_of(names, self.name) for names in named]
@@ -245,7 +234,7 @@ class _Spans(Corrupting):
         def corrupt(batch: PackedBatch, draws: Sequence[np.random.Generator]) -> PackedBatch:
             read: list[Sequence[int]] = []
             written: list[Sequence[int]] = []
-            for (place, ids), name in zip(documents_of(batch), batch.ids, strict=True):
+            for (place, ids), name in zip(objective.documents_of(batch), batch.ids, strict=True):
                 draw = draws[place.row]
                 number = int(draw.integers(len(self.mixture))) if len(self.mixture) > 1 else 0
                 # The document's end token is not corrupted: it ends both sides.
@@ -259,9 +248,9 @@ class _Spans(Corrupting):
                 source, target = cut_out(text, spans, sentinels)
                 read.append([*modes[number], *source, *ends])
                 written.append([*words.decoder_start, *target, *ends])
-            sources = rows_of(batch, read)
+            sources = objective.rows_of(batch, read)
             return replace(
-                relaid(batch, written),
+                objective.relaid(batch, written),
                 sources=sources.tokens,
                 source_segments=sources.segments,
                 source_placement=sources.placement,
@@ -269,7 +258,7 @@ class _Spans(Corrupting):
 
         return corrupt
 
-    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
+    def __call__(self, models: objective.Models, batch: PackedBatch) -> dict[str, objective.Term]:
         model, inputs = models["policy"], batch.inputs
         hidden_BTD = model(inputs, inputs.layout(causal=True)).hidden
         return {self.name: targets_term(model, hidden_BTD, batch, hits=True)}
@@ -309,7 +298,9 @@ class MixtureOfDenoisers(_Spans):
         return self.denoisers
 
 
-def cut_out(ids: Ids, spans: Sequence[tuple[int, int]], sentinels: Sequence[int]) -> tuple[list[int], list[int]]:
+def cut_out(
+    ids: objective.Ids, spans: Sequence[tuple[int, int]], sentinels: Sequence[int]
+) -> tuple[list[int], list[int]]:
     """The text with each span replaced by its own sentinel, and the sentinels each followed by its span."""
     source: list[int] = []
     target: list[int] = []
@@ -333,7 +324,7 @@ _MAX_SPLIT = 4
 Parts = tuple[list[int], list[int], list[int]]
 
 
-class FillInMiddle(Corrupting):
+class FillInMiddle(objective.Corrupting):
     """Fill-in-the-middle.
 
     rate: share of documents whose middle is moved. spm: share of those with the suffix before the prefix. at: where the
@@ -359,11 +350,11 @@ class FillInMiddle(Corrupting):
     def max_growth(self) -> int:
         return 3 + (_MAX_SPLIT if self.at == "characters" else 0)
 
-    def corruption(self, words: CorruptionVocabulary) -> Corruption:
+    def corruption(self, words: objective.CorruptionVocabulary) -> objective.Corruption:
         marks, tokenizer = self._marks(words), words.tokenizer
         starts, eos = list(tokenizer.prompt_start), tokenizer.eos_id
 
-        def moved(ids: Ids, draw: np.random.Generator) -> Sequence[int] | Ids:
+        def moved(ids: objective.Ids, draw: np.random.Generator) -> Sequence[int] | objective.Ids:
             if draw.random() >= self.rate:
                 return ids
             text = ids.tolist()
@@ -376,11 +367,13 @@ class FillInMiddle(Corrupting):
             return [*before, *arranged(parts, marks, bool(draw.random() < self.spm)), *after]
 
         def corrupt(batch: PackedBatch, draws: Sequence[np.random.Generator]) -> PackedBatch:
-            return relaid(batch, [moved(ids, draws[place.row]) for place, ids in documents_of(batch)])
+            return objective.relaid(
+                batch, [moved(ids, draws[place.row]) for place, ids in objective.documents_of(batch)]
+            )
 
         return corrupt
 
-    def _marks(self, words: CorruptionVocabulary) -> list[int]:
+    def _marks(self, words: objective.CorruptionVocabulary) -> list[int]:
         for names in (self.tokens,) if self.tokens else FIM_TOKENS:
             if all(words.tokenizer.token_to_id(name) is not None for name in names):
                 return words.ids_of(names, self.name)
@@ -400,7 +393,7 @@ class FillInMiddle(Corrupting):
         first, second = sorted(draw.integers(0, len(text) + 1, 2).tolist())
         return text[:first], text[first:second], text[second:]
 
-    def __call__(self, models: Models, batch: PackedBatch) -> dict[str, Term]:
+    def __call__(self, models: objective.Models, batch: PackedBatch) -> dict[str, objective.Term]:
         model, inputs = models["policy"], batch.inputs
         hidden_BTD = model(inputs, inputs.layout(causal=True)).hidden
         return {self.name: targets_term(model, hidden_BTD, batch)}
