@@ -140,7 +140,7 @@ def test_logits_are_written_only_where_more_than_the_likeliest_token_is_asked_fo
 
         def guessed(drafter: Drafter, limit: int) -> list[int]:
             """What comes next, but for every fifth token."""
-            begin = len(drafter._start)
+            begin = len(drafter._prompt)
             at = len(drafter._tokens) - begin
             continuation = texts.get(begin, ())[at : at + limit]
             return [(token + (i % 5 == 4)) % 320 for i, token in enumerate(continuation, at)]
