@@ -10,11 +10,9 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, reduce
+from functools import cache, cached_property, reduce
 from importlib.resources import files
 from typing import TypeVar
-
-import yaml
 
 from bedplate.core.errors import UsageError
 
@@ -141,13 +139,14 @@ class Range:
         return Range(self.low * factor, self.central * factor, self.high * factor)
 
 
-FORMULAS: dict[str, dict[str, tuple[str, str]]] = {
-    plan: {figure: (row["formula"], row["source"]) for figure, row in figures.items()}
-    for plan, figures in yaml.safe_load(
-        (files("bedplate.economics.numbers") / "formulas.yaml").read_text("utf-8")
-    ).items()
-}
-"""By plan and figure: the formula that is shown beside it, and its source."""
+@cache
+def formulas_of(plan: str) -> dict[str, tuple[str, str]]:
+    """By figure of a plan ("serving"): the formula that is shown beside it, and its source, as formulas.yaml has
+    them."""
+    import yaml  # which a base's first token has no need of
+
+    plans = yaml.safe_load((files("bedplate.economics.numbers") / "formulas.yaml").read_text("utf-8"))
+    return {figure: (row["formula"], row["source"]) for figure, row in plans[plan].items()}
 
 
 def formula_values(formulas: Mapping[str, tuple[str, str]]) -> dict[str, dict[str, str]]:

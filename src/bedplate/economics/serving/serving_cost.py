@@ -16,7 +16,7 @@ from bedplate.core.arguments import need_fields
 from bedplate.core.display import Brief
 from bedplate.core.errors import UsageError
 from bedplate.economics.hardware.machine import Load
-from bedplate.economics.numbers.formula import FORMULAS, at_least, formula_values, positive, whole
+from bedplate.economics.numbers.formula import at_least, formula_values, formulas_of, positive, whole
 from bedplate.economics.serving.replica import Replica
 from bedplate.economics.serving.simulation import (
     SECONDS_PER_DAY,
@@ -31,7 +31,7 @@ CALLS = 300  # calls of one simulation; the first tenth, which meets an empty en
 PARTS = 128  # parts of the saturating rate: a capacity is told to one of them
 LOADS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
 
-SERVING_FORMULAS = FORMULAS["serving"]
+SERVING_FORMULAS = formulas_of("serving")
 
 
 @dataclass(frozen=True)

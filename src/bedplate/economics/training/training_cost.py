@@ -22,7 +22,7 @@ from bedplate.economics.hardware.devices import CURVES, EXECUTION, Device, Execu
 from bedplate.economics.model.footprint import stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import OPTIMIZERS, Optimizer, parameters
-from bedplate.economics.numbers.formula import FORMULAS, Range, at_least, formula_values, positive, share, whole
+from bedplate.economics.numbers.formula import Range, at_least, formula_values, formulas_of, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout
 from bedplate.economics.training.layout_search import MARGIN, Fitted, TrainingJob, describe, find_layout, usable
 from bedplate.economics.training.scaling_laws import EPOCH, Optimum, ScalingFit, compute_optimal, inference_aware
@@ -36,7 +36,7 @@ BATCH_SCALE, BATCH_EXPONENT = 0.292, 0.3271
 USUAL_BUBBLE = 0.15
 """Share of a step in which the pipeline stages of published runs idle: what is beyond that, no curve has."""
 
-TRAINING_FORMULAS = FORMULAS["training"]
+TRAINING_FORMULAS = formulas_of("training")
 
 
 @dataclass(frozen=True)
@@ -332,7 +332,7 @@ def _suggestions(job: TrainingJob, fitted: Fitted, total: int, tokens: float, fl
 
 _DEMANDS = (1e11, 1e12, 1e13)  # tokens of use over a model's life that are shown where none are given
 
-BUDGET_FORMULAS = FORMULAS["budget"]
+BUDGET_FORMULAS = formulas_of("budget")
 
 
 @dataclass(frozen=True, repr=False)

@@ -20,7 +20,7 @@ from bedplate.economics.hardware.devices import Device, Execution, Precision, pe
 from bedplate.economics.model.footprint import lora_parameters, stacks_of, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import Optimizer, parameters
-from bedplate.economics.numbers.formula import FORMULAS, Range, at_least, positive, share, whole
+from bedplate.economics.numbers.formula import Range, at_least, formulas_of, positive, share, whole
 from bedplate.economics.training.device_layout import DeviceBytes, DeviceLayout, shape_of
 from bedplate.economics.training.layout_search import TrainingJob, find_layout
 from bedplate.economics.training.training_cost import DevicePrice, device_hours, mfu_of, plan_values, price_of
@@ -28,7 +28,7 @@ from bedplate.models.specs import Spec
 
 Method = Literal["lora", "full"]
 
-TUNING_FORMULAS = FORMULAS["tuning"]
+TUNING_FORMULAS = formulas_of("tuning")
 
 
 @dataclass(frozen=True, repr=False)

@@ -7,13 +7,13 @@ from typing import Any
 
 from bedplate.economics.costs.decisions.decision import INTERVAL, BreakEvenVolume, Decision, OptionOutcome, Sensitivity
 from bedplate.economics.costs.decisions.question import NOTHING_FEASIBLE, NOTHING_PAYS
-from bedplate.economics.numbers.formula import FORMULAS, formula_values
+from bedplate.economics.numbers.formula import formula_values, formulas_of
 from bedplate.economics.numbers.money import figures, number, usd
 
 _SMALL_SHARE = 0.05  # of all differences: below it a line is not named
 _NOTHING = 0.0005
 
-DECISION_FORMULAS = FORMULAS["decision"]
+DECISION_FORMULAS = formulas_of("decision")
 
 
 def answer(decision: Decision) -> str:
