@@ -130,7 +130,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*PRETRAIN, "evaluation.suites=[grammer]"), "there is no suite 'grammer'; did you mean 'grammar'?"),
     ((*PRETRAIN, "data.sources=[{name: a, source: none.txt}]"), "data.sources, a: none.txt does not exist"),
     ((*PRETRAIN, "data.sources=[{name: a, source: none.csv}]"), "none.csv: the data file does not exist"),
-    ((*PRETRAIN, "data={corpus: none}"), "data.corpus: none does not exist; `bedplate data build` makes a corpus"),
+    ((*PRETRAIN, "data={corpus: none}"), "none does not exist; `bedplate data build RECIPE.yaml` makes one"),
     ((*PRETRAIN, "data={recipe: none.yaml}"), "data.recipe: none.yaml does not exist"),
     (
         (*PRETRAIN, "data={recipe: typo.yaml}"),

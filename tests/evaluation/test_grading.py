@@ -15,10 +15,11 @@ from tests.evaluation.test_harness import examples
 from tests.evaluation.test_harness import task as task_of
 from tests.tiny import write_tiny_base
 
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.evaluation import harness
 from bedplate.evaluation.examples import TaskData, TestHandle
 from bedplate.evaluation.grading import SingleTurn, Turns, graded
-from bedplate.evaluation.harness import evaluate, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.metrics import METRICS, Metric
 from bedplate.evaluation.suites import SUITES
 from bedplate.evaluation.suites.suite import SampleSet, grades

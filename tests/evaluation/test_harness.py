@@ -16,13 +16,14 @@ from scipy import stats
 from sklearn.metrics import f1_score
 from tests.core.plain_statistics import binomial_interval
 
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.proportions import binomial_lower
 from bedplate.core.statistics.unequal import InsufficientGroups
 from bedplate.data.splits import row_hash
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example, load_examples
-from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.metrics import METRICS, macro_f1
 from bedplate.evaluation.slices import calibration, confidence_of, slices

@@ -14,13 +14,14 @@ import pytest
 from tests.inference.fake_labeller import Labeller
 from tests.inference.fake_server import fake_server
 
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.core.errors import ConfigError, DataError, EndpointError, UsageError
 from bedplate.core.files import bedplate_home, read_jsonl
 from bedplate.data.splits import row_hash
 from bedplate.evaluation import metrics_judge
 from bedplate.evaluation.evaluated import compare
 from bedplate.evaluation.examples import Example
-from bedplate.evaluation.harness import Evaluation, evaluate, evaluate_predictions
+from bedplate.evaluation.harness import Evaluation, evaluate_predictions
 from bedplate.evaluation.task import Task, load_task
 
 RUBRIC = "Question: {{ q }}\nRight answer: {{ target }}\nAnswer: {{ prediction }}\nHow good is it?"

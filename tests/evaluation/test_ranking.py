@@ -17,9 +17,10 @@ from sklearn.metrics.pairwise import cosine_similarity
 from tests.tiny import write_tiny_base
 
 import bedplate
+from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.evaluation.examples import Example, load_examples
-from bedplate.evaluation.harness import evaluate, evaluate_predictions
+from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.ledger import TestLedger
 from bedplate.evaluation.metrics import METRICS, ndcg_at, recall_at, reciprocal_rank_at
 from bedplate.evaluation.ranking import RankedDocuments, Ranker
