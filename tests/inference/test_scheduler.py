@@ -73,6 +73,20 @@ def test_a_short_prompt_is_not_cut_where_its_parts_would_count_as_much() -> None
     assert [count for _, count in scheduler.plan(0, lambda _: Admission.IN, 20)] == [12, 12]
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.integers(1, 40), st.integers(0, 30), st.integers(1, 60))
+def test_a_limited_step_has_no_more_tokens_than_its_budget(
+    sizes: list[int], budget: int, reserved: int, limit: int
+) -> None:
+    """A cache takes no more of one row than a step may have, and prompts are whole where their parts would cost more:
+    with a budget of 8 a prompt of 12 was granted 12."""
+    scheduler: Scheduler[Fake] = Scheduler(budget)
+    for number, size in enumerate(sizes):
+        scheduler.add(number, Fake(str(number), number, size))
+    plan = scheduler.plan(reserved, lambda _: Admission.IN, limit)
+    assert sum(count for _, count in plan) <= max(budget - reserved, 0)
+
+
 def test_a_tenant_has_at_most_its_part_of_a_step() -> None:
     """However many skins it uses, and while the others have what they ask for."""
     scheduler: Scheduler[Fake] = Scheduler(2000, tenant_of=lambda name: name[0])

@@ -75,12 +75,12 @@ def predict_in_time(
 
 
 LEAST_ANSWERED = 64
-"""Rows of valid that a fitted skin is judged on at the least; where there is no time for so many, the fit is lost."""
+"""The fewest rows of valid that a fitted skin is judged on; with fewer answered the fit is discarded."""
 
 
 def answers_in_time(context: Context, predictor: SkinPredictor, then: int = 0) -> dict[str, Prediction | None]:
-    """A fitted skin's predictions on valid, by id: of all rows, or of those that there was the time for, which are a
-    random part. then: as `predict_in_time` has it. OutOfTime."""
+    """A fitted skin's predictions on valid, by row id: all rows, or, where time runs out, a random part of at least
+    `LEAST_ANSWERED`. then: as in `predict_in_time`. OutOfTime where even those were not answered."""
     examples, by_id = context.ordered(context.valid, "answers"), dict[str, Prediction | None]()
     try:
         predict_in_time(context, predictor, examples, then, by_id)

@@ -99,7 +99,8 @@ class Scheduler(Generic[I_]):
         self.budget = budget
         self.quantum = quantum or max(budget // 2, 1)
         self._whole, self._tenant_of = whole, tenant_of
-        self._limited = False
+        self._limited, self._room = False, 0
+        """Whether a step is limited, and the tokens, unweighed, that are left of its budget."""
         self._queues: dict[Hashable, Queue[I_]] = {}
         self._start_tags: dict[Hashable, int] = {}
         """By tenant, the service it has had, raised to the virtual time when it returns after a pause."""
@@ -156,6 +157,7 @@ class Scheduler(Generic[I_]):
         """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: bound
         of all shares' weighed tokens, where tenants share the step. part: bound of one tenant's."""
         budget, credit, self._limited = self.budget - reserved, self.quantum, limit is not None
+        self._room = budget
         if limit is not None:
             budget, credit = min(budget, limit), min(credit, max(limit // 2, MIN_TOKENS))
         shares: dict[int, tuple[I_, int]] = {}
@@ -230,10 +232,11 @@ class Scheduler(Generic[I_]):
             # Every share counts as MIN_TOKENS at least, so a first share below that would be charged twice.
             weighed = available if had else max(available, MIN_TOKENS)
             most = max(int(weighed / request.weight), 1) if self._limited else available
-            granted = min(needed, most)
+            granted = min(needed, most, self._room)
         if not granted:
             return 0
         shares[id(request)] = (request, had + granted)
+        self._room -= granted
         return weigh(request, granted) if self._limited else granted
 
     def started(self, name: Hashable, request: I_) -> None:
