@@ -68,6 +68,9 @@ _LOUD = "REAL CHECKPOINT MISSING"
 _NO_BROWSER = "NO CHROMIUM"
 _SLOWEST_FILES = 25
 _MANY_TESTS = 500
+COLLECT_AFTER = (10_000, 20, 10)
+"""New objects before the youngest are looked through for cycles, and so on; with Python's own 700 that takes four
+hundredths of the time of all tests, hypothesis' timing of each collection included."""
 _ended_workers: list[pytest.Config] = []
 
 
@@ -75,11 +78,6 @@ _ended_workers: list[pytest.Config] = []
 def _end_at_once() -> None:
     if _ended_workers:
         os._exit(0)
-
-
-COLLECT_AFTER = (10_000, 20, 10)
-"""New objects before the youngest are looked through for cycles, and so on; with Python's own 700 that takes four
-hundredths of the time of all tests, hypothesis' timing of each collection included."""
 
 
 @pytest.fixture(scope="session")
