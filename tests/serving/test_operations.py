@@ -29,7 +29,7 @@ from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.server import uvicorn_server
-from bedplate.serving.server.app import create_app, loaded_server, serve
+from bedplate.serving.server.app import _services, create_app, loaded_server, opened_server, serve
 from bedplate.serving.server.monitoring import Telemetry
 from bedplate.serving.server.uvicorn_server import HEAD_SECONDS
 from bedplate.serving.server.uvicorn_server import Server as Lifecycle
@@ -148,16 +148,20 @@ class Running:
         self.states: list[ServerState] = []
 
         def build_app(state: ServerState):
-            return create_app(state), contextlib.nullcontext()
+            app = create_app(state)
+            return app, _services(app)
 
         grace = settings.grace_seconds
-        self.server = Lifecycle(
-            lambda: loaded_server(settings), build_app, self.states.append, grace, head_bytes=1 << 16
-        )
+        self.server = Lifecycle(opened_server(settings), build_app, self.states.append, grace, head_bytes=1 << 16)
         self.result: list[bool] = []
-        self.thread = threading.Thread(
-            target=lambda: self.result.append(self.server.serve_until_stopped(self.listener))
-        )
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        try:
+            self.result.append(self.server.serve_until_stopped(self.listener))
+        except Exception as error:
+            self.failure = error
 
     def __enter__(self) -> Running:
         self.thread.start()

@@ -18,7 +18,7 @@ from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, SkinPrefixes, run_in_thread
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_skin import ServedCascade, ServedClassical, ServedSkin
-from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.http_errors import LoadingError, StatusError
 from bedplate.serving.settings.server_config import RouteConfig, Routed, need_model_name
 from bedplate.skins.files import Card, card_of, parts_of, read_card, skin_directories
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin
@@ -107,7 +107,7 @@ class Registry:
 
     adapters: skins with weights in memory, for each engine; prompt_skins: those without. prefix_bytes: what computed
     prompt beginnings may take. routes: a model with a route's name must be one of its versions. Belongs to the event
-    loop's thread; before there is a loop, to the thread that loads.
+    loop's thread; before there is a loop, to the thread that loads, which may set the engines later as well.
     """
 
     def __init__(
@@ -120,11 +120,13 @@ class Registry:
         allow_other_weights: bool = False,
         routes: Mapping[str, RouteConfig] | None = None,
     ) -> None:
-        self.engines = engines
         self.created = int(time.time())
         self.models: dict[str, Served] = {}
         self.prefixes = SkinPrefixes(prefix_bytes)
-        self.adapters = {engine: ResidentPool(adapters) for engine in engines}
+        self._adapters_per_engine = adapters
+        self.set_engines(engines)
+        self.loading = False
+        """Whether bases are still loaded: a name that is not served may be served soon."""
         self.plain = ResidentPool(prompt_skins)
         self._allow_other_weights, self._routes = allow_other_weights, routes or {}
         self._guests: dict[str, Guest] = {}
@@ -134,6 +136,10 @@ class Registry:
         self.removed: dict[str, str] = {}
         """Name → id of skins that were removed by hand: a scan does not bring them back."""
         self._precedence: dict[Path | None, int] = {}
+
+    def set_engines(self, engines: Sequence[Engine]) -> None:
+        self.engines = engines
+        self.adapters = {engine: ResidentPool(self._adapters_per_engine) for engine in engines}
 
     @property
     def engine(self) -> Engine:
@@ -207,6 +213,18 @@ class Registry:
             pool = self.plain if served.adapted_on is None else self.adapters[served.adapted_on]
             self._guests[name] = Guest(pool, served)
             self.removed.pop(name, None)
+
+    def complete(self, models: Sequence[Served]) -> None:
+        """Serves these as well once all bases are loaded, and lists them first. A scanned skin, which was served before
+        it was known what a base is called, leaves that base its name. UsageError as `add`."""
+        for served in models:
+            if self.models.get(served.name) is not served:
+                if served.name in self._scanned:
+                    self._retire(served.name)
+                self.add(served)
+        names = dict.fromkeys([*(served.name for served in models), *self.models])
+        self.models = {name: self.models[name] for name in names}
+        self.loading = False
 
     def set_precedence(self, card: Card, name: str) -> None:
         """Of skins with one name a scan prefers those that were served under it by hand, and takes last those that were
@@ -290,8 +308,11 @@ class Registry:
         return [served for name, served in self.models.items() if caller.may_use(name)]
 
     def lookup(self, name: str, caller: Caller) -> Served:
-        """UnknownModelError also for a model that the caller may not use: it learns nothing of it."""
+        """UnknownModelError also for a model that the caller may not use: it learns nothing of it. Any other name is
+        a LoadingError while bases load."""
         served = self.models.get(name) if caller.may_use(name) else None
+        if served is None and self.loading:
+            raise LoadingError(f"{name[:100]!r} is not served yet: the server is loading its models; try again soon")
         if served is None:
             names = [model.name for model in self.visible(caller)]
             listed = ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")

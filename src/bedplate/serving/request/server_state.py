@@ -183,6 +183,6 @@ class ServerState:
 
     @property
     def has_free_rows(self) -> bool:
-        """Whether nobody waits on any engine and each has a row free, for batches and shadow calls."""
-        max_rows = self.config.limits.max_rows
-        return all(engine.waiting == 0 and engine.running < max_rows for engine in self.registry.engines)
+        """Whether all are loaded, nobody waits on any engine and each has a row free, for batches and shadow calls."""
+        engines, max_rows = self.registry.engines, self.config.limits.max_rows
+        return not self.registry.loading and all(e.waiting == 0 and e.running < max_rows for e in engines)

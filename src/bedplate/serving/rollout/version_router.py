@@ -361,14 +361,17 @@ class VersionRouter(Collector):
             why = "agreed" if pair.agrees else "differed"
         route.outcomes[why] += 1
 
-    @contextlib.asynccontextmanager
-    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+    def log_unserved(self) -> None:
+        """Logs which models routes name that are not served, once all models are loaded."""
         for name, route in self._routes.items():
             for model in filter(None, (*route.config.versions, route.config.shadow)):
                 if model not in self._registry.models:
                     log.warning("the route %s names %s, which is not served yet", name, model)
         for name in self.without_version():
             log.error("every call of the route %s is answered 503: none of its versions is served", name)
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
         sending = asyncio.create_task(self._shadows.run(app))
         try:
             yield

@@ -62,6 +62,12 @@ class StoppingError(BedplateError):
     code = "shutting_down"
 
 
+class LoadingError(StoppingError):
+    """The server is loading its models; like one that stops, it does not take this call now."""
+
+    code = "loading"
+
+
 class ClientGone(Exception):
     """The caller closed the connection; there is nobody to answer."""
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -38,6 +39,7 @@ from bedplate.serving.models.engines import opened, resident
 from bedplate.serving.models.registry import Registry, Scanned, scan_skins
 from bedplate.serving.models.residency import apart_now
 from bedplate.serving.models.served import ServedBase, ServedClassifier, ServedGenerator
+from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.request.lifecycle import BODY_MODEL
 from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.rollout.version_router import VersionRouter
@@ -47,7 +49,7 @@ from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.server import monitoring
 from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
 from bedplate.serving.server.monitoring import Metrics, Telemetry, Watchdog
-from bedplate.serving.server.uvicorn_server import Server
+from bedplate.serving.server.uvicorn_server import LoadBases, Server
 from bedplate.serving.settings.server_config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.skins.files import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
@@ -167,61 +169,108 @@ def _config(base: str | Path | ServerConfig | None, settings: Json) -> ServerCon
 def loaded_server(
     base: str | Path | ServerConfig | None = None, skins: Sequence[str | Path | Skin] = (), **settings: Any
 ) -> Generator[ServerState]:
-    """Bases and skins, loaded; the engines are closed at the end.
+    """Yields the state of a server whose bases and skins are loaded; closes the engines at the end.
 
     base: a base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
     configuration, and are verified whole; those of the skins directory when they are first asked for. A base is held in
     every way that its skins were judged with, unless the configuration says how. Raises SkinError for a skin of no base
     here, UsageError for names that collide and where there is nothing to serve.
     """
-    config = _config(base, settings)
+    with opened_server(_config(base, settings), skins) as (state, load_bases):
+        load_bases()()
+        yield state
+
+
+@contextlib.contextmanager
+def opened_server(
+    config: ServerConfig, skins: Sequence[str | Path | Skin] = ()
+) -> Generator[tuple[ServerState, LoadBases]]:
+    """Yields a state that serves the skins without a base already, and the function that loads the bases.
+
+    That function is called once, in any thread that may wait. What it returns registers the bases and the other skins,
+    and belongs to the event loop's thread. Both raise what `loaded_server` raises. A skin waits for the bases where its
+    name is claimed twice, so that no name is served by one model first and by another afterwards.
+    """
     if not (config.bases or config.skins or config.skins_directory or skins):
         raise UsageError("there is nothing to serve; name a base, a skin or a directory of skins")
     named_skins: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
     named_skins += [(skin, None) for skin in skins]
     sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in named_skins]
+    cards = [card_of(source) if isinstance(source, Skin) else source for source, _ in sources]
+    names = [name or card.name for card, (_, name) in zip(cards, sources, strict=True)]
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
-    cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
-    lying = _whole(scanned.cards)
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
-        awaits, count = config.skins_directory is not None, len(config.bases)
-        loaded = [apart_now(partial(resident, base, count, cards, lying, awaits)) for base in config.bases]
-        base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
-        trial = stack.enter_context(GrammarTrial())
-        for _, engine in base_engines:
-            engine.grammars.trial = trial
-        limits = config.limits
-        bounds = limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
-        engines = [engine for _, engine in base_engines]
-        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights, routes=config.routes)
-        for resident_base in loaded:
-            # of several engines the first has the base's name
-            engine = next(engine for base, engine in base_engines if base is resident_base)
-            served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
-            served_class = ServedGenerator if engine.base.writes else served_class
-            registry.add(served_class(engine, resident_base.config.name or engine.base.name))
-        for source, name in sources:
+        limits = config.limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
+        registry = Registry([], **limits, allow_other_weights=config.allow_other_weights, routes=config.routes)
+        directory = StateDirectory(config)
+        state = assembled(config, registry, guard, directory)
+        directories = {name: card.directory for name, card in zip(names, cards, strict=True)}
+        changes = state.add(SkinChanges(directory, registry, config.skins_directory, directories))
+        claims = Counter([*names, *(card.name for card in scanned.cards)])
+
+        def needs_no_base(card: Card, name: str) -> bool:
+            alone = not (card.base or "cascade" in card.parts)
+            return alone and claims[name] == 1 and changes.keep_name(card, name)
+
+        def verified(source: Card | Skin, name: str | None) -> ServedSkin:
             served = registry.skin(source, name)
             apart_now(served.check)
             for warning in served.warnings:
                 log.warning("%s", warning)
+            return served
+
+        registry.loading = True
+        named = [
+            verified(*source) if needs_no_base(card, name) else None
+            for source, card, name in zip(sources, cards, names, strict=True)
+        ]
+        for served in filter(None, named):
             registry.add(served)
-        directory = StateDirectory(config)
-        changes = SkinChanges(directory, registry, config.skins_directory)
-        for problem in (*changes.restore()[1], *registry.register(scanned)["problems"]):
-            log.warning("not registered: %s", problem)
-        state = assembled(config, registry, guard, directory)
-        state.add(changes)
-        yield state
+        registry.register(Scanned([card for card in scanned.cards if needs_no_base(card, card.name)]))
+
+        def load_bases() -> Callable[[], None]:
+            bases = _served_bases(config, registry, stack, _whole(cards), _whole(scanned.cards))
+            skins = [served or verified(*source) for served, source in zip(named, sources, strict=True)]
+
+            def register() -> None:
+                registry.complete([*bases, *skins])
+                for problem in (*changes.restore()[1], *registry.register(scanned)["problems"]):
+                    log.warning("not registered: %s", problem)
+                guard.compare(lambda: (*registry.models, *config.routes))
+                state.part(VersionRouter).log_unserved()
+
+            return register
+
+        yield state, load_bases
+
+
+def _served_bases(
+    config: ServerConfig, registry: Registry, stack: contextlib.ExitStack, named: Sequence[Card], lying: Sequence[Card]
+) -> list[ServedBase]:
+    """Loads the bases, gives their engines to the registry, and returns each under its name. `stack` closes them."""
+    log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
+    awaits, count = config.skins_directory is not None, len(config.bases)
+    loaded = [apart_now(partial(resident, base, count, named, lying, awaits)) for base in config.bases]
+    base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
+    trial = stack.enter_context(GrammarTrial())
+    for _, engine in base_engines:
+        engine.grammars.trial = trial
+    registry.set_engines([engine for _, engine in base_engines])
+    served_bases: list[ServedBase] = []
+    for resident_base in loaded:
+        # of several engines the first has the base's name
+        engine = next(engine for base, engine in base_engines if base is resident_base)
+        served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
+        served_class = ServedGenerator if engine.base.writes else served_class
+        served_bases.append(served_class(engine, resident_base.config.name or engine.base.name))
+    return served_bases
 
 
 def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, directory: StateDirectory) -> ServerState:
     """The state with the parts that every server has. UsageError for routes that cannot be."""
     state = ServerState(config, registry, guard)
-    guard.compare(lambda: (*registry.models, *config.routes))
     state.add(directory)
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback, state.outage))
@@ -318,7 +367,7 @@ def serve(
 
         # A line of a header has some bytes more than its name and value.
         head = 2 * (config.limits.header_bytes + config.limits.url_bytes)
-        server = Server(lambda: loaded_server(config, skins), build_app, ready, config.grace_seconds, head)
+        server = Server(opened_server(config, skins), build_app, ready, config.grace_seconds, head)
         return server.serve_until_stopped(listener)
 
 

@@ -42,7 +42,7 @@ router = APIRouter()
 async def health(request: Request) -> Response:
     """200 while every engine works; 503 when one's thread has ended, or its step takes longer than `stall_seconds`."""
     status = _status(request.app.state.server)
-    return json_response({"status": status}, 503 if status in ("failed", "stalled") else 200)
+    return json_response(status, 503 if status["status"] in ("failed", "stalled") else 200)
 
 
 @router.get("/ready")
@@ -51,20 +51,22 @@ async def ready(request: Request) -> Response:
     is without a version to answer. Where only some are, the others go on: they are named."""
     state: ServerState = request.app.state.server
     router, status = state.part(VersionRouter), _status(state)
-    without = router.without_version() if status == "ok" else []
+    without = router.without_version() if status["status"] == "ok" else []
     if not without:
-        return json_response({"status": status}, 200 if status == "ok" else 503)
+        return json_response(status, 200 if status["status"] == "ok" else 503)
     unready = len(without) == len(router.names())
     return json_response({"status": "degraded", "routes_without_version": without}, 503 if unready else 200)
 
 
-def _status(state: ServerState) -> str:
-    engines = state.registry.engines
-    if not all(engine.alive for engine in engines):
-        return "failed"
-    if any(engine.stalled(state.config.stall_seconds) for engine in engines):
-        return "stalled"
-    return "stopping" if state.stopping else "ok"
+def _status(state: ServerState) -> dict[str, str | int]:
+    registry = state.registry
+    if not all(engine.alive for engine in registry.engines):
+        return {"status": "failed"}
+    if any(engine.stalled(state.config.stall_seconds) for engine in registry.engines):
+        return {"status": "stalled"}
+    if registry.loading and not state.stopping:  # counts: names are for callers with keys
+        return {"status": "loading", "models_ready": len(registry.models), "bases_loading": len(state.config.bases)}
+    return {"status": "stopping" if state.stopping else "ok"}
 
 
 log = logging.getLogger("bedplate.serving")
@@ -289,7 +291,8 @@ class Metrics(Collector):
             (CounterMetricFamily, "engine_step_seconds", "Seconds spent in them."),
         ]
         families = [family(PREFIX + name, text, labels=("model_name",)) for family, name, text in rows]
-        for engine in self._state.registry.engines:
+        # a base has its label once it is registered
+        for engine in () if self._state.registry.loading else self._state.registry.engines:
             label, stats = (self._state.registry.label(engine),), engine.stats()
             free = stats.cache_capacity_bytes
             full = (stats.cache_bytes - stats.cache_pinned_bytes) / free if free else 0.0

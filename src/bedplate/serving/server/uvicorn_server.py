@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import h11
 import uvicorn
@@ -23,7 +23,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from bedplate.core.memory import share_heaps
 from bedplate.serving.request.preparation import in_daemon_thread
 from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.schemas.http_errors import StoppingError, error_response
+from bedplate.serving.schemas.http_errors import LoadingError, error_response
 from bedplate.serving.schemas.strict_json import json_response
 
 HEAD_SECONDS = 20.0
@@ -198,24 +198,28 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
 
 log = logging.getLogger("bedplate.serving")
 
+T = TypeVar("T")
+
 CLOSE_SECONDS = 5.0
 """How long engines may take to end at the end. A step that hangs would keep the process for ever."""
 
 
-class LoadingError(StoppingError):
-    """The server is loading its models; like one that stops, it takes no call now."""
-
-    code = "loading"
+LoadBases = Callable[[], Callable[[], None]]
+"""Loads bases, in any thread; what it returns registers them, in the event loop's."""
+WHOLE = ("/admin/", "/v1/feedback")
+"""Beginnings of the paths that are refused until every model is loaded."""
 
 
 class Front:
-    """The ASGI application before anything is loaded: alive, and not ready."""
+    """The ASGI application while models load: alive, and not ready. `app` takes the requests as soon as it is there;
+    those that need to know every model (`WHOLE`) once `loaded`."""
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
+        self.loaded = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.app is not None:
+        if self.app is not None and (self.loaded or not scope["path"].startswith(WHOLE)):
             await self.app(scope, receive, send)
         elif scope["path"] in {"/health", "/ready"}:
             status = 200 if scope["path"] == "/health" else 503
@@ -225,17 +229,20 @@ class Front:
 
 
 class Server(uvicorn.Server):
-    """Loads beside the loop, then serves what was loaded.
+    """Loads models in a thread beside the event loop, and serves what is loaded.
 
-    load: the state, in a context. make: its application, and what runs beside it. The first signal to stop lets no new
-    call in, and ends the server when the running ones have ended or `grace` seconds are over; the second ends it at
-    once. head_bytes: larger heads are refused by the parser, without the error object; smaller ones by the access
-    layer, with it.
+    1. `opening` gives the state with the skins that need no base. If there are any they are served from now on.
+    2. The bases are loaded and registered with their skins. The server is ready: `on_ready` is called.
+    3. The first signal to stop lets no new call in, and ends the server when the running ones have ended or `grace`
+       seconds are over; the second ends it at once.
+
+    build_app: makes the application, and the context of what runs beside it. head_bytes: larger heads are refused by
+    the parser, without the error object; smaller ones by the access layer, with it.
     """
 
     def __init__(
         self,
-        load: Callable[[], AbstractContextManager[ServerState]],
+        opening: AbstractContextManager[tuple[ServerState, LoadBases]],
         build_app: Callable[[ServerState], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
         on_ready: Callable[[ServerState], object],
         grace: float,
@@ -255,7 +262,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._build_app, self._on_ready, self._grace = build_app, on_ready, grace
-        self._loader = _Loader(load)
+        self._open_state, self._loader = opening.__enter__, _Loader(opening)
         self._state: ServerState | None = None
         self._stack = contextlib.AsyncExitStack()
         self._opening: asyncio.Task[None] | None = None
@@ -284,11 +291,16 @@ class Server(uvicorn.Server):
 
     async def _open(self) -> None:
         try:
-            self._state = state = await self._loader.load()
+            state, load_bases = await self._loader.run(self._open_state)
+            self._state = state
             app, services = self._build_app(state)
+            if not state.registry.models:
+                (await self._loader.run(load_bases))()
             await self._stack.enter_async_context(services)
-            state.stopping = self._stop_at is not None
             self._front.app = app
+            if state.registry.loading:  # what is served so far needs no base
+                (await self._loader.run(load_bases))()
+            self._front.loaded = True
             self._on_ready(state)
         except Exception as error:
             self._failure = error
@@ -328,37 +340,37 @@ class Server(uvicorn.Server):
 
 
 class _Loader:
-    """A context entered in a thread of its own, which nobody need wait for."""
+    """Enters a context, and works on what it opened, in threads of their own, which nobody need wait for."""
 
-    def __init__(self, open_state: Callable[[], AbstractContextManager[ServerState]]) -> None:
-        self._open_state = open_state
-        self._context: AbstractContextManager[ServerState] | None = None
+    def __init__(self, context: AbstractContextManager[object]) -> None:
+        self._context = context
         self._lock = threading.Lock()
-        self._dropped = False
+        self._works = self._entered = self._dropped = False
 
-    async def load(self) -> ServerState:
-        return await asyncio.wrap_future(in_daemon_thread(self._enter, "bedplate-loading"))
+    async def run(self, work: Callable[[], T]) -> T:
+        """What `work` returns; the first work enters the context."""
+        self._works = True
+        return await asyncio.wrap_future(in_daemon_thread(lambda: self._work_on(work), "bedplate-loading"))
 
-    def _enter(self) -> ServerState:
-        context = self._open_state()
-        state = context.__enter__()
-        with self._lock:
-            self._context = context
-            dropped = self._dropped
-        if dropped:
-            context.__exit__(None, None, None)
-            raise StoppingError("the server has ended")
-        return state
+    def _work_on(self, work: Callable[[], T]) -> T:
+        try:
+            result = work()
+            self._entered = True
+            return result
+        finally:
+            with self._lock:
+                self._works, leave = False, self._entered and self._dropped
+            if leave:
+                self._context.__exit__(None, None, None)
 
     def close(self) -> bool:
-        """Leaves the context; False where it was not entered yet, or cannot be left because a step hangs."""
+        """Leaves the context; False where it is still worked on, or cannot be left because a step hangs."""
         with self._lock:
             self._dropped = True
-            context = self._context
-        if context is None:
-            return False
+            if self._works or not self._entered:
+                return False
         try:
-            in_daemon_thread(lambda: context.__exit__(None, None, None), "bedplate-closing").result(CLOSE_SECONDS)
+            in_daemon_thread(lambda: self._context.__exit__(None, None, None), "bedplate-closing").result(CLOSE_SECONDS)
         except TimeoutError:
             log.error("a step has not ended within %g seconds; the server ends without it", CLOSE_SECONDS)
             return False
