@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
 from bedplate.core.values import TaskInput, Values
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     NO_TERMS,
@@ -282,8 +282,8 @@ class Predictor(EngineAnswers, SkinPredictor):
         how = {"dtype": dtype_name(base.dtype), "weights": self.engine.weights, "kernel": self.engine.kernel}
         return {"base": base.identity.weights_id} | how
 
-    def describe(self) -> Facts:
-        """The base's facts, under the skin's name."""
+    def describe(self) -> ModelDescription:
+        """The base's description, under the skin's name."""
         return replace(self.engine.describe(), name=self.skin.name)
 
     def close(self) -> None:

@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
-from bedplate.inference.engine.answers import Answers, Facts
+from bedplate.inference.engine.answers import Answers, ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -216,12 +216,12 @@ class ImmediateAnswer(Request):
 
 
 class ImmediateAnswers:
-    """The answerer of requests that are answered already. facts: of the model whose name they are asked under."""
+    """The answerer of requests that are answered already. description: of the model whose name they are asked under."""
 
     alive = True
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, description: ModelDescription) -> None:
+        self._description = description
 
     def submit(self, request: Request) -> Stream:
         stream = Stream(request)
@@ -233,10 +233,10 @@ class ImmediateAnswers:
 
     def tokenize(self, text: str) -> list[int]:
         """UsageError: there is no tokenizer."""
-        return self._facts.need_tokenizer().encode_prompt(text)
+        return self._description.need_tokenizer().encode_prompt(text)
 
-    def describe(self) -> Facts:
-        return self._facts
+    def describe(self) -> ModelDescription:
+        return self._description
 
 
 class ServedBase(Served):

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.values import TaskInput
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -422,7 +422,7 @@ class ServedClassical(ServedSkin):
     def __init__(self, source: Card | Skin, *, name: str | None = None) -> None:
         self.card = source if isinstance(source, Card) else card_of(source)
         self.name = self.card.name if name is None else name
-        self.answerer = ImmediateAnswers(Facts(self.name, frozenset({"classify"}), TOKEN_LIMIT))
+        self.answerer = ImmediateAnswers(ModelDescription(self.name, frozenset({"classify"}), TOKEN_LIMIT))
         self._in_memory = source if isinstance(source, Skin) else None
         self.warnings: list[str] = []
         self._resident: ClassicalPredictor | None = None
