@@ -193,9 +193,9 @@ class Predictor(EngineAnswers, SkinPredictor):
             tokens = self._text_tokens(inputs, limit)
             return Embed(tuple(tokens), embedding.pooling, embedding.depth, normalise=False, **self._common)
         shown = skin.demonstrations if lookup_result is None else lookup_result.demonstrations
-        looked_up = None if lookup_result is None else lookup_result.looked_up
-        passages = () if looked_up is None else looked_up.passages
-        common: dict[str, Any] = {**self._common, "looked_up": looked_up}
+        retrieval = None if lookup_result is None else lookup_result.retrieval
+        passages = () if retrieval is None else retrieval.passages
+        common: dict[str, Any] = {**self._common, "retrieval": retrieval}
         if skin.probe is not None:
             depth = int(skin.probe.layer.removeprefix("layers."))
             if self._reads_only:

@@ -105,8 +105,8 @@ class PlanResult:
 def compute_of(results: Sequence[PlanResult]) -> float:
     """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
     steps = [step for result in results for step in result.steps]
-    looked_up = {id(step.looked_up): step.looked_up.compute for step in steps if step.looked_up is not None}
-    return sum(step.timing.compute for step in steps) + sum(looked_up.values())
+    retrievals = {id(step.retrieval): step.retrieval.compute for step in steps if step.retrieval is not None}
+    return sum(step.timing.compute for step in steps) + sum(retrievals.values())
 
 
 COMPLETION_MAX_TOKENS = 16
