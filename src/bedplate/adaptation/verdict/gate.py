@@ -60,7 +60,7 @@ def nominate(
     if not feasible:
         return Nomination((), None, None, reasons)
     level = multiplicity.simultaneous(confidence, MOST_NOMINEES)
-    whole = [c for c in feasible if not c.short]
+    whole = [c for c in feasible if not c.unmet_requirements]
     likely = [c for c in whole if _likely_to_pass(c, target, level, test_n)]
     above_target = [c for c in whole if c.estimate > target]
     best = max(whole or feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
@@ -86,15 +86,15 @@ def _nomination_reason(
     candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float, scale: Scale
 ) -> str:
     score_note = f"{scale.format_score(candidate.estimate)} on valid"
-    missed = f"on valid it does not meet: {'; '.join(candidate.short)}"
+    missed = f"on valid it does not meet: {'; '.join(candidate.unmet_requirements)}"
     if candidate in chosen:
-        short = f" ({missed})" if candidate.short else ""
+        short = f" ({missed})" if candidate.unmet_requirements else ""
         return f"nominated: {score_note} at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls{short}"
     if candidate in pool:
         return f"not nominated: the {MOST_NOMINEES} places went to cheaper candidates and the best"
     if candidate.estimate <= target:
         return f"not nominated: {score_note} does not reach the target of {scale.bar(target)}"
-    if candidate.short:
+    if candidate.unmet_requirements:
         return f"not nominated: {missed}"
     return f"not nominated: {score_note} is too close to the target for this many test rows to decide"
 

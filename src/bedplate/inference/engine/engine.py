@@ -196,7 +196,7 @@ class Engine(Closing):
         Submitting a request with it then compiles nothing. RequestError for a grammar that cannot be used. tenant: one
         tenant's compilations run one at a time.
         """
-        return self.grammars.ready(grammar, tenant)
+        return self.grammars.precompile(grammar, tenant)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order; the first error is raised after all have ended.
