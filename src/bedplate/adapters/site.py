@@ -28,7 +28,7 @@ from bedplate.adapters.linear_adapter import LinearAdapter, LowRank, dora_update
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
 from bedplate.models.layers.experts import ExpertLinear
-from bedplate.models.layers.grouped import ALIGNED, Segments, uses_grouped_mm, grouped_product, torch_product_works
+from bedplate.models.layers.grouped import ALIGNED, Segments, grouped_product, torch_product_works, uses_grouped_mm
 from bedplate.models.layers.linear import Linear, LowRankHook
 
 BASE_ROW = -1

@@ -46,7 +46,7 @@ FORMATS_SHARE = 0.1
 """The share of the time that is kept for quantised formats: a rung that is left out for them costs more."""
 DEPENDENCE = 1.5
 """Calls that are made for each independent one that the bound of p95 needs."""
-MOST_PLAIN = 0.2
+MAX_PLAIN_PROMPT_SHARE = 0.2
 """The share of the time that is kept for test of the plain prompt: where that takes more, there is none for it on valid
 either."""
 TIMING_LIMIT = 0.05
@@ -299,7 +299,7 @@ class Context:
         asked now as they were measured on valid, and of others that may follow as the plain prompt was measured."""
         alone, likely = self.single_test_calls, [self.climbed[name] for name in self.likely if name in self.climbed]
         plain = (alone + 1) * self.throughput.call + self.throughput.rows(max(0, self.test_n - alone))
-        plain = min(plain, MOST_PLAIN * self.clock.limit)
+        plain = min(plain, MAX_PLAIN_PROMPT_SHARE * self.clock.limit)
         results, follows = [climbed.result for climbed in likely], None if self.settled else plain
         report = min(REPORT_SECONDS, REPORT_SHARE * self.clock.limit)
         retiming = sum((result.latency.calls + 1) * result.latency.mean for result in results)

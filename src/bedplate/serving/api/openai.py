@@ -309,7 +309,7 @@ TOKEN_BYTES = 1000
 """About what one token's log-probabilities and its alternatives' take in a reply."""
 TEXT_BYTES = 8
 """About what one token's text takes."""
-MOST_PROMPT_LOGPROBS = 2_000_000
+MAX_PROMPT_LOGPROBS = 2_000_000
 """Log-probabilities of prompts in one reply: each takes some hundred bytes of memory until it is written."""
 
 
@@ -376,9 +376,9 @@ def _check_reported(plan: AnswerPlan) -> None:
     for request in plan.requests:
         alternatives = request.sampling.prompt_logprobs if isinstance(request, Generate) else None
         total += 0 if alternatives is None else len(request.tokens) * (alternatives + 1)
-    if total > MOST_PROMPT_LOGPROBS:
+    if total > MAX_PROMPT_LOGPROBS:
         raise RequestError(
-            f"{total:,} log-probabilities of prompts are asked for; one reply has at most {MOST_PROMPT_LOGPROBS:,}: "
+            f"{total:,} log-probabilities of prompts are asked for; one reply has at most {MAX_PROMPT_LOGPROBS:,}: "
             "send fewer prompts, or ask for fewer alternatives",
             param="prompt_logprobs",
         )

@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.005
 _RETRY_SECONDS = (0.05, 5.0)
 _UNKEPT = 64
 _TROUBLE_SECONDS = 1.0
-MOST_FAILURES = 3
+MAX_FAILURES = 3
 """How often a row is tried whose answering raises."""
 _FULL = "this row was not done: your files and batches take all the space they may; delete some"
 _BROKEN = "this row could not be answered, because of an error in the server"
@@ -288,7 +288,7 @@ class BatchWorker:
             return
         except Exception as error:  # perhaps the row's own fault: it is tried again, but not for ever
             active.failures[number] += 1
-            if active.failures[number] < MOST_FAILURES:
+            if active.failures[number] < MAX_FAILURES:
                 log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
                 self._put_back(active, number, _RETRY_SECONDS[1])
                 return

@@ -34,7 +34,7 @@ TAKE_SECONDS = 60.0
 """In this time, a client takes at least something of a reply that waits for it."""
 _INCOMPLETE_BYTES = 64 * 1024
 """Largest part of a head, or of a chunk's line, that is read before it is whole, unless the server says otherwise."""
-MOST_CONNECTIONS = 4096
+MAX_CONNECTIONS = 4096
 """At once, where the process may open so many files."""
 OTHER_FILES = 512
 """What the process may have open beside them."""
@@ -45,16 +45,16 @@ FEW_CHUNKS, CHUNK_BYTES = 1000, 64
 def allow_connections() -> None:
     """Lets this process open as many files as the connections and the rest may need, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    file_limit = MOST_CONNECTIONS + OTHER_FILES
+    file_limit = MAX_CONNECTIONS + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < file_limit:
         file_limit = file_limit if hard == resource.RLIM_INFINITY else min(file_limit, hard)
         with contextlib.suppress(OSError, ValueError):  # then there are fewer connections
             resource.setrlimit(resource.RLIMIT_NOFILE, (file_limit, hard))
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MOST_CONNECTIONS, soft - OTHER_FILES))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
 
 
 class TimedConnection(H11Protocol):
@@ -74,7 +74,7 @@ class TimedConnection(H11Protocol):
         super().connection_made(transport)
         self._since = time.monotonic()
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-        if len(self.connections) > most_connections():
+        if len(self.connections) > max_connections():
             self._make_room()
 
     def _make_room(self) -> None:
