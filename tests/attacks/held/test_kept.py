@@ -194,11 +194,10 @@ def test_what_is_said_of_one_reply_fills_no_disk(files, tmp_path):
             comment = {"id": id_, "comment": "x" * 100}
             return target.post("/v1/feedback", json=comment, headers=head("us")).status_code
 
-        assert [post_comment() for _ in range(feedback_service.MAX_FEEDBACK_PER_REPLY + 2)] == [
-            200
-        ] * feedback_service.MAX_FEEDBACK_PER_REPLY + [409] * 2
+        limit = feedback_service.MAX_FEEDBACK_PER_REPLY
+        assert [post_comment() for _ in range(limit + 2)] == [200] * limit + [409] * 2
         feedback_log = target.state.part(Feedback)
         lines = [row for _, row in feedback_log.store.rows() if row["kind"] == "feedback"]
-        assert len(lines) == feedback_service.MAX_FEEDBACK_PER_REPLY
+        assert len(lines) == limit
         _, _, comment_places = feedback_service._remembered(feedback_log.store)
-        assert [len(places) for places in comment_places.values()] == [feedback_service.MAX_FEEDBACK_PER_REPLY]
+        assert [len(places) for places in comment_places.values()] == [limit]
