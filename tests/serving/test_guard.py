@@ -344,10 +344,10 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
 
 def test_a_server_that_takes_over_quotas_knows_what_was_spent_until_then(tmp_path):
     first, second = (SpendLedger(tmp_path / "spending.sqlite") for _ in range(2))
-    first.hold()
+    first.acquire()
     first.add("a", 100, 0.5)
     first.close()
-    second.hold()
+    second.acquire()
     assert second.spent("a")[1] == Spending(100, 0.5)
     second.add("a", 1, 0.25)
     second.close()

@@ -230,9 +230,9 @@ class Context:
     def latency_calls(self) -> int:
         return self._calls_within(LEAST_CALLS, LATENCY_CALLS)
 
-    def _calls_within(self, least: int, most: int) -> int:
+    def _calls_within(self, minimum: int, maximum: int) -> int:
         count = int(min(LATENCY_SECONDS, LATENCY_SHARE * self.clock.limit) / max(self.throughput.call, 1e-9))
-        return min(most, max(least, count))
+        return min(maximum, max(minimum, count))
 
     @property
     def timing(self) -> float:
@@ -258,8 +258,8 @@ class Context:
         if budget.p95_ms is None or budget.p95_calls is not None:
             return 0 if budget.p95_ms is None else budget.p95_calls or 0
         error = spent_alpha(1 - self.spec.target.confidence, 1)
-        one, three = (values_needed(SLOW, 1 - error / nominees) for nominees in (1, JUDGED))
-        return self._calls_within(one, math.ceil(DEPENDENCE * three))
+        lower, upper = (values_needed(SLOW, 1 - error / nominees) for nominees in (1, JUDGED))
+        return self._calls_within(lower, math.ceil(DEPENDENCE * upper))
 
     def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> speed.CallTimings:
         """`calls` with this prompt, read once."""
@@ -402,8 +402,8 @@ class Context:
     def provenance(self, rung: str, seed: int, parents: tuple[str, ...] = ()) -> Provenance:
         files = {k: v for k, v in self.hashes.items() if k.startswith("file:")}
         splits = {k: v for k, v in self.hashes.items() if k not in files}
-        made: dict[str, Any] = {"task": self.task.task, "rung": rung, "data": files, "splits": splits, "seed": seed}
-        return Provenance(**made, code_version=__version__, parents=parents)
+        origin: dict[str, Any] = {"task": self.task.task, "rung": rung, "data": files, "splits": splits, "seed": seed}
+        return Provenance(**origin, code_version=__version__, parents=parents)
 
     def embedder(self, source: str) -> LocalModel:
         """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""

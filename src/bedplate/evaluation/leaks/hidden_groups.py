@@ -323,18 +323,18 @@ def _finding(inspection: _Looked, rows: int, p_value: float | None, significant:
     if significant and inspection.may_stop:
         effect = 1 + (float((inspection.sizes**2).sum() / inspection.sizes.sum()) - 1) * max_icc
     if inspection.finding_type == "column":
-        says = _column_says(inspection, targets, texts, p_value, significant)
+        sentence = _column_sentence(inspection, targets, texts, p_value, significant)
     elif inspection.finding_type == "order":
-        says = f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or "
-        says += "template seem to follow each other"
+        sentence = f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or "
+        sentence += "template seem to follow each other"
     else:
-        says = f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
+        sentence = f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
     strong, sizes = effect >= STRONG_EFFECT, inspection.sizes
     measured = {"alike_targets": targets, "alike_texts": texts, "p_value": p_value}
-    return _build_finding(inspection.finding_type, inspection.name, strong, rows, sizes, effect, says, **measured)
+    return _build_finding(inspection.finding_type, inspection.name, strong, rows, sizes, effect, sentence, **measured)
 
 
-def _column_says(
+def _column_sentence(
     inspection: _Looked, targets: float | None, texts: float | None, p_value: float | None, significant: bool
 ) -> str:
     values = f"{inspection.name} has {inspection.sizes.size:,} values on {int(inspection.sizes.sum()):,} rows"
@@ -372,8 +372,8 @@ def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
     alone = np.bincount(group_ids, minlength=before).astype(np.float64)
     effect = float((sizes**2).sum() / (alone**2).sum())
     strong = bool(with_copy >= STRONG_COPIES * rows.size or effect >= STRONG_EFFECT**2)
-    says = f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group"
-    return _build_finding("near_duplicates", "near_duplicates", strong, rows.size, sizes, effect, says)
+    sentence = f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group"
+    return _build_finding("near_duplicates", "near_duplicates", strong, rows.size, sizes, effect, sentence)
 
 
 def _build_finding(
@@ -383,14 +383,14 @@ def _build_finding(
     rows: int,
     sizes: NDArray[np.float64],
     effect: float,
-    says: str,
+    sentence: str,
     *,
     alike_targets: float | None = None,
     alike_texts: float | None = None,
     p_value: float | None = None,
 ) -> HiddenGroups:
     if effect > 1.005:
-        says += f"; if their scores were as alike, {rows:,} rows would count as {rows / effect:,.0f}"
+        sentence += f"; if their scores were as alike, {rows:,} rows would count as {rows / effect:,.0f}"
     return HiddenGroups(
         kind=finding_type,
         name=name,
@@ -404,7 +404,7 @@ def _build_finding(
         design_effect=effect,
         effective_rows=rows / effect,
         wider=math.sqrt(effect),
-        says=says,
+        says=sentence,
         answer=None,
     )
 

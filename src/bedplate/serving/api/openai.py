@@ -342,7 +342,7 @@ async def chat_completions(call: ApiCall, request: ChatRequest) -> Response:
 async def completions(call: ApiCall, request: CompletionRequest) -> Response:
     served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.complete(request, terms), "prompt")
-    return await answer(call, CompletionReply(call, request, [asked.tokens for asked in plan.requests]), plan)
+    return await answer(call, CompletionReply(call, request, [generate.tokens for generate in plan.requests]), plan)
 
 
 async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> Response:

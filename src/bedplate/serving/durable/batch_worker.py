@@ -116,7 +116,7 @@ class BatchWorker:
 
     async def run(self) -> None:
         """Until the server stops; then the calls under way end."""
-        beside = (asyncio.create_task(self._commit()), asyncio.create_task(self._jobs.run(self._job_ended)))
+        background = (asyncio.create_task(self._commit()), asyncio.create_task(self._jobs.run(self._job_ended)))
         try:
             while not self._state.stopping:
                 try:
@@ -129,9 +129,9 @@ class BatchWorker:
             await self._drain()
         finally:
             self._disconnected.set()
-            for task in (*beside, *self._calls):
+            for task in (*background, *self._calls):
                 task.cancel()
-            await asyncio.gather(*beside, *self._calls, return_exceptions=True)
+            await asyncio.gather(*background, *self._calls, return_exceptions=True)
 
     async def _drain(self) -> None:
         """What is under way may end in the grace period; the rest is for the next server."""

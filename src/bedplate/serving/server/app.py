@@ -84,8 +84,8 @@ async def openapi(request: Request) -> Response:
 
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
     """(method, path) → request model, of the routes whose body is JSON."""
-    found = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
-    return {(method, route.path_format): model for route, model in found if model for method in route.methods or ()}
+    models = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
+    return {(method, route.path_format): model for route, model in models if model for method in route.methods or ()}
 
 
 def document(routers: Sequence[APIRouter]) -> Json:
