@@ -14,10 +14,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bedplate.core.errors import ModelError, SkinError, UsageError
+from bedplate.core.errors import CheckpointError, SkinError, UsageError
 from bedplate.inference.engine.requests import Generate, Sampling
 from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.durable.skin_changes import SkinChanges
+from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.models import engines
 from bedplate.serving.models.served import ServedBase, Stripped, choices
 from bedplate.serving.schemas.http_errors import LoadingError
@@ -95,7 +96,7 @@ def test_a_skin_without_a_base_answers_while_bases_load(files, tmp_path, gate):
             server.chat(),
             server.chat(model="prompted"),
             server.post("/tokenize", json={"prompt": "x"}),
-            server.post("/v1/feedback", json={"id": "x", "rating": 1}),
+            server.post("/v1/feedback", json={"id": "x", "rating": "good"}),
             server.request("GET", "/admin/skins"),
         ):
             assert (refused.status_code, refused.json()["error"]["code"]) == (503, "loading"), refused.text
@@ -117,7 +118,7 @@ def test_a_server_whose_skins_all_need_a_base_answers_none_before(files, tmp_pat
 
 
 def test_a_base_that_cannot_be_loaded_ends_the_server_with_what_it_served(files, tmp_path, gate):
-    gate.failure = ModelError("its weights are cut off")
+    gate.failure = CheckpointError("its weights are cut off")
     with loading(with_skins(files, "worded", state=tmp_path), gate) as (run, server):
         assert server.chat(model="worded").status_code == 200
         gate.opened.set()
@@ -139,7 +140,7 @@ def test_replies_of_that_time_are_kept_for_feedback(files, tmp_path, gate):
         reply = server.chat(model="worded").json()["id"]
         gate.opened.set()
         wait_until(lambda: bool(run.states), 20.0)
-        assert server.post("/v1/feedback", json={"id": reply, "rating": 1}).status_code == 200
+        assert server.post("/v1/feedback", json={"id": reply, "rating": "good"}).status_code == 200
 
 
 def test_only_a_name_that_nobody_else_will_have_is_served_early(files, tmp_path, caplog):
@@ -153,6 +154,7 @@ def test_only_a_name_that_nobody_else_will_have_is_served_early(files, tmp_path,
     with loaded_server(settings) as state:
         before = list(state.registry.models)
         asyncio.run(state.part(SkinChanges).remove("gone"))
+        state.part(StateDirectory).release()
     with opened_server(settings) as (state, load_bases):
         registry = state.registry
         assert list(registry.models) == ["alone", "tiny"]
