@@ -410,18 +410,18 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
     for seed, name in enumerate(("slow", "quick")):
         room.write(variant(room.tuned, seed, name))
     room.request("POST", "/scan")
-    guest = room.server.state.registry.guest("slow")
+    pooled = room.server.state.registry.pooled("slow")
     body = {"model": "slow", "messages": [{"role": "user", "content": TEXT}]}
     reply = room.server.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": "0.3"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
     with pytest.raises(httpx.ReadTimeout), httpx.Client(trust_env=False, timeout=0.3) as client:
         client.post(f"{room.server.url}/v1/chat/completions", json=body)
     end = time.monotonic() + 5
-    while guest.waiters and time.monotonic() < end:
+    while pooled.waiters and time.monotonic() < end:
         time.sleep(0.01)
-    assert not guest.waiters
+    assert not pooled.waiters
     assert room.chat("quick").status_code == 200
-    assert guest.state is Residency.LOADING
+    assert pooled.state is Residency.LOADING
     open_.set()
     assert room.chat("slow").status_code == 200
 

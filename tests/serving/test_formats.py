@@ -134,7 +134,7 @@ def test_skins_that_lie_in_the_directory_find_their_engines_and_stop_nobody(mixe
     with loaded_server(config) as state:
         assert [engine.weights for engine in state.registry.engines] == ["bfloat16"]
         assert "in-int4" not in state.registry.models
-    assert "tiny is not held with int4 weights: no room for it" in caplog.messages
+    assert "tiny is not served with int4 weights: no room for it" in caplog.messages
     with pytest.raises(UsageError, match="no room"), loaded_server(directory, skins[:2]):  # given by hand: it must be
         pass
 

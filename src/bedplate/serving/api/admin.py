@@ -19,7 +19,7 @@ from starlette.responses import Response
 from bedplate.core.errors import BedplateError, RequestError
 from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.models.registry import Registry, locate_skin, scan_skins
-from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
+from bedplate.serving.models.residency import PooledSkin, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.rollout.version_router import VersionRouter
@@ -47,7 +47,7 @@ class SkinRequest(RequestFields):
 async def list_skins(call: ApiCall) -> Response:
     registry = call.server.registry
     data = [_described(registry, name) for name, served in registry.models.items() if isinstance(served, ServedSkin)]
-    retired = [_state(guest) for guest in registry.retired]
+    retired = [_state(pooled) for pooled in registry.retired]
     memory = {
         "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
         "prompt_skins": _pool(registry.plain),
@@ -162,13 +162,13 @@ def _skins_directory(call: ApiCall) -> Path:
 
 
 def _described(registry: Registry, name: str) -> dict[str, Any]:
-    guest = registry.guest(name)
+    pooled = registry.pooled(name)
     served = registry.models[name]
-    return {**_state(guest), "base": served.answerer.describe().name, **served.describe()}
+    return {**_state(pooled), "base": served.answerer.describe().name, **served.describe()}
 
 
-def _state(guest: Guest) -> dict[str, Any]:
-    served = guest.loadable
+def _state(pooled: PooledSkin) -> dict[str, Any]:
+    served = pooled.loadable
     assert isinstance(served, ServedSkin)
     source = None if served.card.directory is None else str(served.card.directory)
     return {
@@ -176,9 +176,9 @@ def _state(guest: Guest) -> dict[str, Any]:
         "name": served.name,
         "id": served.card.id,
         "source": source,
-        "state": guest.state.value,
-        "calls_running": guest.holders,
-        "calls_waiting": len(guest.waiters),
+        "state": pooled.state.value,
+        "calls_running": pooled.use_count,
+        "calls_waiting": len(pooled.waiters),
     }
 
 

@@ -109,7 +109,7 @@ class SkinChanges:
     async def remove(self, name: str) -> tuple[int, bool]:
         """Serves the skin no more. Returns how many calls still run on it, and whether it stays away after a restart: a
         skin that the server's file names comes back."""
-        self._registry.guest(name)
+        self._registry.pooled(name)
         served = self._registry.models[name]
         assert isinstance(served, ServedSkin)
         changed, returns = self._without(name), self._root is None or self._is_configured(served)

@@ -15,7 +15,7 @@ from typing import Any
 from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, SkinPrefixes, run_in_thread
+from bedplate.serving.models.residency import PooledSkin, Replaced, Residency, ResidentPool, SkinPrefixes, run_in_thread
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_skin import ServedCascade, ServedClassical, ServedSkin
 from bedplate.serving.schemas.http_errors import LoadingError, StatusError
@@ -78,15 +78,15 @@ class Lease:
     """A model in use by one call. Whatever replaces the name meanwhile, this call ends on what it began with."""
 
     served: Served
-    _guest: Guest | None = None
+    _pooled: PooledSkin | None = None
     routed: Routed | None = None
     """How the call came to this version, where its name was a route's."""
 
     def release(self) -> None:
         """Once the call is over; a second time does nothing."""
-        guest, self._guest = self._guest, None
-        if guest is not None:
-            guest.release()
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            pooled.release()
 
 
 @dataclass(frozen=True)
@@ -129,8 +129,8 @@ class Registry:
         """Whether bases are still loaded: a name that is not served may be served soon."""
         self.plain = ResidentPool(prompt_skins)
         self._allow_other_weights, self._routes = allow_other_weights, routes or {}
-        self._guests: dict[str, Guest] = {}
-        self._retired: list[Guest] = []
+        self._pooled: dict[str, PooledSkin] = {}
+        self._retired: list[PooledSkin] = []
         self._scanned: dict[str, str] = {}
         """Name → id of what the last scan registered."""
         self.removed: dict[str, str] = {}
@@ -211,7 +211,7 @@ class Registry:
         if isinstance(served, ServedSkin):
             # It counts with the adapters of the engine that has to hold its weights, if it has some.
             pool = self.plain if served.adapted_on is None else self.adapters[served.adapted_on]
-            self._guests[name] = Guest(pool, served)
+            self._pooled[name] = PooledSkin(pool, served)
             self.removed.pop(name, None)
 
     def complete(self, models: Sequence[Served]) -> None:
@@ -243,29 +243,31 @@ class Registry:
 
     def remove(self, name: str) -> int:
         """The skin is served no more. Returns how many calls still run on it. UnknownModelError."""
-        holders, served = self.guest(name).holders, self.models[name]
+        use_count, served = self.pooled(name).use_count, self.models[name]
         assert isinstance(served, ServedSkin)
         self.removed[name] = served.card.id
         self._retire(name)
-        return holders
+        return use_count
 
     def _retire(self, name: str) -> None:
-        guest = self._guests.pop(name)
+        pooled = self._pooled.pop(name)
         del self.models[name]
         self._scanned.pop(name, None)
-        self._retired.append(guest)
-        guest.retire()
+        self._retired.append(pooled)
+        pooled.retire()
 
-    def guest(self, name: str) -> Guest:
+    def pooled(self, name: str) -> PooledSkin:
         """A skin's place in memory. UnknownModelError for what is no skin here."""
-        if name not in self._guests:
+        if name not in self._pooled:
             raise UnknownModelError(f"no skin is called {name[:100]!r} here", param="name")
-        return self._guests[name]
+        return self._pooled[name]
 
     @property
-    def retired(self) -> list[Guest]:
+    def retired(self) -> list[PooledSkin]:
         """Versions that are served no more, but still in use."""
-        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not Residency.UNLOADED]
+        self._retired = [
+            pooled for pooled in self._retired if pooled.use_count or pooled.state is not Residency.UNLOADED
+        ]
         return self._retired
 
     def register(self, scanned: Scanned) -> dict[str, Any]:
@@ -287,7 +289,7 @@ class Registry:
         for name in [name for name in self._scanned if name not in cards_by_name]:
             self._retire(name)
             names["removed"].append(name)
-        return {**names, "registered": len(self._guests), "problems": problems}
+        return {**names, "registered": len(self._pooled), "problems": problems}
 
     def _register(self, card: Card) -> str | None:
         """ "added" or "replaced", or None where nothing changes."""
@@ -325,12 +327,12 @@ class Registry:
         name = model_request.name
         while True:
             served = self.lookup(name, model_request.caller)
-            guest = self._guests.get(name)
-            if guest is None or not isinstance(served, ServedSkin):
+            pooled = self._pooled.get(name)
+            if pooled is None or not isinstance(served, ServedSkin):
                 return Lease(served)
             try:
-                await guest.acquire()
-            except Moved:
+                await pooled.acquire()
+            except Replaced:
                 continue
             except BedplateError as error:
                 # Its files are not what was registered, or do not verify: nothing that the caller could change.
@@ -340,9 +342,9 @@ class Registry:
                 if not served.is_warm:
                     await run_in_thread(served.warm)
             except BaseException:
-                guest.release()
+                pooled.release()
                 raise
-            return Lease(served, guest)
+            return Lease(served, pooled)
 
     def describe(self, served: Served) -> dict[str, Any]:
         head = {"id": served.name, "object": "model", "created": self.created, "owned_by": "bedplate"}

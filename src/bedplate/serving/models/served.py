@@ -47,7 +47,7 @@ from bedplate.text.calls.reply_form import ReplyForm, begun_tokens, reply_form
 from bedplate.text.tokenizer import TextOrPair, Tokenizer
 
 
-class FurtherSteps(Protocol):
+class FollowUpSteps(Protocol):
     def is_unsure(self, result: Result) -> bool:
         """Whether a choice is asked again after this result."""
         ...
@@ -65,7 +65,7 @@ class AnswerPlan:
     answerer: Answers
     requests: Sequence[Request]
     inputs: Sequence[TaskInput] = ()
-    followup: FurtherSteps | None = None
+    followup: FollowUpSteps | None = None
     form: ReplyForm | None = None
 
     def on(self, terms: LookupContext) -> AnswerPlan:
@@ -133,7 +133,7 @@ class TextReading:
     truncate: bool | int = False
 
 
-PLAIN = TextReading()
+AS_IS = TextReading()
 Texts = Sequence[str | tuple[int, ...]]
 """Texts, or the token ids of each."""
 
@@ -187,7 +187,7 @@ class Served(ABC):
         """The vector that a result of `embed` holds, cut to `dimensions`."""
         raise self.refusal()
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         """One choice for each input; `answer` of its result has the label and its scores."""
         raise self.refusal()
 
@@ -367,7 +367,7 @@ class ServedClassifier(ServedBase):
         assert head is not None
         return head
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         return self._plan([self._pair(raw_input) for raw_input in inputs], reading)
 
     def embed(self, inputs: Texts, reading: TextReading) -> AnswerPlan:

@@ -32,7 +32,7 @@ from bedplate.inference.predict.text_reading import similarities
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import SkinPrefixes
 from bedplate.serving.models.served import (
-    PLAIN,
+    AS_IS,
     Answer,
     AnswerPlan,
     ImmediateAnswer,
@@ -241,7 +241,7 @@ class ServedSkin(Served):
         scores = [(self.answer(plan_result).extension or {})["scores"][RELEVANT] for plan_result in plan_results]
         return [math.exp(score) for score in scores]
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         self._refuse(reading)
         if not self.card.labels:
             message = f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has"
@@ -393,7 +393,7 @@ class ServedCascade(ServedSkin):
         self.first.warm()
         self.second.warm()
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         self._refuse(reading)
         rows = [self._input(raw_input) for raw_input in inputs]
         return replace(self.first.classify(rows, terms), inputs=rows, followup=self)
@@ -463,7 +463,7 @@ class ServedClassical(ServedSkin):
 
     # Asking
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         self._refuse(reading)
         requests: list[Request] = []
         for raw_input in inputs:

@@ -152,7 +152,7 @@ def write_line(exchange: Exchange) -> None:
 
 
 _RATES = [f"x-ratelimit-{part}-{of}" for part in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
-EXPOSED = ("x-request-id", "retry-after", *_RATES)
+EXPOSED_HEADERS = ("x-request-id", "retry-after", *_RATES)
 """Headers of replies that pages of allowed origins may read."""
 
 

@@ -35,9 +35,9 @@ from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.durable.state_directory import StateDirectory
-from bedplate.serving.models.engines import opened, resident
+from bedplate.serving.models.engines import load_resident_base, open_engines
 from bedplate.serving.models.registry import Registry, Scanned, scan_skins
-from bedplate.serving.models.residency import apart_now
+from bedplate.serving.models.residency import run_apart
 from bedplate.serving.models.served import ServedBase, ServedClassifier, ServedGenerator
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.request.lifecycle import BODY_MODEL
@@ -47,7 +47,7 @@ from bedplate.serving.schemas.http_errors import add_error_handlers
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.server import monitoring
-from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
+from bedplate.serving.server.access import EXPOSED_HEADERS, AccessLog, Origins
 from bedplate.serving.server.monitoring import Metrics, Telemetry, Watchdog
 from bedplate.serving.server.uvicorn_server import LoadBases, Server
 from bedplate.serving.settings.server_config import BaseConfig, LimitsConfig, ServerConfig
@@ -216,7 +216,7 @@ def opened_server(
 
         def verified(source: Card | Skin, name: str | None) -> ServedSkin:
             served = registry.skin(source, name)
-            apart_now(served.check)
+            run_apart(served.check)
             for warning in served.warnings:
                 log.warning("%s", warning)
             return served
@@ -247,13 +247,13 @@ def opened_server(
 
 
 def _served_bases(
-    config: ServerConfig, registry: Registry, stack: contextlib.ExitStack, named: Sequence[Card], lying: Sequence[Card]
+    config: ServerConfig, registry: Registry, stack: contextlib.ExitStack, named: Sequence[Card], others: Sequence[Card]
 ) -> list[ServedBase]:
     """Loads the bases, gives their engines to the registry, and returns each under its name. `stack` closes them."""
     log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
     awaits, count = config.skins_directory is not None, len(config.bases)
-    loaded = [apart_now(partial(resident, base, count, named, lying, awaits)) for base in config.bases]
-    base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
+    loaded = [run_apart(partial(load_resident_base, base, count, named, others, awaits)) for base in config.bases]
+    base_engines = [(base, stack.enter_context(engine)) for base, engine in open_engines(config, loaded, ComputeLock())]
     trial = stack.enter_context(GrammarTrial())
     for _, engine in base_engines:
         engine.grammars.trial = trial
@@ -316,7 +316,7 @@ def create_app(state: ServerState) -> FastAPI:
         state.services.append(telemetry)
     if state.config.cors:
         methods = ("GET", "POST", "PUT", "DELETE")
-        settings: Json = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
+        settings: Json = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED_HEADERS}
         app.add_middleware(CORSMiddleware, allow_origins=list(state.config.cors), **settings)
     app.add_middleware(Origins, state=state)
     app.add_middleware(AccessLog, state=state)

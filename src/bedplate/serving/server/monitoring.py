@@ -78,7 +78,7 @@ QUIET_SECONDS = 10.0
 """After one that was written, others are only counted for so long."""
 NAMES = ("bedplate:event_loop_lag_seconds", "bedplate_event_loop_lag_seconds")
 """The second is what earlier versions called it."""
-_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class _Counter:
@@ -121,11 +121,11 @@ class Watchdog(Collector):
     """Measures one server's event loop while that runs, and gives what it measured to /metrics."""
 
     def __init__(self) -> None:
-        self.lags = _Histogram(NAMES[0], "How late the server's event loop came to what was due.", _BOUNDS)
+        self.lags = _Histogram(NAMES[0], "How late the server's event loop came to what was due.", _LAG_BOUNDS)
         self._due = 0.0
         self._reported_due = 0.0
         self._quiet_until = 0.0
-        self._untold = 0
+        self._suppressed = 0
         self._over = threading.Event()
 
     @contextlib.asynccontextmanager
@@ -156,10 +156,10 @@ class Watchdog(Collector):
                 continue
             self._reported_due = due
             if current_time < self._quiet_until:
-                self._untold += 1
+                self._suppressed += 1
                 continue
-            suppressed = f" ({self._untold} more times since the last such message)" if self._untold else ""
-            self._quiet_until, self._untold = current_time + QUIET_SECONDS, 0
+            suppressed = f" ({self._suppressed} more times since the last such message)" if self._suppressed else ""
+            self._quiet_until, self._suppressed = current_time + QUIET_SECONDS, 0
             log.warning("the event loop is %.2f s late%s; it is at:\n%s", late, suppressed, _stack_of(loop_thread))
 
     def collect(self) -> Iterable[Metric]:
@@ -182,9 +182,9 @@ MAX_MODELS = 100
 """Names with series of their own; what is served under further ones is counted as `other`."""
 
 _METHODS = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"))
-_FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
-_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
-_WHOLE = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
+_FIRST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+_GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+_TOTAL_BOUNDS = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -215,10 +215,10 @@ class Metrics(Collector):
         self._first, self._token, self._whole, self._queued = (
             _Histogram(PREFIX + name, text, bounds, "model_name")
             for name, text, bounds in (
-                ("time_to_first_token_seconds", "From queued to the first token.", _FIRST),
-                ("inter_token_latency_seconds", "Between tokens: a reply's mean gap, once for each gap.", _TOKEN),
-                ("e2e_request_latency_seconds", "From the request to the end of its answer.", _WHOLE),
-                ("request_queue_time_seconds", "From queued to the first forward pass.", _FIRST),
+                ("time_to_first_token_seconds", "From queued to the first token.", _FIRST_BOUNDS),
+                ("inter_token_latency_seconds", "Between tokens: a reply's mean gap, once for each gap.", _GAP_BOUNDS),
+                ("e2e_request_latency_seconds", "From the request to the end of its answer.", _TOTAL_BOUNDS),
+                ("request_queue_time_seconds", "From queued to the first forward pass.", _FIRST_BOUNDS),
             )
         )
         self._families = (

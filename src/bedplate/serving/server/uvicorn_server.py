@@ -68,7 +68,7 @@ class TimedConnection(H11Protocol):
 
     def __init__(self, *arguments: Any, **kwargs: Any) -> None:
         super().__init__(*arguments, **kwargs)
-        self.conn = _Frugal(h11.SERVER, self.config.h11_max_incomplete_event_size or _INCOMPLETE_BYTES)
+        self.conn = _ChunkLimitedConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or _INCOMPLETE_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -96,7 +96,7 @@ class TimedConnection(H11Protocol):
         super().handle_events()
         cycle: Any = self.cycle  # None before the first request
         if cycle is not None and cycle.transport is self.transport:
-            cycle.transport = _Answering(self.transport, self.conn)
+            cycle.transport = _ExchangeTransport(self.transport, self.conn)
 
     def data_received(self, data: bytes) -> None:
         if self.conn.our_state is h11.CLOSED:  # it was answered, and this was the last answer
@@ -151,7 +151,7 @@ class TimedConnection(H11Protocol):
         super().connection_lost(exc)
 
 
-class _Frugal(h11.Connection):
+class _ChunkLimitedConnection(h11.Connection):
     """One that takes no body in crumbs."""
 
     _chunks = _bytes = 0
@@ -168,7 +168,7 @@ class _Frugal(h11.Connection):
         return event
 
 
-class _Answering(asyncio.Transport):
+class _ExchangeTransport(asyncio.Transport):
     """A connection as one exchange sees it, which may close it when it has been answered."""
 
     def __init__(self, transport: asyncio.Transport, conn: h11.Connection) -> None:
@@ -206,20 +206,20 @@ CLOSE_SECONDS = 5.0
 
 LoadBases = Callable[[], Callable[[], None]]
 """Loads bases, in any thread; what it returns registers them, in the event loop's."""
-WHOLE = ("/admin/", "/v1/feedback")
+REFUSED_WHILE_LOADING = ("/admin/", "/v1/feedback")
 """Beginnings of the paths that are refused until every model is loaded."""
 
 
-class Front:
+class LoadingApp:
     """The ASGI application while models load: alive, and not ready. `app` takes the requests as soon as it is there;
-    those that need to know every model (`WHOLE`) once `loaded`."""
+    those that need to know every model (`REFUSED_WHILE_LOADING`) once `loaded`."""
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
         self.loaded = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.app is not None and (self.loaded or not scope["path"].startswith(WHOLE)):
+        if self.app is not None and (self.loaded or not scope["path"].startswith(REFUSED_WHILE_LOADING)):
             await self.app(scope, receive, send)
         elif scope["path"] in {"/health", "/ready"}:
             status = 200 if scope["path"] == "/health" else 503
@@ -248,7 +248,7 @@ class Server(uvicorn.Server):
         grace: float,
         head_bytes: int,
     ) -> None:
-        self._front = Front()
+        self._front = LoadingApp()
         config = uvicorn.Config(
             self._front,
             http=TimedConnection,
