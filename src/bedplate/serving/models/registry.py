@@ -1,7 +1,7 @@
-"""The registry of served models by name, and the leases by which calls use them.
+"""Maps model names to served models (`Registry`), and gives calls leases on them.
 
-A skin's name points to a version, which never changes: replacing the name leaves the old version to the calls that
-began with it, and it leaves memory with the last of them.
+A skin's name points to a version, which never changes. Replacing the name leaves the old version to the calls that
+began with it; it is unloaded when the last of them ends.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ SOURCE_CHARACTERS = 1024
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a scan came upon: cards, and what could not be read, each with the reason."""
+    """The result of a scan: the cards of skins, and a message for each skin that could not be read."""
 
     cards: Sequence[Card] = ()
     problems: Sequence[str] = ()
@@ -75,7 +75,7 @@ def scan_skins(root: Path) -> Scanned:
 
 @dataclass(eq=False)
 class Lease:
-    """A model in use by one call. Whatever replaces the name meanwhile, this call ends on what it began with."""
+    """A model in use by one call, which stays the same version until the call ends."""
 
     served: Served
     _pooled: PooledSkin | None = None
@@ -83,7 +83,7 @@ class Lease:
     """How the call came to this version, where its name was a route's."""
 
     def release(self) -> None:
-        """Once the call is over; a second time does nothing."""
+        """Ends the use of the model; calling it again does nothing."""
         pooled, self._pooled = self._pooled, None
         if pooled is not None:
             pooled.release()
@@ -91,8 +91,8 @@ class Lease:
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a call says of itself when it wants a model: its name for it, who asks; its own id, its path and its body as
-    it was sent; origin: what a call that the server makes to itself is made for."""
+    """A call's request for a model: the name and the caller; the call's id, path and body as it was sent. origin: the
+    purpose of a call that the server makes to itself, None for a client's."""
 
     name: str
     caller: Caller
@@ -148,8 +148,8 @@ class Registry:
     # Names
 
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
-        """A skin on its base, or on none where it needs none, not yet served. SkinError where no engine has it, or it
-        was judged with other weights."""
+        """Builds the served form of a skin, on its base or without one, without registering it. SkinError where its
+        base is not here, or it was judged with other weights."""
         mine = source.bases.get("main") if isinstance(source, Skin) else source.base
         if isinstance(mine, EndpointReference):
             raise SkinError(
@@ -170,7 +170,7 @@ class Registry:
         return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
 
     def _engine_of(self, source: Card | Skin, base: BaseReference, judged: EvaluatedWith | None) -> Engine:
-        """The engine of this base that holds it as was `judged`, else its first. SkinError."""
+        """Returns the engine of this base with the weights and kernel that were `judged`, else its first. SkinError."""
         its = [engine for engine in self.engines if base.has_weights_of(engine.base.identity)]
         if not its:
             base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines)) or "no base"
@@ -182,7 +182,7 @@ class Registry:
         return next((engine for engine in its if (engine.weights, engine.kernel) == evaluated_as), its[0])
 
     def label(self, engine: Engine) -> str:
-        """An engine's name: its base's, and where that stands for another engine, how it holds it as well."""
+        """An engine's name in metrics: its base's, with weights and kernel where another engine has the plain name."""
         bases = [model for model in self.models.values() if isinstance(model, ServedBase)]
         for model in bases:
             if model.engine is engine:
@@ -202,7 +202,7 @@ class Registry:
             raise UsageError(f"{name!r} is the name of a route that does not lead to it; give the skin another name")
 
     def add(self, served: Served) -> None:
-        """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
+        """Serves it from now on. UsageError for a name that is taken or cannot be a model name."""
         name = served.name
         self.check_name(served)
         if name in self.models:
@@ -232,7 +232,7 @@ class Registry:
         self._precedence[card.directory] = -1 if card.name == name else 1
 
     def replace(self, served: ServedSkin) -> ServedSkin | None:
-        """Serve it under its name instead of the skin that has the name, which is returned. UsageError for a base's."""
+        """Serves it in place of the skin that has its name, which is returned. UsageError for a base's name."""
         self.check_name(served)
         old = self.models.get(served.name)
         assert old is None or isinstance(old, ServedSkin)
@@ -242,7 +242,7 @@ class Registry:
         return old
 
     def remove(self, name: str) -> int:
-        """The skin is served no more. Returns how many calls still run on it. UnknownModelError."""
+        """Stops serving the skin. Returns the number of calls that still run on it. UnknownModelError."""
         use_count, served = self.pooled(name).use_count, self.models[name]
         assert isinstance(served, ServedSkin)
         self.removed[name] = served.card.id
@@ -257,22 +257,22 @@ class Registry:
         pooled.retire()
 
     def pooled(self, name: str) -> PooledSkin:
-        """A skin's place in memory. UnknownModelError for what is no skin here."""
+        """Returns the skin's state in its pool. UnknownModelError for a name that is no skin's."""
         if name not in self._pooled:
             raise UnknownModelError(f"no skin is called {name[:100]!r} here", param="name")
         return self._pooled[name]
 
     @property
     def retired(self) -> list[PooledSkin]:
-        """Versions that are served no more, but still in use."""
+        """Versions that are no longer served and still in use."""
         self._retired = [
             pooled for pooled in self._retired if pooled.use_count or pooled.state is not Residency.UNLOADED
         ]
         return self._retired
 
     def register(self, scanned: Scanned) -> dict[str, Any]:
-        """Registers what a scan scanned: new skins are added, changed ones replace their name, and those of an earlier
-        scan that lie there no more are removed. Skins that were given by hand stay as they are."""
+        """Registers the skins of a scan: new ones are added, changed ones replaced, and those of an earlier scan that
+        are gone are removed. Skins that were named stay as they are."""
         names: dict[str, list[str]] = {"added": [], "replaced": [], "removed": []}
         problems = list(scanned.problems)
         cards_by_name: dict[str, Card] = {}
@@ -292,7 +292,7 @@ class Registry:
         return {**names, "registered": len(self._pooled), "problems": problems}
 
     def _register(self, card: Card) -> str | None:
-        """ "added" or "replaced", or None where nothing changes."""
+        """Returns "added", "replaced", or None where nothing changes."""
         existing = self.models.get(card.name)
         if isinstance(existing, ServedSkin) and existing.card.id == card.id:
             return None
@@ -323,7 +323,7 @@ class Registry:
         return served
 
     async def lease(self, model_request: ModelRequest) -> Lease:
-        """The model to use for one call, in memory. Waits for its turn where more are wanted than fit."""
+        """Leases a model for one call and loads it if need be; waits where more skins are in use than fit in memory."""
         name = model_request.name
         while True:
             served = self.lookup(name, model_request.caller)

@@ -1,4 +1,4 @@
-"""A served skin: one version of a name, in memory only while it is needed."""
+"""Serves skins: single ones, cascades and classical models, each loaded while calls need it."""
 
 from __future__ import annotations
 
@@ -64,13 +64,13 @@ _serial = itertools.count(1)
 
 
 class ServedSkin(Served):
-    """A skin. Its one input is the user message or the prompt; several inputs are a JSON object in its place.
+    """One version of a skin. Its input is the user message or the prompt; several inputs are sent as one JSON object.
 
-    Any other message is refused: the skin was judged with its prompt and an input alone. Sampling settings that a
-    request gives override the skin's own where it generates text, and mean nothing where it chooses a label.
+    Other messages are refused, because the skin was judged with its prompt and an input alone. Sampling settings of a
+    request override the skin's where it generates text, and have no effect where it chooses a label.
 
-    It is one version of a name: what it was made from is known by its id and never changes. Registered it is its card
-    alone; `load` reads its files and gives its weights to the engine, `unload` takes them away again.
+    Its content is identified by `card.id` and never changes. Until `load` only the card is in memory; `load` reads the
+    files and gives the weights to the engine, `unload` removes them.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ServedSkin(Served):
 
     @property
     def adapted_on(self) -> Engine | None:
-        """The engine that has to hold weights of its own for it, if one has."""
+        """The engine that holds this skin's adapter weights, if it has any."""
         return self.engine if ADAPTED & set(self.card.parts) else None
 
     # In memory or not; these block, and run in a thread
@@ -340,7 +340,7 @@ class ServedSkin(Served):
 
 
 class ServedCascade(ServedSkin):
-    """Two served skins under one name. In memory means both are; either can be on any of the server's engines."""
+    """A cascade: two served skins under one name, loaded together, each on any of the server's engines."""
 
     def __init__(self, card: Card, first: ServedSkin, second: ServedSkin, *, name: str | None = None) -> None:
         self.card, self.name = card, card.name if name is None else name
@@ -417,7 +417,7 @@ class ServedCascade(ServedSkin):
 
 
 class ServedClassical(ServedSkin):
-    """A bag-of-words model, which needs no base."""
+    """A classical (bag-of-words) model, which needs no base."""
 
     def __init__(self, source: Card | Skin, *, name: str | None = None) -> None:
         self.card = source if isinstance(source, Card) else card_of(source)
@@ -459,7 +459,7 @@ class ServedClassical(ServedSkin):
         return True
 
     def warm(self) -> None:
-        """There is nothing that its prompts share."""
+        """Does nothing: there is no prompt prefix to cache."""
 
     # Asking
 

@@ -1,5 +1,5 @@
-"""The outermost ASGI middleware: request ids, limits on heads, headers of replies, uncaught errors, the access log, and
-which origins and host names are accepted."""
+"""Outermost ASGI middleware: `AccessLog` sets request ids, checks heads, answers uncaught errors and writes the access
+log; `Origins` checks origins and host names on a server without keys."""
 
 from __future__ import annotations
 

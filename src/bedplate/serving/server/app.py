@@ -1,4 +1,9 @@
-"""Builds the FastAPI application and runs the server until it is told to stop."""
+"""Builds the server: its configuration, models, FastAPI application and OpenAPI document; `serve` runs it.
+
+1. `opened_server` makes the state with the skins that need no base, and returns the function that loads the bases.
+2. `create_app` adds the routes, middleware and metrics; `_services` are the background services beside them.
+3. `serve` binds the socket first, so that a wrong address fails before anything is loaded, and runs `Server`.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +88,13 @@ async def openapi(request: Request) -> Response:
 
 
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
-    """(method, path) → request model, of the routes whose body is JSON."""
+    """Maps (method, path) to the request model of each route with a JSON body."""
     models = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
     return {(method, route.path_format): model for route, model in models if model for method in route.methods or ()}
 
 
 def document(routers: Sequence[APIRouter]) -> Json:
-    """The document of all routes of these routers that are not pages."""
+    """Builds the OpenAPI document of these routers' routes, except pages."""
     routes, bodies = _listed(routers), request_bodies(routers)
     models = dict.fromkeys(bodies.values())
     references, schemas = models_json_schema([(m, "validation") for m in models], ref_template=REFERENCE)
@@ -269,7 +274,7 @@ def _served_bases(
 
 
 def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, directory: StateDirectory) -> ServerState:
-    """The state with the parts that every server has. UsageError for routes that cannot be."""
+    """Builds the state with the parts that every server has. UsageError for impossible routes."""
     state = ServerState(config, registry, guard)
     state.add(directory)
     state.add(ResponseStore(config.responses))
@@ -288,7 +293,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, dire
 
 
 def _whole(cards: Sequence[Card]) -> list[Card]:
-    """The cards, in a cascade's place those of its two skins, which say how their bases are to be held."""
+    """The cards with each cascade replaced by its two skins, which name the weights and kernels of their bases."""
     return [part for card in cards for part in (parts_of(card) or [card])]
 
 
@@ -373,7 +378,7 @@ def serve(
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Generator[socket.socket]:
-    """The bound socket, before a model is loaded for nothing."""
+    """Binds the socket. UsageError for an address that cannot be served on."""
     try:
         family, sock_type, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, sock_type, protocol)

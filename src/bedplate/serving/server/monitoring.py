@@ -1,4 +1,4 @@
-"""/health and /ready for probes, /metrics, the watchdog of the event loop, and OpenTelemetry's spans of model calls."""
+"""Serves /health, /ready and /metrics, watches the event loop for delays, and sends OpenTelemetry spans of calls."""
 
 from __future__ import annotations
 
@@ -73,11 +73,11 @@ log = logging.getLogger("bedplate.serving")
 
 BEAT_SECONDS = 0.05
 LATE_SECONDS = 0.25
-"""A beat that is later than this is written to the log, once for each."""
+"""A later beat is logged, once."""
 QUIET_SECONDS = 10.0
-"""After one that was written, others are only counted for so long."""
+"""For this long after a logged beat, further late ones are only counted."""
 NAMES = ("bedplate:event_loop_lag_seconds", "bedplate_event_loop_lag_seconds")
-"""The second is what earlier versions called it."""
+"""The second is the name in earlier versions."""
 _LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
@@ -97,7 +97,7 @@ class _Counter:
 
 
 class _Histogram:
-    """An observation may count more than once: the mean gap between a reply's tokens once for each gap."""
+    """A histogram whose observations have a count: a reply's mean gap between tokens is observed once per gap."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> None:
         self._name, self._text, self._bounds, self._labels = name, text, bounds, labels
@@ -118,7 +118,7 @@ class _Histogram:
 
 
 class Watchdog(Collector):
-    """Measures one server's event loop while that runs, and gives what it measured to /metrics."""
+    """Measures how late one server's event loop runs its timers, for the log and /metrics."""
 
     def __init__(self) -> None:
         self.lags = _Histogram(NAMES[0], "How late the server's event loop came to what was due.", _LAG_BOUNDS)
@@ -167,7 +167,7 @@ class Watchdog(Collector):
 
 
 def _stack_of(thread: int) -> str:
-    """Where a thread is now, outermost first, without the values that its variables have."""
+    """The thread's current stack, outermost frame first, without the values of variables."""
     frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage] (the documented way)
     if frame is None:
         return "(its thread has ended)"
@@ -197,7 +197,7 @@ async def metrics(request: Request) -> Response:
 
 
 class Metrics(Collector):
-    """What one application counts: an observer of its calls, a watcher of its requests."""
+    """The counters and histograms of one application, fed by its calls (`finished`) and requests (`watch`)."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
@@ -252,7 +252,7 @@ class Metrics(Collector):
         self._whole.observe(call.seconds, model)
 
     def unanswered(self, call: UnansweredCall) -> None:
-        """Counts what was computed for a call that was not answered."""
+        """Counts the tokens of a call that was not answered."""
         model = self._label(call.model)
         self._unanswered_prompt.add(model, amount=call.prompt_tokens)
         self._unanswered_generated.add(model, amount=call.completion_tokens)

@@ -1,4 +1,4 @@
-"""The uvicorn server: it answers probes while models load, drains when told to stop, and ends."""
+"""Runs uvicorn: loads models beside the event loop, drains running calls at the end, and bounds slow connections."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from bedplate.serving.schemas.strict_json import json_response
 HEAD_SECONDS = 20.0
 """How long a client may take to send a request's head."""
 UNREAD_SECONDS = 10.0
-"""How long it may go on sending a body that was answered unread. Closed at once, it would not see the answer."""
+"""How long a client may go on sending a body that was answered unread; closed at once, it would not see the answer."""
 TAKE_SECONDS = 60.0
-"""In this time, a client takes at least something of a reply that waits for it."""
+"""A client that reads nothing of a waiting reply for this long is disconnected."""
 _INCOMPLETE_BYTES = 64 * 1024
 """Largest part of a head, or of a chunk's line, that is read before it is whole, unless the server says otherwise."""
 MAX_CONNECTIONS = 4096
-"""At once, where the process may open so many files."""
+"""Most connections at once, where the process may open that many files."""
 OTHER_FILES = 512
-"""What the process may have open beside them."""
+"""Files that the process may have open besides connections."""
 FEW_CHUNKS, CHUNK_BYTES = 1000, 64
-"""A body comes in so many chunks of any size, and in more of so many bytes on average: each costs time."""
+"""A body in more than FEW_CHUNKS chunks must have CHUNK_BYTES per chunk on average: each chunk costs time."""
 
 
 def allow_connections() -> None:
@@ -58,7 +58,7 @@ def max_connections() -> int:
 
 
 class TimedConnection(H11Protocol):
-    """uvicorn's, for clients that do not end what they send, or do not take what they asked for, as well."""
+    """uvicorn's HTTP/1.1 connection with time limits for clients that never finish a request or never read a reply."""
 
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -78,8 +78,8 @@ class TimedConnection(H11Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
-        """Closes those that have waited longest for their client, a sixteenth of all at once: to look for them takes
-        its time. Where all others are being answered, it is this one that is closed."""
+        """Closes the connections that have been idle longest, a sixteenth of all at once because the search takes time.
+        Where all others are being answered, this one is closed."""
         peers = cast("set[TimedConnection]", self.connections - {self})
         waiting = sorted((peer for peer in peers if peer.waits), key=lambda peer: peer._since)
         for connection in waiting[: max(1, len(peers) // 16)] or [self]:
@@ -88,7 +88,7 @@ class TimedConnection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether it is its client's turn: no request has come, or not all of one, or it has been answered."""
+        """Whether the server waits for the client: no whole request has arrived since the last reply."""
         cycle: Any = self.cycle
         return cycle is None or cycle.response_complete or self.conn.their_state is h11.SEND_BODY
 
@@ -152,7 +152,7 @@ class TimedConnection(H11Protocol):
 
 
 class _ChunkLimitedConnection(h11.Connection):
-    """One that takes no body in crumbs."""
+    """Refuses bodies that come in too many small chunks."""
 
     _chunks = _bytes = 0
 
@@ -169,7 +169,7 @@ class _ChunkLimitedConnection(h11.Connection):
 
 
 class _ExchangeTransport(asyncio.Transport):
-    """A connection as one exchange sees it, which may close it when it has been answered."""
+    """The transport of one exchange, whose `close` leaves the reading side open while the client still sends."""
 
     def __init__(self, transport: asyncio.Transport, conn: h11.Connection) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")
 
 CLOSE_SECONDS = 5.0
-"""How long engines may take to end at the end. A step that hangs would keep the process for ever."""
+"""How long engines may take to close at shutdown; a step that hangs would keep the process for ever."""
 
 
 LoadBases = Callable[[], Callable[[], None]]
@@ -340,7 +340,7 @@ class Server(uvicorn.Server):
 
 
 class _Loader:
-    """Enters a context, and works on what it opened, in threads of their own, which nobody need wait for."""
+    """Enters a context and runs work on it, each in a daemon thread that shutdown does not wait for."""
 
     def __init__(self, context: AbstractContextManager[object]) -> None:
         self._context = context
@@ -348,7 +348,7 @@ class _Loader:
         self._works = self._entered = self._dropped = False
 
     async def run(self, work: Callable[[], T]) -> T:
-        """What `work` returns; the first work enters the context."""
+        """Returns what `work` returns; the first `work` enters the context."""
         self._works = True
         return await asyncio.wrap_future(in_daemon_thread(lambda: self._work_on(work), "bedplate-loading"))
 
@@ -381,7 +381,7 @@ class _Loader:
 
 @contextlib.contextmanager
 def _returning_on_sigterm() -> Generator[None]:
-    """uvicorn raises the signals it took again when it is done; of SIGTERM nothing more is wanted then."""
+    """Ignores the SIGTERM that uvicorn raises again when it is done, so that the process ends with its own status."""
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: None)
     except ValueError:  # not the main thread: signals are not this server's to take
