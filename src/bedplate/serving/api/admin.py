@@ -1,5 +1,5 @@
-"""/admin/skins loads, replaces and unloads skins while the server runs; /admin/routes reports on each route and its
-versions, and changes their weights. Both need an admin key on a server with keys.
+"""Routes of /admin/skins, which load, replace and unload skins while the server runs, and of /admin/routes, which
+report on routes and change the weights of their versions. On a server with keys both need an admin key.
 
 A skin is taken from the configured `skins_directory` only: nothing is uploaded, unpacked or fetched. It is read and
 verified whole before anything is registered. Replacing a name is one step: calls that began before end on the old

@@ -60,7 +60,7 @@ class FollowUpSteps(Protocol):
 @dataclass(frozen=True)
 class AnswerPlan:
     """The first step of an answer: one request per choice, in their order, to one answerer. followup: later steps, for
-    which the choices' inputs are needed. form: how to split texts into content, reasoning and calls; None: not at all."""
+    which the choices' inputs are needed. form: how texts split into content, reasoning and calls; None: not at all."""
 
     answerer: Answers
     requests: Sequence[Request]
