@@ -159,8 +159,8 @@ class Event:
 class EventStream(Response):
     """Sends events as they come, then `[DONE]` if `with_terminator`.
 
-    The reply starts with the first event, so that an error before it gets its own status. A later error becomes the last
-    event: the error object, named `error_name`.
+    The reply starts with the first event, so that an error before it gets its own status. A later error becomes the
+    last event: the error object, named `error_name`.
     """
 
     media_type = "text/event-stream"

@@ -42,7 +42,7 @@ class FinishedCall:
 
 @dataclass(frozen=True)
 class Exchange:
-    """A finished HTTP request, as watchers get it. path: as sent, percent-encoded. route: matching path template, or "".
+    """A finished HTTP request, as watchers get it. path: as sent, percent-encoded. route: the path template, or "".
     status: 499 where the client disconnected. began: Unix time. facts: fields that the route added."""
 
     id: str
