@@ -80,7 +80,7 @@ class Room:
             return predictor(TEXT)
 
     def bank(self) -> tuple[int, ...]:
-        return self.server.state.registry.engine.bank.slots
+        return self.server.state.registry.engines[0].bank.slots
 
     def settled(self, slots: int) -> bool:
         end = time.monotonic() + 5
@@ -102,7 +102,7 @@ def room_of(files, directory: Path, adapters: int = 4, **settings) -> Iterator[R
         running(state) as url,
         loaded_server(files.base, kernel=KERNEL) as reference_state,
     ):
-        alone = Predictor(reference_state.registry.engine, skins[0])
+        alone = Predictor(reference_state.registry.engines[0], skins[0])
         yield Room(Server(url, state, {}), shelf, skins[1], skins[0], alone)
 
 
@@ -386,13 +386,13 @@ def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
             for skin in skins:
                 assert room.answer(skin.name) == room.said_alone(skin)
         assert 0 < registry.prefixes.cached_bytes <= 80_000
-        assert 0 < len(registry.prefixes) < 8
+        assert 0 < len(registry.prefixes._cached) < 8
         for skin in skins:
             room.request("DELETE", f"/{skin.name}")
         end = time.monotonic() + 5
-        while len(registry.prefixes) and time.monotonic() < end:
+        while len(registry.prefixes._cached) and time.monotonic() < end:
             time.sleep(0.01)
-        assert (registry.prefixes.cached_bytes, len(registry.prefixes)) == (0, 0)
+        assert (registry.prefixes.cached_bytes, len(registry.prefixes._cached)) == (0, 0)
 
 
 def test_read_skins_keep_the_id_of_their_card(files):

@@ -63,8 +63,8 @@ def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
             ("int8", "native"),
         ]
         assert len({id(engine.base.model) for engine in registry.engines}) == 1
-        assert registry.models["tiny"].engine is registry.engine
-        assert registry.engine.weights == "bfloat16"  # the base's own name is for its own dtype
+        assert registry.models["tiny"].engine is registry.engines[0]
+        assert registry.engines[0].weights == "bfloat16"  # the base's own name is for its own dtype
         for path in skins:
             judged, engine = read_skin(path).evaluated_with, registry.models[path.name].engine
             assert (engine.weights, engine.kernel) == (judged.weights, judged.kernel)

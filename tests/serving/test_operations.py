@@ -188,7 +188,7 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
     with Running(config(files, grace_seconds=30, state=tmp_path)) as run:
         server = Server(run.url, run.states[0], {})
         with send(server, {**ENDLESS, "stream": True, "max_tokens": 60}) as connection:
-            wait_until(lambda: run.states[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             run.stop()
             assert status(run.url, "/ready") == (503, "stopping")
             assert status(run.url, "/health") == (200, "stopping")
@@ -203,7 +203,7 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
 def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=0.5, state=tmp_path)) as run:
         with send(Server(run.url, run.states[0], {}), {**ENDLESS, "stream": True}) as connection:
-            wait_until(lambda: run.states[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             began = time.monotonic()
             run.stop()
             received = everything(connection)
@@ -216,7 +216,7 @@ def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signa
 def test_a_second_signal_ends_it_at_once(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=60, state=tmp_path)) as run:
         with send(Server(run.url, run.states[0], {}), {**ENDLESS, "stream": True}) as connection:
-            wait_until(lambda: run.states[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             began = time.monotonic()
             run.stop()
             time.sleep(0.2)

@@ -113,9 +113,9 @@ def test_what_is_told_of_prompts_is_bounded_before_it_is_computed(target, monkey
     """Two bytes of a request ask for as much as two thousand bytes of memory hold."""
     monkeypatch.setattr(openai, "MAX_PROMPT_LOGPROBS", 1000)
     computed: list[Any] = []
-    submit = type(target.state.registry.engine).submit
+    submit = type(target.state.registry.engines[0]).submit
     monkeypatch.setattr(
-        type(target.state.registry.engine), "submit", lambda *args: computed.append(args) or submit(*args)
+        type(target.state.registry.engines[0]), "submit", lambda *args: computed.append(args) or submit(*args)
     )
     body = {"model": "tiny", "prompt": [[7] * 25] * 2, "max_tokens": 1, **logprob_fields}
     assert target.post("/v1/completions", json=body, headers=head("us")).status_code == 200

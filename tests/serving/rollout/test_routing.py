@@ -434,7 +434,7 @@ def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
         first = post_chat(server, **fields)
         assert first.status_code == 200
         end = time.monotonic() + 5
-        while state.registry.engine.running == 0:  # the copy
+        while state.registry.engines[0].running == 0:  # the copy
             assert time.monotonic() < end
             time.sleep(0.002)
         clients = [

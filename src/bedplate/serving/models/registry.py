@@ -141,10 +141,6 @@ class Registry:
         self.engines = engines
         self.adapters = {engine: ResidentPool(self._adapters_per_engine) for engine in engines}
 
-    @property
-    def engine(self) -> Engine:
-        return self.engines[0]
-
     # Names
 
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:

@@ -266,9 +266,6 @@ class SkinPrefixes:
         self._lock = threading.Lock()
         self._pinning = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._cached)
-
     def used(self, owner: object) -> bool:
         """Whether the owner's prefix is cached (or it has none to cache). Marks it as used."""
         with self._lock:
