@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bedplate.inference.engine.scheduler import MOST_OVERTAKEN, Admission, Scheduler, weigh
+from bedplate.inference.engine.scheduler import MAX_OVERTAKEN, Admission, Scheduler, weigh
 from bedplate.inference.engine.step_budget import MIN_TOKENS
 
 
@@ -191,7 +191,7 @@ def test_an_adapter_that_the_cap_keeps_out_is_let_in_in_the_end() -> None:
     house.step()
     capped = Fake("other", 0, 10, adapter="y")
     scheduler.add("other", capped)
-    for _ in range(MOST_OVERTAKEN + 10):
+    for _ in range(MAX_OVERTAKEN + 10):
         house.step()
     assert capped.cost == 0
 

@@ -17,7 +17,7 @@ from tests.attacks.conftest import attacked, head
 from tests.serving.conftest import Files
 
 from bedplate.serving.request import preparation as module
-from bedplate.serving.request.preparation import MOST_BEGUN, PART, REFUSED, SECONDS, TIMES, Door, Pacing
+from bedplate.serving.request.preparation import MAX_BEGUN_PER_ROUND, PART, REFUSED, SECONDS, TIMES, Door, Pacing
 from bedplate.serving.schemas.http_errors import LimitError
 
 
@@ -164,7 +164,7 @@ def test_a_metered_call_is_cancelled_and_fails_like_any_other() -> None:
 def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MOST_IN_LINE", 3)
+    monkeypatch.setattr(module, "MAX_QUEUED_CALLS", 3)
     clocks, order = Clocks(), list[int]()
     pacing = clocks.pacing()
     pacing.spent("them", 2.0)
@@ -245,12 +245,12 @@ def test_requests_that_come_at_once_begin_a_few_in_a_round_of_the_loop_and_calle
             before = len(begun)
             await asyncio.sleep(0)
             rounds += 1
-            assert len(begun) - before <= MOST_BEGUN
+            assert len(begun) - before <= MAX_BEGUN_PER_ROUND
 
     asyncio.run(run())
     assert begun.count("them") == 399
-    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 4 * MOST_BEGUN
-    assert rounds <= len(begun) / MOST_BEGUN + 10
+    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 4 * MAX_BEGUN_PER_ROUND
+    assert rounds <= len(begun) / MAX_BEGUN_PER_ROUND + 10
 
 
 def test_probes_wait_for_no_requests(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

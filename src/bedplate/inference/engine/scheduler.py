@@ -32,7 +32,7 @@ __all__ = ["Admission", "Admit", "Queue", "Scheduler", "Stream", "weigh"]
 # How far into a queue a step looks for requests that need not wait for a neighbour's prefix.
 LOOKAHEAD = 32
 # How many requests may start ahead of one that the adapter cap keeps out, before the others wait for it.
-MOST_OVERTAKEN = 32
+MAX_OVERTAKEN = 32
 MAX_START_TAGS = 1024
 """Number of tenants beyond which the start tags of those without requests are dropped."""
 
@@ -217,7 +217,7 @@ class Scheduler(Generic[I_]):
         return taken
 
     def _admit(self, queue: Queue[I_], request: I_, admit: Admit[I_]) -> Admission:
-        held_up = next((q for q in self._queues.values() if q.overtaken >= MOST_OVERTAKEN and q is not queue), None)
+        held_up = next((q for q in self._queues.values() if q.overtaken >= MAX_OVERTAKEN and q is not queue), None)
         if held_up is not None:
             return Admission.FULL
         answer = admit(request)

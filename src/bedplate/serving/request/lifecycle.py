@@ -29,7 +29,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from bedplate.core.errors import DeadlineError, RequestError
-from bedplate.inference.engine.requests import LookedUp, LookupContext, Step
+from bedplate.inference.engine.requests import LookupContext, Retrieval, Step
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.callers.caller_guard import AdmittedCall, Caller
 from bedplate.serving.models.registry import Lease, ModelRequest
@@ -475,11 +475,11 @@ def spent_on(streams: Sequence[Stream]) -> tuple[int, int, float]:
     """Prompt tokens, tokens of the answers, and seconds of compute. The choices of one prompt are the same request
     again and count it once; what failed by the server's own fault counts nothing."""
     prompt = completion = 0
-    seconds, lookups = 0.0, dict[int, LookedUp]()
+    seconds, lookups = 0.0, dict[int, Retrieval]()
     for _, group in groupby(streams, lambda stream: stream.request.tokens):
         choices = [c for c in group if c.failure is None or isinstance(c.failure, RequestError | DeadlineError)]
         prompt += max((choice.spent.usage.prompt_tokens for choice in choices), default=0)
         completion += sum(choice.spent.usage.completion_tokens for choice in choices)
         seconds += sum(choice.spent.compute for choice in choices)
-        lookups |= {id(lookup): lookup for choice in choices if (lookup := choice.request.looked_up) is not None}
-    return prompt, completion, seconds + sum(looked_up.compute for looked_up in lookups.values())
+        lookups |= {id(lookup): lookup for choice in choices if (lookup := choice.request.retrieval) is not None}
+    return prompt, completion, seconds + sum(retrieval.compute for retrieval in lookups.values())

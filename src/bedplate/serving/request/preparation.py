@@ -32,7 +32,7 @@ TIMES = 2.0
 """Nobody waits who has had at most so many times what the others have had on average."""
 REFUSED = 3.0
 """How often a call counts that came to nothing."""
-MOST_IN_LINE = 1024
+MAX_QUEUED_CALLS = 1024
 """Calls of one tenant that may wait for their turn."""
 SECONDS = 0.25
 """What was spent counts less and less: after so long, less by a factor of e. So long may a burst have the interpreter:
@@ -73,7 +73,7 @@ class Pacing:
     async def turn(self, tenant: str) -> float:
         """Returns the seconds paid ahead, when it is the tenant's turn. LimitError where too many of its calls wait."""
         line = self.lines.setdefault(tenant, _Line())
-        if line.calls >= MOST_IN_LINE:
+        if line.calls >= MAX_QUEUED_CALLS:
             raise LimitError("too many of your requests are waiting here; wait for some to be answered", 1.0)
         line.calls += 1
         try:
@@ -144,7 +144,7 @@ class Pacing:
         self._since = current_time
 
 
-MOST_BEGUN = 8
+MAX_BEGUN_PER_ROUND = 8
 """Requests that begin in one round of the event loop: each takes about a millisecond of it."""
 
 
@@ -162,7 +162,7 @@ class Door:
         loop = asyncio.get_running_loop()
         if not self._begun:
             loop.call_soon(self._open)
-        if self._begun < MOST_BEGUN and not self._waiting:
+        if self._begun < MAX_BEGUN_PER_ROUND and not self._waiting:
             self._begun += 1
             return
         turn = loop.create_future()
@@ -172,7 +172,7 @@ class Door:
     def _open(self) -> None:
         """Begins a new round."""
         self._begun = 0
-        while self._waiting and self._begun < MOST_BEGUN:
+        while self._waiting and self._begun < MAX_BEGUN_PER_ROUND:
             caller = next(iter(self._waiting))
             turns = self._waiting.pop(caller)
             turn = turns.popleft()

@@ -1,5 +1,5 @@
-"""The outermost ASGI middleware: request ids, limits on heads, headers of replies, uncaught errors, the access log, and
-which origins and host names are accepted."""
+"""Outermost ASGI middleware: `AccessLog` sets request ids, checks heads, answers uncaught errors and writes the access
+log; `Origins` checks origins and host names on a server without keys."""
 
 from __future__ import annotations
 
@@ -167,7 +167,7 @@ def write_line(exchange: Exchange) -> None:
 
 
 _RATES = [f"x-ratelimit-{part}-{of}" for part in ("limit", "remaining", "reset") for of in ("requests", "tokens")]
-EXPOSED = ("x-request-id", "retry-after", *_RATES)
+EXPOSED_HEADERS = ("x-request-id", "retry-after", *_RATES)
 """Headers of replies that pages of allowed origins may read."""
 
 
