@@ -250,7 +250,7 @@ def test_of_a_file_that_grows_the_rows_that_are_new_are_embedded_and_texts_of_ea
     house: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     skin, grown = house / "run/skins/always-no", [*rows(0, 90), *rows(3000, 30, "the delivery of {} came late")]
-    monkeypatch.setattr(monitor, "MOST_ROWS", 45)
+    monkeypatch.setattr(monitor, "MAX_EMBEDDED_ROWS", 45)
     looked(capsys, skin, write(tmp_path / "first.jsonl", grown[:90], "y"))
     samples: list[Sample] = []
 

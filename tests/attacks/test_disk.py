@@ -127,7 +127,7 @@ def test_batches_that_have_not_ended_are_so_many_at_most(store):
 
 
 def test_batches_that_have_ended_are_not_remembered_for_ever(store, monkeypatch):
-    monkeypatch.setattr(batch_store, "MOST_ENDED", 5)
+    monkeypatch.setattr(batch_store, "MAX_ENDED_BATCHES", 5)
     open_batches = [batch(store) for _ in range(2)]
     for _ in range(20):
         store.fail(batch(store), [{"message": "m" * 1000}])

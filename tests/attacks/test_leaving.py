@@ -31,7 +31,7 @@ class FirstStep:
 
     def __init__(self, server: Server) -> None:
         self.begun, self.go = threading.Event(), threading.Event()
-        self.steps: Any = server.state.registry.engine._steps
+        self.steps: Any = server.state.registry.engines[0]._steps
         self.steps._scheduler.budget = STEP
         self.steps._on_step = self._block_step
 
@@ -65,7 +65,7 @@ def test_what_was_read_of_a_prompt_is_paid_for(files: Files, tmp_path: Path, dep
         connection = send(server, LONG, head + late)
         assert first.begun.wait(20)
         waiting = send(server, LONG, head)  # of this nothing is computed
-        wait_until(lambda: server.state.registry.engine.waiting == 1)
+        wait_until(lambda: server.state.registry.engines[0].waiting == 1)
         if departure == "left":
             connection.close()
             wait_until(lambda: len(first.steps._cancelled) == 1)

@@ -74,7 +74,7 @@ def server(files: Files) -> Iterator[Server]:
     ):
         skins = {path.name: read_skin(path) for path in files.skins}
         predictors = {
-            name: Predictor(reference_state.registry.engine, skin)
+            name: Predictor(reference_state.registry.engines[0], skin)
             if skin.classical is None
             else ClassicalPredictor(skin)
             for name, skin in skins.items()

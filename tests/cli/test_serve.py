@@ -62,12 +62,12 @@ def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, ca
     for weights in ("bfloat16", "int8", "int4"):
         assert run(capsys, bases[0], "--weights", weights, "--kernel", "native")[0] == 0
         with loaded_server(served_configs.pop()) as state:
-            assert (state.registry.engine.weights, state.registry.engine.kernel) == (weights, "native")
+            assert (state.registry.engines[0].weights, state.registry.engines[0].kernel) == (weights, "native")
     # Quantised weights are made from bfloat16, whatever the base is stored in.
     float32_base = write_tiny_base(tmp_path / "wide", dtype=torch.float32, **BASE_SIZES)
     assert run(capsys, float32_base, "--weights", "int4")[0] == 0
     with loaded_server(served_configs.pop()) as state:
-        assert (state.registry.engine.weights, state.registry.engine.base.dtype) == ("int4", torch.bfloat16)
+        assert (state.registry.engines[0].weights, state.registry.engines[0].base.dtype) == ("int4", torch.bfloat16)
     # Without skins the default is the measured fastest way of those that keep what the checkpoint stores.
     export_gguf(load_base(bases[0]), tmp_path / "x.gguf", "q8_0")
     costs = {"int8": 1.0, "bfloat16": 2.0, "float32": 3.0}
@@ -81,14 +81,14 @@ def test_weights_and_kernel_reach_the_engine(bases, served_configs, tmp_path, ca
     for options, weights in (((), "int8"), (("--weights", "fastest"), "int8"), (("--dtype", "float32"), "float32")):
         assert run(capsys, tmp_path / "x.gguf", *options)[0] == 0
         with loaded_server(served_configs.pop()) as state:
-            assert state.registry.engine.weights == weights
+            assert state.registry.engines[0].weights == weights
     code, error = run(capsys, bases[0], "--weights", "fastest", "--kernel", "torch")
     assert (code, error.splitlines()[-1].startswith("error: weights: fastest measures")) == (2, True)
     with pytest.raises(UsageError, match=r"port: .*65535"):
         server_config(bases[0], port=70_000)
     assert run(capsys, bases[0], "--kernel", "torch")[0] == 0
     with loaded_server(served_configs.pop()) as state:
-        assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
+        assert (state.registry.engines[0].weights, state.registry.engines[0].kernel) == ("bfloat16", "torch")
 
 
 def test_the_first_line_names_models_routes_and_whether_keys_are_asked_for(tmp_path, capsys):
@@ -128,13 +128,13 @@ def test_skins_judged_otherwise_are_served_with_these_weights_only_where_allowed
     )
     assert run(capsys, bases[0])[0] == 0
     with loaded_server(served_configs.pop(), [skin]) as state:
-        assert (state.registry.engine.weights, state.registry.engine.kernel) == ("bfloat16", "torch")
+        assert (state.registry.engines[0].weights, state.registry.engines[0].kernel) == ("bfloat16", "torch")
     assert run(capsys, bases[0], "--weights", "int4")[0] == 0
     with pytest.raises(SkinError, match="judged with bfloat16"), loaded_server(served_configs.pop(), [skin]):
         pass
     assert run(capsys, bases[0], "--weights", "int4", "--allow-other-weights")[0] == 0
     with loaded_server(served_configs.pop(), [skin]) as state:
-        assert (state.registry.engine.weights, state.registry.engine.kernel) == ("int4", "native")
+        assert (state.registry.engines[0].weights, state.registry.engines[0].kernel) == ("int4", "native")
 
 
 def test_several_bases_answer_under_their_names(bases, tmp_path):

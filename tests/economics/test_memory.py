@@ -32,7 +32,7 @@ from bedplate.models.specs.parts import SharedKeys
 from bedplate.models.specs.presets import PRESETS
 from bedplate.models.specs.split import Recompute
 from bedplate.models.specs.transformer import Experts, FullAttention
-from bedplate.training.optimizers import kinds_of
+from bedplate.training.optimizers import classify_parameters
 
 
 def spec_of(name: str) -> TransformerSpec:
@@ -228,7 +228,7 @@ def test_muon_moves_the_matrices_that_are_counted(name: str) -> None:
     overrides = {"prediction_modules": 1} if name == "deepseek-v2-lite" else {}
     spec = spec_of(name).with_(**overrides)
     model = build(spec, device="meta")
-    categories = kinds_of(model.modules())
+    categories = classify_parameters(model.modules())
     turned = sum(p.numel() for p in model.parameters() if categories.get(id(p)) == "matrix")
     adamw_count = sum(p.numel() for p in model.parameters()) - turned
     assert optimizer_bytes(spec, "muon", master=False) == 4 * turned + 8 * adamw_count

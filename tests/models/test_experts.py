@@ -82,7 +82,7 @@ def test_products_of_torch_agree_with_the_loop_where_they_work(
     torch.manual_seed(0)
     works = torch_product_works(torch.device("cpu"), dtype)
     assert works or dtype == torch.float64, "torch has grouped products of this dtype"
-    monkeypatch.setattr(grouped, "by_torch", lambda _: works)
+    monkeypatch.setattr(grouped, "uses_grouped_mm", lambda _: works)
     x, weight = torch.randn(20, sizes[1], dtype=dtype, requires_grad=True), torch.randn(4, *sizes, dtype=dtype)
     weight.requires_grad_()
     segments = Segments(torch.tensor([3, 0, 10, 7]))

@@ -85,7 +85,7 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     shard.write_bytes(bytes([written[0] ^ 1]) + written[1:])  # an id of the vocabulary still
     with pytest.raises(DataError, match=f"{shard.name} is not what was written: its sha256 is"):
         pretrain(run, tmp_path / "out")
-    monkeypatch.setattr(data, "MOST_HASHED", 0)
+    monkeypatch.setattr(data, "MAX_HASHED_BYTES", 0)
     shard.write_bytes(written[:-2])
     with pytest.raises(DataError, match="is short"):
         pretrain(run, tmp_path / "out")

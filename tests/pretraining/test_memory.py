@@ -20,7 +20,7 @@ from bedplate.text.tokenizer import Tokenizer
 from bedplate.training.config import TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.objective import CorruptedSource, Corrupting, CorruptionVocabulary
-from bedplate.training.optimizers import Optimization, kinds_of
+from bedplate.training.optimizers import Optimization, classify_parameters
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.sources import DocumentSource
 
@@ -160,7 +160,7 @@ def test_states_are_what_the_optimizer_holds(model: dict[str, Any], name: str, t
     byte_counts = device_bytes(run, spec, sizes_of(run, spec, None), "float32", SINGLE_DEVICE, on_cpu=True)
     built = new_model(spec, 0)
     config = TrainConfig(optimizer=run.optimizer.name, ema=0.9)
-    optimization = Optimization(built.named_parameters(), config, parameter_roles=kinds_of(built.modules()))
+    optimization = Optimization(built.named_parameters(), config, parameter_roles=classify_parameters(built.modules()))
     tensor_bytes = {
         n: t.numel() * t.element_size() for n, t in optimization.tensors().items() if not n.startswith("step/")
     }

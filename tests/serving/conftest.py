@@ -59,7 +59,7 @@ class Server:
     @property
     def tokenizer(self) -> Tokenizer:
         """The main base's."""
-        return self.state.registry.engine.base.need_tokenizer()
+        return self.state.registry.engines[0].base.need_tokenizer()
 
     def request(self, method: str, path: str, **request: Any) -> httpx.Response:
         with httpx.Client(trust_env=False, timeout=30, verify=False) as client:  # reads no certificates
@@ -76,7 +76,7 @@ class Server:
         """Whether the engine comes to rest: no running rows, nothing waiting."""
         end = time.monotonic() + seconds
         while time.monotonic() < end:
-            if not self.state.registry.engine.running and not self.state.registry.engine.waiting:
+            if not self.state.registry.engines[0].running and not self.state.registry.engines[0].waiting:
                 return True
             time.sleep(0.01)
         return False
@@ -195,7 +195,7 @@ def server(files: Files, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     ):
         read = {path.name: read_skin(path) for path in files.skins}
         predictors = {
-            name: Predictor(reference_state.registry.engine, skin)
+            name: Predictor(reference_state.registry.engines[0], skin)
             if skin.classical is None
             else ClassicalPredictor(skin)
             for name, skin in read.items()

@@ -80,7 +80,7 @@ class Room:
             return predictor(TEXT)
 
     def bank(self) -> tuple[int, ...]:
-        return self.server.state.registry.engine.bank.slots
+        return self.server.state.registry.engines[0].bank.slots
 
     def settled(self, slots: int) -> bool:
         end = time.monotonic() + 5
@@ -102,7 +102,7 @@ def room_of(files, directory: Path, adapters: int = 4, **settings) -> Iterator[R
         running(state) as url,
         loaded_server(files.base, kernel=KERNEL) as reference_state,
     ):
-        alone = Predictor(reference_state.registry.engine, skins[0])
+        alone = Predictor(reference_state.registry.engines[0], skins[0])
         yield Room(Server(url, state, {}), shelf, skins[1], skins[0], alone)
 
 
@@ -386,13 +386,13 @@ def test_prompt_beginnings_are_kept_within_their_bytes(files, tmp_path):
             for skin in skins:
                 assert room.answer(skin.name) == room.said_alone(skin)
         assert 0 < registry.prefixes.cached_bytes <= 80_000
-        assert 0 < len(registry.prefixes) < 8
+        assert 0 < len(registry.prefixes._cached) < 8
         for skin in skins:
             room.request("DELETE", f"/{skin.name}")
         end = time.monotonic() + 5
-        while len(registry.prefixes) and time.monotonic() < end:
+        while len(registry.prefixes._cached) and time.monotonic() < end:
             time.sleep(0.01)
-        assert (registry.prefixes.cached_bytes, len(registry.prefixes)) == (0, 0)
+        assert (registry.prefixes.cached_bytes, len(registry.prefixes._cached)) == (0, 0)
 
 
 def test_read_skins_keep_the_id_of_their_card(files):
@@ -410,18 +410,18 @@ def test_waiting_for_a_skin_ends_with_the_deadline_and_with_the_client(room, mon
     for seed, name in enumerate(("slow", "quick")):
         room.write(variant(room.tuned, seed, name))
     room.request("POST", "/scan")
-    guest = room.server.state.registry.guest("slow")
+    pooled = room.server.state.registry.pooled("slow")
     body = {"model": "slow", "messages": [{"role": "user", "content": TEXT}]}
     reply = room.server.post("/v1/chat/completions", json=body, headers={"x-request-timeout-seconds": "0.3"})
     assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
     with pytest.raises(httpx.ReadTimeout), httpx.Client(trust_env=False, timeout=0.3) as client:
         client.post(f"{room.server.url}/v1/chat/completions", json=body)
     end = time.monotonic() + 5
-    while guest.waiters and time.monotonic() < end:
+    while pooled.waiters and time.monotonic() < end:
         time.sleep(0.01)
-    assert not guest.waiters
+    assert not pooled.waiters
     assert room.chat("quick").status_code == 200
-    assert guest.state is Residency.LOADING
+    assert pooled.state is Residency.LOADING
     open_.set()
     assert room.chat("slow").status_code == 200
 

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from bedplate.core.errors import RequestError
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.requests import Generate, Generation, Request, Result, Step, Stream, Usage
 from bedplate.serving.models.served import Answer, AnswerPlan, Served
 from bedplate.serving.server.app import loaded_server
@@ -37,8 +37,8 @@ class Shouter:
     def tokenize(self, text: str) -> list[int]:
         return list(map(ord, text))
 
-    def describe(self) -> Facts:
-        return Facts("shouter", frozenset(["generate"]), 1000)
+    def describe(self) -> ModelDescription:
+        return ModelDescription("shouter", frozenset(["generate"]), 1000)
 
 
 class ServedShouter(Served):

@@ -608,7 +608,7 @@ def test_clients_go_first(files, tmp_path, monkeypatch):
     config = server_config(files.base, state=tmp_path, max_rows=3, batches=BatchesConfig(in_flight=2))
     with loaded_server(config) as state, running(state) as url:
         server = Server(url, state, {})
-        engine, row_counts = state.registry.engine, []
+        engine, row_counts = state.registry.engines[0], []
         file = upload(server.client, *(line(f"r{i}", max_tokens=10) for i in range(25)))
         id_ = server.client.batches.create(input_file_id=file.id, endpoint=CHAT, completion_window="24h").id
         wait_for(lambda: engine.running > 0)

@@ -71,7 +71,7 @@ def test_they_answer_as_when_they_are_called(files: Files, directories: list[Pat
 
 def test_what_is_unloaded_leaves_nothing_in_the_engine(files: Files, directories: list[Path]) -> None:
     with loaded_server(server_config(files.base), directories) as state:
-        engine = state.registry.engine
+        engine = state.registry.engines[0]
         assert engine.bank is not None
         before = (engine.stats().adapters, engine.bank.slots)
         for directory in directories:

@@ -63,8 +63,8 @@ def test_each_skin_answers_as_it_was_judged_on_one_module(mixed, caplog):
             ("int8", "native"),
         ]
         assert len({id(engine.base.model) for engine in registry.engines}) == 1
-        assert registry.models["tiny"].engine is registry.engine
-        assert registry.engine.weights == "bfloat16"  # the base's own name is for its own dtype
+        assert registry.models["tiny"].engine is registry.engines[0]
+        assert registry.engines[0].weights == "bfloat16"  # the base's own name is for its own dtype
         for path in skins:
             judged, engine = read_skin(path).evaluated_with, registry.models[path.name].engine
             assert (engine.weights, engine.kernel) == (judged.weights, judged.kernel)
@@ -134,7 +134,7 @@ def test_skins_that_lie_in_the_directory_find_their_engines_and_stop_nobody(mixe
     with loaded_server(config) as state:
         assert [engine.weights for engine in state.registry.engines] == ["bfloat16"]
         assert "in-int4" not in state.registry.models
-    assert "tiny is not held with int4 weights: no room for it" in caplog.messages
+    assert "tiny is not served with int4 weights: no room for it" in caplog.messages
     with pytest.raises(UsageError, match="no room"), loaded_server(directory, skins[:2]):  # given by hand: it must be
         pass
 

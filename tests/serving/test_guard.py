@@ -11,15 +11,16 @@ import sqlite3
 import stat
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.serving.conformance.test_classical import words
 
 from bedplate.cli.main import main
 from bedplate.core.endpoint_spec import is_loopback
@@ -36,9 +37,8 @@ from bedplate.serving.callers.api_keys import (
     read_keys,
 )
 from bedplate.serving.callers.caller_guard import Caller, CallerGuard, KeyWindows, Spending, SpendLedger, guard_for
-from bedplate.serving.durable.state_directory import StateDirectory
 from bedplate.serving.schemas.http_errors import LimitError, StatusError
-from bedplate.serving.server.app import assembled, loaded_server
+from bedplate.serving.server.app import loaded_server
 from bedplate.serving.settings.server_config import BaseConfig, PriceConfig, RouteConfig, ServerConfig
 
 START = datetime(2026, 11, 24, 12, tzinfo=UTC)
@@ -330,6 +330,21 @@ def test_what_was_spent_survives_a_restart_and_ends_with_its_period(tmp_path, mo
     reopened.close()
 
 
+def test_calls_that_end_at_about_the_same_time_are_written_together(tmp_path, monkeypatch):
+    """Each had a transaction, which took the interpreter longer than the call's tokens did."""
+    ledger = SpendLedger(tmp_path / "spent.sqlite")
+    connect, connections = ledger._connect, []
+    monkeypatch.setattr(ledger, "_connect", lambda: connections.append(1) or connect())
+    for _ in range(100):
+        ledger.add("key", 1, 0.0)
+        time.sleep(0.001)
+    ledger.close()
+    assert len(connections) <= 10
+    reopened = SpendLedger(tmp_path / "spent.sqlite")
+    assert reopened.spent("key")[0].tokens == 100
+    reopened.close()
+
+
 def test_two_ledgers_on_one_file_add_up(tmp_path):
     path = tmp_path / "spending.sqlite"
     ledgers = [SpendLedger(path) for _ in range(2)]
@@ -345,10 +360,10 @@ def test_two_ledgers_on_one_file_add_up(tmp_path):
 
 def test_a_server_that_takes_over_quotas_knows_what_was_spent_until_then(tmp_path):
     first, second = (SpendLedger(tmp_path / "spending.sqlite") for _ in range(2))
-    first.hold()
+    first.acquire()
     first.add("a", 100, 0.5)
     first.close()
-    second.hold()
+    second.acquire()
     assert second.spent("a")[1] == Spending(100, 0.5)
     second.add("a", 1, 0.25)
     second.close()
@@ -393,22 +408,19 @@ def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
 
 
 def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
-    """When the server has loaded its models, and whenever the file is read again; `assembled` is what it calls."""
+    """When the server has loaded its models, and whenever the file is read again."""
     (right, _), (wrong, secret), (disabled, _) = (
         make_key(models=("tiny", "a-route")),
         make_key(),
         make_key(disabled=True),
     )
     path = write(tmp_path / "keys.yaml", right, wrong, disabled.model_copy(update={"models": ("tiny-old",)}))
-    registry, routes = SimpleNamespace(models={"tiny": None}), {"a-route": RouteConfig(versions={"tiny": 1.0})}
-    served = config(keys=path, state=tmp_path, routes=routes)
-    guard = guard_for(served)
-    assembled(served, registry, guard, StateDirectory(served))  # type: ignore[arg-type]
-    assert not caplog.messages
-    write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
-    asyncio.run(guard.refresh())
-    assert guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
-    guard.close()
+    settings = ServerConfig(keys=path, state=tmp_path, routes={"a-route": RouteConfig(versions={"tiny": 1.0})})
+    with loaded_server(settings, [words("tiny")]) as state:
+        assert not caplog.messages
+        write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
+        asyncio.run(state.guard.refresh())
+        assert state.guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
     prefix = f"the key {wrong.id} names the model"
     assert caplog.messages == [
         f"{prefix} 'tinny', which is not served; did you mean 'tiny'?",
@@ -533,9 +545,9 @@ def test_a_key_needs_no_catalogue(tmp_path, isolated_home, capsys):
 
 
 def test_all_stands_alone_and_names_of_the_catalogue_are_not_warned_of(tmp_path, isolated_home, capsys):
-    for words, message in ((("all", "a"), "stands alone"), ((",",), "no name")):
+    for names, message in ((("all", "a"), "stands alone"), ((",",), "no name")):
         with pytest.raises(SystemExit) as stop:
-            main(["keys", "create", "shop", *words, "--file", str(tmp_path / "keys.yaml")])
+            main(["keys", "create", "shop", *names, "--file", str(tmp_path / "keys.yaml")])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
     assert not (tmp_path / "keys.yaml").exists()

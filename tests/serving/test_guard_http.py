@@ -217,7 +217,7 @@ def test_calls_at_once_and_what_a_client_that_leaves_pays(files, tmp_path, slow_
     with guarded(files, tmp_path, key, price=PriceConfig(usd_per_hour=3600, as_of="2026-11-24")) as server:
         head = f"authorization: Bearer {secret}\r\n"
         connection = send(server, {**ENDLESS, "stream": True}, head)
-        wait_until(lambda: server.state.registry.engine.running == 1)
+        wait_until(lambda: server.state.registry.engines[0].running == 1)
         refused(post_chat(server, secret), 429, "rate_limit_exceeded")
         time.sleep(0.3)
         connection.close()

@@ -63,7 +63,7 @@ def wait_until(condition, seconds: float = 5.0) -> None:
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_rows_at_once(server, slow_steps, stream):
-    engine = server.state.registry.engine
+    engine = server.state.registry.engines[0]
     with send(server, {**ENDLESS, "stream": stream, "n": 3}) as connection:
         wait_until(lambda: engine.running == 3)
         received = b""
@@ -77,12 +77,12 @@ def test_a_client_that_leaves_the_queue_is_dropped(files, slow_steps):
     with loaded_server(files.base, max_rows=1) as state, running(state) as url:
         server = Server(url, state, {})
         running_one = send(server, ENDLESS)
-        wait_until(lambda: state.registry.engine.running == 1)
+        wait_until(lambda: state.registry.engines[0].running == 1)
         waiting = send(server, ENDLESS)
-        wait_until(lambda: state.registry.engine.waiting == 1)
+        wait_until(lambda: state.registry.engines[0].waiting == 1)
         waiting.close()
-        wait_until(lambda: state.registry.engine.waiting == 0, 1.0)
-        assert state.registry.engine.running == 1
+        wait_until(lambda: state.registry.engines[0].waiting == 0, 1.0)
+        assert state.registry.engines[0].running == 1
         running_one.close()
         assert server.idle(1.0)
 
@@ -206,9 +206,9 @@ def test_a_full_queue_is_429_with_retry_after(files, slow_steps):
     with loaded_server(files.base, max_rows=1, max_waiting=2) as state, running(state) as url:
         server = Server(url, state, {})
         connections = [send(server, ENDLESS)]
-        wait_until(lambda: state.registry.engine.running == 1)
+        wait_until(lambda: state.registry.engines[0].running == 1)
         connections += [send(server, ENDLESS), send(server, ENDLESS)]
-        wait_until(lambda: state.registry.engine.waiting == 2)
+        wait_until(lambda: state.registry.engines[0].waiting == 2)
         for stream in (False, True):
             response = server.chat(stream=stream)
             check(response, 429, code="queue_full")
@@ -275,7 +275,7 @@ def test_health(files):
     with loaded_server(files.base) as state, running(state) as url:
         response = get(f"{url}/health")
         assert (response.status_code, response.json()) == (200, {"status": "ok"})
-        state.registry.engine.close()
+        state.registry.engines[0].close()
         response = get(f"{url}/health")
         assert (response.status_code, response.json()) == (503, {"status": "failed"})
 
@@ -298,7 +298,7 @@ def test_requests_that_outlast_the_grace_are_told(files, slow_steps, stream, cap
     with loaded_server(files.base) as state:
         with running(state, grace=1) as url:
             connection = send(Server(url, state, {}), {**ENDLESS, "stream": stream})
-            wait_until(lambda: state.registry.engine.running == 1)
+            wait_until(lambda: state.registry.engines[0].running == 1)
             time.sleep(0.1)
         with connection:
             received = everything(connection)
@@ -312,7 +312,7 @@ def test_requests_within_the_grace_are_finished(files):
     with loaded_server(files.base) as state:
         with running(state, grace=20) as url:
             connection = send(Server(url, state, {}), {**ENDLESS, "stream": True, "max_tokens": 100})
-            wait_until(lambda: state.registry.engine.running == 1)
+            wait_until(lambda: state.registry.engines[0].running == 1)
         with connection:
             assert b"[DONE]" in everything(connection)
 

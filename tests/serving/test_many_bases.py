@@ -99,17 +99,17 @@ def test_lookups_are_made_in_the_callers_name_and_end_with_the_call(files, looki
         for request in (*queued[main], *queued[embedder]):
             assert request.tenant == "acme"
             assert request.deadline is not None
-        guest = state.registry.guest(knn.name)
+        pooled = state.registry.pooled(knn.name)
         with embedder.exclusive():  # it is busy for longer than anybody waits
             reply = server.post("/v1/classify", json={"model": knn.name, "input": "x"}, headers={TIMEOUT_HEADER: "0.3"})
             assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
-            assert guest.holders == 0
+            assert pooled.use_count == 0
             with pytest.raises(httpx.ReadTimeout), httpx.Client(trust_env=False, timeout=0.3) as client:
                 client.post(f"{url}/v1/classify", json={"model": knn.name, "input": "x"})
             end = time.monotonic() + 5
-            while guest.holders and time.monotonic() < end:
+            while pooled.use_count and time.monotonic() < end:
                 time.sleep(0.01)
-            assert guest.holders == 0
+            assert pooled.use_count == 0
         assert server.chat(model=knn.name).status_code == 200
 
 

@@ -58,7 +58,7 @@ def expected(files, skins) -> Iterator[dict[tuple[str, str], str]]:
     with loaded_server(files.base, kernel=KERNEL) as state:
         answers: dict[tuple[str, str], str] = {}
         for skin in skins[1]:
-            with Predictor(state.registry.engine, skin) as predictor:
+            with Predictor(state.registry.engines[0], skin) as predictor:
                 answers |= {(skin.name, text): predictor(text) for text in TEXTS}
         yield answers
 
@@ -70,7 +70,7 @@ def test_each_of_many_skins_answers_as_it_does_alone(files, skins, expected, pla
     config = server_config(files.base, adapters=places, skins_directory=skins[0], max_waiting=512)
     with loaded_server(config) as state, running(state) as url:
         assert len(state.registry.models) == 1 + len(skins[1])
-        assert state.registry.engine.bank.slots == ()
+        assert state.registry.engines[0].bank.slots == ()
 
         async def everything() -> dict[tuple[str, str], str]:
             limits = httpx.Limits(max_connections=64)
@@ -87,7 +87,7 @@ def test_each_of_many_skins_answers_as_it_does_alone(files, skins, expected, pla
 
         answers = asyncio.run(everything())
         assert answers == expected
-        assert len(state.registry.engine.bank.slots) == min(places, loras)
+        assert len(state.registry.engines[0].bank.slots) == min(places, loras)
         # no two skins say the same everywhere, so that serving one in another's place would show
         written = [tuple(expected[f"lora-{n}", text] for text in TEXTS) for n in range(1, loras, 2)]
         assert len(set(written)) > 0.9 * len(written)

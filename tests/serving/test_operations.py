@@ -29,7 +29,7 @@ from bedplate.core.errors import UnknownItemError
 from bedplate.inference.engine.sampler import sample
 from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.server import uvicorn_server
-from bedplate.serving.server.app import create_app, loaded_server, serve
+from bedplate.serving.server.app import _services, create_app, loaded_server, opened_server, serve
 from bedplate.serving.server.monitoring import Telemetry
 from bedplate.serving.server.uvicorn_server import HEAD_SECONDS
 from bedplate.serving.server.uvicorn_server import Server as Lifecycle
@@ -148,16 +148,20 @@ class Running:
         self.states: list[ServerState] = []
 
         def build_app(state: ServerState):
-            return create_app(state), contextlib.nullcontext()
+            app = create_app(state)
+            return app, _services(app)
 
         grace = settings.grace_seconds
-        self.server = Lifecycle(
-            lambda: loaded_server(settings), build_app, self.states.append, grace, head_bytes=1 << 16
-        )
+        self.server = Lifecycle(opened_server(settings), build_app, self.states.append, grace, head_bytes=1 << 16)
         self.result: list[bool] = []
-        self.thread = threading.Thread(
-            target=lambda: self.result.append(self.server.serve_until_stopped(self.listener))
-        )
+        self.failure: Exception | None = None
+        self.thread = threading.Thread(target=self._serve)
+
+    def _serve(self) -> None:
+        try:
+            self.result.append(self.server.serve_until_stopped(self.listener))
+        except Exception as error:
+            self.failure = error
 
     def __enter__(self) -> Running:
         self.thread.start()
@@ -184,7 +188,7 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
     with Running(config(files, grace_seconds=30, state=tmp_path)) as run:
         server = Server(run.url, run.states[0], {})
         with send(server, {**ENDLESS, "stream": True, "max_tokens": 60}) as connection:
-            wait_until(lambda: run.states[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             run.stop()
             assert status(run.url, "/ready") == (503, "stopping")
             assert status(run.url, "/health") == (200, "stopping")
@@ -199,7 +203,7 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
 def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=0.5, state=tmp_path)) as run:
         with send(Server(run.url, run.states[0], {}), {**ENDLESS, "stream": True}) as connection:
-            wait_until(lambda: run.states[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             began = time.monotonic()
             run.stop()
             received = everything(connection)
@@ -212,7 +216,7 @@ def test_after_the_grace_what_runs_is_told(files, tmp_path, slow_steps, no_signa
 def test_a_second_signal_ends_it_at_once(files, tmp_path, slow_steps, no_signals):
     with Running(config(files, grace_seconds=60, state=tmp_path)) as run:
         with send(Server(run.url, run.states[0], {}), {**ENDLESS, "stream": True}) as connection:
-            wait_until(lambda: run.states[0].registry.engine.running == 1)
+            wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             began = time.monotonic()
             run.stop()
             time.sleep(0.2)

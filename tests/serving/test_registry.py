@@ -314,7 +314,7 @@ def test_scans_add_replace_and_remove_but_never_touch_what_was_given(monkeypatch
     registry.remove("one")
     assert registry.register(Scanned([changed_card], []))["added"] == []
     assert registry.register(Scanned([duplicate_card], []))["added"] == ["one"]
-    assert registry.guest("given").state is Residency.UNLOADED
+    assert registry.pooled("given").state is Residency.UNLOADED
 
 
 def _fake(engine: Engine, card: Card) -> Skin:

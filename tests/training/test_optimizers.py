@@ -13,7 +13,7 @@ from bedplate.core.errors import TrainingError
 from bedplate.training.config import MuonConfig, Rates, TrainConfig
 from bedplate.training.loop import train
 from bedplate.training.objectives.language import Sft
-from bedplate.training.optimizers import Optimization, averaged, kinds_of, orthogonalised
+from bedplate.training.optimizers import Optimization, averaged, classify_parameters, orthogonalised
 from bedplate.training.ranks import ALONE
 from bedplate.training.sources import ExampleSource
 from bedplate.training.state import StateFile
@@ -131,7 +131,7 @@ def test_cautious_decay_falls_where_the_update_goes_the_same_way(optimizer) -> N
 def test_rates_and_kinds(make_decoder) -> None:
     """Each kind's first step of AdamW is its rate long: Adam's update is ±1 then."""
     model = make_decoder()
-    categories = kinds_of(model.modules())
+    categories = classify_parameters(model.modules())
     names = {name: categories.get(id(p), "other") for name, p in model.named_parameters()}
     assert names["embedding.weight"] == "embedding"
     assert names["layers.0.attention.q.weight"] == names["layers.1.feedforward.down.weight"] == "matrix"
@@ -154,7 +154,7 @@ def test_an_untied_head_is_no_matrix() -> None:
     from bedplate.models.specs.transformer import Experts
 
     model = Decoder(tiny_spec(tied_head=False, experts=Experts(4, 2, 8)))
-    categories = kinds_of(model.modules())
+    categories = classify_parameters(model.modules())
     names = {name: categories.get(id(p), "other") for name, p in model.named_parameters()}
     assert names["lm_head.weight"] == "head"
     assert names["layers.0.feedforward.experts.gate_up.weight"] == "matrix"

@@ -161,7 +161,7 @@ class _Ladder:
         self.out, self.curve = out, curve
         self.context = contexts[0]
         self.task, self.spec = self.context.task, self.context.spec
-        expectations = rules_of_thumb.written_down(next((c for c in contexts if c.backbone.writes), self.context))
+        expectations = rules_of_thumb.record_predictions(next((c for c in contexts if c.backbone.writes), self.context))
         self.favours = rules_of_thumb.favoured(expectations)
         chosen = planner.order(chosen_rungs(self.spec), self.favours)
         candidates = {candidate.name: candidate for candidate in candidates_of(contexts, chosen)}
@@ -300,7 +300,7 @@ class _Ladder:
             broken(self.run.guards.get(name, ())),
             judged.row_variance,
             None if p95_floor is None else 1000 * p95_floor,
-            self.run.criteria.short(result),
+            self.run.criteria.unmet_requirements(result),
         )
 
     def _to_time(self, nomination: decision.Nomination) -> list[str]:

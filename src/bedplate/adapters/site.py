@@ -28,7 +28,7 @@ from bedplate.adapters.linear_adapter import LinearAdapter, LowRank, dora_update
 from bedplate.core.errors import UsageError
 from bedplate.models.device_memory import integers
 from bedplate.models.layers.experts import ExpertLinear
-from bedplate.models.layers.grouped import ALIGNED, Segments, by_torch, grouped_product, torch_product_works
+from bedplate.models.layers.grouped import ALIGNED, Segments, grouped_product, torch_product_works, uses_grouped_mm
 from bedplate.models.layers.linear import Linear, LowRankHook
 
 BASE_ROW = -1
@@ -375,7 +375,7 @@ class ExpertLowRank:
     def update(self, x_MI: Tensor, segments: Segments) -> Tensor:
         """Computed in x's dtype; gradients arrive in the parameters' own."""
         a, b = self.a.to(x_MI.dtype), self.b.to(x_MI.dtype)
-        if by_torch(x_MI):
+        if uses_grouped_mm(x_MI):
             # Its products ask for aligned rows, which are filled up with zeros.
             padding = -a.shape[1] % (ALIGNED // x_MI.element_size())
             a, b = (F.pad(a, (0, 0, 0, padding)), F.pad(b, (0, padding))) if padding else (a, b)

@@ -60,16 +60,16 @@ def _show(findings: dict[str, Any]) -> None:
         screen.print(escape(line))
     screen.print()
     columns = ("plan", *numbers("decode 1", "decode 16", "prefill"), Column("note", prose=True))
-    rows = [(_plan(way), *_cells(way), _note(way, chosen)) for way in findings["ways"]]
+    rows = [(_plan(plan), *_cells(plan), _note(plan, chosen)) for plan in findings["ways"]]
     show(columns, rows, title=f"{base['name']}, stored as {' and '.join(base['stored'])}")
     screen.print()
     screen.print(f"[bold]chosen: {_plan(chosen)}[/bold]: {escape(chosen['why'])}")
 
 
-def _plan(way: dict[str, Any]) -> str:
+def _plan(plan: dict[str, Any]) -> str:
     from bedplate.inference.execution.plan import ExecutionPlan
 
-    return str(ExecutionPlan(way["dtype"], way["kernel"], way["weights"]))
+    return str(ExecutionPlan(plan["dtype"], plan["kernel"], plan["weights"]))
 
 
 def _machine(findings: dict[str, Any]) -> list[str]:
@@ -113,8 +113,8 @@ def _roofs(roofs: dict[str, Any]) -> str:
     return f"roofs      memory reads {reads:.1f} GB/s; products in GFLOP/s: {products}"
 
 
-def _cells(way: dict[str, Any]) -> list[str]:
-    rates, shares = way["tokens_per_second"], way["of_roof"]
+def _cells(plan: dict[str, Any]) -> list[str]:
+    rates, shares = plan["tokens_per_second"], plan["of_roof"]
     passes = ("decode_1", "decode_16", "prefill")
     return [f"{rates[name]:,.0f}{_share(shares[name])}" if name in rates else "–" for name in passes]
 
@@ -123,10 +123,10 @@ def _share(share: float | None) -> str:
     return "" if share is None else f" ({share:.0%})"
 
 
-def _note(way: dict[str, Any], chosen: dict[str, Any]) -> str:
-    if way["reason"] is not None:
-        return way["reason"]
-    if _plan(way) == _plan(chosen):
+def _note(plan: dict[str, Any], chosen: dict[str, Any]) -> str:
+    if plan["reason"] is not None:
+        return plan["reason"]
+    if _plan(plan) == _plan(chosen):
         return "chosen"
-    notes = [] if way["keeps_what_is_stored"] else ["does not keep what is stored"]
-    return ", ".join([*notes, "measured once, far behind"] if way["stopped_early"] else notes)
+    notes = [] if plan["keeps_what_is_stored"] else ["does not keep what is stored"]
+    return ", ".join([*notes, "measured once, far behind"] if plan["stopped_early"] else notes)

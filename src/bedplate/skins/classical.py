@@ -26,7 +26,7 @@ CLASSICAL_FILE = "classical.safetensors"
 VOCABULARY_FILE = "vocabulary.json"
 WORD = r"\w+|[^\w\s]"
 """Letters, digits and underscores, or any other single character that is no white space: no text is without."""
-MOST_WORDS = 3
+MAX_TERM_WORDS = 3
 """At most so many words stand in one term."""
 MAX_TERMS = 1_000_000
 MAX_WEIGHTS = 2**28
@@ -57,8 +57,8 @@ class Classical:
 
     def __post_init__(self) -> None:
         low, high = self.words
-        if not 1 <= low <= high <= MOST_WORDS:
-            raise SkinError(f"a classical model's terms have 1 to {MOST_WORDS} words, not {low} to {high}")
+        if not 1 <= low <= high <= MAX_TERM_WORDS:
+            raise SkinError(f"a classical model's terms have 1 to {MAX_TERM_WORDS} words, not {low} to {high}")
         finite = bool(np.isfinite(self.weight).all() and np.isfinite(self.bias).all())
         check_head(self.labels, self.weight.shape, self.bias.shape, finite)
         count, labels = len(self.terms), len(self.labels)

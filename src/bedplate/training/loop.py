@@ -36,7 +36,7 @@ from bedplate.training import precision, state
 from bedplate.training.batch import MicroBatch
 from bedplate.training.config import TrainConfig
 from bedplate.training.objectives.objective import AnyModel, Models, Objective, Term, evaluate_loss
-from bedplate.training.optimizers import NamedParameters, Optimization, kinds_of
+from bedplate.training.optimizers import NamedParameters, Optimization, classify_parameters
 from bedplate.training.ranks import ALONE, Ranks
 from bedplate.training.routers import Routers
 from bedplate.training.sources import BatchSource
@@ -140,7 +140,7 @@ def train(
         with precision.computing(
             roles, arithmetic if ranks.world == 1 else precision.native_arithmetic(precision.policy_of(roles))
         ) as originals:
-            parameter_roles = kinds_of(precision.policy_of(roles).modules())
+            parameter_roles = classify_parameters(precision.policy_of(roles).modules())
             optimization = Optimization(trained.items(), config, originals, parameter_roles, ranks)
             with (
                 precision.only_trained(roles, optimization),

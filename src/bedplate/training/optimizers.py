@@ -25,7 +25,7 @@ from bedplate.training.ranks import ALONE, Ranks
 ParameterRole = Literal["embedding", "head", "matrix", "other"]
 
 
-def kinds_of(modules: Iterable[nn.Module]) -> Mapping[int, ParameterRole]:
+def classify_parameters(modules: Iterable[nn.Module]) -> Mapping[int, ParameterRole]:
     """Roles by parameter id: "embedding" (embedding tables); "matrix" (weights of linears inside blocks, including
     experts'); "head" (of linears outside). All others are "other". A table that is also the head is an "embedding".
 
@@ -233,7 +233,7 @@ class Optimization:
     A half-precision parameter has a float32 master that accumulates the gradients of micro-batches and receives the
     update; the parameter is the rounded master. Decay applies to parameters of two or more dimensions. Each rank has
     masters of its part. originals: by parameter id, values from before the run changed the dtype; masters start from
-    them. parameter_roles: by parameter id, from `kinds_of`.
+    them. parameter_roles: by parameter id, from `classify_parameters`.
     """
 
     def __init__(
@@ -292,7 +292,7 @@ class Optimization:
                 "no trainable parameter received a gradient: are the trainable parameters part of this model, "
                 "and is the adapter selected?"
             )
-        self._ranks.add_up(self.parameters, grads)
+        self._ranks.sum_gradients(self.parameters, grads)
         norm = self._ranks.norm(self.parameters, grads)
         if self._clip is not None:
             nn.utils.clip_grads_with_norm_(list(self._masters.values()), self._clip, norm)

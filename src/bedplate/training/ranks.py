@@ -75,7 +75,7 @@ class Ranks:
         grad, parameter.grad = parameter.grad, None
         return grad
 
-    def add_up(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
+    def sum_gradients(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
         """Sums each gradient over ranks, in place."""
 
     def norm(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> Tensor:

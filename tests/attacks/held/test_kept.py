@@ -111,11 +111,11 @@ def test_replies_that_wait_to_be_written_are_so_many_bytes_at_most(target, monke
 @pytest.mark.parametrize("logprob_fields", [{"prompt_logprobs": 19}, {"logprobs": 19, "echo": True}])
 def test_what_is_told_of_prompts_is_bounded_before_it_is_computed(target, monkeypatch, logprob_fields):
     """Two bytes of a request ask for as much as two thousand bytes of memory hold."""
-    monkeypatch.setattr(openai, "MOST_PROMPT_LOGPROBS", 1000)
+    monkeypatch.setattr(openai, "MAX_PROMPT_LOGPROBS", 1000)
     computed: list[Any] = []
-    submit = type(target.state.registry.engine).submit
+    submit = type(target.state.registry.engines[0]).submit
     monkeypatch.setattr(
-        type(target.state.registry.engine), "submit", lambda *args: computed.append(args) or submit(*args)
+        type(target.state.registry.engines[0]), "submit", lambda *args: computed.append(args) or submit(*args)
     )
     body = {"model": "tiny", "prompt": [[7] * 25] * 2, "max_tokens": 1, **logprob_fields}
     assert target.post("/v1/completions", json=body, headers=head("us")).status_code == 200
@@ -194,11 +194,10 @@ def test_what_is_said_of_one_reply_fills_no_disk(files, tmp_path):
             comment = {"id": id_, "comment": "x" * 100}
             return target.post("/v1/feedback", json=comment, headers=head("us")).status_code
 
-        assert [post_comment() for _ in range(feedback_service.MOST_SAID + 2)] == [200] * feedback_service.MOST_SAID + [
-            409
-        ] * 2
+        limit = feedback_service.MAX_FEEDBACK_PER_REPLY
+        assert [post_comment() for _ in range(limit + 2)] == [200] * limit + [409] * 2
         feedback_log = target.state.part(Feedback)
         lines = [row for _, row in feedback_log.store.rows() if row["kind"] == "feedback"]
-        assert len(lines) == feedback_service.MOST_SAID
+        assert len(lines) == limit
         _, _, comment_places = feedback_service._remembered(feedback_log.store)
-        assert [len(places) for places in comment_places.values()] == [feedback_service.MOST_SAID]
+        assert [len(places) for places in comment_places.values()] == [limit]

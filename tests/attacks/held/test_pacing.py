@@ -17,7 +17,7 @@ from tests.attacks.conftest import attacked, head
 from tests.serving.conftest import Files
 
 from bedplate.serving.request import preparation as module
-from bedplate.serving.request.preparation import MOST_BEGUN, PART, REFUSED, SECONDS, TIMES, Door, Pacing
+from bedplate.serving.request.preparation import MAX_BEGUN_PER_ROUND, PART, REFUSED, SECONDS, TIMES, Door, Pacing
 from bedplate.serving.schemas.http_errors import LimitError
 
 
@@ -97,6 +97,44 @@ def test_what_the_loop_does_for_a_call_is_spent_on_its_tenant_and_thrice_if_it_c
     assert wait_time == pytest.approx(SECONDS * math.log(spent / (TIMES * 0.2)))
 
 
+def test_calls_that_come_at_once_are_paid_ahead() -> None:
+    """All of them passed while none had spent anything, and the interpreter was theirs until they had."""
+    clocks, seconds = Clocks(), 0.01
+    pacing = clocks.pacing()
+
+    async def call() -> None:
+        clocks.used += seconds
+
+    async def run() -> int:
+        for _ in range(200):
+            await pacing.metered("us", call())
+        clocks.wall_time += 60.0
+        pacing.wait("us")  # what was before is forgotten
+        pacing.spent("us", 3 * seconds)
+        turns = [asyncio.create_task(pacing.turn("them")) for _ in range(40)]
+        for _ in range(200):
+            await asyncio.sleep(0)
+        passed = [turn for turn in turns if turn.done()]
+        assert all(turn.result() == pytest.approx(seconds, rel=0.01) for turn in passed)
+        wait = pacing.wait("them")
+        for turn in passed:
+            await pacing.metered("them", call(), turn.result())
+        assert pacing.wait("them") == pytest.approx(wait, abs=0.01)  # what was paid ahead is not spent again
+        for turn in turns:
+            turn.cancel()
+        return len(passed)
+
+    assert 1 <= asyncio.run(run()) <= max(TIMES * 3, PART * SECONDS / seconds) + 1
+
+
+def test_a_call_that_waits_for_its_turn_has_read_nothing(files: Files, tmp_path: Path) -> None:
+    with attacked(files, tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        server.state.pacing.spent("them", 50.0)
+        assert client.get("/v1/models", headers=head("us")).status_code == 200
+        hurried = head("them") | {"x-request-timeout-seconds": "0.1"}
+        assert client.post("/v1/nothing", content=b"x" * 1000, headers=hurried).status_code == 504
+
+
 def test_a_metered_call_is_cancelled_and_fails_like_any_other() -> None:
     pacing, seen = Clocks().pacing(), list[str]()
 
@@ -126,7 +164,7 @@ def test_a_metered_call_is_cancelled_and_fails_like_any_other() -> None:
 def test_calls_of_one_tenant_wait_one_behind_the_other_and_no_more_than_so_many(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(module, "MOST_IN_LINE", 3)
+    monkeypatch.setattr(module, "MAX_QUEUED_CALLS", 3)
     clocks, order = Clocks(), list[int]()
     pacing = clocks.pacing()
     pacing.spent("them", 2.0)
@@ -207,12 +245,12 @@ def test_requests_that_come_at_once_begin_a_few_in_a_round_of_the_loop_and_calle
             before = len(begun)
             await asyncio.sleep(0)
             rounds += 1
-            assert len(begun) - before <= MOST_BEGUN
+            assert len(begun) - before <= MAX_BEGUN_PER_ROUND
 
     asyncio.run(run())
     assert begun.count("them") == 399
-    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 4 * MOST_BEGUN
-    assert rounds <= len(begun) / MOST_BEGUN + 10
+    assert max(place for place, caller in enumerate(begun) if caller == "us") <= 4 * MAX_BEGUN_PER_ROUND
+    assert rounds <= len(begun) / MAX_BEGUN_PER_ROUND + 10
 
 
 def test_probes_wait_for_no_requests(files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -190,5 +190,5 @@ def test_a_client_that_has_gone_when_its_answer_ends_is_no_failure():
             closed.append(True)
 
     conn: Any = SimpleNamespace(our_state=h11.CLOSED, their_state=h11.SEND_BODY)
-    uvicorn_server._Answering(ClosedTransport(), conn).close()
+    uvicorn_server._ExchangeTransport(ClosedTransport(), conn).close()
     assert closed == [True]

@@ -64,7 +64,7 @@ def read_reply(connection: socket.socket) -> bytes:
 
 @pytest.fixture
 def door(monkeypatch: pytest.MonkeyPatch) -> Iterator[Door]:
-    monkeypatch.setattr(uvicorn_server, "MOST_CONNECTIONS", MAX_CONNECTIONS)
+    monkeypatch.setattr(uvicorn_server, "MAX_CONNECTIONS", MAX_CONNECTIONS)
     door = Door()
     with listening(door) as door.port:
         yield door
@@ -103,10 +103,10 @@ def test_who_is_being_answered_is_not_sent_away(door):
     ("soft", "hard", "raised", "expected"),
     [
         (1024, 2048, 2048, 512),
-        (1024, 2**20, uvicorn_server.MOST_CONNECTIONS + uvicorn_server.OTHER_FILES, 512),
-        (1024, resource.RLIM_INFINITY, uvicorn_server.MOST_CONNECTIONS + uvicorn_server.OTHER_FILES, 512),
-        (2**20, 2**20, None, uvicorn_server.MOST_CONNECTIONS),
-        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, uvicorn_server.MOST_CONNECTIONS),
+        (1024, 2**20, uvicorn_server.MAX_CONNECTIONS + uvicorn_server.OTHER_FILES, 512),
+        (1024, resource.RLIM_INFINITY, uvicorn_server.MAX_CONNECTIONS + uvicorn_server.OTHER_FILES, 512),
+        (2**20, 2**20, None, uvicorn_server.MAX_CONNECTIONS),
+        (resource.RLIM_INFINITY, resource.RLIM_INFINITY, None, uvicorn_server.MAX_CONNECTIONS),
         (100, 100, 100, 1),
     ],
 )
@@ -114,6 +114,6 @@ def test_files_are_left_for_everything_else(monkeypatch, soft, hard, raised, exp
     requested_limits: list[tuple[int, int]] = []
     monkeypatch.setattr(uvicorn_server.resource, "getrlimit", lambda _: (soft, hard))
     monkeypatch.setattr(uvicorn_server.resource, "setrlimit", lambda _, limits: requested_limits.append(limits))
-    assert uvicorn_server.most_connections() == expected
+    assert uvicorn_server.max_connections() == expected
     uvicorn_server.allow_connections()
     assert requested_limits == ([] if raised is None else [(raised, hard)])

@@ -43,7 +43,7 @@ def loading() -> Iterator[int]:
     def build_app(_: Any) -> Any:
         raise AssertionError
 
-    server = Server(load, build_app, lambda _: None, 0.0, HEAD_BYTES)
+    server = Server(load(), build_app, lambda _: None, 0.0, HEAD_BYTES)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         thread = threading.Thread(target=server.serve_until_stopped, args=(listener,))
         thread.start()

@@ -114,7 +114,7 @@ def test_a_replayed_step_is_as_one_that_is_run(name: str, monkeypatch: pytest.Mo
         scaling = LongRopeScaling((1.0,) * pairs, (3.0,) * pairs, 7, 4.0)
         spec = spec.with_(rope=replace(spec.position.rope, scaling=scaling))
     if spec.experts is not None:
-        monkeypatch.setattr(grouped, "by_torch", lambda x: True)
+        monkeypatch.setattr(grouped, "uses_grouped_mm", lambda x: True)
     base, record = made_base(spec, FAMILIES["hf", name]), Recorder()
     caches = [
         PagedCache(spec, torch.float32, CPU, 1 << 21, block=4, step=8, scratch=scratch) for scratch in (True, False)
@@ -336,7 +336,7 @@ def test_a_recording_that_fails_is_told_and_the_step_is_run(
 
 def test_experts_whose_rows_torch_does_not_take_are_not_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows of 18 × 4 bytes are no multiple of 16: their products ask the device for the experts' counts."""
-    monkeypatch.setattr(grouped, "by_torch", lambda x: True)
+    monkeypatch.setattr(grouped, "uses_grouped_mm", lambda x: True)
     for size, recorded in ((16, True), (18, False)):
         base, record = made_base(tiny_spec(experts=Experts(4, 2, size))), Recorder()
         cache = PagedCache(base.spec, torch.float32, CPU, 1 << 20, scratch=True)

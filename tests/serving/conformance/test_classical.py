@@ -121,7 +121,7 @@ def test_it_is_loaded_replaced_and_removed_while_the_server_runs(files: Files, t
         refused = server.post("/admin/skins", json={"source": "three"})
         assert (refused.status_code, refused.json()["error"]["code"]) == (400, "invalid_skin")
         assert "is not 1 to 2 words of a text" in refused.json()["error"]["message"]
-        assert state.registry.engine.bank.slots == ()  # no base's adapters had a part in any of it
+        assert state.registry.engines[0].bank.slots == ()  # no base's adapters had a part in any of it
 
 
 def test_it_is_served_without_a_base(tmp_path: Path) -> None:

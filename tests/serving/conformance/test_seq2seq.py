@@ -106,7 +106,7 @@ def chat_text(client: openai.OpenAI, name: str, text: str, stream: bool) -> str:
 
 def together(server: Server, calls: Sequence[tuple[str, str, bool]]) -> list[str]:
     """The answers to calls that all wait before the first is computed."""
-    engine = server.state.registry.engine
+    engine = server.state.registry.engines[0]
     with server.client as client, ThreadPoolExecutor(len(calls)) as pool:
         with engine.exclusive():
             replies = [pool.submit(chat_text, client, *call) for call in calls]
@@ -128,11 +128,11 @@ def test_skins_and_their_base_answer_in_one_batch_as_peft_does(written: Written,
         for name in ADAPTERS:  # which are loaded when they are first asked
             assert chat_text(client, name, TEXTS[0], False).strip() == expected[name][0].strip()
     calls = [(name, text, stream) for text in TEXTS for name in names for stream in (False, True)]
-    before = translator.state.registry.engine.stats()
+    before = translator.state.registry.engines[0].stats()
     answers = together(translator, calls)
     for (name, text, _), answer in zip(calls, answers, strict=True):
         assert answer.strip() == expected[name][TEXTS.index(text)].strip(), (name, text)
-    after = translator.state.registry.engine.stats()
+    after = translator.state.registry.engines[0].stats()
     assert after.steps - before.steps < 4 * LENGTH  # one by one it would be as many for each two calls
     assert after.adapters == len(ADAPTERS)
     with translator.client as client:

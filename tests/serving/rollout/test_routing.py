@@ -405,7 +405,7 @@ def test_copies_wait_for_an_idle_engine_and_too_many_are_dropped(files, tmp_path
     from bedplate.serving.request.server_state import ServerState
     from bedplate.serving.rollout import version_router
 
-    monkeypatch.setattr(version_router, "MOST_WAITING", 2)
+    monkeypatch.setattr(version_router, "MAX_WAITING_COPIES", 2)
     monkeypatch.setattr(version_router, "WAIT_SECONDS", 1.0)
     idle = [True]
     monkeypatch.setattr(ServerState, "has_free_rows", property(lambda state: idle[0]))
@@ -434,7 +434,7 @@ def test_a_copy_is_given_up_when_clients_wait(files, tmp_path, monkeypatch):
         first = post_chat(server, **fields)
         assert first.status_code == 200
         end = time.monotonic() + 5
-        while state.registry.engine.running == 0:  # the copy
+        while state.registry.engines[0].running == 0:  # the copy
             assert time.monotonic() < end
             time.sleep(0.002)
         clients = [

@@ -46,7 +46,7 @@ FORMATS_SHARE = 0.1
 """The share of the time that is kept for quantised formats: a rung that is left out for them costs more."""
 DEPENDENCE = 1.5
 """Calls that are made for each independent one that the bound of p95 needs."""
-MOST_PLAIN = 0.2
+MAX_PLAIN_PROMPT_SHARE = 0.2
 """The share of the time that is kept for test of the plain prompt: where that takes more, there is none for it on valid
 either."""
 TIMING_LIMIT = 0.05
@@ -230,9 +230,9 @@ class Context:
     def latency_calls(self) -> int:
         return self._calls_within(LEAST_CALLS, LATENCY_CALLS)
 
-    def _calls_within(self, least: int, most: int) -> int:
+    def _calls_within(self, minimum: int, maximum: int) -> int:
         count = int(min(LATENCY_SECONDS, LATENCY_SHARE * self.clock.limit) / max(self.throughput.call, 1e-9))
-        return min(most, max(least, count))
+        return min(maximum, max(minimum, count))
 
     @property
     def timing(self) -> float:
@@ -258,8 +258,8 @@ class Context:
         if budget.p95_ms is None or budget.p95_calls is not None:
             return 0 if budget.p95_ms is None else budget.p95_calls or 0
         error = spent_alpha(1 - self.spec.target.confidence, 1)
-        one, three = (values_needed(SLOW, 1 - error / nominees) for nominees in (1, JUDGED))
-        return self._calls_within(one, math.ceil(DEPENDENCE * three))
+        lower, upper = (values_needed(SLOW, 1 - error / nominees) for nominees in (1, JUDGED))
+        return self._calls_within(lower, math.ceil(DEPENDENCE * upper))
 
     def cached_reading(self, prompt: Prompt, output: Output, limit: float) -> speed.CallTimings:
         """`calls` with this prompt, read once."""
@@ -299,7 +299,7 @@ class Context:
         asked now as they were measured on valid, and of others that may follow as the plain prompt was measured."""
         alone, likely = self.single_test_calls, [self.climbed[name] for name in self.likely if name in self.climbed]
         plain = (alone + 1) * self.throughput.call + self.throughput.rows(max(0, self.test_n - alone))
-        plain = min(plain, MOST_PLAIN * self.clock.limit)
+        plain = min(plain, MAX_PLAIN_PROMPT_SHARE * self.clock.limit)
         results, follows = [climbed.result for climbed in likely], None if self.settled else plain
         report = min(REPORT_SECONDS, REPORT_SHARE * self.clock.limit)
         retiming = sum((result.latency.calls + 1) * result.latency.mean for result in results)
@@ -402,8 +402,8 @@ class Context:
     def provenance(self, rung: str, seed: int, parents: tuple[str, ...] = ()) -> Provenance:
         files = {k: v for k, v in self.hashes.items() if k.startswith("file:")}
         splits = {k: v for k, v in self.hashes.items() if k not in files}
-        made: dict[str, Any] = {"task": self.task.task, "rung": rung, "data": files, "splits": splits, "seed": seed}
-        return Provenance(**made, code_version=__version__, parents=parents)
+        origin: dict[str, Any] = {"task": self.task.task, "rung": rung, "data": files, "splits": splits, "seed": seed}
+        return Provenance(**origin, code_version=__version__, parents=parents)
 
     def embedder(self, source: str) -> LocalModel:
         """A base that only embeds, beside the main one; loaded once. HubError, CheckpointError."""

@@ -346,10 +346,10 @@ class Looking(SingleLook):
         looks = [
             look.model_copy(update={"level": level}) for look, level in zip(self.record.looks, levels, strict=True)
         ]
-        said, sentence = self.record.said, look_sentence(self.record.looks, self.record.planned)
+        summary, sentence = self.record.said, look_sentence(self.record.looks, self.record.planned)
         postponed = f"Test stayed closed, so that look {len(looks)} is still to come."
-        said = said if opened else said.replace(sentence, postponed)
-        return self.record.model_copy(update={"looks": tuple(looks), "said": said})
+        summary = summary if opened else summary.replace(sentence, postponed)
+        return self.record.model_copy(update={"looks": tuple(looks), "said": summary})
 
     @property
     def _shares(self) -> tuple[float, ...]:

@@ -46,7 +46,7 @@ from bedplate.inference.predict.text_reading import text_tokens
 if TYPE_CHECKING:
     from bedplate.inference.execution.plan import Kernel, Weights
 
-MOST_ROWS = 500
+MAX_EMBEDDED_ROWS = 500
 """Rows of each sample that are embedded."""
 _WORD_DIRECTIONS = 80
 _AT_ONCE = 64
@@ -252,11 +252,11 @@ class _Look:
 
 
 def _subsample(rows: Sequence[Example], numbers: Sequence[int], grouped: bool, seed: int) -> list[int]:
-    """At most MOST_ROWS of the rows that are numbered so, whole groups where there are any; all where no group is so
-    small."""
+    """At most MAX_EMBEDDED_ROWS of the rows with these numbers, whole groups where there are any; all where no group is
+    so small."""
     named = [(i, rows[i]) for i in numbers]
     records = [SplitRecord(str(i), e.row_hash, e.target, e.group if grouped else str(i)) for i, e in named]
-    sampled = subsample(records, MOST_ROWS, seed) or records
+    sampled = subsample(records, MAX_EMBEDDED_ROWS, seed) or records
     return sorted(int(record.id) for record in sampled)
 
 

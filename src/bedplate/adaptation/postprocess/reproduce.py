@@ -202,9 +202,9 @@ class _Reproducer:
             comparison = compare(second, first, candidate.context.seed)
             pairs = zip(first.rows, second.rows, strict=True)
             equal, rows, estimate = sum(a.prediction == b.prediction for a, b in pairs), first.n, comparison.a
-        known = tuple(self.differences), tuple(self.notes), str(new.directory)
+        records = tuple(self.differences), tuple(self.notes), str(new.directory)
         numbers = rows, equal, self.recorded.estimate, estimate, comparison
-        return Reproduction(old.name, self.recorded.id, *judged(parts, equal, rows), *known, parts, *numbers)
+        return Reproduction(old.name, self.recorded.id, *judged(parts, equal, rows), *records, parts, *numbers)
 
     def _reproduced_skin(self, candidate: Candidate) -> Skin:
         """The new skin, in the format of quantised weights that the old one was judged in, where it was in one."""

@@ -43,7 +43,7 @@ DEPTHS = (1 / 2, 2 / 3, 5 / 6)
 FOLDS = 4
 BATCH_TOKENS = 2048
 SHARE = 0.75
-FEW_ROWS, LEAST_ROWS = 300, 64
+FEW_ROWS, MIN_ROWS = 300, 64
 """Rows that the time is used for beyond a rung's share, and the fewest that a head is fitted on. So many are read
 between two looks at whether the time is enough for more."""
 HEAD_SECONDS = 0.0015  # about what a row takes of the cross-validation of a head
@@ -81,8 +81,8 @@ class Probe(Rung):
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         if context.smallest:
-            rows = min(LEAST_ROWS, n)
-            few = {"layer_rows": min(LEAST_ROWS // 2, len(context.valid)), "prompts": list(self._prompts(context))[-1:]}
+            rows = min(MIN_ROWS, n)
+            few = {"layer_rows": min(MIN_ROWS // 2, len(context.valid)), "prompts": list(self._prompts(context))[-1:]}
             settings = {"depths": depths[:1], "rows": rows, "folds": min(FOLDS, groups), **few}
             smallest = "its smallest version was fitted: no time for more"
             return RungPlan(settings, left_out=(rows_left_out(rows, n) if rows < n else smallest,))
@@ -97,7 +97,7 @@ class Probe(Rung):
         chosen = names[0] if sizes[names[0]] * CLEARLY_MORE > sizes[cheapest] else cheapest
         rows, cost = sizes[chosen], costs[chosen]
         if not rows:
-            return no_time(min(c.seconds(min(LEAST_ROWS, n)) for c in costs.values()))
+            return no_time(min(c.seconds(min(MIN_ROWS, n)) for c in costs.values()))
         trial = costs[cheapest].row_seconds * (rows + layer_rows)
         both = chosen != cheapest and rows == n and trial <= context.seconds_left * TRIAL_SHARE
         settings = {"depths": depths, "rows": rows, "layer_rows": layer_rows, "folds": min(FOLDS, groups)}
@@ -189,7 +189,7 @@ class _Cost:
         n = len(context.train)
         preferred_rows = min(FEW_ROWS, n)
         rows = int(min(n, max(preferred_rows, (seconds - self.fixed) / self.row_seconds)))
-        min_rows = min(LEAST_ROWS, preferred_rows)
+        min_rows = min(MIN_ROWS, preferred_rows)
         while self.seconds(rows) > context.seconds_left and rows > min_rows:
             rows = max(min_rows, int(rows * 0.8))
         return rows if self.seconds(rows) <= context.seconds_left else 0
@@ -227,8 +227,8 @@ class _Pace:
         """Whether no time is left for more rows than these, or for another head on them. row_seconds: as it is now."""
         context, self.row_seconds = self.context, max(self.row_seconds, row_seconds)
         slower = max(1.0, self.row_seconds / max(context.throughput.passes(1) * self.times * DEPTHS[-1], 1e-9))
-        follows = (LEAST_ROWS + len(context.valid)) * self.row_seconds
-        follows += slower * (context.timing + self.heads * (rows + LEAST_ROWS) * HEAD_SECONDS)
+        follows = (MIN_ROWS + len(context.valid)) * self.row_seconds
+        follows += slower * (context.timing + self.heads * (rows + MIN_ROWS) * HEAD_SECONDS)
         return context.fit_room(slower) < follows
 
 
@@ -325,7 +325,7 @@ def features_on(
     size = (len(examples), context.model.base.spec.hidden_size)
     features: Features = {(name, pooling): np.zeros(size, np.float32) for name in names for pooling in poolings}
     start, rows_read, batch_tokens = time.perf_counter(), 0, BATCH_TOKENS // (8 if context.smallest else 1)
-    part = len(examples) if ends is None or math.isinf(context.fit_seconds_left) else LEAST_ROWS
+    part = len(examples) if ends is None or math.isinf(context.fit_seconds_left) else MIN_ROWS
     with torch.inference_mode():
         for first in range(0, len(examples), part):
             if ends is not None and first and ends(first, (time.perf_counter() - start) / first):

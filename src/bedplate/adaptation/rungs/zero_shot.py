@@ -20,7 +20,7 @@ from bedplate.skins.files import read_skin
 from bedplate.skins.prompt import Format
 
 FIRST_ROWS = 80
-LEAST_ROWS = 64
+MIN_ROWS = 64
 """The fewest rows of valid that a prompt is judged on."""
 SHARE = 0.3
 """At most so much of the time that is left."""
@@ -80,7 +80,7 @@ class ZeroShot(Rung):
 def rows_in_time(context: Context, times: float = 1.0) -> tuple[int, float]:
     """How many rows of valid there is the time to ask, a few at least, and the seconds of that and timing. times:
     what a row takes of one with the plain prompt."""
-    rows, least = len(context.valid), min(LEAST_ROWS, len(context.valid))
+    rows, least = len(context.valid), min(MIN_ROWS, len(context.valid))
     while (seconds := times * (context.throughput.rows(rows) + context.timing)) > context.seconds_left and rows > least:
         rows = max(least, int(rows * 0.8))
     return rows, seconds

@@ -203,8 +203,8 @@ def abstaining(context: Context, result: RungResult) -> RungResult:
     write_skin(skin, directory, replace=True)
     by_id = {row.id: row for row in result.evaluation.rows}
     predictions: list[Prediction | None] = []
-    asked = [example for example in context.valid if example.id in by_id]
-    for example in asked:
+    answered_examples = [example for example in context.valid if example.id in by_id]
+    for example in answered_examples:
         row = by_id[example.id]
         if row.prediction is None:
             predictions.append(None)
@@ -212,7 +212,7 @@ def abstaining(context: Context, result: RungResult) -> RungResult:
         confidence = own_probability(row.scores, row.prediction)
         answer = spec.answer if confidence is not None and confidence < below else row.prediction
         predictions.append(Prediction(answer, answer, row.scores or {}, seconds=row.seconds or 0.0))
-    evaluation = evaluate_predictions(context.task, asked, predictions, seed=context.seed)
+    evaluation = evaluate_predictions(context.task, answered_examples, predictions, seed=context.seed)
     facts = _facts(evaluation) | {"abstains_below": below}
     right = evaluation.answered
     return replace(
@@ -252,7 +252,7 @@ def retimed(candidate: Candidate, result: RungResult) -> RungResult:
     key = sha256_json([rung_files.config_of(context, candidate.rung), result.skin_id])
     saved = rung_files.read_saved(path, key)
     if saved is not None:
-        again = Latency(**saved["latency"])
+        remeasured = Latency(**saved["latency"])
     else:
         predictor = candidate.rung.predictor(context, candidate.rung_result(result))
         if not isinstance(predictor, SkinPredictor):
@@ -264,9 +264,9 @@ def retimed(candidate: Candidate, result: RungResult) -> RungResult:
             calls = single_calls(predictor, sample, "again", context.timing_limit)
         if len(calls) < min(len(sample), result.latency.calls):  # the time for it is over: the machine is slower now
             return result
-        again = latency([call.seconds for call in calls])
-        rung_files.write_saved(path, key, {"latency": vars(again), "load": load_average()})
-    return replace(result, latency=min(result.latency, again, key=lambda timed: (timed.p95, timed.mean)))
+        remeasured = latency([call.seconds for call in calls])
+        rung_files.write_saved(path, key, {"latency": vars(remeasured), "load": load_average()})
+    return replace(result, latency=min(result.latency, remeasured, key=lambda timed: (timed.p95, timed.mean)))
 
 
 CALLS_OF_A_BLOCK = 4
@@ -298,8 +298,8 @@ def judge(
         single, batched = order[:count], order[count:]
         others = context.ordered(context.valid, "latency")
         max_calls = len(order) if candidate.traits.needs == "endpoint" else count  # its calls cost money
-        further = list(islice(cycle([*others, *single]), max(0, max_calls - len(single))))
-        different = len(single) + min(len(further), len(others))
+        extra = list(islice(cycle([*others, *single]), max(0, max_calls - len(single))))
+        different = len(single) + min(len(extra), len(others))
         blocks = -(-count // CALLS_OF_A_BLOCK) if context.p95_calls else 1
         by_id, timed = dict[str, Prediction | None](), list[float]()
         with closing(predictor):
@@ -307,7 +307,7 @@ def judge(
             for block in range(blocks):
                 part, rest = (rows[block::blocks] for rows in (single, batched))
                 # of rows that come again, those of a block follow each other: a block asks no row twice
-                repeats = further[len(further) * block // blocks : len(further) * (block + 1) // blocks]
+                repeats = extra[len(extra) * block // blocks : len(extra) * (block + 1) // blocks]
                 answers = predict_examples(predictor, part, one_by_one=True)
                 by_id |= zip(
                     [e.id for e in [*part, *rest]], [*answers, *predict_examples(predictor, rest)], strict=True

@@ -29,7 +29,7 @@ from bedplate.data.splits import SplitRecord, deduplicate, row_hash
 from bedplate.evaluation.evaluated import MINIMUM_LABEL_GROUPS
 from bedplate.evaluation.metrics import METRICS
 
-MOST_LABELS = 200
+MAX_LABELS = 200
 _TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentiment", "topic", "answer", "output")
 UNGROUPED = "no column was named that says which rows belong together"
 """What a task file that is written without a group gives as its reason."""
@@ -119,7 +119,7 @@ def draft(
     """A task over these rows. inputs, target, group: columns, guessed where they are not given; grouped: whether a
     group may be guessed. Raises UsageError for columns that are not there or cannot be told apart, DataError for values
     that cannot be targets."""
-    columns = profiles(rows, MOST_LABELS + 1)
+    columns = profiles(rows, MAX_LABELS + 1)
     summary = ", ".join(f"{p.name} ({p.column_type}, {p.distinct:,} different)" for p in columns.values())
     for name in (*inputs, *filter(None, (target, group))):
         if name not in columns:
@@ -260,7 +260,7 @@ def guess_target(columns: Mapping[str, Profile], inputs: Sequence[str] = ()) -> 
     categorical = [
         profile
         for profile in open_to
-        if 2 <= profile.distinct <= MOST_LABELS
+        if 2 <= profile.distinct <= MAX_LABELS
         and profile.repeats >= 4
         and profile.column_type == "text"
         and not is_group_name(profile.name)
@@ -307,7 +307,7 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
     parsed = [record for record in map(_object, values) if record is not None]
     if len(parsed) == len(values):
         return written | {"kind": "json", "json_schema": schema_of(parsed), "metric": "json_fields", "bar": 0.8}
-    if target.distinct <= MOST_LABELS and (target.repeats >= 3 or target.distinct <= 2):
+    if target.distinct <= MAX_LABELS and (target.repeats >= 3 or target.distinct <= 2):
         return _label(rows, target)
     separator = _separator([str(value) for value in values])
     if separator is not None:
@@ -369,7 +369,7 @@ def _separator(values: Sequence[str]) -> str | None:
     for separator in (";", "|", ","):
         parts = Counter(name.strip() for value in values for name in value.split(separator))
         several = sum(separator in value for value in values)
-        if several >= len(values) / 10 and 2 <= len(parts) <= MOST_LABELS and sum(parts.values()) >= 5 * len(parts):
+        if several >= len(values) / 10 and 2 <= len(parts) <= MAX_LABELS and sum(parts.values()) >= 5 * len(parts):
             return separator
     return None
 

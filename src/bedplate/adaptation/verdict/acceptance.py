@@ -146,7 +146,7 @@ class AcceptanceCriteria:
         """A candidate's evaluation on valid, in the form that the gate bounds."""
         return self.bar.judged(result.evaluation, self._price(result)) if self._ready else Priced(result.evaluation)
 
-    def short(self, result: RungResult) -> tuple[str, ...]:
+    def unmet_requirements(self, result: RungResult) -> tuple[str, ...]:
         """The requirements that a candidate's estimates on valid do not meet."""
         key = (result.rung, result.skin_id, "valid" in self.bar.references)
         if key not in self._unmet:

@@ -59,7 +59,7 @@ class Nominable:
     """The variance of a row's score, for a metric that is not a share of rows."""
     p95_least_ms: float | None = None
     """The lower bound of `p95_ms`, which must exceed the budget to exclude the candidate. None: `p95_ms` itself."""
-    short: tuple[str, ...] = ()
+    unmet_requirements: tuple[str, ...] = ()
     """Requirements of the target that its estimates on valid do not meet."""
 
 

@@ -32,7 +32,7 @@ from bedplate.evaluation.task import Task
 from bedplate.report.schema import Confirmation
 from bedplate.report.schema_parts import Limit
 
-MOST_NOMINEES = 3
+MAX_NOMINEES = 3
 
 
 def nominate(
@@ -59,16 +59,16 @@ def nominate(
     feasible = [candidate for candidate in candidates if excluded[candidate.rung] is None]
     if not feasible:
         return Nomination((), None, None, reasons)
-    level = multiplicity.simultaneous(confidence, MOST_NOMINEES)
-    whole = [c for c in feasible if not c.short]
+    level = multiplicity.simultaneous(confidence, MAX_NOMINEES)
+    whole = [c for c in feasible if not c.unmet_requirements]
     likely = [c for c in whole if _likely_to_pass(c, target, level, test_n)]
     above_target = [c for c in whole if c.estimate > target]
     best = max(whole or feasible, key=lambda c: (c.estimate, -c.usd_per_1k_calls))
     pool = likely or above_target or [best]
     by_cost = sorted(pool, key=lambda c: (c.usd_per_1k_calls, -c.estimate, c.rung))
-    chosen = by_cost[:MOST_NOMINEES]
+    chosen = by_cost[:MAX_NOMINEES]
     if best in pool and best not in chosen:
-        chosen = [*chosen[: MOST_NOMINEES - 1], best]
+        chosen = [*chosen[: MAX_NOMINEES - 1], best]
     for candidate in feasible:
         reasons[candidate.rung] = _nomination_reason(candidate, chosen, pool, target, scale)
     primary = max(chosen, key=lambda c: (c.estimate, -c.usd_per_1k_calls)).rung
@@ -86,15 +86,15 @@ def _nomination_reason(
     candidate: Nominable, chosen: Sequence[Nominable], pool: Sequence[Nominable], target: float, scale: Scale
 ) -> str:
     score_note = f"{scale.format_score(candidate.estimate)} on valid"
-    missed = f"on valid it does not meet: {'; '.join(candidate.short)}"
+    missed = f"on valid it does not meet: {'; '.join(candidate.unmet_requirements)}"
     if candidate in chosen:
-        short = f" ({missed})" if candidate.short else ""
+        short = f" ({missed})" if candidate.unmet_requirements else ""
         return f"nominated: {score_note} at ${candidate.usd_per_1k_calls:.4f} per 1,000 calls{short}"
     if candidate in pool:
-        return f"not nominated: the {MOST_NOMINEES} places went to cheaper candidates and the best"
+        return f"not nominated: the {MAX_NOMINEES} places went to cheaper candidates and the best"
     if candidate.estimate <= target:
         return f"not nominated: {score_note} does not reach the target of {scale.bar(target)}"
-    if candidate.short:
+    if candidate.unmet_requirements:
         return f"not nominated: {missed}"
     return f"not nominated: {score_note} is too close to the target for this many test rows to decide"
 

@@ -74,7 +74,7 @@ def favoured(expectations: Sequence[Expectation]) -> Favoured:
     return "tuning" if 2 * tuning > len(expectations) else "prompting"
 
 
-def written_down(context: Context) -> list[Expectation]:
+def record_predictions(context: Context) -> list[Expectation]:
     """Writes the predictions to a file before the first rung runs, and returns them. They depend on the task alone, so
     a resumed run predicts the same."""
     expectations = expect(context)

@@ -203,7 +203,7 @@ SPENDING = 2.0
 """The power rho. By simulation (benchmarks/labels.py) small powers stop earliest where the truth is far from the bar,
 large ones lose least where it is near; this one costs at most 3 points of power."""
 _REACH = 8.5
-_LEAST_NODES, _MOST_NODES = 300, 3000
+_MIN_NODES, _MAX_NODES = 300, 3000
 
 
 def look_levels(alpha: float, shares: Sequence[float], rho: float = SPENDING) -> tuple[float, ...]:
@@ -238,7 +238,7 @@ def _levels(alpha: float, shares: tuple[float, ...], rho: float) -> tuple[float,
             break
         width = boundary + reach
         node_count = math.ceil(8 * width / min(step, steps[number + 1]))
-        x, weights = np.polynomial.legendre.leggauss(min(_MOST_NODES, max(_LEAST_NODES, node_count)))
+        x, weights = np.polynomial.legendre.leggauss(min(_MAX_NODES, max(_MIN_NODES, node_count)))
         points = (x + 1) * width / 2 - reach
         distances = (points[:, None] - nodes[None, :]) / step
         density = np.exp(-(distances**2) / 2) @ mass / (step * math.sqrt(2 * math.pi))

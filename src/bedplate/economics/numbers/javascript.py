@@ -135,20 +135,20 @@ class _Function:
     def _is_local(self, name: str) -> bool:
         return any(name in scope for scope in self.scopes)
 
-    def _known(self, node: ast.expr) -> object:
+    def _constant(self, node: ast.expr) -> object:
         """The global object that an expression names, also as `module.name` or `list[float]`; else None."""
         match node:
             case ast.Name(name) if not self._is_local(name):
                 return self.function.__globals__.get(name, getattr(builtins, name, None))
-            case ast.Attribute(owner, name) if isinstance(module := self._known(owner), ModuleType):
+            case ast.Attribute(owner, name) if isinstance(module := self._constant(owner), ModuleType):
                 return getattr(module, name)
-            case ast.Subscript(owner, _) if isinstance(known := self._known(owner), type):
-                return known
+            case ast.Subscript(owner, _) if isinstance(constant := self._constant(owner), type):
+                return constant
             case _:
                 return None
 
     def _global(self, node: ast.expr, name: str) -> str:
-        value = self._known(node)
+        value = self._constant(node)
         if isinstance(value, BuiltinFunctionType | FunctionType | type) and value in _MATH | _BUILTINS:
             return f"{'Math' if value in _MATH else 'py'}.{value.__name__}"
         if value is None or isinstance(value, BuiltinFunctionType | ModuleType) or value in vars(builtins).values():
@@ -201,7 +201,7 @@ class _Function:
             case ast.If(test, body, otherwise):
                 return f"if ({self._test(test)}) {{ {block(body)} }} else {{ {block(otherwise)} }}"
             case ast.For(target, values, body, []):
-                return f"for ({value(target)} of {self._each(values)}) {{ {block(body)} }}"
+                return f"for ({value(target)} of {self._sequence(values)}) {{ {block(body)} }}"
             case ast.While(test, body, []):
                 return f"while ({self._test(test)}) {{ {block(body)} }}"
             case ast.Break() | ast.Continue():
@@ -224,9 +224,9 @@ class _Function:
                 return name
             case ast.Name(name):
                 return self._global(node, name)
-            case ast.Attribute(_, name) if self._known(node) is not None:
+            case ast.Attribute(_, name) if self._constant(node) is not None:
                 return self._global(node, name)
-            case ast.Attribute(owner, name) if not isinstance(self._known(owner), type):
+            case ast.Attribute(owner, name) if not isinstance(self._constant(owner), type):
                 return f"{value(owner)}.{name}"
             case ast.BinOp(left, ast.Add(), right):
                 return f"py.add({value(left)}, {value(right)})"
@@ -249,7 +249,7 @@ class _Function:
                 pairs = zip(cast("list[ast.expr]", keys), entries, strict=True)
                 return f"new Map([{', '.join(f'[{values(pair)}]' for pair in pairs)}])"
             case ast.Starred(operand, context):
-                return f"...{value(operand) if isinstance(context, ast.Store) else self._each(operand)}"
+                return f"...{value(operand) if isinstance(context, ast.Store) else self._sequence(operand)}"
             case ast.Subscript(owner, ast.Slice(lower, upper, step)):
                 bounds = ["null" if bound is None else value(bound) for bound in (lower, upper, step)]
                 return f"py.slice({value(owner)}, {', '.join(bounds)})"
@@ -276,7 +276,7 @@ class _Function:
     def _values(self, nodes: Iterable[ast.expr]) -> str:
         return ", ".join(map(self._value, nodes))
 
-    def _each(self, node: ast.expr) -> str:
+    def _sequence(self, node: ast.expr) -> str:
         return f"py.each({self._value(node)})"
 
     def _part(self, node: ast.expr) -> str:
@@ -310,29 +310,29 @@ class _Function:
     def _loops(self, loops: Sequence[ast.comprehension], element: Callable[[], str]) -> str:
         """What a comprehension makes, as an array."""
         loop, *inner = loops
-        text = self._each(loop.iter)
+        text = self._sequence(loop.iter)
         self.scopes.append(_assigned(loop.target))
         target = self._value(loop.target)
         text += "".join(f".filter(({target}) => {self._test(condition)})" for condition in loop.ifs)
-        step, made = ("flatMap", self._loops(inner, element)) if inner else ("map", element())
+        step, body = ("flatMap", self._loops(inner, element)) if inner else ("map", element())
         self.scopes.pop()
-        return f"{text}.{step}(({target}) => {made})"
+        return f"{text}.{step}(({target}) => {body})"
 
     def _call(self, node: ast.Call) -> str:
-        function, known = node.func, self._known(node.func)
+        function, constant = node.func, self._constant(node.func)
         texts = [self._value(argument) for argument in node.args]
         keywords = {keyword.arg: self._value(keyword.value) for keyword in node.keywords}
-        if known is None and isinstance(function, ast.Attribute) and function.attr in _METHODS and not keywords:
+        if constant is None and isinstance(function, ast.Attribute) and function.attr in _METHODS and not keywords:
             return f"py.{function.attr}({', '.join([self._value(function.value), *texts])})"
-        if isinstance(known, BuiltinFunctionType) or (isinstance(known, Callable) and known in _BUILTINS):
+        if isinstance(constant, BuiltinFunctionType) or (isinstance(constant, Callable) and constant in _BUILTINS):
             texts += [f"{{ {', '.join(f'{name}: {text}' for name, text in keywords.items())} }}"] if keywords else []
-        elif isinstance(known, FunctionType | type):  # its arguments in the order of its parameters
-            for name in list(inspect.signature(known).parameters)[len(texts) :] if keywords else ():
+        elif isinstance(constant, FunctionType | type):  # its arguments in the order of its parameters
+            for name in list(inspect.signature(constant).parameters)[len(texts) :] if keywords else ():
                 texts.append(keywords.pop(name, "undefined"))  # which takes a default
         elif keywords:
             raise self._error(node, "keyword arguments are for what is known by name")
-        function = function.value if isinstance(function, ast.Subscript) and known is not None else function
-        new = "new " if isinstance(known, type) and known not in _BUILTINS else ""
+        function = function.value if isinstance(function, ast.Subscript) and constant is not None else function
+        new = "new " if isinstance(constant, type) and constant not in _BUILTINS else ""
         return f"{new}{self._value(function)}({', '.join(texts)})"
 
 

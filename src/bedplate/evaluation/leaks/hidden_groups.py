@@ -2,8 +2,8 @@
 of texts, rows that are like their neighbours in the file, and targets that drift.
 
 Of declared groups one row each is looked at, so that what they explain is not found again. Each thing that is looked at
-is tested on at most MOST rows (whole values, at most MOST_OF_ONE rows of each; near-copies are looked for among
-MOST_TEXTS), so the work grows with the columns and hardly with the rows.
+is tested on at most MOST rows (whole values, at most MAX_ROWS_PER_VALUE rows of each; near-copies are looked for among
+MAX_TEXTS), so the work grows with the columns and hardly with the rows.
 
 Texts become vectors of their words: TF-IDF hashed into few numbers with signs (Weinberger et al. 2009,
 https://arxiv.org/abs/0902.2206), so that products of two are, on average, those of their words. Near-copies are found
@@ -39,7 +39,7 @@ from bedplate.evaluation.task import Task
 from bedplate.report.schema_parts import Grouping, HiddenGroups
 
 SOURCE = "source"
-MOST_LABELS = 200
+MAX_LABELS = 200
 
 
 SIZE = 64
@@ -106,10 +106,10 @@ class Table:
         return Table(texts, targets, groups, columns)
 
     def target_vectors(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-        """[rows, d]: labels as 0 and 1; the words of targets where more than MOST_LABELS of them differ, or most do."""
+        """[rows, d]: labels as 0 and 1; the words of targets where more than MAX_LABELS of them differ, or most do."""
         targets = [self.targets[row] for row in rows.tolist()]
         codes, count = group_codes(targets)
-        return np.eye(count)[codes] if count <= min(MOST_LABELS, len(targets) / 2) else word_vectors(targets)
+        return np.eye(count)[codes] if count <= min(MAX_LABELS, len(targets) / 2) else word_vectors(targets)
 
 
 def table_of(task: Task, sources: Mapping[str, SourceRows]) -> Table:
@@ -152,8 +152,8 @@ def _target(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, sort_keys=True, default=str)
 
 
-MAX_ROWS, MOST_OF_ONE, MOST_TEXTS, MOST_COLUMNS = 2000, 50, 20_000, 40
-LEAST_ROWS, LEAST_VALUES = 60, 20
+MAX_ROWS, MAX_ROWS_PER_VALUE, MAX_TEXTS, MAX_COLUMNS = 2000, 50, 20_000, 40
+MIN_ROWS, MIN_VALUES = 60, 20
 """Fewer rows say nothing of groups; a column of fewer values holds kinds of rows, which production has too."""
 LEVEL = 0.01
 """Error of all tests together: that a column or an order is called alike where there is nothing."""
@@ -185,13 +185,13 @@ def hidden_groups(table: Table) -> tuple[list[HiddenGroups], list[str]]:
     if not table.rows:
         return [], []
     findings = [finding for finding in (_copies(table, limits),) if finding is not None]
-    if units.rows >= LEAST_ROWS:
+    if units.rows >= MIN_ROWS:
         columns = [name for name in units.columns if _repeats(units, name)]
-        if len(columns) > MOST_COLUMNS:
-            limits.append(f"of {len(columns)} columns whose values repeat the first {MOST_COLUMNS} were looked at")
+        if len(columns) > MAX_COLUMNS:
+            limits.append(f"of {len(columns)} columns whose values repeat the first {MAX_COLUMNS} were looked at")
         if units.rows > MAX_ROWS:
             limits.append(f"likeness was measured on {MAX_ROWS:,} rows of {units.rows:,} at most")
-        columns = columns[:MOST_COLUMNS]
+        columns = columns[:MAX_COLUMNS]
         dated = [name for name, values in units.columns.items() if _dates(values)]
         # targets and texts of columns and of neighbours, and targets that drift: what no permutation reaches has to
         # stay below LEVEL when it is corrected for all of these tests
@@ -226,7 +226,7 @@ def _column(units: Table, name: str, permutations: int) -> _Looked:
     sizes = np.bincount(codes, minlength=count).astype(np.float64)
     chosen = _sample_rows(codes, [value is not None for value in values])
     text = not all(_number(value) for value in values if value is not None)
-    stops = len(set(values) - {None}) >= LEAST_VALUES and (text or is_group_name(name))
+    stops = len(set(values) - {None}) >= MIN_VALUES and (text or is_group_name(name))
     measured = _measured(units, chosen, codes[chosen], permutations)
     return _Looked("column", name, sizes, *measured, may_stop=stops)
 
@@ -238,7 +238,7 @@ def _sample_rows(codes: Codes, has_value: Sequence[bool]) -> Codes:
     by_value = order[np.argsort(codes[order], kind="stable")]
     _, starts, counts = np.unique(codes[by_value], return_index=True, return_counts=True)
     place = np.arange(by_value.size) - np.repeat(starts, counts)
-    candidates, sizes = by_value[place < MOST_OF_ONE], np.minimum(counts, MOST_OF_ONE)
+    candidates, sizes = by_value[place < MAX_ROWS_PER_VALUE], np.minimum(counts, MAX_ROWS_PER_VALUE)
     selected = np.zeros(sizes.size, np.bool_)
     shuffled = rng.permutation(sizes.size)
     selected[shuffled[np.cumsum(sizes[shuffled]) <= MAX_ROWS]] = True
@@ -247,7 +247,7 @@ def _sample_rows(codes: Codes, has_value: Sequence[bool]) -> Codes:
 
 def _measured(units: Table, rows: Codes, codes: Codes, permutations: int) -> tuple[Likeness | None, Likeness | None]:
     """How alike targets and texts of the rows are within the groups that `codes` [rows] name."""
-    if rows.size < LEAST_ROWS:
+    if rows.size < MIN_ROWS:
         return None, None
     texts = likeness(word_vectors([units.texts[row] for row in rows.tolist()]), codes, permutations=permutations)
     return likeness(units.target_vectors(rows), codes, permutations=permutations), texts
@@ -323,18 +323,18 @@ def _finding(inspection: _Looked, rows: int, p_value: float | None, significant:
     if significant and inspection.may_stop:
         effect = 1 + (float((inspection.sizes**2).sum() / inspection.sizes.sum()) - 1) * max_icc
     if inspection.finding_type == "column":
-        says = _column_says(inspection, targets, texts, p_value, significant)
+        sentence = _column_sentence(inspection, targets, texts, p_value, significant)
     elif inspection.finding_type == "order":
-        says = f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or "
-        says += "template seem to follow each other"
+        sentence = f"rows that stand together in the file are alike ({max_icc:.2f}): rows of one document, user or "
+        sentence += "template seem to follow each other"
     else:
-        says = f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
+        sentence = f"targets drift over {inspection.name}: a random split judges by rows from between those it learns"
     strong, sizes = effect >= STRONG_EFFECT, inspection.sizes
     measured = {"alike_targets": targets, "alike_texts": texts, "p_value": p_value}
-    return _build_finding(inspection.finding_type, inspection.name, strong, rows, sizes, effect, says, **measured)
+    return _build_finding(inspection.finding_type, inspection.name, strong, rows, sizes, effect, sentence, **measured)
 
 
-def _column_says(
+def _column_sentence(
     inspection: _Looked, targets: float | None, texts: float | None, p_value: float | None, significant: bool
 ) -> str:
     values = f"{inspection.name} has {inspection.sizes.size:,} values on {int(inspection.sizes.sum()):,} rows"
@@ -352,9 +352,9 @@ def _column_says(
 def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
     """Nearly equal texts in different declared groups. Their scores are taken to be the same."""
     rows = np.arange(table.rows)
-    if table.rows > MOST_TEXTS:
-        rows = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(table.rows)[:MOST_TEXTS])
-        limits.append(f"near-copies were looked for among {MOST_TEXTS:,} rows of {table.rows:,}")
+    if table.rows > MAX_TEXTS:
+        rows = np.sort(np.random.Generator(np.random.PCG64(0)).permutation(table.rows)[:MAX_TEXTS])
+        limits.append(f"near-copies were looked for among {MAX_TEXTS:,} rows of {table.rows:,}")
     first = near_copies([table.texts[row] for row in rows.tolist()])
     groups = [table.groups[row] for row in rows.tolist()]
     pairs = [(f"g{group}", f"t{copy}") for group, copy in zip(groups, first.tolist(), strict=True)]
@@ -372,8 +372,8 @@ def _copies(table: Table, limits: list[str]) -> HiddenGroups | None:
     alone = np.bincount(group_ids, minlength=before).astype(np.float64)
     effect = float((sizes**2).sum() / (alone**2).sum())
     strong = bool(with_copy >= STRONG_COPIES * rows.size or effect >= STRONG_EFFECT**2)
-    says = f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group"
-    return _build_finding("near_duplicates", "near_duplicates", strong, rows.size, sizes, effect, says)
+    sentence = f"{with_copy:,} of {rows.size:,} rows have nearly the text of a row in another group"
+    return _build_finding("near_duplicates", "near_duplicates", strong, rows.size, sizes, effect, sentence)
 
 
 def _build_finding(
@@ -383,14 +383,14 @@ def _build_finding(
     rows: int,
     sizes: NDArray[np.float64],
     effect: float,
-    says: str,
+    sentence: str,
     *,
     alike_targets: float | None = None,
     alike_texts: float | None = None,
     p_value: float | None = None,
 ) -> HiddenGroups:
     if effect > 1.005:
-        says += f"; if their scores were as alike, {rows:,} rows would count as {rows / effect:,.0f}"
+        sentence += f"; if their scores were as alike, {rows:,} rows would count as {rows / effect:,.0f}"
     return HiddenGroups(
         kind=finding_type,
         name=name,
@@ -404,7 +404,7 @@ def _build_finding(
         design_effect=effect,
         effective_rows=rows / effect,
         wider=math.sqrt(effect),
-        says=says,
+        says=sentence,
         answer=None,
     )
 

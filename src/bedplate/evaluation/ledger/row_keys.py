@@ -43,7 +43,7 @@ CUT_FROM, _SHINGLE, _SKETCH = 12, 6, 4
 """Words from which on a half of a text is known: by the least of its runs of so many words, so many of them."""
 _DIGITS_TOLD = 7
 """First digits, two or three of each number, from which on a row of numbers is known whatever their units."""
-_MOST_BY_CHANCE = 0.05
+_MAX_CHANCE_SHARE = 0.05
 """Where a larger share of an opening's rows have such keys in common, these tell nothing."""
 FEWEST = 4
 """Words below which a text without one of them says too little."""
@@ -154,7 +154,7 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     else:
         exact = _united(exact, in_any_order)
     for keys in by_chance:
-        if _chance(keys, cells) <= _MOST_BY_CHANCE:
+        if _chance(keys, cells) <= _MAX_CHANCE_SHARE:
             weak = _united(weak, keys)
     exact = _united(exact, _telling([row.alone for row in parsed]))
     all_words = [[word for field_words in row.words.values() for word in field_words] for row in parsed]

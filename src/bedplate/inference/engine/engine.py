@@ -33,7 +33,7 @@ from bedplate.adapters.modules import hf_module_name
 from bedplate.core.closing import Closing
 from bedplate.core.errors import BusyError, UnsupportedModelError, UsageError
 from bedplate.core.progress import Progress
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.grammar import Grammars
 from bedplate.inference.engine.requests.base import Request, Result, Stream
 from bedplate.inference.engine.requests.job import EngineResources, RequestJob
@@ -186,9 +186,9 @@ class Engine(Closing):
         """Token ids of a text as a prompt. CheckpointError for a base without a tokenizer."""
         return self.base.need_tokenizer().encode_prompt(text)
 
-    def describe(self) -> Facts:
+    def describe(self) -> ModelDescription:
         base = self.base
-        return Facts(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
+        return ModelDescription(base.name, frozenset(base.can), base.spec.context_length, base.tokenizer)
 
     def compile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """Compiles a grammar ahead of its request, for any thread; it stays compiled while the returned object lives.
@@ -196,7 +196,7 @@ class Engine(Closing):
         Submitting a request with it then compiles nothing. RequestError for a grammar that cannot be used. tenant: one
         tenant's compilations run one at a time.
         """
-        return self.grammars.ready(grammar, tenant)
+        return self.grammars.precompile(grammar, tenant)
 
     def run(self, requests: Sequence[Request]) -> list[Result]:
         """Runs requests together and returns their results in order; the first error is raised after all have ended.

@@ -54,7 +54,7 @@ class Grammars:
         compiled_grammar = self._cached_grammar(grammar)
         return lambda: Matcher(compiled_grammar.matcher.deep_copy())
 
-    def ready(self, grammar: Grammar, tenant: str = "") -> Grammar:
+    def precompile(self, grammar: Grammar, tenant: str = "") -> Grammar:
         """The grammar with its compiled form attached, which keeps it cached. Raises as `compile` does."""
         return replace(grammar, compiled=self._cached_grammar(grammar, tenant))
 

@@ -27,7 +27,7 @@ from bedplate.inference.forward.host_to_device import HostToDevice
 from bedplate.inference.forward.paged import PagedCache
 from bedplate.models.inputs import Inputs
 from bedplate.models.layers.experts import ExpertLinear
-from bedplate.models.layers.grouped import torch_takes
+from bedplate.models.layers.grouped import grouped_mm_supports
 from bedplate.models.model import Model
 from bedplate.models.specs.transformer import TransformerSpec
 
@@ -193,6 +193,6 @@ def unrecordable(model: Model, cache: PagedCache) -> str | None:
     if cache.latents:
         return "its attention is over latents"
     experts = (module.weight for module in model.modules() if isinstance(module, ExpertLinear))
-    if not all(torch_takes(weight_EOI, weight_EOI) for weight_EOI in experts):
+    if not all(grouped_mm_supports(weight_EOI, weight_EOI) for weight_EOI in experts):
         return "its experts' tokens are counted by the host"
     return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Request, Result, Stream
 
@@ -36,6 +36,6 @@ class EngineAnswers:
         """Token ids of a text as a prompt, with the special tokens that the tokenizer adds."""
         return self.engine.tokenize(text)
 
-    def describe(self) -> Facts:
+    def describe(self) -> ModelDescription:
         """The base's name, abilities, context length and tokenizer."""
         return self.engine.describe()

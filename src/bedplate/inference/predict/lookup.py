@@ -17,9 +17,9 @@ from bedplate.inference.engine.requests import (
     Embed,
     Embedding,
     Generation,
-    LookedUp,
     LookupContext,
     Result,
+    Retrieval,
     Stream,
 )
 from bedplate.inference.predict.callable_skin import for_each
@@ -40,7 +40,7 @@ class LookupResult:
     """The retrieved parts of a call's prompt."""
 
     demonstrations: tuple[Demonstration, ...]
-    looked_up: LookedUp
+    retrieval: Retrieval
 
 
 class Lookup:
@@ -83,9 +83,9 @@ class Lookup:
         for embedding in vectors:
             vector, compute = np.array(embedding.vector, dtype=np.float32), embedding.timing.compute
             if isinstance(index, Neighbours):
-                results.append(LookupResult(index.demonstrations(vector), LookedUp((), compute)))
+                results.append(LookupResult(index.demonstrations(vector), Retrieval((), compute)))
             else:
-                results.append(LookupResult(self._skin.demonstrations, LookedUp(index.retrieve(vector), compute)))
+                results.append(LookupResult(self._skin.demonstrations, Retrieval(index.retrieve(vector), compute)))
         return results
 
     def prefix(self, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -105,10 +105,10 @@ class Lookup:
 def citations(result: Result, *, texts: bool = False) -> tuple[dict[str, Any], ...]:
     """The passages that an answer was given: number, document and start in it, and `cited` where the answer is a text:
     whether that holds the number in brackets, as in [1]. texts: with the passages' own."""
-    if result.looked_up is None:
+    if result.retrieval is None:
         return ()
     cited_passages: list[dict[str, Any]] = []
-    for passage in result.looked_up.passages:
+    for passage in result.retrieval.passages:
         citation: dict[str, Any] = {"number": passage.number, "document": passage.document, "start": passage.start}
         if texts:
             citation["text"] = passage.text

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bedplate.core.errors import BedplateError, ContextLengthExceeded, RequestError
 from bedplate.core.progress import progress
 from bedplate.core.values import TaskInput, Values
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     NO_TERMS,
@@ -193,9 +193,9 @@ class Predictor(EngineAnswers, SkinPredictor):
             tokens = self._text_tokens(inputs, limit)
             return Embed(tuple(tokens), embedding.pooling, embedding.depth, normalise=False, **self._common)
         shown = skin.demonstrations if lookup_result is None else lookup_result.demonstrations
-        looked_up = None if lookup_result is None else lookup_result.looked_up
-        passages = () if looked_up is None else looked_up.passages
-        common: dict[str, Any] = {**self._common, "looked_up": looked_up}
+        retrieval = None if lookup_result is None else lookup_result.retrieval
+        passages = () if retrieval is None else retrieval.passages
+        common: dict[str, Any] = {**self._common, "retrieval": retrieval}
         if skin.probe is not None:
             depth = int(skin.probe.layer.removeprefix("layers."))
             if self._reads_only:
@@ -282,8 +282,8 @@ class Predictor(EngineAnswers, SkinPredictor):
         how = {"dtype": dtype_name(base.dtype), "weights": self.engine.weights, "kernel": self.engine.kernel}
         return {"base": base.identity.weights_id} | how
 
-    def describe(self) -> Facts:
-        """The base's facts, under the skin's name."""
+    def describe(self) -> ModelDescription:
+        """The base's description, under the skin's name."""
         return replace(self.engine.describe(), name=self.skin.name)
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, overload
 from bedplate.core.errors import UnsupportedModelError
 
 T = TypeVar("T")
-MOST_LAYERS = 1024
+MAX_LAYERS = 1024
 """Blocks of one model at most; published ones have one or two hundred. Lists of that length are made before a config
 can be compared with the checkpoint's tensors."""
 _SPELLED = re.compile(
@@ -84,8 +84,8 @@ class Fields:
     def layers(self, name: str, default: int | None = None) -> int:
         """A number of blocks; it must be there where there is no default."""
         count = self.size(name) if default is None else self.whole(name, default, null=default)
-        if count > MOST_LAYERS:
-            raise UnsupportedModelError(f"{self.origin}: {name} asks for {shown(count)} layers; {MOST_LAYERS} are read")
+        if count > MAX_LAYERS:
+            raise UnsupportedModelError(f"{self.origin}: {name} asks for {shown(count)} layers; {MAX_LAYERS} are read")
         return count
 
     @overload

@@ -71,7 +71,7 @@ class _Grouped(torch.autograd.Function):
     def forward(ctx: Any, x_MI: Tensor, weight_EOI: Tensor, segments: Segments) -> Tensor:  # type: ignore[override]
         ctx.save_for_backward(x_MI, weight_EOI)
         ctx.segments = segments
-        if torch_takes(x_MI, weight_EOI):
+        if grouped_mm_supports(x_MI, weight_EOI):
             return _torch_grouped()(x_MI, weight_EOI.transpose(1, 2), offs=segments.ends_E)
         out_MO = x_MI.new_empty(len(x_MI), weight_EOI.shape[1])
         for expert, begin, end in segments.spans:
@@ -84,7 +84,7 @@ class _Grouped(torch.autograd.Function):
         grad_MO, segments = grad.contiguous(), ctx.segments
         to_x: Tensor | None = None
         to_weight: Tensor | None = None
-        if torch_takes(x_MI, weight_EOI):
+        if grouped_mm_supports(x_MI, weight_EOI):
             product, ends = _torch_grouped(), segments.ends_E
             if ctx.needs_input_grad[0]:
                 to_x = product(grad_MO, weight_EOI, offs=ends)
@@ -106,14 +106,14 @@ class _Grouped(torch.autograd.Function):
         return to_x, to_weight, None
 
 
-def by_torch(x: Tensor) -> bool:
+def uses_grouped_mm(x: Tensor) -> bool:
     """Whether products with this tensor run without reading the experts' token counts on the host."""
     return not x.is_cpu and torch_product_works(x.device, x.dtype)
 
 
-def torch_takes(x_MI: Tensor, weight_EOI: Tensor) -> bool:
+def grouped_mm_supports(x_MI: Tensor, weight_EOI: Tensor) -> bool:
     """Whether torch's grouped product takes these tensors, whose rows must be multiples of `ALIGNED` bytes."""
-    return by_torch(x_MI) and all(size * x_MI.element_size() % ALIGNED == 0 for size in weight_EOI.shape[1:])
+    return uses_grouped_mm(x_MI) and all(size * x_MI.element_size() % ALIGNED == 0 for size in weight_EOI.shape[1:])
 
 
 def _torch_grouped() -> Callable[..., Tensor]:

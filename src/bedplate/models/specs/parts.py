@@ -209,7 +209,7 @@ class StateSpec:
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "quick_gelu", "clamped_silu"]
 Scoring = Literal["softmax", "softmax_chosen", "sigmoid"]
 
-MOST_EXPERTS = 100_000
+MAX_EXPERTS = 100_000
 """Experts of one layer at most; published models have a few hundred."""
 
 
@@ -264,7 +264,7 @@ class Experts:
         at_least(self, 1, "count", "per_token", "feedforward_size", "every", "groups", "groups_chosen")
         at_least(self, 0, "shared_size", "first_dense")
         finite(self, "scale")
-        refuse(self.count > MOST_EXPERTS, f"{self.count} experts: a layer has at most {MOST_EXPERTS:,}")
+        refuse(self.count > MAX_EXPERTS, f"{self.count} experts: a layer has at most {MAX_EXPERTS:,}")
         refuse(self.per_token > self.count, f"{self.per_token} experts per token, but there are only {self.count}")
         refuse(self.shared_gate and not self.shared_size, "shared_gate needs a shared expert: shared_size is 0")
         if self.beside and self.shared_size:

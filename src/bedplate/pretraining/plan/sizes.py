@@ -211,7 +211,7 @@ def config_of(run: RunFile, sizes: RunSizes) -> TrainConfig:
 
 
 TOKENS_A_PARAMETER = 20
-MOST_RATE = 1e-2
+MAX_RATE = 1e-2
 """The fit is of runs from 1e17 operations on; the smallest ones here would be given a rate at which they diverge."""
 
 
@@ -227,4 +227,4 @@ def default_batch(parameters: float, tokens: float) -> int:
 
 def default_rate(parameters: float, tokens: float) -> float:
     """AdamW's peak learning rate. parameters: without the token table."""
-    return float(f"{min(MOST_RATE, 0.3118 * (6 * parameters * tokens) ** -0.1250):.3g}")
+    return float(f"{min(MAX_RATE, 0.3118 * (6 * parameters * tokens) ** -0.1250):.3g}")

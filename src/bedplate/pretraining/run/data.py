@@ -324,13 +324,13 @@ def _tokenizer(run: RunFile, out: Path, sources: Sequence[SourceText]) -> Tokeni
 
 
 logger = logging.getLogger("bedplate.pretraining")
-MOST_COUNTED = 20_000_000
+MAX_COUNTED_TOKENS = 20_000_000
 """Tokens that a model of counts reads at most: each takes some 80 bytes while it does."""
 _PASS = re.compile(r"@\d+$")
 """Behind the name of a document that a weight has read again."""
-MOST_HASHED = 16e9
+MAX_HASHED_BYTES = 16e9
 """Bytes of shards that are held against their hashes before a run: 10 to 20 seconds of reading at most."""
-MOST_HELD = 4_000_000
+MAX_HELD_OUT_TOKENS = 4_000_000
 """Held-out tokens of a source that are read at most."""
 
 
@@ -350,7 +350,7 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
     ConfigError where the base has another tokenizer than the corpus, or the file names sources that there are not.
     """
     corpus = Corpus.open(directory)
-    if corpus.stored_bytes <= MOST_HASHED:
+    if corpus.stored_bytes <= MAX_HASHED_BYTES:
         corpus.check_hashes()
     else:
         logger.warning(
@@ -394,7 +394,7 @@ def _read_holdout(corpus: Corpus, tokenizer: Tokenizer, name: str, general: bool
     ids: list[np.ndarray] = []
     tokens = 0
     for number in range(len(documents)):
-        if ids and tokens + len(documents[number]) > MOST_HELD:
+        if ids and tokens + len(documents[number]) > MAX_HELD_OUT_TOKENS:
             break
         ids.append(documents[number])
         tokens += len(ids[-1])
@@ -414,18 +414,18 @@ def _corpus_maker(run: RunFile, corpus: Corpus, names: Sequence[str]) -> MakeSou
 
 
 def learned_tokens(data: RunData, sizes: RunSizes) -> np.ndarray:
-    """The first `MOST_COUNTED` tokens that the steps of a run train on, one piece of a document after the other: each
-    once, however often the run reads it."""
+    """The first `MAX_COUNTED_TOKENS` tokens that the steps of a run train on, one piece of a document after the other:
+    each once, however often the run reads it."""
     pieces: dict[tuple[str, bytes], np.ndarray] = {}
     read = 0
     source = data.make_source(sizes, sizes.steps, ALONE)
     for batch in chain.from_iterable(islice(source, sizes.steps)):
         ids = batch.tokens.numpy().reshape(-1).astype(np.int32)
         for name, place in zip(batch.ids, batch.placement.documents, strict=True):
-            piece = ids[place.start : place.stop][: MOST_COUNTED - read]
+            piece = ids[place.start : place.stop][: MAX_COUNTED_TOKENS - read]
             read += len(piece)
             digest = hashlib.blake2b(piece.tobytes(), digest_size=16).digest()
             pieces.setdefault((_PASS.sub("", name), digest), piece)
-        if read >= MOST_COUNTED:
+        if read >= MAX_COUNTED_TOKENS:
             break
     return np.concatenate(list(pieces.values()))

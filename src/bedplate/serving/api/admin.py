@@ -1,5 +1,5 @@
-"""/admin/skins loads, replaces and unloads skins while the server runs; /admin/routes reports on each route and its
-versions, and changes their weights. Both need an admin key on a server with keys.
+"""Routes of /admin/skins, which load, replace and unload skins while the server runs, and of /admin/routes, which
+report on routes and change the weights of their versions. On a server with keys both need an admin key.
 
 A skin is taken from the configured `skins_directory` only: nothing is uploaded, unpacked or fetched. It is read and
 verified whole before anything is registered. Replacing a name is one step: calls that began before end on the old
@@ -19,7 +19,7 @@ from starlette.responses import Response
 from bedplate.core.errors import BedplateError, RequestError
 from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.models.registry import Registry, locate_skin, scan_skins
-from bedplate.serving.models.residency import Guest, ResidentPool, run_in_thread
+from bedplate.serving.models.residency import PooledSkin, ResidentPool, run_in_thread
 from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.request.lifecycle import ApiCall, answers
 from bedplate.serving.rollout.version_router import VersionRouter
@@ -47,7 +47,7 @@ class SkinRequest(RequestFields):
 async def list_skins(call: ApiCall) -> Response:
     registry = call.server.registry
     data = [_described(registry, name) for name, served in registry.models.items() if isinstance(served, ServedSkin)]
-    retired = [_state(guest) for guest in registry.retired]
+    retired = [_state(pooled) for pooled in registry.retired]
     memory = {
         "adapters": {engine.base.name: _pool(pool) for engine, pool in registry.adapters.items()},
         "prompt_skins": _pool(registry.plain),
@@ -162,13 +162,13 @@ def _skins_directory(call: ApiCall) -> Path:
 
 
 def _described(registry: Registry, name: str) -> dict[str, Any]:
-    guest = registry.guest(name)
+    pooled = registry.pooled(name)
     served = registry.models[name]
-    return {**_state(guest), "base": served.answerer.describe().name, **served.describe()}
+    return {**_state(pooled), "base": served.answerer.describe().name, **served.describe()}
 
 
-def _state(guest: Guest) -> dict[str, Any]:
-    served = guest.loadable
+def _state(pooled: PooledSkin) -> dict[str, Any]:
+    served = pooled.loadable
     assert isinstance(served, ServedSkin)
     source = None if served.card.directory is None else str(served.card.directory)
     return {
@@ -176,9 +176,9 @@ def _state(guest: Guest) -> dict[str, Any]:
         "name": served.name,
         "id": served.card.id,
         "source": source,
-        "state": guest.state.value,
-        "calls_running": guest.holders,
-        "calls_waiting": len(guest.waiters),
+        "state": pooled.state.value,
+        "calls_running": pooled.use_count,
+        "calls_waiting": len(pooled.waiters),
     }
 
 

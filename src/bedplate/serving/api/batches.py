@@ -1,4 +1,4 @@
-"""/v1/files and /v1/batches: files of requests, answered in the background and kept across restarts of the server. Each
+"""Routes of /v1/files and /v1/batches: files of requests that are answered in the background and survive restarts. Each
 tenant sees only its own."""
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ router = APIRouter(prefix="/v1")
 UPLOAD_SECONDS = 600.0
 MAX_NAME = 255
 _SPOOLED_BYTES = 64 * 1024
-"""What is in memory of a file that arrives; more of it goes to a temporary file."""
+"""Memory for an upload; larger ones go to a temporary file."""
 _FORM_BYTES = 64 * 1024
-"""What a form may hold beside the file: boundaries, headers, the purpose."""
+"""Most bytes of a form besides the file: boundaries, headers, the purpose."""
 
 # As the OpenAPI document shows them: the form, and the query of a list.
 _FILE = {"type": "string", "contentMediaType": "application/octet-stream"}
@@ -105,7 +105,7 @@ async def delete(call: ApiCall) -> Response:
 
 
 class Page:
-    """The query of a list: `after`, `limit`, and those named. RequestError for anything else."""
+    """Parses the query of a list: `after`, `limit` and the given names. RequestError for any other parameter."""
 
     def __init__(self, request: Request, max_limit: int, *names: str) -> None:
         self.query = dict(request.query_params)

@@ -1,4 +1,4 @@
-"""/v1/embeddings, /v1/classify and /v1/rerank: what is read of texts, without writing any."""
+"""Routes that read texts and generate none: /v1/embeddings, /v1/classify and /v1/rerank."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bedplate.serving.schemas.strict_json import json_response, large_json_respo
 
 router = APIRouter()
 NUMBER_BYTES = 20
-"""About what one number takes in a reply."""
+"""Approximate size of one number in a reply."""
 
 
 class EmbeddingRequest(RequestFields):

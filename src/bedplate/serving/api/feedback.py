@@ -1,4 +1,5 @@
-"""/v1/feedback: ratings, corrections and comments on replies, and their export, where the server's file consents."""
+"""Routes of /v1/feedback (ratings, corrections and comments on replies) and of its export, where the server's file
+allows replies to be kept."""
 
 from __future__ import annotations
 
@@ -53,7 +54,7 @@ async def create_feedback(call: ApiCall, request: FeedbackRequest) -> Response:
 
 
 def _check_correction(correction: str, model: str, described: Mapping[str, Any]) -> None:
-    """RequestError for what is no answer of a model that chooses among labels."""
+    """RequestError for a correction that is not a label of a model with labels."""
     labels = described.get("labels")
     if not labels:
         return

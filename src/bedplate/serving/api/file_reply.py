@@ -1,4 +1,4 @@
-"""Replies that are the bytes of an open file."""
+"""Replies with the bytes of an open file."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from bedplate.serving.schemas.strict_json import JsonLinesResponse
 
 
 class OpenFileResponse(FileResponse):
-    """JSON lines of a file that is open, whatever becomes of its name meanwhile; it is closed at the end. What is wrong
-    with a Range header is a StatusError."""
+    """Streams an open file of JSON lines, even if it is deleted meanwhile, and closes it. StatusError for an impossible
+    Range header."""
 
     def __init__(self, file: BinaryIO, name: str | None = None) -> None:
         path, state = f"/dev/fd/{file.fileno()}", os.fstat(file.fileno())

@@ -1,4 +1,4 @@
-"""The OpenAI-compatible routes: models, chat completions, completions; their replies, whole and as stream chunks."""
+"""OpenAI-compatible routes for models, chat completions and completions; builds their replies and stream chunks."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from bedplate.text.tokenizer import Tokenizer
 Json = dict[str, Any]
 
 FULL_LENGTH = 256
-"""Bytes that a padded event's content is brought to, or to a multiple of it."""
+"""Padded stream events have a multiple of this many bytes."""
 
 A = TypeVar("A", ChatRequest, CompletionRequest)
 
 
 class ChoicesReply(ABC, Generic[A]):
-    """One reply in the making: its identity, and the request it answers."""
+    """Builds the reply to one request: as a whole (`whole`) or as stream chunks (`chunk`)."""
 
     prefix: str
     whole_object: str
@@ -59,7 +59,7 @@ class ChoicesReply(ABC, Generic[A]):
 
     @abstractmethod
     def opening(self, index: int) -> Json | None:
-        """What a choice's stream begins with."""
+        """The first chunk of a choice's stream, if it has one before its text."""
 
     @abstractmethod
     def piece(self, index: int, text: str, steps: Sequence[Step]) -> Json:
@@ -122,8 +122,8 @@ class ChoicesReply(ABC, Generic[A]):
 
 
 def padding_of(content: Json) -> str:
-    """Random letters that bring what a stream's event says to the next full length, so that whoever sees only the sizes
-    of an encrypted stream's packets learns little of the words in it."""
+    """Random letters that pad an event to a multiple of `FULL_LENGTH`, so that the packet sizes of an encrypted stream
+    reveal little of its words."""
     letters = -len(dump_json(content)) % FULL_LENGTH
     return secrets.token_hex(FULL_LENGTH // 2)[:letters]
 
@@ -133,7 +133,7 @@ def _extension(answer: Answer) -> Json:
 
 
 def reasoning_tokens(served: Served, reasoning: str, answer: Answer) -> int:
-    """About how many of an answer's tokens reasoned: those of the text."""
+    """Estimates the number of reasoning tokens in an answer, by tokenizing the reasoning."""
     if not reasoning:
         return 0
     return min(len(served.tokenizer.encode(reasoning, parse_special=False)), answer.usage.completion_tokens)
@@ -306,11 +306,11 @@ def steps_of(generation: Generation) -> list[Step]:
 
 router = APIRouter(prefix="/v1")
 TOKEN_BYTES = 1000
-"""About what one token's log-probabilities and its alternatives' take in a reply."""
+"""Approximate size in a reply of one token's log-probability with its alternatives."""
 TEXT_BYTES = 8
-"""About what one token's text takes."""
-MOST_PROMPT_LOGPROBS = 2_000_000
-"""Log-probabilities of prompts in one reply: each takes some hundred bytes of memory until it is written."""
+"""Approximate size of one token's text."""
+MAX_PROMPT_LOGPROBS = 2_000_000
+"""Most prompt log-probabilities in one reply; each takes about a hundred bytes of memory until it is written."""
 
 
 @router.get("/models")
@@ -342,11 +342,11 @@ async def chat_completions(call: ApiCall, request: ChatRequest) -> Response:
 async def completions(call: ApiCall, request: CompletionRequest) -> Response:
     served = await call.choose(request.model)
     plan = await call.prepare(lambda terms: served.complete(request, terms), "prompt")
-    return await answer(call, CompletionReply(call, request, [asked.tokens for asked in plan.requests]), plan)
+    return await answer(call, CompletionReply(call, request, [generate.tokens for generate in plan.requests]), plan)
 
 
 async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> Response:
-    """The reply to a chat or completion, whole or as a stream."""
+    """Runs a plan and replies to a chat or completion, as a whole or as a stream."""
     _check_reported(plan)
     run = call.submit(plan, reply.source, reply.request.limit_field)
     if reply.request.stream:
@@ -371,14 +371,14 @@ async def answer(call: ApiCall, reply: ChoicesReply[Any], plan: AnswerPlan) -> R
 
 
 def _check_reported(plan: AnswerPlan) -> None:
-    """RequestError where more is to be said of the prompts than fits a reply."""
+    """RequestError for more prompt log-probabilities than one reply may have."""
     total = 0
     for request in plan.requests:
         alternatives = request.sampling.prompt_logprobs if isinstance(request, Generate) else None
         total += 0 if alternatives is None else len(request.tokens) * (alternatives + 1)
-    if total > MOST_PROMPT_LOGPROBS:
+    if total > MAX_PROMPT_LOGPROBS:
         raise RequestError(
-            f"{total:,} log-probabilities of prompts are asked for; one reply has at most {MOST_PROMPT_LOGPROBS:,}: "
+            f"{total:,} log-probabilities of prompts are asked for; one reply has at most {MAX_PROMPT_LOGPROBS:,}: "
             "send fewer prompts, or ask for fewer alternatives",
             param="prompt_logprobs",
         )

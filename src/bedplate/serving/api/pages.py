@@ -1,4 +1,4 @@
-"""Pages for browsers: the web interface at `/`, its files, and the skins' reports."""
+"""Serves pages to browsers: the web interface at `/`, its files, and the skins' reports."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ async def report(call: ApiCall) -> Response:
 
 @router.post("/skins/{name:path}/report")
 async def report_with_key(request: Request) -> Response:
-    """As GET, for a frame of the page: it cannot send headers, so the key is the form's field `key`."""
+    """As GET, for a frame in the web interface: a frame cannot send headers, so the API key is in the form's `key`."""
     form = parse_qs((await read_bytes(request, _FORM_BYTES)).decode("utf-8", "replace"))
     key = f"Bearer {form.get('key', [''])[0]}".encode()
     scope = {**request.scope, "headers": [*request.scope["headers"], (b"authorization", key)]}
@@ -74,7 +74,7 @@ async def report_with_key(request: Request) -> Response:
 
 
 def _file(request: Request, name: str) -> Response:
-    """The file, or 304 where the browser has it already. It is asked about each time: an update is seen at once."""
+    """Replies with the file, or 304 where the browser has it. Browsers ask each time, so an update is seen at once."""
     content, tag = page_file(name)
     headers = {**_COMMON, "etag": tag, "cache-control": "no-cache", "content-security-policy": PAGE_POLICY}
     etags = request.headers.get("if-none-match", "")

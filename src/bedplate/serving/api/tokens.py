@@ -15,6 +15,7 @@ from bedplate.core.errors import RequestError, UnknownModelError
 from bedplate.inference.engine.requests import LookupContext
 from bedplate.serving.models.served import Served
 from bedplate.serving.request.lifecycle import ApiCall, answers
+from bedplate.serving.schemas.http_errors import LoadingError
 from bedplate.serving.schemas.openai_fields import ChatRequest, read_fields
 from bedplate.serving.schemas.request_fields import TOKEN_LIMIT, RequestFields, openapi_queries
 from bedplate.serving.schemas.strict_json import json_response, large_json_response
@@ -110,6 +111,8 @@ async def tokenizer_info(call: ApiCall) -> Response:
 async def choose(call: ApiCall, name: str | None) -> Served:
     """The model of this name, or where none is given the first that the caller may use."""
     if name is None:
+        if call.server.registry.loading:
+            raise LoadingError("the server is loading its models; name one that it serves already, or try again soon")
         visible = call.server.registry.visible(call.caller)
         if not visible:
             raise UnknownModelError("there is no model here that this key may use", param="model")

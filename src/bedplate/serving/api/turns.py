@@ -1,6 +1,6 @@
-"""An assistant's turn in blocks (text, reasoning, tool calls), for the messages and responses APIs.
+"""Assembles an assistant's turn as blocks (text, reasoning, tool calls), for the messages and responses APIs.
 
-Their requests become a `ChatRequest`, so that whatever chats (bases, skins, tools, formats) works behind them as well.
+Requests to these APIs become a `ChatRequest`, so that bases, skins, tools and formats work as in chat completions.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BLOCK_TYPES: dict[str, Literal["text", "call", "reasoning"]] = {
 
 @dataclass
 class TurnBlock:
-    """One part of a turn. text: what it says or reasons, or a call's arguments as JSON. id, name: of a call."""
+    """One part of a turn. text: its content or reasoning, or a call's arguments as JSON. id, name: of a call."""
 
     block_type: Literal["text", "call", "reasoning"]
     index: int
@@ -38,7 +38,7 @@ class TurnBlock:
 
 @dataclass(frozen=True)
 class BlockGrowth:
-    """What is new of a block; the first growth of each block begins it."""
+    """New text of a block. begins: whether it is the block's first."""
 
     block: TurnBlock
     text: str
@@ -47,7 +47,7 @@ class BlockGrowth:
 
 @dataclass
 class AssistantTurn:
-    """A turn as it comes. `answer` is there once it has ended."""
+    """A turn that grows as its text arrives. answer: None until it has ended."""
 
     spoken: Spoken
     blocks: list[TurnBlock] = field(default_factory=list[TurnBlock])
@@ -61,7 +61,7 @@ class AssistantTurn:
         return [self._grow(piece) for piece in self.spoken.push(text)]
 
     def end(self, answer: Answer) -> list[BlockGrowth]:
-        """What was held back. A turn that says nothing is an empty text."""
+        """Ends the turn and returns the text that the parser held back. A turn without content gets an empty text."""
         self.answer = answer
         pieces = self.spoken.finish(answer.finish_reason)
         if not pieces and all(block.block_type == "reasoning" for block in self.blocks):
@@ -107,14 +107,14 @@ class AssistantTurn:
 
 @dataclass(frozen=True)
 class TurnPart:
-    """What newly arrived of a turn, and the steps behind it."""
+    """The new text of a turn, and the engine steps that it came from."""
 
     growths: Sequence[BlockGrowth]
     steps: Sequence[Step]
 
 
 async def take_turn(call: ApiCall, request: ChatRequest, plan: AnswerPlan, run: CallInProgress) -> AssistantTurn:
-    """The whole turn, told to whoever counts."""
+    """Waits for the whole turn and accounts for it."""
     result = (await call.results(run))[0]
     answer = _accounted(call, request, result, call.lease.served.answer(result))
     turn = AssistantTurn.of(plan)
@@ -126,7 +126,7 @@ async def take_turn(call: ApiCall, request: ChatRequest, plan: AnswerPlan, run: 
 async def parts_of(
     turn: AssistantTurn, call: ApiCall, request: ChatRequest, run: CallInProgress
 ) -> AsyncGenerator[TurnPart]:
-    """The turn as it comes, told to whoever counts when it has ended."""
+    """Yields the parts of the turn as they arrive; accounts for it at its end."""
     async with aclosing(call.arrivals(run)) as arriving:
         async for arrival in arriving:
             growths = turn.push(arrival.text)
@@ -141,7 +141,7 @@ def _accounted(call: ApiCall, request: ChatRequest, result: PlanResult, answer: 
 
 
 def extension_of(call: ApiCall, answer: Answer) -> dict[str, Any]:
-    """The reply's `bedplate` field, where there is something to say that its API has no field for."""
+    """The reply's `bedplate` field, if there are values for which its API has no field."""
     cost = {} if call.cost_usd is None else {"cost_usd": call.cost_usd}
     extension = {**(answer.extension or {}), **cost}
     return {"bedplate": extension} if extension else {}

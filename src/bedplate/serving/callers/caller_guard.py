@@ -29,6 +29,8 @@ from bedplate.serving.schemas.http_errors import DiskOutage, LimitError, StatusE
 from bedplate.serving.settings.server_config import ServerConfig, state_directory
 
 _MINUTE = 60.0
+GATHER_SECONDS = 0.1
+"""Time in which the calls that one transaction counts come together: each opens the file and writes its journal."""
 
 
 class KeyWindows:
@@ -134,7 +136,7 @@ class SpendLedger:
 
     def __init__(self, path: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self._path, self._clock = path, clock
-        self._held: contextlib.ExitStack | None = None
+        self._lock: contextlib.ExitStack | None = None
         self._totals: dict[tuple[str, str], Spending] = {}
         self._adding = threading.Lock()
         self._queue: queue.SimpleQueue[tuple[str, str, int, float] | None] = queue.SimpleQueue()
@@ -165,10 +167,10 @@ class SpendLedger:
                     before = self._totals.get((key, period), Spending())
                     self._totals[key, period] = Spending(max(tokens, before.tokens), max(usd, before.usd))
 
-    def hold(self) -> None:
+    def acquire(self) -> None:
         """From now on this server's alone: two that count a key's quota apart would both grant it. UsageError where
         another server holds it."""
-        if self._held is not None:
+        if self._lock is not None:
             return
         lock = contextlib.ExitStack()
         try:
@@ -181,7 +183,7 @@ class SpendLedger:
         except UsageError:
             lock.close()
             raise
-        self._held = lock
+        self._lock = lock
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, timeout=30)
@@ -235,6 +237,7 @@ class SpendLedger:
                 with contextlib.suppress(queue.Empty):
                     # What could not be written is tried again after a while.
                     row = self._queue.get(timeout=5.0 if waiting else None)
+                    time.sleep(0.0 if row is None else GATHER_SECONDS)
                     while True:
                         ending |= row is None
                         if row is not None:
@@ -256,8 +259,8 @@ class SpendLedger:
         """Writes what is left."""
         self._queue.put(None)
         self._thread.join()
-        if self._held is not None:
-            self._held.close()
+        if self._lock is not None:
+            self._lock.close()
 
 
 _CHALLENGE = {"www-authenticate": "Bearer"}
@@ -449,7 +452,7 @@ def guard_for(config: ServerConfig) -> CallerGuard:
             message = f"{config.keys}: the key {dear.id} has a quota in dollars, but the server has no `price`"
             raise ConfigError(f"{message}; add it")
         if not all(key.quota.unlimited for key in file.keys):
-            ledger.hold()
+            ledger.acquire()
 
     try:
         return CallerGuard(KeyStore(config.keys, check), ledger)

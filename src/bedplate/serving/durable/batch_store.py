@@ -112,7 +112,7 @@ def dump_caller(caller: Caller) -> str:
 
 
 _READ_AT_ONCE = 500
-MOST_ENDED, ENDED_SHARE = 1_000, 1 / 16
+MAX_ENDED_BATCHES, ENDED_SHARE = 1_000, 1 / 16
 """Batches of a tenant that are remembered after their end, and the part of its bytes that their errors may take; the
 oldest are forgotten, but not their files."""
 RESERVE_BYTES = 1024 * 1024
@@ -311,7 +311,7 @@ class BatchStore:
         ended = "SELECT seq, row_number() OVER latest AS place, sum(bytes) OVER latest AS total FROM batches "
         ended += f"WHERE tenant = ? AND status NOT IN ({_marks(UNFINISHED)}) WINDOW latest AS (ORDER BY seq DESC)"
         oldest = f"SELECT seq FROM ({ended}) WHERE place > ? OR place > 1 AND total > ?"
-        values = (tenant, *UNFINISHED, MOST_ENDED, self._limits.tenant_bytes * ENDED_SHARE)
+        values = (tenant, *UNFINISHED, MAX_ENDED_BATCHES, self._limits.tenant_bytes * ENDED_SHARE)
         db.execute(f"DELETE FROM batches WHERE seq IN ({oldest})", values)
 
     def unfinished(self) -> list[StoredBatch]:

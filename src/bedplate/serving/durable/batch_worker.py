@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.005
 _RETRY_SECONDS = (0.05, 5.0)
 _UNKEPT = 64
 _TROUBLE_SECONDS = 1.0
-MOST_FAILURES = 3
+MAX_FAILURES = 3
 """How often a row is tried whose answering raises."""
 _FULL = "this row was not done: your files and batches take all the space they may; delete some"
 _BROKEN = "this row could not be answered, because of an error in the server"
@@ -116,7 +116,7 @@ class BatchWorker:
 
     async def run(self) -> None:
         """Until the server stops; then the calls under way end."""
-        beside = (asyncio.create_task(self._commit()), asyncio.create_task(self._jobs.run(self._job_ended)))
+        background = (asyncio.create_task(self._commit()), asyncio.create_task(self._jobs.run(self._job_ended)))
         try:
             while not self._state.stopping:
                 try:
@@ -129,9 +129,9 @@ class BatchWorker:
             await self._drain()
         finally:
             self._disconnected.set()
-            for task in (*beside, *self._calls):
+            for task in (*background, *self._calls):
                 task.cancel()
-            await asyncio.gather(*beside, *self._calls, return_exceptions=True)
+            await asyncio.gather(*background, *self._calls, return_exceptions=True)
 
     async def _drain(self) -> None:
         """What is under way may end in the grace period; the rest is for the next server."""
@@ -288,7 +288,7 @@ class BatchWorker:
             return
         except Exception as error:  # perhaps the row's own fault: it is tried again, but not for ever
             active.failures[number] += 1
-            if active.failures[number] < MOST_FAILURES:
+            if active.failures[number] < MAX_FAILURES:
                 log.exception("batch %s, line %d: trying again: %s", batch.id, number, error)
                 self._put_back(active, number, _RETRY_SECONDS[1])
                 return

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,14 +30,16 @@ from bedplate.serving.settings.server_config import JUDGED_WRONG, FeedbackConfig
 log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")
 
-MOST_OWNERS = 500_000
+MAX_OWNERS = 500_000
 """Replies, the latest ones, of which feedback is taken."""
-MOST_SAID = 16
+MAX_FEEDBACK_PER_REPLY = 16
 """Times that something is said of one reply: each is a line on the disk, which is in no tenant's part of it."""
 SAID_CHARACTERS = 64 * 1024 * 1024
 """Size of the corrections held in memory for the comparison of routes; the files have all of them."""
 MAX_PENDING, PENDING_BYTES = 10_000, 64 * 1024 * 1024
 """Replies that wait to be written, and bytes of them and their requests; more are counted and not kept."""
+GATHER_SECONDS = 0.02
+"""Time in which the replies that are written at once come together: each writing locks and opens their files."""
 SWEEP_SECONDS = 3600.0
 
 
@@ -52,14 +55,14 @@ class Feedback:
         self._bytes: Counter[str] = Counter()
         """Bytes that wait or are being written, by tenant."""
         self._counting = threading.Lock()
-        self._owners: Latest[Owner] = Latest(MOST_OWNERS)
+        self._owners: Latest[Owner] = Latest(MAX_OWNERS)
         self._since: Latest[Owner] | None = None
         """Replies since the reading of the files began that is under way."""
         self._reading = asyncio.Lock()
         self._generation = ""
-        self.targets: Latest[str | None] = Latest(MOST_OWNERS, SAID_CHARACTERS)
+        self.targets: Latest[str | None] = Latest(MAX_OWNERS, SAID_CHARACTERS)
         """Reply id → what its first choice should have been; None: it was called good as it is; `JUDGED_WRONG`: bad."""
-        self._feedback_places: Latest[tuple[Place, ...]] = Latest(MOST_OWNERS)
+        self._feedback_places: Latest[tuple[Place, ...]] = Latest(MAX_OWNERS)
         """Reply id → where it is written what was said of it. Changed by the writer's thread only."""
         self.counts: Counter[str] = Counter()
 
@@ -118,6 +121,7 @@ class Feedback:
             return True
 
     def _write(self) -> None:
+        time.sleep(GATHER_SECONDS)
         waiting: list[tuple[FinishedCall, KeepRule, Owner]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
@@ -206,8 +210,8 @@ class Feedback:
             if owner is None or owner.erased:
                 raise _unknown(id_)
             places = self._feedback_places.get(id_, ())
-            if len(places) >= MOST_SAID:
-                message = f"feedback was given {MOST_SAID} times to this reply, which is the most"
+            if len(places) >= MAX_FEEDBACK_PER_REPLY:
+                message = f"feedback was given {MAX_FEEDBACK_PER_REPLY} times to this reply, which is the most"
                 raise StatusError(409, message, "too_much_feedback", "id")
             self._feedback_places.note(id_, (*places, *self.store.append(model, [row])))
 
@@ -235,7 +239,7 @@ class Feedback:
     async def _read(self) -> None:
         """Whose replies are kept, and what was said of them, from the files."""
         async with self._reading:
-            self._since = Latest(MOST_OWNERS)
+            self._since = Latest(MAX_OWNERS)
             self._generation = self.store.generation
 
             def read() -> tuple[Latest[Owner], Latest[str | None]]:
@@ -316,8 +320,8 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
 
 def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None], Latest[tuple[Place, ...]]]:
     """Owners of the latest replies in the files, what they should have been, and where something was said of them."""
-    owners, targets = Latest[Owner](MOST_OWNERS), Latest[str | None](MOST_OWNERS, SAID_CHARACTERS)
-    feedback_places = Latest[tuple[Place, ...]](MOST_OWNERS)
+    owners, targets = Latest[Owner](MAX_OWNERS), Latest[str | None](MAX_OWNERS, SAID_CHARACTERS)
+    feedback_places = Latest[tuple[Place, ...]](MAX_OWNERS)
     for model, place, row in store.lines():
         if row["kind"] == "reply":
             owners.note(row["id"], Owner(sys.intern(row["tenant"]), model, row.get("choices"), place))

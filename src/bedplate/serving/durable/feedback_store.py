@@ -205,8 +205,8 @@ class FeedbackStore:
             if row["kind"] == "reply":
                 replies[row["id"]] = place
             else:
-                said = {name: value for name, value in row.items() if value is not None}
-                feedback_by_key.setdefault((row["id"], row["index"]), {}).update(said)
+                fields = {name: value for name, value in row.items() if value is not None}
+                feedback_by_key.setdefault((row["id"], row["index"]), {}).update(fields)
         skipped = Counter() if skipped is None else skipped
         skipped["no feedback"] = len(replies.keys() - {id_ for id_, _ in feedback_by_key})
         for (id_, index), feedback in feedback_by_key.items():

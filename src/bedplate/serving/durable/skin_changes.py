@@ -46,21 +46,22 @@ _FILE = TypeAdapter(dict[str, SavedChanges])
 class SkinChanges:
     """Changes the registry's skins and saves each change before it is made.
 
-    root: the skins directory; without one nothing is saved, since nothing could be taken from it again. Made when the
-    skins of the server's file are registered, and before the skins directory is scanned. UsageError for a file that
+    root: the skins directory; without one nothing is saved, since nothing could be taken from it again. configured: the
+    skins of the server's file, name → directory. Made before the skins directory is scanned. UsageError for a file that
     cannot be read. Whoever changes skins holds `lock`.
     """
 
-    def __init__(self, directory: StateDirectory, registry: Registry, root: Path | None) -> None:
+    def __init__(
+        self, directory: StateDirectory, registry: Registry, root: Path | None, configured: Mapping[str, Path | None]
+    ) -> None:
         self.lock = asyncio.Lock()
         self._directory, self._registry, self._root = directory, registry, root
         self._file = directory.path / "skins.json"
-        skins = (served for served in registry.models.values() if isinstance(served, ServedSkin))
-        self._configured = {served.name: served.card.directory for served in skins}
+        self._configured = configured
         self._changes = SavedChanges() if root is None else self._read().get(str(root.resolve()), SavedChanges())
         for name, record in list(self._changes.added.items()):
-            configured = self._configured.get(name)
-            if record.instead_of != (None if configured is None else str(configured)):
+            replaced = configured.get(name)
+            if record.instead_of != (None if replaced is None else str(replaced)):
                 log.warning("the skin %s was edited in the server's file: what was set at run time is dropped", name)
                 del self._changes.added[name]
         registry.removed = {name: record.id for name, record in self._changes.removed.items()}
@@ -68,6 +69,11 @@ class SkinChanges:
             card = self._card(record)
             if isinstance(card, Card):
                 registry.set_precedence(card, name)
+
+    def keep_name(self, card: Card, name: str) -> bool:
+        """Whether the saved changes leave the name to this skin."""
+        added = self._changes.added.get(name)
+        return name not in self._changes.removed and (added is None or added.id == card.id)
 
     def restore(self) -> tuple[list[str], list[str]]:
         """Adds the skins that were added at run time and are not served. Returns their names, and what kept others."""
@@ -103,7 +109,7 @@ class SkinChanges:
     async def remove(self, name: str) -> tuple[int, bool]:
         """Serves the skin no more. Returns how many calls still run on it, and whether it stays away after a restart: a
         skin that the server's file names comes back."""
-        self._registry.guest(name)
+        self._registry.pooled(name)
         served = self._registry.models[name]
         assert isinstance(served, ServedSkin)
         changed, returns = self._without(name), self._root is None or self._is_configured(served)

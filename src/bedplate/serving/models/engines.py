@@ -1,7 +1,8 @@
-"""Opens the engines of a server: for each base one for each dtype, weight format and kernel its skins were judged with.
+"""Loads the bases of a server and opens their engines.
 
-Engines of one base share its module; each has the weights in its own format beside it, and a cache of its own. Where
-the server's file says how a base is to be held, it is held in that way alone.
+A base gets one engine for each combination of dtype, weight format and kernel that its skins were judged with, or a
+single one where the server's file sets these. Engines of one base share its module; each has its own cache and, in a
+quantised format, its own copy of the weights.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.inference.predict.opening import KERNELS, OpenOptions, chosen, dtype_of, execution_of
 from bedplate.models.checkpoints.base import Base, Leave, load_base
 from bedplate.models.precision import dtype_name
-from bedplate.serving.models.residency import apart_now
+from bedplate.serving.models.residency import run_apart
 from bedplate.serving.settings.server_config import BaseConfig, ServerConfig
 from bedplate.skins.files import Card
 from bedplate.skins.skin import EvaluatedWith
@@ -28,9 +29,9 @@ log = logging.getLogger("bedplate.serving")
 
 
 @dataclass(frozen=True)
-class Holding:
-    """One way to hold a base. dtype: as its module is loaded; weights, kernel: as its engine is opened. needed: skins
-    that were given by hand wait for it."""
+class EngineSetting:
+    """The dtype in which a base's module is loaded, and the weight format and kernel of one engine on it. needed: skins
+    that were named (not only found in the skins directory) depend on it."""
 
     dtype: str
     weights: Weights
@@ -38,25 +39,25 @@ class Holding:
     needed: bool = True
 
 
-_OPEN = Holding("auto", "auto", "auto")
-"""As a base is held where nobody says how."""
+_AUTO = EngineSetting("auto", "auto", "auto")
+"""The engine of a base for which neither the file nor a skin sets anything."""
 
 
 @dataclass(frozen=True, eq=False)
 class ResidentBase:
-    """A base in memory, with the ways in which it is to be held, the first being its own name's."""
+    """A base in memory and the settings of its engines; the first engine answers under the base's own name."""
 
     config: BaseConfig
     base: Base
-    holdings: tuple[Holding, ...]
+    engine_settings: tuple[EngineSetting, ...]
 
 
-def resident(
-    config: BaseConfig, bases: int, named_cards: Sequence[Card], lying: Sequence[Card], awaits: bool = False
+def load_resident_base(
+    config: BaseConfig, bases: int, named_cards: Sequence[Card], scanned: Sequence[Card], awaits: bool = False
 ) -> ResidentBase:
-    """Loads a base, and finds how it is to be held. named_cards: the skins that were named; lying: those of the skins
-    directory. awaits: skins may come later, so that without any it is held as the ladder holds it, in floats.
-    UsageError for one without a tokenizer."""
+    """Loads a base and chooses the settings of its engines. named_cards: the skins that were named; scanned: those of
+    the skins directory. awaits: skins may be added later, so that without any the weights stay floats, as where `adapt`
+    judges skins. UsageError for a base without a tokenizer."""
     open_weights = config.weights in ("auto", "fastest")
     requested_dtype = config.dtype or (None if open_weights else dtype_of(config.weights))
     # The only base must be that of all skins; which of several it is, its weights tell.
@@ -71,42 +72,42 @@ def resident(
         first = requested_dtype
     base = _load(config, first, None if fastest is None else left_in_file(fastest))
     if requested_dtype is not None or config.weights == "fastest":
-        return ResidentBase(config, base, (_as_asked(config, base, named_cards, lying),))
-    named, by_form = _of(base, named_cards), dict[tuple[str, str, str], Holding]()
-    for judged in _ordered([*named, *_of(base, lying)]):
+        return ResidentBase(config, base, (_configured_setting(config, base, [*named_cards, *scanned]),))
+    named, by_form = _judged_on(base, named_cards), dict[tuple[str, str, str], EngineSetting]()
+    for judged in _ordered([*named, *_judged_on(base, scanned)]):
         kernel = KERNELS.get(judged.kernel, config.kernel) if config.kernel == "auto" else config.kernel
         dtype = _dtype(judged)
         weights: Weights = QUANTISED.get(judged.weights, "auto")
-        by_form.setdefault((dtype, weights, kernel), Holding(dtype, weights, kernel, judged in named))
-    if not by_form and fastest is not None and _is_of(base, fastest.dtype):
+        by_form.setdefault((dtype, weights, kernel), EngineSetting(dtype, weights, kernel, judged in named))
+    if not by_form and fastest is not None and _has_dtype(base, fastest.dtype):
         execution = execution_of(fastest)
-        return ResidentBase(config, base, (Holding(execution.dtype, execution.weights, execution.kernel),))
-    holdings = tuple(by_form.values()) or (_fastest(config, base),)
-    if not _is_of(base, holdings[0].dtype):
-        base = _load(config, holdings[0].dtype)
-    return ResidentBase(config, base, holdings)
+        return ResidentBase(config, base, (EngineSetting(execution.dtype, execution.weights, execution.kernel),))
+    engine_settings = tuple(by_form.values()) or (_fastest(config, base),)
+    if not _has_dtype(base, engine_settings[0].dtype):
+        base = _load(config, engine_settings[0].dtype)
+    return ResidentBase(config, base, engine_settings)
 
 
 def _dtype(judged: EvaluatedWith) -> str:
     return dtype_of(judged.weights, judged.dtype)
 
 
-def _as_asked(config: BaseConfig, base: Base, named_cards: Sequence[Card], lying: Sequence[Card]) -> Holding:
-    """The one way that the file asks for. Its kernel, where that is open, is the skins', if they agree."""
-    kernels = {judged.kernel for judged in _of(base, [*named_cards, *lying])}
+def _configured_setting(config: BaseConfig, base: Base, cards: Sequence[Card]) -> EngineSetting:
+    """The setting in the server's file. A kernel that it leaves open is the skins', where they agree."""
+    kernels = {judged.kernel for judged in _judged_on(base, cards)}
     if config.weights == "fastest" or not kernels:
         return _fastest(config, base)
     # Quantised weights run on one kernel only, which the engine finds.
     follows = config.kernel == "auto" and config.weights not in QUANTISED and len(kernels) == 1
     kernel = KERNELS.get(kernels.pop(), config.kernel) if follows else config.kernel
-    return Holding(dtype_name(base.dtype), config.weights, kernel)
+    return EngineSetting(dtype_name(base.dtype), config.weights, kernel)
 
 
-def _fastest(config: BaseConfig, base: Base) -> Holding:
-    """As asked; where that leaves a choice, the measured fastest way of those that the loaded dtype leaves."""
+def _fastest(config: BaseConfig, base: Base) -> EngineSetting:
+    """The configured setting; what it leaves open is the measured fastest that the loaded dtype allows."""
     dtype = dtype_name(base.dtype)
-    fastest = execution_of(apart_now(lambda: chosen(config.source, _requirements(config, dtype), config.device).plan))
-    return Holding(dtype, fastest.weights, fastest.kernel)
+    fastest = execution_of(run_apart(lambda: chosen(config.source, _requirements(config, dtype), config.device).plan))
+    return EngineSetting(dtype, fastest.weights, fastest.kernel)
 
 
 def _requirements(config: BaseConfig, loaded: str | None = None, floats: bool = False) -> OpenOptions:
@@ -116,30 +117,33 @@ def _requirements(config: BaseConfig, loaded: str | None = None, floats: bool = 
 
 
 def _ordered(judged: Sequence[EvaluatedWith]) -> list[EvaluatedWith]:
-    """Each once; those in a base's own dtype first: the base's name stands for these."""
+    """Without duplicates; unquantised weights first, because the first engine has the base's name."""
     return sorted(dict.fromkeys(judged), key=lambda evaluation: evaluation.weights in QUANTISED)
 
 
-def opened(
+def open_engines(
     config: ServerConfig, loaded: Sequence[ResidentBase], compute: ComputeLock
 ) -> Generator[tuple[ResidentBase, Engine]]:
-    """An engine for every way of every base, its name's first; they compute in turns. UsageError where this machine
-    cannot hold a base as it must be; what only the skins directory asks for is then left out, and said."""
+    """Opens an engine for each setting of each base, the one with the base's name first; engines compute in turns.
+
+    UsageError for a setting that this machine cannot run. One that only the skins directory needs is logged and left
+    out instead.
+    """
     # The registry keeps at most `adapters` skins with weights in memory for each engine; a cascade among them has two
     # sets of weights, here or on another engine.
-    slots = config.limits.adapters * (sum(len(resident_base.holdings) for resident_base in loaded) + 1)
+    slots = config.limits.adapters * (sum(len(resident_base.engine_settings) for resident_base in loaded) + 1)
     for resident_base in loaded:
         base, engine = resident_base.base, None
         modules = {dtype_name(base.dtype): base}
-        for holding in (*resident_base.holdings, _OPEN):
-            if holding is _OPEN and engine is not None:
+        for setting in (*resident_base.engine_settings, _AUTO):
+            if setting is _AUTO and engine is not None:
                 break
             try:
-                engine = apart_now(partial(_engine, config, resident_base, holding, modules, compute, slots))
+                engine = run_apart(partial(_engine, config, resident_base, setting, modules, compute, slots))
             except UsageError as error:
-                if holding is _OPEN or (holding.needed and not config.allow_other_weights):
+                if setting is _AUTO or (setting.needed and not config.allow_other_weights):
                     raise
-                log.warning("%s is not held with %s weights: %s", base.name, holding.weights, error.message)
+                log.warning("%s is not served with %s weights: %s", base.name, setting.weights, error.message)
                 continue
             log.info("%s: %s weights, %s kernel", base.name, engine.weights, engine.kernel)
             yield resident_base, engine
@@ -148,18 +152,18 @@ def opened(
 def _engine(
     config: ServerConfig,
     resident_base: ResidentBase,
-    holding: Holding,
+    setting: EngineSetting,
     modules: dict[str, Base],
     compute: ComputeLock,
     slots: int,
 ) -> Engine:
-    base = resident_base.base if _is_of(resident_base.base, holding.dtype) else modules.get(holding.dtype)
+    base = resident_base.base if _has_dtype(resident_base.base, setting.dtype) else modules.get(setting.dtype)
     if base is None:
-        base = modules[holding.dtype] = _load(resident_base.config, holding.dtype)
+        base = modules[setting.dtype] = _load(resident_base.config, setting.dtype)
     return Engine(
         base,
-        weights=holding.weights,
-        kernel=holding.kernel,
+        weights=setting.weights,
+        kernel=setting.kernel,
         max_rows=config.limits.max_rows,
         max_waiting=config.limits.max_waiting,
         adapters=slots,
@@ -177,12 +181,12 @@ def _load(config: BaseConfig, dtype: str, leave: Leave | None = None) -> Base:
     return base
 
 
-def _is_of(base: Base, dtype: str) -> bool:
+def _has_dtype(base: Base, dtype: str) -> bool:
     return dtype in ("auto", dtype_name(base.dtype))
 
 
-def _of(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
-    """How the skins on this base were judged, and how it was held where it embeds for skins on others."""
+def _judged_on(base: Base, cards: Sequence[Card]) -> list[EvaluatedWith]:
+    """What the skins on this base were judged with, and what it embedded with for skins on other bases."""
     on_it = [card.evaluated_with for card in cards if card.base and card.base.has_weights_of(base.identity)]
     for_others = [card.embedded_with for card in cards if card.embedder and card.embedder.has_weights_of(base.identity)]
     return [evaluation for evaluation in (*on_it, *for_others) if evaluation is not None]

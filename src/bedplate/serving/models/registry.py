@@ -1,7 +1,7 @@
-"""The registry of served models by name, and the leases by which calls use them.
+"""Maps model names to served models (`Registry`), and gives calls leases on them.
 
-A skin's name points to a version, which never changes: replacing the name leaves the old version to the calls that
-began with it, and it leaves memory with the last of them.
+A skin's name points to a version, which never changes. Replacing the name leaves the old version to the calls that
+began with it; it is unloaded when the last of them ends.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import Any
 from bedplate.core.errors import BedplateError, SkinError, UnknownModelError, UsageError
 from bedplate.inference.engine.engine import Engine
 from bedplate.serving.callers.caller_guard import Caller
-from bedplate.serving.models.residency import Guest, Moved, Residency, ResidentPool, SkinPrefixes, run_in_thread
+from bedplate.serving.models.residency import PooledSkin, Replaced, Residency, ResidentPool, SkinPrefixes, run_in_thread
 from bedplate.serving.models.served import Served, ServedBase
 from bedplate.serving.models.served_skin import ServedCascade, ServedClassical, ServedSkin
-from bedplate.serving.schemas.http_errors import StatusError
+from bedplate.serving.schemas.http_errors import LoadingError, StatusError
 from bedplate.serving.settings.server_config import RouteConfig, Routed, need_model_name
 from bedplate.skins.files import Card, card_of, parts_of, read_card, skin_directories
 from bedplate.skins.skin import BaseReference, EndpointReference, EvaluatedWith, Skin
@@ -28,7 +28,7 @@ SOURCE_CHARACTERS = 1024
 
 @dataclass(frozen=True)
 class Scanned:
-    """What a scan came upon: cards, and what could not be read, each with the reason."""
+    """The result of a scan: the cards of skins, and a message for each skin that could not be read."""
 
     cards: Sequence[Card] = ()
     problems: Sequence[str] = ()
@@ -75,24 +75,24 @@ def scan_skins(root: Path) -> Scanned:
 
 @dataclass(eq=False)
 class Lease:
-    """A model in use by one call. Whatever replaces the name meanwhile, this call ends on what it began with."""
+    """A model in use by one call, which stays the same version until the call ends."""
 
     served: Served
-    _guest: Guest | None = None
+    _pooled: PooledSkin | None = None
     routed: Routed | None = None
     """How the call came to this version, where its name was a route's."""
 
     def release(self) -> None:
-        """Once the call is over; a second time does nothing."""
-        guest, self._guest = self._guest, None
-        if guest is not None:
-            guest.release()
+        """Ends the use of the model; calling it again does nothing."""
+        pooled, self._pooled = self._pooled, None
+        if pooled is not None:
+            pooled.release()
 
 
 @dataclass(frozen=True)
 class ModelRequest:
-    """What a call says of itself when it wants a model: its name for it, who asks; its own id, its path and its body as
-    it was sent; origin: what a call that the server makes to itself is made for."""
+    """A call's request for a model: the name and the caller; the call's id, path and body as it was sent. origin: the
+    purpose of a call that the server makes to itself, None for a client's."""
 
     name: str
     caller: Caller
@@ -107,7 +107,7 @@ class Registry:
 
     adapters: skins with weights in memory, for each engine; prompt_skins: those without. prefix_bytes: what computed
     prompt beginnings may take. routes: a model with a route's name must be one of its versions. Belongs to the event
-    loop's thread; before there is a loop, to the thread that loads.
+    loop's thread; before there is a loop, to the thread that loads, which may set the engines later as well.
     """
 
     def __init__(
@@ -120,30 +120,32 @@ class Registry:
         allow_other_weights: bool = False,
         routes: Mapping[str, RouteConfig] | None = None,
     ) -> None:
-        self.engines = engines
         self.created = int(time.time())
         self.models: dict[str, Served] = {}
         self.prefixes = SkinPrefixes(prefix_bytes)
-        self.adapters = {engine: ResidentPool(adapters) for engine in engines}
+        self._adapters_per_engine = adapters
+        self.set_engines(engines)
+        self.loading = False
+        """Whether bases are still loaded: a name that is not served may be served soon."""
         self.plain = ResidentPool(prompt_skins)
         self._allow_other_weights, self._routes = allow_other_weights, routes or {}
-        self._guests: dict[str, Guest] = {}
-        self._retired: list[Guest] = []
+        self._pooled: dict[str, PooledSkin] = {}
+        self._retired: list[PooledSkin] = []
         self._scanned: dict[str, str] = {}
         """Name → id of what the last scan registered."""
         self.removed: dict[str, str] = {}
         """Name → id of skins that were removed by hand: a scan does not bring them back."""
         self._precedence: dict[Path | None, int] = {}
 
-    @property
-    def engine(self) -> Engine:
-        return self.engines[0]
+    def set_engines(self, engines: Sequence[Engine]) -> None:
+        self.engines = engines
+        self.adapters = {engine: ResidentPool(self._adapters_per_engine) for engine in engines}
 
     # Names
 
     def skin(self, source: Card | Skin, name: str | None = None) -> ServedSkin:
-        """A skin on its base, or on none where it needs none, not yet served. SkinError where no engine has it, or it
-        was judged with other weights."""
+        """Builds the served form of a skin, on its base or without one, without registering it. SkinError where its
+        base is not here, or it was judged with other weights."""
         mine = source.bases.get("main") if isinstance(source, Skin) else source.base
         if isinstance(mine, EndpointReference):
             raise SkinError(
@@ -164,7 +166,7 @@ class Registry:
         return ServedSkin(engine, source, self.prefixes, embedder=second, name=name, allow_other_weights=allowed)
 
     def _engine_of(self, source: Card | Skin, base: BaseReference, judged: EvaluatedWith | None) -> Engine:
-        """The engine of this base that holds it as was `judged`, else its first. SkinError."""
+        """Returns the engine of this base with the weights and kernel that were `judged`, else its first. SkinError."""
         its = [engine for engine in self.engines if base.has_weights_of(engine.base.identity)]
         if not its:
             base_names = ", ".join(dict.fromkeys(engine.base.name for engine in self.engines)) or "no base"
@@ -176,7 +178,7 @@ class Registry:
         return next((engine for engine in its if (engine.weights, engine.kernel) == evaluated_as), its[0])
 
     def label(self, engine: Engine) -> str:
-        """An engine's name: its base's, and where that stands for another engine, how it holds it as well."""
+        """An engine's name in metrics: its base's, with weights and kernel where another engine has the plain name."""
         bases = [model for model in self.models.values() if isinstance(model, ServedBase)]
         for model in bases:
             if model.engine is engine:
@@ -196,7 +198,7 @@ class Registry:
             raise UsageError(f"{name!r} is the name of a route that does not lead to it; give the skin another name")
 
     def add(self, served: Served) -> None:
-        """Serve it from now on. UsageError for a name that is taken or cannot be a model name."""
+        """Serves it from now on. UsageError for a name that is taken or cannot be a model name."""
         name = served.name
         self.check_name(served)
         if name in self.models:
@@ -205,8 +207,20 @@ class Registry:
         if isinstance(served, ServedSkin):
             # It counts with the adapters of the engine that has to hold its weights, if it has some.
             pool = self.plain if served.adapted_on is None else self.adapters[served.adapted_on]
-            self._guests[name] = Guest(pool, served)
+            self._pooled[name] = PooledSkin(pool, served)
             self.removed.pop(name, None)
+
+    def complete(self, models: Sequence[Served]) -> None:
+        """Serves these as well once all bases are loaded, and lists them first. A scanned skin, which was served before
+        it was known what a base is called, leaves that base its name. UsageError as `add`."""
+        for served in models:
+            if self.models.get(served.name) is not served:
+                if served.name in self._scanned:
+                    self._retire(served.name)
+                self.add(served)
+        names = dict.fromkeys([*(served.name for served in models), *self.models])
+        self.models = {name: self.models[name] for name in names}
+        self.loading = False
 
     def set_precedence(self, card: Card, name: str) -> None:
         """Of skins with one name a scan prefers those that were served under it by hand, and takes last those that were
@@ -214,7 +228,7 @@ class Registry:
         self._precedence[card.directory] = -1 if card.name == name else 1
 
     def replace(self, served: ServedSkin) -> ServedSkin | None:
-        """Serve it under its name instead of the skin that has the name, which is returned. UsageError for a base's."""
+        """Serves it in place of the skin that has its name, which is returned. UsageError for a base's name."""
         self.check_name(served)
         old = self.models.get(served.name)
         assert old is None or isinstance(old, ServedSkin)
@@ -224,35 +238,37 @@ class Registry:
         return old
 
     def remove(self, name: str) -> int:
-        """The skin is served no more. Returns how many calls still run on it. UnknownModelError."""
-        holders, served = self.guest(name).holders, self.models[name]
+        """Stops serving the skin. Returns the number of calls that still run on it. UnknownModelError."""
+        use_count, served = self.pooled(name).use_count, self.models[name]
         assert isinstance(served, ServedSkin)
         self.removed[name] = served.card.id
         self._retire(name)
-        return holders
+        return use_count
 
     def _retire(self, name: str) -> None:
-        guest = self._guests.pop(name)
+        pooled = self._pooled.pop(name)
         del self.models[name]
         self._scanned.pop(name, None)
-        self._retired.append(guest)
-        guest.retire()
+        self._retired.append(pooled)
+        pooled.retire()
 
-    def guest(self, name: str) -> Guest:
-        """A skin's place in memory. UnknownModelError for what is no skin here."""
-        if name not in self._guests:
+    def pooled(self, name: str) -> PooledSkin:
+        """Returns the skin's state in its pool. UnknownModelError for a name that is no skin's."""
+        if name not in self._pooled:
             raise UnknownModelError(f"no skin is called {name[:100]!r} here", param="name")
-        return self._guests[name]
+        return self._pooled[name]
 
     @property
-    def retired(self) -> list[Guest]:
-        """Versions that are served no more, but still in use."""
-        self._retired = [guest for guest in self._retired if guest.holders or guest.state is not Residency.UNLOADED]
+    def retired(self) -> list[PooledSkin]:
+        """Versions that are no longer served and still in use."""
+        self._retired = [
+            pooled for pooled in self._retired if pooled.use_count or pooled.state is not Residency.UNLOADED
+        ]
         return self._retired
 
     def register(self, scanned: Scanned) -> dict[str, Any]:
-        """Registers what a scan scanned: new skins are added, changed ones replace their name, and those of an earlier
-        scan that lie there no more are removed. Skins that were given by hand stay as they are."""
+        """Registers the skins of a scan: new ones are added, changed ones replaced, and those of an earlier scan that
+        are gone are removed. Skins that were named stay as they are."""
         names: dict[str, list[str]] = {"added": [], "replaced": [], "removed": []}
         problems = list(scanned.problems)
         cards_by_name: dict[str, Card] = {}
@@ -269,10 +285,10 @@ class Registry:
         for name in [name for name in self._scanned if name not in cards_by_name]:
             self._retire(name)
             names["removed"].append(name)
-        return {**names, "registered": len(self._guests), "problems": problems}
+        return {**names, "registered": len(self._pooled), "problems": problems}
 
     def _register(self, card: Card) -> str | None:
-        """ "added" or "replaced", or None where nothing changes."""
+        """Returns "added", "replaced", or None where nothing changes."""
         existing = self.models.get(card.name)
         if isinstance(existing, ServedSkin) and existing.card.id == card.id:
             return None
@@ -290,8 +306,11 @@ class Registry:
         return [served for name, served in self.models.items() if caller.may_use(name)]
 
     def lookup(self, name: str, caller: Caller) -> Served:
-        """UnknownModelError also for a model that the caller may not use: it learns nothing of it."""
+        """UnknownModelError also for a model that the caller may not use: it learns nothing of it. Any other name is
+        a LoadingError while bases load."""
         served = self.models.get(name) if caller.may_use(name) else None
+        if served is None and self.loading:
+            raise LoadingError(f"{name[:100]!r} is not served yet: the server is loading its models; try again soon")
         if served is None:
             names = [model.name for model in self.visible(caller)]
             listed = ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")
@@ -300,16 +319,16 @@ class Registry:
         return served
 
     async def lease(self, model_request: ModelRequest) -> Lease:
-        """The model to use for one call, in memory. Waits for its turn where more are wanted than fit."""
+        """Leases a model for one call and loads it if need be; waits where more skins are in use than fit in memory."""
         name = model_request.name
         while True:
             served = self.lookup(name, model_request.caller)
-            guest = self._guests.get(name)
-            if guest is None or not isinstance(served, ServedSkin):
+            pooled = self._pooled.get(name)
+            if pooled is None or not isinstance(served, ServedSkin):
                 return Lease(served)
             try:
-                await guest.acquire()
-            except Moved:
+                await pooled.acquire()
+            except Replaced:
                 continue
             except BedplateError as error:
                 # Its files are not what was registered, or do not verify: nothing that the caller could change.
@@ -319,9 +338,9 @@ class Registry:
                 if not served.is_warm:
                     await run_in_thread(served.warm)
             except BaseException:
-                guest.release()
+                pooled.release()
                 raise
-            return Lease(served, guest)
+            return Lease(served, pooled)
 
     def describe(self, served: Served) -> dict[str, Any]:
         head = {"id": served.name, "object": "model", "created": self.created, "owned_by": "bedplate"}

@@ -1,8 +1,9 @@
-"""Residency of skins in memory: a bounded number, loaded on demand, the least recently used evicted, none while in use.
+"""Keeps a bounded number of skins in memory (`ResidentPool`) and of their computed prompt prefixes (`SkinPrefixes`).
 
-Where more are wanted at once than fit, calls wait their turn: a skin that has been in memory for `TURN_SECONDS` is not
-given to new calls while others queue, and leaves when its last call ends. Files are read and adapters moved in a
-thread, so that the event loop and the engine go on. All methods belong to the event loop's thread.
+A skin is loaded when a call needs it, and the least recently used one is evicted, never one in use. When more skins are
+requested at once than fit, calls queue: a skin that has been in memory for `TURN_SECONDS` accepts no new calls while
+others wait, and is unloaded when its last call ends. Files are read and adapters moved in a thread, so that the event
+loop and the engine go on. All methods of the pool belong to the event loop's thread.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from bedplate.models.specs.cache import cache_layout
 log = logging.getLogger("bedplate.serving")
 
 TURN_SECONDS = 0.5
-"""How long a skin that is in use may keep others waiting for its place. Loading one takes some 0.05 s."""
+"""How long a skin in use may keep others waiting for its place. Loading one takes about 0.05 s."""
 
 T = TypeVar("T")
 
 
 class Loadable(Protocol):
-    """What comes and goes. Both are called in a thread, and never at once."""
+    """A skin that can be loaded and unloaded. Both run in a thread, never at the same time."""
 
     @property
     def name(self) -> str: ...
@@ -46,17 +47,17 @@ class Residency(Enum):
     LEAVING = "leaving"
 
 
-class Moved(Exception):
-    """The skin was replaced or removed before it could be loaded: look its name up again."""
+class Replaced(Exception):
+    """The skin was replaced or removed before it was loaded; its name has to be looked up again."""
 
 
-class Guest:
-    """One loadable in a pool: who uses it, and who waits for it."""
+class PooledSkin:
+    """One skin in a pool: its state, the number of calls that use it, and the calls that wait for it."""
 
     def __init__(self, pool: ResidentPool, loadable: Loadable) -> None:
         self.pool, self.loadable = pool, loadable
         self.state = Residency.UNLOADED
-        self.holders = 0
+        self.use_count = 0
         self.waiters: list[asyncio.Future[None]] = []
         self.since = 0.0
         """When it became ready, in `time.monotonic()` seconds."""
@@ -64,9 +65,9 @@ class Guest:
         self.retired = False
 
     async def acquire(self) -> None:
-        """Waits until it is in memory, where it stays until `release`. Raises Moved, or what loading it raised."""
+        """Waits until it is in memory, where it stays until `release`. Raises Replaced, or the error of loading it."""
         if self.state is Residency.READY and not self.yielding:
-            self.holders += 1
+            self.use_count += 1
             self.pool.used(self)
             return
         ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -82,22 +83,22 @@ class Guest:
             raise
 
     def release(self) -> None:
-        """Ends one `hold`."""
-        self.holders -= 1
+        """Ends one `acquire`."""
+        self.use_count -= 1
         self.pool.on_release(self)
 
     def retire(self) -> None:
-        """It is served under no name any more: it leaves when its last holder does. Whoever still waits gets Moved."""
+        """Unloads it when its last call ends, because no name leads to it any more. Waiting calls get Replaced."""
         self.retired = True
         if self.state in {Residency.UNLOADED, Residency.QUEUED, Residency.LEAVING} or self.yielding:
-            self.fail(Moved())
+            self.fail(Replaced())
         self.pool.on_release(self)
 
     def admit(self) -> None:
         waiters, self.waiters = self.waiters, []
         for ready in waiters:
             if not ready.done():
-                self.holders += 1
+                self.use_count += 1
                 ready.set_result(None)
 
     def fail(self, error: BaseException) -> None:
@@ -108,117 +109,117 @@ class Guest:
 
 
 class ResidentPool:
-    """At most `capacity` guests at once."""
+    """Holds at most `capacity` skins in memory."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._ready: dict[Guest, None] = {}
+        self._ready: dict[PooledSkin, None] = {}
         """In the order of their last use."""
-        self._moving: set[Guest] = set()
-        self._queue: deque[Guest] = deque()
+        self._moving: set[PooledSkin] = set()
+        self._queue: deque[PooledSkin] = deque()
         self._tasks: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
 
     @property
     def resident(self) -> int:
-        """How many are in memory, those on their way included."""
+        """Number of skins in memory, including those that are being loaded or unloaded."""
         return len(self._ready) + len(self._moving)
 
     @property
     def waiting(self) -> int:
         return len(self._queue)
 
-    def used(self, guest: Guest) -> None:
-        self._ready[guest] = self._ready.pop(guest)
+    def used(self, skin: PooledSkin) -> None:
+        self._ready[skin] = self._ready.pop(skin)
 
-    def request_load(self, guest: Guest) -> None:
-        if guest.state is Residency.UNLOADED:
-            self._enqueue(guest)
+    def request_load(self, skin: PooledSkin) -> None:
+        if skin.state is Residency.UNLOADED:
+            self._enqueue(skin)
         self._advance()
 
-    def on_release(self, guest: Guest) -> None:
-        """A holder has gone, or it was retired."""
-        if guest.state is Residency.READY and not guest.holders and (guest.retired or guest.yielding):
-            self._start(guest, Residency.LEAVING, self._unload(guest))
+    def on_release(self, skin: PooledSkin) -> None:
+        """Called when a call has ended or the skin was retired."""
+        if skin.state is Residency.READY and not skin.use_count and (skin.retired or skin.yielding):
+            self._start(skin, Residency.LEAVING, self._unload(skin))
         self._advance()
 
-    def _enqueue(self, guest: Guest) -> None:
-        guest.state = Residency.QUEUED
-        self._queue.append(guest)
+    def _enqueue(self, skin: PooledSkin) -> None:
+        skin.state = Residency.QUEUED
+        self._queue.append(skin)
 
     def _advance(self) -> None:
-        """Gives free places to those who wait, makes places, and asks for turns."""
-        for guest in [guest for guest in self._queue if all(ready.done() for ready in guest.waiters)]:
-            self._queue.remove(guest)  # those who waited for it have given up
-            guest.state = Residency.UNLOADED
+        """Loads waiting skins into free places, evicts unused skins for the others, and then ends turns."""
+        for skin in [skin for skin in self._queue if all(ready.done() for ready in skin.waiters)]:
+            self._queue.remove(skin)  # those who waited for it have given up
+            skin.state = Residency.UNLOADED
         while self._queue and self.resident < self.capacity:
-            guest = self._queue.popleft()
-            self._start(guest, Residency.LOADING, self._load(guest))
-        missing = len(self._queue) - sum(guest.state is Residency.LEAVING for guest in self._moving)
-        for guest in [guest for guest in self._ready if not guest.holders][: max(missing, 0)]:
-            self._start(guest, Residency.LEAVING, self._unload(guest))
+            skin = self._queue.popleft()
+            self._start(skin, Residency.LOADING, self._load(skin))
+        missing = len(self._queue) - sum(skin.state is Residency.LEAVING for skin in self._moving)
+        for skin in [skin for skin in self._ready if not skin.use_count][: max(missing, 0)]:
+            self._start(skin, Residency.LEAVING, self._unload(skin))
             missing -= 1
-        missing -= sum(guest.yielding for guest in self._ready)
+        missing -= sum(skin.yielding for skin in self._ready)
         if missing > 0:
             self._ask_for_turns(missing)
         elif not self._queue:  # nobody waits for a place any more: those who were to go stay
-            for guest in [guest for guest in self._ready if guest.yielding]:
-                guest.yielding = False
-                guest.admit()
+            for skin in [skin for skin in self._ready if skin.yielding]:
+                skin.yielding = False
+                skin.admit()
 
     def _ask_for_turns(self, missing: int) -> None:
         current_time = time.monotonic()
-        for guest in sorted(self._ready, key=lambda guest: guest.since):
-            if guest.yielding:
+        for skin in sorted(self._ready, key=lambda skin: skin.since):
+            if skin.yielding:
                 continue
-            wait = guest.since + TURN_SECONDS - current_time
+            wait = skin.since + TURN_SECONDS - current_time
             if missing <= 0 or wait > 0:
                 if missing > 0 and self._timer is None:
                     self._timer = asyncio.get_running_loop().call_later(wait + 0.001, self._timed)
                 return
-            guest.yielding = True
+            skin.yielding = True
             missing -= 1
 
     def _timed(self) -> None:
         self._timer = None
         self._advance()
 
-    def _start(self, guest: Guest, state: Residency, work: Coroutine[Any, Any, None]) -> None:
-        self._ready.pop(guest, None)
-        self._moving.add(guest)
-        guest.state = state
+    def _start(self, skin: PooledSkin, state: Residency, work: Coroutine[Any, Any, None]) -> None:
+        self._ready.pop(skin, None)
+        self._moving.add(skin)
+        skin.state = state
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _load(self, guest: Guest) -> None:
+    async def _load(self, skin: PooledSkin) -> None:
         try:
-            await run_in_thread(guest.loadable.load)
+            await run_in_thread(skin.loadable.load)
         except BaseException as error:
-            self._moving.discard(guest)
-            guest.state = Residency.UNLOADED
-            guest.fail(Moved() if guest.retired else error)
+            self._moving.discard(skin)
+            skin.state = Residency.UNLOADED
+            skin.fail(Replaced() if skin.retired else error)
             if not isinstance(error, Exception):
                 raise
-            log.error("the skin %s cannot be loaded: %s", guest.loadable.name, error, exc_info=error)
+            log.error("the skin %s cannot be loaded: %s", skin.loadable.name, error, exc_info=error)
         else:
-            self._moving.discard(guest)
-            self._ready[guest] = None
-            guest.state, guest.since = Residency.READY, time.monotonic()
-            guest.admit()
-            self.on_release(guest)
+            self._moving.discard(skin)
+            self._ready[skin] = None
+            skin.state, skin.since = Residency.READY, time.monotonic()
+            skin.admit()
+            self.on_release(skin)
         self._advance()
 
-    async def _unload(self, guest: Guest) -> None:
+    async def _unload(self, skin: PooledSkin) -> None:
         try:
-            await run_in_thread(guest.loadable.unload)
+            await run_in_thread(skin.loadable.unload)
         except Exception as error:
-            log.error("unloading %s failed", guest.loadable.name, exc_info=error)
+            log.error("unloading %s failed", skin.loadable.name, exc_info=error)
         finally:
-            self._moving.discard(guest)
-            guest.state, guest.yielding = Residency.UNLOADED, False
-        if guest.waiters:
-            self._enqueue(guest)
+            self._moving.discard(skin)
+            skin.state, skin.yielding = Residency.UNLOADED, False
+        if skin.waiters:
+            self._enqueue(skin)
         self._advance()
 
 
@@ -232,15 +233,15 @@ async def run_in_thread(call: Callable[[], T]) -> T:
         thread.shutdown(wait=False)
 
 
-def apart_now(call: Callable[[], T]) -> T:
-    """`apart`, where there is no event loop yet."""
+def run_apart(call: Callable[[], T]) -> T:
+    """Calls in a thread of its own, as `run_in_thread` does, and waits: for code outside the event loop."""
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(call).result()
 
 
 @dataclass(frozen=True)
-class _Place:
-    """Where a beginning is kept: on which engine, under which adapter."""
+class _PrefixKey:
+    """The engine, adapter and tokens under which a prefix is cached."""
 
     engine: Engine
     adapter: str | None
@@ -254,22 +255,19 @@ class _CachedPrefix:
 
 
 class SkinPrefixes:
-    """At most `limit` bytes of keys and values."""
+    """Keeps the keys and values of the fixed beginnings of skins' prompts, at most `limit` bytes of them."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
         self.cached_bytes = 0
-        """Bytes that are kept now."""
-        self._cached: OrderedDict[_Place, _CachedPrefix] = OrderedDict()
-        self._places: dict[object, _Place | None] = {}
+        """Bytes in use."""
+        self._cached: OrderedDict[_PrefixKey, _CachedPrefix] = OrderedDict()
+        self._places: dict[object, _PrefixKey | None] = {}
         self._lock = threading.Lock()
         self._pinning = threading.Lock()
 
-    def __len__(self) -> int:
-        return len(self._cached)
-
     def used(self, owner: object) -> bool:
-        """Whether the owner's beginning is kept, which counts as its use. True also where there is none to keep."""
+        """Whether the owner's prefix is cached (or it has none to cache). Marks it as used."""
         with self._lock:
             place = self._places.get(owner)
             if place is None:
@@ -280,10 +278,10 @@ class SkinPrefixes:
             return True
 
     def add(self, owner: object, engine: Engine, tokens: Sequence[int], adapter: str | None) -> None:
-        """Computes and keeps a beginning for its owner; others that were used longer ago go. One larger than the limit
-        is not kept: its requests share what they can among themselves."""
+        """Computes and caches a prefix for its owner, and evicts the least recently used. One larger than the limit is
+        not cached: its requests share what they can among themselves."""
         size = prefix_bytes(engine, len(tokens))
-        place = _Place(engine, adapter, tuple(tokens))
+        place = _PrefixKey(engine, adapter, tuple(tokens))
         with self._pinning:
             with self._lock:
                 if not tokens or size > self.limit:
@@ -302,8 +300,8 @@ class SkinPrefixes:
                 prefix.owners.add(owner)
                 self._cached.move_to_end(place)
 
-    def _make_room(self, size: int) -> list[_Place]:
-        leaving: list[_Place] = []
+    def _make_room(self, size: int) -> list[_PrefixKey]:
+        leaving: list[_PrefixKey] = []
         while self._cached and self.cached_bytes + size > self.limit:
             place, prefix = self._cached.popitem(last=False)
             self.cached_bytes -= prefix.size
@@ -311,7 +309,7 @@ class SkinPrefixes:
         return leaving
 
     def forget(self, owner: object) -> None:
-        """The owner needs its beginning no more; the last owner takes it along."""
+        """Removes the owner; a prefix without owners is no longer cached."""
         with self._pinning:
             with self._lock:
                 place = self._places.pop(owner, None)
@@ -327,7 +325,7 @@ class SkinPrefixes:
 
 
 def prefix_bytes(engine: Engine, tokens: int) -> int:
-    """What the keys and values of so many tokens take. 0 for an encoder, which keeps none."""
+    """Bytes of the keys and values of this many tokens. 0 for an encoder, which has no cache."""
     spec = engine.base.spec.main
     if spec.kind == "encoder":
         return 0

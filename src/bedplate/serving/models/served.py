@@ -1,4 +1,4 @@
-"""`Served`: a model name as the routes see it, and bases under their own names (`served_skin` has the skins)."""
+"""Defines `Served`, the routes' view of a model, and implements it for bases (`served_skin` does for skins)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Protocol, cast
 
 from bedplate.core.errors import RequestError
 from bedplate.core.values import TaskInput
-from bedplate.inference.engine.answers import Answers, Facts
+from bedplate.inference.engine.answers import Answers, ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -47,7 +47,7 @@ from bedplate.text.calls.reply_form import ReplyForm, begun_tokens, reply_form
 from bedplate.text.tokenizer import TextOrPair, Tokenizer
 
 
-class FurtherSteps(Protocol):
+class FollowUpSteps(Protocol):
     def is_unsure(self, result: Result) -> bool:
         """Whether a choice is asked again after this result."""
         ...
@@ -59,13 +59,13 @@ class FurtherSteps(Protocol):
 
 @dataclass(frozen=True)
 class AnswerPlan:
-    """The first step: requests to one answerer, one for each choice of a reply in their order. followup: the steps
-    after it, which need the choices' inputs. form: of the texts that come of them, None where all is content."""
+    """The first step of an answer: one request per choice, in their order, to one answerer. followup: later steps, for
+    which the choices' inputs are needed. form: how texts split into content, reasoning and calls; None: not at all."""
 
     answerer: Answers
     requests: Sequence[Request]
     inputs: Sequence[TaskInput] = ()
-    followup: FurtherSteps | None = None
+    followup: FollowUpSteps | None = None
     form: ReplyForm | None = None
 
     def on(self, terms: LookupContext) -> AnswerPlan:
@@ -73,7 +73,7 @@ class AnswerPlan:
         return replace(self, requests=requests)
 
     def turns(self, max_choices: int) -> Iterator[AnswerPlan]:
-        """The plan in parts of at most so many choices."""
+        """Splits the plan into plans of at most this many choices."""
         for start in range(0, len(self.requests), max_choices):
             part = slice(start, start + max_choices)
             yield replace(self, requests=self.requests[part], inputs=self.inputs[part])
@@ -81,13 +81,13 @@ class AnswerPlan:
 
 @dataclass(frozen=True)
 class PlanResult:
-    """What came of one choice, step by step. Tokens and time are those of all its steps together."""
+    """The results of one choice, one per step. Usage and timing are the sums over its steps."""
 
     steps: tuple[Result, ...]
 
     @property
     def last(self) -> Result:
-        """The answer that counts."""
+        """The result of the last step, which is the answer."""
         return self.steps[-1]
 
     @cached_property
@@ -105,8 +105,8 @@ class PlanResult:
 def compute_of(results: Sequence[PlanResult]) -> float:
     """Seconds of compute behind results, lookups for them included; the choices of one prompt count theirs once."""
     steps = [step for result in results for step in result.steps]
-    looked_up = {id(step.looked_up): step.looked_up.compute for step in steps if step.looked_up is not None}
-    return sum(step.timing.compute for step in steps) + sum(looked_up.values())
+    retrievals = {id(step.retrieval): step.retrieval.compute for step in steps if step.retrieval is not None}
+    return sum(step.timing.compute for step in steps) + sum(retrievals.values())
 
 
 COMPLETION_MAX_TOKENS = 16
@@ -115,7 +115,7 @@ COMPLETION_MAX_TOKENS = 16
 
 @dataclass(frozen=True)
 class Answer:
-    """One choice of a reply. `extension` is what the API has no field for."""
+    """One choice of a reply. extension: contents of the reply's `bedplate` field, for which the API has no field."""
 
     text: str
     finish_reason: str
@@ -126,52 +126,52 @@ class Answer:
 
 @dataclass(frozen=True)
 class TextReading:
-    """How texts are read that are not continued. prompt_name: of those that a sentence encoder has. truncate: longer
-    texts are cut, to so many tokens or (True) to what the model's publisher says."""
+    """How texts are read for embeddings and scores. prompt_name: one of a sentence encoder's prompts. truncate: tokens
+    to which longer texts are cut, or True for the number that the model's publisher states."""
 
     prompt_name: str | None = None
     truncate: bool | int = False
 
 
-PLAIN = TextReading()
+AS_IS = TextReading()
 Texts = Sequence[str | tuple[int, ...]]
 """Texts, or the token ids of each."""
 
 
 class Served(ABC):
-    """One model name: a base, or a skin on one.
+    """A model under its name: a base, or a skin.
 
-    `chat` and `complete` plan the choices of a reply, in their order; what has to be looked up for these is looked up
-    on the caller's terms. What a model cannot do it refuses, which is the default. Routes and observers know no more of
-    what answers than `answerer` says.
+    `chat` and `complete` plan the choices of a reply, in their order; retrieval for them runs under the caller's tenant
+    and deadline (`terms`). By default each method refuses. Routes and observers know the implementation only through
+    `answerer`.
     """
 
     name: str
     answerer: Answers
     report: bytes | None = None
-    """The page that says how it was judged, where there is one."""
+    """The HTML report of its evaluation, if there is one."""
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """Reads its texts. RequestError where it has none."""
+        """The tokenizer of its prompts. RequestError where it has none."""
         return self.answerer.describe().need_tokenizer()
 
     @property
     @abstractmethod
     def fingerprint(self) -> str:
-        """Names what computes its answers."""
+        """Identifies the weights behind its answers."""
 
     @property
     @abstractmethod
     def dimensions(self) -> int:
-        """Numbers of the vectors that it gives."""
+        """Size of its embedding vectors."""
 
     @abstractmethod
     def describe(self) -> dict[str, Any]: ...
 
     @abstractmethod
     def refusal(self) -> RequestError:
-        """What is said to a request for something that it cannot do."""
+        """The error for a request that it does not support."""
 
     def chat(self, body: ChatRequest, terms: LookupContext) -> AnswerPlan:
         raise self.refusal()
@@ -184,15 +184,15 @@ class Served(ABC):
         raise self.refusal()
 
     def vector(self, plan_result: PlanResult, dimensions: int | None = None) -> Sequence[float]:
-        """The vector that a result of `embed` holds, cut to `dimensions`."""
+        """The vector in a result of `embed`, cut to `dimensions`."""
         raise self.refusal()
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         """One choice for each input; `answer` of its result has the label and its scores."""
         raise self.refusal()
 
     def rerank(self, query: str, documents: Sequence[str], terms: LookupContext, reading: TextReading) -> AnswerPlan:
-        """How well each document fits the query; `relevances` of its results has the scores."""
+        """Scores each document against the query; `relevances` reads the scores from the results."""
         raise self.refusal()
 
     def relevances(self, plan_results: Sequence[PlanResult]) -> list[float]:
@@ -203,25 +203,25 @@ class Served(ABC):
         raise self.refusal()
 
     def pieces(self) -> Callable[[str], str]:
-        """For one stream: from the text that the model gives to the text that the client gets."""
+        """A function for one stream that turns the model's text into the client's, piece by piece."""
         return str
 
 
 @dataclass(frozen=True)
 class ImmediateAnswer(Request):
-    """A request whose result is there. tokens: one for each word, all of them the request's own number, so that no two
-    are taken for the same prompt."""
+    """A request that was answered when it was made. tokens: the request's number, once per word, so that no two
+    requests look like the same prompt."""
 
     result: Classification
 
 
 class ImmediateAnswers:
-    """The answerer of requests that are answered already. facts: of the model whose name they are asked under."""
+    """Implements `Answers` for requests that carry their result. description: of the model that they were sent to."""
 
     alive = True
 
-    def __init__(self, facts: Facts) -> None:
-        self._facts = facts
+    def __init__(self, description: ModelDescription) -> None:
+        self._description = description
 
     def submit(self, request: Request) -> Stream:
         stream = Stream(request)
@@ -233,14 +233,14 @@ class ImmediateAnswers:
 
     def tokenize(self, text: str) -> list[int]:
         """UsageError: there is no tokenizer."""
-        return self._facts.need_tokenizer().encode_prompt(text)
+        return self._description.need_tokenizer().encode_prompt(text)
 
-    def describe(self) -> Facts:
-        return self._facts
+    def describe(self) -> ModelDescription:
+        return self._description
 
 
 class ServedBase(Served):
-    """A base, which gives vectors; an encoder without a head of its own gives nothing else."""
+    """A base as an embedding model; all that an encoder without a head can do."""
 
     def __init__(self, engine: Engine, name: str) -> None:
         self.name, self.answerer, self.engine = name, engine, engine
@@ -287,7 +287,7 @@ class ServedBase(Served):
 
 
 class ServedGenerator(ServedBase):
-    """A base that writes."""
+    """A base that generates text."""
 
     def refusal(self) -> RequestError:
         return RequestError(f"{self.name!r} is a base and has no labels; ask a skin that has", param="model")
@@ -367,7 +367,7 @@ class ServedClassifier(ServedBase):
         assert head is not None
         return head
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         return self._plan([self._pair(raw_input) for raw_input in inputs], reading)
 
     def embed(self, inputs: Texts, reading: TextReading) -> AnswerPlan:

@@ -1,4 +1,4 @@
-"""A served skin: one version of a name, in memory only while it is needed."""
+"""Serves skins: single ones, cascades and classical models, each loaded while calls need it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from bedplate.core.errors import RequestError, SkinError
 from bedplate.core.values import TaskInput
-from bedplate.inference.engine.answers import Facts
+from bedplate.inference.engine.answers import ModelDescription
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import (
     Classification,
@@ -32,7 +32,7 @@ from bedplate.inference.predict.text_reading import similarities
 from bedplate.models.precision import dtype_name
 from bedplate.serving.models.residency import SkinPrefixes
 from bedplate.serving.models.served import (
-    PLAIN,
+    AS_IS,
     Answer,
     AnswerPlan,
     ImmediateAnswer,
@@ -64,13 +64,13 @@ _serial = itertools.count(1)
 
 
 class ServedSkin(Served):
-    """A skin. Its one input is the user message or the prompt; several inputs are a JSON object in its place.
+    """One version of a skin. Its input is the user message or the prompt; several inputs are sent as one JSON object.
 
-    Any other message is refused: the skin was judged with its prompt and an input alone. Sampling settings that a
-    request gives override the skin's own where it generates text, and mean nothing where it chooses a label.
+    Other messages are refused, because the skin was judged with its prompt and an input alone. Sampling settings of a
+    request override the skin's where it generates text, and have no effect where it chooses a label.
 
-    It is one version of a name: what it was made from is known by its id and never changes. Registered it is its card
-    alone; `load` reads its files and gives its weights to the engine, `unload` takes them away again.
+    Its content is identified by `card.id` and never changes. Until `load` only the card is in memory; `load` reads the
+    files and gives the weights to the engine, `unload` removes them.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class ServedSkin(Served):
 
     @property
     def adapted_on(self) -> Engine | None:
-        """The engine that has to hold weights of its own for it, if one has."""
+        """The engine that holds this skin's adapter weights, if it has any."""
         return self.engine if ADAPTED & set(self.card.parts) else None
 
     # In memory or not; these block, and run in a thread
@@ -241,7 +241,7 @@ class ServedSkin(Served):
         scores = [(self.answer(plan_result).extension or {})["scores"][RELEVANT] for plan_result in plan_results]
         return [math.exp(score) for score in scores]
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         self._refuse(reading)
         if not self.card.labels:
             message = f"{self.name!r} gives {self.card.output.kind}s and has no labels; ask a skin that has"
@@ -340,7 +340,7 @@ class ServedSkin(Served):
 
 
 class ServedCascade(ServedSkin):
-    """Two served skins under one name. In memory means both are; either can be on any of the server's engines."""
+    """A cascade: two served skins under one name, loaded together, each on any of the server's engines."""
 
     def __init__(self, card: Card, first: ServedSkin, second: ServedSkin, *, name: str | None = None) -> None:
         self.card, self.name = card, card.name if name is None else name
@@ -393,7 +393,7 @@ class ServedCascade(ServedSkin):
         self.first.warm()
         self.second.warm()
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         self._refuse(reading)
         rows = [self._input(raw_input) for raw_input in inputs]
         return replace(self.first.classify(rows, terms), inputs=rows, followup=self)
@@ -417,12 +417,12 @@ class ServedCascade(ServedSkin):
 
 
 class ServedClassical(ServedSkin):
-    """A bag-of-words model, which needs no base."""
+    """A classical (bag-of-words) model, which needs no base."""
 
     def __init__(self, source: Card | Skin, *, name: str | None = None) -> None:
         self.card = source if isinstance(source, Card) else card_of(source)
         self.name = self.card.name if name is None else name
-        self.answerer = ImmediateAnswers(Facts(self.name, frozenset({"classify"}), TOKEN_LIMIT))
+        self.answerer = ImmediateAnswers(ModelDescription(self.name, frozenset({"classify"}), TOKEN_LIMIT))
         self._in_memory = source if isinstance(source, Skin) else None
         self.warnings: list[str] = []
         self._resident: ClassicalPredictor | None = None
@@ -459,11 +459,11 @@ class ServedClassical(ServedSkin):
         return True
 
     def warm(self) -> None:
-        """There is nothing that its prompts share."""
+        """Does nothing: there is no prompt prefix to cache."""
 
     # Asking
 
-    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = PLAIN) -> AnswerPlan:
+    def classify(self, inputs: Sequence[TaskInput], terms: LookupContext, reading: TextReading = AS_IS) -> AnswerPlan:
         self._refuse(reading)
         requests: list[Request] = []
         for raw_input in inputs:

@@ -1,5 +1,4 @@
-"""Server-sent events, and the bridge from engine threads to asyncio: streams are awaited without blocking the event
-loop or adding threads."""
+"""Awaits engine streams in asyncio, without blocking the event loop or adding threads, and sends server-sent events."""
 
 from __future__ import annotations
 
@@ -41,7 +40,7 @@ def submit_all(answerer: Answers, requests: Sequence[Request]) -> list[Stream]:
 
 
 async def arrivals(answerer: Answers, streams: Sequence[Stream]) -> AsyncGenerator[tuple[int, list[Step], bool]]:
-    """(which stream, its new steps, whether it has ended), as they come, until all have ended.
+    """Yields (index of the stream, its new steps, whether it has ended) as steps arrive, until all streams have ended.
 
     The first error of a stream is raised. What a slow consumer has not taken yet waits in the stream: at most a
     context's length of tokens.
@@ -62,7 +61,7 @@ async def arrivals(answerer: Answers, streams: Sequence[Stream]) -> AsyncGenerat
 
 
 async def results(answerer: Answers, streams: Sequence[Stream]) -> list[Result]:
-    """The finished results, in order. The first error of a stream is raised."""
+    """Waits for all streams and returns their results in order. The first error of a stream is raised."""
     wake = _Wake()
     for stream in streams:
         stream.listen(lambda stream=stream: wake.ring() if stream.finished else None)
@@ -158,10 +157,10 @@ class Event:
 
 
 class EventStream(Response):
-    """Sends events as they come, then `[DONE]` where `done` says so.
+    """Sends events as they come, then `[DONE]` if `with_terminator`.
 
-    The reply begins with the first event: what fails before it is answered with a status of its own. What fails later
-    is an event with the error object (named by `error_name`), and the last one.
+    The reply starts with the first event, so that an error before it gets its own status. A later error becomes the
+    last event: the error object, named `error_name`.
     """
 
     media_type = "text/event-stream"

@@ -1,6 +1,6 @@
 """One API call, from its request to the end of its reply.
 
-1. `respond` identifies the caller, waits for the tenant's turn and admits the call (keys, limits, quotas).
+1. `respond` identifies the caller and admits the call (keys, limits, quotas), whose turn it is (`AccessLog`).
 2. `answers` reads the body as the handler's request model; large bodies are parsed off the event loop.
 3. The handler leases a model (`choose`): it is loaded if need be, and stays the same version until the call ends.
 4. `prepare` makes the `AnswerPlan`: templates, tokenizers and lookups run off the loop, tenants taking turns.
@@ -16,7 +16,7 @@ import contextlib
 import inspect
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -29,7 +29,7 @@ from starlette.responses import FileResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from bedplate.core.errors import DeadlineError, RequestError
-from bedplate.inference.engine.requests import LookedUp, LookupContext, Step
+from bedplate.inference.engine.requests import LookupContext, Retrieval, Step
 from bedplate.inference.engine.scheduler import Stream
 from bedplate.serving.callers.caller_guard import AdmittedCall, Caller
 from bedplate.serving.models.registry import Lease, ModelRequest
@@ -89,6 +89,16 @@ class CleanupResponse(Response):
             self._at_end()
 
 
+def allowed_seconds(headers: Mapping[str, str], limit: float) -> float:
+    """The time limit of a call: its header's, or the server's. RequestError for one above the server's."""
+    header = headers.get(TIMEOUT_HEADER, str(limit))
+    with contextlib.suppress(ValueError):
+        if 0 < float(header) <= limit:
+            return float(header)
+    message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
+    raise RequestError(message, param=TIMEOUT_HEADER)
+
+
 class ApiCall:
     """Made by `respond`; a route asks it for the body, the model, and the results."""
 
@@ -106,21 +116,9 @@ class ApiCall:
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
         self.reservation = self.server.preparation.reservation(caller.tenant)
-        self._deadline = time.monotonic() + self._seconds()
-
-    def _seconds(self) -> float:
-        limit = self.server.config.limits.timeout_seconds
-        header = self.request.headers.get(TIMEOUT_HEADER, str(limit))
-        with contextlib.suppress(ValueError):
-            if 0 < float(header) <= limit:
-                return float(header)
-        message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
-        raise RequestError(message, param=TIMEOUT_HEADER)
-
-    async def turn(self) -> None:
-        """Waits for the tenant's turn. DeadlineError, LimitError."""
-        turn = self.server.pacing.turn(self.caller.tenant)
-        await self._until_deadline(turn, "other tenants wait too, and the turn of this call did not come")
+        self._deadline = request.scope[http_errors.ARRIVED] + allowed_seconds(
+            request.headers, self.server.config.limits.timeout_seconds
+        )
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
@@ -366,9 +364,6 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     call = ApiCall(request, endpoint, caller)
     made_here = http_errors.CALLER in request.scope
     try:
-        if not made_here:
-            await call.turn()
-            await server.guard.refresh()
         call.admission = server.guard.admit(caller, counted=not made_here)
         response = await work(call)
     except BaseException:
@@ -480,11 +475,11 @@ def spent_on(streams: Sequence[Stream]) -> tuple[int, int, float]:
     """Prompt tokens, tokens of the answers, and seconds of compute. The choices of one prompt are the same request
     again and count it once; what failed by the server's own fault counts nothing."""
     prompt = completion = 0
-    seconds, lookups = 0.0, dict[int, LookedUp]()
+    seconds, lookups = 0.0, dict[int, Retrieval]()
     for _, group in groupby(streams, lambda stream: stream.request.tokens):
         choices = [c for c in group if c.failure is None or isinstance(c.failure, RequestError | DeadlineError)]
         prompt += max((choice.spent.usage.prompt_tokens for choice in choices), default=0)
         completion += sum(choice.spent.usage.completion_tokens for choice in choices)
         seconds += sum(choice.spent.compute for choice in choices)
-        lookups |= {id(lookup): lookup for choice in choices if (lookup := choice.request.looked_up) is not None}
-    return prompt, completion, seconds + sum(looked_up.compute for looked_up in lookups.values())
+        lookups |= {id(lookup): lookup for choice in choices if (lookup := choice.request.retrieval) is not None}
+    return prompt, completion, seconds + sum(retrieval.compute for retrieval in lookups.values())

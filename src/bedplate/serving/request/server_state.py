@@ -1,4 +1,4 @@
-"""`ServerState`: what the routes of one server share. Further parts are added to it and looked up by class."""
+"""Defines `ServerState`, which the routes of one server share. Parts are added to it and looked up by their class."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from bedplate.serving.settings.server_config import Routed, ServerConfig
 
 @dataclass(frozen=True)
 class FinishedCall:
-    """A call that was answered. `request`: the request as it was read; cost_usd: None where no price is configured;
-    origin: what a call that the server made to itself was made for, None for a client's; routed: how it came to its
-    version, where its name was a route's; size: bytes of its body."""
+    """An answered call, as observers get it. cost_usd: None where no price is configured. origin: the purpose of a call
+    that the server made to itself, None for a client's. routed: route and version, where its name was a route's. size:
+    bytes of its body."""
 
     id: str
     endpoint: str
@@ -42,8 +42,8 @@ class FinishedCall:
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request that is over. path: as it was sent, percent-encoded. route: the template that took it, "" none.
-    status: 499 for a client that left. began: seconds since 1970. facts: what the route said of it."""
+    """A finished HTTP request, as watchers get it. path: as sent, percent-encoded. route: the path template, or "".
+    status: 499 where the client disconnected. began: Unix time. facts: fields that the route added."""
 
     id: str
     client: str
@@ -56,12 +56,13 @@ class Exchange:
     traceparent: str | None
     facts: Mapping[str, Any]
     origin: object = None
-    """What a call that the server made to itself was made for; None for a client's request."""
+    """The purpose of a call that the server made to itself; None for a client's request."""
 
 
 @dataclass(frozen=True)
 class UnansweredCall:
-    """What was computed for a call whose client left, or whose time was over. cost_usd: None without a price."""
+    """Tokens computed for a call that got no answer: its client left or its deadline passed. cost_usd: None without a
+    price."""
 
     model: str
     caller: Caller
@@ -72,29 +73,29 @@ class UnansweredCall:
 
 VERSION_HEADER = "x-bedplate-version"
 Watcher = Callable[[Exchange], None]
-"""Hears of every request. It is called in the event loop, so it must be quick, and not raise."""
+"""Called with every finished request, in the event loop: it must be quick and not raise."""
 
 
 class SilentObserver:
-    """The origin of calls whose answers no client gets; nothing is kept of them."""
+    """The origin of calls whose answers go to no client; they are not stored as feedback."""
 
 
 @dataclass(frozen=True)
 class SelfReply:
-    """What the application answered; status 0 where the call was given up before it did."""
+    """The application's reply to a call that the server made to itself; status 0 where the call was abandoned first."""
 
     status: int
     content: bytes = field(repr=False)
     version: str | None = None
-    """Which version of a route answered."""
+    """The version that answered, for a route's name."""
 
 
 async def self_call(
     app: ASGIApp, path: str, content: bytes, caller: Caller, origin: object, disconnected: asyncio.Event
 ) -> SelfReply:
-    """POSTs JSON to a route in the caller's name. When `disconnected` is set the call ends as if its client had left.
+    """POSTs JSON to a route in the caller's name. Setting `disconnected` ends the call as if its client had left.
 
-    `origin` tells observers who is asking (`FinishedCall.origin`); its name stands for the client in the access log.
+    origin: the call's purpose, for observers (`FinishedCall.origin`) and as the client in the access log.
     """
     scope: dict[str, Any] = {
         "type": "http",
@@ -140,22 +141,22 @@ T = TypeVar("T")
 
 
 class BackgroundService(Protocol):
-    """What works beside the routes while the server runs, in its event loop."""
+    """Work that runs in the event loop beside the routes, from the start of the server to its end."""
 
     def running(self, app: ASGIApp) -> AbstractAsyncContextManager[None]: ...
 
 
 class Leases(Protocol):
-    """Who gives models to calls: the registry, or what stands before it."""
+    """Leases models to calls: the registry, or the router of versions in front of it."""
 
     async def lease(self, model_request: ModelRequest) -> Lease: ...
 
 
 @dataclass
 class ServerState:
-    """The state behind the routes. `observers` hear of every call that was answered, `unanswered` of those for
-    which something was computed all the same, `watchers` of every request, in the event loop: they must be quick, and
-    not raise. `services` run while the server does."""
+    """The state behind the routes. `observers` are called with every answered call, `unanswered` with calls that used
+    compute and got no answer, `watchers` with every HTTP request: in the event loop, so they must be quick and not
+    raise. `services` run while the server does."""
 
     config: ServerConfig
     registry: Registry
@@ -174,7 +175,7 @@ class ServerState:
         self._parts: dict[type, object] = {}
 
     def add(self, part: T) -> T:
-        """Holds a part, one of each class."""
+        """Adds a part, one of each class, and returns it."""
         self._parts[type(part)] = part
         return part
 
@@ -183,6 +184,6 @@ class ServerState:
 
     @property
     def has_free_rows(self) -> bool:
-        """Whether nobody waits on any engine and each has a row free, for batches and shadow calls."""
-        max_rows = self.config.limits.max_rows
-        return all(engine.waiting == 0 and engine.running < max_rows for engine in self.registry.engines)
+        """Whether all are loaded, nobody waits on any engine and each has a row free, for batches and shadow calls."""
+        engines, max_rows = self.registry.engines, self.config.limits.max_rows
+        return not self.registry.loading and all(e.waiting == 0 and e.running < max_rows for e in engines)

@@ -26,7 +26,7 @@ from bedplate.serving.settings.server_config import JUDGED_WRONG, RouteVerdict
 
 CONFIDENCE = 0.95
 _RESAMPLES = 5000
-MOST_TIMED = 1000
+MAX_TIMED_PAIRS = 1000
 """Number of latest pairs over which latencies are compared."""
 
 Json = dict[str, Any]
@@ -84,8 +84,8 @@ def compare(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None]) -> J
     return {
         "compared": len(pairs),
         "agreement": rate(sum(pair.agrees for pair in pairs), len(pairs)),
-        "seconds": _times([(p.ours.seconds, p.shadow.seconds, p.tenant) for p in pairs[-MOST_TIMED:]]),
-        "compute_seconds": _times([(p.ours.compute, p.shadow.compute, p.tenant) for p in pairs[-MOST_TIMED:]]),
+        "seconds": _times([(p.ours.seconds, p.shadow.seconds, p.tenant) for p in pairs[-MAX_TIMED_PAIRS:]]),
+        "compute_seconds": _times([(p.ours.compute, p.shadow.compute, p.tenant) for p in pairs[-MAX_TIMED_PAIRS:]]),
         "correctness": _correctness(judged, targets),
     }
 
@@ -144,7 +144,7 @@ def _correctness(pairs: Sequence[ShadowPair], targets: Mapping[str, str | None])
     }
 
 
-MOST_PENDING = 100_000
+MAX_PENDING = 100_000
 """Maximum number of calls that wait for an outcome; beyond it the oldest are settled early, which is reported."""
 
 Status = Literal["PASS", "FAIL", "INSUFFICIENT_DATA"]
@@ -228,7 +228,7 @@ class OnlineVerdict:
 
     def _settle(self, targets: Digests) -> None:
         before = self._clock() - 60 * self.config.wait_minutes
-        while self._waiting and (self._waiting[0].at <= before or len(self._waiting) > MOST_PENDING):
+        while self._waiting and (self._waiting[0].at <= before or len(self._waiting) > MAX_PENDING):
             answer_record = self._waiting.popleft()
             self._early += answer_record.at > before
             arm = self._arms["of" if self.paired or answer_record.version == self.config.of else "against"]

@@ -40,7 +40,7 @@ from bedplate.serving.settings.server_config import RouteConfig, Routed, need_mo
 
 log = logging.getLogger("bedplate.serving")
 
-MOST_WAITING = 32
+MAX_WAITING_COPIES = 32
 """Copies that wait to be sent; more are dropped."""
 WAIT_SECONDS = 5.0
 """A copy that has waited longer for an idle engine is dropped."""
@@ -83,7 +83,7 @@ class Shadows:
 
     def add(self, copy: Copy) -> None:
         """Queues a copy, or drops it where too many wait."""
-        if len(self._waiting) >= MOST_WAITING:
+        if len(self._waiting) >= MAX_WAITING_COPIES:
             copy.on_outcome(None, "queue_full")
             return
         self._waiting.append((time.monotonic(), copy))
@@ -144,7 +144,7 @@ class Shadows:
         self._preempted.set()
 
 
-MOST_KEPT = 10_000
+MAX_REMEMBERED = 10_000
 """Calls, and pairs, that a route remembers: in memory, the last ones."""
 _MIRRORED = frozenset(("/v1/chat/completions", "/v1/completions", "/v1/classify", "/v1/messages"))
 
@@ -167,8 +167,8 @@ class _Route:
     """The route as the server's file has it."""
     calls: Counter[str] = field(default_factory=Counter[str])
     seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict[str, float](float))
-    observations: deque[_Observation] = field(default_factory=lambda: deque[_Observation](maxlen=MOST_KEPT))
-    pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MOST_KEPT))
+    observations: deque[_Observation] = field(default_factory=lambda: deque[_Observation](maxlen=MAX_REMEMBERED))
+    pairs: deque[ShadowPair] = field(default_factory=lambda: deque[ShadowPair](maxlen=MAX_REMEMBERED))
     verdict: OnlineVerdict | None = None
     outcomes: Counter[str] = field(default_factory=Counter[str])
     """Outcomes of the copies to the shadow: agreed, differed, not_served, failed, queue_full, busy, preempted."""
@@ -361,14 +361,17 @@ class VersionRouter(Collector):
             why = "agreed" if pair.agrees else "differed"
         route.outcomes[why] += 1
 
-    @contextlib.asynccontextmanager
-    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
+    def log_unserved(self) -> None:
+        """Logs which models routes name that are not served, once all models are loaded."""
         for name, route in self._routes.items():
             for model in filter(None, (*route.config.versions, route.config.shadow)):
                 if model not in self._registry.models:
                     log.warning("the route %s names %s, which is not served yet", name, model)
         for name in self.without_version():
             log.error("every call of the route %s is answered 503: none of its versions is served", name)
+
+    @contextlib.asynccontextmanager
+    async def running(self, app: ASGIApp) -> AsyncGenerator[None]:
         sending = asyncio.create_task(self._shadows.run(app))
         try:
             yield

@@ -36,6 +36,8 @@ ACCESS_FACTS = "bedplate.access"
 REPLY_HEADERS = "bedplate.headers"
 """Key of the scope under which a route may put headers of its reply, whether it succeeds or not."""
 
+ARRIVED = "bedplate.arrived"
+"""Key of the scope under which is when the request came (time.monotonic)."""
 CALLER = "bedplate.caller"
 """Key of the scope under which a call that the server makes to itself says in whose name."""
 ORIGIN = "bedplate.origin"
@@ -53,13 +55,19 @@ RETRY_AFTER_SECONDS = 1
 MESSAGE_CHARACTERS, PARAM_CHARACTERS = 2000, 200
 """Longest message and parameter name of one error object."""
 # Errors that speak about the request. All others may hold paths or other internals.
-_ABOUT_THE_REQUEST = (RequestError, DataError, TemplateError, BusyError, DeadlineError)
+_CALLERS_ERRORS = (RequestError, DataError, TemplateError, BusyError, DeadlineError)
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
 
 class StoppingError(BedplateError):
     status = 503
     code = "shutting_down"
+
+
+class LoadingError(StoppingError):
+    """The server is loading its models; like one that stops, it does not take this call now."""
+
+    code = "loading"
 
 
 class ClientGone(Exception):
@@ -96,7 +104,7 @@ def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> 
 
 def error_object(error: BaseException) -> tuple[int, dict[str, Any]]:
     """HTTP status and error object of an exception."""
-    if isinstance(error, (*_ABOUT_THE_REQUEST, StoppingError)):
+    if isinstance(error, (*_CALLERS_ERRORS, StoppingError)):
         status, message, code = error.status, error.message, error.code
         param = error.param if isinstance(error, RequestError) else None
     elif is_full(error):

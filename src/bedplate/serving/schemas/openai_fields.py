@@ -362,8 +362,8 @@ class CompletionRequest(_GenerationFields):
         if self.echo and self.stream and self.logprobs is not None:
             raise ValueError("logprobs: not together with both echo and stream")
         if len(self.prompt) * self.choices > MAX_ANSWERS:
-            asked = f"{len(self.prompt):,} prompts with {self.n} answers each"
-            raise ValueError(f"n: {asked} are more than {MAX_ANSWERS:,} answers")
+            size = f"{len(self.prompt):,} prompts with {self.n} answers each"
+            raise ValueError(f"n: {size} are more than {MAX_ANSWERS:,} answers")
         return self
 
     @property

@@ -241,12 +241,12 @@ def _messages_of(message: Place) -> list[ChatMessage]:
                     "reads text, uses of tools and their results only, and fetches nothing",
                     "type",
                 )
-    said: ChatMessage = {"role": role, "content": "".join(texts)}
+    chat_message: ChatMessage = {"role": role, "content": "".join(texts)}
     if calls:
-        said["tool_calls"] = calls
+        chat_message["tool_calls"] = calls
     if any(reasoning):
-        said["reasoning_content"] = "".join(reasoning)
-    return [*results, said] if texts or not results else results
+        chat_message["reasoning_content"] = "".join(reasoning)
+    return [*results, chat_message] if texts or not results else results
 
 
 def _own_tool(tool: Any, index: int) -> dict[str, Any]:

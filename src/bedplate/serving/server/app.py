@@ -1,4 +1,9 @@
-"""Builds the FastAPI application and runs the server until it is told to stop."""
+"""Builds the server: its configuration, models, FastAPI application and OpenAPI document; `serve` runs it.
+
+1. `opened_server` makes the state with the skins that need no base, and returns the function that loads the bases.
+2. `create_app` adds the routes, middleware and metrics; `_services` are the background services beside them.
+3. `serve` binds the socket first, so that a wrong address fails before anything is loaded, and runs `Server`.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import socket
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -34,10 +40,11 @@ from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.durable.state_directory import StateDirectory
-from bedplate.serving.models.engines import opened, resident
+from bedplate.serving.models.engines import load_resident_base, open_engines
 from bedplate.serving.models.registry import Registry, Scanned, scan_skins
-from bedplate.serving.models.residency import apart_now
+from bedplate.serving.models.residency import run_apart
 from bedplate.serving.models.served import ServedBase, ServedClassifier, ServedGenerator
+from bedplate.serving.models.served_skin import ServedSkin
 from bedplate.serving.request.lifecycle import BODY_MODEL
 from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.rollout.version_router import VersionRouter
@@ -45,9 +52,9 @@ from bedplate.serving.schemas.http_errors import add_error_handlers
 from bedplate.serving.schemas.request_fields import RequestFields
 from bedplate.serving.schemas.strict_json import dump_json
 from bedplate.serving.server import monitoring
-from bedplate.serving.server.access import EXPOSED, AccessLog, Origins
+from bedplate.serving.server.access import EXPOSED_HEADERS, AccessLog, Origins
 from bedplate.serving.server.monitoring import Metrics, Telemetry, Watchdog
-from bedplate.serving.server.uvicorn_server import Server
+from bedplate.serving.server.uvicorn_server import LoadBases, Server
 from bedplate.serving.settings.server_config import BaseConfig, LimitsConfig, ServerConfig
 from bedplate.skins.files import Card, card_of, parts_of, read_card
 from bedplate.skins.skin import Skin
@@ -81,13 +88,13 @@ async def openapi(request: Request) -> Response:
 
 
 def request_bodies(routers: Sequence[APIRouter]) -> dict[tuple[str, str], type[RequestFields]]:
-    """(method, path) → request model, of the routes whose body is JSON."""
-    found = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
-    return {(method, route.path_format): model for route, model in found if model for method in route.methods or ()}
+    """Maps (method, path) to the request model of each route with a JSON body."""
+    models = ((route, vars(route.endpoint).get(BODY_MODEL)) for route in _listed(routers))
+    return {(method, route.path_format): model for route, model in models if model for method in route.methods or ()}
 
 
 def document(routers: Sequence[APIRouter]) -> Json:
-    """The document of all routes of these routers that are not pages."""
+    """Builds the OpenAPI document of these routers' routes, except pages."""
     routes, bodies = _listed(routers), request_bodies(routers)
     models = dict.fromkeys(bodies.values())
     references, schemas = models_json_schema([(m, "validation") for m in models], ref_template=REFERENCE)
@@ -167,61 +174,108 @@ def _config(base: str | Path | ServerConfig | None, settings: Json) -> ServerCon
 def loaded_server(
     base: str | Path | ServerConfig | None = None, skins: Sequence[str | Path | Skin] = (), **settings: Any
 ) -> Generator[ServerState]:
-    """Bases and skins, loaded; the engines are closed at the end.
+    """Yields the state of a server whose bases and skins are loaded; closes the engines at the end.
 
     base: a base with the settings of `server_config`, or a whole configuration. `skins` come on top of those of the
     configuration, and are verified whole; those of the skins directory when they are first asked for. A base is held in
     every way that its skins were judged with, unless the configuration says how. Raises SkinError for a skin of no base
     here, UsageError for names that collide and where there is nothing to serve.
     """
-    config = _config(base, settings)
+    with opened_server(_config(base, settings), skins) as (state, load_bases):
+        load_bases()()
+        yield state
+
+
+@contextlib.contextmanager
+def opened_server(
+    config: ServerConfig, skins: Sequence[str | Path | Skin] = ()
+) -> Generator[tuple[ServerState, LoadBases]]:
+    """Yields a state that serves the skins without a base already, and the function that loads the bases.
+
+    That function is called once, in any thread that may wait. What it returns registers the bases and the other skins,
+    and belongs to the event loop's thread. Both raise what `loaded_server` raises. A skin waits for the bases where its
+    name is claimed twice, so that no name is served by one model first and by another afterwards.
+    """
     if not (config.bases or config.skins or config.skins_directory or skins):
         raise UsageError("there is nothing to serve; name a base, a skin or a directory of skins")
     named_skins: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
     named_skins += [(skin, None) for skin in skins]
     sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in named_skins]
+    cards = [card_of(source) if isinstance(source, Skin) else source for source, _ in sources]
+    names = [name or card.name for card, (_, name) in zip(cards, sources, strict=True)]
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
-    cards = _whole([card_of(source) if isinstance(source, Skin) else source for source, _ in sources])
-    lying = _whole(scanned.cards)
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
         stack.callback(guard.close)
-        log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
-        awaits, count = config.skins_directory is not None, len(config.bases)
-        loaded = [apart_now(partial(resident, base, count, cards, lying, awaits)) for base in config.bases]
-        base_engines = [(base, stack.enter_context(engine)) for base, engine in opened(config, loaded, ComputeLock())]
-        trial = stack.enter_context(GrammarTrial())
-        for _, engine in base_engines:
-            engine.grammars.trial = trial
-        limits = config.limits
-        bounds = limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
-        engines = [engine for _, engine in base_engines]
-        registry = Registry(engines, **bounds, allow_other_weights=config.allow_other_weights, routes=config.routes)
-        for resident_base in loaded:
-            # of several engines the first has the base's name
-            engine = next(engine for base, engine in base_engines if base is resident_base)
-            served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
-            served_class = ServedGenerator if engine.base.writes else served_class
-            registry.add(served_class(engine, resident_base.config.name or engine.base.name))
-        for source, name in sources:
+        limits = config.limits.model_dump(include={"adapters", "prompt_skins", "prefix_bytes"})
+        registry = Registry([], **limits, allow_other_weights=config.allow_other_weights, routes=config.routes)
+        directory = StateDirectory(config)
+        state = assembled(config, registry, guard, directory)
+        directories = {name: card.directory for name, card in zip(names, cards, strict=True)}
+        changes = state.add(SkinChanges(directory, registry, config.skins_directory, directories))
+        claims = Counter([*names, *(card.name for card in scanned.cards)])
+
+        def needs_no_base(card: Card, name: str) -> bool:
+            alone = not (card.base or "cascade" in card.parts)
+            return alone and claims[name] == 1 and changes.keep_name(card, name)
+
+        def verified(source: Card | Skin, name: str | None) -> ServedSkin:
             served = registry.skin(source, name)
-            apart_now(served.check)
+            run_apart(served.check)
             for warning in served.warnings:
                 log.warning("%s", warning)
+            return served
+
+        registry.loading = True
+        named = [
+            verified(*source) if needs_no_base(card, name) else None
+            for source, card, name in zip(sources, cards, names, strict=True)
+        ]
+        for served in filter(None, named):
             registry.add(served)
-        directory = StateDirectory(config)
-        changes = SkinChanges(directory, registry, config.skins_directory)
-        for problem in (*changes.restore()[1], *registry.register(scanned)["problems"]):
-            log.warning("not registered: %s", problem)
-        state = assembled(config, registry, guard, directory)
-        state.add(changes)
-        yield state
+        registry.register(Scanned([card for card in scanned.cards if needs_no_base(card, card.name)]))
+
+        def load_bases() -> Callable[[], None]:
+            bases = _served_bases(config, registry, stack, _whole(cards), _whole(scanned.cards))
+            skins = [served or verified(*source) for served, source in zip(named, sources, strict=True)]
+
+            def register() -> None:
+                registry.complete([*bases, *skins])
+                for problem in (*changes.restore()[1], *registry.register(scanned)["problems"]):
+                    log.warning("not registered: %s", problem)
+                guard.compare(lambda: (*registry.models, *config.routes))
+                state.part(VersionRouter).log_unserved()
+
+            return register
+
+        yield state, load_bases
+
+
+def _served_bases(
+    config: ServerConfig, registry: Registry, stack: contextlib.ExitStack, named: Sequence[Card], others: Sequence[Card]
+) -> list[ServedBase]:
+    """Loads the bases, gives their engines to the registry, and returns each under its name. `stack` closes them."""
+    log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
+    awaits, count = config.skins_directory is not None, len(config.bases)
+    loaded = [run_apart(partial(load_resident_base, base, count, named, others, awaits)) for base in config.bases]
+    base_engines = [(base, stack.enter_context(engine)) for base, engine in open_engines(config, loaded, ComputeLock())]
+    trial = stack.enter_context(GrammarTrial())
+    for _, engine in base_engines:
+        engine.grammars.trial = trial
+    registry.set_engines([engine for _, engine in base_engines])
+    served_bases: list[ServedBase] = []
+    for resident_base in loaded:
+        # of several engines the first has the base's name
+        engine = next(engine for base, engine in base_engines if base is resident_base)
+        served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
+        served_class = ServedGenerator if engine.base.writes else served_class
+        served_bases.append(served_class(engine, resident_base.config.name or engine.base.name))
+    return served_bases
 
 
 def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, directory: StateDirectory) -> ServerState:
-    """The state with the parts that every server has. UsageError for routes that cannot be."""
+    """Builds the state with the parts that every server has. UsageError for impossible routes."""
     state = ServerState(config, registry, guard)
-    guard.compare(lambda: (*registry.models, *config.routes))
     state.add(directory)
     state.add(ResponseStore(config.responses))
     feedback = state.add(Feedback(directory, config.feedback, state.outage))
@@ -239,7 +293,7 @@ def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, dire
 
 
 def _whole(cards: Sequence[Card]) -> list[Card]:
-    """The cards, in a cascade's place those of its two skins, which say how their bases are to be held."""
+    """The cards with each cascade replaced by its two skins, which name the weights and kernels of their bases."""
     return [part for card in cards for part in (parts_of(card) or [card])]
 
 
@@ -267,7 +321,7 @@ def create_app(state: ServerState) -> FastAPI:
         state.services.append(telemetry)
     if state.config.cors:
         methods = ("GET", "POST", "PUT", "DELETE")
-        settings: Json = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED}
+        settings: Json = {"allow_methods": methods, "allow_headers": ("*",), "expose_headers": EXPOSED_HEADERS}
         app.add_middleware(CORSMiddleware, allow_origins=list(state.config.cors), **settings)
     app.add_middleware(Origins, state=state)
     app.add_middleware(AccessLog, state=state)
@@ -318,13 +372,13 @@ def serve(
 
         # A line of a header has some bytes more than its name and value.
         head = 2 * (config.limits.header_bytes + config.limits.url_bytes)
-        server = Server(lambda: loaded_server(config, skins), build_app, ready, config.grace_seconds, head)
+        server = Server(opened_server(config, skins), build_app, ready, config.grace_seconds, head)
         return server.serve_until_stopped(listener)
 
 
 @contextlib.contextmanager
 def _listening(host: str, port: int) -> Generator[socket.socket]:
-    """The bound socket, before a model is loaded for nothing."""
+    """Binds the socket. UsageError for an address that cannot be served on."""
     try:
         family, sock_type, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, sock_type, protocol)

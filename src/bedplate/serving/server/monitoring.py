@@ -1,4 +1,4 @@
-"""/health and /ready for probes, /metrics, the watchdog of the event loop, and OpenTelemetry's spans of model calls."""
+"""Serves /health, /ready and /metrics, watches the event loop for delays, and sends OpenTelemetry spans of calls."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ router = APIRouter()
 async def health(request: Request) -> Response:
     """200 while every engine works; 503 when one's thread has ended, or its step takes longer than `stall_seconds`."""
     status = _status(request.app.state.server)
-    return json_response({"status": status}, 503 if status in ("failed", "stalled") else 200)
+    return json_response(status, 503 if status["status"] in ("failed", "stalled") else 200)
 
 
 @router.get("/ready")
@@ -51,32 +51,34 @@ async def ready(request: Request) -> Response:
     is without a version to answer. Where only some are, the others go on: they are named."""
     state: ServerState = request.app.state.server
     router, status = state.part(VersionRouter), _status(state)
-    without = router.without_version() if status == "ok" else []
+    without = router.without_version() if status["status"] == "ok" else []
     if not without:
-        return json_response({"status": status}, 200 if status == "ok" else 503)
+        return json_response(status, 200 if status["status"] == "ok" else 503)
     unready = len(without) == len(router.names())
     return json_response({"status": "degraded", "routes_without_version": without}, 503 if unready else 200)
 
 
-def _status(state: ServerState) -> str:
-    engines = state.registry.engines
-    if not all(engine.alive for engine in engines):
-        return "failed"
-    if any(engine.stalled(state.config.stall_seconds) for engine in engines):
-        return "stalled"
-    return "stopping" if state.stopping else "ok"
+def _status(state: ServerState) -> dict[str, str | int]:
+    registry = state.registry
+    if not all(engine.alive for engine in registry.engines):
+        return {"status": "failed"}
+    if any(engine.stalled(state.config.stall_seconds) for engine in registry.engines):
+        return {"status": "stalled"}
+    if registry.loading and not state.stopping:  # counts: names are for callers with keys
+        return {"status": "loading", "models_ready": len(registry.models), "bases_loading": len(state.config.bases)}
+    return {"status": "stopping" if state.stopping else "ok"}
 
 
 log = logging.getLogger("bedplate.serving")
 
 BEAT_SECONDS = 0.05
 LATE_SECONDS = 0.25
-"""A beat that is later than this is written to the log, once for each."""
+"""A later beat is logged, once."""
 QUIET_SECONDS = 10.0
-"""After one that was written, others are only counted for so long."""
+"""For this long after a logged beat, further late ones are only counted."""
 NAMES = ("bedplate:event_loop_lag_seconds", "bedplate_event_loop_lag_seconds")
-"""The second is what earlier versions called it."""
-_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+"""The second is the name in earlier versions."""
+_LAG_BOUNDS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 
 class _Counter:
@@ -95,7 +97,7 @@ class _Counter:
 
 
 class _Histogram:
-    """An observation may count more than once: the mean gap between a reply's tokens once for each gap."""
+    """A histogram whose observations have a count: a reply's mean gap between tokens is observed once per gap."""
 
     def __init__(self, name: str, text: str, bounds: Sequence[float], *labels: str) -> None:
         self._name, self._text, self._bounds, self._labels = name, text, bounds, labels
@@ -116,14 +118,14 @@ class _Histogram:
 
 
 class Watchdog(Collector):
-    """Measures one server's event loop while that runs, and gives what it measured to /metrics."""
+    """Measures how late one server's event loop runs its timers, for the log and /metrics."""
 
     def __init__(self) -> None:
-        self.lags = _Histogram(NAMES[0], "How late the server's event loop came to what was due.", _BOUNDS)
+        self.lags = _Histogram(NAMES[0], "How late the server's event loop came to what was due.", _LAG_BOUNDS)
         self._due = 0.0
         self._reported_due = 0.0
         self._quiet_until = 0.0
-        self._untold = 0
+        self._suppressed = 0
         self._over = threading.Event()
 
     @contextlib.asynccontextmanager
@@ -154,10 +156,10 @@ class Watchdog(Collector):
                 continue
             self._reported_due = due
             if current_time < self._quiet_until:
-                self._untold += 1
+                self._suppressed += 1
                 continue
-            suppressed = f" ({self._untold} more times since the last such message)" if self._untold else ""
-            self._quiet_until, self._untold = current_time + QUIET_SECONDS, 0
+            suppressed = f" ({self._suppressed} more times since the last such message)" if self._suppressed else ""
+            self._quiet_until, self._suppressed = current_time + QUIET_SECONDS, 0
             log.warning("the event loop is %.2f s late%s; it is at:\n%s", late, suppressed, _stack_of(loop_thread))
 
     def collect(self) -> Iterable[Metric]:
@@ -165,7 +167,7 @@ class Watchdog(Collector):
 
 
 def _stack_of(thread: int) -> str:
-    """Where a thread is now, outermost first, without the values that its variables have."""
+    """The thread's current stack, outermost frame first, without the values of variables."""
     frame = sys._current_frames().get(thread)  # pyright: ignore[reportPrivateUsage] (the documented way)
     if frame is None:
         return "(its thread has ended)"
@@ -180,9 +182,9 @@ MAX_MODELS = 100
 """Names with series of their own; what is served under further ones is counted as `other`."""
 
 _METHODS = frozenset(("GET", "POST", "DELETE", "PUT", "PATCH", "HEAD", "OPTIONS"))
-_FIRST = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
-_TOKEN = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
-_WHOLE = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
+_FIRST_BOUNDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 40.0, 80.0)
+_GAP_BOUNDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+_TOTAL_BOUNDS = (0.05, 0.1, 0.3, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 60.0, 120.0, 240.0, 480.0)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)
@@ -195,7 +197,7 @@ async def metrics(request: Request) -> Response:
 
 
 class Metrics(Collector):
-    """What one application counts: an observer of its calls, a watcher of its requests."""
+    """The counters and histograms of one application, fed by its calls (`finished`) and requests (`watch`)."""
 
     def __init__(self, state: ServerState) -> None:
         self._state = state
@@ -213,10 +215,10 @@ class Metrics(Collector):
         self._first, self._token, self._whole, self._queued = (
             _Histogram(PREFIX + name, text, bounds, "model_name")
             for name, text, bounds in (
-                ("time_to_first_token_seconds", "From queued to the first token.", _FIRST),
-                ("inter_token_latency_seconds", "Between tokens: a reply's mean gap, once for each gap.", _TOKEN),
-                ("e2e_request_latency_seconds", "From the request to the end of its answer.", _WHOLE),
-                ("request_queue_time_seconds", "From queued to the first forward pass.", _FIRST),
+                ("time_to_first_token_seconds", "From queued to the first token.", _FIRST_BOUNDS),
+                ("inter_token_latency_seconds", "Between tokens: a reply's mean gap, once for each gap.", _GAP_BOUNDS),
+                ("e2e_request_latency_seconds", "From the request to the end of its answer.", _TOTAL_BOUNDS),
+                ("request_queue_time_seconds", "From queued to the first forward pass.", _FIRST_BOUNDS),
             )
         )
         self._families = (
@@ -250,7 +252,7 @@ class Metrics(Collector):
         self._whole.observe(call.seconds, model)
 
     def unanswered(self, call: UnansweredCall) -> None:
-        """Counts what was computed for a call that was not answered."""
+        """Counts the tokens of a call that was not answered."""
         model = self._label(call.model)
         self._unanswered_prompt.add(model, amount=call.prompt_tokens)
         self._unanswered_generated.add(model, amount=call.completion_tokens)
@@ -289,7 +291,8 @@ class Metrics(Collector):
             (CounterMetricFamily, "engine_step_seconds", "Seconds spent in them."),
         ]
         families = [family(PREFIX + name, text, labels=("model_name",)) for family, name, text in rows]
-        for engine in self._state.registry.engines:
+        # a base has its label once it is registered
+        for engine in () if self._state.registry.loading else self._state.registry.engines:
             label, stats = (self._state.registry.label(engine),), engine.stats()
             free = stats.cache_capacity_bytes
             full = (stats.cache_bytes - stats.cache_pinned_bytes) / free if free else 0.0

@@ -1,4 +1,4 @@
-"""The uvicorn server: it answers probes while models load, drains when told to stop, and ends."""
+"""Runs uvicorn: loads models beside the event loop, drains running calls at the end, and bounds slow connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from types import FrameType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import h11
 import uvicorn
@@ -23,42 +23,42 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from bedplate.core.memory import share_heaps
 from bedplate.serving.request.preparation import in_daemon_thread
 from bedplate.serving.request.server_state import ServerState
-from bedplate.serving.schemas.http_errors import StoppingError, error_response
+from bedplate.serving.schemas.http_errors import LoadingError, error_response
 from bedplate.serving.schemas.strict_json import json_response
 
 HEAD_SECONDS = 20.0
 """How long a client may take to send a request's head."""
 UNREAD_SECONDS = 10.0
-"""How long it may go on sending a body that was answered unread. Closed at once, it would not see the answer."""
+"""How long a client may go on sending a body that was answered unread; closed at once, it would not see the answer."""
 TAKE_SECONDS = 60.0
-"""In this time, a client takes at least something of a reply that waits for it."""
+"""A client that reads nothing of a waiting reply for this long is disconnected."""
 _INCOMPLETE_BYTES = 64 * 1024
 """Largest part of a head, or of a chunk's line, that is read before it is whole, unless the server says otherwise."""
-MOST_CONNECTIONS = 4096
-"""At once, where the process may open so many files."""
+MAX_CONNECTIONS = 4096
+"""Most connections at once, where the process may open that many files."""
 OTHER_FILES = 512
-"""What the process may have open beside them."""
+"""Files that the process may have open besides connections."""
 FEW_CHUNKS, CHUNK_BYTES = 1000, 64
-"""A body comes in so many chunks of any size, and in more of so many bytes on average: each costs time."""
+"""A body in more than FEW_CHUNKS chunks must have CHUNK_BYTES per chunk on average: each chunk costs time."""
 
 
 def allow_connections() -> None:
     """Lets this process open as many files as the connections and the rest may need, as far as the system lets it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    file_limit = MOST_CONNECTIONS + OTHER_FILES
+    file_limit = MAX_CONNECTIONS + OTHER_FILES
     if soft != resource.RLIM_INFINITY and soft < file_limit:
         file_limit = file_limit if hard == resource.RLIM_INFINITY else min(file_limit, hard)
         with contextlib.suppress(OSError, ValueError):  # then there are fewer connections
             resource.setrlimit(resource.RLIMIT_NOFILE, (file_limit, hard))
 
 
-def most_connections() -> int:
+def max_connections() -> int:
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MOST_CONNECTIONS, soft - OTHER_FILES))
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else max(1, min(MAX_CONNECTIONS, soft - OTHER_FILES))
 
 
 class TimedConnection(H11Protocol):
-    """uvicorn's, for clients that do not end what they send, or do not take what they asked for, as well."""
+    """uvicorn's HTTP/1.1 connection with time limits for clients that never finish a request or never read a reply."""
 
     _head: asyncio.TimerHandle | None = None
     _unread: asyncio.TimerHandle | None = None
@@ -68,18 +68,18 @@ class TimedConnection(H11Protocol):
 
     def __init__(self, *arguments: Any, **kwargs: Any) -> None:
         super().__init__(*arguments, **kwargs)
-        self.conn = _Frugal(h11.SERVER, self.config.h11_max_incomplete_event_size or _INCOMPLETE_BYTES)
+        self.conn = _ChunkLimitedConnection(h11.SERVER, self.config.h11_max_incomplete_event_size or _INCOMPLETE_BYTES)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._since = time.monotonic()
         self._head = self.loop.call_later(HEAD_SECONDS, self.transport.close)
-        if len(self.connections) > most_connections():
+        if len(self.connections) > max_connections():
             self._make_room()
 
     def _make_room(self) -> None:
-        """Closes those that have waited longest for their client, a sixteenth of all at once: to look for them takes
-        its time. Where all others are being answered, it is this one that is closed."""
+        """Closes the connections that have been idle longest, a sixteenth of all at once because the search takes time.
+        Where all others are being answered, this one is closed."""
         peers = cast("set[TimedConnection]", self.connections - {self})
         waiting = sorted((peer for peer in peers if peer.waits), key=lambda peer: peer._since)
         for connection in waiting[: max(1, len(peers) // 16)] or [self]:
@@ -88,7 +88,7 @@ class TimedConnection(H11Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether it is its client's turn: no request has come, or not all of one, or it has been answered."""
+        """Whether the server waits for the client: no whole request has arrived since the last reply."""
         cycle: Any = self.cycle
         return cycle is None or cycle.response_complete or self.conn.their_state is h11.SEND_BODY
 
@@ -96,7 +96,7 @@ class TimedConnection(H11Protocol):
         super().handle_events()
         cycle: Any = self.cycle  # None before the first request
         if cycle is not None and cycle.transport is self.transport:
-            cycle.transport = _Answering(self.transport, self.conn)
+            cycle.transport = _ExchangeTransport(self.transport, self.conn)
 
     def data_received(self, data: bytes) -> None:
         if self.conn.our_state is h11.CLOSED:  # it was answered, and this was the last answer
@@ -151,8 +151,8 @@ class TimedConnection(H11Protocol):
         super().connection_lost(exc)
 
 
-class _Frugal(h11.Connection):
-    """One that takes no body in crumbs."""
+class _ChunkLimitedConnection(h11.Connection):
+    """Refuses bodies that come in too many small chunks."""
 
     _chunks = _bytes = 0
 
@@ -168,8 +168,8 @@ class _Frugal(h11.Connection):
         return event
 
 
-class _Answering(asyncio.Transport):
-    """A connection as one exchange sees it, which may close it when it has been answered."""
+class _ExchangeTransport(asyncio.Transport):
+    """The transport of one exchange, whose `close` leaves the reading side open while the client still sends."""
 
     def __init__(self, transport: asyncio.Transport, conn: h11.Connection) -> None:
         super().__init__()
@@ -198,24 +198,28 @@ def _stopped(timer: asyncio.TimerHandle | None) -> None:
 
 log = logging.getLogger("bedplate.serving")
 
+T = TypeVar("T")
+
 CLOSE_SECONDS = 5.0
-"""How long engines may take to end at the end. A step that hangs would keep the process for ever."""
+"""How long engines may take to close at shutdown; a step that hangs would keep the process for ever."""
 
 
-class LoadingError(StoppingError):
-    """The server is loading its models; like one that stops, it takes no call now."""
+LoadBases = Callable[[], Callable[[], None]]
+"""Loads bases, in any thread; what it returns registers them, in the event loop's."""
+REFUSED_WHILE_LOADING = ("/admin/", "/v1/feedback")
+"""Beginnings of the paths that are refused until every model is loaded."""
 
-    code = "loading"
 
-
-class Front:
-    """The ASGI application before anything is loaded: alive, and not ready."""
+class LoadingApp:
+    """The ASGI application while models load: alive, and not ready. `app` takes the requests as soon as it is there;
+    those that need to know every model (`REFUSED_WHILE_LOADING`) once `loaded`."""
 
     def __init__(self) -> None:
         self.app: ASGIApp | None = None
+        self.loaded = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self.app is not None:
+        if self.app is not None and (self.loaded or not scope["path"].startswith(REFUSED_WHILE_LOADING)):
             await self.app(scope, receive, send)
         elif scope["path"] in {"/health", "/ready"}:
             status = 200 if scope["path"] == "/health" else 503
@@ -225,23 +229,26 @@ class Front:
 
 
 class Server(uvicorn.Server):
-    """Loads beside the loop, then serves what was loaded.
+    """Loads models in a thread beside the event loop, and serves what is loaded.
 
-    load: the state, in a context. make: its application, and what runs beside it. The first signal to stop lets no new
-    call in, and ends the server when the running ones have ended or `grace` seconds are over; the second ends it at
-    once. head_bytes: larger heads are refused by the parser, without the error object; smaller ones by the access
-    layer, with it.
+    1. `opening` gives the state with the skins that need no base. If there are any they are served from now on.
+    2. The bases are loaded and registered with their skins. The server is ready: `on_ready` is called.
+    3. The first signal to stop lets no new call in, and ends the server when the running ones have ended or `grace`
+       seconds are over; the second ends it at once.
+
+    build_app: makes the application, and the context of what runs beside it. head_bytes: larger heads are refused by
+    the parser, without the error object; smaller ones by the access layer, with it.
     """
 
     def __init__(
         self,
-        load: Callable[[], AbstractContextManager[ServerState]],
+        opening: AbstractContextManager[tuple[ServerState, LoadBases]],
         build_app: Callable[[ServerState], tuple[ASGIApp, AbstractAsyncContextManager[None]]],
         on_ready: Callable[[ServerState], object],
         grace: float,
         head_bytes: int,
     ) -> None:
-        self._front = Front()
+        self._front = LoadingApp()
         config = uvicorn.Config(
             self._front,
             http=TimedConnection,
@@ -255,7 +262,7 @@ class Server(uvicorn.Server):
         )
         super().__init__(config)
         self._build_app, self._on_ready, self._grace = build_app, on_ready, grace
-        self._loader = _Loader(load)
+        self._open_state, self._loader = opening.__enter__, _Loader(opening)
         self._state: ServerState | None = None
         self._stack = contextlib.AsyncExitStack()
         self._opening: asyncio.Task[None] | None = None
@@ -284,11 +291,16 @@ class Server(uvicorn.Server):
 
     async def _open(self) -> None:
         try:
-            self._state = state = await self._loader.load()
+            state, load_bases = await self._loader.run(self._open_state)
+            self._state = state
             app, services = self._build_app(state)
+            if not state.registry.models:
+                (await self._loader.run(load_bases))()
             await self._stack.enter_async_context(services)
-            state.stopping = self._stop_at is not None
             self._front.app = app
+            if state.registry.loading:  # what is served so far needs no base
+                (await self._loader.run(load_bases))()
+            self._front.loaded = True
             self._on_ready(state)
         except Exception as error:
             self._failure = error
@@ -328,37 +340,37 @@ class Server(uvicorn.Server):
 
 
 class _Loader:
-    """A context entered in a thread of its own, which nobody need wait for."""
+    """Enters a context and runs work on it, each in a daemon thread that shutdown does not wait for."""
 
-    def __init__(self, open_state: Callable[[], AbstractContextManager[ServerState]]) -> None:
-        self._open_state = open_state
-        self._context: AbstractContextManager[ServerState] | None = None
+    def __init__(self, context: AbstractContextManager[object]) -> None:
+        self._context = context
         self._lock = threading.Lock()
-        self._dropped = False
+        self._works = self._entered = self._dropped = False
 
-    async def load(self) -> ServerState:
-        return await asyncio.wrap_future(in_daemon_thread(self._enter, "bedplate-loading"))
+    async def run(self, work: Callable[[], T]) -> T:
+        """Returns what `work` returns; the first `work` enters the context."""
+        self._works = True
+        return await asyncio.wrap_future(in_daemon_thread(lambda: self._work_on(work), "bedplate-loading"))
 
-    def _enter(self) -> ServerState:
-        context = self._open_state()
-        state = context.__enter__()
-        with self._lock:
-            self._context = context
-            dropped = self._dropped
-        if dropped:
-            context.__exit__(None, None, None)
-            raise StoppingError("the server has ended")
-        return state
+    def _work_on(self, work: Callable[[], T]) -> T:
+        try:
+            result = work()
+            self._entered = True
+            return result
+        finally:
+            with self._lock:
+                self._works, leave = False, self._entered and self._dropped
+            if leave:
+                self._context.__exit__(None, None, None)
 
     def close(self) -> bool:
-        """Leaves the context; False where it was not entered yet, or cannot be left because a step hangs."""
+        """Leaves the context; False where it is still worked on, or cannot be left because a step hangs."""
         with self._lock:
             self._dropped = True
-            context = self._context
-        if context is None:
-            return False
+            if self._works or not self._entered:
+                return False
         try:
-            in_daemon_thread(lambda: context.__exit__(None, None, None), "bedplate-closing").result(CLOSE_SECONDS)
+            in_daemon_thread(lambda: self._context.__exit__(None, None, None), "bedplate-closing").result(CLOSE_SECONDS)
         except TimeoutError:
             log.error("a step has not ended within %g seconds; the server ends without it", CLOSE_SECONDS)
             return False
@@ -369,7 +381,7 @@ class _Loader:
 
 @contextlib.contextmanager
 def _returning_on_sigterm() -> Generator[None]:
-    """uvicorn raises the signals it took again when it is done; of SIGTERM nothing more is wanted then."""
+    """Ignores the SIGTERM that uvicorn raises again when it is done, so that the process ends with its own status."""
     try:
         before = signal.signal(signal.SIGTERM, lambda *_: None)
     except ValueError:  # not the main thread: signals are not this server's to take

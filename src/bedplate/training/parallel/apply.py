@@ -330,13 +330,13 @@ class DistributedRanks(Ranks):
             grad = grad.redistribute(placements=parameter.placements)
         return grad.to_local()
 
-    def add_up(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
+    def sum_gradients(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> None:
         """Sums gradients over ranks. Every rank has a gradient of the same parameters, since idle ranks run a pass
         too."""
         tensor_group = self.mesh.whole["tensor"].get_group()
-        _add_up([grad for name, grad in grads.items() if id(parameters[name]) in self._summed], tensor_group)
+        _all_reduce_sum([grad for name, grad in grads.items() if id(parameters[name]) in self._summed], tensor_group)
         if not self.mesh.cuts_parameters:  # else FSDP has reduced them in the backward pass
-            _add_up(list(grads.values()), self._batch)
+            _all_reduce_sum(list(grads.values()), self._batch)
 
     def norm(self, parameters: Mapping[str, nn.Parameter], grads: Mapping[str, Tensor]) -> Tensor:
         squares: dict[tuple[str, ...], list[Tensor]] = {}
@@ -416,7 +416,7 @@ def _slice(parameter: DTensor, whole: Tensor) -> Tensor:
     return whole
 
 
-def _add_up(grads: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+def _all_reduce_sum(grads: Sequence[Tensor], group: dist.ProcessGroup) -> None:
     """Sums gradients over a group in place, one collective per dtype."""
     if group.size() == 1:
         return

@@ -23,8 +23,8 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True)
-class LookedUp:
-    """The result of the retrieval lookup for a request. passages: those in its prompt, by number. compute: seconds that
+class Retrieval:
+    """What was retrieved for a request. passages: those in its prompt, by number. compute: seconds that
     the lookup took."""
 
     passages: tuple[Passage, ...] = ()
@@ -59,7 +59,7 @@ class Request:
     tokens: the prompt. adapter: a key given to Engine.load_adapter or load_soft_prompt; None: the base itself. skin:
     the skin it runs for; fair scheduling and counters use it. Cached tokens are shared by all requests of one adapter
     within the first `shared_tokens` (the skin's own prompt), and after them by requests of one `tenant` only. deadline:
-    in `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. looked_up: returned
+    in `time.monotonic()` seconds; a request that has not ended by then fails with DeadlineError. retrieval: returned
     with the result. vectors: media features that replace parts of the prompt's embeddings, for a decoder.
     """
 
@@ -69,7 +69,7 @@ class Request:
     tenant: str = ""
     shared_tokens: int = 0
     deadline: float | None = None
-    looked_up: LookedUp | None = None
+    retrieval: Retrieval | None = None
     vectors: tuple[PromptVectors, ...] = ()
 
 
@@ -122,7 +122,7 @@ class Result:
 
     usage: Usage
     timing: RequestTiming = NO_TIMING
-    looked_up: LookedUp | None = None
+    retrieval: Retrieval | None = None
 
 
 class Stream:

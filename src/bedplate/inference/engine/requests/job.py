@@ -299,7 +299,7 @@ class RequestJob(ABC, Generic[R]):
         first = finished if self.first is None else self.first
         timing = RequestTiming(started - self.queued, first - self.queued, finished - self.queued, self.compute)
         usage = Usage(len(self.request.tokens), completion_tokens, self.cached or 0)
-        return {"usage": usage, "timing": timing, "looked_up": self.request.looked_up}
+        return {"usage": usage, "timing": timing, "retrieval": self.request.retrieval}
 
     @property
     def over(self) -> bool:
