@@ -529,7 +529,7 @@ def test_a_key_needs_no_catalogue(tmp_path, isolated_home, capsys):
 
 
 def test_all_stands_alone_and_names_of_the_catalogue_are_not_warned_of(tmp_path, isolated_home, capsys):
-    for names, message in ((("all", "a"), "stands alone"), ((",",), "no name")):
+    for names, message in ((("all", "a"), "includes every model"), ((",",), "MODEL is empty")):
         with pytest.raises(SystemExit) as stop:
             main(["keys", "create", "shop", *names, "--file", str(tmp_path / "keys.yaml")])
         assert stop.value.code == 2
