@@ -13,6 +13,8 @@ import random
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
+from tests.tiny import NATIVE_SHAPE
+
 from bedplate.serving.request.preparation import BODIES, HELD_BODIES
 
 from .crowd import Scenario
@@ -255,5 +257,5 @@ def most_memory(limits: Mapping[str, int] = LIMITS) -> int:
 def sequences(tenants: int = 7) -> Scenario:
     """Honest tenants beside one that sends sequences, at a server of a base that takes long prompts."""
     feedback = {"keep": {"*": {"requests": True, "replies": True}}}
-    spec = {"context_length": CONTEXT, "kv_heads": 6, "head_dim": 32}
+    spec = {**NATIVE_SHAPE, "context_length": CONTEXT, "kv_heads": 4, "head_dim": 64}
     return Scenario(SequenceBesieger, tenants, {**SETTINGS, "limits": LIMITS, "feedback": feedback}, spec)

@@ -99,6 +99,22 @@ def test_a_tenant_has_at_most_its_part_of_a_step() -> None:
     assert counts == {"t": 100, "u": 40}
 
 
+@pytest.mark.parametrize(
+    ("reserved", "queues", "expected"),
+    [(0, "tu", {"us": 40}), (4, "t", {}), (0, "t", {"them": 400})],
+    ids=["beside a prompt", "beside generations", "alone"],
+)
+def test_a_paused_tenant_has_the_steps_that_the_others_leave_empty(
+    reserved: int, queues: str, expected: dict[str, int]
+) -> None:
+    scheduler: Scheduler[Fake] = Scheduler(2000)
+    for number, (queue, size) in enumerate([("them", 900), ("us", 40)]):
+        if queue[0] in queues:
+            scheduler.add(queue, Fake(queue, number, size))
+    plan = scheduler.plan(reserved, lambda _: Admission.IN, 400, paused={"them"})
+    assert {request.queue: count for request, count in plan} == expected
+
+
 requests = st.lists(st.tuples(st.sampled_from("abc"), st.integers(1, 40)), min_size=1, max_size=30)
 
 

@@ -11,6 +11,7 @@ import sqlite3
 import stat
 import tempfile
 import threading
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -326,6 +327,21 @@ def test_what_was_spent_survives_a_restart_and_ends_with_its_period(tmp_path, mo
     assert refused.value.headers["retry-after"] == str(6 * 24 * 3600)  # 25 November to 1 December
     clock.seconds += 6 * 24 * 3600
     reopened.need(key)
+    reopened.close()
+
+
+def test_calls_that_end_at_about_the_same_time_are_written_together(tmp_path, monkeypatch):
+    """Each had a transaction, which took the interpreter longer than the call's tokens did."""
+    ledger = SpendLedger(tmp_path / "spent.sqlite")
+    connect, connections = ledger._connect, []
+    monkeypatch.setattr(ledger, "_connect", lambda: connections.append(1) or connect())
+    for _ in range(100):
+        ledger.add("key", 1, 0.0)
+        time.sleep(0.001)
+    ledger.close()
+    assert len(connections) <= 10
+    reopened = SpendLedger(tmp_path / "spent.sqlite")
+    assert reopened.spent("key")[0].tokens == 100
     reopened.close()
 
 

@@ -97,6 +97,44 @@ def test_what_the_loop_does_for_a_call_is_spent_on_its_tenant_and_thrice_if_it_c
     assert wait_time == pytest.approx(SECONDS * math.log(spent / (TIMES * 0.2)))
 
 
+def test_calls_that_come_at_once_are_paid_ahead() -> None:
+    """All of them passed while none had spent anything, and the interpreter was theirs until they had."""
+    clocks, seconds = Clocks(), 0.01
+    pacing = clocks.pacing()
+
+    async def call() -> None:
+        clocks.used += seconds
+
+    async def run() -> int:
+        for _ in range(200):
+            await pacing.metered("us", call())
+        clocks.wall_time += 60.0
+        pacing.wait("us")  # what was before is forgotten
+        pacing.spent("us", 3 * seconds)
+        turns = [asyncio.create_task(pacing.turn("them")) for _ in range(40)]
+        for _ in range(200):
+            await asyncio.sleep(0)
+        passed = [turn for turn in turns if turn.done()]
+        assert all(turn.result() == pytest.approx(seconds, rel=0.01) for turn in passed)
+        wait = pacing.wait("them")
+        for turn in passed:
+            await pacing.metered("them", call(), turn.result())
+        assert pacing.wait("them") == pytest.approx(wait, abs=0.01)  # what was paid ahead is not spent again
+        for turn in turns:
+            turn.cancel()
+        return len(passed)
+
+    assert 1 <= asyncio.run(run()) <= max(TIMES * 3, PART * SECONDS / seconds) + 1
+
+
+def test_a_call_that_waits_for_its_turn_has_read_nothing(files: Files, tmp_path: Path) -> None:
+    with attacked(files, tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        server.state.pacing.spent("them", 50.0)
+        assert client.get("/v1/models", headers=head("us")).status_code == 200
+        hurried = head("them") | {"x-request-timeout-seconds": "0.1"}
+        assert client.post("/v1/nothing", content=b"x" * 1000, headers=hurried).status_code == 504
+
+
 def test_a_metered_call_is_cancelled_and_fails_like_any_other() -> None:
     pacing, seen = Clocks().pacing(), list[str]()
 

@@ -16,7 +16,7 @@ from tests.core.clocks import set_monotonic
 from bedplate.inference.engine import runner, steps
 from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.requests import Request, Stream, generate, job
-from bedplate.inference.engine.step_budget import StepBudget
+from bedplate.inference.engine.step_budget import RecentCompute, StepBudget
 from bedplate.inference.forward.batch import FlatBatch, PassOutput
 from bedplate.models.checkpoints.base import Base
 
@@ -50,6 +50,7 @@ class Simulation:
             set_monotonic(monkeypatch, module, lambda: self.now)
         self.engine = Engine(base, kernel="torch", **sizes)
         monkeypatch.setattr(self.engine._steps, "_step_budget", StepBudget(lambda: self.now))
+        monkeypatch.setattr(self.engine._steps, "_recent", RecentCompute(lambda: self.now))
         self._draw = torch.Generator().manual_seed(0)
         self._cache = self.engine._runner.cache
         monkeypatch.setattr(self.engine._runner, "forward", self._pass)

@@ -15,6 +15,7 @@ from bedplate.inference.engine.step_budget import (
     PROMPT_SLOWDOWN,
     SHARED_SECONDS,
     SLOWDOWN,
+    RecentCompute,
     StepBudget,
 )
 from bedplate.models.checkpoints.base import Base, load_base
@@ -124,6 +125,21 @@ def test_a_tenant_makes_a_step_longer_by_its_part() -> None:
     moment[0] = 3 * SHARED_SECONDS
     budget.tokens(2, 4)
     assert budget.part(700, 4) == 700
+
+
+def test_a_tenant_with_far_more_compute_than_the_others_is_known_until_it_is_forgotten() -> None:
+    moment = [0.0]
+    recent = RecentCompute(lambda: moment[0])
+    for _ in range(100):
+        moment[0] += 0.01
+        recent.add(0.01, {"them": 64, "us": 16, "others": 16})
+    assert recent.excessive({"them", "us"}) == {"them"}
+    assert not recent.excessive({"them"})  # nobody else has a request
+    assert not recent.excessive({"us", "others"})
+    for _ in range(100):
+        moment[0] += 0.01
+        recent.add(0.01, {"us": 1, "others": 1})
+    assert not recent.excessive({"them", "us"})
 
 
 @pytest.fixture(scope="module")

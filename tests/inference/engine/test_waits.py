@@ -14,7 +14,7 @@ from bedplate.inference.engine.requests import Embed, Generate, Sampling
 from bedplate.models.checkpoints.base import Base, load_base
 
 TENANTS, CLIENTS, WORKERS, PAUSE, SECONDS = 7, 8, 8, 1.0, 5.0
-MAX_SLOWDOWN = 3.0
+MAX_SLOWDOWN = 1.6
 
 
 def generate(tenant: str, draw: random.Random, prompt: int, answer: int, skin: str = "tiny") -> Generate:

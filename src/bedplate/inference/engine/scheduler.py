@@ -10,7 +10,8 @@ as https://arxiv.org/abs/2401.00588 does for language models.
 5. A request whose prompt is computed leaves its queue's list and decodes (`started`).
 
 The budget is in the unit of `Scheduled.cost`: for sequences, tokens. Where tenants share a step, it is limited, and its
-tokens are weighed by their compute (`weigh`). The scheduler depends on no model and no cache. Cache rows and places in
+tokens are weighed by their compute (`weigh`); a tenant that had far more compute than the others lately has the steps
+that they leave empty. The scheduler depends on no model and no cache. Cache rows and places in
 the queue are divided max-min fairly between tenants (Bertsekas and Gallager, Data Networks, 6.5.2).
 """
 
@@ -19,7 +20,7 @@ from __future__ import annotations
 import enum
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -152,28 +153,38 @@ class Scheduler(Generic[I_]):
             self._start_tags[queue.tenant] = max(tag, min(tag + cost, self._virtual_time + self.quantum))
 
     def plan(
-        self, reserved: int, admit: Admit[I_], limit: int | None = None, part: int | None = None
+        self,
+        reserved: int,
+        admit: Admit[I_],
+        limit: int | None = None,
+        part: int | None = None,
+        paused: Container[Hashable] = (),
     ) -> list[tuple[I_, int]]:
         """The shares of a step: (request, how much of its cost). reserved: budget of running generations. limit: bound
-        of all shares' weighed tokens, where tenants share the step. part: bound of one tenant's."""
+        of all shares' weighed tokens, where tenants share the step. part: bound of one tenant's. paused: tenants that
+        are served only where the step would otherwise be empty."""
         budget, credit, self._limited = self.budget - reserved, self.quantum, limit is not None
         self._room = budget
         if limit is not None:
             budget, credit = min(budget, limit), min(credit, max(limit // 2, MIN_TOKENS))
         shares: dict[int, tuple[I_, int]] = {}
         granted = Counter[Hashable]()
-        ready = list(self._queues.values())
-        self._virtual_time = max([self._virtual_time, *sorted(self._start_tags[queue.tenant] for queue in ready)[:1]])
-        while budget > 0 and ready:
-            queue = min(ready, key=lambda queue: (self._start_tags[queue.tenant], queue.service))
-            left = budget if part is None else min(budget, part - granted[queue.tenant])
-            taken = self._serve(queue, left, credit, admit, shares) if left > 0 else 0
-            if not taken:
-                ready.remove(queue)
-            budget -= taken
-            granted[queue.tenant] += taken
-            queue.service += taken
-            self._start_tags[queue.tenant] += taken
+        queues = list(self._queues.values())
+        self._virtual_time = max([self._virtual_time, *sorted(self._start_tags[queue.tenant] for queue in queues)[:1]])
+        for pausing in (False, True):
+            ready = [queue for queue in queues if (queue.tenant in paused) is pausing]
+            while budget > 0 and ready:
+                queue = min(ready, key=lambda queue: (self._start_tags[queue.tenant], queue.service))
+                left = budget if part is None else min(budget, part - granted[queue.tenant])
+                taken = self._serve(queue, left, credit, admit, shares) if left > 0 else 0
+                if not taken:
+                    ready.remove(queue)
+                budget -= taken
+                granted[queue.tenant] += taken
+                queue.service += taken
+                self._start_tags[queue.tenant] += taken
+            if shares or reserved:
+                break
         return list(shares.values())
 
     def _serve(

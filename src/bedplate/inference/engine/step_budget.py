@@ -4,14 +4,15 @@ others' requests down (chunked prefill within a latency bound: Sarathi-Serve, ht
 The bound is relative: a step may take `SLOWDOWN` times as long as one that only continues generations; where none runs,
 so that the step delays first tokens only, `PROMPT_SLOWDOWN` times as long as an empty one, or as long as
 `PROMPT_TOKENS` take. The number of tokens that this allows is measured as the engine runs: a line fitted to the seconds
-of the latest steps over their tokens, weighed by compute. One of n tenants may have 1/(n − 1) of these tokens.
+of the latest steps over their tokens, weighed by compute. One of n tenants may have 1/(n − 1) of these tokens, and none
+while others have requests and it had far more compute than they (`RecentCompute`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 
 SLOWDOWN, PROMPT_SLOWDOWN = 2.0, 8.0
 MIN_TOKENS = 16
@@ -25,6 +26,8 @@ DECAY = 0.98
 MIN_SPREAD = 1 / 5
 """Deviation of the steps' tokens, relative to their mean, below which the time of a token cannot be fitted: the limit
 is then twice the mean, or half of a mean above PROMPT_TOKENS."""
+RECENT_SECONDS, FAIR_MULTIPLE = 1.0, 2.0
+"""Time constant with which a tenant's compute is forgotten, and the multiple of the others' mean that it may exceed."""
 OUTLIER = 3.0
 """A step counts as at most this multiple of its prediction, or of the mean step: it may have waited for the machine."""
 
@@ -89,4 +92,32 @@ class StepBudget:
         latest = (1, tokens, seconds, tokens**2, tokens * seconds)
         self._count, self._tokens, self._seconds, self._squares, self._products = (
             DECAY * total + value for total, value in zip(sums, latest, strict=True)
+        )
+
+
+class RecentCompute:
+    """Seconds of compute that each tenant had lately, decaying exponentially. Used by the computing thread only."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock, self._since = clock, clock()
+        self._seconds: dict[str, float] = {}
+
+    def add(self, seconds: float, weights: Mapping[str, float]) -> None:
+        """Divides the seconds of a step between tenants in proportion to their weights."""
+        now = self._clock()
+        decay, self._since = math.exp((self._since - now) / RECENT_SECONDS), now
+        self._seconds = {name: decay * spent for name, spent in self._seconds.items() if decay * spent > 1e-4}
+        total = sum(weights.values())
+        for tenant, weight in weights.items():
+            self._seconds[tenant] = self._seconds.get(tenant, 0.0) + seconds * weight / total
+
+    def excessive(self, tenants: Collection[str]) -> frozenset[str]:
+        """Those of the tenants, which have requests at once, that had more than FAIR_MULTIPLE times what the others
+        had on average, of all that had any."""
+        if len(tenants) < 2:
+            return frozenset()
+        total, others = sum(self._seconds.values()), max(len(self._seconds.keys() | set(tenants)) - 1, 1)
+        spent = {tenant: self._seconds.get(tenant, 0.0) for tenant in tenants}
+        return frozenset(
+            tenant for tenant, seconds in spent.items() if seconds > FAIR_MULTIPLE * (total - seconds) / others
         )

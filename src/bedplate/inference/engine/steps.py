@@ -20,7 +20,7 @@ from bedplate.inference.engine.runner import Runner
 from bedplate.inference.engine.scheduled_tokens import ScheduledTokens
 from bedplate.inference.engine.scheduler import Scheduler, fair_shares, weigh
 from bedplate.inference.engine.stats import Counters, OnStep, StepRecord
-from bedplate.inference.engine.step_budget import StepBudget
+from bedplate.inference.engine.step_budget import RecentCompute, StepBudget
 
 log = logging.getLogger("bedplate.inference")
 
@@ -46,7 +46,7 @@ class Steps:
         self._number = 0
         self._open: Counter[str] = Counter()
         self._counting = threading.Lock()
-        self._step_budget = StepBudget()
+        self._step_budget, self._recent = StepBudget(), RecentCompute()
         self.began: float | None = None
         """The start time of the running step; None between steps."""
         runner.put_back = lambda job: self._scheduler.put_back(_queue(job), job)
@@ -102,7 +102,8 @@ class Steps:
             self._scheduler.charge(_queue(work.job), 1)
         limit = self._step_budget.tokens(self._runner.tenants, len(decodes))
         part = None if limit is None else self._step_budget.part(limit, len(decodes))
-        chunks = self._scheduler.plan(reserved, self._runner.admit, limit, part)
+        paused = self._recent.excessive(self._open.keys())
+        chunks = self._scheduler.plan(reserved, self._runner.admit, limit, part, paused)
         weighed = sum(weigh(job, count) for job, count in chunks)
         work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]
         before = [share.job.computed_tokens for share in work]
@@ -111,7 +112,11 @@ class Steps:
             if job.decoding:
                 self._scheduler.started(_queue(job), job)
         self._end(ended)
-        self._step_budget.record(len(decodes), weighed, time.monotonic() - began)
+        seconds, weights = time.monotonic() - began, Counter[str]()
+        for share in work:
+            weights[share.job.request.tenant] += weigh(share.job, share.count)
+        self._recent.add(seconds, weights)
+        self._step_budget.record(len(decodes), weighed, seconds)
         if self._on_step is not None:
             record = _record(work, before, len(decodes), len(ended), time.monotonic() - began)
             try:

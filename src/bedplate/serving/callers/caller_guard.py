@@ -29,6 +29,8 @@ from bedplate.serving.schemas.http_errors import DiskOutage, LimitError, StatusE
 from bedplate.serving.settings.server_config import ServerConfig, state_directory
 
 _MINUTE = 60.0
+GATHER_SECONDS = 0.1
+"""Time in which the calls that one transaction counts come together: each opens the file and writes its journal."""
 
 
 class KeyWindows:
@@ -235,6 +237,7 @@ class SpendLedger:
                 with contextlib.suppress(queue.Empty):
                     # What could not be written is tried again after a while.
                     row = self._queue.get(timeout=5.0 if waiting else None)
+                    time.sleep(0.0 if row is None else GATHER_SECONDS)
                     while True:
                         ending |= row is None
                         if row is not None:

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import sys
 import threading
+import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -37,6 +38,8 @@ SAID_CHARACTERS = 64 * 1024 * 1024
 """Size of the corrections held in memory for the comparison of routes; the files have all of them."""
 MAX_PENDING, PENDING_BYTES = 10_000, 64 * 1024 * 1024
 """Replies that wait to be written, and bytes of them and their requests; more are counted and not kept."""
+GATHER_SECONDS = 0.02
+"""Time in which the replies that are written at once come together: each writing locks and opens their files."""
 SWEEP_SECONDS = 3600.0
 
 
@@ -118,6 +121,7 @@ class Feedback:
             return True
 
     def _write(self) -> None:
+        time.sleep(GATHER_SECONDS)
         waiting: list[tuple[FinishedCall, KeepRule, Owner]] = []
         while self._pending:
             waiting.append(self._pending.popleft())

@@ -1,6 +1,6 @@
 """One API call, from its request to the end of its reply.
 
-1. `respond` identifies the caller, waits for the tenant's turn and admits the call (keys, limits, quotas).
+1. `respond` identifies the caller and admits the call (keys, limits, quotas), whose turn it is (`AccessLog`).
 2. `answers` reads the body as the handler's request model; large bodies are parsed off the event loop.
 3. The handler leases a model (`choose`): it is loaded if need be, and stays the same version until the call ends.
 4. `prepare` makes the `AnswerPlan`: templates, tokenizers and lookups run off the loop, tenants taking turns.
@@ -16,7 +16,7 @@ import contextlib
 import inspect
 import time
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +89,16 @@ class CleanupResponse(Response):
             self._at_end()
 
 
+def allowed_seconds(headers: Mapping[str, str], limit: float) -> float:
+    """The time limit of a call: its header's, or the server's. RequestError for one above the server's."""
+    header = headers.get(TIMEOUT_HEADER, str(limit))
+    with contextlib.suppress(ValueError):
+        if 0 < float(header) <= limit:
+            return float(header)
+    message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
+    raise RequestError(message, param=TIMEOUT_HEADER)
+
+
 class ApiCall:
     """Made by `respond`; a route asks it for the body, the model, and the results."""
 
@@ -106,21 +116,9 @@ class ApiCall:
         self._lease: Lease | None = None
         self._streams: list[Stream] = []
         self.reservation = self.server.preparation.reservation(caller.tenant)
-        self._deadline = time.monotonic() + self._seconds()
-
-    def _seconds(self) -> float:
-        limit = self.server.config.limits.timeout_seconds
-        header = self.request.headers.get(TIMEOUT_HEADER, str(limit))
-        with contextlib.suppress(ValueError):
-            if 0 < float(header) <= limit:
-                return float(header)
-        message = f"the header {TIMEOUT_HEADER} is {header[:40]!r}; give a number above 0, at most {limit:g}"
-        raise RequestError(message, param=TIMEOUT_HEADER)
-
-    async def turn(self) -> None:
-        """Waits for the tenant's turn. DeadlineError, LimitError."""
-        turn = self.server.pacing.turn(self.caller.tenant)
-        await self._until_deadline(turn, "other tenants wait too, and the turn of this call did not come")
+        self._deadline = request.scope[http_errors.ARRIVED] + allowed_seconds(
+            request.headers, self.server.config.limits.timeout_seconds
+        )
 
     async def body(self) -> dict[str, Any]:
         """The request's JSON object. RequestError."""
@@ -366,9 +364,6 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
     call = ApiCall(request, endpoint, caller)
     made_here = http_errors.CALLER in request.scope
     try:
-        if not made_here:
-            await call.turn()
-            await server.guard.refresh()
         call.admission = server.guard.admit(caller, counted=not made_here)
         response = await work(call)
     except BaseException:

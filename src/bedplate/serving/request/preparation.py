@@ -26,7 +26,7 @@ from bedplate.serving.schemas.http_errors import LimitError
 
 T = TypeVar("T")
 
-PART = 0.25
+PART = 0.2
 """Seconds of processor in a second that all tenants' calls may take, beside the engines, before one of them waits."""
 TIMES = 2.0
 """Nobody waits who has had at most so many times what the others have had on average."""
@@ -34,8 +34,11 @@ REFUSED = 3.0
 """How often a call counts that came to nothing."""
 MAX_QUEUED_CALLS = 1024
 """Calls of one tenant that may wait for their turn."""
-SECONDS = 1.0
-"""What was spent counts less and less: after so long, less by a factor of e."""
+SECONDS = 0.25
+"""What was spent counts less and less: after so long, less by a factor of e. So long may a burst have the interpreter:
+a step of an engine that waits for it is as much later."""
+PREPAID_DECAY = 0.95
+"""Factor by which each call discounts the earlier ones in the mean that is paid ahead."""
 LOOK_SECONDS = 0.25
 """Who waits looks again after so long at the latest: the others may have left."""
 FORGOTTEN = 1e-4
@@ -59,14 +62,16 @@ class Pacing:
         """clock: seconds. used: seconds of processor of the event loop's thread."""
         self._clock, self._used = clock, used
         self._spent: dict[str, float] = {}
+        self._mean_call = 0.0
+        """Seconds of a call. It is paid ahead: of calls that come at once, none has spent anything yet."""
         self._since = clock()
         self.lines: dict[str, _Line] = {}
         """Lines of the tenants whose calls wait or pass just now."""
         self._began = 0.0
         """When the coroutine that is metered just now was resumed, by the processor's clock."""
 
-    async def turn(self, tenant: str) -> None:
-        """Returns when it is the tenant's turn. LimitError where too many of its calls wait already."""
+    async def turn(self, tenant: str) -> float:
+        """Returns the seconds paid ahead, when it is the tenant's turn. LimitError where too many of its calls wait."""
         line = self.lines.setdefault(tenant, _Line())
         if line.calls >= MAX_QUEUED_CALLS:
             raise LimitError("too many of your requests are waiting here; wait for some to be answered", 1.0)
@@ -75,25 +80,33 @@ class Pacing:
             async with line.first:
                 while seconds := self.wait(tenant):
                     await asyncio.sleep(min(seconds, LOOK_SECONDS))
+                self.spent(tenant, self._mean_call)
+                return self._mean_call
         finally:
             line.calls -= 1
             if not line.calls:
                 del self.lines[tenant]
 
     @types.coroutine
-    def metered(self, tenant: str, work: Awaitable[T]) -> Generator[Any, None, T]:
+    def metered(self, tenant: str, work: Awaitable[T], prepaid: float = 0.0) -> Generator[Any, None, T]:
         """What `work` gives. What the loop's thread computes for it, each time that it goes on, is spent on the
-        tenant."""
-        steps, error = work.__await__(), None
+        tenant, beyond the seconds paid ahead."""
+        steps, used = work.__await__(), 0.0
+        error = ended = awaited = None
         while True:
             began = self._began = self._used()
             try:
                 awaited = steps.send(None) if error is None else steps.throw(error)
-            except StopIteration as ended:
-                return ended.value
+            except StopIteration as stopped:
+                ended = stopped
             finally:
-                error = None
-                self.spent(tenant, self._used() - began)
+                error, seconds = None, self._used() - began
+                used += seconds
+                if used > prepaid:
+                    self.spent(tenant, min(seconds, used - prepaid))
+            if ended is not None:
+                self._mean_call += (1 - PREPAID_DECAY) * (used - self._mean_call)
+                return ended.value
             try:
                 yield awaited
             except BaseException as thrown:  # for the work to judge
@@ -172,7 +185,7 @@ class Door:
             asyncio.get_running_loop().call_soon(self._open)
 
 
-THREADS, FEWEST_THREADS = 16, 2
+THREADS, FEWEST_THREADS = 16, 1
 """At work at once; half of them for one tenant, or its part where many have asked lately: threads that compute wait for
 the interpreter one behind the other, and the event loop behind all of them."""
 BODIES = 4

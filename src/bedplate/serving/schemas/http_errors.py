@@ -36,6 +36,8 @@ ACCESS_FACTS = "bedplate.access"
 REPLY_HEADERS = "bedplate.headers"
 """Key of the scope under which a route may put headers of its reply, whether it succeeds or not."""
 
+ARRIVED = "bedplate.arrived"
+"""Key of the scope under which is when the request came (time.monotonic)."""
 CALLER = "bedplate.caller"
 """Key of the scope under which a call that the server makes to itself says in whose name."""
 ORIGIN = "bedplate.origin"

@@ -17,7 +17,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bedplate.core.errors import need_failure
+from bedplate.core.errors import DeadlineError, need_failure
+from bedplate.serving.request.lifecycle import allowed_seconds
 from bedplate.serving.request.server_state import Exchange, ServerState
 from bedplate.serving.schemas import http_errors
 from bedplate.serving.settings.redaction import is_address
@@ -56,6 +57,7 @@ class AccessLog:
         facts: dict[str, Any] = {}
         headers = {REQUEST_ID: request_id, "x-content-type-options": "nosniff"}
         scope[http_errors.ACCESS_FACTS], scope[http_errors.REPLY_HEADERS] = facts, headers
+        scope[http_errors.ARRIVED] = time.monotonic()
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -73,8 +75,9 @@ class AccessLog:
             if scope["path"] not in PROBES:
                 await self._state.door.enter(tenant or client)
             self._check_head(scope)
+            prepaid = await self._turn(tenant, scope) if tenant and http_errors.CALLER not in scope else 0.0
             answering = self._app(scope, receive, counted)
-            await (self._state.pacing.metered(tenant, answering) if tenant else answering)
+            await (self._state.pacing.metered(tenant, answering, prepaid) if tenant else answering)
         except http_errors.ClientGone:
             status = CLIENT_GONE
         except asyncio.CancelledError:
@@ -109,6 +112,18 @@ class AccessLog:
             )
             for watch in (write_line, *self._state.watchers):
                 watch(exchange)
+
+    async def _turn(self, tenant: str, scope: Scope) -> float:
+        """Waits for the tenant's turn, before anything is read. Returns the seconds paid ahead. DeadlineError,
+        LimitError."""
+        try:
+            async with asyncio.timeout(
+                allowed_seconds(Headers(scope=scope), self._state.config.limits.timeout_seconds)
+            ):
+                return await self._state.pacing.turn(tenant)
+        except TimeoutError:
+            message = "other tenants wait too, and the turn of this call did not come before the deadline"
+            raise DeadlineError(f"{message}; allow more time") from None
 
     def _caller(self, scope: Scope) -> str:
         """The tenant whose turn a request takes; "" where it has no right key: anybody can make up wrong ones."""
