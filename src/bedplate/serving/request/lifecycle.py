@@ -194,7 +194,7 @@ class ApiCall:
 
     async def off_loop(self, work: Callable[[LookupContext], T]) -> T:
         """Runs `work` in a thread when it is the tenant's turn, because templates and tokenizers take time and lookups
-        wait for an engine. The result is dropped if the client leaves. LimitError where too much of the tenant waits."""
+        wait for an engine. The result is dropped if the client leaves. LimitError where too much waits already."""
         running = self._run_off_loop(lambda: work(self._terms))
         return await self._within_its_time(running, "the prompt could not be made")
 
