@@ -87,4 +87,5 @@ $(VENV)/.installed-%: pyproject.toml $(VENV)/.made
 	@echo "installing into $(VENV): some minutes, most of them for torch"
 	$(PIP) -e '.[$*]'
 	$(BIN)/python -m compileall -q -j 2 src  # once, and not by every worker of the tests
+	$(if $(filter test bench,$*),$(PYTEST) -n 0 --collect-only -q >/dev/null || true)  # the tests' byte code, and the kernel
 	touch $@

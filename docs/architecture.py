@@ -18,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "bedplate"
 Graph = Mapping[str, Set[str]]
+STATEMENTS = (ast.stmt, ast.excepthandler, ast.match_case)
 
 
 def modules(package: Path = PACKAGE) -> dict[str, Path]:
@@ -36,7 +37,7 @@ def imports(package: Path = PACKAGE) -> dict[str, set[str]]:
 
 
 def _imported(name: str, path: Path, module_paths: Mapping[str, Path]) -> Iterator[str]:
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+    for node in _statements(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name in module_paths)
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -47,6 +48,15 @@ def _imported(name: str, path: Path, module_paths: Mapping[str, Path]) -> Iterat
                     yield whole
                 elif base in module_paths:
                     yield base
+
+
+def _statements(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every statement, however deep: most nodes of a tree are expressions, in which no import stands."""
+    pending = [tree]
+    while pending:
+        node = pending.pop()
+        yield node
+        pending += (child for child in ast.iter_child_nodes(node) if isinstance(child, STATEMENTS))
 
 
 def _parent(name: str, path: Path, level: int) -> str:

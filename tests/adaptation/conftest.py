@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema_rs
 import pytest
 import yaml
-from jsonschema import Draft202012Validator
 from matplotlib.figure import Figure
 from tests.tiny import NATIVE_SHAPE, write_tiny_base
 
 from bedplate.adaptation import ladder
-from bedplate.adaptation.context import context, outcome
+from bedplate.adaptation.context import context, outcome, throughput
 from bedplate.adaptation.postprocess import compare_skins
 from bedplate.adaptation.report.report import Report, write_report
 from bedplate.adaptation.rungs import from_scratch
@@ -33,7 +33,7 @@ GOOD, BAD = ("great", "works", "well"), ("terrible", "broke", "quality")
 @pytest.fixture(scope="session", autouse=True)
 def published() -> Iterator[None]:
     """Every report that a test's ladder writes is of the published schema."""
-    check = Draft202012Validator(report_schema())
+    check = jsonschema_rs.Draft202012Validator(report_schema())
 
     def written(report: Report, out: Path, skins: Iterable[str]) -> None:
         write_report(report, out, skins)
@@ -63,6 +63,16 @@ def fewest_slow_calls(request: pytest.FixtureRequest) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="module", autouse=True)
+def fewest_readings(request: pytest.FixtureRequest) -> Iterator[None]:
+    """The speed that a ladder plans with is read off fewer rows where no plan is looked at."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.path.parent.name != "budgets":
+            patch.setattr(throughput, "BATCH", 16)
+            patch.setattr(throughput, "CALLS", 4)
+        yield
+
+
 def use_one_seed(patch: pytest.MonkeyPatch, *rungs: TuningRung) -> None:
     for rung in rungs:
         patch.setattr(rung, "recipe", replace(rung.recipe, seeds=1))
@@ -78,8 +88,9 @@ def fewest_seeds() -> Iterator[None]:
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_pictures() -> Iterator[Callable[..., str]]:
-    """A ladder's pictures are made and not drawn, which would take a tenth of its time; gives what draws them, without
-    a look at the room around them, for the ladder of all rungs. `tests.report` draws each as it is."""
+    """A ladder's pictures are made and not drawn, nor are their labels placed, which would take a tenth of its time
+    each; gives what draws them, without a look at the room around them, for the ladder of all rungs. `tests.report`
+    draws each as it is."""
     drawing = plots.svg_of
 
     def undrawn(_: Figure, label: str) -> str:
@@ -87,6 +98,7 @@ def quick_pictures() -> Iterator[Callable[..., str]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(plots, "LAYOUT", None)
+        patch.setattr(plots, "_place", lambda *_: None)
         patch.setattr(plots, "svg_of", undrawn)
         yield drawing
 

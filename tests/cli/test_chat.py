@@ -162,11 +162,6 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(fake: Fake) -> None:
         assert "Traceback" not in chat.ends()
 
 
-def test_ctrl_d_leaves(fake: Fake) -> None:
-    with terminal("ok", "--url", fake.url) as chat:
-        chat.leave()
-
-
 def test_several_inputs_are_one_object(fake: Fake) -> None:
     with terminal("pair", "--url", fake.url) as chat:
         chat.until("> ")

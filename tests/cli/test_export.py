@@ -68,7 +68,7 @@ def test_shards_and_a_dtype_of_choice(tiny: Path, tmp_path: Path, capsys: pytest
         (("--type", "q8_0"), "--type is for"),
         (("--dtype", "int3"), "not known"),
         (("--shard-gb", "0"), "must be above 0"),
-        (("--format", "gguf"), "ends in .gguf"),
+        (("--format", "gguf"), "must end in .gguf"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(
@@ -88,7 +88,7 @@ def test_the_name_of_a_gguf_file_says_what_is_written(
     assert (tmp_path / "b.gguf").read_bytes()[:4] == b"GGUF"
     code, _, error = run(capsys, "export", tiny, tmp_path / "c.gguf", "--format", "hf")
     assert code == 2
-    assert "ends in .gguf" in error
+    assert "must end in .gguf" in error
 
 
 def test_generate_streams_what_json_reports(tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -156,13 +156,13 @@ def test_several_bases_answer_under_their_names(bases, tmp_path):
     [
         (("BASE", "--weights", "int3"), "int3"),
         (("BASE", "--kernel", "fast"), "fast"),
-        (("--config", "FILE", "--weights", "int4"), "--weights does not go with --config"),
+        (("--config", "FILE", "--weights", "int4"), "--weights cannot be combined with --config"),
         (("BASE", "--config", "FILE"), "and not both"),
         (("BASE", "port=1"), "port=1 is a value of a server's file"),
-        (("--config", "FILE", "--no-allow-other-weights"), "--allow-other-weights does not go with --config"),
+        (("--config", "FILE", "--no-allow-other-weights"), "--allow-other-weights cannot be combined with --config"),
         (("port=1",), "give a base or a skin to serve"),
         (("--skins-directory", "SHELF", "--weights", "int4"), "weights is a setting of a base, and none is served"),
-        (("--skins-directory", "SHELF", "--config", "FILE"), "--skins-directory does not go with --config"),
+        (("--skins-directory", "SHELF", "--config", "FILE"), "--skins-directory cannot be combined with --config"),
         (("port=none", "--config", "FILE"), "override 'port=none'"),
     ],
 )

@@ -99,11 +99,7 @@ ENGINE_OPTIONS: dict[str, dict[str, Any]] = {
     "paged": {"paged": True, "max_step_tokens": 7, "slot_tokens": 400, "cache_bytes": 0},
     "preempted": {"slot_tokens": 130, "cache_bytes": 0},
 }
-QUICK_OPTIONS = {
-    "t5": ("chunks", "speculated"),
-    "bart": ("preempted",),
-    "marian of two vocabularies": ("paged",),
-}
+QUICK_OPTIONS = {"t5": ("chunks", "speculated", "preempted"), "marian of two vocabularies": ("paged",)}
 """The slow tests run every family with all of them."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import re
 import sqlite3
@@ -407,6 +408,10 @@ def test_without_keys_only_this_machine_may_ask(tmp_path, caplog):
     assert not any(map(is_loopback, ("0.0.0.0", "::", "192.168.0.1", "example")))
 
 
+def warnings_of(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     """When the server has loaded its models, and whenever the file is read again."""
     (right, _), (wrong, secret), (disabled, _) = (
@@ -417,12 +422,12 @@ def test_a_key_for_a_model_that_is_not_served_is_said(tmp_path, caplog):
     path = write(tmp_path / "keys.yaml", right, wrong, disabled.model_copy(update={"models": ("tiny-old",)}))
     settings = ServerConfig(keys=path, state=tmp_path, routes={"a-route": RouteConfig(versions={"tiny": 1.0})})
     with loaded_server(settings, [words("tiny")]) as state:
-        assert not caplog.messages
+        assert not warnings_of(caplog)
         write(path, right, wrong.model_copy(update={"models": ("tinny", "xyz", "tiny")}))
         asyncio.run(state.guard.refresh())
         assert state.guard.identify(bearer(secret)).models == {"tinny", "xyz", "tiny"}
     prefix = f"the key {wrong.id} names the model"
-    assert caplog.messages == [
+    assert warnings_of(caplog) == [
         f"{prefix} 'tinny', which is not served; did you mean 'tiny'?",
         f"{prefix} 'xyz', which is not served; its holder cannot call it",
     ]
@@ -452,7 +457,7 @@ def test_no_request_waits_for_the_comparison_of_names(tmp_path, caplog, monkeypa
 
     asyncio.run(refreshed())
     assert compared == ["tinny"]
-    assert caplog.messages == [
+    assert warnings_of(caplog) == [
         f"the key {keys[0].id} and 49 more name the model 'tinny', which is not served; did you mean 'tiny'?"
     ]
 
@@ -545,7 +550,7 @@ def test_a_key_needs_no_catalogue(tmp_path, isolated_home, capsys):
 
 
 def test_all_stands_alone_and_names_of_the_catalogue_are_not_warned_of(tmp_path, isolated_home, capsys):
-    for names, message in ((("all", "a"), "stands alone"), ((",",), "no name")):
+    for names, message in ((("all", "a"), "includes every model"), ((",",), "MODEL is empty")):
         with pytest.raises(SystemExit) as stop:
             main(["keys", "create", "shop", *names, "--file", str(tmp_path / "keys.yaml")])
         assert stop.value.code == 2

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 def evaluate(
     skin: Annotated[
-        str, typer.Argument(help="A skin's directory, or for search and suites a base.", callback=paths.skin_or_base)
+        str, typer.Argument(help="A skin's directory; for search and suites, a base.", callback=paths.skin_or_base)
     ],
     rows: Annotated[
         Path | None,
@@ -33,22 +33,25 @@ def evaluate(
         ),
     ] = None,
     overrides: options.Overrides = None,
-    split: Annotated[str | None, typer.Option(help="Of a task: train, valid or test. Default: valid.")] = None,
+    split: Annotated[str | None, typer.Option(help="With a task file: train, valid or test. Default: valid.")] = None,
     task: Annotated[
-        Path | None, options.input_file(help="New rows: the task file. By default that of the run which made the skin.")
+        Path | None,
+        options.input_file(help="With new rows: the task file. Default: that of the skin's run."),
     ] = None,
-    out: Annotated[Path | None, options.output_file(help="Write everything as JSON here, every row included.")] = None,
+    out: Annotated[Path | None, options.output_file(help="Write the result with all rows to this JSON file.")] = None,
     overwrite: options.Overwrite = False,
     suite: Annotated[
-        list[str] | None, typer.Option(help="Of a base, instead of rows: a suite, or core for four. Repeatable.")
+        list[str] | None,
+        typer.Option(help="A suite to run on a base, not rows; core: four of them. Repeatable."),
     ] = None,
-    limit: Annotated[int | None, options.whole(help="Of a suite: so many items at most. Default: all.")] = None,
+    limit: Annotated[int | None, options.whole(help="With --suite: most items of a suite. Default: all.")] = None,
     dtype: options.JudgedDtype = None,
     weights: options.JudgedWeights = None,
     kernel: options.JudgedKernel = None,
     allow_other_weights: options.AllowOtherWeights = False,
     include_seen: Annotated[
-        bool, typer.Option("--include-seen", help="Of a task: also rows that the skin was trained on or chosen by.")
+        bool,
+        typer.Option("--include-seen", help="With a task file: also rows that trained or selected the skin."),
     ] = False,
     all_columns: options.AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,
@@ -75,7 +78,7 @@ def evaluate(
     paths.free(out, overwrite)
     if suite:
         if rows is not None or split or task is not None or overrides or allow_other_weights or include_seen:
-            raise UsageError("--suite takes a base alone; of the other options those of its weights, --limit and --out")
+            raise UsageError("--suite takes a base, --limit, --out and the options of weights, and nothing else")
         report, show_result = _on_suites(skin, suite, limit, (dtype, weights, kernel))
     else:
         if rows is None or limit is not None:

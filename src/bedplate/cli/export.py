@@ -27,13 +27,13 @@ def export(
         typer.Option("--format", help="hf: a directory for transformers; gguf: one file. Default: by the name of OUT."),
     ] = None,
     dtype: Annotated[
-        str | None, typer.Option(help="hf: the weights' type; by default the stored one, float32 for a GGUF.")
+        str | None, typer.Option(help="hf: data type of the weights. Default: the stored one; float32 for a GGUF.")
     ] = None,
     matrix_type: Annotated[
         str | None,
         typer.Option("--type", help="gguf: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="f16"),
     ] = None,
-    shard_gb: Annotated[float, typer.Option(help="hf: the size of one weights file at most, in GB.")] = 5.0,
+    shard_gb: Annotated[float, typer.Option(help="hf: largest weights file, in GB.")] = 5.0,
     overwrite: Overwrite = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -47,20 +47,23 @@ def convert(
         Path, typer.Argument(help="What to write: NAME.gguf, or else a Hugging Face directory.", callback=paths.new)
     ],
     dtype: Annotated[
-        str | None, typer.Option(help="Of a directory's weights; by default as stored, float32 for a GGUF.")
+        str | None,
+        typer.Option(help="Data type of a directory's weights. Default: as stored; float32 for a GGUF."),
     ] = None,
     matrix_type: Annotated[
         str | None,
         typer.Option(
-            "--type", help="Of a GGUF's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.", show_default="f16"
+            "--type",
+            help="A GGUF's matrices: f32, f16, bf16, q8_0, q4_0, q4_1, q5_0 or q5_1.",
+            show_default="f16",
         ),
     ] = None,
-    shard_gb: Annotated[float, typer.Option(help="The size of one weights file of a directory at most, in GB.")] = 5.0,
+    shard_gb: Annotated[float, typer.Option(help="Largest weights file of a directory, in GB.")] = 5.0,
     long_context: Annotated[
         bool,
         typer.Option(
             "--long-context",
-            help="Of a base with LongRoPE (Phi-3 and Phi-4-mini): the extended context, with the long factors at every "
+            help="With LongRoPE (Phi-3, Phi-4-mini): the extended context, with the long factors at every "
             "position; skins are then to be made anew.",
         ),
     ] = False,
@@ -136,7 +139,7 @@ def _check(
     if out.exists() and Path(base).exists() and out.samefile(base):
         raise UsageError(f"{out} is the base itself; choose another name")
     if (file_format == "gguf") != (out.suffix == ".gguf"):
-        raise UsageError(f"{out}: the name of a GGUF file, and of nothing else, ends in .gguf")
+        raise UsageError(f"{out}: a GGUF file's name must end in .gguf, and a directory's must not")
 
 
 def _facts(source: Base, written: Base, out: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ def families(
         list[str] | None,
         typer.Argument(metavar="NAME", help="Families, by the model_type of their config.json; none: all."),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Prove them against transformers.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Compare them with transformers.")] = False,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:

@@ -18,16 +18,16 @@ def generate(
     base: BaseSource,
     prompt: Annotated[str, typer.Argument(help="The text; - reads it from stdin.")],
     chat: Annotated[
-        bool, typer.Option("--chat", help="Ask through the chat template; else continue the text.")
+        bool, typer.Option("--chat", help="Use the chat template; otherwise the text is continued.")
     ] = False,
     system: Annotated[str | None, typer.Option(help="A system message (with --chat).")] = None,
-    max_tokens: Annotated[int, whole(help="Tokens to generate at most.", shown=True)] = 128,
-    temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
-    top_k: Annotated[int, typer.Option(help="Sample among the k likeliest; 0: all.")] = 0,
-    top_p: Annotated[float, typer.Option(help="Sample among the likeliest of this total probability.")] = 1.0,
-    min_p: Annotated[float, typer.Option(help="Leave out what is less likely than this part of the likeliest.")] = 0.0,
+    max_tokens: Annotated[int, whole(help="Most tokens to generate.", shown=True)] = 128,
+    temperature: Annotated[float, typer.Option(help="0 is greedy decoding.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Sample from the likeliest tokens with this total probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Drop tokens less likely than this fraction of the likeliest.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be given again.")] = None,
+    stop: Annotated[list[str] | None, typer.Option(help="Stop before this text. Repeatable.")] = None,
     dtype: Dtype = "auto",
     weights: Weights = "auto",
     kernel: Kernel = "auto",

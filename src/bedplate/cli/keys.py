@@ -32,19 +32,19 @@ def keys(
     ] = None,
     file: Annotated[Path | None, typer.Option(help="The keys file. Default: keys.yaml in BEDPLATE_HOME.")] = None,
     tenant: Annotated[
-        str | None, typer.Option(help="create: who shares cached prompts. Default: the key by itself.")
+        str | None, typer.Option(help="create: keys of one tenant share cached prompts. Default: none do.")
     ] = None,
-    admin: Annotated[bool, typer.Option("--admin", help="create: may change and watch the server.")] = False,
-    requests_per_minute: Annotated[int | None, whole(help="create: calls in any minute.")] = None,
-    tokens_per_minute: Annotated[int | None, whole(help="create: tokens in any minute, such as 50k.")] = None,
-    concurrent: Annotated[int | None, whole(help="create: calls that run at once.")] = None,
+    admin: Annotated[bool, typer.Option("--admin", help="create: the key may use /admin and /metrics.")] = False,
+    requests_per_minute: Annotated[int | None, whole(help="create: most calls in any minute.")] = None,
+    tokens_per_minute: Annotated[int | None, whole(help="create: most tokens in any minute, such as 50k.")] = None,
+    concurrent: Annotated[int | None, whole(help="create: most calls at once.")] = None,
     usd_per_day: Annotated[
-        float | None, count(metavar="USD", help="create: dollars a day; needs the server's price.")
+        float | None, count(metavar="USD", help="create: most dollars a day; needs a price in the server's file.")
     ] = None,
-    usd_per_month: Annotated[float | None, count(metavar="USD", help="create: dollars a month.")] = None,
-    tokens_per_day: Annotated[int | None, whole(help="create: tokens a day, such as 2M.")] = None,
-    tokens_per_month: Annotated[int | None, whole(help="create: tokens a month.")] = None,
-    expires: Annotated[str | None, typer.Option(help="create: until when, as in 2027-01-31 (UTC).")] = None,
+    usd_per_month: Annotated[float | None, count(metavar="USD", help="create: most dollars a month.")] = None,
+    tokens_per_day: Annotated[int | None, whole(help="create: most tokens a day, such as 2M.")] = None,
+    tokens_per_month: Annotated[int | None, whole(help="create: most tokens a month.")] = None,
+    expires: Annotated[str | None, typer.Option(help="create: when the key ends, such as 2027-01-31 (UTC).")] = None,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
@@ -99,11 +99,11 @@ def _models(words: list[str]) -> tuple[str, ...] | Literal["all"]:
     names = tuple(name.strip() for word in words for name in word.split(",") if name.strip())
     if "all" not in names:
         if not names:
-            raise UsageError("MODEL: no name in it; give models, or leave it out for all of them")
+            raise UsageError("MODEL is empty; name models, or leave it out for all of them")
         _warn_of_unknown(names)
         return names
     if names != ("all",):
-        raise UsageError("MODEL: `all` stands alone; it already holds the other models")
+        raise UsageError("MODEL: `all` includes every model; leave out the other names")
     return "all"
 
 
@@ -155,7 +155,7 @@ def _moment(text: str) -> datetime:
     try:
         read = datetime.fromisoformat(text)
     except ValueError as error:
-        raise UsageError(f"--expires {text}: that is no date; write it as in 2027-01-31 or 2027-01-31T18:00") from error
+        raise UsageError(f"--expires {text}: not a date; write 2027-01-31 or 2027-01-31T18:00") from error
     moment = read.replace(tzinfo=UTC) if read.tzinfo is None else read.astimezone(UTC)
     if moment <= datetime.now(UTC):
         raise UsageError(f"--expires {text} is in the past, so the key would never be accepted; give a later date")

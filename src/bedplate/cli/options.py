@@ -36,36 +36,36 @@ BaseSource = Annotated[
 ]
 Dtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"],
-    typer.Option(help="What the base is loaded in. auto: the measured fastest that keeps what is stored."),
+    typer.Option(help="Data type of the loaded base. auto: the measured fastest without loss."),
 ]
 Weights = Annotated[
     Literal["auto", "float32", "bfloat16", "int8", "int4"],
-    typer.Option(help="What products read. auto: the measured fastest that keeps what is stored (see doctor)."),
+    typer.Option(help="Format of the weights. auto: the measured fastest without loss (see doctor)."),
 ]
 Kernel = Annotated[
     Literal["auto", "torch", "native"],
-    typer.Option(help="What computes: torch, or the compiled decoder for CPUs. auto: the measured faster."),
+    typer.Option(help="torch, or the compiled decoder for CPUs. auto: the measured faster."),
 ]
 JudgedDtype = Annotated[
     Literal["auto", "float32", "bfloat16", "float16", "float64"] | None,
-    typer.Option(help="What the base is loaded in. By default what the skin was judged with.", show_default=False),
+    typer.Option(help="Data type of the loaded base. Default: what the skin was judged with.", show_default=False),
 ]
 JudgedWeights = Annotated[
     Literal["auto", "float32", "bfloat16", "int8", "int4"] | None,
-    typer.Option(help="What products read. By default what the skin was judged with.", show_default=False),
+    typer.Option(help="Format of the weights. Default: what the skin was judged with.", show_default=False),
 ]
 JudgedKernel = Annotated[
     Literal["auto", "torch", "native"] | None,
-    typer.Option(help="What computes. By default what the skin was judged with.", show_default=False),
+    typer.Option(help="Backend: torch or native. Default: what the skin was judged with.", show_default=False),
 ]
 AllowOtherWeights = Annotated[
     bool,
     typer.Option(
-        "--allow-other-weights", help="Other weights, or another kernel, than the skin was judged with only warn."
+        "--allow-other-weights", help="Only warn where weights or kernel are not those the skin was judged with."
     ),
 ]
 
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an output that is there already.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace an existing output.")]
 
 CorpusDirectory = Annotated[
     Path,

@@ -27,7 +27,7 @@ def pretrain(
         Path | None, output_directory(help="The run's directory. Default: runs/NAME, where NAME is `run` in the file.")
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Say what it takes (parameters, memory, time, cost) and train nothing.")
+        bool, typer.Option("--dry-run", help="Print parameters, memory, time and cost, and train nothing.")
     ] = False,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,

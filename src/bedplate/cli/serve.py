@@ -36,11 +36,11 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="BASE|KEY=VALUE",
-            help="More bases beside it, under their own names. With --config: values over the file's.",
+            help="More bases, each under its own name. With --config: values that override the file's.",
         ),
     ] = None,
     config: Annotated[
-        Path | None, input_file(help="A server's YAML file, instead of a base and the options but --skin and --json.")
+        Path | None, input_file(help="A server's YAML file, in place of BASE and all options but --skin and --json.")
     ] = None,
     skin: Annotated[
         list[str] | None,
@@ -49,7 +49,7 @@ def serve(
         ),
     ] = None,
     skins_directory: Annotated[
-        Path | None, input_directory(help="Serve every skin below it, and take more from it while the server runs.")
+        Path | None, input_directory(help="Serve every skin below it; more can be added while the server runs.")
     ] = None,
     host: Annotated[
         str, typer.Option(help="The address to listen on; the default is this machine only.")
@@ -61,11 +61,11 @@ def serve(
     ] = None,
     weights: Annotated[
         Literal["auto", "fastest", "float32", "bfloat16", "int8", "int4"],
-        typer.Option(help="What products read. auto: as skins were judged, else the fastest of what is stored."),
+        typer.Option(help="Format of the weights. auto: as skins were judged, else the fastest without loss."),
     ] = "auto",
     kernel: Annotated[
         Literal["auto", "torch", "native"],
-        typer.Option(help="What computes: torch, or the compiled decoder for CPUs. auto: the skins', else the faster."),
+        typer.Option(help="torch, or the compiled decoder for CPUs. auto: as skins were judged, else the faster."),
     ] = "auto",
     device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
     max_rows: Annotated[int, whole(help="Generations that run at once.", shown=True)] = 16,
@@ -73,14 +73,12 @@ def serve(
     max_body_bytes: Annotated[
         int, whole(help="Larger requests are refused with status 413.", minimum=1024, shown=True)
     ] = 2 * 1024 * 1024,
-    grace: Annotated[float, duration(help="The time that running requests get at the end. Default: 10s.")] = 10.0,
+    grace: Annotated[float, duration(help="How long running requests may take at shutdown. Default: 10s.")] = 10.0,
     allow_other_weights: Annotated[
         bool, typer.Option(help="Serve skins with other weights than they were judged with.")
     ] = False,
     keys: Annotated[Path | None, input_file(help="The file of API keys (`bedplate keys`).")] = None,
-    open_to_all: Annotated[
-        bool, typer.Option("--open", help="Without keys, serve other machines than this one too.")
-    ] = False,
+    open_to_all: Annotated[bool, typer.Option("--open", help="Serve other machines without API keys.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the address and the models as JSON.")] = False,
 ) -> None:
     """Serve bases and skins: each is a model of an OpenAI-compatible API. Stops on Ctrl-C or SIGTERM.
@@ -109,7 +107,7 @@ def serve(
         for parameter in context.command.params:  # options are not dropped unread
             source = context.get_parameter_source(parameter.name or "")
             if source is not None and source.name == "COMMANDLINE" and parameter.name not in BESIDE_CONFIG:
-                raise UsageError(f"{parameter.opts[0]} does not go with --config; write it into the file")
+                raise UsageError(f"{parameter.opts[0]} cannot be combined with --config; set it in the file")
         settings = load_config(config, ServerConfig, overrides)
         for base_config in settings.bases:
             paths.base(base_config.source)

@@ -109,8 +109,8 @@ def test_a_table_for_people_and_one_line_for_wrong_words(tiny: Path, capsys: pyt
     assert {row[-2] for row in rows[1:]} == {"5"}
     wrong = {
         ("--suite", "toys"): "there is no suite 'toys'; did you mean 'toy'",
-        ("task.yaml", "--suite", "toy"): "--suite takes a base alone",
-        ("--suite", "toy", "--split", "test"): "--suite takes a base alone",
+        ("task.yaml", "--suite", "toy"): "--suite takes a base",
+        ("--suite", "toy", "--split", "test"): "--suite takes a base",
         ("task.yaml", "--limit", "5"): "give a task file or new rows beside the skin",
         (): "give a task file or new rows beside the skin",
     }

@@ -29,7 +29,7 @@ def calibrate(
     weights: Weights = "auto",
     kernel: Kernel = "auto",
     tuning: Annotated[bool, typer.Option("--tuning", help="Measure LoRA training steps as well.")] = False,
-    rank: Annotated[int, typer.Option(help="Of the LoRA adapters that are measured.", min=1)] = 16,
+    rank: Annotated[int, typer.Option(help="Rank of the measured LoRA adapters.", min=1)] = 16,
     url: Annotated[
         str | None, unset("A running server of this base here: measures what it adds to its engine.")
     ] = None,

@@ -34,17 +34,17 @@ def serve(
     ],
     calls_per_day: Annotated[float | None, options.count(help="Calls of an average day. Default: 50k.")] = None,
     calls_per_month: Annotated[
-        float | None, options.count(help="In its place: of a twelfth of a year, such as 1.5M.")
+        float | None, options.count(help="In its place: calls of a month, such as 1.5M.")
     ] = None,
     prompt_tokens: Annotated[
         str, typer.Option(help="300 or 1.5k (each call), 100-500 (evenly), 250~900 (median~95th percentile), or @FILE.")
     ] = "300",
-    output_tokens: Annotated[str, typer.Option(help="Of an answer, written like --prompt-tokens.")] = "100",
+    output_tokens: Annotated[str, typer.Option(help="Tokens of an answer, written like --prompt-tokens.")] = "100",
     skin_tokens: Annotated[
-        int, options.whole(help="Of the skin's own prompt before each call's, cached.", minimum=0, shown=True)
+        int, options.whole(help="Tokens of the skin's cached prompt before each call's.", minimum=0, shown=True)
     ] = 0,
     skins: Annotated[int, options.whole(help="Different skins, asked evenly.", shown=True)] = 1,
-    adapter_rank: Annotated[int, typer.Option(help="Of each skin's LoRA weights; 0: none.")] = 0,
+    adapter_rank: Annotated[int, typer.Option(help="Rank of each skin's LoRA weights; 0: none.")] = 0,
     p95_ms: Annotated[
         float | None, options.milliseconds(help="Target: 95% of calls end within it, such as 500 or 0.5s.")
     ] = None,
@@ -52,20 +52,20 @@ def serve(
         float | None, options.milliseconds(help="Target: 95% of calls have a first token by then.")
     ] = None,
     peak_factor: Annotated[float, typer.Option(help="The busiest hour's rate over the mean.")] = 3.0,
-    spare: Annotated[int, typer.Option(help="Replicas beyond need.")] = 0,
+    spare: Annotated[int, typer.Option(help="Spare replicas beyond the need.")] = 0,
     device: Annotated[
         str | None, options.unset("A device of the table, or of --hardware. Default: this machine.")
     ] = None,
-    devices: Annotated[int, typer.Option(help="Of one replica, sharing each product.")] = 1,
+    devices: Annotated[int, typer.Option(help="Devices of one replica, which share each product.")] = 1,
     weights: Annotated[
         _Formats | None, options.unset("What products read. Default: what was measured last; bfloat16.")
     ] = None,
     max_rows: Annotated[
         int | None, options.whole(help="Generations at once. Default: 16; 128 on a GPU; fewer where those do not fit.")
     ] = None,
-    max_step_tokens: Annotated[int | None, options.whole(help="Of one step. Default: 512; 4096 on a GPU.")] = None,
-    drafted: Annotated[int, typer.Option(help="Speculation: tokens guessed after each token.")] = 0,
-    accepted: Annotated[float, typer.Option(help="Speculation: share of them that is right.")] = 0.0,
+    max_step_tokens: Annotated[int | None, options.whole(help="Tokens of a step. Default: 512; 4096 on a GPU.")] = None,
+    drafted: Annotated[int, typer.Option(help="Speculation: tokens drafted per step.")] = 0,
+    accepted: Annotated[float, typer.Option(help="Speculation: share of drafted tokens that is accepted.")] = 0.0,
     usd_per_hour: Annotated[
         float | None, options.unset("Of one machine or device. Default: the device's dated example.")
     ] = None,

@@ -33,7 +33,7 @@ def train(
     ] = None,
     tokens: Annotated[str | None, options.unset("Tokens to train on: 15.6T, 300B or 1e12.")] = None,
     device: Annotated[str, typer.Option(help="A device of the table, or of --hardware.")] = "h100",
-    devices: Annotated[int, options.whole(help="How many of them.", shown=True)] = 8,
+    devices: Annotated[int, options.whole(help="Number of devices.", shown=True)] = 8,
     sequence_length: Annotated[
         int | None, options.whole(help="Tokens of a sequence. Default: 8192, or the model's context.")
     ] = None,
@@ -42,15 +42,15 @@ def train(
     ] = None,
     precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Of products.")] = "bf16",
     execution: Annotated[
-        Literal["tuned", "compile", "eager"], typer.Option(help="How well-made the training code is.")
+        Literal["tuned", "compile", "eager"], typer.Option(help="Efficiency of the training code.")
     ] = "tuned",
     optimizer: Annotated[
-        Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Whose states are kept.")
+        Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Optimizer, for its states' memory.")
     ] = "adamw",
     usd_per_hour: Annotated[float | None, options.unset("Of one device. Default: a dated example.")] = None,
-    usd_per_kwh: Annotated[float, typer.Option(help="Of energy, which rent includes.")] = 0.10,
-    pue: Annotated[float, typer.Option(help="What the data centre takes over its devices.")] = 1.2,
-    overhead: Annotated[float, typer.Option(help="All of a run over its clean steps: restarts, evaluation.")] = 1.1,
+    usd_per_kwh: Annotated[float, typer.Option(help="Price of energy for owned devices; rent includes it.")] = 0.10,
+    pue: Annotated[float, typer.Option(help="Power usage effectiveness of the data centre.")] = 1.2,
+    overhead: Annotated[float, typer.Option(help="Factor for restarts and evaluation on top of training steps.")] = 1.1,
     mfu: Annotated[float | None, options.unset("A measured share of the dense peak, instead of the curve.")] = None,
     budget_usd: Annotated[
         str | None, options.unset("A sum instead of --tokens: what it trains, and which size.")

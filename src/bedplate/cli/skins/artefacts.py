@@ -164,10 +164,11 @@ def _line(node: LineageNode) -> str:
 
 def verify(
     skin: Directory,
-    base: Annotated[str | None, typer.Argument(help="A base that it is to fit.", callback=paths.base)] = None,
-    dtype: Annotated[str, typer.Option(help="How the base's weights would be held.")] = "auto",
+    base: Annotated[str | None, typer.Argument(help="A base that the skin must fit.", callback=paths.base)] = None,
+    dtype: Annotated[str, typer.Option(help="Data type of the base's weights.")] = "auto",
     allow_other_weights: Annotated[
-        bool, typer.Option("--allow-other-weights", help="Other weights than it was judged with only warn.")
+        bool,
+        typer.Option("--allow-other-weights", help="Only warn about weights that it was not judged with."),
     ] = False,
     as_json: Json = False,
 ) -> None:
@@ -212,7 +213,7 @@ def merge(
     skin: Directory,
     out: Out,
     base: Base = None,
-    dtype: Annotated[str, typer.Option(help="How the weights are stored.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Data type of the stored weights.")] = "auto",
     overwrite: Overwrite = False,
     as_json: Json = False,
 ) -> None:
@@ -260,12 +261,12 @@ def compare(
         ),
     ],
     task: Annotated[
-        Path | None, input_file(help="The task file. By default that of the run which made the first skin.")
+        Path | None, input_file(help="The task file. Default: that of the run that made the first skin.")
     ] = None,
     usd_per_hour: Annotated[
         float | None, typer.Option(min=0, help="What an hour of this machine costs. Default: as the task file says.")
     ] = None,
-    out: Annotated[Path | None, output_file(help="Write everything as JSON here, every row included.")] = None,
+    out: Annotated[Path | None, output_file(help="Write the result with all rows to this JSON file.")] = None,
     overwrite: Overwrite = False,
     all_columns: AllColumns = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, without the rows.")] = False,

@@ -47,7 +47,7 @@ Moment = Annotated[
 
 
 class KeyLimits(Strict):
-    """How fast one key may ask; None is as fast as the server goes. concurrent: calls that run at once."""
+    """Rate limits of one key; None: unlimited. concurrent: most calls at once."""
 
     requests_per_minute: Positive | None = None
     tokens_per_minute: Positive | None = None
@@ -55,7 +55,7 @@ class KeyLimits(Strict):
 
 
 class KeyQuota(Strict):
-    """What one key may spend in a day and a month (UTC). Dollars need the server's `price`."""
+    """Quotas of one key by day and month (UTC). Quotas in dollars need the server's `price`."""
 
     usd_per_day: Dollars | None = None
     usd_per_month: Dollars | None = None

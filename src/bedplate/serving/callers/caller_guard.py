@@ -207,7 +207,7 @@ class SpendLedger:
                 self._queue.put((id_, period, tokens, usd))
 
     def need(self, key: Key) -> None:
-        """LimitError 429 for a key that has spent what it may."""
+        """LimitError 429 for a key that has used up its quota."""
         quota = key.quota
         if quota.unlimited:
             return
@@ -268,8 +268,8 @@ _CHALLENGE = {"www-authenticate": "Bearer"}
 
 @dataclass(frozen=True)
 class Caller:
-    """Who asks. key: the id of its API key, "" on a server without keys. tenant: what separates its cached prompts from
-    those of others. models: the names it may use, None all."""
+    """The caller of a request. key: the id of its API key, "" on a server without keys. tenant: callers of one tenant
+    share cached prompts. models: the names it may use, None all."""
 
     key: str = ""
     tenant: str = ""
@@ -286,7 +286,7 @@ class Caller:
 
 
 class AdmittedCall:
-    """One call that was let in. End it when the call is over."""
+    """A call within the limits of its key; `end` it when the call is over."""
 
     def __init__(self, guard: CallerGuard, key: Key | None, counted: bool) -> None:
         self._guard, self._key, self._counted = guard, key, counted
@@ -294,7 +294,7 @@ class AdmittedCall:
         self._prompt_tokens = 0
 
     def ask_tokens(self, count: int) -> None:
-        """LimitError when a prompt of so many tokens goes over the key's limit."""
+        """LimitError when a prompt of this many tokens exceeds the key's limit."""
         if self._key is not None and self._counted:
             self._guard.windows.need_tokens(self._key, count)
 
@@ -316,7 +316,7 @@ class AdmittedCall:
             self._guard.ledger.add(self._key.id, tokens, usd)
 
     def headers(self) -> dict[str, str]:
-        """What is left of the key's limits, for the reply."""
+        """Rate-limit headers of the reply."""
         return self._guard.windows.headers(self._key) if self._key is not None and self._counted else {}
 
     def end(self) -> None:
@@ -327,7 +327,7 @@ class AdmittedCall:
 
 
 class CallerGuard:
-    """Tells callers apart and counts what they use. Without keys everybody is `anybody`."""
+    """Identifies callers by their keys and counts their usage. Without keys every caller is `anybody`."""
 
     def __init__(
         self, store: KeyStore | None = None, ledger: SpendLedger | None = None, anybody: Caller | None = None
@@ -393,7 +393,7 @@ class CallerGuard:
         return AdmittedCall(self, key, counted)
 
     def headers(self, caller: Caller) -> dict[str, str]:
-        """What is left of the limits of a caller's key, for the reply to a call that was not let in."""
+        """Rate-limit headers of the reply to a call that was not admitted."""
         key = None if self._store is None else self._store.get(caller.key)
         return {} if key is None else self.windows.headers(key)
 
@@ -403,7 +403,7 @@ class CallerGuard:
 
 
 def _caller(key: Key, tenant: str) -> Caller:
-    """Who a key stands for, with what it may do."""
+    """The caller that a key identifies, with its rights."""
     return Caller(key.id, tenant, key.admin, None if key.models == "all" else frozenset(key.models))
 
 

@@ -66,7 +66,7 @@ class CallInProgress:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What newly came of one choice: text and the steps behind it; with the last of it, the whole and its answer."""
+    """New text of one choice with the steps behind it; the last arrival also has the result and the answer."""
 
     index: int
     text: str
@@ -76,7 +76,7 @@ class Arrival:
 
 
 class CleanupResponse(Response):
-    """Another response, and what is to be done when it has been taken, or the client has gone."""
+    """Wraps a response and calls `at_end` when it has been sent or the client has disconnected."""
 
     def __init__(self, reply: Response, at_end: Callable[[], None]) -> None:
         self._reply, self._at_end = reply, at_end
@@ -100,7 +100,7 @@ def allowed_seconds(headers: Mapping[str, str], limit: float) -> float:
 
 
 class ApiCall:
-    """Made by `respond`; a route asks it for the body, the model, and the results."""
+    """One API call. `respond` makes it; handlers get the body, the model and the results from it."""
 
     def __init__(self, request: Request, endpoint: str, caller: Caller) -> None:
         self.request, self.endpoint, self.caller = request, endpoint, caller
@@ -138,7 +138,7 @@ class ApiCall:
         return await self.off_loop(lambda _: read_fields(model, body))
 
     async def choose(self, name: str) -> Served:
-        """The model of this name, which stays what it is until the call ends."""
+        """Leases the model of this name, which stays the same version until the call ends."""
         if self._lease is not None:
             raise RuntimeError("a call has one model")
         await self._within_its_time(self._lease_model(name), f"{name!r} could not be loaded")
@@ -154,7 +154,7 @@ class ApiCall:
         self._lease = await self.server.leases.lease(model_request)
 
     async def _within_its_time(self, work: Coroutine[Any, Any, T], failure: str) -> T:
-        """Until the deadline, or until the client goes away. failure: is said to have failed."""
+        """Runs `work` until the deadline or the client disconnects. failure: begins the message of DeadlineError."""
         return await self._until_deadline(until_disconnect(self.request.receive, work), failure)
 
     async def _until_deadline(self, work: Coroutine[Any, Any, T], failure: str) -> T:
@@ -170,7 +170,7 @@ class ApiCall:
 
     @property
     def _origin(self) -> object:
-        """What a call that the server makes to itself is made for; None for a client's."""
+        """The purpose of a call that the server makes to itself; None for a client's."""
         return self.request.scope.get(http_errors.ORIGIN)
 
     @property
@@ -179,8 +179,8 @@ class ApiCall:
         return self._lease
 
     async def prepare(self, make_plan: Callable[[LookupContext], AnswerPlan], source: str) -> AnswerPlan:
-        """The plan that `make_plan` makes, in the caller's name. source: the field that holds the prompt, for messages
-        about it."""
+        """Runs `make_plan` off the loop and puts the caller's tenant and deadline into the plan. source: the prompt's
+        field, for error messages."""
         try:
             return (await self.off_loop(make_plan)).on(self._terms)
         except RequestError as error:
@@ -188,14 +188,13 @@ class ApiCall:
             raise
 
     async def written(self, work: Callable[[], T], size: int) -> T:
-        """What `work` makes of answers that were computed, as `apart`, but never refused. size: bytes, about."""
+        """Formats computed answers by `work`, as `off_loop`, but is never refused. size: approximate bytes."""
         turn = self.server.preparation.run(self.caller.tenant, size, work, refused=False)
         return await self._within_its_time(turn, "the reply could not be written")
 
     async def off_loop(self, work: Callable[[LookupContext], T]) -> T:
-        """What `work` gives on the call's terms. Templates and tokenizers may take a while, and lookups wait for an
-        engine, so it runs beside the loop, in the tenant's turn; one whose client has left ends unheard, at the
-        deadline at the latest. LimitError where too much of the tenant's waits."""
+        """Runs `work` in a thread when it is the tenant's turn, because templates and tokenizers take time and lookups
+        wait for an engine. The result is dropped if the client leaves. LimitError where too much waits already."""
         running = self._run_off_loop(lambda: work(self._terms))
         return await self._within_its_time(running, "the prompt could not be made")
 
@@ -203,7 +202,7 @@ class ApiCall:
         return await self.server.preparation.run(self.caller.tenant, self.size, work, refused=refused)
 
     def submit(self, plan: AnswerPlan, source: str, limit_field: str = "max_tokens") -> CallInProgress:
-        """Queues a plan's first step, all or none. What runs for the call ends with it."""
+        """Queues the requests of a plan's first step, all or none; they are cancelled when the call ends."""
         max_waiting = self.server.config.limits.max_waiting
         # The choices of one prompt are the same request again, and count it once.
         prompts = [prompt for prompt, _ in groupby(request.tokens for request in plan.requests)]
@@ -230,18 +229,18 @@ class ApiCall:
         return run
 
     async def results(self, run: CallInProgress) -> list[PlanResult]:
-        """What comes of all choices, unless the client goes away first."""
+        """Waits for the results of all choices. ClientGone where the client disconnects first."""
         return await until_disconnect(self.request.receive, self._steps(run))
 
     async def in_turns(self, plan: AnswerPlan, source: str) -> list[PlanResult]:
-        """The results of a plan that may ask more than the queue holds: no call takes more than half of it at once."""
+        """The results of a plan that may exceed the queue: a call takes at most half of the queue at once."""
         turn_results: list[PlanResult] = []
         for turn in plan.turns(max(1, self.server.config.limits.max_waiting // 2)):
             turn_results += await self.results(self.submit(turn, source))
         return turn_results
 
     async def _steps(self, run: CallInProgress) -> list[PlanResult]:
-        """Waits for a step, and takes those that follow on it."""
+        """Waits for a step, and runs the steps that follow it."""
         next_step = run.plan.followup
         step_results = [PlanResult((result,)) for result in await results(run.plan.answerer, run.streams)]
         if next_step is None:
@@ -257,7 +256,7 @@ class ApiCall:
         return step_results
 
     async def arrivals(self, run: CallInProgress) -> AsyncGenerator[Arrival]:
-        """Texts and answers as they come; those of a plan with further steps once all of these are over."""
+        """Yields texts and answers as they arrive; for a plan with further steps, when the last of these has ended."""
         served, streams = self.lease.served, run.streams
         if run.plan.followup is not None:
             for index, result in enumerate(await self._steps(run)):
@@ -276,7 +275,7 @@ class ApiCall:
                 yield Arrival(index, answer.text if answer.generation is None else text, steps, result, answer)
 
     def account(self, request: RequestFields, plan_results: Sequence[PlanResult], answers: Sequence[Answer]) -> None:
-        """Tells observers and the access log what was computed. Called before the reply is written, for its cost."""
+        """Reports usage and cost to quotas, observers and the access log, before the reply, which shows the cost."""
         price = self.server.config.price
         if price is not None:
             self.cost_usd = compute_of(plan_results) * price.usd_per_hour / 3600
@@ -311,13 +310,12 @@ class ApiCall:
             observe(finished)
 
     def hold_reply(self, reply: Response) -> Response:
-        """The whole reply, which is held until it was taken; until then the call is one of those that the key may run
-        at once."""
+        """Wraps a whole reply so that the call ends, and stops counting as concurrent, when the reply has been sent."""
         self.reservation.add(0 if isinstance(reply, FileResponse) else len(reply.body))
         return CleanupResponse(reply, self.close)
 
     def release(self) -> None:
-        """Ends what still runs for the call, and gives its model back; its reply may still be on its way."""
+        """Cancels what still runs for the call and releases its model; the reply may still be in transit."""
         cancel_all(self._streams)
         if not self._accounted:
             self._accounted = True
@@ -332,7 +330,7 @@ class ApiCall:
         self.reservation.close()
 
     def _charge_the_rest(self) -> None:
-        """What was computed for a client that left is charged once the engine has let go of it."""
+        """Charges what was computed for a client that left, once the engine has ended its requests."""
         lease, streams, price = self._lease, [*self._streams], self.server.config.price
 
         def charge() -> None:
@@ -349,11 +347,11 @@ class ApiCall:
 
 
 Work = Callable[[ApiCall], Awaitable[Response]]
-"""What gives a call's reply."""
+"""A function that answers a call."""
 
 
 async def respond(request: Request, endpoint: str, work: Work) -> Response:
-    """A route's reply: identifies the caller, runs `work`, and ends the call when the reply is over."""
+    """Identifies and admits the caller, runs `work`, and closes the call when its reply has been sent."""
     server: ServerState = request.app.state.server
     if server.stopping:
         raise http_errors.StoppingError("the server is shutting down")
@@ -382,7 +380,7 @@ async def respond(request: Request, endpoint: str, work: Work) -> Response:
 def answers(
     endpoint: str, respond: Callable[[Request, str, Work], Awaitable[Response]] = respond
 ) -> Callable[[Callable[..., Awaitable[Response]]], Callable[[Request], Awaitable[Response]]]:
-    """Makes a route of a handler. endpoint: its name for observers and the access log; "admin" needs an admin's key.
+    """Turns a handler into a route. endpoint: its name for observers and the access log; "admin" needs an admin's key.
 
     @router.post("/embeddings")
     @answers("embeddings")
@@ -419,8 +417,8 @@ def parse_object(content: bytes) -> dict[str, Any]:
 
 
 async def read_bytes(request: Request, limit: int, on_bytes: Callable[[int], None] = lambda _: None) -> bytes:
-    """The body as it was sent. StatusError 413 over `limit` bytes, 408 when it is too slow. on_bytes: told of the bytes
-    that are kept, as they come; what it raises ends the reading."""
+    """Reads the body. StatusError 413 over `limit` bytes, 408 when it is too slow. on_bytes: called with the number of
+    bytes of each kept chunk; an error that it raises ends the reading."""
     try:
         async with asyncio.timeout(READ_SECONDS):
             return await _read(request, limit, on_bytes)
@@ -453,7 +451,7 @@ def tokens_of(request: RequestFields, plan_results: Sequence[PlanResult]) -> tup
 
 
 def when_over(streams: Sequence[Stream], callback: Callable[[], None]) -> None:
-    """Calls `callback` in the event loop once the engine has let go of all of them."""
+    """Calls `callback` in the event loop once the engine has ended all of these streams."""
     loop, pending = asyncio.get_running_loop(), set(streams)
 
     def over(stream: Stream) -> None:
@@ -472,8 +470,8 @@ def when_over(streams: Sequence[Stream], callback: Callable[[], None]) -> None:
 
 
 def spent_on(streams: Sequence[Stream]) -> tuple[int, int, float]:
-    """Prompt tokens, tokens of the answers, and seconds of compute. The choices of one prompt are the same request
-    again and count it once; what failed by the server's own fault counts nothing."""
+    """Prompt tokens, completion tokens and seconds of compute. The choices of one prompt count it once; requests that
+    failed by the server's fault count nothing."""
     prompt = completion = 0
     seconds, lookups = 0.0, dict[int, Retrieval]()
     for _, group in groupby(streams, lambda stream: stream.request.tokens):

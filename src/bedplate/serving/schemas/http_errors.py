@@ -84,7 +84,7 @@ class StatusError(RequestError):
         self.status = status
         self.headers = dict(headers or {})
         self.facts: dict[str, str] = {}
-        """What the access log says of the request besides."""
+        """Further fields of the access log."""
 
 
 class LimitError(StatusError):
@@ -95,7 +95,7 @@ class LimitError(StatusError):
 
 
 def name_source(error: RequestError, source: str, limit: str = "max_tokens") -> None:
-    """What the engine calls prompt, input or max_tokens has the request's own name for it in the reply."""
+    """Replaces the engine's name of a parameter (prompt, input, max_tokens) with the request's."""
     if error.param in {"prompt", "input"}:
         error.param = source
     elif error.param == "max_tokens":

@@ -173,7 +173,7 @@ class StreamOptions(request_fields.RequestFields):
 
 
 class _GenerationFields(request_fields.RequestFields, ABC):
-    """What both endpoints take."""
+    """Fields of both endpoints."""
 
     model: str
     stream: bool | None = None
@@ -226,7 +226,7 @@ class _GenerationFields(request_fields.RequestFields, ABC):
 
     @property
     def grammar(self) -> tuple[str, Grammar] | None:
-        """What the answer is held to, and the field that says so."""
+        """The field that constrains the answer, and its grammar."""
         return next(iter(self._forms().items()), None)
 
     @property
@@ -255,7 +255,7 @@ class _GenerationFields(request_fields.RequestFields, ABC):
     @property
     @abstractmethod
     def alternatives(self) -> int | None:
-        """How many alternatives to report for each token; None reports no log-probabilities."""
+        """Number of alternatives to report per token; None: no log-probabilities."""
 
     def sampling(self) -> dict[str, Any]:
         """The settings that the request gives, by their names in `Sampling`."""

@@ -12,18 +12,18 @@ from bedplate.core.errors import RequestError
 
 
 class RequestFields(BaseModel):
-    """What every request model is: exact types, no unknown fields, no NaN."""
+    """Base of request models: exact types, no unknown fields, no NaN."""
 
     model_config = ConfigDict(strict=True, frozen=True, extra="forbid", allow_inf_nan=False)
 
     @property
     def choices(self) -> int:
-        """How many answers to each prompt it asks for."""
+        """Number of answers per prompt."""
         return 1
 
     @property
     def skin_inputs(self) -> Sequence[str | dict[str, str]]:
-        """What a skin would be asked with: texts that stand for its only input, or inputs by name."""
+        """The inputs for a skin: texts for its only input, or objects by input name."""
         return ()
 
 

@@ -31,6 +31,7 @@ from bedplate.core.arguments import checked
 from bedplate.core.config import first_problem
 from bedplate.core.errors import UsageError
 from bedplate.core.version import __version__
+from bedplate.inference.engine.engine import Engine
 from bedplate.inference.engine.grammar_trial import GrammarTrial
 from bedplate.inference.forward.compute_lock import ComputeLock
 from bedplate.serving.api import admin, anthropic, batches, encoding, feedback, openai, pages, responses, tokens
@@ -40,7 +41,7 @@ from bedplate.serving.durable.feedback_service import Feedback
 from bedplate.serving.durable.responses_store import ResponseStore
 from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.durable.state_directory import StateDirectory
-from bedplate.serving.models.engines import load_resident_base, open_engines
+from bedplate.serving.models.engines import ResidentBase, load_resident_base, open_engines
 from bedplate.serving.models.registry import Registry, Scanned, scan_skins
 from bedplate.serving.models.residency import run_apart
 from bedplate.serving.models.served import ServedBase, ServedClassifier, ServedGenerator
@@ -198,11 +199,11 @@ def opened_server(
     """
     if not (config.bases or config.skins or config.skins_directory or skins):
         raise UsageError("there is nothing to serve; name a base, a skin or a directory of skins")
-    named_skins: list[tuple[str | Path | Skin, str | None]] = [(skin.source, skin.name) for skin in config.skins]
-    named_skins += [(skin, None) for skin in skins]
-    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in named_skins]
+    given = [*((skin.source, skin.name) for skin in config.skins), *((skin, None) for skin in skins)]
+    sources = [(skin if isinstance(skin, Skin) else read_card(skin), name) for skin, name in given]
     cards = [card_of(source) if isinstance(source, Skin) else source for source, _ in sources]
     names = [name or card.name for card, (_, name) in zip(cards, sources, strict=True)]
+    named = list(zip(names, cards, sources, strict=True))
     scanned = Scanned() if config.skins_directory is None else scan_skins(config.skins_directory)
     with contextlib.ExitStack() as stack:
         guard = guard_for(config)
@@ -211,13 +212,12 @@ def opened_server(
         registry = Registry([], **limits, allow_other_weights=config.allow_other_weights, routes=config.routes)
         directory = StateDirectory(config)
         state = assembled(config, registry, guard, directory)
-        directories = {name: card.directory for name, card in zip(names, cards, strict=True)}
-        changes = state.add(SkinChanges(directory, registry, config.skins_directory, directories))
+        configured = {name: card.directory for name, card, _ in named}
+        changes = state.add(SkinChanges(directory, registry, config.skins_directory, configured))
         claims = Counter([*names, *(card.name for card in scanned.cards)])
 
         def needs_no_base(card: Card, name: str) -> bool:
-            alone = not (card.base or "cascade" in card.parts)
-            return alone and claims[name] == 1 and changes.keep_name(card, name)
+            return not (card.base or "cascade" in card.parts) and claims[name] == 1 and changes.keep_name(card, name)
 
         def verified(source: Card | Skin, name: str | None) -> ServedSkin:
             served = registry.skin(source, name)
@@ -227,17 +227,14 @@ def opened_server(
             return served
 
         registry.loading = True
-        named = [
-            verified(*source) if needs_no_base(card, name) else None
-            for source, card, name in zip(sources, cards, names, strict=True)
-        ]
-        for served in filter(None, named):
+        early = {name: verified(*source) for name, card, source in named if needs_no_base(card, name)}
+        for served in early.values():
             registry.add(served)
         registry.register(Scanned([card for card in scanned.cards if needs_no_base(card, card.name)]))
 
         def load_bases() -> Callable[[], None]:
             bases = _served_bases(config, registry, stack, _whole(cards), _whole(scanned.cards))
-            skins = [served or verified(*source) for served, source in zip(named, sources, strict=True)]
+            skins = [early.get(name) or verified(*source) for name, _, source in named]
 
             def register() -> None:
                 registry.complete([*bases, *skins])
@@ -258,19 +255,16 @@ def _served_bases(
     log.info("loading %s", ", ".join(base.name or base.source for base in config.bases) or "skins")
     awaits, count = config.skins_directory is not None, len(config.bases)
     loaded = [run_apart(partial(load_resident_base, base, count, named, others, awaits)) for base in config.bases]
-    base_engines = [(base, stack.enter_context(engine)) for base, engine in open_engines(config, loaded, ComputeLock())]
-    trial = stack.enter_context(GrammarTrial())
-    for _, engine in base_engines:
+    trial, engines, bases = stack.enter_context(GrammarTrial()), list[Engine](), dict[ResidentBase, ServedBase]()
+    for base, engine in open_engines(config, loaded, ComputeLock()):
+        engines.append(stack.enter_context(engine))
         engine.grammars.trial = trial
-    registry.set_engines([engine for _, engine in base_engines])
-    served_bases: list[ServedBase] = []
-    for resident_base in loaded:
-        # of several engines the first has the base's name
-        engine = next(engine for base, engine in base_engines if base is resident_base)
-        served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
-        served_class = ServedGenerator if engine.base.writes else served_class
-        served_bases.append(served_class(engine, resident_base.config.name or engine.base.name))
-    return served_bases
+        if base not in bases:  # of several engines the first has the base's name
+            served_class = ServedBase if engine.base.spec.classifier is None else ServedClassifier
+            served_class = ServedGenerator if engine.base.writes else served_class
+            bases[base] = served_class(engine, base.config.name or engine.base.name)
+    registry.set_engines(engines)
+    return list(bases.values())
 
 
 def assembled(config: ServerConfig, registry: Registry, guard: CallerGuard, directory: StateDirectory) -> ServerState:

@@ -299,6 +299,7 @@ class Server(uvicorn.Server):
             await self._stack.enter_async_context(services)
             self._front.app = app
             if state.registry.loading:  # what is served so far needs no base
+                log.info("serving what needs no base while the bases load: %s", ", ".join(state.registry.models))
                 (await self._loader.run(load_bases))()
             self._front.loaded = True
             self._on_ready(state)
