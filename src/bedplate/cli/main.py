@@ -40,7 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _SPIN_COUNT = 2000
-"""Rounds, some microseconds, for which torch's threads spin before they sleep (libgomp's default: 300,000, milliseconds).
+"""Rounds, some microseconds, for which torch's threads spin before they sleep (libgomp: 300,000, some milliseconds).
 Threads that spin take the cores from those they wait for where others compute as well (LOG.md, 2026-12-01)."""
 
 
