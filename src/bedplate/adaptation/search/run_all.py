@@ -48,7 +48,7 @@ class Schedule:
     def __init__(self, candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], favours: Side) -> None:
         self.candidates, self.outcomes = candidates, outcomes
         self.favours: Side = favours
-        self._minimum_seconds: dict[tuple[str, bool], float] = {}
+        self.least_seconds: dict[tuple[str, bool], float] = {}
         self._usual: dict[tuple[str, bool], float] = {}
         """Seconds that candidates were planned to take, at the least and as they usually are, before and after their
         base chose a prompt: planning measures and reads, so it is done once."""
@@ -88,15 +88,15 @@ class Schedule:
             return 0.0
         context = candidate.context
         key = candidate.name, context.chosen.prompt is None
-        if key not in self._minimum_seconds:
+        if key not in self.least_seconds:
             before, context.pace = context.until, 1.0
             context.until = context.clock.used  # no time at all
             try:
                 plan = planner.planned(context, candidate.rung)
             finally:
                 context.until = before
-            self._minimum_seconds[key] = plan.seconds or 0.0
-        return self._minimum_seconds[key] * self.pace(candidate)
+            self.least_seconds[key] = plan.seconds or 0.0
+        return self.least_seconds[key] * self.pace(candidate)
 
     # --- what is worth most
 
@@ -269,7 +269,7 @@ class Ascent:
                 trial.clock, trial.until, trial.slower = Clock(60.0 * minutes), math.inf, 1.0
                 trial.clock.add(used)
             schedule = Schedule(candidates, {}, favours)
-            schedule._minimum_seconds = self._schedule._minimum_seconds
+            schedule.least_seconds = self._schedule.least_seconds
             first = schedule.next()
             if first is not None and _has_enough(first, slower):
                 return minutes
