@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from bedplate.core.errors import CheckpointError, SkinError, UsageError
 from bedplate.inference.engine.requests import Generate, Sampling
+from bedplate.serving.callers.api_keys import KeyStore
 from bedplate.serving.callers.caller_guard import Caller
 from bedplate.serving.durable.skin_changes import SkinChanges
 from bedplate.serving.durable.state_directory import StateDirectory
@@ -28,6 +29,7 @@ from bedplate.skins.files import read_skin, write_skin
 
 from .conformance.test_classical import words
 from .conftest import Files, Server
+from .test_guard import make_key, write
 from .test_lifecycle import wait_until
 from .test_operations import Running, answers, config, no_signals, status
 
@@ -141,6 +143,15 @@ def test_replies_of_that_time_are_kept_for_feedback(files, tmp_path, gate):
         gate.opened.set()
         wait_until(lambda: bool(run.states), 20.0)
         assert server.post("/v1/feedback", json={"id": reply, "rating": "good"}).status_code == 200
+
+
+def test_names_of_keys_are_compared_beside_the_loop(files, tmp_path, monkeypatch):
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(KeyStore, "warn_of_names", lambda _: threads.append(threading.current_thread()))
+    keys = write(tmp_path / "keys.yaml", make_key()[0])
+    with Running(with_skins(files, "worded", state=tmp_path, keys=keys)) as run:
+        assert len(threads) == 1
+        assert run.thread not in threads
 
 
 def test_only_a_name_that_nobody_else_will_have_is_served_early(files, tmp_path, caplog):

@@ -58,7 +58,7 @@ def serve(
     ] = None,
     devices: Annotated[int, typer.Option(help="Devices of one replica, which share each product.")] = 1,
     weights: Annotated[
-        _Formats | None, options.unset("What products read. Default: what was measured last; bfloat16.")
+        _Formats | None, options.unset("Format of the weights. Default: that measured last; bfloat16.")
     ] = None,
     max_rows: Annotated[
         int | None, options.whole(help="Generations at once. Default: 16; 128 on a GPU; fewer where those do not fit.")
@@ -67,7 +67,7 @@ def serve(
     drafted: Annotated[int, typer.Option(help="Speculation: tokens drafted per step.")] = 0,
     accepted: Annotated[float, typer.Option(help="Speculation: share of drafted tokens that is accepted.")] = 0.0,
     usd_per_hour: Annotated[
-        float | None, options.unset("Of one machine or device. Default: the device's dated example.")
+        float | None, options.unset("Price of one machine or device. Default: the device's dated example.")
     ] = None,
     like: Annotated[str | None, options.unset("This machine: the measured base to extrapolate from.")] = None,
     machine: Annotated[

@@ -40,14 +40,14 @@ def train(
     global_batch_tokens: Annotated[
         str | None, options.unset("Tokens of an optimizer step. Default: DeepSeek LLM's fit.")
     ] = None,
-    precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Of products.")] = "bf16",
+    precision: Annotated[Literal["bf16", "fp16", "fp8", "tf32", "fp32"], typer.Option(help="Number format.")] = "bf16",
     execution: Annotated[
         Literal["tuned", "compile", "eager"], typer.Option(help="Efficiency of the training code.")
     ] = "tuned",
     optimizer: Annotated[
         Literal["adamw", "adamw_8bit", "muon", "sgd"], typer.Option(help="Optimizer, for its states' memory.")
     ] = "adamw",
-    usd_per_hour: Annotated[float | None, options.unset("Of one device. Default: a dated example.")] = None,
+    usd_per_hour: Annotated[float | None, options.unset("Price of one device. Default: a dated example.")] = None,
     usd_per_kwh: Annotated[float, typer.Option(help="Price of energy for owned devices; rent includes it.")] = 0.10,
     pue: Annotated[float, typer.Option(help="Power usage effectiveness of the data centre.")] = 1.2,
     overhead: Annotated[float, typer.Option(help="Factor for restarts and evaluation on top of training steps.")] = 1.1,

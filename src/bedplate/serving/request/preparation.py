@@ -185,7 +185,7 @@ class Door:
             asyncio.get_running_loop().call_soon(self._open)
 
 
-THREADS, FEWEST_THREADS = 16, 1
+THREADS = 16
 """At work at once; half of them for one tenant, or its part where many have asked lately: threads that compute wait for
 the interpreter one behind the other, and the event loop behind all of them."""
 BODIES = 4
@@ -349,7 +349,7 @@ class Preparation:
 
     def _begin(self) -> None:
         """Begins what fits, a turn of each tenant after the other."""
-        most = max(THREADS // max(self._tenants() + 1, 2), FEWEST_THREADS)
+        most = max(THREADS // max(self._tenants() + 1, 2), 1)
         began = True
         while began:
             began = False

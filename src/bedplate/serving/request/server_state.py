@@ -182,6 +182,10 @@ class ServerState:
     def part(self, part_class: type[T]) -> T:
         return cast(T, self._parts[part_class])
 
+    def compare_names(self) -> None:
+        """Logs which models keys name that are not served; hundreds of names take seconds, so not in the event loop."""
+        self.guard.compare(lambda: (*self.registry.models, *self.config.routes))
+
     @property
     def has_free_rows(self) -> bool:
         """Whether all are loaded, nobody waits on any engine and each has a row free, for batches and shadow calls."""

@@ -184,6 +184,7 @@ def loaded_server(
     """
     with opened_server(_config(base, settings), skins) as (state, load_bases):
         load_bases()()
+        state.compare_names()
         yield state
 
 
@@ -240,7 +241,6 @@ def opened_server(
                 registry.complete([*bases, *skins])
                 for problem in (*changes.restore()[1], *registry.register(scanned)["problems"]):
                     log.warning("not registered: %s", problem)
-                guard.compare(lambda: (*registry.models, *config.routes))
                 state.part(VersionRouter).log_unserved()
 
             return register

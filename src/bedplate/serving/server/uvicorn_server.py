@@ -302,6 +302,7 @@ class Server(uvicorn.Server):
                 log.info("serving what needs no base while the bases load: %s", ", ".join(state.registry.models))
                 (await self._loader.run(load_bases))()
             self._front.loaded = True
+            await self._loader.run(state.compare_names)
             self._on_ready(state)
         except Exception as error:
             self._failure = error
