@@ -89,7 +89,10 @@ def of_this_machine(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pyte
     run = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     cache: pytest.Cache | None = getattr(pytestconfig, "cache", None)  # `-p no:cacheprovider`: there is none
     native = run / "native" if cache is None else cache.mkdir("native")
-    return {"native": native, "machine": run / "of-this-machine"}
+    folders = {"native": native, "machine": run / "of-this-machine"}
+    for folder in folders.values():
+        folder.mkdir(parents=True, exist_ok=True)
+    return folders
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import json
 import os
@@ -56,6 +57,24 @@ def test_starting_loads_nothing_heavy(code: str) -> None:
     loaded = set(ast.literal_eval(completed.stderr))
     assert "bedplate" in loaded
     assert not loaded & HEAVY
+
+
+@pytest.mark.parametrize(
+    ("variables", "spin_count"),
+    [({}, "2000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+    ids=["as it is", "set", "a policy set"],
+)
+def test_threads_sleep_soon_while_they_wait_unless_the_user_says_otherwise(
+    variables: dict[str, str], spin_count: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with contextlib.suppress(SystemExit):
+        main(["--version"])
+    seen = os.environ.pop("GOMP_SPINCOUNT", None)
+    assert seen == spin_count
 
 
 def test_help_lists_every_verb_and_each_has_its_command(capsys: pytest.CaptureFixture[str]) -> None:

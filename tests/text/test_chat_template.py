@@ -206,6 +206,8 @@ HOSTILE = [
 @pytest.mark.parametrize("source", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_templates_are_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox, "STEPS", 50_000)
+    if "namespace(x=" in source:  # what holds itself twice, and again, is walked until it weighs too much
+        monkeypatch.setattr(sandbox, "OUTPUT_CHARACTERS", 1 << 20)
     start = time.process_time()  # not the clock's: the machine may be busy
     with pytest.raises(TemplateError):
         ChatTemplate(source).render([{"role": "user", "content": "x"}])

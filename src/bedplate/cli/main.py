@@ -39,11 +39,16 @@ VERBS: dict[str, tuple[str, str]] = {
 }
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_SPIN_COUNT = 2000
+"""Rounds, some microseconds, for which torch's threads spin before they sleep (libgomp's default: 300,000, milliseconds).
+Threads that spin take the cores from those they wait for where others compute as well (LOG.md, 2026-12-01)."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit with its code."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", str(_SPIN_COUNT))  # read when torch loads
     try:
         code = _run(arguments)
         sys.stdout.flush()

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import multiprocessing
 from pathlib import Path
 
 import pytest
+from tests.forked import CONTEXT
 
 from bedplate.core.errors import DataError
 from bedplate.core.files import bedplate_home, file_lock, read_jsonl
@@ -248,8 +248,7 @@ def _open(root: str, number: int) -> None:
 
 def test_concurrent_writers_each_get_a_number(tmp_path: Path):
     (tmp_path / "data" / ".bedplate").mkdir(parents=True)
-    context = multiprocessing.get_context("spawn")
-    writers = [context.Process(target=_open, args=(str(tmp_path), i)) for i in range(3)]
+    writers = [CONTEXT.Process(target=_open, args=(str(tmp_path), i)) for i in range(3)]
     with file_lock(two(tmp_path).data_ledgers[0].with_name("o.jsonl.lock")):
         for writer in writers:
             writer.start()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import openai
 import pytest
 import tokenizers
@@ -62,10 +62,19 @@ def wide_client(mixed_server: Server) -> Iterator[openai.OpenAI]:
         yield client
 
 
-@pytest.fixture
-def wide_messages(mixed_server: Server) -> Iterator[anthropic.resources.Messages]:
-    with anthropic.Anthropic(base_url=mixed_server.url, api_key="none", max_retries=0) as client:
+@contextlib.contextmanager
+def anthropic_messages(server: Server) -> Generator[Any]:
+    """What sends messages by Anthropic's own client, which takes seconds to import: only where it is asked for."""
+    import anthropic
+
+    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
         yield client.messages
+
+
+@pytest.fixture
+def wide_messages(mixed_server: Server) -> Iterator[Any]:
+    with anthropic_messages(mixed_server) as messages:
+        yield messages
 
 
 WEATHER = {

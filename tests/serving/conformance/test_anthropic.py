@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
-import anthropic
 import pytest
 from tests.serving.conftest import INPUTS, Server
 
-from .conftest import WEATHER
+from .conftest import WEATHER, anthropic_messages
 
 GREEDY = {"temperature": 0}  # the client itself has no such argument any more; the API does
 TOOLS = [{"name": "weather", "description": "of a day", "input_schema": WEATHER}]
 
 
 @pytest.fixture
-def messages(server: Server) -> Iterator[anthropic.resources.Messages]:
-    with anthropic.Anthropic(base_url=server.url, api_key="none", max_retries=0) as client:
-        yield client.messages
+def messages(server: Server) -> Iterator[Any]:
+    with anthropic_messages(server) as messages:
+        yield messages
 
 
 def user_messages(text):
@@ -128,6 +128,8 @@ def test_tools(wide_messages):
 
 
 def test_the_client_knows_the_errors(messages):
+    import anthropic
+
     with pytest.raises(anthropic.NotFoundError):
         create_message(messages, model="nobody", messages=user_messages("hi"))
     with pytest.raises(anthropic.BadRequestError, match="max_tokens"):

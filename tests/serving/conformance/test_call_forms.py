@@ -6,7 +6,6 @@ import json
 from collections.abc import Iterator
 from typing import Any, cast
 
-import anthropic
 import pytest
 from tests.serving.conftest import Server, running
 from tests.text.calling import SHAPES, shaped_tokenizer
@@ -21,7 +20,7 @@ from bedplate.serving.server.app import loaded_server
 from bedplate.text.calls.call_formats import BY_NAME, written_calls
 from bedplate.text.calls.reply_form import ReplyForm
 
-from .conftest import CLOCK_TOOL, HI, TOOL
+from .conftest import CLOCK_TOOL, HI, TOOL, anthropic_messages
 
 FORMS = [name for name in SHAPES if name != "channels"]
 
@@ -138,12 +137,12 @@ def test_a_base_that_calls_with_tokens_of_its_own(speaker: Server) -> None:
 
     offered: Any = [{"name": "weather", "input_schema": TOOL["function"]["parameters"]}]
     any_one: Any = {"type": "any", "disable_parallel_tool_use": True}
-    with anthropic.Anthropic(base_url=speaker.url, api_key="none", max_retries=0) as client:
+    with anthropic_messages(speaker) as messages:
         fields: Any = {"model": "tiny", "tools": offered, "max_tokens": 200, "extra_body": {"temperature": 0}}
-        message = client.messages.create(messages=HI, tool_choice=any_one, **fields)
+        message = messages.create(messages=HI, tool_choice=any_one, **fields)
         [block] = [content_block for content_block in message.content if content_block.type == "tool_use"]
         assert (message.stop_reason, block.name, block.input.keys()) == ("tool_use", "weather", {"day", "hot"})
         # and back: what was called and what came of it
         result: Any = {"type": "tool_result", "tool_use_id": block.id, "content": "hot"}
         talk: Any = [*HI, {"role": "assistant", "content": message.content}, {"role": "user", "content": [result]}]
-        assert client.messages.create(messages=talk, **{**fields, "max_tokens": 4}).content
+        assert messages.create(messages=talk, **{**fields, "max_tokens": 4}).content

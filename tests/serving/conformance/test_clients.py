@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import httpx
 import jsonschema
-import langchain_openai
 import openai
 import pytest
-from langchain_core.messages import HumanMessage, SystemMessage
 
 from bedplate.serving.server.app import ROUTERS, document, request_bodies
 
@@ -26,6 +24,9 @@ def text_of(reply):
 
 
 def test_langchain(server, client):
+    import langchain_openai
+    from langchain_core.messages import HumanMessage, SystemMessage
+
     conversation = [{"role": "system", "content": "be nice"}, *user_messages("hi there")]
     expected = chat(client, messages=conversation)
     settings = {"base_url": f"{server.url}/v1", "api_key": "none", "model": "tiny", "max_retries": 0}

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import anthropic
 import pytest
 from tests.serving.conftest import Server, running
 from tests.tiny import CHATML, NATIVE_SHAPE, tokenizer_json, write_tiny_base
@@ -16,6 +15,8 @@ from tokenizers import AddedToken, Tokenizer
 from bedplate.inference.chat import ChatEndpoint, Conversation, open_local
 from bedplate.inference.remote.endpoint import Endpoint
 from bedplate.serving.server.app import loaded_server
+
+from .conftest import anthropic_messages
 
 MESSAGES: list[Any] = [{"role": "user", "content": "is it great?"}]
 OPENED = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<think>\n") + "{# </think> #}"
@@ -77,8 +78,8 @@ def test_responses_and_messages_have_it_as_a_part_of_its_own(reasoner: Server) -
     thought = reasoning.content[0].text
     counted = reply.usage.output_tokens_details.reasoning_tokens
     assert 0 < counted == min(len(reasoner.tokenizer.encode(thought)), reply.usage.output_tokens)
-    with anthropic.Anthropic(base_url=reasoner.url, api_key="none") as client:
-        message = client.messages.create(model="tiny", max_tokens=8, messages=MESSAGES, extra_body={"temperature": 0})
+    with anthropic_messages(reasoner) as messages:
+        message = messages.create(model="tiny", max_tokens=8, messages=MESSAGES, extra_body={"temperature": 0})
     assert (message.content[0].type, message.content[0].thinking) == ("thinking", thought)
 
 

@@ -6,8 +6,6 @@ import json
 from typing import Any
 
 import httpx
-import langchain_openai
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
 from tests.serving.conftest import Server
 
 from .conftest import CLOCK_TOOL, HI, TOOL, WEATHER, called, content_of
@@ -82,6 +80,9 @@ def test_results_through_the_anthropic_client(mixed_server: Server, wide_message
 
 
 def test_results_through_langchain(mixed_server: Server) -> None:
+    import langchain_openai
+    from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage, ToolMessage
+
     expected = content_of(mixed_server, messages=TURN, tools=[TOOL, CLOCK_TOOL])["content"]
     settings: Any = {
         "base_url": f"{mixed_server.url}/v1",

@@ -43,8 +43,8 @@ class FewFailures:
     def __init__(self, failures: Ints, sizes: Ints) -> None:
         self.total = int(failures.sum())
         self._max_size = int(sizes.max())
-        pairs, self._times = np.unique(np.stack([sizes, failures]), axis=1, return_counts=True)
-        self._pair_sizes, self._pair_failures = pairs
+        pairs, self._times = np.unique(sizes * (self._max_size + 1) + failures, return_counts=True)
+        self._pair_sizes, self._pair_failures = np.divmod(pairs, self._max_size + 1)
         self._sizes, self._multiplicities = np.unique(sizes, return_counts=True)
         self._factorials = _log_rising(np.ones(1), self._max_size)[0]
         length = 1 << math.ceil(math.log2(4 * (self.total + 1)))
