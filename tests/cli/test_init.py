@@ -16,10 +16,11 @@ import pytest
 import yaml
 from tests.terminals import shown_on
 
+import bedplate
 from bedplate.adaptation.task.draft import guess_group, guess_inputs, guess_target
 from bedplate.adaptation.task.task_file import check_task_file
 from bedplate.cli.main import main
-from bedplate.core.errors import ConfigError
+from bedplate.core.errors import ConfigError, DataError
 from bedplate.data.profile import profiles
 from bedplate.data.sources import read_rows
 from bedplate.evaluation.examples import load_examples, sources_of
@@ -70,6 +71,15 @@ def test_a_csv_becomes_a_task_that_is_read(tmp_path: Path, capsys: pytest.Captur
     text = out.read_text("utf-8")
     assert text.count("# ") >= 8
     assert f"bedplate adapt {out}" in shown
+
+
+def test_the_summary_has_labels_metric_and_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "task.yaml"
+    shown = run(capsys, tickets(tmp_path / "t.csv"), "--out", out, "--yes", "--budget", "90s")[1]
+    assert "the answer is category (one of 3 labels: billing, delivery, other)" in shown
+    assert "with a budget of 1.5 min; read it through, above all the instructions and the bar (accuracy 0.8)" in (
+        " ".join(shown.split())
+    )
 
 
 def test_options_say_what_is_otherwise_guessed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -278,3 +288,85 @@ def test_what_adapt_would_stop_at_is_said_before_the_next_command(
         grouping_of(task, sources_of(task))
     answered = load_task(out, ['data.not_groups={near_duplicates: "two wordings"}'])
     assert grouping_of(answered, sources_of(answered)).found[0].answer == "two wordings"
+
+
+def numbered(target: list[Any]) -> list[dict[str, Any]]:
+    return [{"text": f"message {i} of a customer", "label": value} for i, value in enumerate(target)]
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+@pytest.mark.parametrize(
+    "values",
+    [
+        [round(0.37 * i, 2) for i in range(300)],  # 300 different ones
+        [round(0.37 * (i % 60), 2) for i in range(300)],  # each five times
+        [1000 + 7 * i for i in range(300)],  # whole numbers
+        [1000 + i % 250 for i in range(1000)],
+    ],
+)
+def test_measured_numbers_are_no_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], values: list[float], suffix: str
+) -> None:
+    rows, data = numbered(values), tmp_path / f"prices{suffix}"
+    if suffix == ".jsonl":
+        lines(data, rows)
+    else:
+        data.write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows), "utf-8")
+    code, _, error = run(capsys, data, "--out", tmp_path / "task.yaml", "--json")
+    assert (code, len(error.splitlines())) == (1, 1)
+    assert f"'label' holds {len({*values})} different numbers in {len(values):,} rows, too many for labels" in error
+    assert "regression is not offered; put them into ranges" in error
+    assert not (tmp_path / "task.yaml").exists()
+    with pytest.raises(DataError, match="regression is not offered"):
+        bedplate.adapt(rows, tmp_path / "out", target="label")
+    assert [path.name for path in tmp_path.iterdir()] == [data.name]
+
+
+@pytest.mark.parametrize(("labels", "count"), [(5, 60), (77, 3), (150, 4)])
+def test_numbers_that_name_classes_are_labels(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], labels: int, count: int
+) -> None:
+    data = lines(tmp_path / "rows.jsonl", numbered([1 + i % labels for i in range(labels * count * 3)]))
+    code, shown, error = run(capsys, data, "--out", tmp_path / "task.yaml", "--json")
+    assert (code, error) == (0, "")
+    summary = json.loads(shown)
+    assert (summary["kind"], len(summary["labels"])) == ("label", labels)
+    assert any("A number near the right one counts as wrong." in note for note in summary["notes"])
+
+
+def test_stars_in_halves_are_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = numbered([0.5 + i % 10 / 2 for i in range(300)])
+    (tmp_path / "s.csv").write_text("text,label\n" + "".join(f"{row['text']},{row['label']}\n" for row in rows))
+    code, shown, _ = run(capsys, tmp_path / "s.csv", "--out", tmp_path / "task.yaml", "--json")
+    assert (code, len(json.loads(shown)["labels"])) == (0, 10)
+
+
+def test_a_label_that_the_draw_takes_from_train_stops_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A long conversation holds the only rows of a label."""
+    draw = random.Random(2)
+    rows = [
+        {"text": f"{' '.join(draw.choices(WORDS, k=7))} {i}", "label": "ab"[i % 2], "thread_id": f"t{i // 4}"}
+        for i in range(320)
+    ]
+    for name in ("long", "longer", "endless", "talk", "chat"):  # the draw is by the names of groups
+        thread = [f"{' '.join(draw.choices(WORDS, k=7))} of {number}" for number in range(24)]
+        rare = [{"text": text, "label": "rare", "thread_id": name} for text in thread]
+        out = tmp_path / f"{name}.yaml"
+        code, shown, error = run(capsys, lines(tmp_path / f"{name}.jsonl", rows + rare), "--out", out, "--json")
+        assert (code, error) == (0, "")
+        assert "rare" in json.loads(shown)["labels"]
+        assert "rare" in {example.target for example in load_examples(load_task(out)).train}
+
+
+def test_labels_that_differ_in_case_alone_are_named_however_frequent(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = numbered([("positive", "Positive", "negative")[i % 3] for i in range(300)])
+    rows.append({"text": "one more", "label": "NEGATIVE"})
+    code, shown, error = run(capsys, lines(tmp_path / "r.jsonl", rows), "--out", tmp_path / "task.yaml", "--json")
+    assert (code, error) == (0, "")
+    (note,) = (note for note in json.loads(shown)["notes"] if note.startswith("Labels that differ in case or spaces"))
+    assert ": 'Positive' (100) and 'positive' (100); 'negative' (100) and 'NEGATIVE' (1). Write them alike" in note
+    assert "did you mean" not in shown

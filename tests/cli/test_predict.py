@@ -7,6 +7,7 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -72,6 +73,24 @@ def test_an_empty_row_gets_an_error(skin_dir: Path, tmp_path: Path, capsys: pyte
     code, _, error = run(capsys, skin_dir, source, "--out", tmp_path / "out.jsonl")
     assert (code, "line 2: the input 'review' is empty" in error) == (1, True)
     assert [answer.get("error", {}).get("param") for answer in read(tmp_path / "out.jsonl")] == [None, "input", None]
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.csv", "review\n"), ("b.csv", ""), ("c.jsonl", "")])
+def test_a_file_without_rows_is_told(
+    skin_dir: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    content: str,
+) -> None:
+    (tmp_path / name).write_text(content)
+    message = "has no rows to predict, so there are no predictions"
+    code, _, error = run(capsys, skin_dir, tmp_path / name, "--out", tmp_path / f"out.{name}")
+    assert (code, f"note: {tmp_path / name} {message}" in error) == (0, True)
+    monkeypatch.setattr("sys.stdin", SimpleNamespace(buffer=io.BytesIO(content.encode())))
+    code, printed, error = run(capsys, skin_dir, "-", "--out", "-", "--format", name.partition(".")[2])
+    assert (code, printed, f"note: stdin {message}" in error) == (0, "", True)
 
 
 def test_rows_that_cannot_be_predicted_are_named_and_counted(

@@ -14,7 +14,7 @@ from tests.core.clocks import set_monotonic
 
 from bedplate.core import progress as module
 from bedplate.core.errors import UsageError
-from bedplate.core.progress import Progress, console, progress, silent
+from bedplate.core.progress import Countdown, Progress, console, progress, silent
 from bedplate.inference.predict import loaded
 
 CODE = """
@@ -161,3 +161,52 @@ def test_a_log_has_a_line_of_a_long_job_now_and_then(
         "run: 25 of 50 steps, loss 2.5, speed fast, 0:00:50 left",
         "run: 40 of 50 steps, loss 4, speed fast, 0:00:20 left",
     ]
+
+
+def test_a_log_has_a_line_where_each_of_many_jobs_is_short(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """None of them took LINE_SECONDS, so that a search of many minutes said nothing."""
+    now = 100.0
+    set_monotonic(monkeypatch, module, lambda: now)
+    with Progress("search"):
+        for number in range(6):
+            with Progress(f"job {number}", 2, "rows") as bar:
+                now += 12
+                bar.advance(1)
+                if number == 4:
+                    module.notice("job 4 is done")
+    assert capsys.readouterr().err.splitlines() == [
+        "job 2: 1 of 2 rows, 0:00:12 left",
+        "job 4 is done",
+    ]
+
+
+def test_a_limit_of_time_shows_life_while_nothing_advances(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = 100.0
+    set_monotonic(monkeypatch, module, lambda: now)
+    with Countdown("adapt: time limit", 600.0) as limit, Progress("fitting: probe", unit=""):
+        for _ in range(5):
+            now += 11
+            limit.beat()
+    with Countdown("adapt: time limit", None) as limit:
+        now += 31
+        limit.beat()
+    assert capsys.readouterr().err.splitlines() == [
+        "adapt: time limit: 33 of 600 s; fitting: probe, 33 s",
+        "adapt: time limit: 31 s",
+    ]
+
+
+def test_a_limit_of_time_beats_by_itself() -> None:
+    code = (
+        "import time\n"
+        "from bedplate.core import progress\n"
+        "progress.LINE_SECONDS = 0.02\n"
+        "with progress.Countdown('adapt: time limit', 600.0):\n"
+        "    time.sleep(1.0)\n"
+    )
+    completed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "adapt: time limit: " in completed.stderr

@@ -16,6 +16,11 @@ def test_the_nearest_names_come_first_and_far_ones_not_at_all() -> None:
     assert nearest("zzz", names) == []
 
 
+def test_the_case_of_a_name_and_spaces_around_it_make_it_no_other() -> None:
+    assert nearest("BILLING", ("billing", "delivery")) == ["billing"]
+    assert nearest(" positve ", ("POSITIVE", "NEGATIVE")) == ["POSITIVE"]
+
+
 def test_a_hint_is_a_question_with_what_else_is_said() -> None:
     assert did_you_mean(["a", "b"]) == "did you mean 'a' or 'b'?"
     assert did_you_mean(["a"], "there are a, c") == "did you mean 'a'? there are a, c"

@@ -202,3 +202,24 @@ def test_every_group_has_the_same_chance_of_a_split() -> None:
     for counts in largest:
         for name, fraction in FRACTIONS.items():
             assert stats.binomtest(counts[name], runs, fraction).pvalue > 1e-4
+
+
+@given(rows, st.integers(0, 3))
+@settings(max_examples=80, deadline=None)
+def test_train_has_a_row_of_every_label(records: list[SplitRecord], seed: int) -> None:
+    records = list(deduplicate(records).records)
+    labels = sorted({record.stratum for record in records})
+    fractions = {"train": 0.3, "valid": 0.2, "test": 0.5}  # what a few rows get, so that test can show something
+    parts = split(records, fractions, seed, labels=labels)
+    assert {record.stratum for record in parts["train"]} == {*labels}
+    assert sorted(r.row_hash for part in parts.values() for r in part) == sorted(r.row_hash for r in records)
+    check_leaks(parts)
+    drawn = split(records, fractions, seed)
+    if {record.stratum for record in drawn["train"]} == {*labels}:  # what had them before is as it was
+        assert parts == drawn
+
+
+def test_a_group_that_is_in_a_split_already_stays_there() -> None:
+    records = [record("a", "yes", "g1"), record("b", "no", "g2"), record("c", "yes", "g3")]
+    assigned = Assigned({}, {"g2": "test"})
+    assert [r.group for r in split(records, FRACTIONS, 0, assigned, ["yes", "no"])["test"]].count("g2") == 1

@@ -23,7 +23,7 @@ from bedplate.evaluation.harness import evaluate_predictions
 from bedplate.evaluation.metrics import METRICS, Metric
 from bedplate.evaluation.suites import SUITES
 from bedplate.evaluation.suites.suite import SampleSet, grades
-from bedplate.inference.engine.answers import Answers, Facts
+from bedplate.inference.engine.answers import Answers, ModelDescription
 from bedplate.inference.engine.requests import (
     Generate,
     Generation,
@@ -188,7 +188,7 @@ class Refuser:
     alive = True
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
-        self.facts = Facts("refuser", frozenset(["generate"]), 128, tokenizer)
+        self.facts = ModelDescription("refuser", frozenset(["generate"]), 128, tokenizer)
 
     def submit(self, request: Request) -> Stream:
         stream = Stream(request)
@@ -202,7 +202,7 @@ class Refuser:
     def tokenize(self, text: str) -> list[int]:
         return list(text.encode())
 
-    def describe(self) -> Facts:
+    def describe(self) -> ModelDescription:
         return self.facts
 
 

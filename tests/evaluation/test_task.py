@@ -287,6 +287,18 @@ def test_data_that_cannot_be_used_is_named(tmp_path: Path, data: list[dict], cha
     assert refused.value.exit_code == (2 if "no column" in message or "does not exist" in message else 1)
 
 
+def test_a_label_that_the_file_of_train_lacks_is_named_with_its_rows(tmp_path: Path) -> None:
+    files = {"train": "train.csv", "valid": "valid.csv", "test": "test.csv"}
+    for name, file in files.items():
+        labels = ["no", "yes"] * 4 + ["maybe"] * {"train": 0, "valid": 2, "test": 1}[name]
+        lines = [f"{name} {i},{label}" for i, label in enumerate(labels)]
+        (tmp_path / file).write_text("\n".join(["text,y", *lines]) + "\n", "utf-8")
+    changes = {"data__split": files, "data__source": None, "output__labels": ["no", "yes", "maybe"]}
+    message = "no row of the train split has the label 'maybe'; move some of its 2 rows of valid and 1 of test there"
+    with pytest.raises(DataError, match=message):
+        load_examples(load_task(write(tmp_path, **changes)))
+
+
 def test_splits_from_files_are_checked_for_leaks(tmp_path: Path) -> None:
     files = {"train": "train.csv", "valid": "valid.csv", "test": "test.csv"}
     for name, file in files.items():

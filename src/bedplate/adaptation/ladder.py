@@ -27,12 +27,11 @@ from bedplate.adaptation.curve.learning_curve import learning_curve, possible_si
 from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
 from bedplate.adaptation.rungs import chosen_rungs
-from bedplate.adaptation.rungs.probe import FEW_ROWS
 from bedplate.adaptation.search import formats, planner
 from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
-from bedplate.adaptation.search.run_rung import judge, retimed
+from bedplate.adaptation.search.run_rung import is_part, judge, retimed
 from bedplate.adaptation.search.start import begin, check_bases, check_output, claimed, opened, set_up
 from bedplate.adaptation.task.parent import read_parent
 from bedplate.adaptation.task.proposal import task_file_of
@@ -170,7 +169,8 @@ class _Ladder:
     def climb(self) -> Report:
         """Steps 2 to 6 of the overview."""
         run, side = self.run, "weights" if self.favours == "tuning" else "prompt"
-        for _ in Ascent(run.candidates, run.outcomes, side).climb():
+        ascent = Ascent(run.candidates, run.outcomes, side)
+        for _ in ascent.climb():
             run.take_results()
             self.context.likely[:] = dict.fromkeys(filter(None, (*self._nomination().nominees, self._baseline())))
         run.outcomes = {name: run.outcomes[name] for name in run.candidates}
@@ -179,7 +179,7 @@ class _Ladder:
         postponed = self._postponed()
         nomination = decision.Nomination((), None, None, postponed) if postponed else self._nominated()
         self._open_test(nomination)
-        self._fill_verdict(nomination)
+        self._fill_verdict(nomination, ascent.enough_minutes)
         report = build_report(run)
         self._write(report)
         if self.curve:
@@ -199,13 +199,9 @@ class _Ladder:
     def _postponed(self) -> dict[str, str]:
         """Why test stays closed, by candidate: every rung with a model was left out for time or had it for a few rows
         only, and a verdict now would cost one that follows on the same rows. Empty where test may be opened."""
-        run, looking, enough = self.run, self.run.looking, min(FEW_ROWS, len(self.context.train))
+        run, looking = self.run, self.run.looking
         models = {name for name, candidate in run.candidates.items() if candidate.base is not None} & run.results.keys()
-        whole = any(
-            run.results[name].details.get("rows", enough) >= enough
-            and run.results[name].evaluation.n == len(self.context.valid)
-            for name in models
-        )
+        whole = any(not is_part(self.context, run.results[name]) for name in models)
         if not self._untimed() or whole or not (looking is None or looking.first):
             return {}
         skins = [name for name, result in run.results.items() if result.skin is not None]
@@ -402,7 +398,7 @@ class _Ladder:
 
     # --- step 5: the verdict
 
-    def _fill_verdict(self, nomination: decision.Nomination) -> None:
+    def _fill_verdict(self, nomination: decision.Nomination, enough_minutes: int | None) -> None:
         """Bounds, guards, limits and requirements at the level of each nominee, and what the budget kept out."""
         run, nominees, error = self.run, nomination.nominees, 1 - self.spec.target.confidence
         earlier = guards_asked(run.candidates, nominees, run.results, run.guards)
@@ -452,4 +448,5 @@ class _Ladder:
                 {name: result.latency.load for name, result in run.results.items()},
             ),
             scale=self.task.scale,
+            enough_minutes=enough_minutes,
         )

@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
     from bedplate.data.profile import Profile
     from bedplate.data.rows import SourceRows
     from bedplate.evaluation.examples import TaskData
-    from bedplate.report.schema_parts import HiddenGroups
 
 
 def init(
@@ -76,8 +74,7 @@ def init(
     chosen = bases or ["smollm2-135m"]
     for base in chosen:
         paths.base(base)
-    from bedplate.adaptation.task import draft
-    from bedplate.core.files import atomic_write
+    from bedplate.adaptation.task import draft, proposal
     from bedplate.data.profile import profiles
     from bedplate.data.sources import read_rows
 
@@ -108,27 +105,20 @@ def init(
         bar = typer.prompt(question, default=task_draft.bar, value_proc=_share)
     if interactive and budget is None:
         budget = typer.prompt("How long may the whole search take?", default="10m", value_proc=to_seconds)
-    budget = 600.0 if budget is None else budget
-    task_draft = task_draft if bar is None else replace(task_draft, bar=bar)
-    content = draft.task_text(
-        task_draft,
-        data,
-        out,
-        name=name,
-        instructions=instructions,
-        bases=chosen,
-        minutes=budget / 60,
-        usd_per_hour=usd_per_hour,
-    )
-    split, findings = _checked(content, data, out)
-    group_notes = [f"`adapt` will ask: {finding.says}." for finding in findings]
-    design = task_draft.design(task_draft.bar, split.test.n, split.test.groups)
-    task_draft = replace(task_draft, notes=(*task_draft.notes, *group_notes, design))
-    atomic_write(out, content)
+    minutes = 10.0 if budget is None else budget / 60
+    how: dict[str, Any] = {"name": name, "instructions": instructions, "bases": chosen, "usd_per_hour": usd_per_hour}
+    task_draft, split, findings = proposal.write_task(task_draft, rows, data, out, bar=bar, minutes=minutes, **how)
     if as_json:
         print(json.dumps(_values(task_draft, split, out), ensure_ascii=False))
         return
-    _show(task_draft, split, out, [finding.name for finding in findings])
+    screen = console()
+    screen.print()
+    for line in proposal.summary(task_draft, split, out, minutes):
+        screen.print(line, markup=False)
+    if findings:  # else the next command would stop at once
+        reasons = json.dumps(dict.fromkeys((finding.name for finding in findings), "..."), ensure_ascii=False)
+        print(f"first: in {out}, under data, say which rows belong together (group_by), or not_groups: {reasons}")
+    print(f"next: {program()} adapt {out} --out runs/{out.stem if out.stem != 'task' else 'first'}")
 
 
 def _share(reply: str | float) -> float:
@@ -152,21 +142,6 @@ def _prompt_column(
         if optional and reply in ("none", ""):
             return None
         print(f"There is no column {reply!r}; the columns are {', '.join(columns)}")
-
-
-def _checked(content: str, data: Path, out: Path) -> tuple[TaskData, list[HiddenGroups]]:
-    """The rows as the task file will have them read, so that what cannot work is said now, and what looks like groups
-    beside those it names. ConfigError, DataError."""
-    from bedplate.core.config import parse_config
-    from bedplate.evaluation.examples import load_examples, sources_of
-    from bedplate.evaluation.leaks.hidden_groups import hidden_groups, table_of
-    from bedplate.evaluation.task import Task
-
-    # beside the task file there may be no directory yet
-    task = parse_config(content, Task, str(out), [f"data.source={json.dumps(str(data.absolute()))}"])
-    sources = sources_of(task)
-    hidden, _ = hidden_groups(table_of(task, sources))
-    return load_examples(task, loaded_rows=sources), [finding for finding in hidden if finding.strong]
 
 
 def _values(task_draft: TaskDraft, split: TaskData, out: Path) -> dict[str, Any]:
@@ -193,20 +168,3 @@ def _shortened(value: str) -> str:
     """A value as an example of its column: whole words from its beginning."""
     text = " ".join(value.split())
     return text if len(text) <= 30 else text[:30].rpartition(" ")[0] + " …" if " " in text[:30] else text[:29] + "…"
-
-
-def _show(task_draft: TaskDraft, split: TaskData, out: Path, unanswered: Sequence[str]) -> None:
-    screen = console()
-    answers = f"one of {len(task_draft.labels)} labels" if task_draft.kind == "label" else task_draft.kind
-    asked = f"asked with {', '.join(task_draft.inputs)}"
-    screen.print(f"\n{asked}; the answer is {task_draft.target} ({answers})", markup=False)
-    counts = f"{len(split.train):,} train, {len(split.valid):,} valid, {split.test.n:,} test"
-    screen.print(f"{task_draft.usable:,} of {task_draft.rows:,} rows can be used: {counts}", markup=False)
-    for note in task_draft.notes:
-        screen.print(f"- {note}", markup=False)
-    read = f"read it through, above all the instructions and the bar ({task_draft.metric} {task_draft.bar:g})"
-    screen.print(f"\nwritten to {out}; {read}", markup=False)
-    if unanswered:  # else the next command would stop at once
-        reasons = json.dumps(dict.fromkeys(unanswered, "..."), ensure_ascii=False)
-        print(f"first: in {out}, under data, say which rows belong together (group_by), or not_groups: {reasons}")
-    print(f"next: {program()} adapt {out} --out runs/{out.stem if out.stem != 'task' else 'first'}")

@@ -86,6 +86,8 @@ def predict(
         path = Path("stdin" if rows == "-" else rows)
         source = RowSource(list(predictor.skin.inputs), path, format or ("jsonl" if rows == "-" else None), keep_going)
         counts = _predict(predictor, source, rows == "-", out, overwrite, batch)
+    if not counts.rows:
+        notice(f"note: {path} has no rows to predict, so there are no predictions; give a file with rows")
     _print_counts(counts, out, time.perf_counter() - start, as_json)
     return 1 if counts.failed else 0
 

@@ -83,6 +83,8 @@ def notice(text: str) -> None:
     """Prints a line on stderr, also where that is no terminal: of a long wait, or of what cannot be taken back."""
     if not _silent.get():
         print(text, file=sys.stderr, flush=True)
+        for bar in _open:
+            bar.line_at = time.monotonic()
 
 
 def log_line(text: str) -> None:
@@ -101,6 +103,10 @@ def silent(enabled: bool = True) -> Generator[None]:
         _silent.reset(before)
 
 
+_open: list[Progress] = []
+"""Bars that are open, the innermost last."""
+
+
 class Progress:
     """One bar, used as a context. Bars may nest and may run in several threads: they share one live display. In a log,
     where there is no terminal, what takes longer has a line every LINE_SECONDS. done: units before a resumption."""
@@ -113,10 +119,12 @@ class Progress:
         self._unit = unit
         self._quiet = quiet
         self._first, self._done = done, float(done)
-        self._begun = self._logged = time.monotonic()
+        self._begun = self.line_at = time.monotonic()  # line_at: when the log had its last line, by what is open
         self._task: rich.progress.TaskID | None = None
 
     def __enter__(self) -> Self:
+        self.line_at = _open[-1].line_at if _open else self.line_at
+        _open.append(self)
         if not self._quiet and not _silent.get() and sys.stderr.isatty():
             display = _display.acquire()
             if display is not None:
@@ -125,6 +133,7 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
+        _open.remove(self)
         if self._task is not None:
             _display.release(self._task)
             self._task = None
@@ -142,9 +151,8 @@ class Progress:
 
     def _log(self, metrics: Sequence[str]) -> None:
         now, new = time.monotonic(), self._done - self._first
-        if self._quiet or self._total is None or new <= 0 or now - self._logged < LINE_SECONDS:
+        if self._quiet or self._total is None or new <= 0 or now - self.line_at < LINE_SECONDS:
             return
-        self._logged = now
         left = (now - self._begun) / new * (self._total - self._done)
         parts = (
             f"{self._done:,.0f} of {self._total:,.0f} {self._unit}",
@@ -155,10 +163,33 @@ class Progress:
 
 
 class Countdown(Progress):
-    """A bar of time: how many seconds of a limit have passed. It moves by itself (`Bars`)."""
+    """A bar of time: how many seconds of a limit have passed. It moves by itself (`Bars`); a log has a line of it where
+    nothing else wrote any for LINE_SECONDS."""
 
     def __init__(self, description: str, seconds: float | None) -> None:
         super().__init__(description, seconds, "s", quiet=seconds is None)
+        self._ended = threading.Event()
+
+    def __enter__(self) -> Self:
+        if not _silent.get() and not sys.stderr.isatty():
+            threading.Thread(target=self._watch, daemon=True).start()
+        return super().__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._ended.set()
+        super().__exit__(*error)
+
+    def _watch(self) -> None:
+        while not self._ended.wait(LINE_SECONDS / 4):
+            self.beat()
+
+    def beat(self) -> None:
+        """A line of the time that has passed and of what is being done, where the last line is old."""
+        now, inner = time.monotonic(), [self, *_open][-1]  # another thread may close it meanwhile
+        limit = "" if self._total is None else f" of {self._total:,.0f}"
+        doing = "" if inner is self else f"; {inner._description}, {now - inner._begun:,.0f} s"
+        if now - self.line_at >= LINE_SECONDS:
+            log_line(f"{self._description}: {now - self._begun:,.0f}{limit} s{doing}")
 
 
 class _Display:

@@ -11,8 +11,9 @@ PATH_CUTOFF = 0.6
 
 
 def nearest(name: str, candidates: Iterable[str], limit: int = 1, cutoff: float = 0.5) -> list[str]:
-    """At most so many of the known names that look like this one, the likest first. cutoff: the least likeness."""
-    return difflib.get_close_matches(name, list(candidates), n=limit, cutoff=cutoff)
+    """At most so many of the known names that look like this one in any case, the likest first. cutoff: likeness."""
+    by_folded = {candidate.strip().casefold(): candidate for candidate in candidates}
+    return [by_folded[near] for near in difflib.get_close_matches(name.strip().casefold(), by_folded, limit, cutoff)]
 
 
 def did_you_mean(names: Iterable[str], remark: str = "", *, show: Callable[[str], str] = repr) -> str:

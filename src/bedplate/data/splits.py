@@ -90,12 +90,17 @@ def deduplicate(records: Sequence[SplitRecord]) -> Deduplicated:
 
 
 def split(
-    records: Sequence[SplitRecord], fractions: Mapping[str, float], seed: int, assigned: Assigned | None = None
+    records: Sequence[SplitRecord],
+    fractions: Mapping[str, float],
+    seed: int,
+    assigned: Assigned | None = None,
+    labels: Sequence[str] = (),
 ) -> dict[str, tuple[SplitRecord, ...]]:
     """Assigns whole groups to splits, near their `fractions` of every stratum (they sum to 1). Records come sorted by
     row hash. assigned: groups with a row in a split go there first. A large group exceeds a split's share by half of
-    itself at most. A split can be empty where there are fewer groups than splits. DataError for a group whose rows are
-    in two splits."""
+    itself at most. labels: strata that the first split, which is learned from, has a row of; where the draw left it
+    without, the smallest group with one goes there. A split can be empty where there are fewer groups than splits.
+    DataError for a group whose rows are in two splits."""
     if any(not 0 < f < 1 for f in fractions.values()) or not math.isclose(sum(fractions.values()), 1, abs_tol=1e-6):
         raise UsageError(f"split fractions must lie between 0 and 1 and sum to 1, not {dict(fractions)}")
     groups: dict[str, list[SplitRecord]] = defaultdict(list)
@@ -103,7 +108,7 @@ def split(
         groups[record.group].append(record)
     totals = Counter(record.stratum for record in records)
     filled: dict[str, Counter[str]] = {name: Counter() for name in fractions}
-    result: dict[str, list[SplitRecord]] = {name: [] for name in fractions}
+    split_of: dict[str, str] = {}
     fixed = {} if assigned is None else {group: _fixed(group, rows, assigned) for group, rows in groups.items()}
     order = sorted(groups, key=lambda g: (fixed.get(g) is None, -len(groups[g]), _shuffle_key(seed, g)))
     draw_threshold = _drawn_above([len(groups[group]) for group in order if fixed.get(group) is None])
@@ -116,6 +121,15 @@ def split(
             distances = {s: _added_distance(counts, filled[s], totals, fractions[s]) for s in fractions}
             name = min(fractions, key=lambda s: (distances[s], -fractions[s]))
         filled[name].update(counts)
+        split_of[group] = name
+    first = next(iter(fractions))
+    for label in (label for label in labels if label not in filled[first]):
+        movable = [g for g in order if fixed.get(g) is None and any(r.stratum == label for r in groups[g])]
+        if movable:
+            split_of[movable[-1]] = first
+            filled[first].update(record.stratum for record in groups[movable[-1]])
+    result: dict[str, list[SplitRecord]] = {name: [] for name in fractions}
+    for group, name in split_of.items():
         result[name] += groups[group]
     return {name: tuple(sorted(rows, key=lambda r: (r.row_hash, r.id))) for name, rows in result.items()}
 

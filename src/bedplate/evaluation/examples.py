@@ -215,7 +215,7 @@ def load_examples(
     parsed = parser.parse_all(sources)
     if fractions is not None:
         records = parser.limited(parser.distinct(parsed, sources))
-        parts = splits.split(records, fractions, task.data.seed, assigned)
+        parts = splits.split(records, fractions, task.data.seed, assigned, task.labels)
     else:
         names = task.data.split.files or {}
         parts = {name: parser.distinct(parsed, {f"{name}/": sources[f"{name}/"]}) for name in names}
@@ -472,8 +472,12 @@ def check_splits(task: Task, parts: Mapping[str, Sequence[SplitRecord]]) -> list
     for name in SPLITS:
         absent = [label for label in task.labels if label not in present[name]]
         if absent and name == "train":
-            where = " of the train split" if any(absent[0] in labels for labels in present.values()) else ""
-            raise DataError(f"no row{where} has the label {absent[0]!r}; add such rows, or take it off output.labels")
+            valid, test = (sum(r.target == absent[0] for r in parts[split]) for split in SPLITS[1:])
+            where, advice = "", "add such rows, or"
+            if valid or test:
+                rows = f"its {valid:,} rows of valid and {test:,} of test"
+                where, advice = " of the train split", f"move some of {rows} there, or take them out and"
+            raise DataError(f"no row{where} has the label {absent[0]!r}; {advice} take it off output.labels")
         if absent:
             notes.append(f"the {name} split has no row with the label {', '.join(map(repr, absent))}")
     if task.output.form.several_labels:

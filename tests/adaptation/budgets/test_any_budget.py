@@ -217,7 +217,11 @@ def test_a_smallest_fit_stops_where_others_or_test_would_have_no_time(monkeypatc
 
 
 def test_a_fit_ends_with_the_budget_whatever_it_was_expected_to_take(
-    machine: Machine, tiny_base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    machine: Machine,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     """The machine becomes twelve times slower when the probe begins: it learns from the rows that it has read."""
     machine.token = 2e-3
@@ -231,6 +235,9 @@ def test_a_fit_ends_with_the_budget_whatever_it_was_expected_to_take(
     report = climb(tiny_base, tmp_path, 120, rungs=["majority", "probe"])
     row = report.row("probe")
     assert row["status"] == "done"
+    begins = re.search(r"^probe         begins with (\d+) rows, about (\d+) s$", capsys.readouterr().err, re.M)
+    assert begins is not None
+    assert 0 < int(begins[2]) <= 120
     (reason,) = (part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe")
     assert reason.endswith("train rows were left out: no time")
     plan = json.loads((tmp_path / "out/rungs/probe/plan.json").read_text())  # by which it can be made again
@@ -306,14 +313,53 @@ def test_a_budget_that_nothing_fits_says_which_would(machine: Machine, tiny_base
     report = climb(tiny_base, tmp_path, 10)
     assert report.verdict["status"] == "OUT_OF_BUDGET"
     assert report.data["ledger"] is None
-    needed = {admission["rung"]: admission["needed"] for admission in report.verdict["kept_out"]}
-    assert f"Continue with --budget {math.ceil(min(needed.values()))}m" in report.verdict["reason"]
     said = "it needs about ([0-9]+) s; ([0-9]+) s of the budget are left, ([0-9]+) s of them for test, the report and"
     match = re.match(said, report.row("lora")["reason"])
     assert match is not None
     seconds, left, reserved = map(int, match.groups())
     assert 10 >= left >= reserved > left - seconds
     assert machine.clock_time - machine.start < 15
+
+
+@pytest.mark.parametrize(
+    ("seconds", "token", "believed"),
+    [
+        (10, 3e-2, 1.0),
+        (30, 3e-2, 0.3),  # the base is slower than is believed of a busy machine
+        pytest.param(60, 2e-2, 0.5, marks=pytest.mark.slow),
+        pytest.param(90, 5e-2, 0.3, marks=pytest.mark.slow),
+    ],
+)
+def test_the_budget_that_is_proposed_is_enough(
+    machine: Machine,
+    tiny_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds: float,
+    token: float,
+    believed: float,
+):
+    """It was of the fewest rows of valid, which keep test closed, with the reserve of the smaller budget, and without
+    what was done after it was computed: three runs in a row ended without a verdict."""
+    measure = throughput.measure_throughput
+
+    def measured(*arguments: Any) -> throughput.Throughput:
+        speed = measure(*arguments)
+        return replace(speed, token=believed * speed.token, call=believed * speed.call)
+
+    monkeypatch.setattr(throughput, "measure_throughput", measured)
+    machine.token = token
+    report = climb(tiny_base, tmp_path, seconds)
+    assert report.verdict["status"] == "OUT_OF_BUDGET"
+    proposed = re.search(r"Continue with --budget (\d+)m: what is finished is kept", report.verdict["reason"])
+    assert proposed is not None
+    machine.climbed.clear()
+    report = climb(tiny_base, tmp_path, 60 * int(proposed[1]))
+    assert report.verdict["status"] in ("PASS", "FAIL", "INSUFFICIENT_DATA")
+    assert report.data["ledger"]["number"] == 1
+    assert (
+        any(row["base"] and row["split"] == "test" for row in report.rungs) or report.row("probe")["status"] == "done"
+    )
 
 
 @pytest.mark.slow

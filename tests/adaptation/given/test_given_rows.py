@@ -95,9 +95,10 @@ def test_what_does_not_go_is_named(task: Path, frame: pd.DataFrame) -> None:
         bedplate.evaluate(ByWord(), task, data=3)
     with pytest.raises(DataError, match="data: no column 'text'"):
         bedplate.evaluate(ByWord(), task, data=frame.rename(columns={"text": "body"}))
-    frame.loc[2, "label"] = "neutral"
-    with pytest.raises(DataError, match="data, row 3: the label 'neutral'"):
-        bedplate.evaluate(ByWord(), task, data=frame)
+    for label in ("NEGATIVE", " Negative ", "negativ"):
+        frame.loc[2, "label"] = label
+        with pytest.raises(DataError, match=f"data, row 3: the label '{label}'.*; did you mean 'negative'"):
+            bedplate.evaluate(ByWord(), task, data=frame)
     values = yaml.safe_load(task.read_text())
     values["data"] = {"target": "label", "split": {name: f"{name}.csv" for name in ("train", "valid", "test")}}
     task.write_text(yaml.safe_dump(values))
@@ -201,6 +202,27 @@ def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_
     with pytest.raises(UsageError, match="no column 'lable'; did you mean 'label'"):
         bedplate.adapt(frame, tmp_path / "other", target="lable")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith("other")) == []
+
+
+def test_what_is_drafted_for_a_table_is_told(
+    frame: pd.DataFrame, tiny_base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"target": "label", "rungs": ["majority"], "overrides": [f"adapt.bases=[{tiny_base}]"]}
+    report = bedplate.adapt(frame, tmp_path / "out", **options)
+    told = capsys.readouterr().err
+    counts = report.data["data"]["counts"]
+    for line in (
+        "asked with text; the answer is label (one of 2 labels: negative, positive)",
+        f"120 of 120 rows can be used: {counts['train']} train, {counts['valid']} valid, {counts['test']} test",
+        "- Rows with the same group stay together in one split (60 groups); --group none takes rows as independent.",
+        f"written to {tmp_path / 'out.task.yaml'}, with a budget of 10 min; read it through, above all the "
+        "instructions and the bar (accuracy 0.8)",
+    ):
+        assert line in told.splitlines()
+    bedplate.adapt(frame, tmp_path / "out", **options)
+    told = capsys.readouterr().err
+    assert f"the task is the one that was drafted before: {tmp_path / 'out.task.yaml'}" in told
+    assert "asked with" not in told
 
 
 def test_a_table_that_cannot_be_used_leaves_nothing_and_an_earlier_run_as_it_was(

@@ -31,6 +31,8 @@ class Clock:
         self._before = 0.0
         self.outside = 0.0
         """Seconds that were taken beside the limit."""
+        self.slowdown = 0.0
+        """Times what it was expected to take that a fit needs which the limit ended, the most of them."""
         self._charged = 0.0
         self._parent = parent
 

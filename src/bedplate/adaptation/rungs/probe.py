@@ -81,11 +81,12 @@ class Probe(Rung):
             return Skip(f"cross-validation needs at least 2 groups in train, there is {groups}")
         n, part = len(context.train), depths[-1] / layers
         if context.smallest:
-            rows = min(MIN_ROWS, n)
-            few = {"layer_rows": min(MIN_ROWS // 2, len(context.valid)), "prompts": list(self._prompts(context))[-1:]}
-            settings = {"depths": depths[:1], "rows": rows, "folds": min(FOLDS, groups), **few}
-            smallest = "its smallest version was fitted: no time for more"
-            return RungPlan(settings, left_out=(rows_left_out(rows, n) if rows < n else smallest,))
+            rows, layer_rows = min(MIN_ROWS, n), min(MIN_ROWS // 2, len(context.valid))
+            name, prompt = list(self._prompts(context).items())[-1]
+            settings = {"depths": depths[:1], "rows": rows, "layer_rows": layer_rows, "folds": min(FOLDS, groups)}
+            cost = _cost(context, prompt, depths[0] / layers, layer_rows, len(context.backbone.poolings))
+            left_out = rows_left_out(rows, n) if rows < n else "its smallest version was fitted: no time for more"
+            return RungPlan({**settings, "prompts": [name]}, cost.seconds(rows), (left_out,))
         layer_rows = min(LAYER_ROWS, len(context.valid))
         heads = len(depths) * len(context.backbone.poolings) * (1 if context.labels else len(labels))
         prompts = self._prompts(context)

@@ -19,12 +19,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from bedplate.adaptation.context.context import Context
-from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
+from bedplate.adaptation.context.clock import Clock
+from bedplate.adaptation.context.context import Chosen, Context
+from bedplate.adaptation.context.outcome import PACES, RungOutcome, RungPlan, Skip
+from bedplate.adaptation.rungs.probe import FEW_ROWS
 from bedplate.adaptation.rungs.rung import Side
 from bedplate.adaptation.search import planner, rung_files
 from bedplate.adaptation.search.candidates import Candidate
-from bedplate.adaptation.search.run_rung import climb
+from bedplate.adaptation.search.run_rung import climb, is_part
 from bedplate.adaptation.search.start import climb_candidate
 from bedplate.core.files import sha256_json
 from bedplate.core.progress import notice
@@ -44,8 +46,9 @@ class Schedule:
     rules of thumb expect to win."""
 
     def __init__(self, candidates: Mapping[str, Candidate], outcomes: Mapping[str, RungOutcome], favours: Side) -> None:
-        self.candidates, self.outcomes, self.favours = candidates, outcomes, favours
-        self._minimum_seconds: dict[tuple[str, bool], float] = {}
+        self.candidates, self.outcomes = candidates, outcomes
+        self.favours: Side = favours
+        self.least_seconds: dict[tuple[str, bool], float] = {}
         self._usual: dict[tuple[str, bool], float] = {}
         """Seconds that candidates were planned to take, at the least and as they usually are, before and after their
         base chose a prompt: planning measures and reads, so it is done once."""
@@ -85,15 +88,15 @@ class Schedule:
             return 0.0
         context = candidate.context
         key = candidate.name, context.chosen.prompt is None
-        if key not in self._minimum_seconds:
+        if key not in self.least_seconds:
             before, context.pace = context.until, 1.0
             context.until = context.clock.used  # no time at all
             try:
                 plan = planner.planned(context, candidate.rung)
             finally:
                 context.until = before
-            self._minimum_seconds[key] = plan.seconds or 0.0
-        return self._minimum_seconds[key] * self.pace(candidate)
+            self.least_seconds[key] = plan.seconds or 0.0
+        return self.least_seconds[key] * self.pace(candidate)
 
     # --- what is worth most
 
@@ -193,6 +196,8 @@ class Ascent:
         """Candidates of which a larger fit was begun, in this run or an earlier one."""
         self._begun = [] if growth.get("done") else self._grown[:]
         self._done = bool(growth.get("done"))
+        self.enough_minutes: int | None = growth.get("enough_minutes")
+        """The limit under which a rung on a base is expected to have enough rows; None where one has them."""
 
     def climb(self) -> Iterator[RungOutcome]:
         """What became of each candidate, as soon as it is over. Before the next, the caller says in `Context.likely`
@@ -210,6 +215,7 @@ class Ascent:
             context = replace(candidate.context, smallest=True, run_directory=None, until=until)
             context.throughput, context.format_gain = candidate.context.throughput, candidate.context.format_gain
             yield self._recorded(candidate.name, climb_candidate(replace(candidate, context=context)))
+        self.enough_minutes = self.enough_minutes if self._done else self._least_minutes()
         self._write_growth(done=True)  # whatever the machine is doing when the command is repeated
         for candidate in self._schedule.last():
             yield self._recorded(candidate.name, climb_candidate(candidate))
@@ -237,7 +243,37 @@ class Ascent:
         return outcome
 
     def _write_growth(self, *, done: bool) -> None:
-        rung_files.write_saved(self._growth, self._growth_key, {"names": self._grown, "done": done})
+        values = {"names": self._grown, "done": done, "enough_minutes": self.enough_minutes}
+        rung_files.write_saved(self._growth, self._growth_key, values)
+
+    def _least_minutes(self) -> int | None:
+        """As `enough_minutes`: planned as the same command will begin under a larger limit, with the reserve for test
+        that belongs to it, at the slowest pace that a fit was seen to have here."""
+        clock, favours = self._first.clock, self._schedule.favours
+        on_base = [candidate for candidate in self.candidates.values() if candidate.on_base and candidate.unfit is None]
+        outcomes = [self.outcomes[candidate.name] for candidate in on_base]
+        results = [outcome.result for outcome in outcomes if outcome.result is not None]
+        lacking = bool(results) or any("train_minutes" in outcome.needs for outcome in outcomes)
+        if clock.seconds is None or not lacking or not all(is_part(self._first, result) for result in results):
+            return None
+        slower = min(PACES[1], max(clock.slowdown, *(outcome.pace or 0.0 for outcome in outcomes)) or 1.0)
+        used, trials = clock.used - sum(outcome.seconds for outcome in outcomes), dict[str, Context]()
+        for context in (candidate.context for candidate in on_base):
+            trials[context.suffix] = trial = replace(context, chosen=Chosen(), settled=False)
+            trial.throughput, trial.format_gain = context.throughput, context.format_gain
+        candidates = {c.name: replace(c, context=trials[c.context.suffix]) for c in on_base}
+        minutes = math.floor(clock.seconds / 60)
+        while minutes < 24 * 60:  # a longer limit is not proposed
+            minutes = max(minutes + 1, math.ceil(1.1 * minutes))
+            for trial in trials.values():
+                trial.clock, trial.until, trial.slower = Clock(60.0 * minutes), math.inf, 1.0
+                trial.clock.add(used)
+            schedule = Schedule(candidates, {}, favours)
+            schedule.least_seconds = self._schedule.least_seconds
+            first = schedule.next()
+            if first is not None and _has_enough(first, slower):
+                return minutes
+        return None
 
     def _larger(self) -> tuple[Candidate, Context] | None:
         """The candidate to climb again in the time that is left, and the context to do so on; None where none would be
@@ -287,6 +323,19 @@ def wants_more(candidate: Candidate, outcome: RungOutcome) -> bool:
     if outcome.status == "skipped":
         return outcome.skip == "budget" and not outcome.needs.keys() & {"p95_ms", "usd_per_1k_calls"}
     return outcome.result is not None and bool(outcome.result.left_out)
+
+
+def _has_enough(candidate: Candidate, slower: float) -> bool:
+    """Whether there is the time to fit the candidate on enough rows where everything takes so many times longer: for
+    less than what is planned at the expected speed only where the fit then stops by itself."""
+    context, expected = candidate.context, planner.planned(candidate.context, candidate.rung)
+    context.slower = slower
+    plan = planner.planned(context, candidate.rung)
+    if isinstance(plan, Skip) or isinstance(expected, Skip):
+        return False
+    rows = min(FEW_ROWS, len(context.train)) if candidate.traits.side == "weights" else len(context.valid)
+    stops = candidate.traits.stops or expected.seconds <= context.seconds_left
+    return stops and plan.settings.get("rows", rows) >= rows
 
 
 def larger_context(candidate: Candidate, outcome: RungOutcome, usual: float, until: float) -> Context:

@@ -32,6 +32,7 @@ from bedplate.adaptation.context.outcome import (
 )
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.answers import own_probability, predict_examples, single_calls
+from bedplate.adaptation.rungs.probe import FEW_ROWS
 from bedplate.adaptation.search import rung_files
 from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.search.planner import planned_now, with_needs
@@ -39,6 +40,7 @@ from bedplate.core.errors import BedplateError, ConfigError, DataError, HubError
 from bedplate.core.executor import Executor, Job, LocalExecutor
 from bedplate.core.files import DISK_FULL, sha256_json
 from bedplate.core.processor import load_average
+from bedplate.core.progress import Progress, log_line
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.grading import PredictionLike
 from bedplate.evaluation.harness import Evaluation, evaluate_predictions
@@ -58,8 +60,8 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
     config = rung_files.config_of(context, rung)
     reused, limits = rung_files.read_result(directory, config, context.valid), rung_files.limits_of(context, config)
     within = directory / rung_files.WITHIN_FILE
-    if reused is not None and _is_part(context, reused[0]) and rung_files.read_saved(within, limits) is None:
-        shutil.rmtree(directory)  # under other limits there may be the time for all rows
+    if reused is not None and is_part(context, reused[0]) and rung_files.read_saved(within, limits) is None:
+        shutil.rmtree(directory)  # under other limits there may be the time for enough rows
         reused = None
     if reused is not None and (not needs_skin or _skin_is_whole(context, reused[0])):
         result, seconds = reused
@@ -106,7 +108,7 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
             name, "skipped", skipped.reason, None, outcome.seconds, skip=skipped.kind, needs=skipped.needs
         )
     assert outcome.value is not None
-    if _is_part(context, outcome.value):
+    if is_part(context, outcome.value):
         rung_files.write_saved(within, limits, {})
     rung_files.write_result(directory, config, outcome.seconds, outcome.value)
     context.clock.charge(outcome.value.usd)
@@ -120,7 +122,7 @@ def climb(context: Context, name: str, directory: Path, *, needs_skin: bool = Tr
 def fit(context: Context, rung: str, directory: str, config: str) -> RungResult | Skip:
     """The job of a rung: planned, unless an interrupted run left its plan, and fitted. config: of `config_of`."""
     place, outer_clock = Path(directory), context.outer_clock
-    saved_plan = rung_files.read_plan(place, config)
+    saved_plan, start = rung_files.read_plan(place, config), context.clock.used
     plan = planned_now(context, RUNGS[rung].on(context)) if saved_plan is None else saved_plan
     if isinstance(plan, Skip):
         return plan
@@ -134,13 +136,19 @@ def fit(context: Context, rung: str, directory: str, config: str) -> RungResult 
         if not context.smallest:  # a resumed run plans that anew, for only then does it stop when the time is over
             rung_files.write_plan(place, config, plan)
     try:
-        if context.executor is not None and context.run_directory is not None:
-            return _fit_elsewhere(context.executor, context, rung, config, place)
-        return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
+        with Progress(f"fitting: {rung}", unit=""):
+            if outer_clock is None and plan.seconds >= 1:
+                rows = f" with {plan.settings['rows']:,} rows" if "rows" in plan.settings else ""
+                log_line(f"{rung:<13} begins{rows}, about {plan.seconds:,.0f} s")
+            if context.executor is not None and context.run_directory is not None:
+                return _fit_elsewhere(context.executor, context, rung, config, place)
+            return abstaining(context, RUNGS[rung].on(context).fit(context, plan, place))
     except OutOfTime as stop:
         if context.smallest or not RUNGS[rung].traits.trained:  # training goes on where there is more time
             shutil.rmtree(place, ignore_errors=True)
-        return with_needs(context, no_time(max(stop.seconds, plan.seconds)))
+        needed = max(context.clock.used - start + stop.seconds, plan.seconds)
+        context.clock.slowdown = max(context.clock.slowdown, needed / max(plan.seconds, 0.1))
+        return with_needs(context, no_time(needed))
 
 
 def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str, place: Path) -> RungResult:
@@ -157,9 +165,11 @@ def _fit_elsewhere(executor: Executor, context: Context, rung: str, config: str,
     return written[0]
 
 
-def _is_part(context: Context, result: RungResult) -> bool:
-    """Whether there was the time for a part of valid alone."""
-    return result.evaluation.n < len(context.valid)
+def is_part(context: Context, result: RungResult) -> bool:
+    """Whether there was the time for few rows of train alone, or for a part of valid: test is not opened for it."""
+    fits = RUNGS[result.rung.partition("@")[0]].traits.side == "weights"
+    few = fits and result.details.get("rows", FEW_ROWS) < min(FEW_ROWS, len(context.train))
+    return few or result.evaluation.n < len(context.valid)
 
 
 def _skin_is_whole(context: Context, result: RungResult) -> bool:

@@ -25,11 +25,13 @@ from bedplate.core.suggestions import did_you_mean, nearest
 from bedplate.core.values import input_name
 from bedplate.data.profile import Profile, is_group_name, profiles
 from bedplate.data.rows import SourceRows, blank, label_text
-from bedplate.data.splits import SplitRecord, deduplicate, row_hash
+from bedplate.data.splits import SplitRecord, deduplicate, normalise, row_hash
 from bedplate.evaluation.evaluated import MINIMUM_LABEL_GROUPS
 from bedplate.evaluation.metrics import METRICS
 
 MAX_LABELS = 200
+MAX_LEVELS = 20
+"""Different numbers up to which each may be a label, such as stars in halves; of more, whole ones that recur may."""
 _TARGETS = ("label", "labels", "target", "category", "class", "intent", "sentiment", "topic", "answer", "output")
 UNGROUPED = "no column was named that says which rows belong together"
 """What a task file that is written without a group gives as its reason."""
@@ -298,6 +300,16 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
         raise DataError(f"{rows.source}: the column {target.name!r} is empty; the answers belong there")
     if target.column_type == "mixed":
         raise DataError(f"{rows.source}: the column {target.name!r} holds values of several kinds; write them alike")
+    if target.column_type == "number":
+        whole = all(number.is_integer() or not math.isfinite(number) for number in (float(str(v)) for v in values))
+        if target.distinct > (MAX_LABELS if whole and target.repeats >= 2 else MAX_LEVELS):
+            raise DataError(
+                f"{rows.source}: the column {target.name!r} holds {target.distinct:,} different numbers in "
+                f"{target.rows:,} rows, too many for labels, and regression is not offered; put them into ranges, such "
+                "as low, medium and high, in a column of labels, and name that as the target (or, where a number is to "
+                "be written as text, write a task file with `output: {kind: text}`)"
+            )
+        return _label(rows, target)
     several = {"kind": "labels", "metric": "example_f1", "bar": 0.7}
     if target.column_type == "list":
         names = {str(label) for value in values if isinstance(value, list) for label in value}
@@ -390,10 +402,19 @@ def _notes(
             f"Labels that may stand for none: {shown}. Leave the cells empty if so, and the rows are left out."
         )
     if answer["kind"] == "label":
-        if not columns[target].as_text:
+        numeric = columns[target].column_type == "number"
+        if numeric or not columns[target].as_text:
+            near = " A number near the right one counts as wrong." if numeric else ""
             notes.append(
-                f"Values of {target} are taken as text, as skins answer: {', '.join(answer['labels'][:5])}. Bases that "
-                "read the labels do better with words that say what they mean."
+                f"Values of {target} are taken as text, as skins answer: {', '.join(answer['labels'][:5])}.{near} "
+                "Bases that read the labels do better with words that say what they mean."
+            )
+        spellings: dict[str, list[str]] = {}
+        for name, count in columns[target].commonest:
+            spellings.setdefault(normalise(name), []).append(f"{name!r} ({count:,})")
+        if alike := "; ".join(" and ".join(names) for names in spellings.values() if len(names) > 1):
+            notes.append(
+                f"Labels that differ in case or spaces alone: {alike}. Write them alike in the data if they are one."
             )
         rare = [(name, count) for name, count in columns[target].commonest if count < _RARE_ROWS]
         if rare:
@@ -404,7 +425,8 @@ def _notes(
             )
         for name, count in rare:
             frequent = [label for label, rows_of_it in columns[target].commonest if rows_of_it >= 10 * count]
-            if close := nearest(name, frequent, cutoff=_MISSPELT):
+            close = nearest(name, frequent, cutoff=_MISSPELT)
+            if close and normalise(close[0]) != normalise(name):
                 where = "1 row" if count == 1 else f"{count} rows"
                 notes.append(f"The label {name!r} is on {where}: {did_you_mean(close)} Correct the data if so.")
         if answer["metric"] == "macro_f1":

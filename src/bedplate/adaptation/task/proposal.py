@@ -11,15 +11,20 @@ from typing import Any
 
 import yaml
 
-from bedplate.adaptation.task.draft import draft, task_text
+from bedplate.adaptation.task.draft import TaskDraft, draft, task_text
 from bedplate.core.arguments import checked
+from bedplate.core.config import parse_config
+from bedplate.core.display import join_names
 from bedplate.core.errors import UsageError
 from bedplate.core.files import atomic_write
 from bedplate.core.progress import notice
+from bedplate.data.rows import SourceRows
 from bedplate.data.sources import read_rows
 from bedplate.data.tables import is_table, json_lines, records, table_rows
-from bedplate.evaluation.examples import RowParser
-from bedplate.evaluation.task import load_task
+from bedplate.evaluation.examples import RowParser, TaskData, load_examples
+from bedplate.evaluation.leaks.hidden_groups import hidden_groups, table_of
+from bedplate.evaluation.task import Task, load_task
+from bedplate.report.schema_parts import HiddenGroups
 
 DEFAULT_BASE = "smollm2-135m"
 
@@ -59,24 +64,45 @@ def init(
     rows = table_rows(data, "data", "data") if in_memory else read_rows(str(rows_path.absolute()))
     chosen_group = None if group == "none" else group
     task_draft = draft(rows, inputs=inputs, target=target, group=chosen_group, grouped=group != "none")
-    task_draft = task_draft if bar is None else replace(task_draft, bar=bar)
-    content = task_text(
-        task_draft,
-        rows_path,
-        path,
-        name=name,
-        instructions=instructions,
-        bases=list(bases),
-        minutes=minutes,
-        usd_per_hour=usd_per_hour,
-    )
-    path.parent.mkdir(parents=True, exist_ok=True)
+    how: dict[str, Any] = {"name": name, "instructions": instructions, "bases": bases, "usd_per_hour": usd_per_hour}
+    task_draft, split, _ = write_task(task_draft, rows, rows_path, path, bar=bar, minutes=minutes, **how)
     if in_memory:
         atomic_write(rows_path, json_lines(rows.rows))
-    atomic_write(path, content)
-    for note in task_draft.notes:
-        notice(note)
+    for line in summary(task_draft, split, path, minutes):
+        notice(line)
     return path
+
+
+def write_task(
+    task_draft: TaskDraft, rows: SourceRows, data: Path, path: Path, *, bar: float | None, minutes: float, **how: Any
+) -> tuple[TaskDraft, TaskData, list[HiddenGroups]]:
+    """Write the task file; returns the draft with notes on what `adapt` will ask and what test can show, the rows in
+    their splits as the file will have them read, and what looks like groups beside those it names. bar: None for the
+    draft's. how: as of `task_text`. ConfigError, DataError for what cannot work; then nothing is written."""
+    task_draft = task_draft if bar is None else replace(task_draft, bar=bar)
+    content = task_text(task_draft, data, path, minutes=minutes, **how)
+    task, sources = parse_config(content, Task, str(path)), {"": rows}
+    hidden, split = hidden_groups(table_of(task, sources))[0], load_examples(task, loaded_rows=sources)
+    findings = [finding for finding in hidden if finding.strong]
+    asked = [f"`adapt` will ask: {finding.says}." for finding in findings]
+    design = task_draft.design(task_draft.bar, split.test.n, split.test.groups)
+    atomic_write(path, content)
+    return replace(task_draft, notes=(*task_draft.notes, *asked, design)), split, findings
+
+
+def summary(task_draft: TaskDraft, split: TaskData, path: Path, minutes: float) -> list[str]:
+    """What was drafted, in lines: inputs and answer, rows and splits, notes, budget, metric and bar."""
+    answers = task_draft.kind
+    if task_draft.kind == "label":
+        answers = f"one of {len(task_draft.labels)} labels: {join_names(task_draft.labels)}"
+    read = f"read it through, above all the instructions and the bar ({task_draft.metric} {task_draft.bar:g})"
+    return [
+        f"asked with {', '.join(task_draft.inputs)}; the answer is {task_draft.target} ({answers})",
+        f"{task_draft.usable:,} of {task_draft.rows:,} rows can be used: {len(split.train):,} train, "
+        f"{len(split.valid):,} valid, {split.test.n:,} test",
+        *(f"- {note}" for note in task_draft.notes),
+        f"written to {path}, with a budget of {minutes:g} min; {read}",
+    ]
 
 
 def task_file_of(task: Any, out: Path, target: str | None, undo: ExitStack) -> Path:
@@ -103,6 +129,8 @@ def task_file_of(task: Any, out: Path, target: str | None, undo: ExitStack) -> P
         or target not in (None, load_task(path).data.target)
     ):
         init(task, path, target=target, name=out.name, overwrite=True)
+    else:
+        notice(f"the task is the one that was drafted before: {path}")
     if not isinstance(task, Mapping):  # what is wrong with a row is told by its name in the caller's own table
         RowParser(load_task(path)).parse(table_rows(task, "task", "task"))
     return path

@@ -214,7 +214,8 @@ class GateVerdict:
 
     guards: of nominees that change their base; limits: of a call's cost and latency; requirements: of the target in
     addition to its bar. An undecided condition prevents PASS, but does not cause FAIL. kept_out: candidates that the
-    budget excluded, the best first. scale: formats scores.
+    budget excluded, the best first. enough_minutes: the budget with which a rung on a base is expected to be judged.
+    scale: formats scores.
     """
 
     nomination: Nomination
@@ -229,6 +230,7 @@ class GateVerdict:
     limits: Mapping[str, Sequence[Limit]] = field(default_factory=dict[str, list[Limit]])
     requirements: Mapping[str, Sequence[Requirement]] = field(default_factory=dict[str, list[Requirement]])
     kept_out: Sequence[BudgetChanges] = ()
+    enough_minutes: int | None = None
     scale: Scale = PLAIN
 
     @cached_property
@@ -296,10 +298,8 @@ class GateVerdict:
         why = "; ".join(f"{rung} is {reason}" for rung, reason in self.nomination.reasons.items())
         if self.kept_out:
             reasons = f" ({why})" if why else ""
-            minutes = [
-                change.needed for out in self.kept_out for change in out.changes if change.key == "train_minutes"
-            ]
-            longer = f" Continue with --budget {math.ceil(minutes[0])}m: what is finished is kept." if minutes else ""
+            enough = self.enough_minutes
+            longer = "" if enough is None else f" Continue with --budget {enough}m: what is finished is kept."
             text = f"Nothing fits the budget: {_changes_text(self.kept_out)}{reasons}.{longer}"
             if (reasons_given := {*self.nomination.reasons.values()}) & {POSTPONED, POSTPONED_ROWS}:
                 rows = " for more than a few rows" if POSTPONED_ROWS in reasons_given else ""
