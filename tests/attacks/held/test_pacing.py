@@ -127,6 +127,24 @@ def test_calls_that_come_at_once_are_paid_ahead() -> None:
     assert 1 <= asyncio.run(run()) <= max(TIMES * 3, PART * SECONDS / seconds) + 1
 
 
+def test_what_was_paid_ahead_and_not_used_is_given_back() -> None:
+    """Otherwise a tenant whose calls take long would make those of the others dearer."""
+    clocks = Clocks()
+    pacing = clocks.pacing()
+
+    async def call(seconds: float) -> None:
+        clocks.used += seconds
+
+    async def run() -> None:
+        await pacing.metered("us", call(0.01), prepaid=0.0)
+        pacing.spent("us", 1.0)
+        await pacing.metered("us", call(0.01), prepaid=1.0)
+
+    asyncio.run(run())
+    pacing.spent("others", 0.04)
+    assert pacing.wait("us") == 0.0
+
+
 def test_a_call_that_waits_for_its_turn_has_read_nothing(files: Files, tmp_path: Path) -> None:
     with attacked(files, tmp_path) as server, httpx.Client(base_url=server.url, trust_env=False) as client:
         server.state.pacing.spent("them", 50.0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import pytest
 from tests.tiny import write_tiny_base
 
 from bedplate.inference.engine.engine import Engine
-from bedplate.inference.engine.requests import Generate, Request, Sampling
+from bedplate.inference.engine.requests import Generate, Request, Sampling, Stream
 from bedplate.inference.engine.step_budget import (
     FIRST_TOKENS,
     MIN_TOKENS,
@@ -172,3 +172,23 @@ def test_a_long_prompt_comes_in_small_pieces_beside_another_tenant(
             engine.run([request])[0].token_ids  # type: ignore[attr-defined]
             for request in requests
         ]
+
+
+def test_a_tenant_that_arrives_while_a_step_is_planned_fails_nobody(
+    base: Base, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tenants with requests were looked through while other threads added theirs."""
+    sampling, late = Sampling(max_tokens=4, ignore_eos=True), list[Stream]()
+    with Engine(base, kernel="torch") as engine:
+        excessive = engine._steps._recent.excessive
+
+        def arriving(tenants: Collection[str]) -> frozenset[str]:
+            for tenant in tenants:
+                if engine.running and not late:
+                    late.append(engine.submit(Generate((5, 6), sampling, tenant=f"after {tenant}")))
+            return excessive(tenants)
+
+        monkeypatch.setattr(engine._steps._recent, "excessive", arriving)
+        stream = engine.submit(Generate((5, 6, 7), sampling, tenant="us"))
+        assert len(stream.result(60).token_ids) == 4  # type: ignore[attr-defined]
+        assert len(late[0].result(60).token_ids) == 4  # type: ignore[attr-defined]

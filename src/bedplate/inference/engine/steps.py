@@ -102,7 +102,7 @@ class Steps:
             self._scheduler.charge(_queue(work.job), 1)
         limit = self._step_budget.tokens(self._runner.tenants, len(decodes))
         part = None if limit is None else self._step_budget.part(limit, len(decodes))
-        paused = self._recent.excessive(self._open.keys())
+        paused = self._recent.excessive(self.open())  # a copy: other threads add tenants meanwhile
         chunks = self._scheduler.plan(reserved, self._runner.admit, limit, part, paused)
         weighed = sum(weigh(job, count) for job, count in chunks)
         work = [*decodes, *(ScheduledTokens(job, count) for job, count in chunks)]

@@ -105,6 +105,7 @@ class Pacing:
                 if used > prepaid:
                     self.spent(tenant, min(seconds, used - prepaid))
             if ended is not None:
+                self.spent(tenant, min(0.0, used - prepaid))  # gives back what was not used
                 self._mean_call += (1 - PREPAID_DECAY) * (used - self._mean_call)
                 return ended.value
             try:
@@ -127,7 +128,7 @@ class Pacing:
 
     def spent(self, tenant: str, seconds: float) -> None:
         """Seconds of processor that were spent on the tenant, in the loop or beside it."""
-        self._spent[tenant] = self._spent.get(tenant, 0.0) + seconds
+        self._spent[tenant] = max(0.0, self._spent.get(tenant, 0.0) + seconds)
 
     @property
     def tenants(self) -> int:
