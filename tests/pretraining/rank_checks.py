@@ -86,7 +86,8 @@ def end_a_run(out: Path) -> None:
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     for our_row, reference in zip(ours, theirs, strict=True):
         assert our_row["tokens/lines"] == reference["tokens/lines"]
-        assert our_row["loss"] == pytest.approx(reference["loss"], rel=1e-6)
+        # Sums of float32 in another order: processors with wider vectors differ by 1e-6 already.
+        assert our_row["loss"] == pytest.approx(reference["loss"], rel=1e-5)
         assert 0 < our_row["mfu"] < 1
     judged, expected = (evaluations(out / name) for name in (NAME, ALONE))
     assert [row["step"] for row in judged] == [STEPS], "the other two checkpoints were broken off"

@@ -324,11 +324,12 @@ def test_a_shadow_is_compared_and_no_client_sees_it(files, tmp_path):
         assert shadow["correctness"]["shadow"]["rate"] == pytest.approx(sum(b for _, b in right) / len(right))
         assert shadow["seconds"]["n"] == len(texts)
         assert shadow["compute_seconds"]["version"] > 0
-        stored_rows = [row for path in (tmp_path / "feedback").glob("*/*.jsonl") for row in read_jsonl(path)]
-        replies = Counter(row["endpoint"] for row in stored_rows if row["kind"] == "reply")
-        assert replies == {"chat": 3 * len(texts)}  # of the copies nothing is kept
         with httpx.Client(trust_env=False) as client:
             assert f'outcome="agreed",route="sentiment"}} {agreed}.0' in client.get(f"{server.url}/metrics").text
+    # Replies are written in groups: all of them lie in the files once the server has stopped.
+    stored_rows = [row for path in (tmp_path / "feedback").glob("*/*.jsonl") for row in read_jsonl(path)]
+    replies = Counter(row["endpoint"] for row in stored_rows if row["kind"] == "reply")
+    assert replies == {"chat": 3 * len(texts)}  # of the copies nothing is kept
 
 
 def test_copies_are_no_requests_of_clients(files, tmp_path, caplog):
