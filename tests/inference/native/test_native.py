@@ -36,7 +36,7 @@ from bedplate.adapters.modules import block_linears
 from bedplate.core.errors import UsageError
 from bedplate.inference.native import compiler
 from bedplate.inference.native import library as kernel_library
-from bedplate.inference.native.levels import FEATURES, LEVELS, machine
+from bedplate.inference.native.levels import FEATURES, LEVELS, TILES, machine
 from bedplate.inference.native.library import Library, load
 from bedplate.inference.native.packed_weights import NativeAdapter, NativeDecoder, WeightFormat, unsupported
 from bedplate.models.build import build
@@ -372,6 +372,7 @@ def test_a_level_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(kernel_library.OVERRIDE, raising=False)
     monkeypatch.setattr(kernel_library, "machine", lambda: "x86_64")
+    monkeypatch.setattr(kernel_library, "tiles_refused", lambda: None)
     for names, best in (
         ((), "plain"),
         (("fma", "avx2"), "plain"),
@@ -379,7 +380,8 @@ def test_each_lower_processor_gets_a_level_it_can_run(monkeypatch: pytest.Monkey
         (("fma", "f16c", "avx2", "avxvnni"), "avx2"),
         (("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl"), "avx2"),
         (("fma", "f16c", "avx2", "avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512vnni"), "avx512_vnni"),
-        (FEATURES["x86_64"], "avx512_bf16"),
+        (set(FEATURES["x86_64"]).difference(TILES), "avx512_bf16"),
+        (FEATURES["x86_64"], "amx"),
     ):
         monkeypatch.setattr(kernel_library, "features", lambda names=names: frozenset(names))
         assert kernel_library.levels_to_try()[0] == best

@@ -44,7 +44,7 @@ _AMX_FLAGS = (*_BF16_FLAGS, *(f"-m{name}" for name in TILES))
 LEVELS: Mapping[str, Level] = {
     level.name: level
     for level in (
-        Level("amx", "x86_64", (*_BF16, *TILES), _AMX_FLAGS, ("AVX512", "BF16", "TILES", "AMX"), chosen=False),
+        Level("amx", "x86_64", (*_BF16, *TILES), _AMX_FLAGS, ("AVX512", "BF16", "TILES", "AMX")),
         Level("avx512_bf16", "x86_64", _BF16, _BF16_FLAGS, ("AVX512", "BF16")),
         Level("avx512_vnni", "x86_64", _AVX512, _AVX512_FLAGS, ("AVX512",)),
         Level("avx2_vnni", "x86_64", (*_AVX2, "avxvnni"), (*_AVX2_FLAGS, "-mavxvnni"), ("AVX2", "VNNI"), chosen=False),
