@@ -30,7 +30,7 @@ from bedplate.models.gguf_header import TYPES
 NEVER, BF16 = 1000, 30
 REAL = Level("amx over plain", flags=tuple(f"-m{name}" for name in TILES), defines=(*EMULATED.defines, "AMX"))
 compiles = pytest.mark.slow
-"""Of what takes a quarter of a minute to compile, for a level that nobody gets unasked: `make kernels` runs it."""
+"""Of what takes a quarter of a minute to compile and imitates another processor: `make kernels` runs it."""
 pytestmark = pytest.mark.skipif(compiler.find_compiler() is None, reason="no C++ compiler")
 x86 = pytest.mark.skipif(
     machine() != "x86_64" or not sys.platform.startswith("linux"), reason="AMX is of x86-64, and the traps of Linux"
@@ -264,6 +264,5 @@ def test_a_process_that_may_not_use_tiles_takes_the_next_lower_level(
     assert words in str(error.value)
 
 
-def test_tiles_are_taken_unasked_and_never_the_emulated_ones() -> None:
-    assert LEVELS["amx"].chosen
+def test_no_process_is_given_the_emulated_tiles() -> None:
     assert EMULATED.name not in LEVELS
