@@ -148,6 +148,19 @@ class LowRank(LinearAdapter):
         product = F.linear(x, module.weight) if dropping else without_bias(y, module)
         return dora_update(product, update, self.scale() - 1.0)
 
+    def output(self, x: Tensor, module: Linear) -> Tensor:
+        if self.magnitude is not None or (module.training and self.dropout > 0.0):
+            return super().output(x, module)
+        x_TI = x.reshape(-1, x.shape[-1])
+        a, b = self.a.to(x.dtype), self.b.to(x.dtype)
+        frozen = not (module.weight.requires_grad or (module.bias is not None and module.bias.requires_grad))
+        if frozen and module.products == "torch":
+            y_TO: Any = _FrozenLowRank.apply(x_TI, module.weight, module.bias, a, b, self.scaling)
+        else:
+            y_TO = module.plain(x_TI).addmm_(F.linear(x_TI, a) * self.scaling, b.t())
+        output: Tensor = y_TO.view(*x.shape[:-1], -1)
+        return output
+
     def merged(self, weight_OI: Tensor) -> Tensor:
         changed = weight_OI + (self.b.float() @ self.a.float()) * self.scaling
         return changed if self.magnitude is None else changed * self.scale()[:, None]
@@ -156,6 +169,27 @@ class LowRank(LinearAdapter):
         """What a linear with magnitudes multiplies its outputs by: [O]."""
         assert self.magnitude is not None
         return self.magnitude.scale(self.a, self.b, self.scaling)
+
+
+class _FrozenLowRank(torch.autograd.Function):
+    """x Wᵀ + bias + c (x Aᵀ) Bᵀ of frozen W, [T, I] → [T, O], with gradients to x, A and B. Autograd would write both
+    sums, of the outputs and of the gradients to x, once more; here they are added in the last product."""
+
+    @staticmethod
+    def forward(  # type: ignore[override]
+        ctx: Any, x_TI: Tensor, weight_OI: Tensor, bias_O: Tensor | None, a_rI: Tensor, b_Or: Tensor, scaling: float
+    ) -> Tensor:
+        h_Tr = F.linear(x_TI, a_rI).mul_(scaling)
+        ctx.save_for_backward(x_TI, weight_OI, a_rI, b_Or, h_Tr)
+        ctx.scaling = scaling
+        return F.linear(x_TI, weight_OI, bias_O).addmm_(h_Tr, b_Or.t())
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        x_TI, weight_OI, a_rI, b_Or, h_Tr = ctx.saved_tensors
+        to_h_Tr = (grad @ b_Or).mul_(ctx.scaling)
+        to_x = (grad @ weight_OI).addmm_(to_h_Tr, a_rI) if ctx.needs_input_grad[0] else None
+        return to_x, None, None, to_h_Tr.t() @ x_TI, (h_Tr.t() @ grad).t(), None
 
 
 def without_bias(y: Tensor, module: Linear) -> Tensor:
