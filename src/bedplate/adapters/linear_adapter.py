@@ -153,8 +153,9 @@ class LowRank(LinearAdapter):
             return super().output(x, module)
         x_TI = x.reshape(-1, x.shape[-1])
         a, b = self.a.to(x.dtype), self.b.to(x.dtype)
-        frozen = not (module.weight.requires_grad or (module.bias is not None and module.bias.requires_grad))
-        if frozen and module.products == "torch":
+        # What is not trained may lie on quantised weights, which `plain` alone multiplies as they are stored.
+        fused = self.a.requires_grad and module.products == "torch" and not module.weight.requires_grad
+        if fused and (module.bias is None or not module.bias.requires_grad):
             y_TO: Any = _FrozenLowRank.apply(x_TI, module.weight, module.bias, a, b, self.scaling)
         else:
             y_TO = module.plain(x_TI).addmm_(F.linear(x_TI, a) * self.scaling, b.t())
