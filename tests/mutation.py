@@ -23,6 +23,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 COMPARISONS: dict[type[ast.cmpop], type[ast.cmpop]] = {
     ast.Lt: ast.LtE, ast.LtE: ast.Lt, ast.Gt: ast.GtE, ast.GtE: ast.Gt, ast.Eq: ast.NotEq, ast.NotEq: ast.Eq,
@@ -121,7 +123,9 @@ def outcome(mutant: Mutant, root: Path, seconds: float) -> str:
         return "found"  # a loop that does not end is a fault that is seen
     finally:
         file.write_bytes(source)
-    return "survived" if run.returncode == 0 else "found"
+    if run.returncode in (pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR):
+        return "no tests"  # the nearest ones are all slow
+    return "survived" if run.returncode == pytest.ExitCode.OK else "found"
 
 
 def main() -> None:
