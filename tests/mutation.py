@@ -123,8 +123,8 @@ def outcome(mutant: Mutant, root: Path, seconds: float) -> str:
         return "found"  # a loop that does not end is a fault that is seen
     finally:
         file.write_bytes(source)
-    if run.returncode in (pytest.ExitCode.NO_TESTS_COLLECTED, pytest.ExitCode.USAGE_ERROR):
-        return "no tests"  # the nearest ones are all slow
+    if run.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
+        return "no tests"  # all of the nearest tests are slow
     return "survived" if run.returncode == pytest.ExitCode.OK else "found"
 
 

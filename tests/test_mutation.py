@@ -5,7 +5,8 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from tests.mutation import mutants, nearest_tests
+import pytest
+from tests.mutation import ROOT, Mutant, mutants, nearest_tests, outcome
 
 SOURCE = '"""Ä."""\ndef f(a: int = 1) -> bool:\n    return not a < 2 and a + 3 == 4\n'
 
@@ -38,3 +39,20 @@ def test_the_tests_nearest_to_a_module_import_it(tmp_path: Path) -> None:
         (tmp_path / "tests" / f"test_{name}.py").write_text(line)
     assert [path.name for path in nearest_tests("bedplate.core.files", tmp_path)] == ["test_a.py"]
     assert nearest_tests("bedplate.hub.pull", tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("test", "expected"),
+    [("def test_f(): assert f() == 1", "found"), ("def test_f(): f()", "survived"), ("", "no tests"), ("f(", "found")],
+)
+def test_a_mutant_is_found_where_a_test_fails(tmp_path: Path, test: str, expected: str) -> None:
+    source = "def f():\n    return 1\n"
+    (tmp_path / "src/bedplate").mkdir(parents=True)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "src/bedplate/__init__.py").touch()
+    (tmp_path / "src/bedplate/module.py").write_text(source)
+    (tmp_path / "tests/test_module.py").write_text(f"from bedplate.module import f\n{test}\n")
+    start = source.index("1")
+    mutant = Mutant(ROOT / "src/bedplate/module.py", 2, start, start + 1, "1", "(2)")
+    assert outcome(mutant, tmp_path, seconds=60.0) == expected
+    assert (tmp_path / "src/bedplate/module.py").read_text() == source

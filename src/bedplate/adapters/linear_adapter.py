@@ -173,8 +173,9 @@ class LowRank(LinearAdapter):
 
 
 class _FrozenLowRank(torch.autograd.Function):
-    """x Wᵀ + bias + c (x Aᵀ) Bᵀ of frozen W, [T, I] → [T, O], with gradients to x, A and B. Autograd would write both
-    sums, of the outputs and of the gradients to x, once more; here they are added in the last product."""
+    """x Wᵀ + bias + c (x Aᵀ) Bᵀ of frozen W, [T, I] → [T, O], with gradients to x, A and B. Recorded by
+    autograd, the sum of the outputs and that of the gradients to x would each be one more pass over memory; here the
+    low-rank product accumulates into the other one."""
 
     @staticmethod
     def forward(  # type: ignore[override]
