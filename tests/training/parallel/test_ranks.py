@@ -7,7 +7,6 @@ import json
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import Generator
 from pathlib import Path
@@ -32,21 +31,10 @@ NAMES = [
 ]
 
 
-def free_port(count: int) -> int:
-    """The first of so many that are free now."""
-    while True:
-        with socket.socket() as first:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
-        if port + count < 65_536:
-            return port
-
-
 @contextlib.contextmanager
 def started(out: Path, *arguments: str) -> Generator[Command]:
     """All of the processes, of which none is left afterwards."""
-    port = str(free_port(len(PHASES)))
-    process = Command(out / "said", port, out, *arguments, main="tests.training.parallel.worker")
+    process = Command(out / "said", out, *arguments, main="tests.training.parallel.worker")
     try:
         yield process
     finally:

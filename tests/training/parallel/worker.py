@@ -1,4 +1,4 @@
-"""The processes that check training on several ranks: `worker.py PORT DIRECTORY [all | long]`.
+"""The processes that check training on several ranks: `worker.py DIRECTORY [all | long]`.
 
 They go through PHASES together, in each as many of them as the phase has ranks, and write for each check what went
 wrong, or null. A check that fails ends its process: the other ranks may be in the middle of it, and what they send next
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -60,12 +62,27 @@ def phases(include_slow: bool) -> list[tuple[int, list[Check]]]:
     ]
 
 
+def master_port(file: Path, main_process: bool) -> str:
+    """A free port, chosen by the first process when it is about to listen there: one that was free a minute before may
+    have become a connection's."""
+    if main_process:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            file.with_suffix(".partial").write_text(str(probe.getsockname()[1]))
+        file.with_suffix(".partial").replace(file)
+    while not file.exists():
+        time.sleep(0.001)
+    return file.read_text()
+
+
 def main() -> None:
     os.setsid()  # so that a test ends all of them at once
-    port, out, selected = int(sys.argv[1]), Path(sys.argv[2]), phases("all" in sys.argv)
+    out, selected = Path(sys.argv[1]), phases("all" in sys.argv)
     if "long" in sys.argv:
         selected = [(2, [checks.long_run])]
     torch.set_num_threads(1)
+    for port_of_an_earlier_run in out.glob("port-*"):
+        port_of_an_earlier_run.unlink()
     number = 0
     for rank in range(1, max(world for world, selection in selected if selection)):
         if os.fork() == 0:
@@ -76,8 +93,8 @@ def main() -> None:
     for phase, (world, phase_checks) in enumerate(selected):
         if number >= world or not phase_checks:
             continue
-        port_of_phase = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port + phase)}
-        os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number), **port_of_phase}
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": master_port(out / f"port-{phase}", number == 0)}
+        os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "LOCAL_RANK": str(number), **address}
         with launched(timeout=60.0):
             for check in phase_checks:
                 outcomes[check.__name__] = None
