@@ -178,11 +178,11 @@ def test_nothing_is_read_back_from_a_device_and_more_rows_need_no_more_operation
             chosen = sample(torch.empty(len(batch), 700, device="meta"), batch)
         assert (chosen.is_meta, tuple(chosen.shape), chosen.dtype) == (True, (len(batch),), torch.int64)
         counts[len(batch)] = operations.count
-    assert counts[24] == counts[3] <= 125
+    assert counts[24] == counts[3] <= 130
     free = [RowState(Sampling(temperature=0.7), ()) for _ in range(16)]
     with _Operations() as operations:
         sample(torch.empty(16, 512, device="meta"), free)
-    assert operations.count <= 34
+    assert operations.count <= 36
     assert not {"sort", "topk"} & operations.names.keys()  # who cuts nothing needs no order
     with _Operations() as operations:
         sample(torch.empty(16, 512, device="meta"), [RowState(Sampling(), ())] * 16)
@@ -196,7 +196,7 @@ def test_every_number_draws_the_token_of_its_share(vocabulary: int, spread: floa
     logits = torch.randn(vocabulary, generator=torch.Generator().manual_seed(3)) * spread
     probabilities = logits.softmax(-1)
     count = 500
-    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.4321) / count  # none at the very end of an equal share
     for extra in ({}, {"top_k": 7}, {"top_p": 0.9}, {"min_p": 0.2}, {"top_k": 300, "top_p": 0.8, "min_p": 0.01}):
         sampling = Sampling(temperature=1.0, **extra)
         truncated = filtered(softmax(logits.double().numpy()), sampling)
@@ -325,7 +325,7 @@ def test_a_step_that_fails_draws_no_number_twice(monkeypatch: pytest.MonkeyPatch
     logits = torch.randn(1, 1000, generator=torch.Generator().manual_seed(0))
     undisturbed, row = (RowState(Sampling(temperature=1.0, seed=3), ()) for _ in range(2))
     with monkeypatch.context() as patch:
-        patch.setattr(sampler, "drawn", lambda *_: 1 / 0)
+        patch.setattr(sampler, "placed", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             sample(logits, [row])
     assert [int(sample(logits, [row])[0]) for _ in range(5)] == [

@@ -58,9 +58,9 @@ def test_equals_the_torch_model(library: Library, name: str, weights: WeightForm
     reference = wanted_logits(in_float32(model, weights), tokens)
     out = Cache(spec, dtype=dtype).run(native, [(1, 0, tokens)])
     assert relative(logits(out), reference) < TOLERANCE[weights]
-    assert torch.equal(out.argmax_W, logits(out).argmax(-1))
-    assert torch.equal(out.top_W, logits(out).amax(-1))
-    torch.testing.assert_close(out.logsumexp_W, logits(out).logsumexp(-1), rtol=1e-6, atol=1e-5)
+    assert torch.equal(torch.from_numpy(out.argmax_W), logits(out).argmax(-1))
+    assert torch.equal(torch.from_numpy(out.top_W), logits(out).amax(-1))
+    torch.testing.assert_close(torch.from_numpy(out.logsumexp_W), logits(out).logsumexp(-1), rtol=1e-6, atol=1e-5)
 
 
 @pytest.mark.parametrize("weights", FORMATS)

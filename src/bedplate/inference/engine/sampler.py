@@ -8,7 +8,9 @@
    from the likeliest tokens where they suffice (`_from_head`), so that the vocabulary is rarely sorted.
 6. The token is where the number falls in the cumulative sum of what stays, in the vocabulary's order (`placed`).
 
-A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here.
+A draw depends only on the row's own logits, settings and generator. On an accelerator nothing is read back here. On a
+CPU the draws are numpy's: each operation of torch gives the interpreter away, and where other threads compute, a step
+with fifty of them waited fifty times until it had it back (the same step took 115 ms instead of 7).
 Shapes: B rows, C of them with a mask of W words, V vocabulary, K likeliest tokens, N columns, n blocks of b columns.
 """
 
@@ -16,11 +18,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -37,6 +38,9 @@ MIN_TEMPERATURE = 1e-30
 """Lower bound of temperatures: smaller ones would overflow logits, and choose no other tokens."""
 _NEVER = np.float32(-np.inf)
 
+Array = TypeVar("Array", Tensor, NDArray[Any])
+"""A device's tensors or the host's arrays: the steps of a draw are written once, in what torch and numpy share."""
+
 
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """Chooses the next token ids, int64 [B], from logits [B, V], which are left unchanged."""
@@ -45,19 +49,19 @@ def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawing:
         return _greedy(logits_BV, allowed, range(len(rows)))
-    drawn = _draw(logits_BV, allowed, drawing, rows)
+    drawn_tokens = _draw(logits_BV, allowed, drawing, rows)
     if len(drawing) == len(rows):
-        return drawn
+        return drawn_tokens
     greedy = sorted(set(range(len(rows))).difference(drawing))
     order = torch.tensor([*drawing, *greedy], device=logits_BV.device)
-    return torch.cat([drawn, _greedy(logits_BV, allowed, greedy)])[order.argsort()]
+    return torch.cat([drawn_tokens, _greedy(logits_BV, allowed, greedy)])[order.argsort()]
 
 
 def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: Sequence[int]) -> Tensor:
     """The likeliest allowed token of each of these rows."""
     if logits_BV.is_cpu:
         logits = logits_BV.numpy()
-        return torch.tensor([_likeliest(logits[i], allowed.get(i)) for i in rows])
+        return torch.from_numpy(np.array([_likeliest(logits[i], allowed.get(i)) for i in rows]))
     if len(rows) == len(logits_BV) and not allowed:
         return logits_BV.argmax(dim=-1)
     picked = logits_BV[list(rows)]
@@ -95,17 +99,19 @@ def _allowed(rows: Sequence[RowState], vocab_size: int) -> dict[int, NDArray[np.
     return allowed
 
 
-def _mask_disallowed(logits_BV: Tensor, allowed: Sequence[NDArray[np.int32] | None]) -> None:
+def _mask_disallowed(logits_BV: Array, allowed: Sequence[NDArray[np.int32] | None]) -> None:
     """Sets disallowed logits to minus infinity, in place; rows without a mask are not touched."""
     masked_rows = [i for i, words_W in enumerate(allowed) if words_W is not None]
-    if masked_rows:
-        masks_CW = np.stack([words_W for words_W in allowed if words_W is not None])
-        index, V = torch.tensor(masked_rows, device=logits_BV.device), logits_BV.shape[-1]
-        if logits_BV.is_cpu:
-            mask_CV = torch.from_numpy(unpack(masks_CW, V))
-        else:
-            mask_CV = unpack_on(torch.from_numpy(masks_CW).to(logits_BV.device), V)
+    if not masked_rows:
+        return
+    masks_CW = np.stack([words_W for words_W in allowed if words_W is not None])
+    if isinstance(logits_BV, Tensor):
+        mask_CV = unpack_on(torch.from_numpy(masks_CW).to(logits_BV.device), logits_BV.shape[-1])
+        index = torch.tensor(masked_rows, device=logits_BV.device)
         logits_BV[index] = logits_BV[index].masked_fill_(~mask_CV, -torch.inf)
+    else:
+        for i, allowed_V in zip(masked_rows, unpack(masks_CW, logits_BV.shape[-1]), strict=True):
+            logits_BV[i, ~allowed_V] = _NEVER
 
 
 def unpack_on(masks_CW: Tensor, vocab_size: int) -> Tensor:
@@ -156,13 +162,23 @@ def _draw(
     logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
 ) -> Tensor:
     """Draws one token for each sampled row, int64 [B], with one uniform number of the row's own generator."""
-    device, settings = logits_BV.device, [rows[i].sampling for i in drawing]
-    uniform_B = torch.tensor([rows[i].uniform() for i in drawing], dtype=torch.float64, device=device)
-    temperature_B = torch.tensor([max(sampling.temperature, MIN_TEMPERATURE) for sampling in settings], device=device)
+    settings, masks = [rows[i].sampling for i in drawing], [allowed.get(i) for i in drawing]
+    numbers = [rows[i].uniform() for i in drawing]
+    temperatures = [max(sampling.temperature, MIN_TEMPERATURE) for sampling in settings]
     picked_BV = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
-    scaled_BV = picked_BV / temperature_B[:, None]
-    _mask_disallowed(scaled_BV, [allowed.get(i) for i in drawing])
-    chosen_B = drawn(scaled_BV.softmax(dim=-1), settings, uniform_B)
+    if logits_BV.is_cpu:
+        # Infinities and NaN are for the caller, which knows the sum of their exponentials.
+        with np.errstate(invalid="ignore", over="ignore"):
+            mass_BV = picked_BV.numpy() / _column(temperatures, picked_BV.numpy())
+            _mask_disallowed(mass_BV, masks)
+            mass_BV -= mass_BV.max(axis=-1, keepdims=True)
+            np.exp(mass_BV, out=mass_BV)
+            chosen_B = torch.from_numpy(_drawn_on_host(mass_BV, settings, np.array(numbers)))
+    else:
+        scaled_BV = picked_BV / _column(temperatures, picked_BV)
+        _mask_disallowed(scaled_BV, masks)
+        uniform_B = torch.tensor(numbers, dtype=torch.float64, device=scaled_BV.device)
+        chosen_B = drawn(scaled_BV.softmax(dim=-1), settings, uniform_B)
     for i in drawing:
         rows[i].number = None
     return chosen_B
@@ -170,24 +186,34 @@ def _draw(
 
 def drawn(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> Tensor:
     """The tokens at which the uniform numbers fall in each row's truncated distribution, int64 [B]."""
-    cut = [i for i, sampling in enumerate(settings) if sampling.top_k or sampling.top_p < 1.0]
-    if not cut:
-        return placed(_apply_min_p(probabilities_BV, settings), uniform_B)
-    if not probabilities_BV.is_cpu or probabilities_BV.shape[-1] <= HEAD:
+    if probabilities_BV.is_cpu:
+        return torch.from_numpy(_drawn_on_host(probabilities_BV.numpy(), settings, uniform_B.numpy()))
+    if _cut(settings):
         return drawn_at_once(probabilities_BV, settings, uniform_B)
-    chosen_B = torch.empty(len(settings), dtype=torch.int64)
-    found_B, resolved = _from_head(probabilities_BV[cut], [settings[i] for i in cut], uniform_B[cut])
-    chosen_B[cut] = found_B
+    return placed(_apply_min_p(probabilities_BV, settings), uniform_B)
+
+
+def _cut(settings: Sequence[Sampling]) -> list[int]:
+    """The rows whose limit depends on the order of their probabilities."""
+    return [i for i, sampling in enumerate(settings) if sampling.top_k or sampling.top_p < 1.0]
+
+
+def _drawn_on_host(
+    mass_BV: NDArray[np.float32], settings: Sequence[Sampling], uniform_B: NDArray[np.float64]
+) -> NDArray[np.int64]:
+    """`drawn` of probabilities, or of any multiple of them."""
+    cut = _cut(settings)
+    chosen_B = np.empty(len(settings), dtype=np.int64)
+    if cut:
+        chosen_B[cut], unresolved = _from_head(mass_BV[cut], [settings[i] for i in cut], uniform_B[cut])
+        for i in (cut[place] for place in unresolved):
+            sorted_1V = -np.sort(-mass_BV[i : i + 1], axis=-1)
+            kept_1V = apply_limits(mass_BV[i : i + 1], limits(sorted_1V, settings[i : i + 1]))
+            chosen_B[i] = placed(kept_1V, uniform_B[i : i + 1])[0]
     free = sorted(set(range(len(settings))).difference(cut))
     if free:
-        chosen_B[free] = placed(_apply_min_p(probabilities_BV[free], [settings[i] for i in free]), uniform_B[free])
-    unresolved = [i for i, is_resolved in zip(cut, resolved, strict=True) if not is_resolved]
-    if unresolved:
-        picked_BV = probabilities_BV[unresolved]
-        # numpy sorts values many times faster than torch sorts values with indices, which are not needed.
-        sorted_BV = torch.from_numpy(-np.sort(-picked_BV.numpy(), axis=-1))
-        kept_BV = apply_limits(picked_BV, limits(sorted_BV, [settings[i] for i in unresolved]))
-        chosen_B[unresolved] = placed(kept_BV, uniform_B[unresolved])
+        free_BV = _apply_min_p(mass_BV[free] if cut else mass_BV, [settings[i] for i in free])
+        chosen_B[free] = placed(free_BV, uniform_B[free])
     return chosen_B
 
 
@@ -204,28 +230,30 @@ def _descending(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tenso
     return probabilities_BV.sort(dim=-1, descending=True).values
 
 
-def _apply_min_p(probabilities_BV: Tensor, settings: Sequence[Sampling]) -> Tensor:
+def _apply_min_p(probabilities_BV: Array, settings: Sequence[Sampling]) -> Array:
     """Zeroes the probabilities that min-p cuts, for rows without other filters."""
     if not any(sampling.min_p > 0 for sampling in settings):
         return probabilities_BV
-    min_p = torch.tensor([sampling.min_p for sampling in settings], device=probabilities_BV.device)
-    least_B1 = min_p[:, None] * probabilities_BV.amax(dim=-1, keepdim=True)
-    return torch.where(probabilities_BV >= least_B1, probabilities_BV, 0)
+    xp = _library(probabilities_BV)
+    min_p_B1 = _column([sampling.min_p for sampling in settings], probabilities_BV)
+    return xp.where(probabilities_BV >= min_p_B1 * xp.amax(probabilities_BV, -1)[:, None], probabilities_BV, 0)
 
 
-def _from_head(probabilities_BV: Tensor, settings: Sequence[Sampling], uniform_B: Tensor) -> tuple[Tensor, list[bool]]:
-    """Draws from the likeliest `HEAD` tokens; also returns for which rows that is exact, because their limit certainly
-    lies among these."""
-    values_BK, ids_BK = probabilities_BV.topk(HEAD, dim=-1)
-    # numpy sums in float64 without a float64 copy of all probabilities.
-    whole_B = torch.from_numpy(probabilities_BV.numpy().sum(axis=-1, dtype=np.float64))
-    row_limits = limits(values_BK, settings, whole_B)
-    ids_BK, order_BK = ids_BK.sort(dim=-1)
-    at_B = placed(apply_limits(values_BK.gather(1, order_BK), row_limits), uniform_B)
+def _from_head(
+    mass_BV: NDArray[np.float32], settings: Sequence[Sampling], uniform_B: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], list[int]]:
+    """Draws from the likeliest `HEAD` tokens; also returns the rows for which that is not exact, because their limit
+    may lie beyond these."""
+    V, count = mass_BV.shape[-1], min(HEAD, mass_BV.shape[-1])
+    ids_BK = np.sort(mass_BV.argpartition(V - count, axis=-1)[:, V - count :], axis=-1)
+    values_BK = np.take_along_axis(mass_BV, ids_BK, axis=-1)
+    sorted_BK = -np.sort(-values_BK, axis=-1)
+    row_limits = limits(sorted_BK, settings, mass_BV.sum(axis=-1, dtype=np.float64))
+    at_B = placed(apply_limits(values_BK, row_limits), uniform_B)
     # A limit at the head's last value is not certain: tokens beyond the head may be as likely.
-    exact_B = row_limits.least_B > values_BK[:, -1]
-    resolved = [exact and sampling.top_k <= HEAD for exact, sampling in zip(exact_B.tolist(), settings, strict=True)]
-    return ids_BK.gather(1, at_B[:, None])[:, 0], resolved
+    exact_B = row_limits.least_B > sorted_BK[:, -1]
+    exact = [count == V or (row and sampling.top_k <= HEAD) for row, sampling in zip(exact_B, settings, strict=True)]
+    return ids_BK[np.arange(len(at_B)), at_B], [i for i, is_exact in enumerate(exact) if not is_exact]
 
 
 BLOCK = 256
@@ -235,71 +263,91 @@ BLOCK = 256
 class TruncationLimits(NamedTuple):
     """The tokens that each row keeps: those likelier than `least`, and the first `ties` of those exactly as likely."""
 
-    least_B: Tensor
-    ties_B: Tensor
+    least_B: Any
+    ties_B: Any
 
 
-def truncate(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> Tensor:
+def _library(array: Tensor | NDArray[Any]) -> Any:
+    return torch if isinstance(array, Tensor) else np
+
+
+def _column(values: Sequence[float], like: Array, dtype: str = "float32") -> Array:
+    """The values as a column [B, 1], where `like` is."""
+    if isinstance(like, Tensor):
+        return torch.tensor(values, dtype=getattr(torch, dtype), device=like.device)[:, None]
+    return np.array(values, dtype=dtype)[:, None]
+
+
+def _numbers_below(count: int, like: Tensor | NDArray[Any]) -> Any:
+    return torch.arange(count, device=like.device) if isinstance(like, Tensor) else np.arange(count)
+
+
+def truncate(sorted_BK: Array, settings: Sequence[Sampling], whole_B: Array | None = None) -> Array:
     """Zeroes what top-k, then top-p (https://arxiv.org/abs/1904.09751), then min-p (https://arxiv.org/abs/2407.01082)
     cut from each row's descending probabilities; the first always stays.
 
     Each filter acts on the rest of the previous one, renormalised, as in transformers. whole_B: the sum of all
     probabilities, where only the largest are given.
     """
-    kept_BK, device = sorted_BK, sorted_BK.device
+    xp, kept_BK, K = _library(sorted_BK), sorted_BK, sorted_BK.shape[-1]
     if any(sampling.top_k for sampling in settings):
-        count = torch.tensor([sampling.top_k or kept_BK.shape[-1] for sampling in settings], device=device)
-        kept_BK = kept_BK.masked_fill(torch.arange(kept_BK.shape[-1], device=device) >= count[:, None], 0)
+        count_B1 = _column([sampling.top_k or K for sampling in settings], sorted_BK, "int64")
+        kept_BK = xp.where(_numbers_below(K, sorted_BK) >= count_B1, 0, kept_BK)
     if any(sampling.top_p < 1.0 for sampling in settings):
         shares = [sampling.top_p if sampling.top_p < 1.0 else torch.inf for sampling in settings]
-        top_p = torch.tensor(shares, dtype=torch.float64, device=device)
-        ends_BK = kept_BK.cumsum(dim=-1, dtype=torch.float64)
-        mass_B = ends_BK[:, -1]
+        ends_BK = kept_BK.cumsum(-1, dtype=xp.float64)
+        mass_B1 = ends_BK[:, -1:]
         if whole_B is not None:
-            cut = torch.tensor([sampling.top_k > 0 for sampling in settings], device=device)
-            mass_B = torch.where(cut, mass_B, whole_B)
+            is_cut_B1 = _column([sampling.top_k > 0 for sampling in settings], sorted_BK, "bool")
+            mass_B1 = xp.where(is_cut_B1, mass_B1, whole_B[:, None])
         # A token stays while the mass before it is below top_p of the whole.
-        beyond_BK = ends_BK - kept_BK >= (top_p * mass_B)[:, None]
+        beyond_BK = ends_BK - kept_BK >= _column(shares, sorted_BK, "float64") * mass_B1
         beyond_BK[:, 0] = False
-        kept_BK = kept_BK.masked_fill(beyond_BK, 0)
+        kept_BK = xp.where(beyond_BK, 0, kept_BK)
     if any(sampling.min_p > 0 for sampling in settings):
-        min_p = torch.tensor([sampling.min_p for sampling in settings], device=device)
-        kept_BK = kept_BK.masked_fill(kept_BK < min_p[:, None] * kept_BK[:, :1], 0)
+        min_p_B1 = _column([sampling.min_p for sampling in settings], sorted_BK)
+        kept_BK = xp.where(kept_BK < min_p_B1 * kept_BK[:, :1], 0, kept_BK)
     return kept_BK
 
 
-def limits(sorted_BK: Tensor, settings: Sequence[Sampling], whole_B: Tensor | None = None) -> TruncationLimits:
+def limits(sorted_BK: Array, settings: Sequence[Sampling], whole_B: Array | None = None) -> TruncationLimits:
     """The limits under which `apply_limits` keeps what `truncate` keeps."""
-    kept_B = (truncate(sorted_BK, settings, whole_B) > 0).sum(dim=-1).clamp(min=1)  # a row of NaN keeps nothing
-    least_B = sorted_BK.gather(1, kept_B[:, None] - 1)[:, 0]
-    return TruncationLimits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(dim=-1))
+    # A row of NaN keeps nothing.
+    kept_B = _library(sorted_BK).clip((truncate(sorted_BK, settings, whole_B) > 0).sum(-1), 1, None)
+    least_B = sorted_BK[_numbers_below(len(sorted_BK), sorted_BK), kept_B - 1]
+    return TruncationLimits(least_B, kept_B - (sorted_BK > least_B[:, None]).sum(-1))
 
 
-def apply_limits(probabilities_BN: Tensor, row_limits: TruncationLimits) -> Tensor:
+def apply_limits(probabilities_BN: Array, row_limits: TruncationLimits) -> Array:
     """Zeroes the probabilities beyond each row's limit."""
-    least_B1, ties_B1 = row_limits.least_B[:, None], row_limits.ties_B[:, None]
+    xp, least_B1, ties_B1 = _library(probabilities_BN), row_limits.least_B[:, None], row_limits.ties_B[:, None]
     level_BN = probabilities_BN == least_B1
-    stays_BN = level_BN.cumsum(dim=-1, dtype=torch.int32) <= ties_B1
-    return torch.where((probabilities_BN > least_B1) | (level_BN & stays_BN), probabilities_BN, 0)
+    stays_BN = level_BN.cumsum(-1, dtype=xp.int32) <= ties_B1
+    return xp.where((probabilities_BN > least_B1) | (level_BN & stays_BN), probabilities_BN, 0)
 
 
-def placed(mass_BN: Tensor, uniform_B: Tensor) -> Tensor:
+def placed(mass_BN: Array, uniform_B: Array) -> Array:
     """Inverse-CDF sampling: the column at which a row's uniform number (0 ≤ number < 1) falls, int64 [B], always one
     with mass."""
-    missing = -mass_BN.shape[-1] % BLOCK
-    blocks_Bnb = (F.pad(mass_BN, (0, missing)) if missing else mass_BN).view(len(mass_BN), -1, BLOCK)
-    ends_Bn = blocks_Bnb.sum(dim=-1).cumsum(dim=-1, dtype=torch.float64)
-    place_B1 = uniform_B[:, None] * ends_Bn[:, -1:]
-    block_B1 = _first_beyond(ends_Bn, place_B1)
+    xp, rows_B, (B, N) = _library(mass_BN), _numbers_below(len(mass_BN), mass_BN), mass_BN.shape
+    n = -(-N // BLOCK)
+    padded_BN: Any = mass_BN
+    if N % BLOCK:
+        padded_BN = xp.zeros((B, n * BLOCK), dtype=mass_BN.dtype, device=mass_BN.device)
+        padded_BN[:, :N] = mass_BN
+    blocks_Bnb = padded_BN.reshape(B, n, BLOCK)
+    ends_Bn = blocks_Bnb.sum(-1).cumsum(-1, dtype=xp.float64)
+    place_B = uniform_B * ends_Bn[:, -1]
+    block_B = _first_beyond(ends_Bn, place_B)
     # The cumulative sum before the block, 0 for the first.
-    before_B1 = F.pad(ends_Bn, (1, 0)).gather(1, block_B1)
-    inside_Bb = blocks_Bnb.gather(1, block_B1[:, :, None].expand(-1, -1, BLOCK))[:, 0]
-    at_B1 = _first_beyond(inside_Bb.cumsum(dim=-1, dtype=torch.float64), place_B1 - before_B1)
-    return (block_B1 * BLOCK + at_B1)[:, 0]
+    before_B = xp.where(block_B > 0, ends_Bn[rows_B, block_B - 1], 0)
+    at_B = _first_beyond(blocks_Bnb[rows_B, block_B].cumsum(-1, dtype=xp.float64), place_B - before_B)
+    return block_B * BLOCK + at_B
 
 
-def _first_beyond(ends_BN: Tensor, place_B1: Tensor) -> Tensor:
+def _first_beyond(ends_BN: Array, place_B: Array) -> Array:
     """The first column whose cumulative sum exceeds the place, clamped to the columns that have mass, because rounding
     may put the place outside of them."""
-    last_B1 = (ends_BN < ends_BN[:, -1:]).sum(dim=-1, keepdim=True)
-    return torch.minimum(torch.searchsorted(ends_BN, place_B1.clamp(min=0), right=True), last_B1)
+    xp = _library(ends_BN)
+    beyond_B = (ends_BN <= xp.clip(place_B, 0, None)[:, None]).sum(-1)
+    return xp.minimum(beyond_B, (ends_BN < ends_BN[:, -1:]).sum(-1))

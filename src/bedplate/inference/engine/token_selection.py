@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -106,10 +107,15 @@ def _drawn(
     """Each row's next token, its log-probability, the logsumexp of its logits and its likeliest alternatives, in one
     read from the device. sums: the logsumexps, where they are known."""
     chosen = sample(logits_BV, states)
+    max_logprobs = max(state.sampling.logprobs or 0 for state in states)
+    if sums is not None and not max_logprobs and logits_BV.is_cpu:  # no operation of torch, see `sampler`
+        tokens, logits = chosen.numpy(), logits_BV.numpy()
+        picked = logits[np.arange(len(tokens)), tokens].tolist()
+        parts = zip(tokens.tolist(), picked, sums, strict=True)
+        return [(token, logit - total, total, ()) for token, logit, total in parts]
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
     sums_B1 = sums_B[:, None].double()
     columns = [chosen[:, None].double(), logits_BV.gather(1, chosen[:, None]) - sums_B1, sums_B1]
-    max_logprobs = max(state.sampling.logprobs or 0 for state in states)
     if max_logprobs:
         values, ids = logits_BV.topk(max_logprobs)
         columns += [values - sums_B1, ids.double()]

@@ -312,9 +312,9 @@ class Forwarded:
     blocks and before it."""
 
     logits_WV: Tensor | None
-    argmax_W: Tensor
-    top_W: Tensor
-    logsumexp_W: Tensor
+    argmax_W: np.ndarray
+    top_W: np.ndarray
+    logsumexp_W: np.ndarray
     hidden_ND: Tensor | None
 
 
@@ -367,7 +367,7 @@ class NativeDecoder(PackedWeights):
         self._check(index, keys, places, logit_indices, depth)
         N, W = count, 0 if depth is not None else len(logit_indices)
         logits = self._logits(W) if W and keep_logits else None
-        best, top, logsumexp = torch.empty(W, dtype=torch.int64), torch.empty(W), torch.empty(W)
+        best, (top, logsumexp) = np.empty(W, dtype=np.int64), np.empty((2, W), dtype=np.float32)
         hidden = torch.empty(N, spec.hidden_size) if states or depth is not None else None
         chosen = np.array(logit_indices, dtype=np.int64)
         pointers = ctypes.c_void_p * spec.layers
@@ -389,9 +389,9 @@ class NativeDecoder(PackedWeights):
             places=places.ctypes.data,
             adapters=None if adapter_table is None else ctypes.addressof(adapter_table),
             logits=None if logits is None else logits.data_ptr(),
-            best=best.data_ptr(),
-            top=top.data_ptr(),
-            logsumexp=logsumexp.data_ptr(),
+            best=best.ctypes.data,
+            top=top.ctypes.data,
+            logsumexp=logsumexp.ctypes.data,
             hidden=None if hidden is None else hidden.data_ptr(),
         )
         if count:
