@@ -31,7 +31,7 @@ from bedplate.serving.request.server_state import ServerState
 from bedplate.serving.server import uvicorn_server
 from bedplate.serving.server.app import _services, create_app, loaded_server, opened_server, serve
 from bedplate.serving.server.monitoring import Telemetry
-from bedplate.serving.server.uvicorn_server import HEAD_SECONDS
+from bedplate.serving.server.uvicorn_server import HEAD_SECONDS, SWITCH_SECONDS
 from bedplate.serving.server.uvicorn_server import Server as Lifecycle
 from bedplate.serving.settings.server_config import BaseConfig, JsonLines, LogsConfig, ServerConfig, TelemetryConfig
 
@@ -185,8 +185,10 @@ def no_signals(monkeypatch):
 
 def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_path, slow_steps, no_signals, caplog):
     caplog.set_level(logging.INFO, "bedplate.serving")
+    interval = sys.getswitchinterval()
     with Running(config(files, grace_seconds=30, state=tmp_path)) as run:
         server = Server(run.url, run.states[0], {})
+        assert sys.getswitchinterval() <= SWITCH_SECONDS  # a step waits for no other thread longer
         with send(server, {**ENDLESS, "stream": True, "max_tokens": 60}) as connection:
             wait_until(lambda: run.states[0].registry.engines[0].running == 1)
             run.stop()
@@ -197,6 +199,7 @@ def test_a_drain_answers_probes_refuses_calls_and_finishes_what_runs(files, tmp_
             assert b"[DONE]" in everything(connection)
         run.thread.join(5)
         assert run.result == [True]
+    assert sys.getswitchinterval() == interval
     assert "stopping: 1 call has 30 s to end; a second signal stops at once" in caplog.messages
 
 

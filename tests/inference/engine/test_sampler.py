@@ -28,6 +28,7 @@ from bedplate.inference.engine.grammar import Grammars, unpack
 from bedplate.inference.engine.requests import Grammar, Sampling
 from bedplate.inference.engine.row_state import Occurrences, RowState
 from bedplate.inference.engine.sampler import drawn, drawn_at_once, penalise, sample, truncate, unpack_on
+from bedplate.inference.engine.token_selection import chosen_tokens
 from bedplate.text.tokenizer import Tokenizer
 
 SAMPLINGS = st.fixed_dictionaries(
@@ -178,15 +179,54 @@ def test_nothing_is_read_back_from_a_device_and_more_rows_need_no_more_operation
             chosen = sample(torch.empty(len(batch), 700, device="meta"), batch)
         assert (chosen.is_meta, tuple(chosen.shape), chosen.dtype) == (True, (len(batch),), torch.int64)
         counts[len(batch)] = operations.count
-    assert counts[24] == counts[3] <= 130
+    assert counts[24] <= counts[3] <= 150
     free = [RowState(Sampling(temperature=0.7), ()) for _ in range(16)]
     with _Operations() as operations:
         sample(torch.empty(16, 512, device="meta"), free)
-    assert operations.count <= 36
+    assert operations.count <= 40
     assert not {"sort", "topk"} & operations.names.keys()  # who cuts nothing needs no order
     with _Operations() as operations:
         sample(torch.empty(16, 512, device="meta"), [RowState(Sampling(), ())] * 16)
     assert operations.count <= 2
+
+
+def test_on_a_cpu_no_operation_of_torch_gives_the_interpreter_away() -> None:
+    """Beside a thread that computes, each of them waits until that one has had its turn."""
+    options = [
+        {"temperature": 1.0},
+        {"temperature": 1.0, "logprobs": 5},
+        {"temperature": 0.7, "top_k": 5, "top_p": 0.9, "min_p": 0.1},
+        {"temperature": 1.0, "top_p": 0.999999, "repetition_penalty": 1.2, "logit_bias": ((3, 1.0),)},
+        {"frequency_penalty": 0.5, "min_tokens": 2},
+    ]
+    states = [RowState(Sampling(seed=1, **each), (1, 2), [3], end_ids=frozenset({0})) for each in options]
+    logits = torch.randn(len(states), 1000, generator=torch.Generator().manual_seed(0))
+    sums = logits.logsumexp(-1).tolist()
+    for batch in (slice(None), *(slice(i, i + 1) for i in range(len(states)))):
+        with _Operations() as operations:
+            choices = chosen_tokens(logits[batch], states[batch], sums[batch], sample)
+        assert len(choices) == len(states[batch])
+        assert operations.names.keys() <= {
+            "slice",
+            "detach",
+            "resolve_conj",
+            "resolve_neg",
+            "lift_fresh",
+        }
+
+
+def test_the_likeliest_are_reported_as_torch_orders_them() -> None:
+    logits = torch.randn(3, 700, generator=torch.Generator().manual_seed(0))
+    logits[2, [3, 500]] = 9.0  # of equal ones the first
+    states = [RowState(Sampling(logprobs=count), ()) for count in (0, 1, 20)]
+    choices = chosen_tokens(logits, states, logits.logsumexp(-1).tolist(), sample)
+    logprobs = logits.double().log_softmax(-1)
+    for (token, logprob, _, alternatives), expected, state in zip(choices, logprobs, states, strict=True):
+        values, ids = expected.sort(descending=True, stable=True)
+        count = state.sampling.logprobs or 0
+        assert [index for index, _ in alternatives] == ids[:count].tolist()
+        assert [value for _, value in alternatives] == pytest.approx(values[:count].tolist(), abs=1e-5)
+        assert logprob == pytest.approx(float(expected[token]), abs=1e-5)
 
 
 @pytest.mark.parametrize("vocabulary", [60, 256, 3001])

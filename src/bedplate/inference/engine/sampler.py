@@ -17,7 +17,6 @@ Shapes: B rows, C of them with a mask of W words, V vocabulary, K likeliest toke
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -45,7 +44,14 @@ Array = TypeVar("Array", Tensor, NDArray[Any])
 def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     """Chooses the next token ids, int64 [B], from logits [B, V], which are left unchanged."""
     allowed = _allowed(rows, logits_BV.shape[-1])  # first: a device may still compute the logits
-    logits_BV = penalise(logits_BV.float(), rows)
+    logits_BV = logits_BV.float()
+    if logits_BV.is_cpu:
+        return torch.from_numpy(_sample(logits_BV.numpy(), allowed, rows))
+    return _sample(logits_BV, allowed, rows)
+
+
+def _sample(logits_BV: Array, allowed: Mapping[int, NDArray[np.int32]], rows: Sequence[RowState]) -> Array:
+    logits_BV = penalise(logits_BV, rows)
     drawing = [i for i, row in enumerate(rows) if row.sampling.temperature > 0]
     if not drawing:
         return _greedy(logits_BV, allowed, range(len(rows)))
@@ -53,15 +59,14 @@ def sample(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     if len(drawing) == len(rows):
         return drawn_tokens
     greedy = sorted(set(range(len(rows))).difference(drawing))
-    order = torch.tensor([*drawing, *greedy], device=logits_BV.device)
-    return torch.cat([drawn_tokens, _greedy(logits_BV, allowed, greedy)])[order.argsort()]
+    order = _numbers([*drawing, *greedy], logits_BV, "int64").argsort()
+    return _library(logits_BV).concatenate([drawn_tokens, _greedy(logits_BV, allowed, greedy)])[order]
 
 
-def _greedy(logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], rows: Sequence[int]) -> Tensor:
+def _greedy(logits_BV: Array, allowed: Mapping[int, NDArray[np.int32]], rows: Sequence[int]) -> Array:
     """The likeliest allowed token of each of these rows."""
-    if logits_BV.is_cpu:
-        logits = logits_BV.numpy()
-        return torch.from_numpy(np.array([_likeliest(logits[i], allowed.get(i)) for i in rows]))
+    if not isinstance(logits_BV, Tensor):
+        return np.array([_likeliest(logits_BV[i], allowed.get(i)) for i in rows], dtype=np.int64)
     if len(rows) == len(logits_BV) and not allowed:
         return logits_BV.argmax(dim=-1)
     picked = logits_BV[list(rows)]
@@ -120,7 +125,7 @@ def unpack_on(masks_CW: Tensor, vocab_size: int) -> Tensor:
     return ((masks_CW[:, :, None] >> bits) & 1).flatten(1)[:, :vocab_size].bool()
 
 
-def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
+def penalise(logits_BV: Array, rows: Sequence[RowState]) -> Array:
     """The logits with each row's bias and then its penalties applied; a copy where any row has one."""
     settings = [row.sampling for row in rows]
     biased = any(sampling.logit_bias for sampling in settings)
@@ -130,55 +135,56 @@ def penalise(logits_BV: Tensor, rows: Sequence[RowState]) -> Tensor:
     ]
     if not biased and not any(penalised):
         return logits_BV
-    logits_BV, device = logits_BV.clone(), logits_BV.device
-    numbers = partial(torch.tensor, dtype=torch.float32, device=device)
+    xp = _library(logits_BV)
+    logits_BV = logits_BV.clone() if isinstance(logits_BV, Tensor) else logits_BV.copy()
     if biased:
-        at = _places([np.array([token for token, _ in s.logit_bias], dtype=np.int64) for s in settings], device)
-        logits_BV.index_put_(at, numbers([bias for s in settings for _, bias in s.logit_bias]), accumulate=True)
+        at = _places([np.array([token for token, _ in s.logit_bias], dtype=np.int64) for s in settings], logits_BV)
+        bias = _numbers([bias for s in settings for _, bias in s.logit_bias], logits_BV)
+        if isinstance(logits_BV, Tensor):
+            logits_BV.index_put_(at, bias, accumulate=True)
+        else:
+            np.add.at(logits_BV, at, bias)
     if any(penalised):
         none = Occurrences(())
         occurrences = [row.occurrences() if changed else none for row, changed in zip(rows, penalised, strict=True)]
-        at = _places([row_occurrences.ids for row_occurrences in occurrences], device)
-        times = torch.from_numpy(np.concatenate([row_occurrences.times for row_occurrences in occurrences])).to(device)
+        at = _places([row_occurrences.ids for row_occurrences in occurrences], logits_BV)
+        times = _placed_like(np.concatenate([row_occurrences.times for row_occurrences in occurrences]), logits_BV)
         penalties = [
             (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
             for sampling in settings
         ]
-        rate, presence, frequency = numbers(penalties)[at[0]].unbind(-1)
+        rate, presence, frequency = _numbers(penalties, logits_BV)[at[0]].T
         scores = logits_BV[at]
-        scores = torch.where(scores < 0, scores * rate, scores / rate)
-        logits_BV.index_put_(at, scores - (presence * (times > 0) + frequency * times))
+        scores = xp.where(scores < 0, scores * rate, scores / rate)
+        logits_BV[at] = scores - (presence * (times > 0) + frequency * times)
     return logits_BV
 
 
-def _places(tokens: Sequence[NDArray[np.int64]], device: torch.device) -> tuple[Tensor, Tensor]:
+def _places(tokens: Sequence[NDArray[np.int64]], like: Tensor | NDArray[Any]) -> Any:
     """The indices of each row's tokens in the logits: row numbers and token ids."""
     rows = np.repeat(np.arange(len(tokens)), [len(ids) for ids in tokens])
-    indices = torch.from_numpy(np.stack([rows, np.concatenate(tokens)])).to(device)
+    indices = _placed_like(np.stack([rows, np.concatenate(tokens)]), like)
     return indices[0], indices[1]
 
 
 def _draw(
-    logits_BV: Tensor, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
-) -> Tensor:
+    logits_BV: Array, allowed: Mapping[int, NDArray[np.int32]], drawing: Sequence[int], rows: Sequence[RowState]
+) -> Array:
     """Draws one token for each sampled row, int64 [B], with one uniform number of the row's own generator."""
     settings, masks = [rows[i].sampling for i in drawing], [allowed.get(i) for i in drawing]
-    numbers = [rows[i].uniform() for i in drawing]
+    uniform_B = _numbers([rows[i].uniform() for i in drawing], logits_BV, "float64")
     temperatures = [max(sampling.temperature, MIN_TEMPERATURE) for sampling in settings]
     picked_BV = logits_BV if len(drawing) == len(rows) else logits_BV[list(drawing)]
-    if logits_BV.is_cpu:
-        # Infinities and NaN are for the caller, which knows the sum of their exponentials.
-        with np.errstate(invalid="ignore", over="ignore"):
-            mass_BV = picked_BV.numpy() / _column(temperatures, picked_BV.numpy())
-            _mask_disallowed(mass_BV, masks)
-            mass_BV -= mass_BV.max(axis=-1, keepdims=True)
-            np.exp(mass_BV, out=mass_BV)
-            chosen_B = torch.from_numpy(_drawn_on_host(mass_BV, settings, np.array(numbers)))
-    else:
-        scaled_BV = picked_BV / _column(temperatures, picked_BV)
+    chosen_B: Any
+    # Infinities and NaN are for the caller, which knows the sum of their exponentials.
+    with np.errstate(invalid="ignore", over="ignore"):
+        scaled_BV = picked_BV / _column(temperatures, logits_BV)
         _mask_disallowed(scaled_BV, masks)
-        uniform_B = torch.tensor(numbers, dtype=torch.float64, device=scaled_BV.device)
-        chosen_B = drawn(scaled_BV.softmax(dim=-1), settings, uniform_B)
+        if isinstance(scaled_BV, Tensor):
+            chosen_B = drawn(scaled_BV.softmax(dim=-1), settings, uniform_B)
+        else:
+            scaled_BV -= scaled_BV.max(axis=-1, keepdims=True)
+            chosen_B = _drawn_on_host(np.exp(scaled_BV, out=scaled_BV), settings, uniform_B)
     for i in drawing:
         rows[i].number = None
     return chosen_B
@@ -271,11 +277,18 @@ def _library(array: Tensor | NDArray[Any]) -> Any:
     return torch if isinstance(array, Tensor) else np
 
 
-def _column(values: Sequence[float], like: Array, dtype: str = "float32") -> Array:
-    """The values as a column [B, 1], where `like` is."""
-    if isinstance(like, Tensor):
-        return torch.tensor(values, dtype=getattr(torch, dtype), device=like.device)[:, None]
-    return np.array(values, dtype=dtype)[:, None]
+def _placed_like(values: NDArray[Any], like: Tensor | NDArray[Any]) -> Any:
+    return torch.from_numpy(values).to(like.device) if isinstance(like, Tensor) else values
+
+
+def _numbers(values: Sequence[Any], like: Tensor | NDArray[Any], dtype: str = "float32") -> Any:
+    """The values as an array of `like`'s library, where that one is."""
+    return _placed_like(np.array(values, dtype=dtype), like)
+
+
+def _column(values: Sequence[float], like: Tensor | NDArray[Any], dtype: str = "float32") -> Any:
+    """The values as a column [B, 1]."""
+    return _numbers(values, like, dtype)[:, None]
 
 
 def _numbers_below(count: int, like: Tensor | NDArray[Any]) -> Any:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bedplate.inference.engine.row_state import RowState
@@ -96,23 +97,25 @@ def choose(rows: Sequence[WritingRow], logits_WV: Tensor | None, greedy: Greedy 
                 together = at == list(range(at[0], at[0] + len(at)))
                 logits_BV = logits_WV[at[0] : at[0] + len(at)] if together else logits_WV[at]
                 sums = None if greedy is None else [greedy.logsumexp[i] for i in at]
-                chosen = _drawn(logits_BV, [row.writer.state for row in drawn], sums, sample)
+                chosen = chosen_tokens(logits_BV, [row.writer.state for row in drawn], sums, sample)
                 continuing += [row for row, choice in zip(drawn, chosen, strict=True) if row.accept(*choice)]
         active, step = continuing, step + 1
 
 
-def _drawn(
+def chosen_tokens(
     logits_BV: Tensor, states: Sequence[RowState], sums: Sequence[float] | None, sample: Sample
 ) -> list[tuple[int, float, float, Alternatives]]:
     """Each row's next token, its log-probability, the logsumexp of its logits and its likeliest alternatives, in one
     read from the device. sums: the logsumexps, where they are known."""
     chosen = sample(logits_BV, states)
     max_logprobs = max(state.sampling.logprobs or 0 for state in states)
-    if sums is not None and not max_logprobs and logits_BV.is_cpu:  # no operation of torch, see `sampler`
-        tokens, logits = chosen.numpy(), logits_BV.numpy()
-        picked = logits[np.arange(len(tokens)), tokens].tolist()
-        parts = zip(tokens.tolist(), picked, sums, strict=True)
-        return [(token, logit - total, total, ()) for token, logit, total in parts]
+    if sums is not None and logits_BV.is_cpu:  # without any operation of torch, see `sampler`
+        logits, tokens = logits_BV.numpy(), chosen.tolist()
+        rows = zip(logits, tokens, sums, states, strict=True)
+        return [
+            (token, float(logits_V[token]) - total, total, _likeliest(logits_V, state.sampling.logprobs or 0, total))
+            for logits_V, token, total, state in rows
+        ]
     sums_B = logits_BV.logsumexp(dim=-1) if sums is None else torch.tensor(sums, device=logits_BV.device)
     sums_B1 = sums_B[:, None].double()
     columns = [chosen[:, None].double(), logits_BV.gather(1, chosen[:, None]) - sums_B1, sums_B1]
@@ -125,3 +128,12 @@ def _drawn(
         ids_K = [int(index) for index in alternatives[max_logprobs : max_logprobs + count]]
         choices.append((int(token), logprob, total, tuple(zip(ids_K, alternatives[:count], strict=True))))
     return choices
+
+
+def _likeliest(logits_V: NDArray[np.float32], count: int, total: float) -> Alternatives:
+    """So many of the likeliest tokens with their log-probabilities, of equal ones the first. total: the logsumexp."""
+    if not count:
+        return ()
+    ids = np.sort(logits_V.argpartition(len(logits_V) - count)[len(logits_V) - count :])
+    ids = ids[np.argsort(-logits_V[ids], kind="stable")]
+    return tuple(zip(ids.tolist(), (logits_V[ids].astype(np.float64) - total).tolist(), strict=True))

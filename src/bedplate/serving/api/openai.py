@@ -284,17 +284,21 @@ def token_text(tokenizer: Tokenizer, index: int) -> str:
 
 def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> list[Json]:
     """The tokens of steps with their log-probabilities and those of the likeliest, as chats list them."""
+    shown: dict[int, tuple[str, list[int]]] = {}  # the same few tokens are likely again and again
+
+    def entry(index: int, logprob: float) -> Json:
+        if index not in shown:
+            content = list(tokenizer.token_bytes(index)) if index < tokenizer.vocab_size else []
+            shown[index] = token_text(tokenizer, index), content
+        text, content = shown[index]
+        return {"token": text, "logprob": finite(logprob), "bytes": content}
+
     rows: list[Json] = []
     for step in steps:
         if step.token_id is not None and step.logprob is not None:
-            top = [_token_logprob(tokenizer, token, logprob) for token, logprob in step.top_logprobs]
-            rows.append({**_token_logprob(tokenizer, step.token_id, step.logprob), "top_logprobs": top})
+            top = [entry(token, logprob) for token, logprob in step.top_logprobs]
+            rows.append({**entry(step.token_id, step.logprob), "top_logprobs": top})
     return rows
-
-
-def _token_logprob(tokenizer: Tokenizer, index: int, logprob: float) -> Json:
-    content = list(tokenizer.token_bytes(index)) if index < tokenizer.vocab_size else []
-    return {"token": token_text(tokenizer, index), "logprob": finite(logprob), "bytes": content}
 
 
 def steps_of(generation: Generation) -> list[Step]:
