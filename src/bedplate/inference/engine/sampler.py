@@ -129,10 +129,7 @@ def penalise(logits_BV: Array, rows: Sequence[RowState]) -> Array:
     """The logits with each row's bias and then its penalties applied; a copy where any row has one."""
     settings = [row.sampling for row in rows]
     biased = any(sampling.logit_bias for sampling in settings)
-    penalised = [
-        sampling.repetition_penalty != 1.0 or sampling.presence_penalty != 0 or sampling.frequency_penalty != 0
-        for sampling in settings
-    ]
+    penalised = [s.repetition_penalty != 1.0 or s.presence_penalty != 0 or s.frequency_penalty != 0 for s in settings]
     if not biased and not any(penalised):
         return logits_BV
     xp = _library(logits_BV)
@@ -149,10 +146,7 @@ def penalise(logits_BV: Array, rows: Sequence[RowState]) -> Array:
         occurrences = [row.occurrences() if changed else none for row, changed in zip(rows, penalised, strict=True)]
         at = _places([row_occurrences.ids for row_occurrences in occurrences], logits_BV)
         times = _placed_like(np.concatenate([row_occurrences.times for row_occurrences in occurrences]), logits_BV)
-        penalties = [
-            (sampling.repetition_penalty, sampling.presence_penalty, sampling.frequency_penalty)
-            for sampling in settings
-        ]
+        penalties = [(s.repetition_penalty, s.presence_penalty, s.frequency_penalty) for s in settings]
         rate, presence, frequency = _numbers(penalties, logits_BV)[at[0]].T
         scores = logits_BV[at]
         scores = xp.where(scores < 0, scores * rate, scores / rate)

@@ -11,7 +11,6 @@ import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.types import ASGIApp
@@ -29,6 +28,8 @@ from bedplate.serving.settings.server_config import JUDGED_WRONG, FeedbackConfig
 
 log = logging.getLogger("bedplate.serving")
 T = TypeVar("T")
+OwnerFields = tuple[str, str, int | None]
+"""The fields of an `Owner`, as a plain tuple (see `Place`)."""
 
 MAX_OWNERS = 500_000
 """Replies, the latest ones, of which feedback is taken."""
@@ -51,19 +52,20 @@ class Feedback:
         self._store: FeedbackStore | None = None
         self._writer: ThreadPoolExecutor | None = None
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
-        self._pending: deque[tuple[FinishedCall, KeepRule, Owner]] = deque()
+        self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
         self._bytes: Counter[str] = Counter()
         """Bytes that wait or are being written, by tenant."""
         self._counting = threading.Lock()
-        self._owners: Latest[Owner] = Latest(MAX_OWNERS)
-        self._since: Latest[Owner] | None = None
+        self._owners: Latest[OwnerFields] = Latest(MAX_OWNERS)
+        self._since: Latest[OwnerFields] | None = None
         """Replies since the reading of the files began that is under way."""
         self._reading = asyncio.Lock()
         self._generation = ""
         self.targets: Latest[str | None] = Latest(MAX_OWNERS, SAID_CHARACTERS)
         """Reply id → what its first choice should have been; None: it was called good as it is; `JUDGED_WRONG`: bad."""
+        self._places: Latest[Place] = Latest(MAX_OWNERS)
         self._feedback_places: Latest[tuple[Place, ...]] = Latest(MAX_OWNERS)
-        """Reply id → where it is written what was said of it. Changed by the writer's thread only."""
+        """Reply id → where it is written, and what was said of it. Both are used by the writer's thread only."""
         self.counts: Counter[str] = Counter()
 
     @contextlib.asynccontextmanager
@@ -102,11 +104,11 @@ class Feedback:
         if len(self._pending) >= MAX_PENDING or not self._reserve_memory(call):
             self.counts["dropped"] += 1
             return
-        owner = Owner(call.caller.tenant, call.served.name, len(call.answers))
+        owner = (call.caller.tenant, call.served.name, len(call.answers))
         self._owners.note(call.id, owner)
         if self._since is not None:
             self._since.note(call.id, owner)
-        self._pending.append((call, rule, owner))
+        self._pending.append((call, rule))
         if len(self._pending) == 1:
             self._writer.submit(self._write).add_done_callback(_log_failure)
 
@@ -122,31 +124,31 @@ class Feedback:
 
     def _write(self) -> None:
         time.sleep(GATHER_SECONDS)
-        waiting: list[tuple[FinishedCall, KeepRule, Owner]] = []
+        waiting: list[tuple[FinishedCall, KeepRule]] = []
         while self._pending:
             waiting.append(self._pending.popleft())
         try:
             self._write_down(waiting)
         finally:
             with self._counting:
-                for call, _, _ in waiting:
+                for call, _ in waiting:
                     self._bytes[call.caller.tenant] -= _bytes_of(call)
                 self._bytes += Counter()  # in place: those that have nothing left are gone
 
-    def _write_down(self, waiting: Sequence[tuple[FinishedCall, KeepRule, Owner]]) -> None:
-        by_model: dict[str, list[tuple[Owner, Row]]] = {}
-        for call, rule, owner in waiting:
+    def _write_down(self, waiting: Sequence[tuple[FinishedCall, KeepRule]]) -> None:
+        by_model: dict[str, list[Row]] = {}
+        for call, rule in waiting:
             try:
-                by_model.setdefault(owner.model, []).append((owner, self._row(call, rule)))
+                by_model.setdefault(call.served.name, []).append(self._row(call, rule))
             except Exception as error:
                 self._lose(1, error)
         for model, rows in by_model.items():
             self._append(model, rows)
 
-    def _append(self, model: str, rows: Sequence[tuple[Owner, Row]]) -> None:
+    def _append(self, model: str, rows: Sequence[Row]) -> None:
         try:
-            for (owner, _), place in zip(rows, self.store.append(model, [row for _, row in rows]), strict=True):
-                owner.place = place
+            for row, place in zip(rows, self.store.append(model, rows), strict=True):
+                self._places.note(row["id"], place)
             self.counts["kept"] += len(rows)
         except Exception as error:
             if is_full(error) or len(rows) == 1:  # a full disk takes none of them
@@ -190,8 +192,8 @@ class Feedback:
         store, plain = self.store, plain_id(id_)
         if store.generation != self._generation:
             await self._read()
-        owner = None if plain is None else self._owners.get(plain)
-        if plain is None or owner is None or owner.tenant != tenant:
+        fields = None if plain is None else self._owners.get(plain)
+        if plain is None or fields is None or (owner := Owner(*fields)).tenant != tenant:
             raise _unknown(id_)
         return plain, owner
 
@@ -206,8 +208,7 @@ class Feedback:
         row: Row = {"kind": "feedback", "id": id_, "tenant": tenant, **feedback, **cleaned}
 
         def write() -> None:
-            owner = self._owners.get(id_)
-            if owner is None or owner.erased:
+            if id_ not in self._owners:
                 raise _unknown(id_)
             places = self._feedback_places.get(id_, ())
             if len(places) >= MAX_FEEDBACK_PER_REPLY:
@@ -223,16 +224,15 @@ class Feedback:
         """Writes a reply out of the files. Returns how many lines are gone."""
 
         def erase() -> int:
-            owner, places = self._owners.get(id_), self._feedback_places.get(id_, ())
-            reply = () if owner is None or owner.place is None else (owner.place,)
-            erased_count = self.store.erase(id_, (*reply, *places))
-            if owner is not None:
-                owner.place, owner.erased = None, True
-            self._feedback_places.forget(id_)
+            reply = [self._places[id_]] if id_ in self._places else []
+            erased_count = self.store.erase(id_, (*reply, *self._feedback_places.get(id_, ())))
+            for latest in (self._places, self._feedback_places, self._owners, self._since):
+                if latest is not None:  # here, so that nothing is said of it by who waits for this thread
+                    latest.forget(id_)
             return erased_count
 
         erased_count = await self.run_in_writer(erase)
-        self._owners.forget(id_)
+        self._owners.forget(id_)  # also what was read of the files meanwhile
         self.targets.forget(id_)
         return erased_count
 
@@ -242,8 +242,8 @@ class Feedback:
             self._since = Latest(MAX_OWNERS)
             self._generation = self.store.generation
 
-            def read() -> tuple[Latest[Owner], Latest[str | None]]:
-                owners, targets, self._feedback_places = _remembered(self.store)
+            def read() -> tuple[Latest[OwnerFields], Latest[str | None]]:
+                owners, targets, self._places, self._feedback_places = _remembered(self.store)
                 return owners, targets
 
             # What waits to be written comes before this in the writer's thread.
@@ -264,11 +264,17 @@ class Feedback:
                     await self._forget_files(deleted_files)
             await asyncio.sleep(SWEEP_SECONDS)
 
-    async def _forget_files(self, deleted: Collection[Path]) -> None:
+    async def _forget_files(self, deleted: Collection[str]) -> None:
         """Forgets the replies whose lines were in these files; what is said of a reply is never older than it."""
-        ids = [id_ for id_, owner in self._owners.items() if owner.place is not None and owner.place.path in deleted]
-        await self.run_in_writer(lambda: [self._feedback_places.forget(id_) for id_ in ids])
-        for id_ in ids:
+
+        def forget() -> list[str]:
+            ids = [id_ for id_, (file, _) in self._places.items() if file in deleted]
+            for id_ in ids:
+                self._places.forget(id_)
+                self._feedback_places.forget(id_)
+            return ids
+
+        for id_ in await self.run_in_writer(forget):
             self._owners.forget(id_)
             self.targets.forget(id_)
 
@@ -318,17 +324,20 @@ def _cleaned(value: Any, redactor: Redactor) -> Any:
     return value
 
 
-def _remembered(store: FeedbackStore) -> tuple[Latest[Owner], Latest[str | None], Latest[tuple[Place, ...]]]:
-    """Owners of the latest replies in the files, what they should have been, and where something was said of them."""
-    owners, targets = Latest[Owner](MAX_OWNERS), Latest[str | None](MAX_OWNERS, SAID_CHARACTERS)
-    feedback_places = Latest[tuple[Place, ...]](MAX_OWNERS)
+def _remembered(
+    store: FeedbackStore,
+) -> tuple[Latest[OwnerFields], Latest[str | None], Latest[Place], Latest[tuple[Place, ...]]]:
+    """Owners of the latest replies in the files, what they should have been, and where each and its feedback are."""
+    owners, targets = Latest[OwnerFields](MAX_OWNERS), Latest[str | None](MAX_OWNERS, SAID_CHARACTERS)
+    places, feedback_places = Latest[Place](MAX_OWNERS), Latest[tuple[Place, ...]](MAX_OWNERS)
     for model, place, row in store.lines():
         if row["kind"] == "reply":
-            owners.note(row["id"], Owner(sys.intern(row["tenant"]), model, row.get("choices"), place))
+            owners.note(row["id"], (sys.intern(row["tenant"]), model, row.get("choices")))
+            places.note(row["id"], place)
         else:
             _note(targets, row)
             feedback_places.note(row["id"], (*feedback_places.get(row["id"], ()), place))
-    return owners, targets, feedback_places
+    return owners, targets, places, feedback_places
 
 
 def _note(targets: Latest[str | None], row: Row) -> None:
@@ -356,14 +365,13 @@ class Latest(OrderedDict[str, V]):
 
     def note(self, id_: str, value: V) -> None:
         """Enters a value; one that is there already keeps its place."""
-        self._size += _size(value) - (_size(self[id_]) if id_ in self else 0)
+        self._size += _size(value) - _size(self.get(id_))
         self[id_] = value
         while len(self) > self._max_entries or (self._characters is not None and self._size > self._characters):
             self._size -= _size(self.popitem(last=False)[1])
 
     def forget(self, id_: str) -> None:
-        if id_ in self:
-            self._size -= _size(self.pop(id_))
+        self._size -= _size(self.pop(id_, None))
 
 
 def _size(value: object) -> int:

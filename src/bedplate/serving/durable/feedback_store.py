@@ -11,6 +11,7 @@ import json
 import os
 import re
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -36,23 +37,16 @@ def plain_id(reply_id: str) -> str | None:
     return None if match is None else match[1]
 
 
-class Place(NamedTuple):
-    """Where a line is: its file, and the byte at which it begins."""
-
-    path: Path
-    offset: int
+Place = tuple[str, int]
+"""Where a line is: its file and the byte at which it begins. The garbage collector does not go through plain tuples."""
 
 
-@dataclass(slots=True)
-class Owner:
-    """Whose reply it is, which model's, and how many choices it has, None where that was not kept; `place`: its line,
-    once it is written; `erased`: whether its lines were erased since."""
+class Owner(NamedTuple):
+    """Whose reply it is, which model's, and how many choices it has, None where that was not kept."""
 
     tenant: str
     model: str
     choices: int | None
-    place: Place | None = None
-    erased: bool = False
 
 
 @dataclass
@@ -80,7 +74,8 @@ class FeedbackStore:
             directory.mkdir(mode=0o700, exist_ok=True)
             path = directory / f"{timestamp.date().isoformat()}.jsonl"
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
-            return [Place(path, offset) for offset in append_jsonl(path, [{**row, "time": time} for row in rows])]
+            file = sys.intern(str(path))
+            return [(file, offset) for offset in append_jsonl(path, [{**row, "time": time} for row in rows])]
 
     def erase(self, id_: str, places: Sequence[Place]) -> int:
         """Overwrites the lines of a reply, which are at `places`, with spaces; no other lines are read. Returns how
@@ -127,15 +122,15 @@ class FeedbackStore:
                 for path in self._paths(()):
                     _finish_erasures(path)
 
-    def sweep(self, days: Callable[[str], int | None]) -> set[Path]:
+    def sweep(self, days: Callable[[str], int | None]) -> set[str]:
         """Deletes whole days that are older than a model's `days`; None keeps them. Returns the files that are gone."""
-        today, deleted_files = self._clock().date(), set[Path]()
+        today, deleted_files = self._clock().date(), set[str]()
         with self._locked():
             for path in self._paths(()):
                 max_days = days(_model_name(path.parent.name))
                 if max_days is not None and datetime.fromisoformat(path.stem).date() < today - timedelta(days=max_days):
                     path.unlink()
-                    deleted_files.add(path)
+                    deleted_files.add(str(path))
         return deleted_files
 
     def _locked(self) -> AbstractContextManager[None]:
@@ -163,7 +158,7 @@ class FeedbackStore:
         for path in self._paths(models):
             model = _model_name(path.parent.name)
             for offset, row in _lines(path):
-                yield model, Place(path, offset), row
+                yield model, (sys.intern(str(path)), offset), row
 
     def summary(self) -> list[Row]:
         """Per model: how many replies, with texts or without, and how many were judged."""
@@ -259,7 +254,7 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
                 try:
                     row = load_json(line)
                 except ValueError as error:
-                    erased_meanwhile = _line_at(Place(path, offset)).startswith(b" ")
+                    erased_meanwhile = _line_at((str(path), offset)).startswith(b" ")
                     if line.endswith(b"\n") and not erased_meanwhile:
                         raise DataError(f"{path}, byte {offset}: not valid JSON: {error}; remove the line") from error
                 else:
@@ -268,8 +263,8 @@ def _lines(path: Path) -> Iterator[tuple[int, Row]]:
 
 
 def _line_at(place: Place) -> bytes:
-    with place.path.open("rb") as file:
-        file.seek(place.offset)
+    with open(place[0], "rb") as file:
+        file.seek(place[1])
         return file.readline().removesuffix(b"\n")
 
 
@@ -277,7 +272,7 @@ def _line_size(place: Place, id_: str) -> int:
     """Bytes of the line there, without its end. ValueError where it is none of this reply."""
     line = _line_at(place)
     if json.loads(b"{" + line[1:])["id"] != id_:  # its first byte is a space where an erasure did not end
-        raise ValueError(f"another reply's line is at byte {place.offset} of {place.path}")
+        raise ValueError(f"another reply's line is at byte {place[1]} of {place[0]}")
     return len(line)
 
 
@@ -292,8 +287,8 @@ def _reply_at(place: Place, id_: str) -> Row | None:
 
 def _blank(place: Place, size: int) -> None:
     """Overwrites so many bytes with spaces, on the disk when this returns."""
-    with place.path.open("r+b", buffering=0) as file:
-        file.seek(place.offset)
+    with open(place[0], "r+b", buffering=0) as file:
+        file.seek(place[1])
         file.write(b" " * size)
         os.fsync(file.fileno())
 
@@ -303,7 +298,7 @@ def _finish_erasures(path: Path) -> None:
     with path.open("rb") as file:
         for line in file:
             if line.startswith(b" ") and line.strip():
-                _blank(Place(path, offset), len(line.removesuffix(b"\n")))
+                _blank((str(path), offset), len(line.removesuffix(b"\n")))
             offset += len(line)
 
 
