@@ -199,5 +199,5 @@ def test_what_is_said_of_one_reply_fills_no_disk(files, tmp_path):
         feedback_log = target.state.part(Feedback)
         lines = [row for _, row in feedback_log.store.rows() if row["kind"] == "feedback"]
         assert len(lines) == limit
-        _, _, comment_places = feedback_service._remembered(feedback_log.store)
+        *_, comment_places = feedback_service._remembered(feedback_log.store)
         assert [len(places) for places in comment_places.values()] == [limit]
