@@ -414,8 +414,8 @@ def test_what_is_too_old_is_forgotten_without_reading_the_rest(tmp_path, monkeyp
     assert readings == [1], "the files are read when the server starts, and never for a day that is deleted"
 
 
-def test_replies_that_are_kept_are_nothing_to_the_garbage_collector(files, tmp_path):
-    """It stops every thread while it goes through what may be in a cycle: half a million objects took a second."""
+def test_the_garbage_collector_does_not_track_the_index_of_kept_replies(files, tmp_path):
+    """It stops every thread while it traverses what it tracks, and half a million replies may be kept."""
     with serving(files, tmp_path, every={"replies": True}) as server:
         replies = [post_chat(server, f"row {i}") for i in range(3)]
         settled(server, 3)

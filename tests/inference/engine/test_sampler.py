@@ -190,8 +190,8 @@ def test_nothing_is_read_back_from_a_device_and_more_rows_need_no_more_operation
     assert operations.count <= 2
 
 
-def test_on_a_cpu_no_operation_of_torch_gives_the_interpreter_away() -> None:
-    """Beside a thread that computes, each of them waits until that one has had its turn."""
+def test_drawing_on_a_cpu_computes_nothing_with_torch() -> None:
+    """Each of its operations releases the GIL, and has to wait for it beside a thread that computes in Python."""
     options = [
         {"temperature": 1.0},
         {"temperature": 1.0, "logprobs": 5},
@@ -213,6 +213,14 @@ def test_on_a_cpu_no_operation_of_torch_gives_the_interpreter_away() -> None:
             "resolve_neg",
             "lift_fresh",
         }
+
+
+@pytest.mark.parametrize("penalty", [1e-40, 1e-45, 100.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_a_penalty_makes_infinite_warn_nobody(penalty: float, temperature: float) -> None:
+    logits = torch.randn(1, 600, generator=torch.Generator().manual_seed(0)) * 50
+    row = RowState(Sampling(temperature=temperature, repetition_penalty=penalty), (1, 2, 3))
+    assert 0 <= int(sample(logits, [row])) < 600
 
 
 def test_the_likeliest_are_reported_as_torch_orders_them() -> None:

@@ -109,7 +109,7 @@ def chosen_tokens(
     read from the device. sums: the logsumexps, where they are known."""
     chosen = sample(logits_BV, states)
     max_logprobs = max(state.sampling.logprobs or 0 for state in states)
-    if sums is not None and logits_BV.is_cpu:  # without any operation of torch, see `sampler`
+    if sums is not None and logits_BV.is_cpu:  # numpy alone, as in `sampler`
         logits, tokens = logits_BV.numpy(), chosen.tolist()
         rows = zip(logits, tokens, sums, states, strict=True)
         return [

@@ -227,12 +227,12 @@ class Feedback:
             reply = [self._places[id_]] if id_ in self._places else []
             erased_count = self.store.erase(id_, (*reply, *self._feedback_places.get(id_, ())))
             for latest in (self._places, self._feedback_places, self._owners, self._since):
-                if latest is not None:  # here, so that nothing is said of it by who waits for this thread
+                if latest is not None:  # before feedback that waits for this thread is written
                     latest.forget(id_)
             return erased_count
 
         erased_count = await self.run_in_writer(erase)
-        self._owners.forget(id_)  # also what was read of the files meanwhile
+        self._owners.forget(id_)  # in case the files were read again meanwhile
         self.targets.forget(id_)
         return erased_count
 
@@ -248,7 +248,7 @@ class Feedback:
 
             # What waits to be written comes before this in the writer's thread.
             owners, self.targets = await self.run_in_writer(read)
-            for id_, owner in self._since.items():
+            for id_, owner in list(self._since.items()):  # the writer's thread may erase one meanwhile
                 owners.note(id_, owner)
             self._owners, self._since = owners, None
 
