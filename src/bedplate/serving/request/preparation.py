@@ -26,7 +26,7 @@ from bedplate.serving.schemas.http_errors import LimitError
 
 T = TypeVar("T")
 
-PART = 0.2
+PART = 0.12
 """Seconds of processor in a second that all tenants' calls may take, beside the engines, before one of them waits."""
 TIMES = 2.0
 """Nobody waits who has had at most so many times what the others have had on average."""
@@ -67,6 +67,10 @@ class Pacing:
         self._since = clock()
         self.lines: dict[str, _Line] = {}
         """Lines of the tenants whose calls wait or pass just now."""
+        self.under_way: Counter[str] = Counter()
+        """Calls whose turn has come and that are not over, by tenant."""
+        self._idle = asyncio.Event()
+        """Set for a moment when the last call of a tenant is over."""
         self._began = 0.0
         """When the coroutine that is metered just now was resumed, by the processor's clock."""
 
@@ -79,7 +83,16 @@ class Pacing:
         try:
             async with line.first:
                 while seconds := self.wait(tenant):
-                    await asyncio.sleep(min(seconds, LOOK_SECONDS))
+                    if not self._is_delaying_others(tenant):
+                        # What nobody else uses is not left idle, but calls pass no faster than they are worked on:
+                        # who comes next finds few of them before it.
+                        await asyncio.sleep(self._mean_call)
+                        if not self._is_delaying_others(tenant):
+                            break
+                    else:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(min(seconds, LOOK_SECONDS)):
+                                await self._idle.wait()
                 self.spent(tenant, self._mean_call)
                 return self._mean_call
         finally:
@@ -91,6 +104,17 @@ class Pacing:
     def metered(self, tenant: str, work: Awaitable[T], prepaid: float = 0.0) -> Generator[Any, None, T]:
         """What `work` gives. What the loop's thread computes for it, each time that it goes on, is spent on the
         tenant, beyond the seconds paid ahead."""
+        self.under_way[tenant] += 1
+        try:
+            return (yield from self._metered(tenant, work, prepaid))
+        finally:
+            self.under_way[tenant] -= 1
+            if not self.under_way[tenant]:
+                del self.under_way[tenant]
+                self._idle.set()
+                self._idle.clear()
+
+    def _metered(self, tenant: str, work: Awaitable[T], prepaid: float) -> Generator[Any, None, T]:
         steps, used = work.__await__(), 0.0
         error = ended = awaited = None
         while True:
@@ -125,6 +149,10 @@ class Pacing:
             demand = {name: round(1e6 * value) for name, value in self._spent.items()}
             allowed = max(allowed, fair_shares(round(1e6 * PART * SECONDS), demand)[tenant] / 1e6)
         return SECONDS * math.log(mine / allowed) if mine > allowed + FORGOTTEN else 0.0
+
+    def _is_delaying_others(self, tenant: str) -> bool:
+        """Whether calls of other tenants are under way; not those that nothing was computed for lately."""
+        return any(name != tenant and name in self._spent for name in self.under_way)
 
     def spent(self, tenant: str, seconds: float) -> None:
         """Seconds of processor that were spent on the tenant, in the loop or beside it."""

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from bedplate.core.errors import DeadlineError, need_failure
+from bedplate.core.errors import need_failure
 from bedplate.serving.request.lifecycle import allowed_seconds
 from bedplate.serving.request.server_state import Exchange, ServerState
 from bedplate.serving.schemas import http_errors
@@ -114,16 +114,19 @@ class AccessLog:
                 watch(exchange)
 
     async def _turn(self, tenant: str, scope: Scope) -> float:
-        """Waits for the tenant's turn, before anything is read. Returns the seconds paid ahead. DeadlineError,
-        LimitError."""
+        """Waits for the tenant's turn, before anything is read. Returns the seconds paid ahead. LimitError where it
+        does not come before the call's deadline."""
+        pacing = self._state.pacing
         try:
             async with asyncio.timeout(
                 allowed_seconds(Headers(scope=scope), self._state.config.limits.timeout_seconds)
             ):
-                return await self._state.pacing.turn(tenant)
+                return await pacing.turn(tenant)
         except TimeoutError:
-            message = "other tenants wait too, and the turn of this call did not come before the deadline"
-            raise DeadlineError(f"{message}; allow more time") from None
+            message = "your calls take more than their share of this server, and the turn of this one did not come"
+            advice = "send fewer at once, or allow more time"
+            seconds = max(1.0, pacing.wait(tenant))
+            raise http_errors.LimitError(f"{message} before its deadline; {advice}", seconds) from None
 
     def _caller(self, scope: Scope) -> str:
         """The tenant whose turn a request takes; "" where it has no right key: anybody can make up wrong ones."""
