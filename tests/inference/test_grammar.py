@@ -370,7 +370,7 @@ BAD: list[tuple[str, Grammar, str]] = [
     ("file $ref", Grammar("json_schema", '{"$ref": "file:///etc/passwd"}'), "nothing is fetched"),
     ("missing $ref", Grammar("json_schema", '{"$ref": "#/$defs/a"}'), "points at nothing"),
     ("stray $ref", Grammar("json_schema", '{"$ref": "#/default", "default": {"not": {}}}'), "not a schema"),
-    ("20,000 deep", Grammar("json_schema", '{"items":' * 20_000 + "{}" + "}" * 20_000), "nested deeper"),
+    ("20,000 deep", Grammar("json_schema", '{"items":' * 20_000 + "{}" + "}" * 20_000), "nested too deeply"),
     ("100 deep", Grammar("json_schema", '{"items":' * 100 + "{}" + "}" * 100), "nested deeper"),
     ("itself without end", Grammar("json_schema", ENDLESS), "without end"),
     ("only itself", Grammar("json_schema", '{"$ref": "#"}'), "without end"),

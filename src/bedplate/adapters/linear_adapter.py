@@ -158,7 +158,7 @@ class LowRank(LinearAdapter):
         if fused and (module.bias is None or not module.bias.requires_grad):
             y_TO: Any = _FrozenLowRank.apply(x_TI, module.weight, module.bias, a, b, self.scaling)
         else:
-            y_TO = module.plain(x_TI).addmm_(F.linear(x_TI, a) * self.scaling, b.t())
+            y_TO = module.plain(x_TI).addmm_(F.linear(x_TI, a), b.t(), alpha=self.scaling)
         output: Tensor = y_TO.view(*x.shape[:-1], -1)
         return output
 

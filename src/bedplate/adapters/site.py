@@ -307,12 +307,7 @@ class _SingleHook(_Hook):
         self._slot = slot
 
     def __call__(self, x: Tensor) -> Tensor:
-        adapter = self.site.adapters[self._slot]
-        if torch.is_grad_enabled() or not self.adds(x):
-            return adapter.output(x, self.site.module)
-        y = self.site.module.plain(x)
-        self.add_one(x, y)
-        return y
+        return self.site.adapters[self._slot].output(x, self.site.module)
 
     def update(self, x: Tensor, y: Tensor) -> Tensor:
         return self.site.adapters[self._slot].update(x, y, self.site.module)

@@ -18,6 +18,7 @@ from graphlib import CycleError, TopologicalSorter
 from typing import Any, cast
 
 from bedplate.core.errors import RequestError
+from bedplate.core.json import load_json
 
 INVALID = "invalid_grammar"
 SOURCE_BYTES = 256 * 1024
@@ -59,9 +60,7 @@ def parse_schema(source: str) -> Schema:
     if size > SOURCE_BYTES:
         raise _error(f"the JSON schema has {size:,} bytes; at most {SOURCE_BYTES:,} are accepted")
     try:
-        schema = json.loads(source, parse_constant=_no_number)
-    except RecursionError:
-        raise _error(f"the JSON schema is nested deeper than {DEPTH} levels") from None
+        schema = load_json(source, repeated=None)
     except ValueError as error:
         raise _error(f"the JSON schema is not JSON: {error}") from None
     check_schema(schema)
@@ -267,10 +266,6 @@ def _digits(value: float) -> Decimal:
     """The multiple without its power of ten: what the automaton counts."""
     sign, digits, _ = Decimal(str(value)).normalize().as_tuple()
     return Decimal((sign, digits, 0))
-
-
-def _no_number(name: str) -> None:
-    raise ValueError(f"{name} is not a JSON number")
 
 
 def _type_text(value: Any) -> str:

@@ -26,7 +26,7 @@ from bedplate.serving.schemas.http_errors import LimitError
 
 T = TypeVar("T")
 
-PART = 0.12
+PART = 0.2
 """Seconds of processor in a second that all tenants' calls may take, beside the engines, before one of them waits."""
 TIMES = 2.0
 """Nobody waits who has had at most so many times what the others have had on average."""
