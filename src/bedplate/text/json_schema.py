@@ -62,7 +62,7 @@ def parse_schema(source: str) -> Schema:
     try:
         schema = load_json(source, repeated=None)
     except ValueError as error:
-        raise _error(f"the JSON schema is not JSON: {error}") from None
+        raise _error(f"the JSON schema cannot be read: {error}") from None
     check_schema(schema)
     return schema
 
