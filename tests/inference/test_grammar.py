@@ -388,7 +388,7 @@ BAD: list[tuple[str, Grammar, str]] = [
     ("blowing up allOf", Grammar("json_schema", json.dumps({"allOf": EXPLODING})), "too large"),
     ("a number for a type", Grammar("json_schema", '{"type": 3}'), "the types are"),
     ("a list", Grammar("json_schema", "[]"), "must be a schema"),
-    ("no JSON", Grammar("json_schema", "{"), "not JSON"),
+    ("no JSON", Grammar("json_schema", "{"), "schema cannot be read"),
     ("NaN", Grammar("json_schema", '{"minimum": NaN}'), "not JSON"),
     ("bad pattern", Grammar("json_schema", '{"type": "string", "pattern": "("}'), "unclosed"),
     ("look-ahead", Grammar("regex", "(?=a)b"), "look-around"),
