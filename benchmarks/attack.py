@@ -15,6 +15,7 @@ import argparse
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from comparison import Row, report, start
@@ -39,12 +40,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         tenants, siege, vitals = crowd(Path(directory), options.seconds, options.seed, scenario)
     print(HEAD, *tenants, sep="\n")
-    health = sorted(vitals.health)
-    print(f"/health: {len(health)} probes, {vitals.slow(HEALTH_SECONDS):.4f} over 0.25 s, slowest {health[-1]:.2f} s")
+    for name, runs in (("quiet", [runs.quiet for runs in tenants]), ("besieged", [runs.besieged for runs in tenants])):
+        fifths = [quantile([second for run in runs for second in _fifth(run.seconds, i)], 0.99) for i in range(5)]
+        print(f"p99 of all, {name}, by fifths of the run:", *(f"{1000 * seconds:.0f}" for seconds in fifths), "ms")
+    slow = vitals.slow(HEALTH_SECONDS)
+    print(f"/health: {len(vitals.probes)} probes, {len(slow)} over 0.25 s", end="")
+    print(f", slowest {max(probe.seconds for probe in vitals.probes):.2f} s")
+    for probe in slow:
+        print(f"  {probe.seconds:.2f} s; the prober itself had woken {1000 * probe.late:.0f} ms late")
     late = [f"{name} {1000 * quantile(vitals.late[i], 0.99):.0f} ms" for i, name in enumerate(("quiet", "besieged"))]
     print(f"the clients' own loop late by (slowest hundredth): {', '.join(late)}; load {os.getloadavg()[0]:.1f}")
-    grown = vitals.peak - vitals.resident
-    print(f"resident: {vitals.resident >> 20} MiB, {grown >> 20} more at most", end="")
+    print(f"resident: {vitals.resident >> 20} MiB, {vitals.growth >> 20} more at most", end="")
     print(f" of {most_memory() >> 20} that the settings allow" if options.sequences else "")
     print(f"{siege.shots:,} hostile requests in {siege.seconds:.0f} s: {dict(siege.statuses)}")
     print(*siege.wrong, sep="\n")
@@ -62,6 +68,10 @@ def main() -> None:
         )
     ]
     report(rows)
+
+
+def _fifth(seconds: Sequence[float], i: int) -> Sequence[float]:
+    return seconds[i * len(seconds) // 5 : (i + 1) * len(seconds) // 5]
 
 
 if __name__ == "__main__":

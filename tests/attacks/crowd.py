@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import http.client
-import math
-import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +18,7 @@ from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_se
 from bedplate.skins.files import write_skin
 
 from .neighbours import Tenant, beat, honest
+from .probing import Probe, probing
 from .siege import SETTINGS, Besieger, Report, Siege
 
 CLIENTS = 8
@@ -68,45 +65,21 @@ HEAD = "| tenant | calls, quiet | besieged | 5xx | 429 | p99 quiet, ms | besiege
 
 @dataclass
 class Vitals:
-    """What `/health` took, in seconds, and resident bytes at the beginning and at most. late: seconds by which the
-    honest clients' own event loop was late, quiet and besieged: part of what their calls took."""
+    """probes: of `/health`, in the besieged spells. resident: bytes before the first of them. late: seconds by which
+    the honest clients' event loop was late, quiet and besieged: part of what their calls took."""
 
-    health: list[float] = field(default_factory=list[float])
+    probes: list[Probe] = field(default_factory=list[Probe])
     resident: int = 0
-    peak: int = 0
     late: tuple[list[float], list[float]] = field(default_factory=lambda: (list[float](), list[float]()))
 
-    def slow(self, seconds: float) -> float:
-        """The share of probes that took longer, or were not answered with 200."""
-        return sum(took > seconds for took in self.health) / max(len(self.health), 1)
+    def slow(self, seconds: float) -> list[Probe]:
+        """What took longer, or was not answered with 200."""
+        return [probe for probe in self.probes if probe.seconds > seconds]
 
-    @contextlib.contextmanager
-    def watching(self, live: Process) -> Generator[None]:
-        ended = threading.Event()
-        self.resident = self.resident or live.rss()
-        probe = http.client.HTTPConnection(live.url.removeprefix("http://"), timeout=60)
-
-        def watch() -> None:
-            while not ended.wait(0.1):
-                begin = time.monotonic()
-                try:
-                    probe.request("GET", "/health")
-                    reply = probe.getresponse()
-                    reply.read()
-                    healthy = reply.status == 200
-                except (OSError, http.client.HTTPException):
-                    probe.close()
-                    healthy = False
-                self.health.append(time.monotonic() - begin if healthy else math.inf)
-                self.peak = max(self.peak, live.rss())
-
-        thread = threading.Thread(target=watch)
-        thread.start()
-        try:
-            yield
-        finally:
-            ended.set()
-            thread.join()
+    @property
+    def growth(self) -> int:
+        """Bytes by which resident memory grew at most."""
+        return max((probe.resident for probe in self.probes), default=self.resident) - self.resident
 
 
 @dataclass(frozen=True)
@@ -147,9 +120,12 @@ def crowd(
                 workers=CLIENTS,
                 besieger=scenario.besieger,
             )
-            with vitals.watching(live):
+            vitals.resident = vitals.resident or live.rss()
+            with probing(live.url, live.process.pid) as probes:
                 _run(live, secrets, seconds / spells, [run.besieged for run in runs], vitals.late[1])
-                report.add(siege.end())
+                result = siege.end()
+            vitals.probes.extend(probes)
+            report.add(result)
             live.idle(REST_SECONDS)
         assert not live.faults, "\n".join(live.faults[:5])[:20_000]
         return runs, report, vitals
