@@ -6,7 +6,7 @@ import asyncio
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -18,7 +18,7 @@ from tests.serving.conftest import Server
 from bedplate.serving.request.preparation import BODIES, THREADS, WAITING_BODIES, Preparation
 from bedplate.serving.schemas import strict_json
 from bedplate.serving.schemas.http_errors import LimitError
-from bedplate.serving.schemas.strict_json import dump_in_pieces, dump_json
+from bedplate.serving.schemas.strict_json import Rows, dump_in_pieces, dump_json
 
 from .conftest import at_once, attacked, head
 
@@ -170,6 +170,30 @@ def test_json_in_pieces_is_the_same_json(value, levels, piece):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strict_json, "PIECE", piece)
         assert b"".join(dump_in_pieces(value, levels)) == dump_json(value)
+
+
+@given(st.lists(JSON), st.integers(0, 3))
+def test_rows_that_are_made_while_they_are_written_are_an_array(values, levels):
+    rows = {"rows": Rows(lambda: (value for value in values))}
+    assert b"".join(dump_in_pieces(rows, levels)) == dump_json(rows) == dump_json({"rows": values})
+
+
+def test_a_row_is_gone_before_the_next_is_made():
+    alive = 0
+
+    class Row(dict[str, int]):
+        def __del__(self) -> None:
+            nonlocal alive
+            alive -= 1
+
+    def rows() -> Iterator[Row]:
+        nonlocal alive
+        for number in range(3):
+            assert not alive
+            alive += 1
+            yield Row(number=number)
+
+    assert b"".join(dump_in_pieces([Rows(rows)])) == b'[[{"number":0},{"number":1},{"number":2}]]'
 
 
 def test_no_piece_of_a_long_list_is_long():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import threading
 import time
@@ -72,6 +73,21 @@ def test_logprobs_of_prompt_and_output_equal_transformers(model: LocalModel, ref
             values, ids = expected[len(prompt) - 1 + i].topk(5)
             assert [token for token, _ in top] == ids.tolist()
             np.testing.assert_allclose([value for _, value in top], values.tolist(), atol=2e-5)
+
+
+def test_log_probabilities_are_few_objects_to_the_garbage_collector(model: LocalModel) -> None:
+    """A reply may have millions of them, and a full collection visits every object while nothing else runs."""
+    prompt, settings_ = tuple(range(3, 63)), Sampling(max_tokens=8, ignore_eos=True, logprobs=20, prompt_logprobs=20)
+    gc.disable()
+    try:
+        result = _generate(model.engine, [Generate(prompt, settings_)])[0]
+        alternatives = [*result.prompt_top_logprobs, *result.top_logprobs]
+        inner = [entry for top in alternatives for entry in gc.get_referents(top)]
+        tracked = [entry for entry in (*alternatives, *inner) if gc.is_tracked(entry) and not isinstance(entry, type)]
+        assert [len(top) for top in alternatives] == [0, *[20] * (len(prompt) - 1 + 8)]
+        assert len(tracked) <= len(alternatives)
+    finally:
+        gc.enable()
 
 
 def test_batch_equals_one_by_one(model: LocalModel) -> None:

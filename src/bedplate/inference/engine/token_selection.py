@@ -8,20 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.forward.batch import Greedy
 from bedplate.inference.forward.torch import one_thread
 
-Alternatives = tuple[tuple[int, float], ...]
+
+class Alternatives(Sequence[tuple[int, float]]):
+    """The likeliest tokens with their log-probabilities, the likeliest first. They lie in arrays: one reply may have
+    millions, and each pair would be an object that every garbage collection visits."""
+
+    __slots__ = ("_ids_K", "_logprobs_K")
+
+    def __init__(self, ids_K: ArrayLike = (), logprobs_K: ArrayLike = ()) -> None:
+        self._ids_K, self._logprobs_K = np.asarray(ids_K, np.int64), np.asarray(logprobs_K, np.float64)
+
+    def __len__(self) -> int:
+        return len(self._ids_K)
+
+    def __iter__(self) -> Iterator[tuple[int, float]]:
+        return zip(self._ids_K.tolist(), self._logprobs_K.tolist(), strict=True)
+
+    def __getitem__(self, index: Any) -> Any:
+        return tuple(self)[index]
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Sequence) and tuple(self) == tuple(other)
+
+
+NO_ALTERNATIVES = Alternatives()
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
 
 
@@ -51,7 +74,7 @@ class WritingRow:
     draft: Sequence[int] = ()
     chosen_count: int = 0
 
-    def accept(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = ()) -> bool:
+    def accept(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = NO_ALTERNATIVES) -> bool:
         """Passes a token to the job; returns whether the following one can be chosen in this pass too, because this one
         was drafted. logsumexp: over the vocabulary; finite only where the logits are."""
         if not math.isfinite(logsumexp):
@@ -125,15 +148,15 @@ def chosen_tokens(
     choices: list[tuple[int, float, float, Alternatives]] = []
     for state, (token, logprob, total, *alternatives) in zip(states, torch.cat(columns, 1).tolist(), strict=True):
         count = state.sampling.logprobs or 0
-        ids_K = [int(index) for index in alternatives[max_logprobs : max_logprobs + count]]
-        choices.append((int(token), logprob, total, tuple(zip(ids_K, alternatives[:count], strict=True))))
+        ids_K = alternatives[max_logprobs : max_logprobs + count]
+        choices.append((int(token), logprob, total, Alternatives(ids_K, alternatives[:count])))
     return choices
 
 
 def _likeliest(logits_V: NDArray[np.float32], count: int, total: float) -> Alternatives:
     """So many of the likeliest tokens with their log-probabilities, of equal ones the first. total: the logsumexp."""
     if not count:
-        return ()
+        return NO_ALTERNATIVES
     ids = np.sort(logits_V.argpartition(len(logits_V) - count)[len(logits_V) - count :])
     ids = ids[np.argsort(-logits_V[ids], kind="stable")]
-    return tuple(zip(ids.tolist(), (logits_V[ids].astype(np.float64) - total).tolist(), strict=True))
+    return Alternatives(ids, logits_V[ids].astype(np.float64) - total)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import secrets
 import time
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 from fastapi import APIRouter
@@ -19,7 +20,7 @@ from bedplate.serving.request.events import Event, EventStream
 from bedplate.serving.request.lifecycle import READ_AT_ONCE, ApiCall, CallInProgress, answers
 from bedplate.serving.rollout.version_router import VersionRouter
 from bedplate.serving.schemas.openai_fields import ChatRequest, CompletionRequest
-from bedplate.serving.schemas.strict_json import dump_json, json_response, large_json_response
+from bedplate.serving.schemas.strict_json import Rows, dump_json, json_response, large_json_response
 from bedplate.serving.schemas.tool_fields import Spoken
 from bedplate.text.tokenizer import Tokenizer
 
@@ -99,11 +100,10 @@ class ChoicesReply(ABC, Generic[A]):
             "prompt_tokens_details": {"cached_tokens": sum(answer.usage.cached_tokens for answer in prompts)},
         }
 
-    def prompt_logprobs(self, prompt: Sequence[int], generation: Generation) -> list[Json | None]:
+    def prompt_logprobs(self, prompt: Sequence[int], generation: Generation) -> Iterator[Json | None]:
         """Per token of the prompt, None for the first: by token id, the log-probability of the token itself and of the
         likeliest (vLLM's shape). The rank of a token that is not among these is not known, and null."""
         count = self.request.prompt_logprobs or 0
-        rows: list[Json | None] = []
         tops = zip(prompt, generation.prompt_logprobs or (), generation.prompt_top_logprobs, strict=True)
         for token, logprob, top in tops:
             ranked: dict[int, tuple[float, int | None]] = {
@@ -114,8 +114,7 @@ class ChoicesReply(ABC, Generic[A]):
                 str(index): {"logprob": finite(number), "rank": rank, "decoded_token": self._token(index)}
                 for index, (number, rank) in ranked.items()
             }
-            rows.append(None if logprob is None else row)
-        return rows
+            yield None if logprob is None else row
 
     def _token(self, index: int) -> str:
         return token_text(self._tokenizer, index)
@@ -165,7 +164,7 @@ class ChatReply(ChoicesReply[ChatRequest]):
     def whole(self, answers: Sequence[Answer]) -> Json:
         whole, generation = super().whole(answers), answers[0].generation
         if self.request.prompt_logprobs is not None and generation is not None:
-            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompt, generation)
+            whole["prompt_logprobs"] = Rows(partial(self.prompt_logprobs, self._prompt, generation))
         return whole
 
     def usage(self, answers: Sequence[Answer]) -> Json:
@@ -191,7 +190,9 @@ class ChatReply(ChoicesReply[ChatRequest]):
         return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
 
     def _logprobs(self, steps: Sequence[Step]) -> Json | None:
-        return {"content": token_entries(self._tokenizer, steps), "refusal": None} if self.request.logprobs else None
+        if not self.request.logprobs:
+            return None
+        return {"content": Rows(partial(token_entries, self._tokenizer, steps)), "refusal": None}
 
 
 class CompletionReply(ChoicesReply[CompletionRequest]):
@@ -218,7 +219,7 @@ class CompletionReply(ChoicesReply[CompletionRequest]):
             reason = "stop"  # the one token that was asked for with its log-probability is the end token
         whole = {**self._choice(index, echoed + answer.text, logprobs, reason), **_extension(answer)}
         if self.request.prompt_logprobs is not None and answer.generation is not None:
-            whole["prompt_logprobs"] = self.prompt_logprobs(self._prompts[index], answer.generation)
+            whole["prompt_logprobs"] = Rows(partial(self.prompt_logprobs, self._prompts[index], answer.generation))
         return whole
 
     def opening(self, index: int) -> Json | None:
@@ -282,7 +283,7 @@ def token_text(tokenizer: Tokenizer, index: int) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in content)
 
 
-def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> list[Json]:
+def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> Iterator[Json]:
     """The tokens of steps with their log-probabilities and those of the likeliest, as chats list them."""
     shown: dict[int, tuple[str, list[int]]] = {}  # the same few tokens are likely again and again
 
@@ -293,12 +294,10 @@ def token_entries(tokenizer: Tokenizer, steps: Sequence[Step]) -> list[Json]:
         text, content = shown[index]
         return {"token": text, "logprob": finite(logprob), "bytes": content}
 
-    rows: list[Json] = []
     for step in steps:
         if step.token_id is not None and step.logprob is not None:
             top = [entry(token, logprob) for token, logprob in step.top_logprobs]
-            rows.append({**entry(step.token_id, step.logprob), "top_logprobs": top})
-    return rows
+            yield {**entry(step.token_id, step.logprob), "top_logprobs": top}
 
 
 def steps_of(generation: Generation) -> list[Step]:
@@ -314,7 +313,7 @@ TOKEN_BYTES = 1000
 TEXT_BYTES = 8
 """Approximate size of one token's text."""
 MAX_PROMPT_LOGPROBS = 2_000_000
-"""Most prompt log-probabilities in one reply; each takes about a hundred bytes of memory until it is written."""
+"""Most prompt log-probabilities in one reply; each takes some fifteen bytes of memory until it is written."""
 
 
 @router.get("/models")

@@ -117,7 +117,9 @@ class ResponseReply:
         return f"{prefixes[block.block_type]}_{self._call.id}_{block.index}"
 
     def logprobs(self, steps: Sequence[Step]) -> list[Json]:
-        return token_entries(self._call.lease.served.tokenizer, steps) if self._request.includes_logprobs else []
+        if not self._request.includes_logprobs:
+            return []
+        return list(token_entries(self._call.lease.served.tokenizer, steps))
 
 
 def text_part(text: str, logprobs: Sequence[Json] = ()) -> Json:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from starlette.responses import Response
@@ -47,8 +48,26 @@ def _need_text(value: Any) -> None:
         raise RequestError(message, code="invalid_json") from None
 
 
+@dataclass(frozen=True)
+class Rows:
+    """A JSON array whose elements are made while it is written: there may be more than should exist at once."""
+
+    make: Callable[[], Iterable[Any]]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.make())
+
+
 def dump_in_pieces(value: Any, levels: int = 5) -> Iterator[bytes]:
     """`dump_json` in pieces: the encoder holds the interpreter, and every other thread, until it is done."""
+    if isinstance(value, Rows):
+        before = b""
+        yield b"["
+        for text in map(dump_json, value):
+            yield before + text
+            before = b","
+        yield b"]"
+        return
     if isinstance(value, list) and len(value) > PIECE and (levels == 0 or not isinstance(value[0], dict | list)):
         for start in range(0, len(value), PIECE):
             yield (b"," if start else b"[") + dump_json(value[start : start + PIECE])[1:-1]
@@ -68,8 +87,14 @@ def dump_in_pieces(value: Any, levels: int = 5) -> Iterator[bytes]:
 
 def dump_json(value: Any) -> bytes:
     """JSON as UTF-8. Lone surrogates, which only a quoted request can hold, become escapes."""
-    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"), default=_elements)
     return text.encode("utf-8", "backslashreplace")
+
+
+def _elements(value: object) -> list[Any]:
+    if isinstance(value, Rows):
+        return list(value)
+    raise TypeError(f"{type(value).__name__} is not JSON")
 
 
 def large_json_response(content: Any, levels: int = 5) -> Response:

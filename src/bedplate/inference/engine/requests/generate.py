@@ -20,7 +20,7 @@ from bedplate.inference.engine.requests.base import FinishReason, Request, Resul
 from bedplate.inference.engine.requests.job import EngineResources, PassRequest, PassResult, RequestJob
 from bedplate.inference.engine.row_state import RowState
 from bedplate.inference.engine.sampling import Grammar, Sampling
-from bedplate.inference.engine.token_selection import Alternatives, WritingRow
+from bedplate.inference.engine.token_selection import NO_ALTERNATIVES, Alternatives, WritingRow
 from bedplate.inference.forward.batch import LoadedAdapter
 from bedplate.text.json_schema import INVALID
 from bedplate.text.tokenizer import Tokenizer
@@ -146,7 +146,7 @@ class GenerateJob(RequestJob[Generate]):
         the logits of the tokens from position `begin` on."""
         tokens, first = self.request.tokens, begin - self.adapter.virtual
         if first == 0:
-            self._prompt_logprobs, self._prompt_top_logprobs = [None], [()]
+            self._prompt_logprobs, self._prompt_top_logprobs = [None], [NO_ALTERNATIVES]
         logits_TV = logits_TV[: len(tokens) - 1 - first]
         logprobs_TV = logits_TV.log_softmax(dim=-1)
         target = torch.tensor(tokens[first + 1 : first + 1 + len(logits_TV)], dtype=torch.long, device=logits_TV.device)
@@ -155,9 +155,7 @@ class GenerateJob(RequestJob[Generate]):
             raise not_finite(self.resources.base, self.adapter.key)
         self._prompt_logprobs += logprobs
         values, ids = logprobs_TV.topk(self.request.sampling.prompt_logprobs or 0)
-        self._prompt_top_logprobs += [
-            tuple(zip(*pair, strict=True)) for pair in zip(ids.tolist(), values.tolist(), strict=True)
-        ]
+        self._prompt_top_logprobs += map(Alternatives, ids.cpu().numpy(), values.double().cpu().numpy())
 
     def _begin(self) -> None:
         """Starts the generation, once the prompt is computed for the first time."""
