@@ -19,18 +19,13 @@ Weights = Literal["bfloat16", "int8", "int4"]
 def decode(spec: Any, weights: Weights, context: float, rows: int, speed: float, machine: Machine) -> str:
     """A line about `speed` tokens a second of `rows` sequences at this mean context."""
     read = step_reads(spec, weights)(rows)
-    cached = cached_bytes(spec, context)
+    cached = 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim * CACHE_BYTES * context
     bound = rows * machine.bandwidth / (read + rows * cached)
     read_at = f"{machine.bandwidth / 1e9:.1f} GB/s that torch sums at"
     return (
         f"roof: a step reads {read / 1e6:.1f} MB of weights and {rows * cached / 1e6:.1f} MB of keys and values; over "
         f"the {read_at} this is {bound:,.0f} tokens/s: {speed / bound:.0%} reached"
     )
-
-
-def cached_bytes(spec: Any, context: float) -> float:
-    """Keys and values of one sequence."""
-    return 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim * CACHE_BYTES * context
 
 
 def prefill(spec: Any, weights: Weights, tokens: int, speed: float, machine: Machine) -> str:

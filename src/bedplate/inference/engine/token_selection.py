@@ -43,6 +43,9 @@ class Alternatives(Sequence[tuple[int, float]]):
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Sequence) and tuple(self) == tuple(other)
 
+    def __hash__(self) -> int:
+        return hash(tuple(self))
+
 
 NO_ALTERNATIVES = Alternatives()
 Sample = Callable[[Tensor, Sequence[RowState]], Tensor]
@@ -74,7 +77,9 @@ class WritingRow:
     draft: Sequence[int] = ()
     chosen_count: int = 0
 
-    def accept(self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = NO_ALTERNATIVES) -> bool:
+    def accept(
+        self, token: int, logprob: float, logsumexp: float, alternatives: Alternatives = NO_ALTERNATIVES
+    ) -> bool:
         """Passes a token to the job; returns whether the following one can be chosen in this pass too, because this one
         was drafted. logsumexp: over the vocabulary; finite only where the logits are."""
         if not math.isfinite(logsumexp):
