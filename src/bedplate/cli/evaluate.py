@@ -68,7 +68,9 @@ def evaluate(
     with which nothing is wrong is called wrong in at most 5% of cases. Rows that an earlier look had are counted once.
 
     With --suite, what a base can do besides its tasks: piqa, openbookqa, commonsenseqa, boolq (core is these four;
-    accuracy by log-likelihood), vader-news, vader-movies (loss on general text), refusals.
+    accuracy by log-likelihood), grammar, facts, arithmetic, code (small, for bases that are still learning),
+    vader-news, vader-movies (loss on general text), refusals. Items longer than the base's context are left out and
+    counted.
 
     \b
       bedplate evaluate runs/x/skins/lora task.yaml --split test data.seed=1
@@ -147,8 +149,12 @@ def _on_suites(base: str, names: Sequence[str], limit: int | None, engine_option
     with open_base(base, OpenOptions(*engine_options)).model() as model:
         results = {name: run_suite(model, name, limit) for name in suite_names}
         report = {"base": model.base.name, "weights": model.engine.weights, "kernel": model.engine.kernel}
+        context_length = model.base.spec.context_length
     rows: list[tuple[str, ...]] = []
     for name, result in results.items():
+        if result.too_long:
+            remark = f"left out {result.too_long:,} items that do not fit the context of {context_length:,} tokens"
+            print(f"warning: {name}: {remark}", file=sys.stderr)
         for measure, score in result.measures.items():
             interval = "" if score.interval is None else "{:.3f}-{:.3f}".format(*score.interval)
             rows.append((name, measure, f"{score.value:.3f}", interval, str(score.n), str(score.groups)))

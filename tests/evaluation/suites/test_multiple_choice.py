@@ -13,10 +13,11 @@ from tests.tiny import write_tiny_base
 
 from bedplate.core.errors import ContextLengthExceeded, DataError
 from bedplate.data.documents import Document, read_whole_documents
+from bedplate.evaluation.suites import Suite, suite
 from bedplate.evaluation.suites import question_sets as sets
 from bedplate.evaluation.suites.general_text import GeneralText
-from bedplate.evaluation.suites.question_sets import Question, judge, tokens_of
-from bedplate.evaluation.suites.suite import grades
+from bedplate.evaluation.suites.question_sets import Question, accuracies, judge, tokens_of
+from bedplate.evaluation.suites.suite import SampleSet, grades, run_suite
 from bedplate.inference.predict.local import LocalModel
 from bedplate.models.checkpoints.base import load_base
 
@@ -109,6 +110,23 @@ def test_an_item_that_does_not_fit_is_named(tiny: Path) -> None:
     long = Question("big", "own", "great " * 600, ("a", "b"), 0, "big")
     with LocalModel(load_base(tiny)) as model, pytest.raises(ContextLengthExceeded, match=r"item big of own has"):
         list(grades(model, [long], "multiple choice"))
+
+
+def test_items_that_do_not_fit_are_left_out_of_a_suite_and_counted(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    long = Question("big", "own", "great " * 600, ("a", "b"), 0, "big")
+
+    def suite_of(*questions: Question) -> Suite:
+        return lambda limit: SampleSet(questions, "own", "0", 0, accuracies)
+
+    suites = {"mixed": suite_of(long, *QUESTIONS, long), "long": suite_of(long)}
+    monkeypatch.setattr(suite, "SUITES", suites)
+    monkeypatch.setattr("bedplate.evaluation.suites.SUITES", suites)
+    with LocalModel(load_base(tiny)) as model:
+        mixed, none = run_suite(model, "mixed"), run_suite(model, "long")
+        alone = list(grades(model, QUESTIONS, "multiple choice"))
+    assert (mixed.too_long, none.too_long, none.measures) == (2, 1, {})
+    assert mixed.measures["acc"].n == len(QUESTIONS)
+    assert mixed.measures["acc"].value == pytest.approx(sum(grade.acc for grade in alone) / len(alone))
 
 
 # --- the sets

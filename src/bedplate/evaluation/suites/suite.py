@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Generic, TypeAlias, TypeVar
 
+from bedplate.core.errors import ContextLengthExceeded
 from bedplate.core.progress import progress
 from bedplate.core.statistics.noninferiority import mean_drop, rate_rise
 from bedplate.evaluation.grading import Gradable, SingleTurn, graded
@@ -74,28 +75,40 @@ class SuiteScore:
 
 @dataclass(frozen=True)
 class SuiteResult:
-    """A suite's measures by name, and where its items come from. unusable: rows of the source that are no items."""
+    """A suite's measures by name (none where no item fits the context), and where its items come from. unusable: rows
+    of the source that are no items. too_long: items left out because the model's context is shorter."""
 
     measures: dict[str, SuiteScore]
     source: str
     sha256: str
     unusable: int
+    too_long: int
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def run_suite(model: Answers, name: str, limit: int | None = None) -> SuiteResult:
-    """Asks a base a suite's items, at most so many. HubError where they cannot be pulled."""
+    """Asks a base a suite's items, at most so many; those that its context cannot hold are left out and counted.
+    HubError where they cannot be pulled."""
     need_suite(name)
     sample_set: SampleSet[Any] = SUITES[name](limit)
+    samples = [sample for sample in sample_set.samples if _fits(sample, model)]
     columns: defaultdict[str, list[tuple[float, float, Hashable]]] = defaultdict(list)
-    sample_grades = zip(sample_set.samples, grades(model, sample_set.samples, name), strict=True)
-    for place, (sample, grade) in enumerate(sample_grades):
+    for place, (sample, grade) in enumerate(zip(samples, grades(model, samples, name), strict=True)):
         for measure, (value, weight) in sample_set.measure(sample, grade).items():
             columns[measure].append((value, weight, getattr(sample, "group", place)))
     measures = {measure: _scored(rows) for measure, rows in columns.items()}
-    return SuiteResult(measures, sample_set.source, sample_set.sha256, sample_set.unusable)
+    too_long = len(sample_set.samples) - len(samples)
+    return SuiteResult(measures, sample_set.source, sample_set.sha256, sample_set.unusable, too_long)
+
+
+def _fits(sample: SuiteItem[Any], model: Answers) -> bool:
+    try:
+        next(sample.turns(model))
+    except ContextLengthExceeded:
+        return False
+    return True
 
 
 def _scored(rows: list[tuple[float, float, Hashable]]) -> SuiteScore:
