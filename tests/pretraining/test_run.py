@@ -99,6 +99,8 @@ def test_everything_is_recorded(pretrained: Pretrained) -> None:
     assert base["lineage"]["made"]["data"]["sources"]["lines"]["sha256"] == record["data"]["sources"]["lines"]["sha256"]
     card = (pretrained.base / "README.md").read_text()
     assert "CC0-1.0" in card
+    assert "| optimizer     | adamw" in card or "| optimizer | adamw" in card
+    assert "computed in float32" in card
     assert f"{pretrained.judged['held_out']['lines']['bits_per_byte']:.3f}" in card
     assert list((out / "tensorboard").iterdir())
     checkpoints = list((out / "checkpoints").iterdir())
@@ -135,9 +137,13 @@ def test_the_n_gram_model_reads_what_the_run_trained_on(tmp_path: Path, monkeypa
     assert len(streams[1]) == available
 
 
-def test_a_finished_run_is_only_loaded(pretrained: Pretrained) -> None:
+def test_a_finished_run_is_only_loaded(pretrained: Pretrained, capsys: pytest.CaptureFixture[str]) -> None:
     before = load_base(pretrained.base).identity.weights_id
+    rows = (pretrained.directory / "evaluations.jsonl").read_bytes()
     reloaded = pretrain(tiny_run(pretrained.directory.parent), pretrained.directory)
+    assert "tiny is finished already: 9 steps of 256 tokens" in capsys.readouterr().err
+    assert reloaded.judged == json.loads(rows.splitlines()[-1])
+    assert (pretrained.directory / "evaluations.jsonl").read_bytes() == rows
     assert reloaded.result.steps == 9
     assert reloaded.result.resumed_at == 9
     assert load_base(reloaded.base).identity.weights_id == before

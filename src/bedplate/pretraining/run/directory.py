@@ -33,10 +33,12 @@ TOKENIZER = "tokenizer"
 
 @dataclass(frozen=True)
 class RunDirectory:
-    """An open run directory. changed: in what the file differs from the one that the run was begun with."""
+    """An open run directory. changed: in what the file differs from the one that the run was begun with. finished:
+    whether a run of this very file has ended here."""
 
     path: Path
     changed: tuple[str, ...]
+    finished: bool
 
     def record(self) -> dict[str, Any]:
         """What is known of the run so far."""
@@ -85,7 +87,7 @@ def opened(run: RunFile, path: Path) -> Generator[RunDirectory]:
                 f"{'; '.join(refused)}{may}. Give another directory (--out), or change it back"
             )
         atomic_write(run_file, dump_config(run))
-        yield RunDirectory(path, tuple(allowed))
+        yield RunDirectory(path, tuple(allowed), not allowed and read_record(path).get("status") == "finished")
 
 
 def _begin_anew(path: Path) -> None:

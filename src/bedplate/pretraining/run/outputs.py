@@ -17,7 +17,7 @@ import torch
 
 from bedplate.core.closing import Closing
 from bedplate.core.display import Brief
-from bedplate.core.errors import TrainingError, is_interrupt
+from bedplate.core.errors import ContextLengthExceeded, TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl, atomic_write, read_jsonl
 from bedplate.core.progress import console, log_line
 from bedplate.evaluation.suites.suite import run_suite
@@ -47,10 +47,14 @@ MEASURES = ("acc", "score", "nats_per_token")
 
 
 def suite_rows(model: LocalModel, names: Sequence[str], item_count: int) -> dict[str, dict[str, Any]]:
-    """For each suite, the measure that makes its curve, with value, interval and number of items."""
+    """For each suite, the measure that makes its curve, with value, interval and number of items. ContextLengthExceeded
+    where a suite has no item that the context holds."""
     rows: dict[str, dict[str, Any]] = {}
     for name in names:
         measures = run_suite(model, name, item_count).to_json()["measures"]
+        if not measures:
+            length = model.base.spec.context_length
+            raise ContextLengthExceeded(f"no item of {name} fits the context of {length:,} tokens")
         measure = next((candidate for candidate in MEASURES if candidate in measures), next(iter(measures)))
         rows[name] = {"measure": measure, **{key: measures[measure][key] for key in ("value", "interval", "n")}}
     return rows
@@ -170,6 +174,8 @@ class RunOutputs:
         sizes = self._planned.sizes
         steps = f"{sizes.steps:,} steps of {sizes.batch * sizes.length:,} tokens, {sizes.parameters:,} parameters"
         begin = f"resumes after step {start_step:,} of" if start_step else "begins:"
+        if self._planned.directory.finished:
+            begin = "is finished already:"
         log_line(f"{self._planned.run.run} {begin} {steps}, in {self._out}")
         with TensorBoard(self._out / places.TENSORBOARD, start_step) as self._tensorboard:
             yield
@@ -199,7 +205,10 @@ class RunOutputs:
         attempt("the page", self._page)
 
     def at_the_end(self, base: Base, result: TrainResult) -> dict[str, Any]:
-        """On all of the held-out texts, or as many as the file says; the row."""
+        """On all of the held-out texts, or as many as the file says; the row. A finished run has its own already."""
+        last = evaluations(self._out)[-1:]
+        if self._planned.directory.finished and last and last[0]["step"] == result.steps and not last[0]["errors"]:
+            return last[0]
         self.record("judged at the end")
         log_line(f"step {result.steps:,} is saved; evaluating the end on its held-out texts")
         return self._judge(base, result.steps, self._holdout_batches(self._planned.run.evaluation.end_tokens))
@@ -286,6 +295,7 @@ class RunOutputs:
             "steps": sizes.steps,
             "tokens_of_a_step": sizes.batch * sizes.length,
             "sequence": sizes.length,
+            "optimizer": config.optimizer,
             "learning_rate": config.learning_rate,
             "schedule": f"{config.schedule}, warm-up {config.warmup:g}, decay {config.decay:g}",
             "weight_decay": config.weight_decay,
