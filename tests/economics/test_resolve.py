@@ -16,6 +16,7 @@ from bedplate.core.errors import BedplateError, CheckpointError, ConfigError, Un
 from bedplate.economics.model.named_model import resolve
 from bedplate.economics.model.parameters import parameters
 from bedplate.models.families import FAMILIES
+from bedplate.models.specs.dial import SIZES
 from bedplate.models.specs.presets import PRESETS
 
 
@@ -106,6 +107,11 @@ def test_a_size_is_a_dense_decoder_of_about_so_many_parameters(name: str, count:
     key, spec = resolve(name)
     assert key == name.lower()
     assert parameters(spec).total == pytest.approx(count, rel=0.15)
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_have_names(name: str) -> None:
+    assert parameters(resolve(name.upper())[1]).total == pytest.approx(SIZES[name], rel=0.25)
 
 
 def test_a_size_of_nothing_is_refused() -> None:

@@ -18,17 +18,19 @@ from bedplate.models.families.fields import located
 from bedplate.models.families.multimodal import find_multimodal
 from bedplate.models.gguf_header import read_header
 from bedplate.models.specs import Spec
-from bedplate.models.specs.dial import shape_for
+from bedplate.models.specs.dial import SIZES, shape_for
 
 _SIZE = re.compile(r"\d+(?:\.\d+)?[mbt]")
 _VOCABULARY, _CONTEXT = 32_000, 8192
+_SMALL, _SMALL_VOCABULARY = 20e6, 4096
+"""Smaller models would be little else than a table of 32,000 tokens."""
 _UNTIED = 1e9
 """Smaller models use the token table as their head."""
 
 
 def resolve(name: str) -> tuple[str, Spec]:
-    """The name and the spec of a preset (in any case), of a size such as 7b (a dense decoder), or of a path: a
-    config.json, a .gguf file, a base's directory.
+    """The name and the spec of a preset (in any case), of a size such as 7b or `small` (a dense decoder), or of a path:
+    a config.json, a .gguf file, a base's directory.
 
     Raises UsageError for what is none of them, with the nearest names; CheckpointError for damaged files;
     UnsupportedModelError for a family or a field that is not supported.
@@ -41,16 +43,16 @@ def resolve(name: str) -> tuple[str, Spec]:
     path = Path(name).expanduser()
     if key and path.exists():
         return str(path), _read(path)
-    if _SIZE.fullmatch(key):
-        parameters = count_of(key) or 0.0
-        tied = parameters < _UNTIED
-        shape = shape_for(parameters, _VOCABULARY, tied)
-        config = {"vocab_size": _VOCABULARY, "max_position_embeddings": _CONTEXT, "tie_word_embeddings": tied}
+    if key in SIZES or _SIZE.fullmatch(key):
+        parameters = SIZES.get(key) or count_of(key) or 0.0
+        tied, vocabulary = parameters < _UNTIED, _VOCABULARY if parameters >= _SMALL else _SMALL_VOCABULARY
+        shape = shape_for(parameters, vocabulary, tied)
+        config = {"vocab_size": vocabulary, "max_position_embeddings": _CONTEXT, "tie_word_embeddings": tied}
         return key, find_family("hf", "llama", name).to_spec({**config, **shape.config()})
     suggestions = nearest(key, PRESETS, 4) or [preset for preset in PRESETS if key and key in preset][:4]
     hint = did_you_mean(suggestions, show=str) or f"there are {', '.join(PRESETS)}."
     hint = path_hint(path) if "/" in name else hint
-    other = "a size such as 7b, or the path of a config.json or .gguf file"
+    other = "a size such as 7b or small, or the path of a config.json or .gguf file"
     raise UsageError(f"no model or path is called {name!r}; {hint} Or give {other}")
 
 

@@ -17,6 +17,19 @@ from typing import Any
 
 from bedplate.core.errors import ConfigError
 
+SIZES: dict[str, float] = {
+    "nano": 1e6,
+    "micro": 5e6,
+    "mini": 20e6,
+    "small": 125e6,
+    "medium": 350e6,
+    "large": 760e6,
+    "xl": 1.3e9,
+    "2.7b": 2.7e9,
+    "6.7b": 6.7e9,
+    "13b": 13e9,
+}
+"""Parameters by a size's name: from `small` on those of GPT-3 (https://arxiv.org/abs/2005.14165, table 2.1)."""
 _STEP = 64
 _LARGE_WIDTH, _WIDEST = 2048, 32_768
 """From the first on heads are twice as large, and with them the steps of the width."""

@@ -24,6 +24,7 @@ from bedplate.economics.model.named_model import resolve
 from bedplate.evaluation.suites import need_suite
 from bedplate.hub.pull import check_source as check_base
 from bedplate.models.families import find_family
+from bedplate.models.specs.dial import SIZES
 from bedplate.models.specs.split import Recompute
 from bedplate.training.config import DtypeChoice, Fraction, ParallelConfig, RouterConfig, ScheduleName, check_schedule
 from bedplate.training.objectives import check_objective, objective_of
@@ -34,19 +35,6 @@ if TYPE_CHECKING:
 Count = Annotated[int, Field(ge=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
 Positive = Annotated[float, Field(gt=0)]
-SIZES: dict[str, float] = {
-    "nano": 1e6,
-    "micro": 5e6,
-    "mini": 20e6,
-    "small": 125e6,
-    "medium": 350e6,
-    "large": 760e6,
-    "xl": 1.3e9,
-    "2.7b": 2.7e9,
-    "6.7b": 6.7e9,
-    "13b": 13e9,
-}
-"""Parameters by a size's name: from `small` on those of GPT-3 (https://arxiv.org/abs/2005.14165, table 2.1)."""
 STDLIB = "stdlib"
 """The source of texts that is this Python's own library."""
 
