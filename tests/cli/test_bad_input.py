@@ -43,6 +43,10 @@ def truncate(path: Path) -> None:
 SUPPORTED = "supported are: " + ", ".join(sorted(name for format_, name in FAMILIES if format_ == "hf"))
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no config": (lambda p: (p / "config.json").unlink(), "has no config.json"),
+    "a run, not its base": (
+        lambda p: [p.rename(p.parent / "base"), p.mkdir(), (p.parent / "base").rename(p / "base")],
+        "has no config.json; a base directory needs one (Hugging Face layout); did you mean ",
+    ),
     "config not JSON": (lambda p: (p / "config.json").write_text("{"), "not valid JSON"),
     "config not UTF-8": (lambda p: (p / "config.json").write_bytes(b'{"a": "\xff"}'), "not UTF-8"),
     "config a list": (lambda p: (p / "config.json").write_text("[]"), "JSON object"),

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bedplate.core.errors import CheckpointError, UnsupportedModelError
 from bedplate.core.files import file_state
+from bedplate.core.suggestions import did_you_mean
 from bedplate.models.checkpoints.conversion import spec_of_fields
 from bedplate.models.checkpoints.onnx import OnnxReader
 from bedplate.models.checkpoints.safetensors import INDEX, SINGLE, SafetensorsReader, read_object
@@ -276,7 +277,9 @@ class HfCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path, self.location = path, str(path / "config.json")
         if not (path / "config.json").is_file():
-            raise CheckpointError(f"{path} has no config.json; a base directory needs one (Hugging Face layout)")
+            hint = did_you_mean([str(file.parent) for file in sorted(path.glob("*/config.json"))], show=str)
+            problem = f"{path} has no config.json; a base directory needs one (Hugging Face layout)"
+            raise CheckpointError("; ".join(filter(None, (problem, hint))))
         config = read_object(path / "config.json")
         self._outer = outer = find_multimodal(config)
         self._generation: dict[str, Any] | None = None
