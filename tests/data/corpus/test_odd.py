@@ -92,6 +92,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty.jsonl").write_text("\n\n")
     (tmp_path / "held.jsonl.gz").write_bytes(gzip.compress(b'{"a": "b"}\n' * 99)[:-20])
     two = NOTES.replace("path: t}", "path: t}, {name: b, kind: jsonl, path: empty.jsonl}")
+    three = two.replace("}]", "}, {name: c, kind: jsonl, path: empty.jsonl}]")
     for text, message in (
         (NOTES.replace("path: t}", "path: links}"), "but 1 symbolic links, which are not followed"),
         (NOTES.replace("path: t}", "path: t, pattern: ../*}"), r"pattern '../\*' must fit files below"),
@@ -99,6 +100,7 @@ def test_what_cannot_be_is_refused(tmp_path: Path) -> None:
         (NOTES.replace("path: t}", "path: t, pattern: a**b}"), r"pattern 'a\*\*b'.*write it as"),
         (NOTES.replace("path: t}", "path: t, pattern: ''}"), "pattern '' must"),
         (two, "source 'b' holds no document; give another path"),
+        (three, "'b' holds no.*; also, source 'c' holds no"),
         (NOTES.replace("path: t}", "path: t, weight: 0}"), "no source has a weight above 0"),
         (NOTES + "split: {valid: 1}\n", "less than 1"),
         (NOTES + "seed: 3\n", "unknown key 'seed'"),

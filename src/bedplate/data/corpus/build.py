@@ -249,29 +249,34 @@ class _Build:
         return chosen if len(chosen) < len(hashes) else chosen[1:]
 
     def _refuse_empty_sources(self) -> None:
-        for source in (spec.name for spec in self._recipe.sources):
-            names = [part.name for part in self._parts if part.source == source]
-            if any((self._splits[name] == encode.TRAIN).any() for name in names):
-                continue
-            total = Tally()
-            for name in names:
-                total.add(self._sifted[name].tally)
-            if not total.documents:
-                raise DataError(f"source {source!r} holds no document; give another path, or take the source out")
-            losses = [
-                f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
-                for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
-            ]
-            losses += [f"copies {total.kept}"] if total.kept else []
-            losses += [
-                f"the first, {shown['id']}: {shown['detail']}" for shown in next(iter(total.examples.values()), [])[:1]
-            ]
-            change = "its preset or the rules in the recipe (`rules: {NAME: null}` turns one off)"
-            change = "how it is read" if set(total.dropped) == {UNREADABLE} else change
-            raise DataError(
-                f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
-                f"{'; '.join(losses)}; change {change}, or take the source out"
-            )
+        problems = [self._without_training_text(spec.name) for spec in self._recipe.sources]
+        if any(problems):
+            raise DataError("; also, ".join(filter(None, problems)))
+
+    def _without_training_text(self, source: str) -> str | None:
+        """Why nothing of a source is left to train on; None where something is."""
+        names = [part.name for part in self._parts if part.source == source]
+        if any((self._splits[name] == encode.TRAIN).any() for name in names):
+            return None
+        total = Tally()
+        for name in names:
+            total.add(self._sifted[name].tally)
+        if not total.documents:
+            return f"source {source!r} holds no document; give another path, or take the source out"
+        losses = [
+            f"{rule} {sum(reasons.values())} ({', '.join(f'{k} {n}' for k, n in sorted(reasons.items()))})"
+            for rule, reasons in sorted(total.dropped.items(), key=lambda rule: -sum(rule[1].values()))
+        ]
+        losses += [f"copies {total.kept}"] if total.kept else []
+        losses += [
+            f"the first, {shown['id']}: {shown['detail']}" for shown in next(iter(total.examples.values()), [])[:1]
+        ]
+        change = "its preset or the rules in the recipe (`rules: {NAME: null}` turns one off)"
+        change = "how it is read" if set(total.dropped) == {UNREADABLE} else change
+        return (
+            f"source {source!r} has nothing left to train on: all {total.documents} documents were dropped: "
+            f"{'; '.join(losses)}; change {change}, or take the source out"
+        )
 
     def _encode(self) -> dict[str, list[dict[str, ShardEntry]]]:
         """By source, its groups' shards by split."""
