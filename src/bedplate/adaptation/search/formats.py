@@ -168,7 +168,7 @@ def too_few(context: Context, evaluation: Evaluation) -> str | None:
     if unseen < margin:
         return None
     rows = f"{evaluation.n} validation rows"
-    if units < evaluation.n:
+    if round(units) < evaluation.n:
         rows += f" (worth {units:.0f} independent ones)"
     needed = math.ceil(units_needed(margin, confidence) * evaluation.n / units)
     return f"{rows} cannot rule out a loss above {margin:g} (about {needed:,} could)"
