@@ -11,6 +11,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.cli.main import main
 from bedplate.core.files import sha256_file
+from bedplate.inference.predict.opening import Opened
 from bedplate.models.checkpoints.base import load_base
 
 
@@ -102,6 +103,17 @@ def test_generate_streams_what_json_reports(tiny: Path, capsys: pytest.CaptureFi
     code, _, error = run(capsys, "generate", tiny, "x", "--system", "be brief")
     assert code == 2
     assert "--chat" in error
+
+
+def test_an_answer_waits_for_no_trial(
+    tiny: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed_before: list[str] = []
+    monkeypatch.setattr(Opened, "time_plans", lambda opened: printed_before.append(capsys.readouterr().out))
+    for options in ((), ("--json",)):
+        assert run(capsys, "generate", tiny, "the answer is", "--max-tokens", "3", *options)[0] == 0
+    text, fields = printed_before
+    assert text == json.loads(fields)["text"] + "\n"
 
 
 def test_convert_tells_the_layout_by_the_name_and_what_was_rounded(

@@ -121,5 +121,5 @@ def test_a_system_that_does_not_say_its_load(isolated_home: Path, monkeypatch: p
     monkeypatch.delattr(os, "getloadavg")
     calls: list[int] = []
     for _ in range(2):
-        measured_once("a", {}, lambda: calls.append(1), lambda _: 0, lambda _: None)
+        measured_once("a", {}, lambda: calls.append(1), lambda _: 0, lambda _: 0)
     assert calls == [1]

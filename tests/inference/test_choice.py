@@ -564,6 +564,31 @@ def test_a_base_is_read_once_in_what_is_asked_for(tmp_path: Path, monkeypatch: p
 
 
 @native_only
+def test_a_base_that_is_opened_at_once_is_timed_behind_its_first_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = write_tiny_base(tmp_path / "base", dtype=torch.bfloat16, **SIZES)
+    measured: list[Sequence[ExecutionPlan]] = []
+
+    def measure(spec: TransformerSpec, plans: Sequence[ExecutionPlan], brief: Use | None) -> PlanTimings:
+        measured.append(plans)
+        return PlanTimings({plan: times(*((1.0, 1.0) if plan == T16 else (5.0, 5.0))) for plan in plans}, (), brief)
+
+    monkeypatch.setattr(calibration, "measure", measure)
+    opened = open_base(directory, OpenOptions(at_once=True))
+    with opened.model() as model:
+        assert (model.engine.weights, model.engine.kernel) == ("bfloat16", "native")
+    assert measured == []
+    for _ in range(2):
+        opened.time_plans()
+        assert [set(plans) for plans in measured] == [{T32, T16, N32, N16}]
+    again = open_base(directory, OpenOptions(at_once=True))
+    assert (again.load_format.dtype, again.load_format.kernel, again.untimed) == ("bfloat16", "torch", ())
+    again.time_plans()
+    assert len(measured) == 1
+
+
+@native_only
 @pytest.mark.parametrize(("native", "kernel"), [(1.1, "torch"), (0.5, "native")])
 def test_an_engine_runs_natively_where_that_measured_faster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, native: float, kernel: str

@@ -58,8 +58,8 @@ def generate(
             seed=seed,
             stop=tuple(stop or ()),
         )
-        opened = open_base(base, OpenOptions(dtype, weights, kernel), target).model()
-    with opened as model:
+        opened = open_base(base, OpenOptions(dtype, weights, kernel, at_once=True), target)
+    with opened.model() as model:
         if chat:
             messages = [{"role": "user", "content": text}]
             if system is not None:
@@ -81,9 +81,10 @@ def generate(
             "weights": model.engine.weights,
             "kernel": model.engine.kernel,
         }
-        print(json.dumps(fields))
+        print(json.dumps(fields), flush=True)
     else:
-        print()
+        print(flush=True)
+    opened.time_plans()
 
 
 def _read_stdin() -> str:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from pathlib import Path
 from typing import Any, TypeVar
 
 from bedplate.core.errors import UsageError
@@ -79,14 +80,10 @@ def measured_once(
     kept with it, and what was found beside much other work, or in a hurry, is measured again once most of that is gone.
     A file that is damaged or of another key is measured again; one that cannot be written costs a warning.
     """
-    path = bedplate_home() / "machine" / f"{name}-{sha256_json(dict(key))[:16]}.json"
+    found = None if remeasure else kept_measurement(name, key, from_json, timed=timed)
+    if found is not None:
+        return found
     load = load_average() if timed else None
-    try:
-        record = {} if remeasure else json.loads(path.read_text("utf-8"))
-        if record["key"] == json.loads(json.dumps(dict(key))) and not (timed and _was_disturbed(record, load)):
-            return from_json(record["found"])
-    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
-        pass  # none yet, or a damaged one
     allowance = _allowance.get()
     with Progress(f"measuring this machine ({name})", unit=""), allowance.spending():
         measurement = measure()
@@ -95,10 +92,28 @@ def measured_once(
         averages = [average for average in (load, load_average()) if average is not None]
         values["load"] = max(averages, default=None) if allowance.left else math.inf
     try:
-        atomic_write(path, json.dumps(values, indent=1) + "\n", durable=False)
+        atomic_write(_path(name, key), json.dumps(values, indent=1) + "\n", durable=False)
     except UsageError as error:
         log.warning("the measurement of this machine is not kept, and is made again next time: %s", error)
     return measurement
+
+
+def kept_measurement(
+    name: str, key: Mapping[str, Any], from_json: Callable[[Any], T], *, timed: bool = True
+) -> T | None:
+    """What `measured_once` would not measure again; None where there is none, or where it would."""
+    load = load_average() if timed else None
+    try:
+        record = json.loads(_path(name, key).read_text("utf-8"))
+        if record["key"] == json.loads(json.dumps(dict(key))) and not (timed and _was_disturbed(record, load)):
+            return from_json(record["found"])
+    except (OSError, ValueError, ArithmeticError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # none yet, or a damaged one
+    return None
+
+
+def _path(name: str, key: Mapping[str, Any]) -> Path:
+    return bedplate_home() / "machine" / f"{name}-{sha256_json(dict(key))[:16]}.json"
 
 
 def _was_disturbed(record: Mapping[str, Any], load: float | None) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, Literal, NamedTuple, cast, get_args
 import torch
 from torch import nn
 
-from bedplate.core.measurements import measured_once, patience
+from bedplate.core.measurements import kept_measurement, measured_once, patience
 from bedplate.core.processor import processor, processor_kind
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan
 from bedplate.inference.execution.threads import engine_threads
@@ -292,6 +292,12 @@ def plan_timings(
         return measure(spec, plans, None if brief_uses else brief)
 
     return measured_once("ways", _key(spec, plans), make, _to_json, read, remeasure=remeasure)
+
+
+def known_timings(spec: TextSpec, plans: Sequence[ExecutionPlan], use: Use) -> PlanTimings | None:
+    """Those of `plan_timings` for this use where they need not be made."""
+    timings = kept_measurement("ways", _key(timed_as(spec), plans), lambda record: _from_json(record, plans))
+    return None if timings is None or timings.brief not in (None, use) else timings
 
 
 def _key(spec: TransformerSpec, plans: Sequence[ExecutionPlan]) -> dict[str, Any]:

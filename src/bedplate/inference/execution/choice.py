@@ -20,7 +20,7 @@ import torch
 from bedplate.adapters.bank import Bank
 from bedplate.core.errors import UsageError
 from bedplate.core.memory import free_bytes
-from bedplate.inference.execution.calibration import PlanTimings, Use, plan_timings, read_bytes
+from bedplate.inference.execution.calibration import PlanTimings, Use, known_timings, plan_timings, read_bytes
 from bedplate.inference.execution.plan import QUANTISED, ExecutionPlan, Kernel, Weights, matching_plans
 from bedplate.inference.execution.threads import engine_threads
 from bedplate.inference.forward.kv_cache import KVCache, SlotCache
@@ -46,17 +46,25 @@ TIE_RATIO, MAX_TIE_RATIO = 1.03, 1.5
 
 
 class Choice(NamedTuple):
-    """A plan, and why it is this one."""
+    """A plan, and why it is this one. untimed: the plans that have yet to be timed for a choice by measurement."""
 
     plan: ExecutionPlan
     why: str
+    untimed: tuple[ExecutionPlan, ...] = ()
 
 
 def choose(
-    spec: TextSpec, plans: Sequence[ExecutionPlan], device: torch.device, use: Use = "generate", *, loaded: bool = False
+    spec: TextSpec,
+    plans: Sequence[ExecutionPlan],
+    device: torch.device,
+    use: Use = "generate",
+    *,
+    loaded: bool = False,
+    at_once: bool = False,
 ) -> Choice:
     """The fastest of these plans on this machine. loaded: the module is in memory already, so that only what lies
-    beside it needs room. Raises UsageError where none is possible, with the reason."""
+    beside it needs room. at_once: plans that were not timed here before are not timed now, and the one that the
+    roofline expects to be fastest is taken. Raises UsageError where none is possible, with the reason."""
     reasons = {plan: impossible(spec, plan, device) for plan in plans}
     possible = [plan for plan in plans if reasons[plan] is None]
     if not possible:
@@ -74,7 +82,10 @@ def choose(
     possible, left_out = fitting(spec, possible, loaded=loaded)
     if len(possible) == 1:
         return Choice(possible[0], f"the only plan that memory has room for; {left_out}")
-    timings = plan_timings(spec, possible, brief=use)
+    timings = known_timings(spec, possible, use) if at_once else plan_timings(spec, possible, brief=use)
+    if timings is None:
+        best = min(possible, key=lambda plan: (plan.kernel != "native", read_bytes(spec.main, plan)))
+        return Choice(best, "reads the fewest bytes of weights; not timed here yet", tuple(possible))
     best = pick(spec, timings, possible, use)
     reason = why(timings, best, use)
     return Choice(best, f"{reason}; {left_out}" if left_out else reason)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from bedplate.core.errors import SkinError, UsageError
-from bedplate.inference.execution.calibration import Use
+from bedplate.inference.execution.calibration import Use, plan_timings
 from bedplate.inference.execution.choice import Choice, choose, left_in_file
 from bedplate.inference.execution.plan import (
     QUANTISED,
@@ -51,26 +51,34 @@ class SkinExecution:
 @dataclass(frozen=True)
 class OpenOptions:
     """Options that narrow the execution plan; None and "auto" leave it open. quantised: whether a checkpoint's own
-    integers may be chosen; who trains on a base, or reads its inner states, needs weights that are not."""
+    integers may be chosen; who trains on a base, or reads its inner states, needs weights that are not. at_once: plans
+    that were not timed here before are left to `Opened.time_plans`, so that no answer waits for it."""
 
     dtype: str | None = None
     weights: Weights | None = None
     kernel: Kernel | None = None
     use: Use = "generate"
     quantised: bool = True
+    at_once: bool = False
     loaded: str | None = None
     """The dtype that the base has already: plans of others are no longer possible."""
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A loaded base, and how its engine is to be opened."""
+    """A loaded base, and how its engine is to be opened. untimed: plans to time for the next time it is opened."""
 
     base: Base
     load_format: SkinExecution
+    untimed: tuple[ExecutionPlan, ...] = ()
 
     def model(self, compute: ComputeLock | None = None) -> LocalModel:
         return LocalModel(self.base, weights=self.load_format.weights, kernel=self.load_format.kernel, compute=compute)
+
+    def time_plans(self, use: Use = "generate") -> None:
+        """Times the plans that opening it at once has left untimed."""
+        if self.untimed:
+            plan_timings(self.base.spec, self.untimed, brief=use)
 
 
 def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str | torch.device = "auto") -> Choice:
@@ -81,7 +89,7 @@ def chosen(source: str | Path, options: OpenOptions = OpenOptions(), device: str
 
 def _chosen(stored: StoredFormat, source: str | Path, options: OpenOptions, device: torch.device) -> Choice:
     try:
-        return choose(stored.spec, _plans(stored, options), device, options.use)
+        return choose(stored.spec, _plans(stored, options), device, options.use, at_once=options.at_once)
     except UsageError as error:
         raise UsageError(f"{source}: {error}") from error
 
@@ -90,9 +98,9 @@ def open_base(source: str | Path, options: OpenOptions = OpenOptions(), device: 
     """Loads a base (catalogue name, directory, .gguf file, hf:owner/name) under the execution plan that the options
     name, or the chosen one. Raises what `chosen` and `load_base` raise."""
     stored = read_stored(source)
-    plan = _chosen(stored, source, options, resolve_device(device)).plan
+    plan, _, untimed = _chosen(stored, source, options, resolve_device(device))
     base = load_base(source, plan.dtype, device, left_in_file(plan), stored.checkpoint)
-    return Opened(base, execution_of(plan))
+    return Opened(base, execution_of(plan), untimed)
 
 
 def open_as(
