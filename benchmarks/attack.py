@@ -15,7 +15,6 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 
 from comparison import Row, report, start
@@ -40,9 +39,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         tenants, siege, vitals = crowd(Path(directory), options.seconds, options.seed, scenario)
     print(HEAD, *tenants, sep="\n")
-    for name, runs in (("quiet", [runs.quiet for runs in tenants]), ("besieged", [runs.besieged for runs in tenants])):
-        fifths = [quantile([second for run in runs for second in _fifth(run.seconds, i)], 0.99) for i in range(5)]
-        print(f"p99 of all, {name}, by fifths of the run:", *(f"{1000 * seconds:.0f}" for seconds in fifths), "ms")
+    for name, spells in zip(("quiet", "besieged"), vitals.spells, strict=True):
+        print(f"p99 of all, {name}, by spells:", *(f"{1000 * seconds:.0f}" for seconds in spells), "ms")
     slow = vitals.slow(HEALTH_SECONDS)
     print(f"/health: {len(vitals.probes)} probes, {len(slow)} over 0.25 s", end="")
     print(f", slowest {max(probe.seconds for probe in vitals.probes):.2f} s")
@@ -68,10 +66,6 @@ def main() -> None:
         )
     ]
     report(rows)
-
-
-def _fifth(seconds: Sequence[float], i: int) -> Sequence[float]:
-    return seconds[i * len(seconds) // 5 : (i + 1) * len(seconds) // 5]
 
 
 if __name__ == "__main__":

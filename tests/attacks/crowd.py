@@ -17,7 +17,7 @@ from bedplate.models.checkpoints.base import load_base
 from bedplate.serving.callers.api_keys import Key, KeysFile, change_keys, new_secret
 from bedplate.skins.files import write_skin
 
-from .neighbours import Tenant, beat, honest
+from .neighbours import Tenant, beat, honest, quantile
 from .probing import Probe, probing
 from .siege import SETTINGS, Besieger, Report, Siege
 
@@ -66,11 +66,13 @@ HEAD = "| tenant | calls, quiet | besieged | 5xx | 429 | p99 quiet, ms | besiege
 @dataclass
 class Vitals:
     """probes: of `/health`, in the besieged spells. resident: bytes before the first of them. late: seconds by which
-    the honest clients' event loop was late, quiet and besieged: part of what their calls took."""
+    the honest clients' event loop was late, quiet and besieged: part of what their calls took. spells: the slowest
+    hundredth of all tenants' calls in each spell, quiet and besieged, in seconds."""
 
     probes: list[Probe] = field(default_factory=list[Probe])
     resident: int = 0
     late: tuple[list[float], list[float]] = field(default_factory=lambda: (list[float](), list[float]()))
+    spells: tuple[list[float], list[float]] = field(default_factory=lambda: (list[float](), list[float]()))
 
     def slow(self, seconds: float) -> list[Probe]:
         """What took longer, or was not answered with 200."""
@@ -108,7 +110,8 @@ def crowd(
         _run(live, secrets, min(5.0, seconds / 10), [Tenant(name) for name in secrets], [])  # what is done once
         spells = max(1, round(seconds / SPELL_SECONDS))
         for spell in range(spells):
-            _run(live, secrets, QUIET_SHARE * seconds / spells, [run.quiet for run in runs], vitals.late[0])
+            quiet, besieged = [run.quiet for run in runs], [run.besieged for run in runs]
+            vitals.spells[0].append(_run(live, secrets, QUIET_SHARE * seconds / spells, quiet, vitals.late[0]))
             siege = Siege(
                 live.url,
                 attacker,
@@ -122,7 +125,7 @@ def crowd(
             )
             vitals.resident = vitals.resident or live.rss()
             with probing(live.url, live.process.pid) as probes:
-                _run(live, secrets, seconds / spells, [run.besieged for run in runs], vitals.late[1])
+                vitals.spells[1].append(_run(live, secrets, seconds / spells, besieged, vitals.late[1]))
                 result = siege.end()
             vitals.probes.extend(probes)
             report.add(result)
@@ -137,9 +140,10 @@ SHOTS = 10**7
 
 def _run(
     live: Process, secrets: Mapping[str, str], seconds: float, tenants: Sequence[Tenant], late: list[float]
-) -> None:
-    """Lets the tenants ask for so long, and notes how late their own loop was."""
-    until = time.monotonic() + seconds
+) -> float:
+    """Lets the tenants ask for so long, and notes how late their own loop was. Returns the seconds of the slowest
+    hundredth of these calls."""
+    until, earlier = time.monotonic() + seconds, [len(tenant.seconds) for tenant in tenants]
 
     async def run() -> None:
         beating = asyncio.create_task(beat(late))
@@ -149,6 +153,8 @@ def _run(
         beating.cancel()
 
     asyncio.run(run())
+    calls = [s for tenant, start in zip(tenants, earlier, strict=True) for s in tenant.seconds[start:]]
+    return quantile(calls, 0.99)
 
 
 def _add_tenants(directory: Path, count: int) -> dict[str, str]:

@@ -7,6 +7,7 @@ import fcntl
 import gc
 import json
 import os
+import tempfile
 import threading
 import time
 import tracemalloc
@@ -20,7 +21,7 @@ from typing import Any
 
 import httpx
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -463,6 +464,87 @@ def test_deleting_a_reply_reads_nobody_elses_lines(files, tmp_path):
         *(stored["id"] for stored in others),
         *[others[0]["id"]] * 3,
     ]
+
+
+def test_no_feedback_waits_for_an_export_and_a_summary_reads_no_lines(files, tmp_path, monkeypatch):
+    exporting, released, lines = threading.Event(), threading.Event(), FeedbackStore.lines
+
+    def held(store, models=()):
+        if models:
+            exporting.set()
+            assert released.wait(20)
+        return lines(store, models)
+
+    with serving(files, tmp_path, every=FULL_RETENTION) as server, ThreadPoolExecutor(1) as threads:
+        replies = [post_chat(server, f"row {number}") for number in range(3)]
+        settled(server, 3)
+        monkeypatch.setattr(FeedbackStore, "lines", held)
+        export = threads.submit(httpx.get, f"{server.url}/admin/feedback/prompted/export", trust_env=False, timeout=30)
+        try:
+            assert exporting.wait(20)
+            assert post_feedback(server, replies[0]["id"], rating="good").status_code == 200
+            monkeypatch.setattr(FeedbackStore, "lines", lambda *_: pytest.fail("lines were read"))
+            listed = httpx.get(f"{server.url}/admin/feedback", trust_env=False).json()
+        finally:
+            released.set()
+        assert export.result().status_code == 200
+    assert listed["data"] == [{"model": "prompted", "replies": 3, "with_texts": 3, "feedback": 1, "corrections": 0}]
+
+
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("reply"), st.sampled_from("ab"), st.integers(0, 5), st.booleans()),
+        st.tuples(st.just("feedback"), st.sampled_from("ab"), st.integers(0, 5), st.booleans()),
+        st.tuples(st.sampled_from(("erase", "purge", "another purges", "fails", "interleave")), st.integers(0, 5)),
+        st.tuples(st.sampled_from(("a day later", "sweep", "summary"))),
+    ),
+    max_size=30,
+)
+
+
+@given(CHANGES)
+@settings(max_examples=60)
+def test_a_summary_counts_what_the_files_have(changes):
+    clock = [datetime(2026, 1, 1, tzinfo=UTC)]
+    with tempfile.TemporaryDirectory() as directory:
+        store = FeedbackStore(Path(directory), lambda: clock[0])
+        for change in changes:
+            match change:
+                case ("reply", model, number, has_texts):
+                    store.append(model, [row(str(number), **({"replies": ["x"]} if has_texts else {}))])
+                case ("feedback", model, number, is_corrected):
+                    store.append(model, [row(str(number), "feedback", correction="y" if is_corrected else None)])
+                case ("erase", number):
+                    places = [place for _, place, stored in store.lines() if stored["id"] == str(number)]
+                    assert store.erase(str(number), places) == len(places)
+                case ("purge", number):
+                    store.purge(ids={str(number)})
+                case ("another purges", number):
+                    FeedbackStore(Path(directory)).purge(ids={str(number)})
+                case ("fails", number):
+                    with pytest.raises(TypeError):
+                        store.append("a", [row(str(number)), row(str(number), replies=object())])
+                case ("interleave", number):
+                    for _ in store.lines():
+                        store.append("a", [row(str(number))])
+                        break
+                case ("a day later",):
+                    clock[0] += timedelta(days=1)
+                case ("sweep",):
+                    store.sweep(lambda _: 1)
+                case ("summary",):
+                    store.summary()
+        assert store.summary() == FeedbackStore(Path(directory)).summary()
+
+
+def test_a_file_that_is_deleted_while_lines_are_read_has_none(tmp_path):
+    store = FeedbackStore(tmp_path)
+    store.append("a", [row("1")])
+    store.append("b", [row("2")])
+    reading = store.lines()
+    assert next(reading)[2]["id"] == "1"
+    assert store.purge(ids={"2"}) == 1
+    assert list(reading) == []
 
 
 def test_appending_and_purging_at_once_loses_nothing(tmp_path):

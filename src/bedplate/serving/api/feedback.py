@@ -98,4 +98,4 @@ async def export(call: ApiCall) -> Response:
         file.flush()
         return OpenFileResponse(file)
 
-    return await feedback.run_in_writer(written)
+    return await feedback.run_in_reader(written)

@@ -51,6 +51,7 @@ class Feedback:
         self._directory, self._config, self._outage = directory, config, outage
         self._store: FeedbackStore | None = None
         self._writer: ThreadPoolExecutor | None = None
+        self._reader: ThreadPoolExecutor | None = None
         self._redactors: dict[tuple[Any, ...], Redactor] = {}
         self._pending: deque[tuple[FinishedCall, KeepRule]] = deque()
         self._bytes: Counter[str] = Counter()
@@ -73,6 +74,7 @@ class Feedback:
         """Reads whose replies there are, and forgets what is too old, then and every hour."""
         self._store = FeedbackStore(self._directory.acquire() / DIRECTORY)
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback")
+        self._reader = ThreadPoolExecutor(1, thread_name_prefix="bedplate-feedback-reader")
         await self.run_in_writer(self._store.finish_erasures)
         await self._read()
         sweeping = asyncio.create_task(self._sweep())
@@ -81,6 +83,7 @@ class Feedback:
         finally:
             sweeping.cancel()
             self._writer.shutdown()
+            self._reader.shutdown()
 
     @property
     def store(self) -> FeedbackStore:
@@ -93,6 +96,12 @@ class Feedback:
         """Runs in the writer's thread, after what waits there."""
         assert self._writer is not None
         return await asyncio.wrap_future(self._writer.submit(call))
+
+    async def run_in_reader(self, call: Callable[[], T]) -> T:
+        """Runs in a thread in which no feedback waits, after the calls that have ended are written."""
+        assert self._reader is not None
+        await self.run_in_writer(lambda: None)
+        return await asyncio.wrap_future(self._reader.submit(call))
 
     # --- calls
 

@@ -12,9 +12,9 @@ import os
 import re
 import secrets
 import sys
-from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -57,11 +57,20 @@ class Exported:
     skipped: Counter[str] = field(default_factory=Counter[str])
 
 
+COUNTS = ("replies", "with_texts", "feedback", "corrections")
+
+
 class FeedbackStore:
-    """The lines below one directory. Several processes may use it: every change is made under one lock."""
+    """The lines below one directory. Several processes may use it: every change is made under one lock. One process
+    appends; the others read and purge."""
 
     def __init__(self, root: Path, clock: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.root, self._clock = root, clock
+        self._counts: dict[str, Counter[str]] = {}
+        """File → how many of its lines are what (`COUNTS`), so that a summary reads no file."""
+        self._counted_generation: str | None = None
+        """The `generation` that `_counts` belongs to; None: a pass over all lines must count them."""
+        self._changes = 0
 
     # --- writing
 
@@ -69,24 +78,31 @@ class FeedbackStore:
         """Rows of a model, on the disk when this returns; where each is. `time` is added."""
         timestamp = self._clock()
         time = timestamp.isoformat(timespec="seconds")
-        with self._locked():
+        with self._changing():
             directory = self.root / _directory_name(model)
             directory.mkdir(mode=0o700, exist_ok=True)
             path = directory / f"{timestamp.date().isoformat()}.jsonl"
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
             file = sys.intern(str(path))
-            return [(file, offset) for offset in append_jsonl(path, [{**row, "time": time} for row in rows])]
+            offsets = append_jsonl(path, [{**row, "time": time} for row in rows])
+            counts = self._counts.setdefault(file, Counter())
+            for row in rows:
+                counts.update(_counted_as(row))
+            return [(file, offset) for offset in offsets]
 
     def erase(self, id_: str, places: Sequence[Place]) -> int:
         """Overwrites the lines of a reply, which are at `places`, with spaces; no other lines are read. Returns how
         many are gone. Where somebody else has rewritten the files, the lines are looked for (`purge`)."""
         try:
-            with self._locked():
-                sizes = [_line_size(place, id_) for place in places]
+            with self._changing():
+                lines = [_line_of(place, id_) for place in places]
                 # First a mark, so that what a power failure leaves of a line is an erased one too.
-                for erased_bytes in (lambda _: 1, lambda size: size):
-                    for place, size in zip(places, sizes, strict=True):
-                        _blank(place, erased_bytes(size))
+                for erased_bytes in (lambda _: 1, len):
+                    for place, (line, _) in zip(places, lines, strict=True):
+                        _blank(place, erased_bytes(line))
+                for (file, _), (line, row) in zip(places, lines, strict=True):
+                    if not line.startswith(b" "):
+                        self._counts.get(file, Counter[str]()).subtract(_counted_as(row))
                 return len(places)
         except (FileNotFoundError, ValueError):
             return self.purge(ids={id_})
@@ -131,11 +147,21 @@ class FeedbackStore:
                 if max_days is not None and datetime.fromisoformat(path.stem).date() < today - timedelta(days=max_days):
                     path.unlink()
                     deleted_files.add(str(path))
+                    self._counts.pop(str(path), None)
         return deleted_files
 
     def _locked(self) -> AbstractContextManager[None]:
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         return file_lock(self.root / ".lock")
+
+    @contextmanager
+    def _changing(self) -> Generator[None]:
+        """Locks the files for a change that keeps `_counts`; after one that fails the lines are counted anew."""
+        with self._locked():
+            generation, self._counted_generation = self._counted_generation, None
+            self._changes += 1
+            yield
+            self._counted_generation = generation
 
     # --- reading
 
@@ -154,23 +180,30 @@ class FeedbackStore:
             yield model, row
 
     def lines(self, models: Collection[str] = ()) -> Iterator[tuple[str, Place, Row]]:
-        """As `rows`, with the place of each line."""
+        """As `rows`, with the place of each line. A pass over all of them counts them for `summary`."""
+        generation, changes, counts_by_file = self.generation, self._changes, dict[str, Counter[str]]()
         for path in self._paths(models):
-            model = _model_name(path.parent.name)
+            model, file = _model_name(path.parent.name), sys.intern(str(path))
+            counts = counts_by_file[file] = Counter()
             for offset, row in _lines(path):
-                yield model, (sys.intern(str(path)), offset), row
+                counts.update(_counted_as(row))
+                yield model, (file, offset), row
+        if not models and changes == self._changes:
+            self._counts, self._counted_generation = counts_by_file, generation
 
     def summary(self) -> list[Row]:
-        """Per model: how many replies, with texts or without, and how many were judged."""
-        counts_by_model: dict[str, Counter[str]] = {}
-        for model, row in self.rows():
-            counts = counts_by_model.setdefault(model, Counter())
-            counts["replies" if row["kind"] == "reply" else "feedback"] += 1
-            counts["with_texts"] += row["kind"] == "reply" and ("inputs" in row or "replies" in row)
-            counts["corrections"] += row.get("correction") is not None
-        names = ("replies", "with_texts", "feedback", "corrections")
-        by_model = sorted(counts_by_model.items())
-        return [{"model": model, **{name: counts[name] for name in names}} for model, counts in by_model]
+        """Per model: how many replies, with texts or without, and how many were judged. Reads no lines where a pass
+        over all of them came before. No other thread may append or erase meanwhile."""
+        if self._counted_generation != self.generation:
+            deque(self.lines(), maxlen=0)
+        by_model: dict[str, Counter[str]] = {}
+        for file, counts in self._counts.items():
+            by_model.setdefault(_model_name(Path(file).parent.name), Counter()).update(counts)
+        return [
+            {"model": model, **{name: counts[name] for name in COUNTS}}
+            for model, counts in sorted(by_model.items())
+            if any(counts.values())
+        ]
 
     def export(
         self, model: str, columns: Mapping[str, str] | None = None, target: str = "target", group: str | None = None
@@ -245,10 +278,22 @@ def _example(reply: Row | None, index: int, feedback: Row) -> tuple[tuple[dict[s
     return (inputs[index], replies[index]), ""
 
 
+def _counted_as(row: Row) -> list[str]:
+    """Which of `COUNTS` a line belongs to."""
+    if row["kind"] == "reply":
+        return ["replies", "with_texts"] if "inputs" in row or "replies" in row else ["replies"]
+    return ["feedback"] if row.get("correction") is None else ["feedback", "corrections"]
+
+
 def _lines(path: Path) -> Iterator[tuple[int, Row]]:
-    """The lines of a file with the byte at which each begins, without erased ones and a torn last one. DataError."""
+    """The lines of a file with the byte at which each begins, without erased ones and a torn last one; none of a file
+    that was deleted since it was listed. DataError."""
     offset = 0
-    with path.open("rb") as file:
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            return
         for line in file:
             if line.strip() and not line.startswith(b" "):
                 try:
@@ -268,12 +313,13 @@ def _line_at(place: Place) -> bytes:
         return file.readline().removesuffix(b"\n")
 
 
-def _line_size(place: Place, id_: str) -> int:
-    """Bytes of the line there, without its end. ValueError where it is none of this reply."""
+def _line_of(place: Place, id_: str) -> tuple[bytes, Row]:
+    """The line there, without its end, and what it says. ValueError where it is none of this reply."""
     line = _line_at(place)
-    if json.loads(b"{" + line[1:])["id"] != id_:  # its first byte is a space where an erasure did not end
+    row: Row = json.loads(b"{" + line[1:])  # its first byte is a space where an erasure did not end
+    if row["id"] != id_:
         raise ValueError(f"another reply's line is at byte {place[1]} of {place[0]}")
-    return len(line)
+    return line, row
 
 
 def _reply_at(place: Place, id_: str) -> Row | None:
