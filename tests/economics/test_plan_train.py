@@ -53,6 +53,18 @@ def test_formulas_are_shown_with_their_sources_where_they_are_asked_for(capsys: 
     assert "example, not a quotation" not in flat
 
 
+@pytest.mark.parametrize(("tokens", "unit"), [("1M", "seconds"), ("10B", "hours"), ("1T", "days")])
+def test_time_is_shown_in_the_unit_that_has_at_least_one(
+    capsys: pytest.CaptureFixture[str], tokens: str, unit: str
+) -> None:
+    code, out, _ = call(capsys, "smollm2-135m", "--tokens", tokens, "--devices", "1", "--formulas")
+    assert code == 0
+    rows = [line.split() for line in out.splitlines() if line.split()]
+    (value,) = (float(row[1]) for row in rows if row[0] == unit and row[1][:1].isdigit())
+    assert 0.1 < value < 1000
+    assert any(row[0] == "days" for row in rows)
+
+
 def test_options_reach_the_plan(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     file = tmp_path / "ours.yaml"
     file.write_text("devices:\n  ours: {like: h100, memory_bytes: 96.0e+9, usd_per_hour: 1.5}\n")

@@ -78,6 +78,7 @@ def test_from_a_recipe_to_a_base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         assert last[name]["general"] == (name == "two")
     origin = json.loads((pretrained.base / "base.json").read_text())["lineage"]["made"]
     assert origin["data"]["sha256"] == corpus.sha256
+    assert origin["data"]["sources"]["one"]["sha256"] != origin["data"]["sources"]["two"]["sha256"]
     unbroken = pretrain(run, tmp_path / "unbroken")
     assert load_base(unbroken.base).identity.weights_id == load_base(pretrained.base).identity.weights_id
     shard = corpus.directory / corpus.shards("one", "train")[0].file

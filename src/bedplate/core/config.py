@@ -385,9 +385,8 @@ def _explain(
         by = next((text for path, text in overridden.items() if len(path) > len(begun) and _covers(begun, path)), None)
         if by and names and str(name) not in names:  # the override began a section that the file does not have
             like = [key_path([*keys[:depth], near]) for near in nearest(str(name), names)]
-            return (
-                f"override {by!r}: {source} has no {key_path(begun)}; {did_you_mean(like, f'in a new one, {message}')}"
-            )
+            hint = did_you_mean(like) or f"in a new one, {message}"
+            return f"override {by!r}: {source} has no {key_path(begun)}; {hint}"
     return f"{place}: {message}"
 
 

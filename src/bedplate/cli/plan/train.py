@@ -157,7 +157,8 @@ def _show_plan(plan: TrainingPlan, formulas: bool) -> None:
     show(("a device holds", *numbers("GB")), rows)
     options.show_lines(_notes(plan))
     if formulas:
-        options.show_formulas({name: TRAINING_FORMULAS[name] for name, *_ in figures if name in TRAINING_FORMULAS})
+        shown = {"days"} | {name for name, *_ in figures}  # days may be in a smaller unit
+        options.show_formulas({name: formula for name, formula in TRAINING_FORMULAS.items() if name in shown})
 
 
 def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
@@ -169,7 +170,10 @@ def _figures(plan: TrainingPlan) -> Iterable[tuple[str, str, str]]:
     yield "global_batch_tokens", _number(plan.global_batch_tokens), ""
     yield "mfu", f"{plan.mfu.central:.1%}", _interval(plan.mfu, ".1%")
     yield "gpu_hours", _number(plan.gpu_hours.central), _interval(plan.gpu_hours)
-    yield "days", _number(plan.days.central), _interval(plan.days)
+    units = {"days": 1, "hours": 24, "minutes": 24 * 60, "seconds": 24 * 3600}
+    unit = next((unit for unit, count in units.items() if plan.days.central * count >= 1), "seconds")
+    time = plan.days.scaled(units[unit])
+    yield unit, _number(time.central), _interval(time)
     if plan.usd is not None:
         yield "usd", _number(plan.usd.central), _interval(plan.usd)
     yield "kwh", _number(plan.kwh.central), _interval(plan.kwh)

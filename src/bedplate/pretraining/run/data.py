@@ -376,6 +376,9 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
     holdouts = [holdout for holdout in holdouts if holdout.ids]
     if not holdouts:
         raise DataError(f"{directory} holds no texts to be judged on (split valid); build it with a share held out")
+    unjudged = [name for name in names if name not in {holdout.name for holdout in holdouts}]
+    if unjudged:
+        logger.warning("%s: no document is held out, so the base is not evaluated on it", ", ".join(unjudged))
     return RunData(
         tokenizer=corpus_tokenizer,
         make_source=_corpus_maker(run, corpus, names),
@@ -383,7 +386,7 @@ def corpus_data(run: RunFile, directory: Path, tokenizer: Tokenizer | None) -> R
         tokens={name: corpus.tokens(name, "train") for name in names},
         bytes={name: sum(shard.bytes for shard in corpus.shards(name, "train")) for name in names},
         documents={name: len(corpus.documents(name, "train")) for name in names},
-        hashes=dict.fromkeys(names, corpus.sha256),
+        hashes={name: sha256_json([shard.sha256 for shard in corpus.shards(name, "train")]) for name in names},
         licences={name: corpus.sources[name].licence for name in names},
         about={"corpus": str(directory), "sha256": corpus.sha256, "recipe": corpus.manifest.recipe},
     )
