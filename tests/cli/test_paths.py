@@ -54,7 +54,7 @@ CASES: tuple[tuple[tuple[str, ...], str], ...] = (
     ((*ADAPT, "--budget", "ten"), "--budget 'ten' is not a length of time"),
     ((*ADAPT, "--curve", "50,x"), "--curve 'x' is not a number"),
     ((*ADAPT, "--curve", "50.5"), "whole numbers of labels"),
-    ((*ADAPT, "adapt.targt.value=1"), "did you mean 'target'?"),
+    ((*ADAPT, "adapt.targt.value=1"), "did you mean 'adapt.target'?"),
     ((*ADAPT, "adapt.rungs=[prob]"), "there is no rung 'prob'; did you mean 'probe'?"),
     ((*ADAPT, "adapt.bases=[smolm2-135m]"), "adapt.bases: 'smolm2-135m' is in no catalogue"),
     ((*ADAPT, "data.source=row.csv"), "row.csv: the data file does not exist"),
