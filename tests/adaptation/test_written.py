@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.neighbors import KNeighborsClassifier
-from tests.adaptation.written import OUTPUTS, SCHEMA, write_task
+from tests.adaptation.written import OUTPUTS, SCHEMA, write_rows, write_task
 from tests.elsewhere import answers
 from tests.homes import new_home
 from tests.rows import slow_unless
@@ -193,13 +193,34 @@ def test_the_answers_of_train_decide_where_text_ends(tmp_path: Path, tokenizer: 
     assert AnswerLengths.of(short, tokenizer, train).beyond == len(train)
 
 
-def test_answers_that_cannot_be_written_whole_are_counted_in_the_report(tmp_path: Path, tiny_base: Path):
-    task = write_task(tmp_path, tiny_base, "text")
-    report = adapt(task, tmp_path / "out", rungs=["zero_shot"], overrides=["output.max_tokens=2"])
-    count = len(load_examples(load_task(task)).train)
+def test_answers_that_cannot_be_written_whole_are_counted_in_the_report(
+    tmp_path: Path, tiny_base: Path, tokenizer: Tokenizer
+):
+    rows = write_rows(tmp_path / "rows.jsonl", "text")
+    lines = [json.loads(line) for line in rows.read_text().splitlines()]
+    for line in lines[::4]:
+        line["answer"] += ", " + ", ".join(f"and {n} more of them" for n in range(9))
+    rows.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    path = write_task(tmp_path, tiny_base, "text", rows=rows)
+    short = min(len(tokenizer.encode(f" {line['answer']}")) for line in lines[::4])
+    report = adapt(path, tmp_path / "out", rungs=["zero_shot"], overrides=[f"output.max_tokens={short}"])
+    train = load_examples(load_task(path)).train
+    count = AnswerLengths.of(load_task(path, [f"output.max_tokens={short}"]), tokenizer, train).beyond
+    assert 0 < count < len(train) / 2
     row = report.row("zero_shot")
     assert row is not None
-    assert f"{count} of {count} train answers are longer than max_tokens, 2" in row["reason"]
+    assert f"{count} of {len(train)} train answers are longer than max_tokens, {short}" in row["reason"]
+
+
+def test_a_limit_that_most_answers_are_beyond_is_refused_with_the_number_that_would_do(
+    tmp_path: Path, tiny_base: Path, tokenizer: Tokenizer
+):
+    path = write_task(tmp_path, tiny_base, "text")
+    train = load_examples(load_task(path)).train
+    enough = AnswerLengths.of(load_task(path), tokenizer, train).max_tokens
+    with pytest.raises(ConfigError, match=rf"max_tokens: 2 cuts off {len(train)} .* set it to {enough}, or leave it"):
+        adapt(path, tmp_path / "out", rungs=["zero_shot"], overrides=["output.max_tokens=2"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_prompt_of_nothing_but_its_input_is_continued_as_it_is(tmp_path: Path, tokenizer: Tokenizer):

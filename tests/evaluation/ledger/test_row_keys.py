@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,13 @@ def keys(rows: Sequence[Inputs], ids: Sequence[str] | None = None) -> Keys:
     return keys_of(zip(ids or [f"line {i}" for i in range(len(rows))], rows, strict=True))
 
 
-def ledger_line(row_keys: Keys) -> dict[str, list[str]]:
-    return {"rows": [], "exact": row_keys.all_exact, "like": row_keys.all_weak}
+def ledger_line(row_keys: Keys) -> dict[str, Any]:
+    return {
+        "rows": list(row_keys.old),
+        "exact": row_keys.all_exact,
+        "like": row_keys.all_weak,
+        "alike": row_keys.alike,
+    }
 
 
 def count_known(rows: Sequence[Inputs], before: Sequence[Inputs]) -> int:
@@ -115,6 +121,28 @@ def test_a_row_is_known_by_what_a_reader_sees(change: Callable[[str], Inputs], w
 @pytest.mark.parametrize("words", [(2, 3), (6, 14), (16, 60)])
 def test_fresh_rows_are_fresh(words: tuple[int, int]) -> None:
     assert count_known(texts(300, 5, words), texts(300, 6, words)) == 0
+
+
+def messages(count: int, seed: int) -> list[Inputs]:
+    """Short messages of one domain, no two of them equal, many of them equal but for a word."""
+    draw = random.Random(seed)
+    parts = [WORDS[i : i + 12] for i in range(0, 240, 60)]
+    drawn = dict[str, None]()
+    while len(drawn) < count:
+        drawn[" ".join(map(draw.choice, parts))] = None
+    return [{"text": text} for text in drawn]
+
+
+@pytest.mark.parametrize(("new", "earlier"), [(200, 200), (60, 400), (300, 100)])
+def test_fresh_messages_of_one_domain_are_fresh_and_edited_ones_are_known(new: int, earlier: int) -> None:
+    before = messages(new + earlier, 3)
+    fresh, before = before[:new], before[new:]
+    weak = keys(before)
+    by_any = sum(bool(row & {*weak.all_exact, *weak.all_weak}) for row in keys(fresh).weak)
+    assert by_any >= new // 10  # a tenth and more of them has a key by chance
+    assert count_known(fresh, before) == 0
+    edited = [{"text": " ".join([*row["text"].split()[:3], "zebra"])} for row in before]
+    assert count_known(edited, before) >= 0.6 * len(before)
 
 
 NUMBERS: Mapping[str, Callable[[float], str]] = {

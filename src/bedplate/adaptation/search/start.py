@@ -26,7 +26,7 @@ from bedplate.adaptation.search.run_rung import abstaining, climb
 from bedplate.adaptation.task.parent import Parent, read_parent
 from bedplate.adaptation.task.spec import AdaptSpec
 from bedplate.adaptation.task.task_file import load_adapt_task
-from bedplate.adaptation.task.task_prompt import check_answers
+from bedplate.adaptation.task.task_prompt import check_answers, check_lengths
 from bedplate.core.config import dump_config
 from bedplate.core.errors import DataError, UsageError
 from bedplate.core.executor import Executor
@@ -123,6 +123,7 @@ def check_bases(contexts: Sequence[Context]) -> None:
         weights[facts.identity.weights_id] = facts.name
     first = next((context for context in contexts if context.backbone.writes), None)
     if first is not None:
+        check_lengths(first.task, first.written, len(first.train))
         check_answers(first.task, first.model.engine, (*first.train, *first.valid))
     for context in contexts:
         context.unfit = too_long(context)

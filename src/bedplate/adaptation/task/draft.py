@@ -69,7 +69,6 @@ class TaskDraft:
     group: str | None
     kind: OutputType
     labels: tuple[str, ...] = ()
-    max_tokens: int | None = None
     json_schema: Mapping[str, Any] | None = None
     separator: str | None = None
     metric: str = "accuracy"
@@ -185,7 +184,7 @@ def task_text(
     name = name or re.sub(r"[^A-Za-z0-9._-]+", "-", data.stem).strip("-._") or "task"
     inputs = {input_name(column): {"column": column, "kind": "text"} for column in task_draft.inputs}
     output: dict[str, Any] = {"kind": task_draft.kind}
-    for key in ("labels", "max_tokens", "json_schema", "separator"):
+    for key in ("labels", "json_schema", "separator"):
         value = getattr(task_draft, key)
         if value not in (None, ()):
             output[key] = list(value) if isinstance(value, tuple) else value
@@ -314,11 +313,9 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if target.column_type == "list":
         names = {str(label) for value in values if isinstance(value, list) for label in value}
         return several | {"labels": tuple(sorted(names))}
-    # room for the longest answer: about three characters make a token, and some more are left free
-    written = {"max_tokens": max(16, -(-target.characters[2] // 3 // 16 + 1) * 16)}
     parsed = [record for record in map(_object, values) if record is not None]
     if len(parsed) == len(values):
-        return written | {"kind": "json", "json_schema": schema_of(parsed), "metric": "json_fields", "bar": 0.8}
+        return {"kind": "json", "json_schema": schema_of(parsed), "metric": "json_fields", "bar": 0.8}
     if target.distinct <= MAX_LABELS and (target.repeats >= 3 or target.distinct <= 2):
         return _label(rows, target)
     separator = _separator([str(value) for value in values])
@@ -326,7 +323,7 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
         names = {name.strip() for value in values for name in str(value).split(separator) if name.strip()}
         return several | {"labels": tuple(sorted(names)), "separator": separator}
     metric = "rouge_l" if target.characters[0] > 60 else "token_f1"
-    return written | {"kind": "text", "metric": metric, "bar": 0.4}
+    return {"kind": "text", "metric": metric, "bar": 0.4}
 
 
 def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:

@@ -47,11 +47,16 @@ class AnswerLengths:
         texts = [answer_text(Prompt("{{ inputs }}"), _bare_output(task), e.target) for e in train]
         lengths = [len(ids) + 1 for ids in tokenizer.encode_batch(texts, parse_special=False)]
         longest = max(lengths)
-        max_tokens = task.output.max_tokens or math.ceil((longest * 1.25 + 8) / 8) * 8
+        max_tokens = task.output.max_tokens or _with_room(longest)
         stop = task.output.stop
         if stop is None:
             stop = next(((mark,) for mark in STOPS if not any(mark in text.strip() for text in texts)), ())
         return cls(sum(lengths) / len(lengths), longest, max_tokens, stop, sum(n > max_tokens for n in lengths))
+
+
+def _with_room(longest: int) -> int:
+    """Tokens for answers that are a quarter longer than the longest of train."""
+    return math.ceil((longest * 1.25 + 8) / 8) * 8
 
 
 def task_prompt(
@@ -106,6 +111,17 @@ def check_answers(task: Task, engine: Engine, examples: Sequence[Example]) -> No
                 f"row {example.id}: the target {text[:200]} is valid, but no text that the grammar of the output lets "
                 "a model write; simplify the schema, or remove the row"
             )
+
+
+def check_lengths(task: Task, written: AnswerLengths, targets: int) -> None:
+    """ConfigError where the task's `max_tokens` cuts off more than half of the train targets: no model can answer
+    these rows."""
+    if 2 * written.beyond > targets:
+        raise ConfigError(
+            f"{task.path}: output.max_tokens: {written.max_tokens} cuts off {written.beyond:,} of the {targets:,} "
+            f"train targets (the longest has {written.longest} tokens), so that no model can write them; set it to "
+            f"{_with_room(written.longest)}, or leave it out, and it is taken from the targets"
+        )
 
 
 def _bare_output(task: Task) -> Output:

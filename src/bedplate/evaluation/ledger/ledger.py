@@ -116,6 +116,8 @@ def _parse_record(line: bytes) -> LedgerRecord | None:
     record = cast("dict[str, Any]", parsed)
     lists = (record.get(name, []) for name in ("rows", "exact", "like", "judged"))
     whole = isinstance(record.get("verdict"), str) and isinstance(record.get("number"), int)
+    share = record.get("alike", 0.0)
+    whole = whole and isinstance(share, int | float) and 0 <= share <= 1
     return record if whole and all(isinstance(values, list) for values in lists) else None
 
 
@@ -318,7 +320,8 @@ def _key_fields(keys: Keys, chain: Chain) -> dict[str, Any]:
         return {"rows": list(keys.old)}
     if any(record.get("keys") == keys.digest for record in chain.entries):
         return {"rows": [], "keys": keys.digest}
-    return {"rows": sorted(keys.old), "keys": keys.digest, "exact": keys.all_exact, "like": keys.all_weak}
+    known_by = {"exact": keys.all_exact, "like": keys.all_weak, "alike": keys.alike}
+    return {"rows": sorted(keys.old), "keys": keys.digest, **known_by}
 
 
 def _earlier(

@@ -7,14 +7,16 @@ One of them that agrees is enough. Weak keys: of short texts alone, of texts wit
 deletion has it, Garbe 2012), of a text's words in any order, of MinHash bands (Broder 1997) of longer texts, of their
 least shingles, which a part of the text has as well (containment), of the row's id with two of its words, of rows of
 several numbers by the first digits of these. Chance can make one of these agree, so they count where a tenth of the
-rows has one. A key that several rows of one opening share tells none of them from the others and is no key; of numbers,
-and of texts in any order, none is where many rows share theirs.
+rows has one, and more rows than chance explains: as many as agree by chance with another row of the same opening, as
+short messages of one domain do. A key that several rows of one opening share tells none of them from the others and is
+no key; of numbers, and of texts in any order, none is where many rows share theirs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import html
+import math
 import re
 import unicodedata
 from collections import Counter
@@ -23,7 +25,7 @@ from dataclasses import dataclass
 from decimal import Context, Decimal
 from functools import cache
 from itertools import permutations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -76,11 +78,13 @@ _marks = _Marks()
 
 @dataclass(frozen=True)
 class Keys:
-    """Keys of each row of one opening. old: what ledgers knew a row by before (`row_hash`)."""
+    """Keys of each row of one opening. old: what ledgers knew a row by before (`row_hash`). alike: the share of rows
+    that have a weak key in common with another row of this opening."""
 
     old: tuple[str, ...]
     exact: tuple[frozenset[str], ...]
     weak: tuple[frozenset[str], ...]
+    alike: float = 0.0
 
     @property
     def digest(self) -> str:
@@ -159,9 +163,10 @@ def keys_of(rows: Iterable[tuple[str, Values]]) -> Keys:
     exact = _united(exact, _telling([row.alone for row in parsed]))
     all_words = [[word for field_words in row.words.values() for word in field_words] for row in parsed]
     named = [(name, row_words) for (name, _), row_words in zip(rows, all_words, strict=True)]
+    alike = _alike(weak, cells)
     weak = _united(_telling(weak), _of_ids(named))
     only_weak = (frozenset(w - e) for w, e in zip(weak, exact, strict=True))
-    return Keys(tuple(row_hash(inputs) for _, inputs in rows), tuple(map(frozenset, exact)), tuple(only_weak))
+    return Keys(tuple(row_hash(inputs) for _, inputs in rows), tuple(map(frozenset, exact)), tuple(only_weak), alike)
 
 
 def _united(some: Sequence[set[str]], more: Sequence[set[str]]) -> list[set[str]]:
@@ -177,6 +182,17 @@ def _chance(keys: Sequence[set[str]], cells: Sequence[tuple[str, ...]]) -> float
         for key in row_keys:
             rows_of.setdefault(key, set()).add(row_cells)
     return sum(any(len(rows_of[key]) > 1 for key in row_keys) for row_keys in keys) / max(1, len(keys))
+
+
+def _alike(keys: Sequence[set[str]], cells: Sequence[tuple[str, ...]]) -> float:
+    """The share of rows that have a key in common with just one row, of other cells: were that row in another opening,
+    the key would tell each from the rest of its own, and agree by chance."""
+    rows_of: dict[str, list[int]] = {}
+    for row, row_keys in enumerate(keys):
+        for key in row_keys:
+            rows_of.setdefault(key, []).append(row)
+    pairs = (rows for rows in rows_of.values() if len(rows) == 2 and cells[rows[0]] != cells[rows[1]])
+    return len({row for pair in pairs for row in pair}) / max(1, len(keys))
 
 
 def _folded(text: str) -> str:
@@ -310,16 +326,19 @@ def _of_ids(rows: Sequence[tuple[str, list[str]]]) -> list[set[str]]:
     return id_keys
 
 
-def matching_rows(keys: Keys, record: Mapping[str, Sequence[str]]) -> set[int]:
+def matching_rows(keys: Keys, record: Mapping[str, Any]) -> set[int]:
     """The numbers of the rows that an entry of the ledger has: by an exact key, or by any key where that is a tenth of
-    the rows, and three."""
+    the rows, three, and three standard deviations more than agree by chance (`Keys.alike`, binomial)."""
     exact, weak = frozenset(record.get("exact", ())), frozenset(record.get("like", ()))
     all_keys, old = exact | weak, frozenset(record.get("rows", ()))
     surely = {
         i for i, (mine, before) in enumerate(zip(keys.exact, keys.old, strict=True)) if mine & exact or before in old
     }
     perhaps = {i for i, mine in enumerate(keys.exact) if (mine | keys.weak[i]) & all_keys} | surely
-    return perhaps if len(perhaps) >= min(len(keys.old), max(3, len(keys.old) // 10)) else surely
+    count = len(keys.old)
+    alike = max(record.get("alike", 0.0), 1 - (1 - keys.alike) ** (len(old) / max(1, count - 1)))
+    by_chance = alike * count + 3 * math.sqrt(alike * (1 - alike) * count)
+    return perhaps if len(perhaps) >= min(count, max(3, count // 10)) and len(perhaps) > by_chance else surely
 
 
 # Letters that a reader takes for others, by their look in common typefaces, as Unicode's confusables have it (Unicode
