@@ -155,7 +155,9 @@ def test_feedback_is_for_ones_own_replies(files, tmp_path):
     with serving(files, tmp_path, every=FULL_RETENTION) as server:
         reply = post_chat(server, "great")
         assert post_feedback(server, reply["id"], tenant="them", rating="good").status_code == 404
-        assert post_feedback(server, "chatcmpl-" + "0" * 32, rating="good").status_code == 404
+        unknown = post_feedback(server, "chatcmpl-" + "0" * 32, rating="good")
+        assert unknown.status_code == 404
+        assert "of models that `feedback.keep` names" in unknown.json()["error"]["message"]
         assert post_feedback(server, "../../etc", rating="good").status_code == 404
         answer = post_feedback(server, reply["id"], rating="bad", correction="negative", comment="call 030 123-4567")
         assert answer.json() == {"id": reply["id"], "object": "feedback", "model": "prompted", "index": 0}

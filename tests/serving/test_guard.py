@@ -573,17 +573,20 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     on = ("--file", str(path))
     created = keys_command(
         *("create", "shop", "tiny", *on, "--tenant", "shop", "--requests-per-minute", "5"),
-        *("--tokens-per-day", "1000", "--expires", "2099-01-01"),
+        *("--tokens-per-day", "1250000", "--expires", "2099-01-01"),
     )
     store = KeyStore(path)
     key = store.recognise(created["key"])
     assert key is not None
     assert (key.name, key.tenant, key.models, key.admin) == ("shop", "shop", ("tiny",), False)
-    assert (key.limits.requests_per_minute, key.quota.tokens_per_day) == (5, 1000)
+    assert (key.limits.requests_per_minute, key.quota.tokens_per_day) == (5, 1_250_000)
     assert key.expires == datetime(2099, 1, 1, tzinfo=UTC)
     listed = keys_command("list", *on)["keys"]
     assert [(key_row["id"], key_row["state"]) for key_row in listed] == [(created["id"], "active")]
     assert "hash" not in listed[0]
+    with pytest.raises(SystemExit):
+        main(["keys", "list", *on])
+    assert "tokens_per_day=1,250,000" in capsys.readouterr().out
     rotated = keys_command("rotate", created["id"], *on)
     assert rotated["id"] == created["id"]
     store.refresh()
@@ -602,6 +605,7 @@ def test_the_command_creates_lists_rotates_and_revokes(tmp_path, isolated_home, 
     for arguments, message in (
         (("create", "said", *on), rf"is called 'said' as well; `bedplate keys revoke \w+ --file {path}` ends it"),
         (("rotate", created["id"], *on), rf"{created['id']} is disabled, so the new secret is refused"),
+        (("revoke", "said", *on), r"no key with the id 'said'; the key called 'said' has the id \w+ or \w+; `bedplate"),
         (("revoke", "000000000000", *on), rf"`bedplate keys list --file {path}` shows them"),
         (("list", "--file", str(tmp_path / "none.yaml")), "does not exist"),
     ):

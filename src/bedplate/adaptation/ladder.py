@@ -213,16 +213,24 @@ class _Ladder:
         return [name for name, outcome in outcomes.items() if outcome.status == "skipped" and limits & {*outcome.needs}]
 
     def _announce(self, number: int) -> None:
-        """Says what the look at test will cost, where a larger budget is likely to bring another."""
+        """Says what the look at test will cost, where a larger budget is likely to bring another, and of a later look
+        what it is worth."""
         test, error, untimed = self.run.data.test, 1 - self.spec.target.confidence, self._untimed()
-        if not untimed or self.run.looking is not None:
+        if self.run.looking is not None:
             return
         now, later = (1 - spent_alpha(error, j) for j in (number, number + 1))
-        notice(
-            f"opening {test.n} test rows for verdict {number} on them; without {', '.join(untimed)}, for lack of time. "
-            f"A later verdict on the same rows is exploratory and needs {later:.1%} confidence instead of {now:.1%}: "
-            f"about {more_rows(now, later):.0%} more rows for the same power."
-        )
+        if number > 1:
+            notice(
+                f"opening {test.n} test rows for verdict {number} on them: it is exploratory and needs {now:.1%} "
+                "confidence. Rows that no verdict has used confirm a skin: add them to the data, or continue with an "
+                "earlier verdict."
+            )
+        elif untimed:
+            notice(
+                f"opening {test.n} test rows for verdict {number} on them; without {', '.join(untimed)}, for lack of "
+                f"time. A later verdict on the same rows is exploratory and needs {later:.1%} confidence instead of {now:.1%}: "
+                f"about {more_rows(now, later):.0%} more rows for the same power."
+            )
 
     def _nominated(self) -> decision.Nomination:
         """Nominees, and the guards of those that stand on a child base: one that was shown to break a guard makes room

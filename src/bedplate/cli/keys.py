@@ -176,6 +176,6 @@ def _list(keys_file: KeysFile, as_json: bool) -> None:
 def _row(key: Key, state: str) -> tuple[str, ...]:
     models = "all" if key.models == "all" else ", ".join(key.models)
     limits = ", ".join(f"{name}={value}" for name, value in key.limits.model_dump(exclude_none=True).items())
-    quota = ", ".join(f"{name}={value:g}" for name, value in key.quota.model_dump(exclude_none=True).items())
+    quota = ", ".join(f"{name}={value:,}" for name, value in key.quota.model_dump(exclude_none=True).items())
     expires = "" if key.expires is None else f"{key.expires:%Y-%m-%d %H:%M}"
     return key.id, key.name, state, key.tenant or "", models, "yes" if key.admin else "", limits, quota, expires

@@ -99,6 +99,13 @@ def test_what_a_look_at_test_costs_is_said_before(
     assert "needs 98.5% confidence instead of 93.9%: about 58% more rows for the same power" in shown
     adapt(task, tmp_path / "out", rungs=["probe", "lora"], budget=120)
     assert "opening" not in capsys.readouterr().err  # the same question costs nothing again
+    first = (tmp_path / "out" / "report.json").read_bytes()
+    assert not list((tmp_path / "out").glob("report-*"))
+    adapt(task, tmp_path / "out", overrides=["adapt.target.value=0.31"], rungs=["probe"], budget=120)
+    assert "opening 80 test rows for verdict 2 on them: it is exploratory and needs" in capsys.readouterr().err
+    assert (tmp_path / "out" / "report-1.json").read_bytes() == first
+    assert (tmp_path / "out" / "report-1.html").is_file()
+    assert json.loads((tmp_path / "out" / "report.json").read_bytes())["ledger"]["number"] == 2
 
 
 @pytest.mark.slow

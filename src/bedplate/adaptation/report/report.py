@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -232,7 +233,9 @@ def _lineage(contexts: Sequence[Context], out: Path, outcomes: Mapping[str, Rung
 
 def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
     """report.json and report.html, in the run's directory and (report.json without its rows, which can be many) in each
-    of its `skins`, whose ids do not change by it."""
+    of its `skins`, whose ids do not change by it. The report of an earlier verdict in this directory is kept beside it,
+    as `report-N.json` and `report-N.html`: a verdict cannot be had a second time."""
+    _keep_earlier(report, out)
     page = adaptation_page(report.data)
     atomic_write(out / "report.html", page)
     atomic_write(out / "report.json", _text(report.data))
@@ -240,6 +243,18 @@ def write_report(report: Report, out: Path, skins: Iterable[str]) -> None:
     carried = {"report.html": page.encode(), "report.json": _text(summary).encode()}
     for skin in skins:
         write_skin(read_skin(out / skin), out / skin, carried, replace=True)
+
+
+def _keep_earlier(report: Report, out: Path) -> None:
+    """Renames the report of another verdict; those of the rounds of one labelling are parts of a single verdict."""
+    ledger = report.data["ledger"]
+    if ledger is None or report.data["labels"] is not None or not (out / "report.json").is_file():
+        return
+    earlier = json.loads((out / "report.json").read_bytes())["ledger"]
+    if earlier is not None and earlier["verdict_id"] != ledger["verdict_id"]:
+        for suffix in ("json", "html"):
+            with suppress(FileNotFoundError):
+                (out / f"report.{suffix}").replace(out / f"report-{earlier['number']}.{suffix}")
 
 
 def _text(values: Mapping[str, Any]) -> str:

@@ -149,7 +149,9 @@ def key_of(file: KeysFile, id_: str, path: Path) -> Key:
     """The key with this id. UsageError for an id that is not there."""
     key = next((key for key in file.keys if key.id == id_), None)
     if key is None:
-        raise UsageError(f"there is no key with the id {id_!r}; `bedplate keys list --file {path}` shows them")
+        named = [key.id for key in file.keys if key.name == id_ and not key.disabled]
+        hint = f"the key called {id_!r} has the id {' or '.join(named)}; " if named else ""
+        raise UsageError(f"there is no key with the id {id_!r}; {hint}`bedplate keys list --file {path}` shows them")
     return key
 
 

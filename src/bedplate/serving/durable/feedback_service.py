@@ -289,7 +289,10 @@ class Feedback:
 
 
 def _unknown(id_: str) -> StatusError:
-    return StatusError(404, f"no reply {id_[:80]!r} is known here", "reply_not_found", "id")
+    message = (
+        f"no reply {id_[:80]!r} of this tenant is known; those of models that `feedback.keep` names are, for its `days`"
+    )
+    return StatusError(404, message, "reply_not_found", "id")
 
 
 def _bytes_of(call: FinishedCall) -> int:
