@@ -228,8 +228,8 @@ class _Ladder:
         elif untimed:
             notice(
                 f"opening {test.n} test rows for verdict {number} on them; without {', '.join(untimed)}, for lack of "
-                f"time. A later verdict on the same rows is exploratory and needs {later:.1%} confidence instead of {now:.1%}: "
-                f"about {more_rows(now, later):.0%} more rows for the same power."
+                f"time. A later verdict on the same rows is exploratory and needs {later:.1%} confidence instead of "
+                f"{now:.1%}: about {more_rows(now, later):.0%} more rows for the same power."
             )
 
     def _nominated(self) -> decision.Nomination:
