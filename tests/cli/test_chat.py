@@ -13,11 +13,14 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
+from typing import Any
 
 import pytest
 from tests.inference.fake_server import ODD, Fake, fake_server
 
 from bedplate.cli.main import main
+from bedplate.core.errors import EndpointError
+from bedplate.inference.remote.endpoint import Endpoint
 
 COMMAND = [sys.executable, "-m", "bedplate.cli.main", "chat"]
 CTRL_C, CTRL_D = "\x03", "\x04"
@@ -160,6 +163,19 @@ def test_ctrl_c_stops_the_answer_and_then_leaves(fake: Fake) -> None:
         chat.until("and again")
         chat.interrupt()
         assert "Traceback" not in chat.ends()
+
+
+def test_a_server_that_wants_a_key_is_told_with_the_variable_that_holds_it(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(_: Endpoint) -> Any:
+        raise EndpointError("the server refuses the API key: none was sent", status=401)
+
+    monkeypatch.setattr(Endpoint, "models", refused)
+    monkeypatch.delenv("BEDPLATE_API_KEY", raising=False)
+    assert "set the environment variable BEDPLATE_API_KEY" in piped(fake, "hello\n").stderr
+    monkeypatch.setenv("BEDPLATE_API_KEY", "old")
+    assert "refuses the API key" in piped(fake, "hello\n").stderr
 
 
 def test_several_inputs_are_one_object(fake: Fake) -> None:

@@ -154,11 +154,12 @@ def test_labels_that_yaml_reads_as_booleans_stay_text(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("content", "words", "message"),
     [
-        ("a,b\nx y z,other words\nu v w,more words\n", (), "which column is the answer? Name it with --target"),
+        ("a,b\nx y z,other words\nu v w,more words\n", (), "which column is the answer? Name it as the target"),
         ("text,label\nx,a\n", ("--target", "lable"), "did you mean 'label'?"),
         ("text,label\nx,a\n", ("--input", "label", "--target", "label"), "both an input and the target"),
         ("label,n\na,1\nb,2\n", ("--target", "label"), "no column has text to be asked with"),
         ("text,label\nx, a\ny,b\n", (), "has spaces around it"),
+        ("text,label\nx,a\ny,a\n", (), "the column 'label' is 'a' in every row"),
         ("text,label\nx,\ny,\n", ("--target", "label"), "the answers belong there"),
         ("text,label\nx,a\ny,b\n", (), "split"),
         ("text,label\nx,a\ny,b\n", ("--bar", "80"), "--bar is 80"),
@@ -302,6 +303,7 @@ def numbered(target: list[Any]) -> list[dict[str, Any]]:
         [round(0.37 * (i % 60), 2) for i in range(300)],  # each five times
         [1000 + 7 * i for i in range(300)],  # whole numbers
         [1000 + i % 250 for i in range(1000)],
+        [3 * (i % 120) for i in range(700)],  # whole numbers with gaps, each about six times
     ],
 )
 def test_measured_numbers_are_no_labels(

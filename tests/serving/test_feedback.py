@@ -274,6 +274,10 @@ def test_what_is_purged_is_in_no_file(files, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["feedback", "purge", "prompted", "--everything", "--state", str(tmp_path)])
     assert stored_rows(tmp_path) == []
+    capsys.readouterr()
+    with pytest.raises(SystemExit):
+        main(["feedback", "purge", "--tenant", "thme", "--state", str(tmp_path)])
+    assert "has no such line of every model; nothing was deleted" in capsys.readouterr().err
 
 
 # --- the store

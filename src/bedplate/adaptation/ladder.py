@@ -13,6 +13,7 @@ Everything that finishes is on disk in the output directory, so the same command
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -41,6 +42,7 @@ from bedplate.adaptation.verdict.acceptance import AcceptanceCriteria
 from bedplate.adaptation.verdict.label_ceiling import check_bar, second_labels
 from bedplate.adaptation.verdict.ladder_run import LadderRun
 from bedplate.core.arguments import checked
+from bedplate.core.display import confidence_text
 from bedplate.core.errors import UsageError
 from bedplate.core.executor import Executor
 from bedplate.core.files import sha256_json
@@ -96,9 +98,11 @@ def adapt(
     """
     if isinstance(budget, str):
         budget = parse_seconds("budget", budget, "s")
+    elif budget is not None and not 0 < budget < math.inf:
+        raise UsageError(f"budget is {budget:g}: it must be a number of seconds above 0")
     out, memory_rows = Path(out), dict[str, SourceRows]()
     with ExitStack() as undo, ExitStack() as claim:  # undo: until the run begins
-        task_path = task_file_of(task, out, target, undo)
+        task_path = task_file_of(task, out, target, budget, undo)
         if data is not None:
             task_dir = task_path.parent
             memory_rows = given_rows(
@@ -221,14 +225,14 @@ class _Ladder:
         now, later = (1 - spent_alpha(error, j) for j in (number, number + 1))
         if number > 1:
             notice(
-                f"opening {test.n} test rows for verdict {number} on them: it is exploratory and needs {now:.1%} "
-                "confidence. Rows that no verdict has used confirm a skin: add them to the data, or continue with an "
-                "earlier verdict."
+                f"opening {test.n} test rows for verdict {number} on them: it is exploratory and needs "
+                f"{confidence_text(now)}. Rows that no verdict has used confirm a skin: add them to the data, or "
+                "continue with an earlier verdict."
             )
         elif untimed:
             notice(
                 f"opening {test.n} test rows for verdict {number} on them; without {', '.join(untimed)}, for lack of "
-                f"time. A later verdict on the same rows is exploratory and needs {later:.1%} confidence instead of "
+                f"time. A later verdict on the same rows is exploratory and needs {confidence_text(later)} instead of "
                 f"{now:.1%}: about {more_rows(now, later):.0%} more rows for the same power."
             )
 

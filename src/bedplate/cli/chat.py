@@ -11,6 +11,7 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.options import AllowOtherWeights, JudgedDtype, JudgedKernel, JudgedWeights, duration, whole
+from bedplate.core.errors import EndpointError, UsageError
 
 KEY = "BEDPLATE_API_KEY"
 
@@ -53,8 +54,14 @@ def chat(
         if url is not None:
             from bedplate.inference.remote.endpoint import Endpoint
 
-            endpoint = stack.enter_context(Endpoint(url, key=os.environ.get(KEY) or None, timeout=timeout))
-            partner = ChatEndpoint(endpoint, model)
+            key = os.environ.get(KEY) or None
+            endpoint = stack.enter_context(Endpoint(url, key=key, timeout=timeout))
+            try:
+                partner = ChatEndpoint(endpoint, model)
+            except EndpointError as error:
+                if error.status == 401 and key is None:
+                    raise UsageError(f"{url} asks for an API key; set the environment variable {KEY}") from error
+                raise
         else:
             from bedplate.inference.execution.threads import use_cores  # loads torch, as a server's model does not
 

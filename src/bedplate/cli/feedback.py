@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -109,4 +110,7 @@ def _purge(
             raise UsageError(f"{reply_id!r} is not a reply's id; it ends in 32 hexadecimal digits")
         plain_ids.add(parsed)
     purged = store.purge(plain_ids, set(tenants), () if skin is None else (skin,), everything=everything)
-    print(json.dumps({"lines": purged}) if as_json else f"{purged} lines are gone")
+    print(json.dumps({"lines": purged}) if as_json else f"{purged:,} lines of feedback files deleted")
+    if not purged:
+        searched = "every model" if skin is None else skin
+        print(f"warning: {store.root} has no such line of {searched}; nothing was deleted", file=sys.stderr)

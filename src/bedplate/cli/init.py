@@ -105,7 +105,7 @@ def init(
         bar = typer.prompt(question, default=task_draft.bar, value_proc=_share)
     if interactive and budget is None:
         budget = typer.prompt("How long may the whole search take?", default="10m", value_proc=to_seconds)
-    minutes = 10.0 if budget is None else budget / 60
+    minutes = proposal.DEFAULT_MINUTES if budget is None else budget / 60
     how: dict[str, Any] = {"name": name, "instructions": instructions, "bases": chosen, "usd_per_hour": usd_per_hour}
     task_draft, split, findings = proposal.write_task(task_draft, rows, data, out, bar=bar, minutes=minutes, **how)
     if as_json:

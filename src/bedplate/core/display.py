@@ -47,6 +47,12 @@ def chosen(value: float) -> str:
     return f"{value:.10g}" if math.isclose(round(value, 6), value, rel_tol=1e-12) else f"{value:.4g}"
 
 
+def confidence_text(level: float) -> str:
+    """Such as `95.0% confidence`, with as many digits as tell it from certainty: `99.95% confidence`."""
+    digits = 1 if level >= 1 else max(1, math.ceil(-math.log10(100 * (1 - level)) - 1e-9))
+    return f"{level:.{digits}%} confidence"
+
+
 def join_names(names: Sequence[str], max_names: int = 5) -> str:
     """Names with commas between them, and how many more there are."""
     remainder = f" and {len(names) - max_names} more" if len(names) > max_names else ""

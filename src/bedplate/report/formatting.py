@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bedplate.core.display import chosen
+from bedplate.core.display import chosen, confidence_text
 from bedplate.core.processor import is_busy
 
 MISCALIBRATED = 0.15
@@ -73,10 +73,10 @@ def at_confidence(level: float, requested: float | None, nominees: int = 1) -> s
     """The confidence of one bound, and why it is above the confidence that the task asks for: such as `97.0% confidence
     (so that all verdicts on these rows hold with 95%)`. nominees: how many share the error."""
     if requested is None or level <= requested:
-        return f"{level:.1%} confidence"
+        return f"{confidence_text(level)}"
     several = "" if nominees < 2 else f"{'both' if nominees == 2 else f'all {nominees}'} nominees and "
     claims = f"{several}all verdicts"
-    return f"{level:.1%} confidence (so that {claims} on these rows hold with {100 * requested:g}%)"
+    return f"{confidence_text(level)} (so that {claims} on these rows hold with {100 * requested:g}%)"
 
 
 def cell(value: Any) -> str:

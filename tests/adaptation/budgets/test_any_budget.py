@@ -102,7 +102,12 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(Engine, "run", running)
     monkeypatch.setattr(probe, "_batches", reading)
     monkeypatch.setattr(lora, "train", training)
-    monkeypatch.setattr(run_all, "_print_outcome", lambda outcome: fake_machine.climbed.append(outcome.rung))
+
+    def shown(outcome: Any, train: int, show: Any = run_all._print_outcome) -> None:
+        fake_machine.climbed.append(outcome.rung)
+        show(outcome, train)
+
+    monkeypatch.setattr(run_all, "_print_outcome", shown)
     return fake_machine
 
 
@@ -235,8 +240,11 @@ def test_a_fit_ends_with_the_budget_whatever_it_was_expected_to_take(
     report = climb(tiny_base, tmp_path, 120, rungs=["majority", "probe"])
     row = report.row("probe")
     assert row["status"] == "done"
-    begins = re.search(r"^probe         begins with (\d+) rows, about (\d+) s$", capsys.readouterr().err, re.M)
+    printed = capsys.readouterr().err
+    begins = re.search(r"^probe         begins with (\d+) rows, about (\d+) s$", printed, re.M)
     assert begins is not None
+    rows = f"from {report.data['details']['probe']['rows']} of {report.data['data']['counts']['train']} train rows"
+    assert re.search(rf"^probe         accuracy [\d.]+ on valid, \d+ s, {rows}$", printed, re.M)
     assert 0 < int(begins[2]) <= 120
     (reason,) = (part["reason"] for part in report.data["not_tried"] if part["rung"] == "probe")
     assert reason.endswith("train rows were left out: no time")

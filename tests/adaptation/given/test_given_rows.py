@@ -184,7 +184,7 @@ def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_
     assert drafted.task == "out"
     assert (drafted.data.target, drafted.data.group_by) == ("label", "group")
     assert len(read_jsonl(tmp_path / "out.task.jsonl")) == len(frame)
-    written.write_text(written.read_text().replace("train_minutes: 10", "train_minutes: 9"))
+    written.write_text(written.read_text().replace("train_minutes: 2", "train_minutes: 9"))
     bedplate.adapt(frame, out, target="label", **options)
     assert "train_minutes: 9" in written.read_text()  # resumed: the file of the first call, as it was edited
     other_column = frame.assign(other=frame["label"])
@@ -197,6 +197,9 @@ def test_a_table_and_its_column_of_answers_are_a_task(frame: pd.DataFrame, tiny_
     for task_without_target in (written, yaml.safe_load(written.read_text())):
         with pytest.raises(UsageError, match="names its own"):
             bedplate.adapt(task_without_target, tmp_path / "other", target="label")
+    with pytest.raises(UsageError, match="budget is -3: it must be a number of seconds above 0"):
+        bedplate.adapt(frame, tmp_path / "negative", target="label", budget=-3)
+    assert not list(tmp_path.glob("negative*"))
     with pytest.raises(UsageError, match="task is int; give a task file's path"):
         bedplate.adapt(3, tmp_path / "other")
     with pytest.raises(UsageError, match="no column 'lable'; did you mean 'label'"):
@@ -214,7 +217,8 @@ def test_what_is_drafted_for_a_table_is_told(
     for line in (
         "asked with text; the answer is label (one of 2 labels: negative, positive)",
         f"120 of 120 rows can be used: {counts['train']} train, {counts['valid']} valid, {counts['test']} test",
-        "- Rows with the same group stay together in one split (60 groups); --group none takes rows as independent.",
+        "- Rows with the same group stay together in one split (60 groups); with the group `none`, rows are taken as "
+        "independent.",
         f"written to {tmp_path / 'out.task.yaml'}, with a budget of 10 min; read it through, above all the "
         "instructions and the bar (accuracy 0.8)",
     ):

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -23,7 +24,7 @@ from bedplate.adaptation.postprocess.monitor import drift
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.cli.main import main
-from bedplate.core.errors import ConfigError, DataError
+from bedplate.core.errors import ConfigError, DataError, UsageError
 from bedplate.evaluation.examples import load_examples
 from bedplate.evaluation.task import load_task
 from bedplate.inference.predict.callable_skin import CascadePredictor
@@ -142,6 +143,12 @@ def test_it_is_evaluated_predicted_with_compared_and_looked_after(
     assert not by_table.exploratory  # the same question about the same rows is one look
     on_part = bedplate.compare(place / "out" / SKIN, place / "out" / "skins" / "probe", frame.iloc[:80])
     assert repr(on_part).startswith("<comparison EXPLORATORY")  # another, about some of them
+    relabelled = yaml.safe_load((place / "task.yaml").read_text())
+    relabelled["output"]["labels"] = ["yes", "no"]
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml.safe_dump(relabelled))
+    with pytest.raises(UsageError, match="its labels are yes, no, and the skin answers negative, positive"):
+        bedplate.compare(place / "out" / SKIN, place / "out" / "skins" / "probe", frame, task_file=other)
     with pytest.raises(DataError, match="rows has no column 'label' with the right answers; add it"):
         bedplate.compare(place / "out" / SKIN, place / "out" / "skins" / "probe", frame.drop(columns="label"))
     watched = drift(place / "out" / SKIN, fresh)

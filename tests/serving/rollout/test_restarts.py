@@ -76,6 +76,8 @@ def test_a_canary_under_an_alias_outlives_a_restart(site, tuned):
         assert skins_of(server) == {"tuned": "lora1", "tuned-next": "a-newer-one"}
         answer = server.chat(model="reviews")
         assert (answer.status_code, answer.headers["x-bedplate-version"]) == (200, "tuned-next")
+        unknown = server.chat(model="review")
+        assert "the models are: tiny, tuned-next, tuned, reviews" in unknown.json()["error"]["message"]
         assert server.request("GET", "/ready").json() == {"status": "ok"}
         assert server.request("DELETE", "/admin/skins/tuned-next").json()["durable"]
     with site.started(routes=routes) as server:

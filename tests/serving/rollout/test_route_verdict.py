@@ -62,7 +62,7 @@ def test_calls_count_after_the_waiting_time_and_late_outcomes_still_count() -> N
     assert isinstance(worst, dict)
     assert worst["lower"] == pytest.approx(lower_bound({1.0: 78, 0.0: 22}))
     assert worst["status"] == "INSUFFICIENT_DATA"
-    assert "20 calls of which nothing was said are left out" in str(report["reason"])
+    assert "Calls without feedback are left out, as if they were like the judged ones: 20" in str(report["reason"])
     traffic.outcomes["99"] = "b"  # after its time
     assert traffic.report()["missing"] == {"new": 20}
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bedplate.core.display import join_names
 from bedplate.core.errors import DataError, SkinError, UsageError
 from bedplate.core.files import read_text
 from bedplate.evaluation.costs import Scale
@@ -69,6 +70,11 @@ def origin_of(directory: Path | str, task: Task | None = None) -> Origin:
         raise UsageError(
             f"{task.path} is not a task for {skin.name}, which takes {', '.join(sorted(skin.inputs))} and returns a "
             f"{skin.output.kind}: the task has {', '.join(sorted(task.inputs))} and returns a {task.output.kind}"
+        )
+    if skin.output.all_labels and not {*skin.output.all_labels} & {*(task.output.labels or ())}:
+        raise UsageError(
+            f"{task.path} is not a task for {skin.name}: its labels are {join_names(task.output.labels or ())}, and "
+            f"the skin answers {join_names(skin.output.all_labels)}"
         )
     if place is not None and (place / SPLITS_FILE).is_file():
         rows, texts = read_splits(place, run_task or task).rows, read_texts(place / SPLITS_FILE)

@@ -25,6 +25,7 @@ from bedplate.adaptation.rungs.answers import agreement, export, predict_in_time
 from bedplate.adaptation.search import rung_files
 from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.task.adapt_parts import Format
+from bedplate.core.display import confidence_text
 from bedplate.core.errors import BedplateError, UsageError
 from bedplate.core.files import sha256_json
 from bedplate.core.statistics.noninferiority import hidden, units_needed
@@ -120,11 +121,11 @@ def judged(context: Context, result: RungResult, trial: FormatTrial) -> TriedFor
     if drop.upper is None or drop.lower is None:
         reason = f"; {drop.groups} groups are too few for a confidence bound"
     elif within_margin and faster:
-        reason = f": worse by at most {drop.upper:.4f} with {drop.confidence:.1%} confidence, under {margin}; {calls}"
+        reason = f": worse by at most {drop.upper:.4f} with {confidence_text(drop.confidence)}, under {margin}; {calls}"
     elif within_margin:
         reason = f", an acceptable loss, but it is not faster: {calls}"
     elif within_margin is False:
-        reason = f": worse by at least {drop.lower:.4f} with {drop.confidence:.1%} confidence, over {margin}"
+        reason = f": worse by at least {drop.lower:.4f} with {confidence_text(drop.confidence)}, over {margin}"
     else:
         reason = (
             f": worse by {drop.lower:+.4f} to {drop.upper:+.4f}, so these rows do not rule out a loss above {margin}"

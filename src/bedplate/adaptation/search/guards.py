@@ -19,6 +19,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungResult
 from bedplate.adaptation.search.candidates import Candidate
 from bedplate.adaptation.task.adapt_parts import GENERAL_TEXT, GuardsSpec, LossGuard, RefusalGuard, RetentionGuard
+from bedplate.core.display import confidence_text
 from bedplate.core.errors import ConfigError, DataError, HubError, RequestError
 from bedplate.core.files import atomic_write, read_text, sha256_json
 from bedplate.core.statistics.multiplicity import simultaneous
@@ -297,10 +298,12 @@ def bounded(
     if drop.upper is None or drop.lower is None:
         reason = f"{numbers}; {drop.groups} groups are too few for a confidence bound"
     elif within_limit:
-        reason = f"{numbers}; worse by at most {drop.upper:.3f} with {drop.confidence:.1%} confidence, under {limit:g}"
+        reason = (
+            f"{numbers}; worse by at most {drop.upper:.3f} with {confidence_text(drop.confidence)}, under {limit:g}"
+        )
     elif within_limit is False:
         shared = simultaneous(drop.confidence, claims)
-        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {shared:.1%} confidence, over {limit:g}"
+        reason = f"{numbers}; worse by at least {drop.lower:.3f} with {confidence_text(shared)}, over {limit:g}"
     else:
         reason = (
             f"{numbers}; worse by {drop.lower:.3f} to {drop.upper:.3f}: {drop.n} rows do not decide on the limit of "

@@ -239,7 +239,8 @@ class Ascent:
 
     def _recorded(self, name: str, outcome: RungOutcome) -> RungOutcome:
         self.outcomes[name] = outcome
-        _print_outcome(outcome)
+        candidate = self.candidates[name]
+        _print_outcome(outcome, len(candidate.context.train) if candidate.traits.side == "weights" else 0)
         return outcome
 
     def _write_growth(self, *, done: bool) -> None:
@@ -383,11 +384,14 @@ def climb_larger(candidate: Candidate, context: Context, outcome: RungOutcome) -
     return replace(winner, rung=candidate.name, result=result, reason=reason, seconds=seconds)
 
 
-def _print_outcome(outcome: RungOutcome) -> None:
-    """One line on stderr when a rung is over."""
+def _print_outcome(outcome: RungOutcome, train: int) -> None:
+    """One line on stderr when a rung is over. train: the rows that its weights could be fitted on; 0 where it has
+    none."""
     shown = outcome.status
     if outcome.result is not None:
         evaluation = outcome.result.evaluation
         estimate = evaluation.scale.format_score(evaluation.estimate)
         shown = f"{evaluation.metric} {estimate} on valid, {outcome.seconds:.0f} s"
+        rows = outcome.result.details.get("rows", train)
+        shown += f", from {rows:,} of {train:,} train rows" if rows < train else ""
     notice(f"{outcome.rung:<13} {shown}")

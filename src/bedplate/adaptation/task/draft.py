@@ -93,7 +93,7 @@ class TaskDraft:
         if units < needed:
             return (
                 f"No verdict is possible on these rows: it takes at least {needed} test {name} to show a bar of "
-                f"{bar:g}, and there are {units}. Label more {name}, or lower the bar (--bar)."
+                f"{bar:g}, and there are {units}. Label more {name}, or lower the bar."
             )
         levels = [1 - spent_alpha(1 - CONFIDENCE, number + 1) for number in range(VERDICTS)]
         passing = " / ".join(f"{least_estimate(test_rows, bar, level):.3f}" for level in levels)
@@ -128,10 +128,10 @@ def draft(
             raise UsageError(f"{rows.source}: no column {name!r}; {hint}")
     target = target or guess_target(columns, inputs)
     if target is None:
-        raise UsageError(f"{rows.source}: which column is the answer? Name it with --target; there are {summary}")
+        raise UsageError(f"{rows.source}: which column is the answer? Name it as the target; there are {summary}")
     chosen = tuple(inputs) or guess_inputs(columns, target, group)
     if not chosen:
-        raise UsageError(f"{rows.source}: no column has text to be asked with; name one with --input ({summary})")
+        raise UsageError(f"{rows.source}: no column has text to be asked with; name the input ({summary})")
     if target in chosen:
         raise UsageError(f"{target!r} is both an input and the target; name another column for one of them")
     if group is None and grouped:
@@ -300,8 +300,8 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if target.column_type == "mixed":
         raise DataError(f"{rows.source}: the column {target.name!r} holds values of several kinds; write them alike")
     if target.column_type == "number":
-        whole = all(number.is_integer() or not math.isfinite(number) for number in (float(str(v)) for v in values))
-        if target.distinct > (MAX_LABELS if whole and target.repeats >= 2 else MAX_LEVELS):
+        numbers = [float(str(value)) for value in values]
+        if target.distinct > (MAX_LABELS if _are_codes(numbers, target) else MAX_LEVELS):
             raise DataError(
                 f"{rows.source}: the column {target.name!r} holds {target.distinct:,} different numbers in "
                 f"{target.rows:,} rows, too many for labels, and regression is not offered; put them into ranges, such "
@@ -326,6 +326,17 @@ def _answer(rows: SourceRows, target: Profile) -> dict[str, Any]:
     return {"kind": "text", "metric": metric, "bar": 0.4}
 
 
+def _are_codes(numbers: Sequence[float], target: Profile) -> bool:
+    """Whether numbers may stand for labels: whole ones on many rows each, or counted from 0 or 1 with few left out;
+    others are measured."""
+    numbers = [number for number in numbers if math.isfinite(number)]
+    if not numbers or not all(number.is_integer() for number in numbers):
+        return False
+    low, high = min(numbers), max(numbers)
+    counted = low in (0, 1) and high - low < 1.1 * target.distinct
+    return target.repeats >= (2 if counted else 10)
+
+
 def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if not all(blank(value) or isinstance(label_text(value), str) for value in (r.get(target.name) for r in rows.rows)):
         raise DataError(
@@ -336,6 +347,11 @@ def _label(rows: SourceRows, target: Profile) -> dict[str, Any]:
     if odd is not None:
         raise DataError(f"{rows.source}: the label {odd!r} of {target.name!r} has spaces around it; take them away")
     counts = dict(target.commonest)
+    if len(counts) == 1:
+        raise DataError(
+            f"{rows.source}: the column {target.name!r} is {next(iter(counts))!r} in every row; it takes two labels to "
+            "decide between"
+        )
     largest, smallest = max(counts.values()), min(counts.values())
     share = largest / target.rows
     bar = 0.8 if share < 0.75 else round(min(0.98, share + (1 - share) / 2), 2)
@@ -433,9 +449,9 @@ def _notes(
             share = f"{count / columns[target].rows:.0%}"
             notes.append(f"{share} of the rows are {common!r}: who always says so is right that often.")
     notes.append(
-        "Rows are taken as independent. If several come from one document or user, name it: --group COLUMN."
+        "Rows are taken as independent. If several come from one document or user, name that column as the group."
         if group is None
-        else f"Rows with the same {group} stay together in one split ({columns[group].distinct:,} groups); --group "
-        "none takes rows as independent."
+        else f"Rows with the same {group} stay together in one split ({columns[group].distinct:,} groups); with "
+        "the group `none`, rows are taken as independent."
     )
     return notes

@@ -26,7 +26,7 @@ from bedplate.evaluation.leaks.hidden_groups import hidden_groups, table_of
 from bedplate.evaluation.task import Task, load_task
 from bedplate.report.schema_parts import HiddenGroups
 
-DEFAULT_BASE = "smollm2-135m"
+DEFAULT_BASE, DEFAULT_MINUTES = "smollm2-135m", 10.0
 
 
 @checked
@@ -41,7 +41,7 @@ def init(
     instructions: str | None = None,
     bases: Sequence[str] = (DEFAULT_BASE,),
     bar: float | None = None,
-    minutes: float = 10.0,
+    minutes: float = DEFAULT_MINUTES,
     usd_per_hour: float = 0.10,
     overwrite: bool = False,
 ) -> Path:
@@ -105,13 +105,17 @@ def summary(task_draft: TaskDraft, split: TaskData, path: Path, minutes: float) 
     ]
 
 
-def task_file_of(task: Any, out: Path, target: str | None, undo: ExitStack) -> Path:
+def task_file_of(task: Any, out: Path, target: str | None, seconds: float | None, undo: ExitStack) -> Path:
     """The path of a run's task file. A task in memory is written beside the run, as `OUT.task.yaml`: a mapping as it
-    stands, a table by `init`, unless an earlier call on the same rows did so. undo: what is called where the run cannot
-    begin, and leaves both files as they were. UsageError for a `target` beside a task that names its own."""
+    stands, a table by `init`, unless an earlier call on the same rows did so. seconds: the run's budget. undo: what is
+    called where the run cannot begin, and leaves both files as they were. UsageError for a `target` beside a task that
+    names its own."""
     if isinstance(task, str | os.PathLike | Mapping):
         if target is not None:
-            raise UsageError("target goes with a table; a task names its own, under data.target")
+            raise UsageError(
+                "target goes with a table; a task file names its own, under data.target "
+                "(bedplate.init drafts one for a file of rows)"
+            )
         if not isinstance(task, Mapping):
             return Path(task)
     elif not is_table(task) and not isinstance(task, list | tuple):
@@ -128,7 +132,8 @@ def task_file_of(task: Any, out: Path, target: str | None, undo: ExitStack) -> P
         or rows_path.read_bytes() != json_lines(records(task, "task"))
         or target not in (None, load_task(path).data.target)
     ):
-        init(task, path, target=target, name=out.name, overwrite=True)
+        minutes = DEFAULT_MINUTES if seconds is None else seconds / 60
+        init(task, path, target=target, name=out.name, minutes=minutes, overwrite=True)
     else:
         notice(f"the task is the one that was drafted before: {path}")
     if not isinstance(task, Mapping):  # what is wrong with a row is told by its name in the caller's own table

@@ -19,6 +19,7 @@ import numpy as np
 from bedplate.adaptation.context.outcome import SLOW, BoundedEstimate, Latency
 from bedplate.adaptation.task.spec import AdaptSpec, BudgetSpec, Testing
 from bedplate.adaptation.verdict.decision import Nominable, Nomination, infeasible
+from bedplate.core.display import confidence_text
 from bedplate.core.errors import DataError
 from bedplate.core.statistics import multiplicity, proportions, unequal
 from bedplate.core.statistics.clusters import units_to_show
@@ -288,10 +289,10 @@ def p95_limit(timed: Latency, budget_ms: float, confidence: float, claims: int =
     observed += f" is {1000 * timed.p95:.0f} ms"
     budget = f"the budget of {budget_ms:g} ms"
     if upper is not None and upper <= budget_ms:
-        within_budget, bounds_note = True, f"at most {upper:.0f} ms with {confidence:.1%} confidence, within {budget}"
+        within_budget, bounds_note = True, f"at most {upper:.0f} ms with {confidence_text(confidence)}, within {budget}"
         bounds_note += " (slow spells outside of that time are not in it)" if timed.spread else ""
     elif lower is not None and lower > budget_ms:
-        within_budget, bounds_note = False, f"at least {lower:.0f} ms with {shared:.1%} confidence, over {budget}"
+        within_budget, bounds_note = False, f"at least {lower:.0f} ms with {confidence_text(shared)}, over {budget}"
     elif worth < needed:
         least = f"{needed} independent calls are the least that can show"
         within_budget, bounds_note = None, f"and {least} {budget} to be kept"

@@ -20,6 +20,7 @@ import numpy as np
 
 from bedplate.adaptation.context.outcome import Resting
 from bedplate.adaptation.task.target_spec import CALIBRATION, COVERAGE, RequirementSpec, TargetSpec
+from bedplate.core.display import confidence_text
 from bedplate.core.statistics.multiplicity import needed_n, simultaneous
 from bedplate.core.statistics.noninferiority import Drop
 from bedplate.core.statistics.paired import independent_difference
@@ -296,7 +297,7 @@ class RequirementResult:
                         reason += f" (about {needed:,} test rows in all would, if {estimate} is right)"
                 else:
                     word = "at least" if fulfilled != flipped else "at most"
-                    reason += f", {word} {self._number(ends[not fulfilled])} with {confidence:.1%} confidence"
+                    reason += f", {word} {self._number(ends[not fulfilled])} with {confidence_text(confidence)}"
         low, high = (None, None) if ends is None else (self._value(end) for end in (ends[::-1] if flipped else ends))
         return Requirement(
             requirement=self.words,

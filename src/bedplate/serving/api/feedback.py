@@ -43,7 +43,7 @@ async def create_feedback(call: ApiCall, request: FeedbackRequest) -> Response:
     id_, owner = await feedback.owned(request.id, call.caller.tenant)
     model = owner.model
     if owner.choices is not None and request.index >= owner.choices:
-        message = f"index is {request.index}, and the reply has {owner.choices} choices, counted from 0"
+        message = f"index is {request.index}, and the choices of the reply are {owner.choices}, counted from 0"
         raise RequestError(message, param="index")
     served = call.server.registry.models.get(model)
     if request.correction is not None and served is not None:

@@ -312,7 +312,7 @@ class Registry:
         if served is None and self.loading:
             raise LoadingError(f"{name[:100]!r} is not served yet: the server is loading its models; try again soon")
         if served is None:
-            names = [model.name for model in self.visible(caller)]
+            names = [*(model.name for model in self.visible(caller)), *filter(caller.may_use, self._routes)]
             listed = ", ".join(names[:20]) + (f", and {len(names) - 20} more" if len(names) > 20 else "")
             hint = f"the models are: {listed}" if names else "the caller may use none of those that are here"
             raise UnknownModelError(f"there is no model {name[:100]!r} here; {hint}", param="model")

@@ -326,7 +326,7 @@ def _reason(
     if not missing:
         return reason
     reason += (
-        f" {missing:,} calls of which nothing was said are left out, as if they were like the judged ones; whatever "
+        f" Calls without feedback are left out, as if they were like the judged ones: {missing:,}; whatever "
         f"they were, it is {at_worst[0]:.3f} to {at_worst[1]:.3f}"
     )
     return f"{reason}, which decides the same." if worst == status else f"{reason}, which alone is {worst}."
