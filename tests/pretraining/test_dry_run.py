@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.data.corpus.made import write_corpus
 from tests.pretraining.runs import run_values, tiny_run
 from tests.tiny import write_tiny_base
 
@@ -54,6 +55,29 @@ def test_every_example_is_planned(name: str, tmp_path: Path) -> None:
     assert plan["tokens"] >= plan["batch_tokens"]
     assert plan["parameters"] > 0
     assert plan["seconds"] > 0
+
+
+def test_the_mixture_of_a_built_corpus_is_checked_and_its_passes_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A mixture that the run would refuse is refused here too, before a machine is rented."""
+    texts = {
+        name: [f"{name} says {n} and {n}"] * count for n, (name, count) in enumerate({"web": 400, "code": 100}.items())
+    }
+    write_corpus(tmp_path / "corpus", texts)
+    run = tiny_run(tmp_path, data={"corpus": "corpus"})
+    plan = plan_run(run)
+    assert plan["passes"].keys() == {"web", "code"}
+    equal = plan_run(tiny_run(tmp_path, data={"corpus": "corpus", "mixture": {"weights": {"web": 1, "code": 1}}}))
+    assert equal["passes"]["code"] > equal["passes"]["web"]
+    with pytest.raises(SystemExit) as ended:
+        main(["pretrain", str(tmp_path / "run.yaml"), "--dry-run"])
+    assert ended.value.code == 0
+    assert "passes" in capsys.readouterr().out
+    with pytest.raises(ConfigError, match="no source"):
+        plan_run(tiny_run(tmp_path, data={"corpus": "corpus", "mixture": {"weights": {"books": 1}}}))
+    with pytest.raises(DataError, match="epochs allowed give"):
+        plan_run(tiny_run(tmp_path, data={"corpus": "corpus", "mixture": {"epochs": {"web": 0.01, "code": 0.01}}}))
 
 
 def test_it_is_printed_for_people(capsys: pytest.CaptureFixture[str]) -> None:

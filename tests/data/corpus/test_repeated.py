@@ -30,8 +30,13 @@ from bedplate.data.corpus.repeated import (
     word_hashes,
 )
 
+# Without characters that this Python's Unicode does not know: the package `regex` may know digits among them
 TEXT = st.text(
-    st.one_of(st.characters(codec="utf-8"), st.sampled_from(" \n\t.,'0123456789éßΣİ٣１\u0301\u00a0")), max_size=60
+    st.one_of(
+        st.characters(codec="utf-8", exclude_categories=["Cs", "Cn"]),
+        st.sampled_from(" \n\t.,'0123456789éßΣİ٣１\u0301\u00a0"),
+    ),
+    max_size=60,
 )
 
 

@@ -27,6 +27,7 @@ from bedplate.core.tables import Column, numbers, show
 from bedplate.data.corpus.encode import resolve_tokenizer
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.data.corpus.shards import MANIFEST, read_manifest
+from bedplate.data.mixture import Mixture, MixtureConfig
 from bedplate.economics.hardware.devices import CURVES, HIGH, LOW, find_device
 from bedplate.economics.model.footprint import KeptBytes, kept_bytes, training_flops_per_token
 from bedplate.economics.model.named_model import resolve
@@ -52,7 +53,7 @@ def plan_run(run: RunFile) -> dict[str, Any]:
     DoesNotFit (a UsageError) where no layout fits, with what would."""
     spec, family = planned_spec(run)
     sizes = sizes_of(run, spec, _single_pass_tokens(run))
-    common = {"run": run.run, "family": family, **_sizes(sizes, spec)}
+    common = {"run": run.run, "family": family, **_sizes(sizes, spec), "passes": _passes(run, sizes)}
     hardware = run.hardware
     if hardware.device is None:
         if hardware.devices > 1:
@@ -138,6 +139,22 @@ def _single_pass_tokens(run: RunFile) -> int | None:
         "a base is trained on its texts once, and a dry run does not read them: say how many tokens they are, for "
         "example tokens=2M"
     )
+
+
+def _passes(run: RunFile, sizes: RunSizes) -> dict[str, float]:
+    """How often the run reads each source of a corpus that is built, by its weights before caps on epochs; {} where the
+    texts are yet to be counted. ConfigError, DataError for a mixture that the run itself would refuse."""
+    data = run.data
+    if data.corpus is None or not (run.place(data.corpus) / MANIFEST).is_file():
+        return {}
+    sources = read_manifest(run.place(data.corpus)).sources
+    tokens = {entry.name: sum(shard.tokens for shard in entry.splits.get("train", ())) for entry in sources}
+    tokens = {name: count for name, count in tokens.items() if count}
+    rows = {name: math.ceil(count / sizes.length) for name, count in tokens.items()}
+    weights = {entry.name: entry.weight for entry in sources if entry.name in rows and entry.weight is not None}
+    mixture = Mixture(data.mixture or MixtureConfig(), rows, sizes.steps * sizes.batch, run.seed, weights)
+    points = [mixture.weights_at(number / 100) for number in range(101)]
+    return {name: sizes.tokens * sum(p[name] for p in points) / len(points) / count for name, count in tokens.items()}
 
 
 def planned_spec(run: RunFile) -> tuple[TextSpec, str]:
@@ -298,6 +315,8 @@ def _lines(plan: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("speed", f"{plan['tokens_per_second']:,.0f} tokens a second"),
         ("time", f"{_time(plan['seconds'])} ({' to '.join(map(_time, plan['seconds_range']))}), with evaluation"),
     ]
+    if plan["passes"]:
+        rows.insert(3, ("passes", ", ".join(f"{name} {count:.2g}" for name, count in plan["passes"].items())))
     if plan["usd"] is not None:
         low, high = plan["usd_range"]
         rows.append(("cost", f"${plan['usd']:,.2f} (${low:,.2f} to ${high:,.2f})"))
