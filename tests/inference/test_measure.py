@@ -32,6 +32,7 @@ from bedplate.inference.measure.speeds import (
     measure_server,
 )
 from bedplate.models.checkpoints.base import Base, load_base
+from bedplate.models.checkpoints.export import export_gguf
 from bedplate.serving.server.app import loaded_server
 
 
@@ -194,25 +195,30 @@ def test_calls_of_one_token_pay_for_the_server_s_work() -> None:
     assert simulate(ServiceModel(MeasuredSteps(engine)), calls).seconds >= 100 * 0.01
 
 
+@pytest.mark.parametrize("file", [None, "base.gguf"])
 def test_the_command_keeps_what_was_measured(
-    tiny_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], file: str | None
 ) -> None:
+    """Of a GGUF file too, of which some weights are read when torch first needs them."""
+    source = write_tiny_base(tmp_path / "base", **NATIVE_SHAPE)
+    if file is not None:
+        export_gguf(load_base(source), source := tmp_path / file, "q8_0")
     for name, value in {"_REPEATS": 1, "_SECONDS": 0.01, "_SIZE": 128, "_BYTES": 1 << 24}.items():
         monkeypatch.setattr(measure, name, value)
     out = tmp_path / "machine.json"
     with pytest.raises(SystemExit) as ended:
-        main(["plan", "calibrate", str(tiny_dir), "--out", str(out)])
+        main(["plan", "calibrate", str(source), "--out", str(out)])
     assert ended.value.code == 0
     assert "decode 16" in capsys.readouterr().out
     first = read_machine(out)
-    assert [engine_speed.base for engine_speed in first.engines] == [str(tiny_dir)]
+    assert [engine_speed.base for engine_speed in first.engines] == [str(source)]
     assert first.bandwidth_bytes_per_second > 1e8
     with pytest.raises(SystemExit) as ended:
         main(["plan", "calibrate", "--out", str(out), "--json"])
     assert ended.value.code == 0
     assert read_machine(out).engines == first.engines
     with pytest.raises(SystemExit) as ended:
-        main(["plan", "serve", str(tiny_dir), "--machine", str(out), "--prompt-tokens", "20", "--usd-per-hour", "1"])
+        main(["plan", "serve", str(source), "--machine", str(out), "--prompt-tokens", "20", "--usd-per-hour", "1"])
     assert ended.value.code == 0
     assert "usd per call" in capsys.readouterr().out
 

@@ -165,6 +165,7 @@ def _load_adapters(engine: Engine, count: int, rank: int) -> list[str]:
     """So many adapters of all linears with random weights; their keys."""
     config = LoraConfig(r=rank, alpha=2.0 * rank)
     keys = [f"adapter-{number}" for number in range(count)]
+    _ = engine.base.model  # reads what is left of the weights, which an adapter is checked against
     slot = engine.bank.add(config, None, 0)
     first = engine.bank.state(slot)
     engine.bank.remove(slot)
