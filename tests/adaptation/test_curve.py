@@ -246,7 +246,7 @@ def test_sentences_of_each_outcome():
     [
         ((0.10, 0.001), (0.01, 0.002), 90.0, "less per 1,000 calls"),
         ((0.10, 0.002), (0.01, 0.002), None, "the same per call"),
-        ((0.10, 0.003), (0.01, 0.002), None, "no less per call"),
+        ((0.10, 0.003), (0.01, 0.002), None, "more per call"),
         ((0.01, 0.001), (0.10, 0.002), 0.0, "no more to make"),
         ((0.01, 0.002), (0.10, 0.001), None, "more after 90 calls"),
     ],

@@ -335,6 +335,7 @@ def test_calls_of_a_month_are_read_where_there_are_calls_of_a_day() -> None:
     for text, message in (
         ("{calls_per_month: 1, calls_per_day: 1}", "both given: give one"),
         ("{calls_per_month: many}", "calls_per_month is 'many'; a number such as 1.5M"),
+        ("{calls_per_month: -2}", "calls_per_month is -2; a number above 0"),
         ("{calls_per_week: 3}", "did you mean|the keys here"),
     ):
         with pytest.raises(ConfigError, match=message):

@@ -55,3 +55,9 @@ def test_overrides_and_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         assert out == ""
         assert message in err
         assert len(err.splitlines()) == 1
+
+
+def test_a_decision_file_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    path = ACCOUNT.parents[1] / "decide/hosted_at_low_volume.yaml"
+    code, _, err = run(capsys, path)
+    assert (code, f"{path} is a decision file: bedplate plan decide {path}" in err) == (2, True)

@@ -74,6 +74,8 @@ def _daily(values: Mapping[Any, Any]) -> dict[Any, Any]:
         count = count_of(volume) if isinstance(volume, str) else volume
         if isinstance(count, bool) or not isinstance(count, int | float):
             raise ValueError(f"{MONTHLY} is {volume!r}; a number such as 1.5M is wanted")
+        if not 0 < count < math.inf:
+            raise ValueError(f"{MONTHLY} is {volume}; a number above 0 is wanted")
         return count / DAYS_PER_MONTH
 
     monthly = values[MONTHLY]

@@ -92,7 +92,7 @@ def test_what_is_cheaper_to_start_and_per_call_leaves_the_other_never() -> None:
     crossing = decided({"a": HOSTED, "b": {**HOSTED, "setup": {"hours": 1}}}).break_even("a", "b")
     assert crossing is not None
     assert (crossing.option, crossing.calls_per_day) == ("b", None)
-    assert crossing.reason == "b costs more to start than a, and the same per call"
+    assert crossing.reason == "b costs more than a at no volume, and the same per call"
 
 
 def test_equal_starts_break_even_at_any_volume() -> None:
@@ -101,6 +101,10 @@ def test_equal_starts_break_even_at_any_volume() -> None:
     # neither costs anything at no volume: whichever is named, it is cheaper from the first call on, or never
     assert crossing.calls_per_day in {0.0, None}
     assert (crossing.calls_per_day == 0.0) == (crossing.option == "cheap")
+    longer = decided({"dear": {**HOSTED, "text": {"output": 80}}, "cheap": HOSTED}).break_even("dear", "cheap")
+    assert longer is not None
+    assert longer.reason in {None, "dear costs as much as cheap at no volume, and more per call"}
+    assert (longer.reason is None) == (longer.option == "cheap")
 
 
 RESERVED = {

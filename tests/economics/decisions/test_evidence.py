@@ -96,6 +96,10 @@ def decided(path: Path, *overrides: str) -> Decision:
 
 
 LORA = {"machine": {"name": "box", "utilisation": 0.5}, "report": {"file": "report.json", "rung": "lora"}}
+MEASURED = (
+    "measured on 2 cores of an unknown processor, whatever `text` says; for another machine give `planned`, `measured` "
+    "or speeds"
+)
 
 
 def test_a_rung_gives_quality_latency_and_seconds_at_todays_price(tmp_path: Path) -> None:
@@ -112,6 +116,7 @@ def test_a_rung_gives_quality_latency_and_seconds_at_todays_price(tmp_path: Path
     assert outcome.notes == (
         "the verdict of its report is PASS: quality at least 0.868 with 97.0% confidence (report.json, lora on test)",
         "it is tuned once and never again",
+        f"a call takes the seconds that report.json, lora on test {MEASURED}",
     )
     assert outcome.doubts == ()
 
@@ -122,6 +127,7 @@ def test_valid_rows_are_said_to_be_what_choices_were_made_on(tmp_path: Path) -> 
     assert outcome.quality == 0.82
     assert outcome.notes == (
         "its quality is an estimate on rows that choices were made on (report.json, zero_shot on valid)",
+        f"a call takes the seconds that report.json, zero_shot on valid {MEASURED}",
     )
     lora = {**LORA, "report": {**LORA["report"], "split": "valid"}}
     assert decided(write(tmp_path, REPORT, lora)).outcome("it").quality == 0.913
@@ -205,8 +211,8 @@ def test_a_hosted_option_may_take_its_quality_from_a_report(tmp_path: Path) -> N
         ({**REPORT, "rungs": [row("lora", p95_ms=-1)]}, {}, "p95_ms is -1; it must be a number, at least 0"),
         ({**REPORT, "rungs": [row("lora", p95_ms=True)]}, {}, "p95_ms is True"),
         ({key: value for key, value in REPORT.items() if key != "verdict"}, {}, "the report has no `verdict`"),
-        ({**REPORT, "machine": {"usd_per_hour": 0.0}}, {}, "the report was made at a machine price of 0"),
-        ({**REPORT, "rungs": [row("lora")], "machine": []}, {}, "the report was made at a machine price of 0"),
+        ({**REPORT, "machine": {"usd_per_hour": 0.0}}, {}, "a machine price of 0, or nothing computed"),
+        ({**REPORT, "rungs": [row("lora")], "machine": []}, {}, "a machine price of 0, or nothing computed"),
     ],
 )
 def test_a_report_that_cannot_be_used(tmp_path: Path, report: Any, change: dict[str, str], message: str) -> None:
@@ -349,6 +355,28 @@ def test_a_measured_engine_gives_both_speeds(tmp_path: Path) -> None:
         decided(path, "prices.machines.box.measured=gone.json")
 
 
+def test_a_stated_latency_that_the_machine_does_not_reach_is_named(tmp_path: Path) -> None:
+    """Nothing else would: the bar is held against what is stated."""
+    machine = {"name": "node", "planned": {"model": "llama-3.1-8b", "batch": 64}, "utilisation": 0.6}
+    path = write(tmp_path, REPORT, {"machine": machine, "quality": 0.9}, bar={"p95_ms": 100})
+    outcome = decided(path).outcome("it")
+    assert not outcome.feasible
+    assert not any("p95_ms" in note for note in outcome.notes)
+    stated = decided(path, "options.it.p95_ms=50").outcome("it")
+    assert stated.feasible
+    assert [note for note in stated.notes if note.startswith("WARNING: its p95_ms of 50 is stated, and its machine")]
+    assert not decided(path, f"options.it.p95_ms={outcome.p95_ms}").outcome("it").notes
+
+
+def test_what_has_no_effect_is_said(tmp_path: Path) -> None:
+    path = write(tmp_path, REPORT, {"model": "small", "tokens_per_unit": 1.3})
+    notes = decided(path, "traffic.waiting_share=0.5").outcome("it").notes
+    assert [note.partition(" has")[0] for note in notes] == [
+        "tokens_per_unit",
+        "calls that may wait cost what others do: small",
+    ]
+
+
 def test_a_data_sheet_gives_a_range_of_speeds(tmp_path: Path) -> None:
     """Eight billion parameters on an H100 (989 TFLOP/s, 3.35 TB/s), what engines reach of it by economics.steps."""
     option = {
@@ -370,15 +398,17 @@ def test_a_data_sheet_gives_a_range_of_speeds(tmp_path: Path) -> None:
     assert prefill.value > 100 / (read / 0.75 + 1.5e-3)
     keys = 64 * 625 * 131_072  # 128 KiB a token
     assert decode.value > 64 / ((7.5e9 * 2 + keys) / 3.35e12 / 0.75 + 1.5e-3)
+    replicas = on_devices("llama-3.1-8b", find_device("h100"), 1, "bfloat16", TRAFFIC, ON_DEVICES.with_rows(64))
     for end in ("value", "low", "high"):
         case = "central" if end == "value" else end
-        replica = on_devices("llama-3.1-8b", find_device("h100"), 1, "bfloat16", TRAFFIC, ON_DEVICES.with_rows(64))[
-            case
-        ]
-        served = plan_serving(replica, TRAFFIC, 1e4).saturated_calls_per_second
+        served = plan_serving(replicas[case], TRAFFIC, 1e4).saturated_calls_per_second
         assert 100 / getattr(prefill, end) + 50 / getattr(decode, end) == pytest.approx(1 / served)
     assert prefill.low < prefill.value < prefill.high
     assert "planned: llama-3.1-8b in bfloat16, data sheet of NVIDIA H100" in prefill.source
+    half = decided(path, "options.it.machine.utilisation=0.5").outcome("it").p95_ms
+    latency = plan_serving(replicas["central"], TRAFFIC, 1e4).alone.total_p95
+    assert half is not None
+    assert 1000 * latency < half < decision.outcome("it").p95_ms
     low, high = decision.outcome("it").total_interval
     assert low < decision.outcome("it").total_usd < high
     for override, message in (

@@ -40,7 +40,7 @@ def test_hosted_wins_at_low_volume() -> None:
     assert why[0] == "prompt-small is out: its quality may be as low as 0.83, and the bar is 0.88."
     lines = "+$5,500 tuning work, +$2,967 tuning again, +$900 training labels, -$592 all else"
     assert why[1] == f"tune-small costs $8,775 more: {lines}."
-    assert "tune-open: 1 reserved machine is paid day and night and busy 0.065% of the time." in why
+    assert "tune-open: 1 reserved machine is paid day and night, and calls take 0.065% of what it can do." in why
 
     # the volume from which tuning pays: USD of a call of each, and what tuning costs beyond the other's setup
     prefix, fresh, output = 1020 * 1.33, 180 * 1.33, 4 * 1.33
@@ -76,7 +76,7 @@ def test_open_weights_and_tuning_win_at_volume() -> None:
     assert why[0] == "prompt-open is out: its quality is at most 0.912, and the bar is 0.93."
     assert why[1].startswith("tune-hosted costs $209,663 more: +$180,191 output (calls), +$165,175 input (calls)")
     assert "-$105,120 reserved machines" in why[1]
-    assert "tune-open: 2 reserved machines are paid day and night and busy 30% of the time." in why
+    assert "tune-open: 2 reserved machines are paid day and night, and calls take 30% of what they can do." in why
 
     # two machines are enough around the break-even: both costs are straight lines there
     tokens = [words * 1.36 for words in (60, 220, 60)]

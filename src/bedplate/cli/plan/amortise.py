@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,6 +12,8 @@ import typer
 
 from bedplate.cli import paths
 from bedplate.cli.options import AllColumns, Overrides
+from bedplate.core.errors import UsageError
+from bedplate.core.files import read_text
 from bedplate.core.progress import console
 from bedplate.core.quantities import adding_up
 from bedplate.core.tables import numbers, show
@@ -47,6 +50,8 @@ def amortise(
     from bedplate.economics.costs.amortisation import AmortisationFile, as_values
     from bedplate.economics.costs.amortisation import amortise as amortised
 
+    if re.search(r"^case\s*:", read_text(account_file), re.MULTILINE):
+        raise UsageError(f"{account_file} is a decision file: bedplate plan decide {account_file}")
     statement = amortised(AmortisationFile.load(account_file, overrides or ()))
     if as_json:
         print(json.dumps(as_values(statement), allow_nan=False))

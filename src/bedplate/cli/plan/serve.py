@@ -85,6 +85,7 @@ def serve(
     On this machine steps cost what `bedplate plan calibrate` measured; on a device of the table, what its data sheet
     says, over the range of what engines reach of it.
     """
+    from bedplate.economics.numbers.formula import positive
     from bedplate.economics.serving.replica import LOCAL_ENGINE, ON_DEVICES, replicas_of
     from bedplate.economics.serving.serving_cost import LatencyTarget, plan_cases
     from bedplate.economics.serving.simulation import Traffic, parse_lengths
@@ -93,6 +94,7 @@ def serve(
         raise UsageError("--calls-per-day and --calls-per-month are both given: give one of them")
     calls = 50_000.0 if calls_per_day is None else calls_per_day
     if calls_per_month is not None:
+        positive(calls_per_month=calls_per_month)
         calls = calls_per_month / DAYS_PER_MONTH
     row = None
     if device is not None:

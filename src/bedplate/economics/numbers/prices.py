@@ -71,7 +71,8 @@ class Quantity(Strict):
         if isinstance(raw, int | float) and not isinstance(raw, bool):
             return {"value": raw, "low": raw, "high": raw}
         if not isinstance(raw, Mapping):
-            raise ValueError(f"{cls.requirement} is wanted, or {{value, low, high}}, not {raw!r}")
+            hint = _plain_number(raw) if isinstance(raw, str) else ""
+            raise ValueError(f"{cls.requirement} is wanted, or {{value, low, high}}, not {raw!r}{hint}")
         values = dict(cast("Mapping[Any, Any]", raw))
         value = values.get("value", 0.0)  # one that is missing is pydantic's to report
         return {"low": value, "high": value, **values}
@@ -83,7 +84,8 @@ class Quantity(Strict):
             at_least = -math.inf if self.at_least is None else self.at_least
             at_most = math.inf if self.at_most is None else self.at_most
             if not at_least <= number <= at_most or (self.exclusive_min is not None and number <= self.exclusive_min):
-                raise ValueError(f"{self.requirement} is wanted{shown} (got {number:g})")
+                as_share = f"; write {number / 100:g} for {number:g}%" if self.at_most == 1 < number <= 100 else ""
+                raise ValueError(f"{self.requirement} is wanted{shown} (got {number:g}){as_share}")
             if number and not 1 / LARGEST <= abs(number) <= LARGEST:
                 raise ValueError(f"a number between {1 / LARGEST:g} and {LARGEST:g} is wanted{shown} (got {number:g})")
         if not self.low <= self.value <= self.high:
@@ -108,6 +110,14 @@ class Quantity(Strict):
         lower = 1 / LARGEST if self.exclusive_min == 0 else self.at_least
         upper = LARGEST if self.at_most is None else self.at_most
         return low if lower is None else max(low, lower), min(high, upper)
+
+
+def _plain_number(text: str) -> str:
+    """How to write a percentage, or dollars; empty where the text is neither."""
+    value = count_of(text.strip("$% "))
+    if value is None:
+        return ""
+    return f"; write {value / 100 if '%' in text else value:g}"
 
 
 class Amount(Quantity):

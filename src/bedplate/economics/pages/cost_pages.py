@@ -256,7 +256,10 @@ def _derivations(case: Case) -> Iterator[tuple[list[str], list[str]]]:
         if use is not None and (use.measured is not None or use.planned is not None):
             texts = [f"{prefix}text.{field}" for prefix in ("", f"{key}.") for field in _TEXT]
             speeds = [f"{key}.machine.{phase}_tokens_per_second" for phase in ("prefill", "decode")]
-            yield [*texts, f"{key}.tokens_per_unit", f"{key}.retrieval.passages"], speeds
+            tokens = [*texts, f"{key}.tokens_per_unit", f"{key}.retrieval.passages"]
+            yield tokens, speeds
+            if option.p95_ms is None:
+                yield [*tokens, f"{key}.machine.utilisation"], [f"{key}.p95_ms"]
         if pretraining is not None and pretraining.run is not None:
             yield [f"{key}.pretraining.run.tokens"], [f"{key}.pretraining.run.device_hours_per_token"]
 

@@ -246,7 +246,7 @@ def load_curve(
     replica: Replica, traffic: Traffic, plan: ServingPlan, loads: Iterable[float] = LOADS
 ) -> list[RateLatency]:
     """One replica's latency at shares (`loads`) of the rate that saturates it."""
-    return [_latency(replica.service, traffic, share * plan.saturated_calls_per_second) for share in loads]
+    return [latency_at(replica.service, traffic, share * plan.saturated_calls_per_second) for share in loads]
 
 
 def capacity_within(saturated: float, slack_alone: float, slack_at: Callable[[int], float]) -> float:
@@ -277,7 +277,8 @@ def _steady(service: ServiceModel, traffic: Traffic, rate: float) -> Simulated:
     return replace(outcome, first_token_seconds=first, total_seconds=total)
 
 
-def _latency(service: ServiceModel, traffic: Traffic, rate: float) -> RateLatency:
+def latency_at(service: ServiceModel, traffic: Traffic, rate: float) -> RateLatency:
+    """Latency of one replica at so many calls a second."""
     return _percentiles(_steady(service, traffic, rate), rate)
 
 
@@ -287,7 +288,7 @@ def _between(service: ServiceModel, traffic: Traffic, rate: float, saturated: fl
     place = rate / saturated * PARTS
     below = min(PARTS - 1, math.floor(place))
     loads = [part / PARTS * saturated for part in (below, below + 1)]
-    ends = (astuple(_latency(service, traffic, load) if load else _percentiles(alone, 0.0)) for load in loads)
+    ends = (astuple(latency_at(service, traffic, load) if load else _percentiles(alone, 0.0)) for load in loads)
     values = [low + (place - below) * (high - low) for low, high in zip(*ends, strict=True)]
     return replace(RateLatency(*values), calls_per_second=rate)
 

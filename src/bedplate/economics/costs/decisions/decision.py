@@ -98,7 +98,7 @@ def _break_even(
         interval=interval,
         windows=windows,
         days=last_change(difference(v, question.days_place), DAYS)[0],
-        reason=_reason(dear, cheap, v) if calls is None else None,
+        reason=_reason(dear, cheap, v, idle) if calls is None else None,
     )
 
 
@@ -122,21 +122,29 @@ def _interval(drawn: Sequence[float], value: float) -> Interval:
     return min(value, percentile(drawn, tail)), max(value, percentile(drawn, 1 - tail))
 
 
-def _reason(dear: OptionCosts, cheap: OptionCosts, v: Values) -> str:
-    """What a call of the dearer one saves does not cover what it adds."""
+def _reason(dear: OptionCosts, cheap: OptionCosts, v: Values, idle: Values) -> str:
+    """What a call of the dearer one saves does not cover what it adds. idle: the values at no volume."""
     ours, theirs = ({part: usd(v) for part, usd in option.per_call.items()} for option in (dear, cheap))
     differences = {part: ours.get(part, 0.0) - theirs.get(part, 0.0) for part in [*theirs, *ours]}
-    return why_never(dear.name, cheap.name, differences, cheap.prefix_tokens(v) - dear.prefix_tokens(v))
+    spared = cheap.prefix_tokens(v) - dear.prefix_tokens(v)
+    return why_never(dear.name, cheap.name, differences, spared, same_start=dear.net(idle) == cheap.net(idle))
 
 
-def why_never(option: str, against: str, differences: dict[str, float], spared_tokens: float = 0.0) -> str:
-    """Why the dearer option never pays back. differences: USD of a call by part, `option` less `against`."""
+def why_never(
+    option: str,
+    against: str,
+    differences: dict[str, float],
+    spared_tokens: float = 0.0,
+    same_start: bool = False,
+) -> str:
+    """Why the dearer option never pays back. differences: USD of a call by part, `option` less `against`. same_start:
+    whether both cost the same at no volume."""
     saves, adds = (
         [f"${abs(usd):.3g} on {part}" for part, usd in differences.items() if sign * usd > 0] for sign in (-1, 1)
     )
     if not saves:
-        less = "no less" if adds else "the same"
-        return f"{option} costs more to start than {against}, and {less} per call"
+        more, less = "as much as" if same_start else "more than", "more" if adds else "the same"
+        return f"{option} costs {more} {against} at no volume, and {less} per call"
     tokens = f" (its prompt is {spared_tokens:,.0f} tokens shorter)" if spared_tokens > 0 else ""
     return f"a call of {option} saves {' and '.join(saves)}{tokens}, but adds {' and '.join(adds)}"
 
@@ -259,8 +267,8 @@ class OptionOutcome:
 
     cost_per_right_answer is None where no quality is known. net_usd: total with what wrong answers cost, less what
     calls bring in: what options are ranked by. lines: (period, part, USD), which add up to total_usd. machines:
-    reserved ones; busy: the share of their time in which they compute, over the horizon. best_in: the share of draws in
-    which it is the answer. padding_tokens: of a call, on average, beside those of the text. doubts: why the verdict of
+    reserved ones; busy: the share of what they can do that the calls take, over the horizon. best_in: the share of
+    draws in which it is the answer. padding_tokens: of a call, on average, beside those of the text. doubts: why the verdict of
     its report is no PASS, and why the report is used nonetheless.
     """
 

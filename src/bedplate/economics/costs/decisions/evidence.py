@@ -28,13 +28,14 @@ Part = Mapping[str, Any]  # a JSON object of a report
 class MeasuredRung:
     """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound
     where that bounds quality; else the estimate with its interval. seconds_per_call: of single calls on the machine of
-    the report, None where its price was 0 (the report has dollars only). notes: what the verdict says of it; doubts:
-    why that is no PASS. method: as its skin was made, None where the report does not say; retrieves: whether that looks
+    the report (`machine`), None where its price was 0 (the report has dollars only). notes: what the verdict says of it;
+    doubts: why that is no PASS. method: as its skin was made, None where the report does not say; retrieves: whether that looks
     passages up."""
 
     source: str
     quality: Share
     p95_ms: Amount | None
+    machine: str
     seconds_per_call: float | None
     train_seconds: float | None
     notes: tuple[str, ...]
@@ -57,12 +58,14 @@ def read_evidence(evidence: decision_file.LadderEvidence, path: Path, needed_by:
             "without `report`, or say under report.despite why it is used nonetheless"
         )
     confirmation = report.confirmation() if row["split"] == "test" else None
-    usd_per_hour = _part(report.values, "machine").get("usd_per_hour")
+    machine = _part(report.values, "machine")
+    usd_per_hour = machine.get("usd_per_hour")
     usd_per_1k_calls = report.number(row, "usd_per_1k_calls")
     return MeasuredRung(
         source=source,
         quality=report.quality(row, confirmation),
         p95_ms=report.p95(row),
+        machine=f"{machine.get('cores', 'unknown')} cores of {machine.get('processor', 'an unknown processor')}",
         seconds_per_call=usd_per_1k_calls * 3.6 / usd_per_hour if usd_per_1k_calls and usd_per_hour else None,
         train_seconds=report.number(row, "train_seconds"),
         notes=(f"{report.verdict_on_quality(row, confirmation)} ({source})",),
@@ -242,12 +245,14 @@ class CallTokens(NamedTuple, Generic[Number]):
 
 
 class Speeds(NamedTuple):
-    """Prompt tokens per second, output tokens per second of all sequences together, and where they are from (None: the
-    decision file)."""
+    """Prompt tokens per second, output tokens per second of all sequences together, where they are from (None: the
+    decision file), and the 95th percentile of a call's milliseconds while the machine is as full as it may be (None:
+    not known)."""
 
     prefill: Amount
     decode: Amount
     source: str | None
+    p95_ms: Amount | None = None
 
 
 def machine_speeds(use: decision_file.MachineUse, prices: Prices, tokens: CallTokens[float], needed_by: str) -> Speeds:
@@ -268,13 +273,14 @@ def machine_speeds(use: decision_file.MachineUse, prices: Prices, tokens: CallTo
             machine = read_machine(None if entry.measured is None else prices.resolve_path(entry.measured))
             engine, source = LOCAL_ENGINE.with_rows(measured.batch), ""
             replicas = {"central": measured_replica(machine, measured.base, measured.weights, traffic, engine)}
-        speeds = [_tokens_per_second(replica.service, tokens, traffic) for replica in replicas.values()]
+        load = use.utilisation.value
+        speeds = [_speeds_of(replica.service, tokens, traffic, load) for replica in replicas.values()]
     except BedplateError as error:
         raise ConfigError(f"{place}: {error}") from error
     values = speeds[list(replicas).index("central")]
     ranges = zip(values, zip(*speeds, strict=True), strict=True)
-    prefill, decode = (Amount(value=value, low=min(ends), high=max(ends)) for value, ends in ranges)
-    return Speeds(prefill, decode, source + replicas["central"].basis)
+    prefill, decode, p95_ms = (Amount(value=value, low=min(ends), high=max(ends)) for value, ends in ranges)
+    return Speeds(prefill, decode, source + replicas["central"].basis, p95_ms)
 
 
 def _traffic(tokens: CallTokens[float]) -> Traffic:
@@ -294,17 +300,25 @@ def _device_of(entry: MachinePrice, name: str) -> Device:
     return find_device(entry.device)
 
 
-def _tokens_per_second(service: ServiceModel, tokens: CallTokens[float], traffic: Traffic) -> tuple[float, float]:
-    """Prompt and output tokens a second of a replica that is always full: together a call takes what `plan serve`
-    simulates; they share that as a prompt alone, and `max_rows` sequences half-way through their answers."""
-    from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds, saturated_rates
+def _speeds_of(
+    service: ServiceModel, tokens: CallTokens[float], traffic: Traffic, load: float
+) -> tuple[float, float, float]:
+    """Prompt and output tokens a second of a replica that is always full, and the 95th percentile of a call's
+    milliseconds at `load` of that. Together a call takes what `plan serve` simulates; prompt and output share that as a
+    prompt alone does, and `max_rows` sequences half-way through their answers."""
+    from bedplate.economics.serving.serving_cost import (
+        decode_tokens_per_second,
+        latency_at,
+        prefill_seconds,
+        saturated_rates,
+    )
 
     cached, fresh, output = traffic.skin_tokens, traffic.prompt.low, traffic.output.low
     prefill = fresh / prefill_seconds(service, cached + fresh, cached)
     decode = decode_tokens_per_second(service, service.max_rows, cached + fresh + output // 2)
     calls_per_second, _ = saturated_rates(service, traffic)
     scale = calls_per_second * ((tokens.fresh + tokens.passages) / prefill + tokens.output / decode)
-    return prefill * scale, decode * scale
+    return prefill * scale, decode * scale, 1000 * latency_at(service, traffic, load * calls_per_second).total_p95
 
 
 def hours_per_token(run: decision_file.TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from bedplate.core.quantities import DAYS_PER_MONTH
 from bedplate.economics.costs.decisions.decision import INTERVAL, BreakEvenVolume, Decision, OptionOutcome, Sensitivity
 from bedplate.economics.costs.decisions.question import NOTHING_FEASIBLE, NOTHING_PAYS
 from bedplate.economics.numbers.formula import formula_values, formulas_of
@@ -31,7 +32,7 @@ def answer(decision: Decision) -> str:
     low, high = best.total_interval
     interval = "" if high - low <= 1e-9 * high else f" ({INTERVAL:.0%}: {usd(low)} to {usd(high)})"
     sentence = f"{best.method.capitalize()}: {best.name} costs {usd(best.total_usd)} {days}{interval}, "
-    sentence += f"{usd(best.cost_per_call)} a call"
+    sentence += f"{usd(best.total_usd * DAYS_PER_MONTH / decision.days)} a month, {usd(best.cost_per_call)} a call"
     if best.doubts:
         sentence += ", on a report without a valid PASS"
     if best.profit_usd is not None:
@@ -68,7 +69,8 @@ def reasons(decision: Decision) -> list[str]:
         if outcome.machines is not None and outcome.busy is not None and not outcome.broken:
             are, busy = "machine is" if outcome.machines == 1 else "machines are", figures(100 * outcome.busy, 2)
             lines.append(
-                f"{outcome.name}: {outcome.machines} reserved {are} paid day and night and busy {busy}% of the time."
+                f"{outcome.name}: {outcome.machines} reserved {are} paid day and night, and calls take {busy}% of what "
+                f"{'it' if outcome.machines == 1 else 'they'} can do."
             )
     is_drawn = any(not sensitivity.input.exact for sensitivity in decision.sensitivities)
     if best is not None and len(decision.ranking) > 1 and is_drawn:

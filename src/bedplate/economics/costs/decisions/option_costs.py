@@ -21,6 +21,7 @@ from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import decision_file, evidence
 from bedplate.economics.numbers.formula import ZERO, Formula, as_formula, call, total
+from bedplate.economics.numbers.money import number
 from bedplate.economics.numbers.prices import LARGEST, Amount, NonNegative, Quantity
 from bedplate.economics.serving.simulation import SECONDS_PER_DAY
 
@@ -48,7 +49,7 @@ class OptionCosts:
     ranked by, the total with what wrong answers cost, less what calls bring in. per_call: USD that one more call costs
     at great volume, where machines are as full as they may be, by part, with wrong answers and less revenue. padding:
     tokens that are added to the prompt of a call so that it is cached, and US dollars that this saves. machines:
-    the reserved ones, at their most; busy: the share of their time in which they compute; capacities: calls of the
+    the reserved ones, at their most; busy: the share of what they can do that calls take; capacities: calls of the
     first day that one of them can do, in each part of the horizon for which their number is set. quality, p95_ms:
     places of inputs, None where nothing is known. places: of all inputs that cost or feasibility depend on.
     """
@@ -70,6 +71,8 @@ class OptionCosts:
         self.machines: Formula | None = None
         self.busy: Formula | None = None
         self.capacities: tuple[Formula, ...] = ()
+        self._speeds: evidence.Speeds | None = None  # of a planned or measured machine
+        self._runs_as_reported = False
         self._tokens = tokens = self._call_tokens()
         self.prefix_tokens, self.prompt_tokens, self.output_tokens = tokens.prefix, tokens.prompt, tokens.output
         if option.machine is None:
@@ -85,7 +88,7 @@ class OptionCosts:
             self._pretraining(option.pretraining)
         self.lines.sort(key=lambda line: get_args(Period).index(line.period))
         self.quality = self._ranged("quality", option.quality, report and report.quality)
-        self.p95_ms = self._ranged("p95_ms", option.p95_ms, report and report.p95_ms)
+        self.p95_ms = self._p95_ms()
         self.total: Formula = total(line.usd for line in self.lines)
         self.net = self.total + self._value()
         looked_at = (self.quality, self.p95_ms, shared.bar_quality, shared.bar_p95_ms)
@@ -109,6 +112,14 @@ class OptionCosts:
             value = value and getattr(value, part)
         return self._add(key, value)
 
+    def _p95_ms(self) -> int | None:
+        """As stated, of the machine that is planned or measured, or as the report has it."""
+        stated, use, report = self._option.p95_ms, self._option.machine, self._report
+        speeds = None if stated is not None or use is None else self._machine_speeds(use)
+        if speeds is not None and speeds.p95_ms is not None:
+            return self._shared.place(f"{self._key}.p95_ms", speeds.p95_ms, speeds.source or self._shared.source)
+        return self._ranged("p95_ms", stated, report and report.p95_ms)
+
     def _ranged(self, name: str, stated: Quantity | None, measured: Quantity | None) -> int | None:
         quantity = stated or measured
         if quantity is None:
@@ -116,10 +127,14 @@ class OptionCosts:
         source = self._shared.source if stated is not None or self._report is None else self._report.source
         return self._shared.place(f"{self._key}.{name}", quantity, source)
 
+    @property
+    def _unit(self) -> decision_file.Unit:
+        return self._option.text.unit or self._shared.case.text.unit
+
     @cached_property
     def _ratio(self) -> Formula:
         """Tokens of one unit of the text."""
-        unit = self._option.text.unit or self._shared.case.text.unit
+        unit = self._unit
         if unit == "tokens":
             return as_formula(1.0)
         if self._option.tokens_per_unit is None:
@@ -247,29 +262,35 @@ class OptionCosts:
             embedding = tokens.fresh / self._stated("retrieval.embed_tokens_per_second")
         if use.seconds_per_call is not None:
             return self._stated("machine.seconds_per_call") + embedding
-        speeds = self._speeds(use)
+        speeds = self._machine_speeds(use)
         if speeds is not None:
             prompt = (1.0 - self._shared.cached_share) * tokens.prefix + tokens.fresh + tokens.passages
             prefill = self._add("machine.prefill_tokens_per_second", speeds.prefill, speeds.source)
             decode = self._add("machine.decode_tokens_per_second", speeds.decode, speeds.source)
             return prompt / prefill + tokens.output / decode + embedding
         if report is not None and report.seconds_per_call is not None:
-            seconds = Amount.exactly(report.seconds_per_call)
+            seconds, self._runs_as_reported = Amount.exactly(report.seconds_per_call), True
             return self._add("machine.seconds_per_call", seconds, report.source) + embedding
-        reason = " (the report was made at a machine price of 0, so its seconds are not known)" if report else ""
+        reason = (
+            "; the report has no price of its calls (a machine price of 0, or nothing computed) to take seconds from"
+            if report
+            else ""
+        )
         raise ConfigError(
             f"{self._place}.machine: how long does a call take? Give seconds_per_call, prefill_tokens_per_second and "
-            f"decode_tokens_per_second, measured or planned{reason}"
+            f"decode_tokens_per_second, `measured` or `planned`{reason}"
         )
 
-    def _speeds(self, use: decision_file.MachineUse) -> evidence.Speeds | None:
+    def _machine_speeds(self, use: decision_file.MachineUse) -> evidence.Speeds | None:
         """Stated, measured, or planned from a data sheet at the tokens that the files state."""
         if use.prefill_tokens_per_second is not None and use.decode_tokens_per_second is not None:
             return evidence.Speeds(use.prefill_tokens_per_second, use.decode_tokens_per_second, None)
         if use.measured is None and use.planned is None:
             return None
-        tokens = evidence.CallTokens(*(part(self._shared.values) for part in self._tokens))
-        return evidence.machine_speeds(use, self._prices, tokens, self._place)
+        if self._speeds is None:
+            tokens = evidence.CallTokens(*(part(self._shared.values) for part in self._tokens))
+            self._speeds = evidence.machine_speeds(use, self._prices, tokens, self._place)
+        return self._speeds
 
     # --- people, labels, tuning, retrieval, pretraining
 
@@ -393,9 +414,27 @@ class OptionCosts:
                 self.per_call[part] = usd
         return wrong * shared.calls - shared.revenue * right * shared.calls
 
+    def _without_effect(self) -> list[str]:
+        """What is stated and changes nothing."""
+        option, waiting = self._option, self._shared.case.traffic.waiting_share
+        notes: list[str] = []
+        if option.tokens_per_unit is not None and self._unit == "tokens":
+            notes.append("tokens_per_unit has no effect: its text is counted in tokens")
+        entry = None if option.model is None else self._prices.hosted_model(option.model, self._place)
+        if entry is not None and waiting.high and not entry.batch_discount.high:
+            notes.append(f"calls that may wait cost what others do: {option.model} has no batch_discount")
+        return notes
+
     def _notes(self) -> tuple[str, ...]:
         """What the option leaves unsaid, and what its report's verdict says of its quality."""
-        option, report, notes = self._option, self._report, list[str]()
+        option, report, notes = self._option, self._report, self._without_effect()
+        stated, planned = option.p95_ms, None if self._speeds is None else self._speeds.p95_ms
+        if stated is not None and planned is not None and stated.high < planned.low and option.machine is not None:
+            notes.append(
+                f"WARNING: its p95_ms of {number(stated.value)} is stated, and its machine takes "
+                f"{number(planned.value)} ({number(planned.low)} to {number(planned.high)}) at "
+                f"{option.machine.utilisation.value:.0%} of its capacity; leave p95_ms out to take that"
+            )
         if option.pretraining is not None and (missing := option.pretraining.unpaid(option.upkeep)):
             notes.append(f"WARNING: a base of one's own whose {' and '.join(missing)} cost nothing here; state them")
         if report is not None and option.quality is None:
@@ -407,5 +446,10 @@ class OptionCosts:
             notes.append(
                 f"it is {made} ({report.source}), and the option has no `tuning`: labels, time and hours of that are "
                 "not in its costs"
+            )
+        if self._runs_as_reported and report is not None:
+            notes.append(
+                f"a call takes the seconds that {report.source} measured on {report.machine}, whatever `text` says; "
+                "for another machine give `planned`, `measured` or speeds"
             )
         return tuple(notes)
