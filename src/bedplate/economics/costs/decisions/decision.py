@@ -268,8 +268,8 @@ class OptionOutcome:
     cost_per_right_answer is None where no quality is known. net_usd: total with what wrong answers cost, less what
     calls bring in: what options are ranked by. lines: (period, part, USD), which add up to total_usd. machines:
     reserved ones; busy: the share of what they can do that the calls take, over the horizon. best_in: the share of
-    draws in which it is the answer. padding_tokens: of a call, on average, beside those of the text. doubts: why the verdict of
-    its report is no PASS, and why the report is used nonetheless.
+    draws in which it is the answer. padding_tokens: of a call, on average, beside those of the text. doubts: why the
+    verdict of its report is no PASS, and why the report is used nonetheless.
     """
 
     def __init__(self, question: Question, option: OptionCosts, draws: Sequence[Values], best_in: float) -> None:

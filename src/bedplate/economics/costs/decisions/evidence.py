@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, cast
@@ -28,9 +28,9 @@ Part = Mapping[str, Any]  # a JSON object of a report
 class MeasuredRung:
     """One rung on one split. quality: of a nominee on test what is expected of it, down to the verdict's own bound
     where that bounds quality; else the estimate with its interval. seconds_per_call: of single calls on the machine of
-    the report (`machine`), None where its price was 0 (the report has dollars only). notes: what the verdict says of it;
-    doubts: why that is no PASS. method: as its skin was made, None where the report does not say; retrieves: whether that looks
-    passages up."""
+    the report (`machine`), None where its price was 0 (the report has dollars only). notes: what the verdict says of
+    it; doubts: why that is no PASS. method: as its skin was made, None where the report does not say; retrieves:
+    whether that looks passages up."""
 
     source: str
     quality: Share
@@ -246,13 +246,13 @@ class CallTokens(NamedTuple, Generic[Number]):
 
 class Speeds(NamedTuple):
     """Prompt tokens per second, output tokens per second of all sequences together, where they are from (None: the
-    decision file), and the 95th percentile of a call's milliseconds while the machine is as full as it may be (None:
-    not known)."""
+    decision file), and the 95th percentile of a call's milliseconds by the share of the machine's capacity that calls
+    take (None: not known)."""
 
     prefill: Amount
     decode: Amount
     source: str | None
-    p95_ms: Amount | None = None
+    p95_ms: Callable[[float], Amount] | None = None
 
 
 def machine_speeds(use: decision_file.MachineUse, prices: Prices, tokens: CallTokens[float], needed_by: str) -> Speeds:
@@ -260,6 +260,7 @@ def machine_speeds(use: decision_file.MachineUse, prices: Prices, tokens: CallTo
     where it was not measured, or does not fit."""
     from bedplate.economics.hardware.machine import read_machine
     from bedplate.economics.serving.replica import LOCAL_ENGINE, ON_DEVICES, measured_replica, on_devices
+    from bedplate.economics.serving.serving_cost import latency_at
 
     traffic, planned, measured = _traffic(tokens), use.planned, use.measured
     place, entry = f"{needed_by}.machine.{'planned' if planned else 'measured'}", prices.machine(use.name, needed_by)
@@ -273,14 +274,20 @@ def machine_speeds(use: decision_file.MachineUse, prices: Prices, tokens: CallTo
             machine = read_machine(None if entry.measured is None else prices.resolve_path(entry.measured))
             engine, source = LOCAL_ENGINE.with_rows(measured.batch), ""
             replicas = {"central": measured_replica(machine, measured.base, measured.weights, traffic, engine)}
-        load = use.utilisation.value
-        speeds = [_speeds_of(replica.service, tokens, traffic, load) for replica in replicas.values()]
+        speeds = [_speeds_of(replica.service, tokens, traffic) for replica in replicas.values()]
     except BedplateError as error:
         raise ConfigError(f"{place}: {error}") from error
-    values = speeds[list(replicas).index("central")]
-    ranges = zip(values, zip(*speeds, strict=True), strict=True)
-    prefill, decode, p95_ms = (Amount(value=value, low=min(ends), high=max(ends)) for value, ends in ranges)
-    return Speeds(prefill, decode, source + replicas["central"].basis, p95_ms)
+    central = list(replicas).index("central")
+
+    def ranged(values: Sequence[float]) -> Amount:
+        return Amount(value=values[central], low=min(values), high=max(values))
+
+    def p95_ms(load: float) -> Amount:
+        pairs = zip(replicas.values(), saturated, strict=True)
+        return ranged([1000 * latency_at(replica.service, traffic, load * rate).total_p95 for replica, rate in pairs])
+
+    prefills, decodes, saturated = zip(*speeds, strict=True)
+    return Speeds(ranged(prefills), ranged(decodes), source + replicas["central"].basis, p95_ms)
 
 
 def _traffic(tokens: CallTokens[float]) -> Traffic:
@@ -300,25 +307,18 @@ def _device_of(entry: MachinePrice, name: str) -> Device:
     return find_device(entry.device)
 
 
-def _speeds_of(
-    service: ServiceModel, tokens: CallTokens[float], traffic: Traffic, load: float
-) -> tuple[float, float, float]:
-    """Prompt and output tokens a second of a replica that is always full, and the 95th percentile of a call's
-    milliseconds at `load` of that. Together a call takes what `plan serve` simulates; prompt and output share that as a
-    prompt alone does, and `max_rows` sequences half-way through their answers."""
-    from bedplate.economics.serving.serving_cost import (
-        decode_tokens_per_second,
-        latency_at,
-        prefill_seconds,
-        saturated_rates,
-    )
+def _speeds_of(service: ServiceModel, tokens: CallTokens[float], traffic: Traffic) -> tuple[float, float, float]:
+    """Prompt tokens, output tokens and calls a second of a replica that is always full. Together a call takes what
+    `plan serve` simulates; prompt and output share that as a prompt alone does, and `max_rows` sequences half-way
+    through their answers."""
+    from bedplate.economics.serving.serving_cost import decode_tokens_per_second, prefill_seconds, saturated_rates
 
     cached, fresh, output = traffic.skin_tokens, traffic.prompt.low, traffic.output.low
     prefill = fresh / prefill_seconds(service, cached + fresh, cached)
     decode = decode_tokens_per_second(service, service.max_rows, cached + fresh + output // 2)
     calls_per_second, _ = saturated_rates(service, traffic)
     scale = calls_per_second * ((tokens.fresh + tokens.passages) / prefill + tokens.output / decode)
-    return prefill * scale, decode * scale, 1000 * latency_at(service, traffic, load * calls_per_second).total_p95
+    return prefill * scale, decode * scale, calls_per_second
 
 
 def hours_per_token(run: decision_file.TrainingRun, prices: Prices, needed_by: str) -> tuple[Amount, str]:

@@ -12,7 +12,7 @@ utilisation divides what it can do, so that idle time makes calls dearer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -21,7 +21,7 @@ from bedplate.core.config import key_path
 from bedplate.core.errors import ConfigError
 from bedplate.economics.costs.decisions import decision_file, evidence
 from bedplate.economics.numbers.formula import ZERO, Formula, as_formula, call, total
-from bedplate.economics.numbers.money import number
+from bedplate.economics.numbers.money import figures, number
 from bedplate.economics.numbers.prices import LARGEST, Amount, NonNegative, Quantity
 from bedplate.economics.serving.simulation import SECONDS_PER_DAY
 
@@ -71,6 +71,7 @@ class OptionCosts:
         self.machines: Formula | None = None
         self.busy: Formula | None = None
         self.capacities: tuple[Formula, ...] = ()
+        self._load: Formula | None = None
         self._speeds: evidence.Speeds | None = None  # of a planned or measured machine
         self._runs_as_reported = False
         self._tokens = tokens = self._call_tokens()
@@ -113,12 +114,21 @@ class OptionCosts:
         return self._add(key, value)
 
     def _p95_ms(self) -> int | None:
-        """As stated, of the machine that is planned or measured, or as the report has it."""
-        stated, use, report = self._option.p95_ms, self._option.machine, self._report
-        speeds = None if stated is not None or use is None else self._machine_speeds(use)
-        if speeds is not None and speeds.p95_ms is not None:
-            return self._shared.place(f"{self._key}.p95_ms", speeds.p95_ms, speeds.source or self._shared.source)
+        """As stated; of the machine that is planned or measured, in the busiest time of the stated volume; or as the
+        report has it."""
+        stated, report, speeds = self._option.p95_ms, self._report, self._speeds
+        if stated is None and speeds is not None and speeds.p95_ms is not None:
+            source = speeds.source or self._shared.source
+            return self._shared.place(f"{self._key}.p95_ms", speeds.p95_ms(self._busiest_load), source)
         return self._ranged("p95_ms", stated, report and report.p95_ms)
+
+    @property
+    def _busiest_load(self) -> float:
+        """The share of its capacity that calls take of a machine at the peak, at the stated values; of shared machines,
+        their utilisation."""
+        assert self._option.machine is not None
+        most = self._option.machine.utilisation.value
+        return most if self._load is None else min(most, self._load(self._shared.values))
 
     def _ranged(self, name: str, stated: Quantity | None, measured: Quantity | None) -> int | None:
         quantity = stated or measured
@@ -244,6 +254,8 @@ class OptionCosts:
         mean_fleet = total(fleets) / len(fleets)
         usd_per_machine = hour * 24.0 * shared.days
         self.machines = call("max", fleets[0], *fleets)
+        loads = [utilisation * need / fleet for need, fleet in zip(needs, fleets, strict=True)]
+        self._load = call("max", loads[0], *loads)
         self.capacities = tuple(shared.calls_per_day / need for need in needs)
         self._line("machines", "reserved machines", mean_fleet * usd_per_machine)
         self.per_call["machines at their fullest"] = usd_per_machine * (total(needs) / len(needs)) / shared.calls
@@ -425,16 +437,28 @@ class OptionCosts:
             notes.append(f"calls that may wait cost what others do: {option.model} has no batch_discount")
         return notes
 
+    def _latency_notes(self, p95_ms: Callable[[float], Amount]) -> list[str]:
+        """What the machine's latency is, at the stated volume and as full as it may be."""
+        assert self._option.machine is not None
+        load, most, stated = self._busiest_load, self._option.machine.utilisation.value, self._option.p95_ms
+        planned = p95_ms(load)
+        times = f"{number(planned.value)} ms ({number(planned.low)} to {number(planned.high)})"
+        at_load = f"{times} at {figures(100 * load, 2)}% of its capacity"
+        if stated is None:
+            full = f", and {number(p95_ms(most).value)} at {figures(100 * most, 2)}%" if load < most else ""
+            return [f"its p95_ms is its machine's, {at_load}, which is the peak of the stated volume{full}"]
+        if stated.high < planned.low:
+            return [
+                f"WARNING: its p95_ms of {number(stated.value)} is stated, and its machine takes {at_load}; leave "
+                "p95_ms out to take that"
+            ]
+        return []
+
     def _notes(self) -> tuple[str, ...]:
         """What the option leaves unsaid, and what its report's verdict says of its quality."""
         option, report, notes = self._option, self._report, self._without_effect()
-        stated, planned = option.p95_ms, None if self._speeds is None else self._speeds.p95_ms
-        if stated is not None and planned is not None and stated.high < planned.low and option.machine is not None:
-            notes.append(
-                f"WARNING: its p95_ms of {number(stated.value)} is stated, and its machine takes "
-                f"{number(planned.value)} ({number(planned.low)} to {number(planned.high)}) at "
-                f"{option.machine.utilisation.value:.0%} of its capacity; leave p95_ms out to take that"
-            )
+        if self._speeds is not None and self._speeds.p95_ms is not None:
+            notes += self._latency_notes(self._speeds.p95_ms)
         if option.pretraining is not None and (missing := option.pretraining.unpaid(option.upkeep)):
             notes.append(f"WARNING: a base of one's own whose {' and '.join(missing)} cost nothing here; state them")
         if report is not None and option.quality is None:
