@@ -17,6 +17,8 @@ from bedplate.core.errors import ConfigError, DataError, UnsupportedModelError, 
 from bedplate.data.corpus.recipe import load_recipe
 from bedplate.pretraining.plan import dry_run
 from bedplate.pretraining.plan.dry_run import plan_run
+from bedplate.pretraining.run.directory import read_record
+from bedplate.pretraining.run.pretrain import pretrain
 from bedplate.pretraining.runfile.file import load_run
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "pretrain"
@@ -64,7 +66,7 @@ def test_the_mixture_of_a_built_corpus_is_checked_and_its_passes_are_shown(
     texts = {
         name: [f"{name} says {n} and {n}"] * count for n, (name, count) in enumerate({"web": 400, "code": 100}.items())
     }
-    write_corpus(tmp_path / "corpus", texts)
+    write_corpus(tmp_path / "corpus", texts, valid=4)
     run = tiny_run(tmp_path, data={"corpus": "corpus"})
     plan = plan_run(run)
     assert plan["passes"].keys() == {"web", "code"}
@@ -76,6 +78,9 @@ def test_the_mixture_of_a_built_corpus_is_checked_and_its_passes_are_shown(
     assert "passes" in capsys.readouterr().out
     with pytest.raises(ConfigError, match="no source"):
         plan_run(tiny_run(tmp_path, data={"corpus": "corpus", "mixture": {"weights": {"books": 1}}}))
+    with pytest.raises(ConfigError, match="no source"):
+        pretrain(load_run(tmp_path / "run.yaml"), out=tmp_path / "run")
+    assert read_record(tmp_path / "run")["status"].startswith("refused: ")
     with pytest.raises(DataError, match="epochs allowed give"):
         plan_run(tiny_run(tmp_path, data={"corpus": "corpus", "mixture": {"epochs": {"web": 0.01, "code": 0.01}}}))
 

@@ -283,6 +283,15 @@ def test_a_job_that_fails_or_writes_nothing_is_an_error(place: Path, monkeypatch
         build_corpus(place)
 
 
+def test_a_source_of_which_little_is_left_is_warned_of(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    texts = [*({"text": f"{n}"} for n in range(40)), {"text": function(90)}, {"text": function(91)}]
+    (place / "notes.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
+    build_corpus(place, text=RECIPE.replace(", preset: none,", ","))
+    assert "source 'notes': " in caplog.text
+    assert "of its 42 documents are left to train on (dropped: length 40" in caplog.text
+    assert "source 'tree'" not in caplog.text
+
+
 def test_nothing_to_train_on_says_why(place: Path) -> None:
     dropped = RECIPE.replace("preset: code", "preset: code\nrules: {length: {min_characters: 90000}}")
     why = r"source 'tree' has nothing left .* all 31 documents were dropped: length 29 \(short 29\); unreadable 1 \("

@@ -11,6 +11,7 @@ Finished steps stay when a build is killed: the same call continues.
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures.process import BrokenProcessPool
@@ -41,7 +42,10 @@ from bedplate.data.corpus.requirements import check_installed
 from bedplate.data.corpus.shards import INDEX, MANIFEST, SPLITS, Corpus, CorpusManifest, ShardEntry, save_array
 from bedplate.text.tokenizer import Tokenizer
 
+logger = logging.getLogger(__name__)
+
 WORK, LOCK, RECORD = ".work", ".lock", "build.json"
+_LITTLE = 0.1  # share of a source's documents: where fewer are left, a warning says what dropped the others
 BYTES_PER_TOKEN = 3.5
 """What shards are measured out by, before a token is counted."""
 _OUTPUT_PATTERNS = (
@@ -254,13 +258,20 @@ class _Build:
             raise DataError("; also, ".join(filter(None, problems)))
 
     def _without_training_text(self, source: str) -> str | None:
-        """Why nothing of a source is left to train on; None where something is."""
+        """Why nothing of a source is left to train on; None where something is, with a warning where it is little."""
         names = [part.name for part in self._parts if part.source == source]
-        if any((self._splits[name] == encode.TRAIN).any() for name in names):
-            return None
-        total = Tally()
+        left, total = sum(int((self._splits[name] == encode.TRAIN).sum()) for name in names), Tally()
         for name in names:
             total.add(self._sifted[name].tally)
+        if left:
+            if left < _LITTLE * total.documents:
+                rules = ", ".join(f"{rule} {sum(why.values())}" for rule, why in total.dropped.items())
+                logger.warning(
+                    "source %r: %d of its %d documents are left to train on (dropped: %s); `bedplate data funnel` says "
+                    "by which rules",
+                    source, left, total.documents, rules or "copies",
+                )  # fmt: skip
+            return None
         if not total.documents:
             return f"source {source!r} holds no document; give another path, or take the source out"
         losses = [

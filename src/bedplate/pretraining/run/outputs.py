@@ -17,7 +17,7 @@ import torch
 
 from bedplate.core.closing import Closing
 from bedplate.core.display import Brief
-from bedplate.core.errors import ContextLengthExceeded, TrainingError, is_interrupt
+from bedplate.core.errors import ConfigError, ContextLengthExceeded, DataError, TrainingError, is_interrupt
 from bedplate.core.files import append_jsonl, atomic_write, read_jsonl
 from bedplate.core.progress import console, log_line
 from bedplate.evaluation.suites.suite import run_suite
@@ -188,7 +188,10 @@ class RunOutputs:
     def stopped(self, error: BaseException) -> None:
         """Nothing that goes wrong here hides the error."""
         cause = "Ctrl-C" if is_interrupt(error) else type(error).__name__
-        attempt("how the run stands", lambda: self.record(f"stopped by {cause}; run the same command to resume"))
+        status = f"stopped by {cause}; run the same command to resume"
+        if isinstance(error, ConfigError | DataError):
+            status = f"refused: {error}"
+        attempt("how the run stands", lambda: self.record(status))
         attempt("the page", self._page)
 
     # --- judgements
