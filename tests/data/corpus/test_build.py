@@ -287,8 +287,8 @@ def test_a_source_of_which_little_is_left_is_warned_of(place: Path, caplog: pyte
     texts = [*({"text": f"{n}"} for n in range(40)), {"text": function(90)}, {"text": function(91)}]
     (place / "notes.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))
     build_corpus(place, text=RECIPE.replace(", preset: none,", ","))
-    assert "source 'notes': " in caplog.text
-    assert "of its 42 documents are left to train on (dropped: length 40" in caplog.text
+    assert "source 'notes': 1 " in caplog.text
+    assert "of its 42 documents are left to train on (dropped: code 40" in caplog.text
     assert "source 'tree'" not in caplog.text
 
 
