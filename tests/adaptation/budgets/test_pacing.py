@@ -90,6 +90,33 @@ def test_nothing_is_timed_again_where_it_would_change_little(planned: Planned, a
     assert not math.isinf(plan.seconds)
 
 
+@pytest.mark.parametrize(("now", "fits"), [(0.02, True), (0.09, False), (0.3, False)])
+def test_what_there_is_no_time_for_is_planned_by_the_speed_of_now(
+    monkeypatch: pytest.MonkeyPatch, now: float, fits: bool
+) -> None:
+    """A base whose speed was measured beside other work for a moment is not closed for the whole of a run."""
+    speed = replace(Throughput(1e-3, 0.12, 40.0, first_calls=0.1))
+    context: Any = SimpleNamespace(
+        seconds_left=100.0, slower=1.0, throughput=speed, outer_clock=None, settled=False, hosted=None
+    )
+    timed: list[float] = []
+    monkeypatch.setattr(planner, "calls_now", lambda _: timed.append(now) or now)
+
+    def plan(context: Any, rung: Any) -> RungPlan | Skip:
+        seconds = 215 * context.throughput.call / 0.12
+        return no_time(seconds) if seconds > context.seconds_left else RungPlan({}, seconds)
+
+    monkeypatch.setattr(planner, "planned", plan)
+    outcome = planner.planned_now(context, RUNGS["zero_shot"])
+    assert isinstance(outcome, RungPlan) is fits
+    assert context.throughput.call == pytest.approx(0.12 * now / 0.1 if fits else 0.12)
+    assert len(timed) == 1
+    context.throughput, timed[:] = speed, []
+    context.hosted = object()
+    assert isinstance(planner.planned_now(context, RUNGS["zero_shot"]), Skip)
+    assert not timed, "calls of a remote model cost money"
+
+
 @pytest.mark.parametrize(
     ("medians", "slower"),
     [([0.4, 0.105], None), ([0.4, 0.3, 0.11], None), ([0.4, 0.3, 0.2], 2.0)],

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungOutcome, RungPlan, Skip
-from bedplate.adaptation.context.throughput import FIRST_CALLS, Throughput
+from bedplate.adaptation.context.throughput import FIRST_CALLS, PACE_SHARE, Throughput
 from bedplate.adaptation.rungs import RUNGS
 from bedplate.adaptation.rungs.rung import Rung
 from bedplate.core.processor import load_average
@@ -92,13 +92,17 @@ NOTABLY, MAX_SLOWDOWN = 1.25, 4.0
 
 
 def planned_now(context: Context, rung: Rung) -> RungPlan | Skip:
-    """The rung's plan. One that trains for long on a machine that has become slower is made smaller, and says why; a
-    machine that has become faster changes nothing, since what is left in the end goes to larger fits."""
+    """The rung's plan. One that trains for long on a machine that has become slower is made smaller, and says why; one
+    that there is no time for is planned again on a machine that has become faster, since the base's speed may have been
+    measured at a busy moment. Otherwise a faster machine changes nothing: what is left in the end goes to larger
+    fits."""
     plan, speed = planned(context, rung), context.throughput
-    if not isinstance(plan, RungPlan) or not rung.traits.trained or plan.seconds < LONG or not speed.first_calls:
-        return plan
     unlimited = context.outer_clock is not None or math.isinf(context.seconds_left)
-    if unlimited or context.settled or time.monotonic() - speed.at < LONG:
+    if unlimited or context.settled or not speed.first_calls:
+        return plan
+    if isinstance(plan, Skip):
+        return _planned_faster(context, rung, plan)
+    if not rung.traits.trained or plan.seconds < LONG or time.monotonic() - speed.at < LONG:
         return plan
     slower = min(MAX_SLOWDOWN, calls_now(context) / speed.first_calls)
     if slower < NOTABLY:
@@ -114,6 +118,20 @@ def planned_now(context: Context, rung: Rung) -> RungPlan | Skip:
     reason = f"the machine is {slower:.1f} times slower than when the base's speed was measured"
     reason += "" if load is None else f" (load average {load:.1f})"
     return replace(smaller, left_out=(*smaller.left_out, reason))
+
+
+def _planned_faster(context: Context, rung: Rung, skip: Skip) -> RungPlan | Skip:
+    """A rung that there is no time for, by the machine's speed now where that is notably higher, and where timing it
+    takes little of what is left."""
+    if skip.kind != "budget" or skip.seconds is None or context.hosted is not None:
+        return skip
+    if FIRST_CALLS * context.throughput.first_calls > PACE_SHARE * context.seconds_left:
+        return skip
+    speed = speed_now(context)
+    if speed.call * NOTABLY > context.throughput.call:
+        return skip
+    context.throughput = speed
+    return planned(context, rung)
 
 
 def calls_now(context: Context) -> float:
