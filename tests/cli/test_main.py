@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import bedplate
-from bedplate.cli.main import VERBS, main
+from bedplate.cli.main import VERBS, _goes_on, main
 
 HEAVY = {
     "torch",
@@ -210,6 +210,9 @@ def test_an_interrupted_verb_that_resumes_says_so() -> None:
     assert completed.stderr.strip() == "error: interrupted; again"
     for verb in ("adapt", "predict", "pretrain"):
         assert "give the same command again" in importlib.import_module(VERBS[verb][0]).GOES_ON
+    importlib.import_module("bedplate.cli.data.build")
+    assert "finished parts are kept" in (_goes_on(["data", "build", "recipe.yaml"]) or "")
+    assert _goes_on(["data", "verify"]) is None
 
 
 def test_bedplate_errors_exit_with_their_code() -> None:

@@ -61,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if os.environ.get("BEDPLATE_TRACEBACK", "") not in {"", "0"}:
             traceback.print_exc()
         if is_interrupt(error):
-            module = sys.modules.get(VERBS.get(next(iter(arguments), ""), ("", ""))[0])
-            goes_on = getattr(module, "GOES_ON", None)  # where the same command does
+            goes_on = _goes_on(arguments)
             message = "interrupted" if goes_on is None else f"interrupted; {goes_on}"
             code = _fail(message, "interrupted", _INTERRUPTED, arguments)
         elif isinstance(error, BedplateError):
@@ -71,6 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             message = f"unexpected {type(error).__name__}: {error} (BEDPLATE_TRACEBACK=1 shows where)"
             code = _fail(message, "internal_error", 1, arguments)
     sys.exit(code)
+
+
+def _goes_on(arguments: Sequence[str]) -> str | None:
+    """How an interrupted command goes on, where the same command does: GOES_ON of its module."""
+    table, goes_on = VERBS, None
+    for argument in arguments[:2]:  # a verb of a group stands in the group's own table
+        module = sys.modules.get(table.get(argument, ("", ""))[0])
+        table, goes_on = getattr(module, "ACTIONS", {}), getattr(module, "GOES_ON", goes_on)
+    return goes_on
 
 
 def _run(arguments: list[str]) -> int:

@@ -15,6 +15,8 @@ from bedplate.core.progress import console
 if TYPE_CHECKING:
     from bedplate.data.corpus.build import BuiltCorpus
 
+GOES_ON = "give the same command again to go on: finished parts are kept"
+
 
 def build(
     recipe_file: Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe.", callback=paths.existing)],

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from bedplate.pretraining.mixing.search import Proxy, Search
 
 
+GOES_ON = "give the same command again to go on: finished runs are kept"
+
+
 def search_mixture(
     run: Annotated[
         Path, typer.Argument(metavar="RUN.yaml", help="The run file of one small run.", callback=paths.existing)
