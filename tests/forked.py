@@ -60,6 +60,12 @@ def start() -> None:
     server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive_write, pid
 
 
+def stop() -> None:
+    """Ends the server. The interpreter waits at its end for the resource tracker (from Python 3.13 on), which lives as
+    long as the server does."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+
+
 def _leave_pytest() -> None:
     """What pytest puts in the place of the interpreter's own is no matter of a command."""
     sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
