@@ -31,7 +31,7 @@ from bedplate.adaptation.postprocess.evaluate import evaluate
 from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.report.report import Report
 from bedplate.adaptation.rungs.full import trainable_copy
-from bedplate.adaptation.search import formats
+from bedplate.adaptation.search import base_format, formats
 from bedplate.adaptation.task.adapt_parts import FormatsSpec
 from bedplate.core.errors import UsageError
 from bedplate.core.statistics.clusters import design_effect
@@ -77,6 +77,14 @@ def same_plan() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(choice, "plan_timings", fake_choice)
+        yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def own_weights() -> Iterator[None]:
+    """The base answers in its own weights, so that formats are tried of nominees."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(base_format, "_compared", lambda _: (None, "not considered"))
         yield
 
 

@@ -29,6 +29,7 @@ from bedplate.adaptation.labels.label_plan import SINGLE_LOOK, Looking, rows_of
 from bedplate.adaptation.report.report import build_report, curve_in_dollars, record, write_report
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.search import formats, planner
+from bedplate.adaptation.search.base_format import choose_formats
 from bedplate.adaptation.search.candidates import candidates_of
 from bedplate.adaptation.search.guards import broken, check_child, children, guards_asked
 from bedplate.adaptation.search.run_all import Ascent
@@ -146,6 +147,8 @@ def adapt(
             begin(contexts, data, out, task_path)
             undo.pop_all()
             write_sources(memory_rows, resolved.directory)
+            for context in choose_formats(contexts):
+                notice(f"{context.at.base_name}: {context.format_reason}")
             return _Ladder(contexts, data, out, curve, watch, looking).climb()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +124,14 @@ class TaskBase:
             self._bases.make_room(self)
             self._formats[weights] = LocalModel(model.base, weights=weights, compute=self._bases.compute)
         return self._formats[weights]
+
+    def answer_in(self, weights: Weights) -> None:
+        """Has it answer in this format from now on, as though it had been opened with these weights. UsageError."""
+        facts, model = self.facts, self.in_format(weights)
+        del self._formats[weights]
+        self.close()
+        self._model, self._facts = model, replace(facts, weights=model.engine.weights, kernel=model.engine.kernel)
+        self._load_options = replace(self._load_options, dtype=facts.dtype, weights=weights)
 
     @property
     def has_format(self) -> bool:

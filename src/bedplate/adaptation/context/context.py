@@ -123,6 +123,9 @@ class Context:
     finished a larger one may take over."""
     smallest: bool = False
     """Whether the rung's smallest version is fitted whatever it is expected to take, until the time is over."""
+    format_reason: str | None = None
+    """Why the base answers in quantised weights since before the first rung (`search/base_format.py`); None where it
+    answers in its own."""
     readings: dict[str, speed.CallTimings] = field(default_factory=dict[str, speed.CallTimings])
     """Calls of prompts that were timed again, by prompt."""
 

@@ -60,6 +60,8 @@ def choose(candidate: Candidate) -> tuple[Formats, RungResult]:
 
     if unfit is not None:
         return outcome(unfit), result
+    if context.format_reason is not None:
+        return outcome(context.format_reason), result
     skin = read_skin(climbed.directory)
     worth = worth_trying(climbed.base.model, context.spec.formats, writes=skin.output.answered_by == "generate")
     if isinstance(worth, str):

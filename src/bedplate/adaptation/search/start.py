@@ -20,6 +20,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import Climbed, RungOutcome
 from bedplate.adaptation.rungs import RUNGS, chosen_rungs
 from bedplate.adaptation.search import rung_files
+from bedplate.adaptation.search.base_format import restore_formats
 from bedplate.adaptation.search.candidates import Candidate, candidates_of, place_of
 from bedplate.adaptation.search.guards import guarding_of
 from bedplate.adaptation.search.run_rung import abstaining, climb
@@ -241,6 +242,7 @@ def reopened(run_directory: Path) -> Generator[list[Context]]:
     with opened(
         task, spec, data, run_directory, clock, seed=run.seed, exhaustive=run.exhaustive, parent=parent
     ) as contexts:
+        restore_formats(contexts)
         yield contexts
 
 
