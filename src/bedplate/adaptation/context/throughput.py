@@ -247,8 +247,8 @@ CLEARLY = 1.05
 
 
 def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mapping[Format, float] | str:
-    """Format → times as fast as now, the fastest first, at decoding where answers are written, else at reading prompts:
-    of "auto" those that were measured to be clearly faster, of a list all that it names. Or why there is none."""
+    """Format → times as fast as now, the fastest first, at calls whose answers are written, or else scored: of "auto"
+    those that were measured to be clearly faster, of a list all that it names. Or why there is none."""
     if not spec.allowed:
         return "adapt.formats is none"
     base, engine = model.base, model.engine
@@ -259,13 +259,14 @@ def worth_trying(model: LocalModel, spec: FormatsSpec, *, writes: bool) -> Mappi
     reason = next(reasons, None)
     if reason is not None:
         return reason
-    seconds, of = plan_timings(base.spec, [baseline, *formats.values()]).seconds, "decode_1" if writes else "prefill"
-    speeds = {fmt: seconds[baseline][of] / seconds[candidate][of] for fmt, candidate in formats.items()}
+    timings, use = plan_timings(base.spec, [baseline, *formats.values()]), "generate" if writes else "score"
+    now = timings.cost(baseline, use)
+    speeds = {fmt: now / timings.cost(candidate, use) for fmt, candidate in formats.items()}
     allowed: dict[Format, float] = {fmt: times for fmt, times in speeds.items() if fmt in spec.allowed}
     worthwhile: list[Format] = [fmt for fmt, times in allowed.items() if spec.weights != "auto" or times >= CLEARLY]
     if not worthwhile:
         listing = ", ".join(f"{fmt} {times:.2f}" for fmt, times in allowed.items())
-        workload = "decoding" if writes else "reading prompts"
+        workload = "writing answers" if writes else "scoring answers"
         if not listing:
             return f"its own weights are {model.engine.weights} already"
         return f"measured here, no format is clearly faster at {workload} (times as fast as now: {listing})"
