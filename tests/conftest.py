@@ -215,7 +215,7 @@ def pytest_runtestloop(session: pytest.Session) -> None:
     gc.freeze()
     gc.set_threshold(*COLLECT_AFTER)
     gc.enable()
-    if "tests.forked" in sys.modules and len(session.items) > _MANY_TESTS and not session.config.option.collectonly:
+    if "tests.forked" in sys.modules and len(session.items) > _MANY_TESTS:
         sys.modules["tests.forked"].start()
 
 
@@ -226,8 +226,6 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         _ended_workers.append(config)
     else:
         gc.unfreeze()
-        if "tests.forked" in sys.modules:
-            sys.modules["tests.forked"].stop()
 
 
 def _build_kernels(config: pytest.Config) -> None:

@@ -6,6 +6,7 @@ also starts from nothing is the matter of the tests of the command line.
 
 from __future__ import annotations
 
+import atexit
 import faulthandler
 import importlib
 import logging
@@ -58,12 +59,8 @@ def start() -> None:
                 os._exit(0)
     os.close(alive_read)
     server._forkserver_address, server._forkserver_alive_fd, server._forkserver_pid = address, alive_write, pid
-
-
-def stop() -> None:
-    """Ends the server. The interpreter waits at its end for the resource tracker (from Python 3.13 on), which lives as
-    long as the server does."""
-    forkserver._forkserver._stop()  # type: ignore[attr-defined]
+    # From Python 3.13 on the interpreter waits at its end for the resource tracker, which lives as long as the server.
+    atexit.register(server._stop)
 
 
 def _leave_pytest() -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_from_a_skin_to_its_data_and_back(finished_run: tuple[Path, Report], run
     (made_in,) = trace["came_from"]
     assert (made_in["what"], made_in["facts"]["seed"], made_in["here"]) == ("run", 0, True)
     assert made_in["facts"]["task_file"] == str(place / "task" / "task.yaml")
-    assert made_in["facts"]["environment"]["torch"] == torch.__version__
+    assert made_in["facts"]["environment"]["torch"] == version("torch")
     assert {node["id"] for node in made_in["nodes"]} == {base, *data.hashes.values()}  # each once, the farthest way
     assert trace["became"] == []  # nothing is known of it yet
 

@@ -99,7 +99,8 @@ def test_the_standard_library(tmp_path: Path) -> None:
     assert len([read for read in first if isinstance(read, RawDocument)]) == len(parts[0].pieces)
     skipped = [read for read in first if isinstance(read, Unread)]
     assert {read.rule for read in skipped} == {"skipped"}
-    assert {read.id for read in skipped if read.why == "idlelib"} >= {"idlelib/editor.py"}
+    if (root / "idlelib").is_dir():  # some systems have it in a package of its own
+        assert {read.id for read in skipped if read.why == "idlelib"} >= {"idlelib/editor.py"}
 
 
 @pytest.mark.slow

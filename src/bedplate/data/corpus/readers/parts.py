@@ -132,9 +132,12 @@ def source_files(
         raise DataError(f"source {source.name!r}: {place} does not exist")
     check_folders(place, f"source {source.name!r}: ")
     wildcards = "*" if pattern is None else pattern
-    if not wildcards or ".." in Path(wildcards).parts:
+    components = Path(wildcards).parts
+    if not wildcards or ".." in components:
         raise ConfigError(f"source {source.name!r}: pattern {pattern!r} must fit files below {place}, as in '*.txt'")
     try:
+        if any("**" in part and part != "**" for part in components):  # Python 3.13 takes it for one *
+            raise ValueError("** can only be an entire path component")
         names = list(place.rglob(wildcards))
     except (ValueError, NotImplementedError) as error:
         raise ConfigError(f"source {source.name!r}: pattern {pattern!r}: {error}; write it as in '*.txt'") from error
