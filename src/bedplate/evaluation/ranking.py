@@ -113,4 +113,5 @@ class Ranker:
                 parts.append(np.asarray(self._model.embed(batch), dtype=np.float32))
                 bar.advance(len(batch))
         vectors = np.concatenate(parts)
-        return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        lengths = np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return (vectors / lengths).astype(np.float32, copy=False)

@@ -11,6 +11,8 @@ and values are read from the layer's output, so that one launch both writes and 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -34,7 +36,8 @@ def write_kv(
     N, G, D = k_NGD.shape
     V = v_NGV.shape[2]
     _check(keys_XYGD, values_XYGV, k_NGD, v_NGV)
-    _write_kv_kernel[(N, G)](
+    kernel: Any = _write_kv_kernel
+    kernel[(N, G)](
         *(keys_XYGD, values_XYGV, at_N, place_N, k_NGD, v_NGV),
         *(*keys_XYGD.stride()[:3], *values_XYGV.stride()[:3], *k_NGD.stride()[:2], *v_NGV.stride()[:2]),
         D=D,
@@ -98,7 +101,8 @@ def paged_attention(
     if max(D, V) > WIDEST or tokens * repeats > 256:
         raise Refused
     out_NHV = torch.empty(N, H, V, dtype=q_NHD.dtype, device=q_NHD.device)
-    _attend[(tile_2U.shape[1], G)](
+    kernel: Any = _attend
+    kernel[(tile_2U.shape[1], G)](
         *(q_NHD, k_NGD, v_NGV, keys_PbGD, values_PbGV, out_NHV, table_SW, span_3S, tile_2U),
         *(q_NHD if sinks is None else sinks.contiguous(), span_3S.stride(0), tile_2U.stride(0), table_SW.stride(0)),
         *(*q_NHD.stride()[:2], *k_NGD.stride()[:2], *v_NGV.stride()[:2]),
