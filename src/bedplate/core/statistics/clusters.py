@@ -83,9 +83,11 @@ class Bound:
 def group_codes(groups: Groups) -> tuple[Ints, int]:
     """Groups → integer codes [n] in order of first appearance, and how many there are."""
     if isinstance(groups, np.ndarray):
-        highest = np.maximum.accumulate(groups) if groups.size and groups.dtype.kind == "i" else None
-        if highest is not None and groups[0] == 0 <= np.min(groups) and (np.diff(highest) <= 1).all():
-            return groups.astype(np.int64, copy=False), int(highest[-1]) + 1  # they are such codes: nothing is sorted
+        if groups.size and groups.dtype.kind == "i":
+            codes = groups.astype(np.int64, copy=False)
+            highest = np.maximum.accumulate(codes)
+            if codes[0] == 0 <= codes.min() and (np.diff(highest) <= 1).all():
+                return codes, int(highest[-1]) + 1  # they are such codes: nothing is sorted
         _, first, codes = np.unique(groups, return_index=True, return_inverse=True)
         place = np.empty(first.size, dtype=np.int64)
         place[np.argsort(first)] = np.arange(first.size)
