@@ -14,6 +14,7 @@ from tests.tiny import write_tiny_base
 
 from bedplate.adaptation.context.bases import TaskBase
 from bedplate.adaptation.ladder import adapt
+from bedplate.adaptation.postprocess.reproduce import reproduce
 from bedplate.adaptation.search import base_format, formats, start
 from bedplate.inference.predict.loaded import load
 from bedplate.skins.files import read_skin
@@ -68,6 +69,8 @@ def test_rungs_are_fitted_judged_and_served_in_the_format(
     assert [row["estimate"] for row in again.data["rungs"]] == [row["estimate"] for row in report.data["rungs"]]
     with start.reopened(tmp_path / "out") as contexts:
         assert contexts[0].at.facts.weights == contexts[0].model.engine.weights == "int8"
+    reproduction = reproduce(skin, tmp_path / "again")
+    assert (reproduction.status, reproduction.differences) == ("identical", ())
 
 
 @needs_native

@@ -22,6 +22,7 @@ from bedplate.adaptation.context.context import Context
 from bedplate.adaptation.context.outcome import RungPlan
 from bedplate.adaptation.rungs import chosen_rungs
 from bedplate.adaptation.rungs.answers import predict_examples
+from bedplate.adaptation.search.base_format import answer_as_recorded
 from bedplate.adaptation.search.candidates import Candidate, candidates_of
 from bedplate.adaptation.search.formats import in_weights
 from bedplate.adaptation.search.rung_files import config_of, environment, read_plan, write_plan
@@ -161,6 +162,7 @@ class _Reproducer:
         seed, exhaustive = run_settings["seed"], run_settings["exhaustive"]
         run = opened(task, self.spec, data, self.out, clock, seed=seed, exhaustive=exhaustive, parent=parent)
         with run as contexts:
+            answer_as_recorded(contexts, recorded.report["lineage"]["bases"])
             self.differences += base_differences(recorded.report, contexts)
             if any(difference.decides for difference in self.differences):
                 return _not_possible(recorded, self.differences)

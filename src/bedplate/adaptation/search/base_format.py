@@ -9,7 +9,7 @@ about what is served, so that this bound decides how fast a ladder is and no ver
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +30,7 @@ from bedplate.core.statistics.unequal import enough_groups
 from bedplate.evaluation.evaluated import drop_between
 from bedplate.evaluation.examples import Example
 from bedplate.evaluation.harness import evaluate_predictions
+from bedplate.inference.execution.plan import QUANTISED
 from bedplate.inference.predict.local import LocalModel
 from bedplate.inference.predict.opening import evaluated_now
 from bedplate.inference.predict.predictor import Prediction, Predictor
@@ -66,6 +67,16 @@ def restore_formats(contexts: Sequence[Context]) -> None:
     for context in contexts:
         if _is_open(context) and (recorded := _recorded(context)) is not None:
             _apply(context, recorded)
+
+
+def answer_as_recorded(contexts: Sequence[Context], bases: Sequence[Mapping[str, Any]]) -> None:
+    """Has each base answer in the quantised weights that a report has of it. bases: of the report's lineage."""
+    recorded = {base["weights_id"]: base["weights"] for base in bases}
+    for context in contexts:
+        facts = context.at.facts
+        weights = recorded.get(facts.identity.weights_id)
+        if weights in QUANTISED and weights != facts.weights:
+            context.at.answer_in(QUANTISED[weights])
 
 
 def _is_open(context: Context) -> bool:
