@@ -148,7 +148,8 @@ def test_a_format_is_left_out_when_the_time_is_over(
     }.items():
         monkeypatch.setattr(formats, name, value)
     spec = SimpleNamespace(formats=SimpleNamespace(allowed=("int8",)))
-    context = context_with(clock, 60.0, spec=spec, out=tmp_path, backbone=SimpleNamespace(fixed_format=None))
+    open_task = {"spec": spec, "out": tmp_path, "format_reason": None}
+    context = context_with(clock, 60.0, **open_task, backbone=SimpleNamespace(fixed_format=None))
     result = SimpleNamespace(
         skin="skins/lora", skin_id="s", child=None, parts=(), evaluation=SimpleNamespace(n=400), details={}
     )
