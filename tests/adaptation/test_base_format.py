@@ -74,6 +74,24 @@ def test_rungs_are_fitted_judged_and_served_in_the_format(
 
 
 @needs_native
+def test_of_several_formats_the_one_with_the_fastest_calls_is_taken(
+    task: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the measurement of plans made of them: it was of other prompts."""
+    tenants: list[str] = []
+
+    def judged(*_: Any, tenant: str) -> tuple[float, str]:
+        tenants.append(tenant)
+        return {"format int8": 1.4, "format int4": 1.9}[tenant], "so much"
+
+    monkeypatch.setattr(base_format, "_judged", judged)
+    report = adapt(task, tmp_path / "out", rungs=["zero_shot"], overrides=["adapt.formats=[int8, int4]"])
+    assert tenants == ["format int8", "format int4"]
+    assert report.row("zero_shot")["weights"] == "int4"
+    assert json.loads((tmp_path / "out/formats/base.json").read_text())["reason"] == "int4: so much; int8: so much"
+
+
+@needs_native
 @pytest.mark.parametrize("why", ["worse", "slower", "rows", "time", "asked", "none"])
 def test_a_base_keeps_its_weights(
     why: str, task: Path, tmp_path: Path, quick: None, monkeypatch: pytest.MonkeyPatch
