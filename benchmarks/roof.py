@@ -16,10 +16,15 @@ CACHE_BYTES = 2
 Weights = Literal["bfloat16", "int8", "int4"]
 
 
+def cached_bytes(spec: Any, context: float) -> float:
+    """Bytes of keys and values that a token reads of this context."""
+    return 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim * CACHE_BYTES * context
+
+
 def decode(spec: Any, weights: Weights, context: float, rows: int, speed: float, machine: Machine) -> str:
     """A line about `speed` tokens a second of `rows` sequences at this mean context."""
     read = step_reads(spec, weights)(rows)
-    cached = 2 * spec.layers * spec.attention.kv_heads * spec.attention.head_dim * CACHE_BYTES * context
+    cached = cached_bytes(spec, context)
     bound = rows * machine.bandwidth / (read + rows * cached)
     read_at = f"{machine.bandwidth / 1e9:.1f} GB/s that torch sums at"
     return (
