@@ -187,7 +187,7 @@ def test_a_version_that_is_not_served_is_no_fault_of_the_caller(files, tmp_path)
         with httpx.Client(trust_env=False) as client:
             assert client.get(f"{server.url}/admin/routes/none").status_code == 404
             listed = client.get(f"{server.url}/admin/routes").json()["data"]
-        assert listed == [{"name": "sentiment", "object": "route"}]
+        assert listed == [{"name": "sentiment", "object": "route", "versions": {"gone": 1.0}, "shadow": None}]
 
 
 # --- weights that change under traffic

@@ -120,8 +120,7 @@ async def delete_skin(call: ApiCall) -> Response:
 @routes.get("")
 @answers("admin")
 async def list_routes(call: ApiCall) -> Response:
-    names = call.server.part(VersionRouter).names()
-    return json_response({"object": "list", "data": [{"name": name, "object": "route"} for name in names]})
+    return json_response({"object": "list", "data": call.server.part(VersionRouter).summaries()})
 
 
 class RouteRequest(RequestFields):

@@ -382,8 +382,12 @@ class VersionRouter(Collector):
 
     # --- what came of it
 
-    def names(self) -> list[str]:
-        return list(self._routes)
+    def summaries(self) -> list[dict[str, Any]]:
+        """Each route's name, the weights of its versions, and its shadow."""
+        return [
+            {"name": name, "object": "route", "versions": route.config.versions, "shadow": route.config.shadow}
+            for name, route in self._routes.items()
+        ]
 
     def without_version(self) -> list[str]:
         """The routes of which no version with weight is served."""

@@ -54,7 +54,7 @@ async def ready(request: Request) -> Response:
     without = router.without_version() if status["status"] == "ok" else []
     if not without:
         return json_response(status, 200 if status["status"] == "ok" else 503)
-    unready = len(without) == len(router.names())
+    unready = len(without) == len(router.summaries())
     return json_response({"status": "degraded", "routes_without_version": without}, 503 if unready else 200)
 
 
